@@ -1,0 +1,142 @@
+"""float64: every stage, the output and every gradient agree to 1e-12, and outputs are equal once rounded to float32."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parity_tests.twins import assert_one_model, traces
+from vit_core import ViTConfig, masks, parity, variants
+from vit_core.position_embeddings import METHODS
+
+COMPUTED = {"class_token_position": None}  # where it cannot have one, as the schema sets it
+
+SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5)
+
+FIELDS = {
+    "paper": {},
+    "patch not square": {"image_size": (8, 12), "patch_size": (4, 3)},
+    "one channel": {"channels": 1},
+    "head_dim": {"head_dim": 5},
+    "width not divisible by heads": {"width": 20, "head_dim": 7},
+    "no head": {"num_classes": 0},
+    "gap": {"pooling": "gap"},
+    "map": {"pooling": "map"},
+    "no class token, gap": {"class_token": False, **COMPUTED, "pooling": "gap"},
+    "no class token, map": {"class_token": False, **COMPUTED, "pooling": "map"},
+    "class token without position": {"class_token_position": False},
+    "sincos2d_big_vision": {"position_embedding": "sincos2d_big_vision", **COMPUTED},
+    "sincos2d_mae": {"position_embedding": "sincos2d_mae", **COMPUTED},
+    "sincos2d, no class token": {
+        "position_embedding": "sincos2d_mae",
+        "class_token": False,
+        **COMPUTED,
+        "pooling": "gap",
+    },
+    "no positions": {"position_embedding": "none", **COMPUTED},
+    "norm after pooling": {"final_norm": "after_pooling"},
+    "norm after gap": {"final_norm": "after_pooling", "pooling": "gap"},
+    "norm after map": {"final_norm": "after_pooling", "pooling": "map"},
+    "representation": {"representation": 16},
+    "exact gelu": {"activation": "gelu"},
+    "exact gelu in map": {"activation": "gelu", "pooling": "map"},
+    "epsilon": {"norm_epsilon": 1e-3},
+    "no qkv bias": {"qkv_bias": False},
+    "layer scale": {"layer_scale": 0.1},
+    "unfold": {"patch_embedding": "unfold"},
+    "unfold, patch not square": {"patch_embedding": "unfold", "patch_size": (4, 3)},
+    "depth 1": {"depth": 1},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field(name: str) -> None:
+    a, b = traces(SMALL.replace(**FIELDS[name]))
+    assert_one_model(parity.compare(a, b, "float64"))
+    assert len(a) > 2 + SMALL.depth
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"dropout": 0.3},
+        {"attention_dropout": 0.3},
+        {"stochastic_depth": 0.6},
+        {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth": 0.5, "layer_scale": 1.0},
+    ],
+)
+def test_masks_drop_the_same_in_both(rates: dict[str, float]) -> None:
+    config = SMALL.replace(depth=3, **rates)
+    drawn = masks.draw(config, 4, np.random.default_rng(3))
+    assert all((mask == 0).any() for mask in drawn.values())
+    a, b = traces(config, masks=drawn, batch=4)
+    assert_one_model(parity.compare(a, b, "float64"))
+    assert np.abs(a["output"] - a["logits"]).max() > 1e-3, "the masks changed nothing"
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_scanned_and_rematerialised_layers(scan: bool, remat: str) -> None:
+    config = SMALL.replace(depth=3, stochastic_depth=0.5, layer_scale=0.5)
+    drawn = masks.draw(config, 2, np.random.default_rng(1))
+    a, b = traces(config, masks=drawn, jax_options={"scan": scan, "remat": remat})
+    assert_one_model(parity.compare(a, b, "float64"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_resolution_at_run_time(method: str) -> None:
+    a, b = traces(SMALL.replace(position_resampling=method), image_size=(20, 8))
+    assert_one_model(parity.compare(a, b, "float64"))
+
+
+@pytest.mark.parametrize("positions", ["sincos2d_big_vision", "sincos2d_mae", "none"])
+def test_another_resolution_of_computed_positions(positions: str) -> None:
+    a, b = traces(SMALL.replace(position_embedding=positions, class_token_position=None), image_size=(20, 8))
+    assert_one_model(parity.compare(a, b, "float64"))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ViTConfig:
+    patch = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    heads, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    class_token = draw(st.booleans())
+    positions = draw(st.sampled_from(["learned", "sincos2d_big_vision", "sincos2d_mae", "none"]))
+    pooling = draw(st.sampled_from(["cls", "gap", "map"] if class_token else ["gap", "map"]))
+    return ViTConfig(
+        image_size=(patch[0] * grid[0], patch[1] * grid[1]),
+        patch_size=patch,
+        channels=draw(st.integers(1, 4)),
+        width=heads * 4 * draw(st.integers(2, 3)),
+        depth=draw(st.integers(1, 3)),
+        heads=heads,
+        head_dim=draw(st.sampled_from([None, head_dim])),
+        mlp_dim=draw(st.integers(1, 40)),
+        num_classes=draw(st.integers(1, 9)),
+        pooling=pooling,
+        class_token=class_token,
+        class_token_position=draw(st.booleans()) if class_token and positions == "learned" else None,
+        position_embedding=positions,
+        final_norm=draw(st.sampled_from(["before_pooling", "after_pooling"])),
+        representation=draw(st.sampled_from([None, 8])),
+        activation=draw(st.sampled_from(["gelu_tanh", "gelu"])),
+        norm_epsilon=draw(st.sampled_from([1e-6, 1e-5, 1e-12])),
+        qkv_bias=draw(st.booleans()),
+        layer_scale=draw(st.sampled_from([None, 0.1])),
+        patch_embedding=draw(st.sampled_from(["conv", "unfold"])),
+    )
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(config=configs(), seed=st.integers(0, 2**16))
+def test_random_configs(config: ViTConfig, seed: int) -> None:
+    a, b = traces(config, seed=seed)
+    assert_one_model(parity.compare(a, b, "float64"))
+
+
+@pytest.mark.slow
+def test_full_size_base() -> None:
+    a, b = traces(variants.config("B/16", image_size=224, num_classes=1000), jax_options={"scan": True})
+    report = parity.compare(a, b, "float64")
+    assert_one_model(report)
+    assert report.outputs == 2000

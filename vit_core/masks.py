@@ -1,0 +1,54 @@
+"""Dropout and stochastic depth as arrays, so that both twins can be given the very same ones.
+
+A mask holds the factor an activation is multiplied by: 0 where dropped, 1 / (1 - rate) where kept. Sites inside the
+blocks carry a leading layer axis. The twins only apply masks; who draws them (a twin's own generator, or a data
+pipeline on the host) decides whether a training step is reproducible elsewhere.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vit_core.config import ViTConfig
+
+POSITIONS = "pos_drop"
+"""The only site outside the blocks."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where activations are dropped: the mask's shape, and the drop rate (per layer where it is a tuple)."""
+
+    shape: tuple[int, ...]
+    rate: float | tuple[float, ...]
+
+    def rates(self) -> np.ndarray:
+        """The drop rate as an array that broadcasts against the mask."""
+        rate = np.asarray(self.rate, np.float64)
+        return rate.reshape(rate.shape + (1,) * (len(self.shape) - rate.ndim))
+
+
+def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str, Site]:
+    """Every site of a config that drops anything, by name. `tokens` differs from the config's at another resolution."""
+    layers, width, n = config.depth, config.width, tokens or config.tokens
+    found = {}
+    if config.dropout:
+        found[POSITIONS] = Site((batch, n, width), config.dropout)
+        found["attn.proj_drop"] = Site((layers, batch, n, width), config.dropout)
+        found["mlp.drop1"] = Site((layers, batch, n, config.mlp_dim), config.dropout)
+        found["mlp.drop2"] = Site((layers, batch, n, width), config.dropout)
+    if config.attention_dropout:
+        found["attn.attn_drop"] = Site((layers, batch, config.heads, n, n), config.attention_dropout)
+    if config.stochastic_depth:
+        found["drop_path1"] = Site((layers, batch), config.drop_path_rates)
+        found["drop_path2"] = Site((layers, batch), config.drop_path_rates)
+    return found
+
+
+def draw(config: ViTConfig, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Masks drawn on the host, float32, in the sites' order."""
+    masks = {}
+    for name, site in sites(config, batch).items():
+        keep = 1 - site.rates()
+        masks[name] = ((rng.random(site.shape) < keep) / keep).astype(np.float32)
+    return masks

@@ -1,0 +1,300 @@
+"""The one table of parameters. For a config: every parameter once, with all that the rest of the house asks about it.
+
+A parameter's two layouts are written as einops patterns over named axes: `torch="(qkv heads head_dim) width"` is how it
+is stored on disk and in PyTorch, `jax="width qkv heads head_dim"` how the JAX twin keeps it. The shapes, the layout
+change, the logical axes that shardings are derived from and the fans of the initialisers all follow from these names.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod, sqrt
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+from einops import rearrange
+
+from vit_core.config import ViTConfig
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """A distribution to draw a parameter from, its fans already worked out.
+
+    kind, value: constant (the value), normal (standard deviation), uniform (the limit, symmetric about 0),
+    truncated_normal (standard deviation before truncation at two of it).
+    """
+
+    kind: Literal["constant", "normal", "truncated_normal", "uniform"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One row of the table."""
+
+    name: str
+    """Canonical name (timm's)."""
+    torch: str
+    """Layout on disk and in PyTorch: axis names, those fused into one dimension in parentheses."""
+    jax_name: str
+    """Dotted path in the JAX twin."""
+    jax: str
+    """Layout in the JAX twin; its axis names are the logical axes for sharding."""
+    sizes: Mapping[str, int]
+    """Length of each named axis."""
+    initializer: Initializer
+    matrix: str | None
+    """The view that optimizers with structure work on: `[batch] rows columns`, outputs by inputs; none for vectors."""
+    decay: bool
+    """Whether weight decay applies (the kernels, as in big_vision: not positions, tokens, scales and biases)."""
+    depth: int
+    """0 for the embeddings, i + 1 for block i, depth + 1 after the blocks: layer-wise learning rates."""
+    layer: int | None
+    """The block it stands in, if any."""
+    key_bias: int | None
+    """Where on its first JAX axis a key bias stands, if one does. Softmax is blind to it: its gradient is zero in exact
+    arithmetic, and the rounding noise in its place is all that would tell two engines' training apart."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape on disk and in PyTorch."""
+        return self._shape(self.torch)
+
+    @property
+    def jax_shape(self) -> tuple[int, ...]:
+        """Shape in the JAX twin."""
+        return self._shape(self.jax)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    def to_jax(self, array: np.ndarray) -> np.ndarray:
+        """From torch's layout to the JAX twin's; a view where NumPy can make one."""
+        return self._convert(array, self.torch, self.jax)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """From the JAX twin's layout to torch's; a view where NumPy can make one."""
+        return self._convert(array, self.jax, self.torch)
+
+    def _convert(self, array: np.ndarray, source: str, target: str) -> np.ndarray:
+        names = {name: self.sizes[name] for name in _axes(source)}
+        return rearrange(array, f"{source} -> {target}", **names)
+
+    def _shape(self, layout: str) -> tuple[int, ...]:
+        return tuple(prod(self.sizes[name] for name in group) for group in _groups(layout))
+
+
+def _groups(layout: str) -> Iterator[list[str]]:
+    """Axis names by dimension: "(qkv heads) width" gives [qkv, heads], [width]."""
+    fused: list[str] | None = None
+    for word in layout.replace("(", "( ").replace(")", " )").split():
+        if word == "(":
+            fused = []
+        elif word == ")":
+            assert fused is not None
+            yield fused
+            fused = None
+        elif fused is None:
+            yield [word]
+        else:
+            fused.append(word)
+
+
+def _axes(layout: str) -> list[str]:
+    return [name for group in _groups(layout) for name in group]
+
+
+@lru_cache(maxsize=64)
+def parameters(config: ViTConfig) -> dict[str, Parameter]:
+    """The table of a config: canonical name -> row, in the order the network computes. Do not modify it."""
+    table = _Table(config)
+    c = config
+    table.add(
+        "patch_embed.proj.weight",
+        "width channels patch_height patch_width",
+        "kernel",
+        "patch_height patch_width channels width",
+        init=_lecun_normal(c.channels * prod(c.patch_size)),
+        matrix="width (channels patch_height patch_width)",
+    )
+    table.bias("patch_embed.proj", "width")
+    if c.class_token:
+        table.add("cls_token", "one_a one_b width", None, "one_a one_b width", init=ZEROS)
+    if c.position_embedding == "learned":
+        table.add(
+            "pos_embed",
+            "one_a positions width",
+            None,
+            "one_a positions width",
+            init=Initializer("normal", 0.02),
+            matrix="positions width",
+            decay=False,
+        )
+    for layer in range(c.depth):
+        table.enter(layer)
+        _block(table, c)
+    table.enter(None)
+    norm = "norm" if c.final_norm == "before_pooling" else "fc_norm"
+    if c.final_norm == "before_pooling":
+        table.norm(norm)
+    if c.pooling == "map":
+        _attention_pool(table, c)
+    if c.final_norm == "after_pooling":
+        table.norm(norm)
+    features = "width"
+    if c.representation:
+        table.linear("pre_logits.fc", ["representation"], ["width"], init=_lecun_normal(c.width))
+        table.bias("pre_logits.fc", "representation")
+        features = "representation"
+    if c.num_classes:
+        table.linear("head", ["classes"], [features], init=ZEROS)
+        table.bias("head", "classes", init=Initializer("constant", c.head_bias_init))
+    return table.rows
+
+
+def count(config: ViTConfig) -> int:
+    """Number of parameters."""
+    return sum(row.size for row in parameters(config).values())
+
+
+def draw(row: Parameter, seed: int) -> np.ndarray:
+    """The row's initial value, float64 in torch's layout: a function of the seed and the name, in any framework."""
+    rng = np.random.default_rng([seed, crc32(row.name.encode())])
+    kind, value = row.initializer.kind, row.initializer.value
+    if kind == "constant":
+        return np.full(row.shape, value)
+    if kind == "uniform":
+        return rng.uniform(-value, value, row.shape)
+    sample = rng.standard_normal(row.shape)
+    if kind == "truncated_normal":
+        while (outside := np.abs(sample) > 2).any():
+            sample[outside] = rng.standard_normal(int(outside.sum()))
+    return sample * value
+
+
+ZEROS = Initializer("constant", 0.0)
+ONES = Initializer("constant", 1.0)
+
+
+def _xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+    return Initializer("uniform", sqrt(6 / (fan_in + fan_out)))
+
+
+def _lecun_normal(fan_in: int) -> Initializer:
+    """Flax's default: variance 1 / fan_in after truncation at two standard deviations, hence the constant."""
+    return Initializer("truncated_normal", sqrt(1 / fan_in) / 0.87962566103423978)
+
+
+def _block(table: "_Table", c: ViTConfig) -> None:
+    table.norm("norm1")
+    # Xavier's fans are those of one of the three projections, which Google's code keeps apart.
+    projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
+    table.linear("attn.qkv", ["qkv", "heads", "head_dim"], ["width"], init=projection, batch="qkv")
+    if c.qkv_bias:
+        table.bias("attn.qkv", "qkv heads head_dim", key_bias=1)
+    table.linear("attn.proj", ["width"], ["heads", "head_dim"], init=projection)
+    table.bias("attn.proj", "width")
+    table.layer_scale("ls1")
+    table.norm("norm2")
+    _mlp(table, "mlp", c)
+    table.layer_scale("ls2")
+
+
+def _mlp(table: "_Table", name: str, c: ViTConfig) -> None:
+    xavier, small = _xavier_uniform(c.width, c.mlp_dim), Initializer("normal", 1e-6)
+    table.linear(f"{name}.fc1", ["mlp"], ["width"], init=xavier)
+    table.bias(f"{name}.fc1", "mlp", init=small)
+    table.linear(f"{name}.fc2", ["width"], ["mlp"], init=xavier)
+    table.bias(f"{name}.fc2", "width", init=small)
+
+
+def _attention_pool(table: "_Table", c: ViTConfig) -> None:
+    """big_vision's MAPHead under timm's names (AttentionPoolLatent). The probe's fans are (1, width) there."""
+    xavier = _xavier_uniform(c.width, c.width)
+    table.add("attn_pool.latent", "one_a one_b width", None, "one_a one_b width", init=_xavier_uniform(1, c.width))
+    table.linear("attn_pool.q", ["heads", "pool_dim"], ["width"], init=xavier)
+    table.linear("attn_pool.kv", ["kv", "heads", "pool_dim"], ["width"], init=xavier, batch="kv")
+    table.bias("attn_pool.q", "heads pool_dim")
+    table.bias("attn_pool.kv", "kv heads pool_dim", key_bias=0)
+    table.linear("attn_pool.proj", ["width"], ["heads", "pool_dim"], init=xavier)
+    table.bias("attn_pool.proj", "width")
+    table.norm("attn_pool.norm")
+    _mlp(table, "attn_pool.mlp", c)
+
+
+class _Table:
+    """Collects rows; `enter` says which block the following ones stand in."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        self.rows: dict[str, Parameter] = {}
+        self.config = config
+        self.prefix, self.depth = "", 0
+        self.layer: int | None = None
+        self.sizes = {
+            "width": config.width,
+            "heads": config.heads,
+            "head_dim": config.attention_dim,
+            "qkv": 3,
+            "kv": 2,
+            "pool_dim": config.width // config.heads,
+            "mlp": config.mlp_dim,
+            "channels": config.channels,
+            "patch_height": config.patch_size[0],
+            "patch_width": config.patch_size[1],
+            "positions": config.positions,
+            "representation": config.representation or 0,
+            "classes": config.num_classes,
+            "one_a": 1,
+            "one_b": 1,
+        }
+
+    def enter(self, layer: int | None) -> None:
+        self.layer = layer
+        self.prefix = "" if layer is None else f"blocks.{layer}."
+        self.depth = self.config.depth + 1 if layer is None else layer + 1
+
+    def add(
+        self,
+        name: str,
+        torch: str,
+        jax_leaf: str | None,
+        jax: str,
+        *,
+        init: Initializer,
+        matrix: str | None = None,
+        decay: bool | None = None,
+        key_bias: int | None = None,
+    ) -> None:
+        name = self.prefix + name
+        jax_name = f"{name.rpartition('.')[0]}.{jax_leaf}" if jax_leaf else name
+        sizes = {axis: self.sizes[axis] for axis in _axes(torch)}
+        decay = matrix is not None if decay is None else decay
+        self.rows[name] = Parameter(
+            name, torch, jax_name, jax, sizes, init, matrix, decay, self.depth, self.layer, key_bias
+        )
+
+    def linear(self, name: str, out: list[str], into: list[str], *, init: Initializer, batch: str = "") -> None:
+        """A projection: torch keeps [out, in], JAX the input's axes first and every axis apart."""
+        rows, columns = _fused(out), _fused(into)
+        matrix = f"{batch} {_fused([axis for axis in out if axis != batch])} {columns}".strip()
+        self.add(f"{name}.weight", f"{rows} {columns}", "kernel", " ".join(into + out), init=init, matrix=matrix)
+
+    def bias(self, name: str, axes: str, init: Initializer = ZEROS, key_bias: int | None = None) -> None:
+        self.add(f"{name}.bias", _fused(axes.split()), "bias", axes, init=init, key_bias=key_bias)
+
+    def norm(self, name: str) -> None:
+        self.add(f"{name}.weight", "width", "scale", "width", init=ONES)
+        self.bias(name, "width")
+
+    def layer_scale(self, name: str) -> None:
+        if self.config.layer_scale is not None:
+            init = Initializer("constant", self.config.layer_scale)
+            self.add(f"{name}.gamma", "width", "gamma", "width", init=init)
+
+
+def _fused(axes: list[str]) -> str:
+    return axes[0] if len(axes) == 1 else f"({' '.join(axes)})"

@@ -1,0 +1,140 @@
+"""Whether two models are one: the measure, the bounds and the report that the tests and `vit parity` share.
+
+The measure of a pair of tensors is max|a - b| / max|b|, over a whole stored tensor. (So the key bias, whose gradient is
+zero in exact arithmetic, is held against the query and value biases it is stored with.)
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit_core.checkpoint import Checkpoint, LazyArrays, convert
+from vit_core.config import ViTConfig
+from vit_core.parameters import Parameter, parameters
+
+FLOAT64_BOUND = 1e-12
+"""Every stage and gradient in float64. Rounding stays below 1e-13 at 24 layers; a looser bound has met a bug."""
+FLOAT32_BOUND = 1e-5
+"""The logits in float32: about 80 roundings (2**-24 each) of their scale, for any published size."""
+
+
+class Twin(Protocol):
+    """What parity asks of a twin's package: vit_jax and vit_torch, or anything with the same verbs."""
+
+    def load(self, path: Checkpoint, *, dtype: str) -> Any: ...
+
+    def trace(self, model: Any, x_BHWC: np.ndarray, probe_BC: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared tensor. `bound` is on `relative`; none: reported only."""
+
+    name: str
+    max_abs: float
+    relative: float
+    bound: float | None
+
+    @property
+    def ok(self) -> bool:
+        return self.bound is None or self.relative <= self.bound
+
+
+@dataclass(frozen=True)
+class Report:
+    """All compared tensors, in the order the network computes them."""
+
+    rows: tuple[Row, ...]
+    equal_rounded: int
+    """Outputs that are bit-for-bit equal once rounded to float32."""
+    outputs: int
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    @property
+    def worst(self) -> Row:
+        return max(self.rows, key=lambda row: row.relative)
+
+    @property
+    def first_divergence(self) -> Row | None:
+        """The first tensor out of bounds: where to look."""
+        return next((row for row in self.rows if not row.ok), None)
+
+
+def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], dtype: str) -> Report:
+    """Compares two traces, in the order of b; names only one of them has count as infinitely far apart.
+
+    float64: everything is bound. float32: the output is. Others: report only.
+    """
+    rows = []
+    for name in [*b, *(name for name in a if name not in b)]:
+        bound = bound_of(name, dtype)
+        if name in a and name in b and a[name].shape == b[name].shape:
+            rows.append(Row(name, *difference(a[name], b[name]), bound))
+        else:
+            rows.append(Row(name, np.inf, np.inf, bound or 0.0))
+    equal = np.float32(a["output"]) == np.float32(b["output"])
+    return Report(tuple(rows), int(equal.sum()), equal.size)
+
+
+def bound_of(name: str, dtype: str) -> float | None:
+    """The bound on a tensor's relative difference in a dtype; none where none is claimed."""
+    if dtype == "float64":
+        return FLOAT64_BOUND
+    return FLOAT32_BOUND if dtype == "float32" and name == "output" else None
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """(max|a - b|, max|a - b| / max|b|), computed in float64; not finite anywhere counts as infinite."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return np.inf, np.inf
+    max_abs, scale = float(np.abs(a - b).max(initial=0.0)), float(np.abs(b).max(initial=0.0))
+    return max_abs, 0.0 if max_abs == 0 else max_abs / scale if scale else np.inf
+
+
+def probe(
+    config: ViTConfig, seed: int, batch: int = 2, image_size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random images x_BHWC, uniform on [-1, 1], and the random weights probe_BC of the outputs: both float64."""
+    rng = np.random.default_rng(seed)
+    x_BHWC = rng.uniform(-1, 1, (batch, *(image_size or config.image_size), config.channels))
+    return x_BHWC, rng.standard_normal((batch, config.num_classes or config.width))
+
+
+def randomized(config: ViTConfig, seed: int) -> dict[str, np.ndarray]:
+    """A value for every parameter that leaves none idle, float64 in torch's layout: what parity is shown on.
+
+    Matrices keep the scale of their inputs, biases and tokens are of order one, scales lie about one.
+    """
+    rng = np.random.default_rng(seed)
+    return {name: _random(row, rng) for name, row in parameters(config).items()}
+
+
+def awakened(checkpoint: Checkpoint, seed: int) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint with its all-zero parameters randomised, and their names: a zero head would prove nothing."""
+    idle = [name for name, array in checkpoint.arrays.items() if not array.any()]
+    random = randomized(checkpoint.config.model, seed)
+    awake: LazyArrays = checkpoint.arrays
+    for name in idle:
+        awake = awake.with_array(name, convert(random[name], "float32"))
+    return Checkpoint(checkpoint.path, checkpoint.config, awake), idle
+
+
+def run(checkpoint: Checkpoint, twins: Iterable[Twin], dtype: str, seed: int) -> list[dict[str, np.ndarray]]:
+    """The traces of each twin, from the same weights on the same random images."""
+    x_BHWC, probe_BC = probe(checkpoint.config.model, seed)
+    return [twin.trace(twin.load(checkpoint, dtype=dtype), x_BHWC, probe_BC) for twin in twins]
+
+
+def _random(row: Parameter, rng: np.random.Generator) -> np.ndarray:
+    sample = rng.standard_normal(row.shape)
+    if row.decay:
+        return sample / np.sqrt(row.size / row.shape[0])
+    if row.name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")):
+        return 1 + 0.3 * sample
+    return 0.5 * sample

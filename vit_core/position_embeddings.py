@@ -1,0 +1,182 @@
+"""Position embeddings for another image size: the seven published resamplings, and the two sine-cosine formulas.
+
+Every resampling in use is linear and separable: rows and columns of the grid are each multiplied by a matrix
+[target, source] that depends on the sizes only. So a method is a way to fill that matrix, in float64, once; the JAX
+and the PyTorch model then apply the same numbers. The methods differ in four choices (`_Rule`) and in nothing else.
+
+    method                 lineage that needs it
+    zoom_linear            google-research/vision_transformer and big_vision (scipy.ndimage.zoom, order=1)
+    bilinear               torch F.interpolate(mode="bilinear"), its defaults
+    bilinear_antialias     torch antialias=True, jax.image.resize "linear", PIL
+    bicubic_antialias      timm, jax.image.resize "cubic", torch antialias=True, DINOv2 with registers
+    bicubic                torch F.interpolate(mode="bicubic"), its defaults: DeiT, MAE, DINOv2 in transformers
+    bicubic_align_corners  torchvision
+    dinov2                 facebookresearch/dinov2 without registers (interpolate_offset=0.1)
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from vit_core.errors import InputError, unknown_name
+
+Method = Literal[
+    "zoom_linear",
+    "bilinear",
+    "bilinear_antialias",
+    "bicubic_antialias",
+    "bicubic",
+    "bicubic_align_corners",
+    "dinov2",
+]
+METHODS: tuple[str, ...] = get_args(Method)
+
+SincosFormula = Literal["big_vision", "mae"]
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, 1.0 - np.abs(distance))
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel; `a` is its slope at distance 1."""
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+class _Rule(NamedTuple):
+    kernel: Callable[[np.ndarray], np.ndarray]
+    corners: bool = False  # True: first and last points coincide; False: the outer edges of the cells coincide
+    antialias: bool = False  # True: widen the kernel when shrinking, and renormalise what is left at the border
+    offset: float = 0.0  # added to the target size, in the step between samples only
+
+
+_RULES: dict[str, _Rule] = {
+    "zoom_linear": _Rule(_linear, corners=True),
+    "bilinear": _Rule(_linear),
+    "bilinear_antialias": _Rule(_linear, antialias=True),
+    "bicubic_antialias": _Rule(partial(_cubic, a=-0.5), antialias=True),
+    "bicubic": _Rule(partial(_cubic, a=-0.75)),
+    "bicubic_align_corners": _Rule(partial(_cubic, a=-0.75), corners=True),
+    "dinov2": _Rule(partial(_cubic, a=-0.75), offset=0.1),
+}
+
+
+@lru_cache(maxsize=256)
+def resampling_matrix(method: str, source: int, target: int) -> np.ndarray:
+    """The matrix that resamples one axis: float64 [target, source], read-only, each row summing to one.
+
+    `source == target` gives the identity exactly, but for "dinov2": the published code moves an axis of unchanged
+    size too (by the step n / (n + 0.1)) when the other axis changes. A single axis cannot know that;
+    `axis_matrices` does.
+
+    For "zoom_linear" the last row always picks the last point (unless target is 1: then the first). scipy 1.17.1 loses
+    it for some sizes (24 -> 22, 32 -> 16): its last coordinate rounds to just beyond the grid, where zoom's
+    mode="constant" gives zeros. The right value is kept here.
+
+    Raises InputError for an unknown method or a size below one.
+    """
+    if method not in _RULES:
+        raise unknown_name("position-embedding method", method, METHODS)
+    if source < 1 or target < 1:
+        raise InputError(f"a position grid needs sizes of at least 1, found {source} -> {target}")
+    rule = _RULES[method]
+    if rule.corners:
+        centres = np.arange(target) * ((source - 1) / max(target - 1, 1))  # a single point is the first one
+    else:
+        centres = (np.arange(target) + 0.5) * (source / (target + rule.offset)) - 0.5
+
+    if rule.antialias:
+        matrix = rule.kernel((np.arange(source) - centres[:, None]) / max(source / target, 1.0))
+        matrix /= matrix.sum(axis=1, keepdims=True)
+    else:
+        # A kernel reaches 2 points beyond a centre, and a centre half a point beyond the grid: 3 cover both.
+        # Weights that fall outside go to the border point, as if it were repeated.
+        points = np.arange(-3, source + 3)
+        repeated = np.clip(points, 0, source - 1)[:, None] == np.arange(source)
+        matrix = rule.kernel(points - centres[:, None]) @ repeated.astype(np.float64)
+    matrix.flags.writeable = False  # the cache hands the same array to everyone
+    return matrix
+
+
+def axis_matrices(method: str, source: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The matrices for rows and columns, float64 [H, h] and [W, w], for a grid (h, w) that becomes (H, W).
+
+    The resampled grid is einsum("Hh,Ww,hwD->HWD", rows, columns, grid). An equal grid gives two identities, with
+    every method: all the published code returns early there. Raises InputError as `resampling_matrix` does.
+    """
+    rows, columns = (resampling_matrix(method, old, new) for old, new in zip(source, target, strict=True))
+    if tuple(source) == tuple(target):
+        return np.eye(source[0]), np.eye(source[1])
+    return rows, columns
+
+
+def resample_grid(grid_HWD: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
+    """[h, w, D] -> [H, W, D] for `size` (H, W): computed in float64, returned in the input's dtype.
+
+    An equal grid is returned unchanged. Raises InputError for another number of axes, and as `resampling_matrix` does.
+    """
+    if grid_HWD.ndim != 3:
+        raise InputError(f"a position grid has 3 axes [h, w, D], found shape {grid_HWD.shape}")
+    height, width, _ = grid_HWD.shape
+    rows, columns = axis_matrices(method, (height, width), size)
+    if (height, width) == tuple(size):
+        return grid_HWD
+    # One axis at a time: the product over both at once would cost h * w per output instead of h + w.
+    half = np.einsum("Hh,hwD->HwD", rows, grid_HWD.astype(np.float64), optimize=True)
+    return np.einsum("Ww,HwD->HWD", columns, half, optimize=True).astype(grid_HWD.dtype)
+
+
+def resample(
+    pos_1ND: np.ndarray, source: tuple[int, int], target: tuple[int, int], method: str, prefix: int = 0
+) -> np.ndarray:
+    """[1, prefix + h*w, D] -> [1, prefix + H*W, D] for `source` (h, w) and `target` (H, W), in the input's dtype.
+
+    The first `prefix` tokens (class token, registers) have no place on the grid and are kept as they are; the others
+    are the grid in row-major order. Raises InputError for a wrong number of tokens, and as `resample_grid` does.
+    """
+    height, width = source
+    expected = prefix + height * width
+    if prefix < 0 or pos_1ND.ndim != 3 or pos_1ND.shape[:2] != (1, expected):
+        raise InputError(
+            f"position embeddings for {prefix} prefix tokens and a {height}x{width} grid: "
+            f"expected shape [1, {expected}, D], found {list(pos_1ND.shape)}"
+        )
+    dim = pos_1ND.shape[2]
+    grid = resample_grid(pos_1ND[0, prefix:].reshape(height, width, dim), target, method)
+    return np.concatenate([pos_1ND[:, :prefix], grid.reshape(1, -1, dim)], axis=1)
+
+
+@lru_cache(maxsize=16)
+def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.ndarray:
+    """Fixed sine-cosine position embeddings of a `grid` (H, W): float64 [H*W, width], row-major, read-only.
+
+    Each row is [sin x, cos x, sin y, cos y], a quarter of the width each, x the column and y the row: in both
+    formulas, although MAE's code names its halves the other way round. They differ in the frequencies only, which
+    fall from 1 towards 1/10000 as a power: "mae" (facebookresearch/mae) divides the exponent by width/4, so that
+    1/10000 is never reached; "big_vision" (google-research/big_vision, after MoCo v3) by width/4 - 1, so that the last
+    frequency is 1/10000.
+
+    Raises InputError for an unknown formula, a grid size below one, or a width that is no positive multiple of 4
+    ("big_vision": of at least 8, as width 4 would divide by zero).
+    """
+    if formula not in get_args(SincosFormula):
+        raise unknown_name("sine-cosine formula", formula, get_args(SincosFormula))
+    if min(grid) < 1:
+        raise InputError(f"a position grid needs sizes of at least 1, found {grid[0]}x{grid[1]}")
+    smallest = 8 if formula == "big_vision" else 4
+    if width % 4 or width < smallest:
+        raise InputError(
+            f"sine-cosine position embeddings ('{formula}') need a width that is a multiple of 4 "
+            f"and at least {smallest}, found {width}"
+        )
+    bands = width // 4
+    frequencies = 10_000.0 ** -(np.arange(bands) / (bands - 1 if formula == "big_vision" else bands))
+    y, x = (axis.reshape(-1, 1) * frequencies for axis in np.indices(grid))
+    table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    table.flags.writeable = False
+    return table

@@ -1,0 +1,52 @@
+"""The base of every schema here: frozen, complete, and with errors that fit on one line."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vit_core.errors import InputError, unknown_name
+
+
+class Schema(BaseModel):
+    """A frozen pydantic model whose constructor raises InputError: one line, all faults, the nearest right key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InputError(one_line(error, type(self))) from None
+
+    @classmethod
+    def parse(cls, data: object, where: str) -> Self:
+        """An instance from untrusted data (what JSON gave); `where` names its origin in errors."""
+        if not isinstance(data, dict):
+            raise InputError(f"{where}: expected an object of {cls.__name__} fields, found {type(data).__name__}")
+        try:
+            return cls(**data)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated as a whole again."""
+        return type(self)(**{**self.model_dump(), **changes})
+
+
+def one_line(error: ValidationError, schema: type[BaseModel]) -> str:
+    """All faults of a pydantic error in one line; an unknown key is answered with the nearest known one."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        path = ".".join(str(part) for part in fault["loc"] if not _is_branch(part))
+        if fault["type"] == "extra_forbidden":
+            faults.append(str(unknown_name("key", path, schema.model_fields)))
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            found = f", found {fault['input']!r}" if path and not isinstance(fault["input"], dict) else ""
+            faults.append((f"{path}: " if path else "") + message + found)
+    return "; ".join(dict.fromkeys(faults)).replace("\n", " ")
+
+
+def _is_branch(part: object) -> bool:
+    """Whether a location part names a branch of a union (pydantic's wording), not something the user wrote."""
+    return isinstance(part, str) and ("[" in part or part in ("int", "str", "float", "none"))

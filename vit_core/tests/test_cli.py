@@ -1,0 +1,160 @@
+"""The commands as a user types them: what they write, print and answer bad input with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vit_core import CheckpointConfig, ViTConfig, cli, open_checkpoint, parity, save_checkpoint
+
+MODEL = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_dim=8, num_classes=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    save_checkpoint(tmp_path / "checkpoint", CheckpointConfig(model=MODEL), arrays)
+    return tmp_path / "checkpoint"
+
+
+def vit(*words: object, status: int = 0) -> tuple[str, str]:
+    """Runs the command in a process of its own; gives what it printed and what it complained of."""
+    command = [sys.executable, "-c", "from vit_core.cli import main; main()", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
+    """The one line that bad input is answered with, exit status 2."""
+    monkeypatch.setattr(sys, "argv", ["vit", *map(str, words)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("vit: error: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def test_parity_says_yes(folder: Path) -> None:
+    out, err = vit("parity", folder)
+    assert "blocks.0.attn" in out
+    assert "gradients, blocks.0" in out
+    assert "bit for bit once rounded to float32: 6 of 6" in out
+    assert "OUT" not in out
+    assert err == ""
+
+
+def test_parity_in_bfloat16_prints_both_errors(folder: Path) -> None:
+    out, _ = vit("parity", folder, "--dtype", "bfloat16")
+    assert "JAX error" in out
+    assert "blocks.0" in out
+
+
+def test_parity_says_no(folder: Path) -> None:
+    # What the bound holds apart shows when one twin is broken: here by an activation patched in a fresh process.
+    program = (
+        "import vit_torch.model as m, torch.nn.functional as F\n"
+        "m.ACTIVATIONS['gelu_tanh'] = F.gelu\n"
+        "from vit_core.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "parity", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "first divergence: blocks.0" in done.stdout
+
+
+def test_a_zero_head_is_randomised_and_said(tmp_path: Path) -> None:
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    arrays["head.weight"] *= 0
+    save_checkpoint(tmp_path, CheckpointConfig(model=MODEL), arrays)
+    out, _ = vit("parity", tmp_path)
+    assert "all zero, so given random values (they would prove nothing): head.weight" in out
+
+
+def test_convert(folder: Path, tmp_path: Path) -> None:
+    out, _ = vit(
+        "convert",
+        folder,
+        tmp_path / "new",
+        "--image-size",
+        "12x16",
+        "--num-classes",
+        5,
+        "--dtype",
+        "bfloat16",
+        "--method",
+        "zoom_linear",
+    )
+    new = open_checkpoint(tmp_path / "new")
+    assert "wrote" in out
+    assert (new.config.model.image_size, new.config.model.num_classes) == ((12, 16), 5)
+    assert new.arrays["pos_embed"].dtype.name == "bfloat16"
+    assert new.config.provenance.source == "checkpoint"
+    assert new.config.provenance.position_resampling[0].method == "zoom_linear"
+
+
+def test_convert_takes_the_last_step_of_a_run(folder: Path, tmp_path: Path) -> None:
+    for step in (3, 20):
+        config = CheckpointConfig(model=MODEL, provenance={"step": step})
+        save_checkpoint(tmp_path / "run" / "steps" / f"{step:06d}", config, dict(open_checkpoint(folder).arrays))
+    vit("convert", tmp_path / "run", tmp_path / "new")
+    assert open_checkpoint(tmp_path / "new").config.provenance.step == 20
+
+
+def test_schema_is_json() -> None:
+    out, _ = vit("schema")
+    assert json.loads(out)["title"] == "CheckpointConfig"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("convert", "nowhere", "new"), "nowhere: no such checkpoint"),
+        (
+            ("convert", "checkpoint", "new", "--image-size", "9"),
+            "9 is not a multiple of patch_size 4; the nearest is 8",
+        ),
+        (("convert", "checkpoint", "new", "--image-size", "8x8x8"), "expected pixels, as 384"),
+        (("convert", "checkpoint", "new", "--method", "bicubik"), "did you mean 'bicubic'?"),
+        (("convert", "checkpoint", "new", "--dtype", "float31"), "did you mean 'float32'?"),
+        (("convert", "checkpoint", "file"), "file: cannot write the checkpoint"),
+        (("convert", "file", "new"), "file: not a whole safetensors file"),
+        (("parity", "nowhere"), "nowhere: no such checkpoint"),
+        (("demo", "--out", "file"), "file: cannot write there"),
+        (("convert", "checkpoint"), "Missing from vit convert: TARGET"),
+        ((), "Expected one of {demo"),
+        (("parity", "checkpoint", "--seed", "x"), "--seed"),
+        (("convrt", "a", "b"), "did you mean 'convert'?"),
+        (("parity", "checkpoint", "--dtyp", "float32"), "--dtype"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: tuple[str, ...],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    assert message in refused(capsys, monkeypatch, *words)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_not_finite_is_warned_of(folder: Path, tmp_path: Path) -> None:
+    arrays = dict(open_checkpoint(folder).arrays.items())
+    arrays["norm.bias"][0] = np.inf
+    save_checkpoint(folder, CheckpointConfig(model=MODEL), arrays)
+    _, err = vit("convert", folder, tmp_path / "new")
+    assert (
+        err == f"vit: warning: {folder / 'model.safetensors'}: parameter norm.bias holds values that are not finite\n"
+    )

@@ -1,0 +1,112 @@
+"""The schema: what it accepts, and the one line it answers anything else with."""
+
+import json
+
+import pytest
+
+from vit_core import CheckpointConfig, InputError, ViTConfig, config
+from vit_core.variants import VARIANTS
+
+FIELDS = {
+    "image_size": (32, 48),
+    "patch_size": (8, 16),
+    "width": 24,
+    "depth": 3,
+    "heads": 3,
+    "mlp_dim": 40,
+    "num_classes": 5,
+}
+
+
+def test_sizes() -> None:
+    c = ViTConfig(**FIELDS)
+    assert (c.grid, c.tokens, c.positions, c.attention_dim) == ((4, 3), 13, 13, 8)
+    assert ViTConfig(**{**FIELDS, "image_size": 32, "patch_size": 8}).image_size == (32, 32)
+    assert c.replace(head_dim=5).attention_dim == 5
+    assert c.replace(class_token_position=False).positions == 12
+    assert c.replace(stochastic_depth=0.2).drop_path_rates == (0.0, 0.1, 0.2)
+    assert c.replace(depth=1, stochastic_depth=0.2).drop_path_rates == (0.0,)
+
+
+def test_class_token_position_is_wherever_it_can() -> None:
+    assert ViTConfig(**FIELDS).class_token_position
+    assert not ViTConfig(**FIELDS, class_token=False, pooling="gap").class_token_position
+    assert not ViTConfig(**FIELDS, position_embedding="sincos2d_mae").class_token_position
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 30}, "image_size: height 30 is not a multiple of patch_size 8; the nearest is 32"),
+        ({"image_size": (32, 40)}, "width 40 is not a multiple of patch_size 16"),
+        ({"heads": 5}, "heads: 5 does not divide width 24"),
+        ({"heads": 5, "head_dim": 4, "pooling": "map"}, "which pooling 'map' needs"),
+        ({"class_token": False}, "pooling: 'cls' needs class_token true"),
+        ({"class_token": False, "pooling": "gap", "class_token_position": True}, "class_token_position: true needs"),
+        ({"position_embedding": "sincos2d_mae", "width": 30}, "width: 30 is not a multiple of 4"),
+        ({"representation": 8, "num_classes": 0}, "representation: a layer before the head needs a head"),
+        ({"imagesize": 32}, "unknown key 'imagesize'; did you mean 'image_size'?"),
+        ({"activation": "relu"}, "activation: Input should be 'gelu_tanh' or 'gelu', found 'relu'"),
+        ({"depth": 0}, "depth: Input should be greater than or equal to 1, found 0"),
+        ({"dropout": 1.0}, "dropout: Input should be less than 1, found 1.0"),
+        ({"norm_epsilon": float("nan")}, "norm_epsilon: Input should be"),
+        ({"width": "wide"}, "width: Input should be a valid integer"),
+    ],
+)
+def test_impossible_configs_are_one_line(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        ViTConfig(**{**FIELDS, **change})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(InputError, match=r"depth: Input .*; unknown key 'widht'; did you mean 'width'"):
+        ViTConfig(**{**FIELDS, "depth": -1, "widht": 3})
+
+
+def test_frozen_and_hashable() -> None:
+    c = ViTConfig(**FIELDS)
+    assert hash(c) == hash(ViTConfig(**FIELDS))
+    with pytest.raises(ValueError, match="frozen"):
+        c.depth = 4
+
+
+def test_json_round_trip_and_schema() -> None:
+    c = CheckpointConfig(model=ViTConfig(**FIELDS, layer_scale=0.1, pooling="map"))
+    text, stamp = c.to_json()
+    assert CheckpointConfig.from_json(text, "here") == (c, stamp)
+    properties = CheckpointConfig.model_json_schema()["$defs"]["ViTConfig"]["properties"]
+    assert properties.keys() == ViTConfig.model_fields.keys()
+    assert all("description" in field for field in properties.values())
+    assert set(json.loads(text)["model"]) == set(ViTConfig.model_fields)
+
+
+def test_nested_keys_are_answered_with_the_nearest() -> None:
+    text, _ = CheckpointConfig(model=ViTConfig(**FIELDS)).to_json()
+    fields = json.loads(text)
+    fields["model"]["qkv_bais"] = True
+    with pytest.raises(InputError, match=r"^config.json: model: unknown key 'qkv_bais'; did you mean 'qkv_bias'"):
+        CheckpointConfig.from_json(json.dumps(fields), "config.json")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_configs(name: str) -> None:
+    c = config(f"{name}/14", image_size=224, num_classes=10)
+    assert (c.patch_size, c.width % c.heads) == ((14, 14), 0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("b/16", "did you mean 'B'"),
+        ("So400/14", "did you mean 'So400m'"),
+        ("huge/16", "'huge'; known: mu, Ti, S, M"),
+        ("B", "does not name its patch size: write for example 'B/16'"),
+        ("B/0", "patch size"),
+        ("B/-16", "patch size"),
+    ],
+)
+def test_unknown_variants(variant: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(variant, image_size=224, num_classes=10)

@@ -1,0 +1,40 @@
+"""Published architectures by the papers' names: `config("B/16", image_size=224, num_classes=1000)`.
+
+Rows as in "Scaling Vision Transformers" (arXiv:2106.04560, Table 2), with Ti and S from DeiT (arXiv:2012.12877),
+So400m from arXiv:2305.13035 and e from PaLI (arXiv:2209.06794); mu is big_vision's smallest, for trying things out.
+"""
+
+import re
+from typing import Any
+
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError, unknown_name
+
+# fmt: off
+VARIANTS: dict[str, dict[str, int]] = {
+    "mu":     {"width":   32, "depth":  1, "mlp_dim":   128, "heads":  2},
+    "Ti":     {"width":  192, "depth": 12, "mlp_dim":   768, "heads":  3},
+    "S":      {"width":  384, "depth": 12, "mlp_dim":  1536, "heads":  6},
+    "M":      {"width":  512, "depth": 12, "mlp_dim":  2048, "heads":  8},
+    "B":      {"width":  768, "depth": 12, "mlp_dim":  3072, "heads": 12},
+    "L":      {"width": 1024, "depth": 24, "mlp_dim":  4096, "heads": 16},
+    "So400m": {"width": 1152, "depth": 27, "mlp_dim":  4304, "heads": 16},
+    "H":      {"width": 1280, "depth": 32, "mlp_dim":  5120, "heads": 16},
+    "g":      {"width": 1408, "depth": 40, "mlp_dim":  6144, "heads": 16},
+    "G":      {"width": 1664, "depth": 48, "mlp_dim":  8192, "heads": 16},
+    "e":      {"width": 1792, "depth": 56, "mlp_dim": 15360, "heads": 16},
+}
+# fmt: on
+
+
+def config(variant: str, image_size: int | tuple[int, int], num_classes: int, **fields: Any) -> ViTConfig:
+    """The config of a published architecture, e.g. "B/16": a name of VARIANTS, a slash, the patch size.
+
+    `fields` set anything else (pooling="map", activation="gelu", ...). Raises InputError for an unknown variant.
+    """
+    name, slash, patch = variant.partition("/")
+    if name not in VARIANTS:
+        raise unknown_name("variant", name, VARIANTS)
+    if not (slash and re.fullmatch("[1-9][0-9]*", patch)):
+        raise InputError(f"variant '{variant}' does not name its patch size: write for example '{name}/16'")
+    return ViTConfig(image_size=image_size, patch_size=int(patch), num_classes=num_classes, **VARIANTS[name], **fields)

@@ -1,0 +1,8 @@
+"""The Vision Transformer in Flax NNX."""
+
+from vit_jax.checkpoint import from_seed, load, save
+from vit_jax.masks import draw_masks
+from vit_jax.model import ViT
+from vit_jax.trace import trace
+
+__all__ = ["ViT", "draw_masks", "from_seed", "load", "save", "trace"]

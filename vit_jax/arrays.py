@@ -1,0 +1,68 @@
+"""The model's parameters by canonical name: what loading, saving, initialising and comparing go through."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_core import parameters
+from vit_core.parameters import Initializer, Parameter
+
+if TYPE_CHECKING:
+    from vit_jax.model import ViT
+
+
+def read(model: "ViT") -> dict[str, jax.Array]:
+    """Canonical name -> array in the JAX layout, layers apart."""
+    leaves = _leaves(model)
+    arrays = {}
+    for row in parameters.parameters(model.config).values():
+        value = leaves[_path(row, model.scan)][...]
+        arrays[row.name] = value[row.layer] if model.scan and row.layer is not None else value
+    return arrays
+
+
+def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
+    """Sets every parameter to what `value` gives for its row, in the JAX layout; stacks layers where the model does."""
+    rows: dict[str, list[Parameter]] = {}
+    for row in parameters.parameters(model.config).values():
+        rows.setdefault(_path(row, model.scan), []).append(row)
+    leaves = _leaves(model)
+    if rows.keys() != leaves.keys():
+        raise AssertionError(f"table and model disagree on {sorted(rows.keys() ^ leaves.keys())}")
+    for path, group in rows.items():
+        layers = [value(row) for row in group]
+        stacked = model.scan and group[0].layer is not None
+        leaves[path].set_value(jnp.stack(layers) if stacked else layers[0])
+
+
+def initialize(model: "ViT", key: jax.Array) -> None:
+    """Draws every parameter anew from its row's distribution, float32, with a key that depends on the name alone."""
+    index = {name: i for i, name in enumerate(parameters.parameters(model.config))}
+    write(model, lambda row: _draw(row.initializer, jax.random.fold_in(key, index[row.name]), row.jax_shape))
+
+
+def to_numpy(row: Parameter, value: jax.Array) -> np.ndarray:
+    """An array of this row in the layout on disk."""
+    return np.ascontiguousarray(row.to_torch(np.asarray(value)))
+
+
+def _draw(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if init.kind == "constant":
+        return jnp.full(shape, init.value, jnp.float32)
+    if init.kind == "uniform":
+        return jax.random.uniform(key, shape, jnp.float32, -init.value, init.value)
+    if init.kind == "normal":
+        return init.value * jax.random.normal(key, shape, jnp.float32)
+    return init.value * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+
+
+def _path(row: Parameter, scan: bool) -> str:
+    return row.jax_name.replace(f"blocks.{row.layer}.", "blocks.") if scan else row.jax_name
+
+
+def _leaves(model: "ViT") -> dict[str, nnx.Param]:
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}

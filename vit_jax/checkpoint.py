@@ -1,0 +1,67 @@
+"""Checkpoint folders in and out of the JAX twin."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, convert, open_checkpoint, save_checkpoint
+from vit_core.config import ViTConfig
+from vit_core.parameters import draw, parameters
+from vit_core.preprocess import Preprocessing
+from vit_jax import arrays
+from vit_jax.model import ViT
+
+
+def load(
+    path: str | os.PathLike[str] | Checkpoint,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    position_embedding_method: str | None = None,
+    dtype: Any = None,
+    **storage: Any,
+) -> ViT:
+    """A model with a checkpoint's weights.
+
+    image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
+        config's). num_classes: a new head, initialised as the config says. dtype: of all parameters and therefore of
+        the computation; default: as stored. storage: `attention`, `scan`, `remat` of ViT.
+    Raises InputError for a missing, damaged or unfitting checkpoint.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint = checkpoint.adapt(
+        image_size=image_size, num_classes=num_classes, position_embedding_method=position_embedding_method
+    )
+    model = nnx.eval_shape(lambda: ViT(checkpoint.config.model, rngs=nnx.Rngs(0), **storage))
+    arrays.write(model, lambda row: jnp.asarray(row.to_jax(convert(checkpoint.arrays[row.name], dtype))))
+    return model
+
+
+def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, **storage: Any) -> ViT:
+    """A new model whose initial values vit_torch.from_seed gives too, from NumPy's generator."""
+    model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0), **storage))
+    arrays.write(model, lambda row: jnp.asarray(row.to_jax(convert(draw(row, seed), dtype or "float32"))))
+    return model
+
+
+def save(
+    model: ViT,
+    path: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] | None = None,
+    provenance: Provenance | None = None,
+    dtype: Any = None,
+) -> Path:
+    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path; dtype: stored type, default the model's."""
+    rows = parameters(model.config)
+    stored = {name: arrays.to_numpy(rows[name], value) for name, value in jax.device_get(arrays.read(model)).items()}
+    config = CheckpointConfig(
+        model=model.config, preprocessing=preprocessing, labels=labels, provenance=provenance or Provenance()
+    )
+    save_checkpoint(path, config, stored, dtype)
+    return Path(path)

@@ -1,0 +1,16 @@
+"""Dropout and stochastic-depth masks drawn by JAX, for training without a host pipeline that draws them."""
+
+import jax
+import jax.numpy as jnp
+
+from vit_core import masks
+from vit_core.config import ViTConfig
+
+
+def draw_masks(config: ViTConfig, batch: int, key: jax.Array) -> dict[str, jax.Array]:
+    """One training step's masks (see vit_core.masks), float32. Pure: call it inside jax.jit."""
+    drawn = {}
+    for i, (name, site) in enumerate(masks.sites(config, batch).items()):
+        keep = jnp.asarray(1 - site.rates(), jnp.float32)
+        drawn[name] = jax.random.bernoulli(jax.random.fold_in(key, i), keep, site.shape) / keep
+    return drawn

@@ -1,0 +1,289 @@
+"""The Vision Transformer in Flax NNX. Read it beside vit_torch/model.py: same classes, same order, same names.
+
+Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
+D width, T heads, K head width, F hidden width of the MLP. Parameters stay in the table's JAX layout (kernels with the
+input's axes first, heads apart); images are NHWC.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.masks import POSITIONS
+from vit_core.position_embeddings import axis_matrices, sincos2d
+from vit_jax import arrays, stacking
+from vit_jax.stacking import Masks, Remat
+
+Attend = Literal["plain", "fused"]
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+def linear(*sizes: Any, **options: Any) -> nnx.LinearGeneral:
+    # Zeros, whatever the key: the values come from the parameter table, drawn by ViT or read from a checkpoint.
+    return nnx.LinearGeneral(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
+
+
+def conv(*sizes: Any, **options: Any) -> nnx.Conv:
+    return nnx.Conv(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
+
+
+def layer_norm(config: ViTConfig) -> nnx.LayerNorm:
+    # The fast variance E[x²] - E[x]² loses five digits where the mean is large.
+    return nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
+
+
+def drop(x: Array, site: str, masks: Masks | None) -> Array:
+    """x times the site's mask, if there is one; a mask of the batch alone drops whole examples."""
+    if masks is None or site not in masks:
+        return x
+    mask = masks[site]
+    return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).astype(x.dtype)
+
+
+class PatchEmbed(nnx.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        self.config = config
+        patch = config.patch_size
+        self.proj = conv(config.channels, config.width, patch, strides=patch, padding="VALID")
+
+    def __call__(self, x_BHWC: Array) -> Array:
+        if self.config.patch_embedding == "conv":
+            x_BhwD = self.proj(x_BHWC)
+        else:
+            (P, Q), (B, H, W, C) = self.config.patch_size, x_BHWC.shape
+            x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
+            x_BhwP = x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C)
+            x_BhwD = x_BhwP @ self.proj.kernel.reshape(P * Q * C, -1) + self.proj.bias
+        return x_BhwD
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        self.attention = attention
+        D, T, K = config.width, config.heads, config.attention_dim
+        self.qkv = linear(D, (3, T, K), use_bias=config.qkv_bias)
+        self.proj = linear((T, K), D, axis=(-2, -1))
+
+    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
+        return drop(self.proj(out_BNTK), "attn.proj_drop", masks)
+
+    def heads(self, x_BND: Array) -> tuple[Array, ...]:
+        return tuple(jnp.moveaxis(self.qkv(x_BND), 2, 0))
+
+    def weights(self, x_BND: Array) -> Array:
+        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
+        q_BNTK, k_BMTK, _ = self.heads(x_BND)
+        return softmax_weights(q_BNTK, k_BMTK)
+
+
+def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
+    scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
+    # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
+    precise = jnp.promote_types(scores_BTNM.dtype, jnp.float32)
+    return jax.nn.softmax(scores_BTNM.astype(precise), axis=-1).astype(q_BNTK.dtype)
+
+
+def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
+    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
+    if attention == "fused" and not (masks and "attn.attn_drop" in masks):
+        return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK)
+    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK), "attn.attn_drop", masks)
+    return jnp.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
+
+
+class LayerScale(nnx.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        self.gamma = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x_BND: Array) -> Array:
+        return x_BND * self.gamma[...]
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        self.activation = config.activation
+        self.fc1 = linear(config.width, config.mlp_dim)
+        self.fc2 = linear(config.mlp_dim, config.width)
+
+    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
+        return drop(self.fc2(x_BNF), "mlp.drop2", masks)
+
+
+class Block(nnx.Module):
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        self.norm1 = layer_norm(config)
+        self.attn = Attention(config, attention)
+        self.norm2 = layer_norm(config)
+        self.mlp = Mlp(config)
+        scaled = config.layer_scale is not None
+        self.ls1 = LayerScale(config) if scaled else identity
+        self.ls2 = LayerScale(config) if scaled else identity
+
+    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        x_BND = x_BND + drop(self.ls1(self.attn(self.norm1(x_BND), masks)), "drop_path1", masks)
+        x_BND = x_BND + drop(self.ls2(self.mlp(self.norm2(x_BND), masks)), "drop_path2", masks)
+        return x_BND
+
+
+class AttentionPool(nnx.Module):
+    """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
+
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        self.attention = attention
+        D, T, K = config.width, config.heads, config.width // config.heads
+        self.latent = nnx.Param(jnp.zeros((1, 1, D)))
+        self.q = linear(D, (T, K))
+        self.kv = linear(D, (2, T, K))
+        self.proj = linear((T, K), D, axis=(-2, -1))
+        self.norm = layer_norm(config)
+        self.mlp = Mlp(config)
+
+    def __call__(self, x_BND: Array) -> Array:
+        B, _, D = x_BND.shape
+        q_B1TK = self.q(jnp.broadcast_to(self.latent[...], (B, 1, D)))
+        k_BMTK, v_BMTK = jnp.moveaxis(self.kv(x_BND), 2, 0)
+        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention))
+        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
+
+
+class PreLogits(nnx.Module):
+    def __init__(self, config: ViTConfig, representation: int) -> None:
+        self.fc = linear(config.width, representation)
+
+    def __call__(self, x_BD: Array) -> Array:
+        return jnp.tanh(self.fc(x_BD))
+
+
+def identity(x: Array) -> Array:
+    return x
+
+
+class ViT(nnx.Module):
+    """Images [B, H, W, C] to logits [B, classes] (to pooled features [B, D] where num_classes is 0).
+
+    attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, whose
+        softmax is float32 even in float64.
+    scan: keep the blocks' parameters stacked and run them by jax.lax.scan, which compiles one block instead of all.
+    remat: what the backward pass recomputes: "none"; "dots", all but matrix products; "full", each block.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        rngs: nnx.Rngs,
+        attention: Attend = "plain",
+        scan: bool = False,
+        remat: Remat = "none",
+    ) -> None:
+        self.config, self.scan, self.remat = config, scan, remat
+        self.patch_embed = PatchEmbed(config)
+        if config.class_token:
+            self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width)))
+        if config.position_embedding == "learned":
+            self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, config.width)))
+        blocks = nnx.List([Block(config, attention) for _ in range(config.depth)])
+        self.blocks = stacking.stack(blocks) if scan else blocks
+        before = config.final_norm == "before_pooling"
+        self.norm = layer_norm(config) if before else identity
+        if config.pooling == "map":
+            self.attn_pool = AttentionPool(config, attention)
+        self.fc_norm = identity if before else layer_norm(config)
+        self.pre_logits = PreLogits(config, config.representation) if config.representation else identity
+        features = config.representation or config.width
+        self.head = linear(features, config.num_classes) if config.num_classes else identity
+        arrays.initialize(self, rngs.params())
+
+    def __call__(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """Logits. With masks (`draw_masks`, or one's own) as in training, without as in evaluation.
+
+        interpolate: accept another resolution than the config's, with the positions resampled by its method.
+        Raises InputError for images that do not fit.
+        """
+        return self.forward_head(self.forward_features(x_BHWC, masks, interpolate=interpolate))
+
+    def forward_features(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
+        x_BND = self.embed(x_BHWC, masks, interpolate=interpolate)
+        layer_masks = {site: mask for site, mask in (masks or {}).items() if site != POSITIONS}
+        return self.norm(stacking.run(self.blocks, x_BND, layer_masks, self.remat))
+
+    def forward_head(self, x_BND: Array) -> Array:
+        """From what forward_features gives to logits."""
+        return self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
+
+    def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
+        """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
+        x_BND = self.embed(x_BHWC, interpolate=interpolate)
+        stages = {"embed": x_BND}
+        for i, block in enumerate(stacking.unstack(self.blocks, self.config.depth)):
+            stages[f"blocks.{i}.attn"] = block.attn.weights(block.norm1(x_BND))
+            stages[f"blocks.{i}"] = x_BND = block(x_BND)
+        stages["norm"] = x_BND = self.norm(x_BND)
+        stages["pool"] = self.pool(x_BND)
+        stages["logits"] = self.forward_head(x_BND)
+        return stages
+
+    def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """Patch tokens with positions, after the class token where there is one: [B, N, D]."""
+        self.check(x_BHWC.shape[1:], interpolate)
+        x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
+        (B, h, w, D), config = x_BhwD.shape, self.config
+        x_BND = x_BhwD.reshape(B, h * w, D)
+        pos_1ND = self.positions((h, w), x_BND.dtype)
+        if config.class_token:
+            cls_B1D = jnp.broadcast_to(self.cls_token[...], (B, 1, D))
+            if config.class_token_position:
+                x_BND = jnp.concatenate([cls_B1D, x_BND], axis=1) + pos_1ND
+            else:
+                x_BND = jnp.concatenate([cls_B1D, x_BND + pos_1ND], axis=1)
+        else:
+            x_BND = x_BND + pos_1ND
+        return drop(x_BND, POSITIONS, masks)
+
+    def positions(self, grid: tuple[int, int], dtype: Any) -> Array:
+        """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""
+        config = self.config
+        if config.position_embedding == "none":
+            return jnp.zeros((1, 1, config.width), dtype)
+        if config.position_embedding != "learned":
+            return jnp.asarray(sincos2d(grid, config.width, config.sincos_formula), dtype)[None]
+        pos_1ND = self.pos_embed[...]
+        if grid == config.grid:
+            return pos_1ND
+        rows, columns = (jnp.asarray(m, dtype) for m in axis_matrices(config.position_resampling, config.grid, grid))
+        prefix = int(config.class_token_position)
+        pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width)
+        pos_ND = jnp.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width)
+        return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
+
+    def pool(self, x_BND: Array) -> Array:
+        config = self.config
+        if config.pooling == "cls":
+            return x_BND[:, 0]
+        x_BND = x_BND[:, int(config.class_token) :]
+        return x_BND.mean(axis=1) if config.pooling == "gap" else self.attn_pool(x_BND)
+
+    def check(self, shape: tuple[int, ...], interpolate: bool) -> None:
+        """Raises InputError for images [H, W, C] that the model cannot take."""
+        (H, W, C), config = shape, self.config
+        if config.channels != C:
+            raise InputError(f"images have {C} channels, the model takes {config.channels} (NHWC)")
+        if config.image_size != (H, W) and not interpolate:
+            raise InputError(f"images are {H}x{W}, the model takes {config.image_size}; resize, or interpolate=True")
+        if H % config.patch_size[0] or W % config.patch_size[1]:
+            raise InputError(f"images are {H}x{W}, not a multiple of the patch {config.patch_size}")

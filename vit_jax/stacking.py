@@ -1,0 +1,56 @@
+"""Blocks one by one or stacked along a layer axis, and what their backward pass recomputes: no mathematics here."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+if TYPE_CHECKING:
+    from vit_jax.model import Block
+
+Remat = Literal["none", "dots", "full"]
+
+Masks = dict[str, jax.Array]
+
+
+def stack(blocks: nnx.List) -> "Block":
+    """One block whose every parameter has a leading layer axis."""
+    graph, first = nnx.split(blocks[0])
+    states = [first] + [nnx.state(block) for block in blocks[1:]]
+    return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+
+
+def unstack(blocks: "Block | nnx.List", depth: int) -> Iterator["Block"]:
+    """The blocks one by one, however they are stored."""
+    if isinstance(blocks, nnx.List):
+        yield from blocks
+        return
+    graph, stacked = nnx.split(blocks)
+    for i in range(depth):
+        yield nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+
+
+def run(blocks: "Block | nnx.List", x_BND: jax.Array, masks: Masks, remat: Remat) -> jax.Array:
+    """x through all blocks; the masks have a leading layer axis."""
+    if not isinstance(blocks, nnx.List):
+        graph, stacked = nnx.split(blocks)
+        apply = _call(graph, remat)
+        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1]), None), x_BND, (stacked, masks))[0]
+    for i, block in enumerate(blocks):
+        graph, state = nnx.split(block)
+        x_BND = _call(graph, remat)(state, x_BND, {site: mask[i] for site, mask in masks.items()})
+    return x_BND
+
+
+def _call(graph: Any, remat: Remat) -> Callable[[Any, jax.Array, Masks], jax.Array]:
+    """A block as a function of its state, which is what jax.checkpoint and jax.lax.scan take."""
+
+    def call(state: Any, x_BND: jax.Array, masks: Masks) -> jax.Array:
+        return nnx.merge(graph, state)(x_BND, masks)
+
+    if remat == "none":
+        return call
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(call, policy=keep)

@@ -1,0 +1,115 @@
+"""The JAX twin without PyTorch, and what only it does: scanned storage, rematerialisation, pure masks."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import vit_jax
+from vit_core import CheckpointConfig, InputError, ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_jax import arrays
+
+MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=16, num_classes=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    values = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    save_checkpoint(tmp_path / "checkpoint", CheckpointConfig(model=MODEL), values)
+    return tmp_path / "checkpoint"
+
+
+def test_loads_where_torch_cannot_be_imported(folder: Path) -> None:
+    program = f"""
+import sys
+class Absent:
+    def find_spec(name, *_):
+        if name.split(".")[0] in "torch torchvision timm transformers tensorflow_datasets grain".split():
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+import jax.numpy as jnp, vit_jax
+model = vit_jax.load({str(folder)!r}, image_size=16)
+vit_jax.save(model, {str(folder / "again")!r}, dtype="bfloat16")
+print(model(jnp.zeros((2, 16, 16, 3))).shape, vit_jax.load({str(folder / "again")!r}).head.kernel.dtype)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "(2, 3) bfloat16\n", done.stderr
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_save_and_load_are_inverse(folder: Path, tmp_path: Path, scan: bool) -> None:
+    vit_jax.save(vit_jax.load(folder, scan=scan), tmp_path / "again")
+    first, again = open_checkpoint(folder), open_checkpoint(tmp_path / "again")
+    assert first.config == again.config
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+
+
+def test_scanned_parameters_are_stacked(folder: Path) -> None:
+    model = vit_jax.load(folder, scan=True)
+    assert model.blocks.attn.qkv.kernel.shape == (3, 16, 3, 2, 8)
+    new, same = vit_jax.ViT(MODEL, rngs=nnx.Rngs(4), scan=True), vit_jax.ViT(MODEL, rngs=nnx.Rngs(4))
+    for name, value in arrays.read(same).items():
+        np.testing.assert_array_equal(arrays.read(new)[name], value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16"])
+def test_dtype_is_of_parameters_and_output(folder: Path, dtype: Any) -> None:
+    model = vit_jax.load(folder, dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(dtype)}
+    assert model(jnp.zeros((1, 8, 8, 3))).dtype == jnp.dtype(dtype)
+
+
+def saved_bytes(model: vit_jax.ViT) -> int:
+    """What the forward pass keeps for the backward one: the size of the residuals jax.vjp closes over."""
+    graph, state = nnx.split(model)
+    _, pull = jax.vjp(lambda state: nnx.merge(graph, state)(jnp.zeros((8, 8, 8, 3))), state)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(pull) if hasattr(leaf, "nbytes"))
+
+
+def test_rematerialisation_keeps_less(folder: Path) -> None:
+    kept = {remat: saved_bytes(vit_jax.load(folder, scan=True, remat=remat)) for remat in ("none", "dots", "full")}
+    assert kept["full"] < kept["dots"] < kept["none"]
+
+
+def test_masks_are_a_function_of_the_key() -> None:
+    config = MODEL.replace(stochastic_depth=0.5, dropout=0.1)
+    first, same, other = (vit_jax.draw_masks(config, 4, jax.random.key(i)) for i in (0, 0, 1))
+    model = vit_jax.from_seed(config.replace(head_bias_init=1.0), 0)
+    images = jax.random.uniform(jax.random.key(3), (4, 8, 8, 3))
+    assert all(jnp.array_equal(first[site], same[site]) for site in first)
+    assert not jnp.array_equal(first["pos_drop"], other["pos_drop"])
+    features = [model.forward_features(images, masks) for masks in (None, first, other)]
+    assert not any(jnp.array_equal(features[i], features[i - 1]) for i in range(3))
+
+
+def test_drop_rates_are_the_configs() -> None:
+    config = MODEL.replace(stochastic_depth=0.4, dropout=0.25, attention_dropout=0.1)
+    drawn = vit_jax.draw_masks(config, 4000, jax.random.key(0))
+    # Four standard errors of a proportion over 4000 draws and more; seeded, so it cannot flicker.
+    for site, rate in {"pos_drop": 0.25, "attn.attn_drop": 0.1, "mlp.drop1": 0.25}.items():
+        assert abs(float((drawn[site] == 0).mean()) - rate) < 4 * (rate * (1 - rate) / 4000) ** 0.5
+    per_layer = (drawn["drop_path1"] == 0).mean(axis=1)
+    np.testing.assert_allclose(per_layer, [0.0, 0.2, 0.4], atol=4 * (0.24 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 8, 8, 1), "images have 1 channels, the model takes 3 (NHWC)"),
+        ((1, 16, 16, 3), "images are 16x16"),
+        ((1, 3, 8, 8), "images have 8 channels"),
+    ],
+)
+def test_images_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        vit_jax.from_seed(MODEL, 0)(jnp.zeros(shape))
+    assert message in str(error.value)
+    with pytest.raises(InputError, match="images are 10x8, not a multiple of the patch"):
+        vit_jax.from_seed(MODEL, 0)(jnp.zeros((1, 10, 8, 3)), interpolate=True)

@@ -1,0 +1,37 @@
+"""Everything the JAX twin computes for a batch, as NumPy by canonical name: what parity is asserted on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_core.parameters import parameters
+from vit_jax import arrays
+from vit_jax.model import Masks, ViT
+
+
+def trace(
+    model: ViT, x_BHWC: np.ndarray, probe_BC: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
+) -> dict[str, np.ndarray]:
+    """Stages of `forward_intermediates`, the logits of the call itself, and the gradient of sum(logits * probe).
+
+    x_BHWC: images, any float type; probe_BC: what the outputs are weighted with. Keys: the stages' names, "output",
+    and "grad.<parameter>" in torch's layout. Stages are without masks, output and gradients with them.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def compute(state, x_BHWC, probe_BC, masks):  # type: ignore[no-untyped-def]
+        def probed(state):  # type: ignore[no-untyped-def]
+            output_BC = nnx.merge(graph, state)(x_BHWC, masks, interpolate=interpolate)
+            return (output_BC * probe_BC.astype(output_BC.dtype)).sum(), output_BC
+
+        gradients, output_BC = jax.grad(probed, has_aux=True)(state)
+        stages = nnx.merge(graph, state).forward_intermediates(x_BHWC, interpolate=interpolate)
+        return {**stages, "output": output_BC}, arrays.read(nnx.merge(graph, gradients))
+
+    with jax.default_matmul_precision("highest"):
+        x, probe = jnp.asarray(x_BHWC), jnp.asarray(probe_BC)
+        stages, gradients = jax.device_get(compute(state, x, probe, masks))
+    rows = parameters(model.config)
+    return stages | {f"grad.{name}": arrays.to_numpy(rows[name], value) for name, value in gradients.items()}

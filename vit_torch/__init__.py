@@ -1,0 +1,8 @@
+"""The Vision Transformer in PyTorch."""
+
+from vit_torch.checkpoint import from_seed, load, save
+from vit_torch.masks import draw_masks
+from vit_torch.model import ViT
+from vit_torch.trace import trace
+
+__all__ = ["ViT", "draw_masks", "from_seed", "load", "save", "trace"]

@@ -1,0 +1,68 @@
+"""Checkpoint folders in and out of the PyTorch twin."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, convert, open_checkpoint, save_checkpoint
+from vit_core.config import ViTConfig
+from vit_core.parameters import draw, parameters
+from vit_core.preprocess import Preprocessing
+from vit_torch import arrays
+from vit_torch.model import Attend, ViT
+
+
+def load(
+    path: str | os.PathLike[str] | Checkpoint,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    position_embedding_method: str | None = None,
+    dtype: Any = None,
+    device: str | torch.device | None = None,
+    attention: Attend = "fused",
+) -> ViT:
+    """A model with a checkpoint's weights, in evaluation mode.
+
+    image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
+        config's). num_classes: a new head, initialised as the config says. dtype: of all parameters and therefore of
+        the computation; default: as stored.
+    Raises InputError for a missing, damaged or unfitting checkpoint.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint = checkpoint.adapt(
+        image_size=image_size, num_classes=num_classes, position_embedding_method=position_embedding_method
+    )
+    with torch.device("meta"):
+        model = ViT(checkpoint.config.model, attention=attention)
+    arrays.write(model, {name: convert(array, dtype) for name, array in checkpoint.arrays.items()})
+    return model.to(device).eval()
+
+
+def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, attention: Attend = "fused") -> ViT:
+    """A new model whose initial values vit_jax.from_seed gives too, from NumPy's generator."""
+    with torch.device("meta"):
+        model = ViT(config, attention=attention)
+    rows = parameters(config)
+    arrays.write(model, {name: convert(draw(row, seed), dtype or "float32") for name, row in rows.items()})
+    return model
+
+
+def save(
+    model: ViT,
+    path: str | os.PathLike[str],
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] | None = None,
+    provenance: Provenance | None = None,
+    dtype: Any = None,
+) -> Path:
+    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path; dtype: stored type, default the model's."""
+    stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters()}
+    config = CheckpointConfig(
+        model=model.config, preprocessing=preprocessing, labels=labels, provenance=provenance or Provenance()
+    )
+    save_checkpoint(path, config, stored, dtype)
+    return Path(path)

@@ -1,0 +1,282 @@
+"""The Vision Transformer in PyTorch. Read it beside vit_jax/model.py: same classes, same order, same names.
+
+Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
+D width, T heads, K head width, F hidden width of the MLP. Parameters stay in the table's torch layout and under its
+names, which are timm's; images are NCHW.
+"""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor as Array
+from torch import nn
+
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.masks import POSITIONS
+from vit_core.position_embeddings import axis_matrices, sincos2d
+from vit_torch import arrays
+from vit_torch.masks import Masks, draw_masks
+
+Attend = Literal["plain", "fused"]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": lambda x: F.gelu(x),
+}
+
+
+def layer_norm(config: ViTConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.width, eps=config.norm_epsilon)
+
+
+def drop(x: Array, site: str, masks: Masks | None) -> Array:
+    """x times the site's mask, if there is one; a mask of the batch alone drops whole examples."""
+    if masks is None or site not in masks:
+        return x
+    mask = masks[site]
+    return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).to(x.dtype)
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.proj = nn.Conv2d(config.channels, config.width, patch, stride=patch)
+
+    def forward(self, x_BCHW: Array) -> Array:
+        if self.config.patch_embedding == "conv":
+            x_BDhw = self.proj(x_BCHW)
+        else:
+            (P, Q), (B, C, H, W) = self.config.patch_size, x_BCHW.shape
+            x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
+            x_BhwP = x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q)
+            x_BDhw = F.linear(x_BhwP, self.proj.weight.flatten(1), self.proj.bias).permute(0, 3, 1, 2)
+        return x_BDhw.permute(0, 2, 3, 1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        super().__init__()
+        self.attention, self.config = attention, config
+        D, T, K = config.width, config.heads, config.attention_dim
+        self.qkv = nn.Linear(D, 3 * T * K, bias=config.qkv_bias)
+        self.proj = nn.Linear(T * K, D)
+
+    def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
+        return drop(self.proj(out_BNTK.flatten(2)), "attn.proj_drop", masks)
+
+    def heads(self, x_BND: Array) -> tuple[Array, ...]:
+        T, K = self.config.heads, self.config.attention_dim
+        return self.qkv(x_BND).unflatten(2, (3, T, K)).unbind(2)
+
+    def weights(self, x_BND: Array) -> Array:
+        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
+        q_BNTK, k_BMTK, _ = self.heads(x_BND)
+        return softmax_weights(q_BNTK, k_BMTK)
+
+
+def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
+    scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
+    # At least float32 under a low-precision model, and float64 in proofs.
+    precise = torch.promote_types(scores_BTNM.dtype, torch.float32)
+    return torch.softmax(scores_BTNM, dim=-1, dtype=precise).to(q_BNTK.dtype)
+
+
+def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
+    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
+    if attention == "fused" and not (masks and "attn.attn_drop" in masks):
+        q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
+        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK).transpose(1, 2)
+    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK), "attn.attn_drop", masks)
+    return torch.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, x_BND: Array) -> Array:
+        return x_BND * self.gamma
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.fc1 = nn.Linear(config.width, config.mlp_dim)
+        self.fc2 = nn.Linear(config.mlp_dim, config.width)
+
+    def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
+        return drop(self.fc2(x_BNF), "mlp.drop2", masks)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(config)
+        self.attn = Attention(config, attention)
+        self.norm2 = layer_norm(config)
+        self.mlp = Mlp(config)
+        scaled = config.layer_scale is not None
+        self.ls1 = LayerScale(config) if scaled else identity
+        self.ls2 = LayerScale(config) if scaled else identity
+
+    def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        x_BND = x_BND + drop(self.ls1(self.attn(self.norm1(x_BND), masks)), "drop_path1", masks)
+        x_BND = x_BND + drop(self.ls2(self.mlp(self.norm2(x_BND), masks)), "drop_path2", masks)
+        return x_BND
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
+
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        super().__init__()
+        self.attention, self.config = attention, config
+        D = config.width
+        self.latent = nn.Parameter(torch.zeros((1, 1, D)))
+        self.q = nn.Linear(D, D)
+        self.kv = nn.Linear(D, 2 * D)
+        self.proj = nn.Linear(D, D)
+        self.norm = layer_norm(config)
+        self.mlp = Mlp(config)
+
+    def forward(self, x_BND: Array) -> Array:
+        (B, _, D), T = x_BND.shape, self.config.heads
+        q_B1TK = self.q(torch.broadcast_to(self.latent, (B, 1, D))).unflatten(2, (T, D // T))
+        k_BMTK, v_BMTK = self.kv(x_BND).unflatten(2, (2, T, D // T)).unbind(2)
+        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention).flatten(2))
+        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
+
+
+class PreLogits(nn.Module):
+    def __init__(self, config: ViTConfig, representation: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.width, representation)
+
+    def forward(self, x_BD: Array) -> Array:
+        return torch.tanh(self.fc(x_BD))
+
+
+identity = nn.Identity()
+
+
+class ViT(nn.Module):
+    """Images [B, C, H, W] to logits [B, classes] (to pooled features [B, D] where num_classes is 0).
+
+    attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" spells it out.
+    generator: where the initial values are drawn from; by default torch's own.
+    """
+
+    def __init__(
+        self, config: ViTConfig, *, generator: torch.Generator | None = None, attention: Attend = "fused"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros((1, 1, config.width)))
+        if config.position_embedding == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros((1, config.positions, config.width)))
+        self.blocks = nn.ModuleList([Block(config, attention) for _ in range(config.depth)])
+        before = config.final_norm == "before_pooling"
+        self.norm = layer_norm(config) if before else identity
+        if config.pooling == "map":
+            self.attn_pool = AttentionPool(config, attention)
+        self.fc_norm = identity if before else layer_norm(config)
+        self.pre_logits = PreLogits(config, config.representation) if config.representation else identity
+        features = config.representation or config.width
+        self.head = nn.Linear(features, config.num_classes) if config.num_classes else identity
+        arrays.initialize(self, generator)
+
+    def forward(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
+
+        interpolate: accept another resolution than the config's, with the positions resampled by its method.
+        Raises InputError for images that do not fit.
+        """
+        return self.forward_head(self.forward_features(x_BCHW, masks, interpolate=interpolate))
+
+    def forward_features(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
+        if masks is None and self.training:
+            masks = draw_masks(self.config, x_BCHW)
+        x_BND = self.embed(x_BCHW, masks, interpolate=interpolate)
+        layer_masks = {site: mask for site, mask in (masks or {}).items() if site != POSITIONS}
+        for i, block in enumerate(self.blocks):
+            x_BND = block(x_BND, {site: mask[i] for site, mask in layer_masks.items()})
+        return self.norm(x_BND)
+
+    def forward_head(self, x_BND: Array) -> Array:
+        """From what forward_features gives to logits."""
+        return self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
+
+    def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
+        """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
+        x_BND = self.embed(x_BCHW, interpolate=interpolate)
+        stages = {"embed": x_BND}
+        for i, block in enumerate(cast(list[Block], self.blocks)):
+            stages[f"blocks.{i}.attn"] = block.attn.weights(block.norm1(x_BND))
+            stages[f"blocks.{i}"] = x_BND = block(x_BND)
+        stages["norm"] = x_BND = self.norm(x_BND)
+        stages["pool"] = self.pool(x_BND)
+        stages["logits"] = self.forward_head(x_BND)
+        return stages
+
+    def embed(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """Patch tokens with positions, after the class token where there is one: [B, N, D]."""
+        self.check(x_BCHW.shape[1:], interpolate)
+        x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype))
+        (B, h, w, D), config = x_BhwD.shape, self.config
+        x_BND = x_BhwD.reshape(B, h * w, D)
+        pos_1ND = self.positions((h, w), x_BND)
+        if config.class_token:
+            cls_B1D = torch.broadcast_to(self.cls_token, (B, 1, D))
+            if config.class_token_position:
+                x_BND = torch.cat([cls_B1D, x_BND], dim=1) + pos_1ND
+            else:
+                x_BND = torch.cat([cls_B1D, x_BND + pos_1ND], dim=1)
+        else:
+            x_BND = x_BND + pos_1ND
+        return drop(x_BND, POSITIONS, masks)
+
+    def positions(self, grid: tuple[int, int], like: Array) -> Array:
+        """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""
+        config = self.config
+        if config.position_embedding == "none":
+            return like.new_zeros((1, 1, config.width))
+        if config.position_embedding != "learned":
+            return like.new_tensor(sincos2d(grid, config.width, config.sincos_formula))[None]
+        pos_1ND = self.pos_embed
+        if grid == config.grid:
+            return pos_1ND
+        rows, columns = (like.new_tensor(m) for m in axis_matrices(config.position_resampling, config.grid, grid))
+        prefix = int(config.class_token_position)
+        pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width)
+        pos_ND = torch.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width)
+        return torch.cat([pos_1ND[:, :prefix], pos_ND[None]], dim=1)
+
+    def pool(self, x_BND: Array) -> Array:
+        config = self.config
+        if config.pooling == "cls":
+            return x_BND[:, 0]
+        x_BND = x_BND[:, int(config.class_token) :]
+        return x_BND.mean(dim=1) if config.pooling == "gap" else self.attn_pool(x_BND)
+
+    def check(self, shape: tuple[int, ...], interpolate: bool) -> None:
+        """Raises InputError for images [C, H, W] that the model cannot take."""
+        (C, H, W), config = shape, self.config
+        if config.channels != C:
+            raise InputError(f"images have {C} channels, the model takes {config.channels} (NCHW)")
+        if config.image_size != (H, W) and not interpolate:
+            raise InputError(f"images are {H}x{W}, the model takes {config.image_size}; resize, or interpolate=True")
+        if H % config.patch_size[0] or W % config.patch_size[1]:
+            raise InputError(f"images are {H}x{W}, not a multiple of the patch {config.patch_size}")

@@ -1,0 +1,106 @@
+"""The PyTorch twin without JAX, and what only it does: modes, devices of masks, deployment."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vit_torch
+from vit_core import CheckpointConfig, InputError, ViTConfig, open_checkpoint, parity, save_checkpoint
+
+MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_dim=16, num_classes=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    save_checkpoint(tmp_path / "checkpoint", CheckpointConfig(model=MODEL), arrays)
+    return tmp_path / "checkpoint"
+
+
+def test_loads_where_jax_cannot_be_imported(folder: Path) -> None:
+    program = f"""
+import sys
+class Absent:
+    def find_spec(name, *_):
+        if name.split(".")[0] in "jax jaxlib flax optax tensorflow_datasets grain".split():
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent)
+import torch, vit_torch
+model = vit_torch.load({str(folder)!r}, image_size=16)
+vit_torch.save(model, {str(folder / "again")!r}, dtype="bfloat16")
+print(list(model(torch.zeros(2, 3, 16, 16)).shape), vit_torch.load({str(folder / "again")!r}).head.weight.dtype)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "[2, 3] torch.bfloat16\n", done.stderr
+
+
+def test_save_and_load_are_inverse(folder: Path, tmp_path: Path) -> None:
+    model = vit_torch.load(folder)
+    vit_torch.save(model, tmp_path / "again")
+    first, again = open_checkpoint(folder), open_checkpoint(tmp_path / "again")
+    assert first.config == again.config
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, "bfloat16", "float16"])
+def test_dtype_is_of_parameters_and_output(folder: Path, dtype: torch.dtype | str) -> None:
+    model = vit_torch.load(folder, dtype=dtype)
+    expected = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    assert {p.dtype for p in model.parameters()} == {expected}
+    assert model(torch.zeros(1, 3, 8, 8)).dtype == expected
+
+
+def test_resized_at_load_or_at_run_time_is_the_same(folder: Path) -> None:
+    x_BCHW = torch.rand(2, 3, 16, 12, dtype=torch.float64)
+    at_load = vit_torch.load(folder, dtype="float64", image_size=(16, 12), position_embedding_method="bicubic")
+    at_run_time = vit_torch.load(folder, dtype="float64")
+    at_run_time.config = MODEL.replace(position_resampling="bicubic")
+    # The file is float32: resampling at load rounds the new positions to it, at run time they stay float64.
+    torch.testing.assert_close(at_load(x_BCHW), at_run_time(x_BCHW, interpolate=True), rtol=1e-5, atol=1e-6)
+
+
+def test_training_mode_draws_masks() -> None:
+    config = MODEL.replace(stochastic_depth=0.5, dropout=0.1)
+    model = vit_torch.from_seed(config, 0)
+    torch.nn.init.normal_(model.head.weight)
+    x_BCHW = torch.rand(4, 3, 8, 8)
+    torch.manual_seed(1)
+    first, second = model.train()(x_BCHW), model(x_BCHW)
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(model(x_BCHW), first)
+    assert torch.equal(model.eval()(x_BCHW), model(x_BCHW))
+    drawn = vit_torch.draw_masks(config, x_BCHW, torch.Generator().manual_seed(2))
+    assert torch.equal(model.train()(x_BCHW, drawn), model.eval()(x_BCHW, drawn))
+    assert set(np.unique(drawn["drop_path1"][1])) == {0.0, 2.0}
+
+
+def test_drop_rates_are_the_configs() -> None:
+    config = MODEL.replace(depth=3, stochastic_depth=0.4, dropout=0.25, attention_dropout=0.1)
+    drawn = vit_torch.draw_masks(config, torch.zeros(4000, 3, 8, 8), torch.Generator().manual_seed(0))
+    # Four standard errors of a proportion over 4000 draws and more; seeded, so it cannot flicker.
+    for site, rate in {"pos_drop": 0.25, "attn.attn_drop": 0.1, "mlp.drop1": 0.25}.items():
+        assert abs((drawn[site] == 0).double().mean() - rate) < 4 * (rate * (1 - rate) / 4000) ** 0.5
+    per_layer = (drawn["drop_path1"] == 0).double().mean(dim=1)
+    assert torch.allclose(per_layer, torch.tensor([0.0, 0.2, 0.4], dtype=torch.float64), atol=4 * (0.24 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 8, 8), "images have 1 channels, the model takes 3 (NCHW)"),
+        ((1, 3, 16, 16), "images are 16x16"),
+        ((1, 8, 8, 3), "images have 8 channels"),
+    ],
+)
+def test_images_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        vit_torch.from_seed(MODEL, 0)(torch.zeros(shape))
+    assert message in str(error.value)
+    with pytest.raises(InputError, match="images are 10x8, not a multiple of the patch"):
+        vit_torch.from_seed(MODEL, 0)(torch.zeros(1, 3, 10, 8), interpolate=True)

@@ -1,0 +1,28 @@
+"""Everything the PyTorch twin computes for a batch, as NumPy by canonical name: what parity is asserted on."""
+
+import numpy as np
+import torch
+
+from vit_torch import arrays
+from vit_torch.masks import Masks
+from vit_torch.model import ViT
+
+
+def trace(
+    model: ViT, x_BHWC: np.ndarray, probe_BC: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
+) -> dict[str, np.ndarray]:
+    """Stages of `forward_intermediates`, the output of the call itself, and the gradient of sum(output * probe).
+
+    x_BHWC: images, any float type (NHWC, as for the other twin); probe_BC: what the outputs are weighted with. Keys:
+    the stages' names, "output", and "grad.<parameter>". Stages are without masks, output and gradients with them.
+    """
+    device = next(model.parameters()).device
+    x_BCHW = torch.as_tensor(x_BHWC, device=device).permute(0, 3, 1, 2)
+    model.zero_grad()
+    output_BC = model(x_BCHW, masks, interpolate=interpolate)
+    (output_BC * torch.as_tensor(probe_BC, device=device).to(output_BC.dtype)).sum().backward()
+    gradients = {f"grad.{name}": arrays.to_numpy(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with torch.no_grad():
+        stages = model.forward_intermediates(x_BCHW, interpolate=interpolate)
+    return {name: arrays.to_numpy(stage) for name, stage in {**stages, "output": output_BC}.items()} | gradients
