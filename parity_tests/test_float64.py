@@ -9,8 +9,6 @@ from parity_tests.twins import assert_one_model, traces
 from vit_core import ViTConfig, masks, parity, variants
 from vit_core.position_embeddings import METHODS
 
-COMPUTED = {"class_token_position": None}  # where it cannot have one, as the schema sets it
-
 SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5)
 
 FIELDS = {
@@ -22,18 +20,17 @@ FIELDS = {
     "no head": {"num_classes": 0},
     "gap": {"pooling": "gap"},
     "map": {"pooling": "map"},
-    "no class token, gap": {"class_token": False, **COMPUTED, "pooling": "gap"},
-    "no class token, map": {"class_token": False, **COMPUTED, "pooling": "map"},
+    "no class token, gap": {"class_token": False, "pooling": "gap"},
+    "no class token, map": {"class_token": False, "pooling": "map"},
     "class token without position": {"class_token_position": False},
-    "sincos2d_big_vision": {"position_embedding": "sincos2d_big_vision", **COMPUTED},
-    "sincos2d_mae": {"position_embedding": "sincos2d_mae", **COMPUTED},
+    "sincos2d_big_vision": {"position_embedding": "sincos2d_big_vision"},
+    "sincos2d_mae": {"position_embedding": "sincos2d_mae"},
     "sincos2d, no class token": {
         "position_embedding": "sincos2d_mae",
         "class_token": False,
-        **COMPUTED,
         "pooling": "gap",
     },
-    "no positions": {"position_embedding": "none", **COMPUTED},
+    "no positions": {"position_embedding": "none"},
     "norm after pooling": {"final_norm": "after_pooling"},
     "norm after gap": {"final_norm": "after_pooling", "pooling": "gap"},
     "norm after map": {"final_norm": "after_pooling", "pooling": "map"},
@@ -52,7 +49,7 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field(name: str) -> None:
     a, b = traces(SMALL.replace(**FIELDS[name]))
-    assert_one_model(parity.compare(a, b, "float64"))
+    assert_one_model(parity.compare(a, b))
     assert len(a) > 2 + SMALL.depth
 
 
@@ -70,7 +67,7 @@ def test_masks_drop_the_same_in_both(rates: dict[str, float]) -> None:
     drawn = masks.draw(config, 4, np.random.default_rng(3))
     assert all((mask == 0).any() for mask in drawn.values())
     a, b = traces(config, masks=drawn, batch=4)
-    assert_one_model(parity.compare(a, b, "float64"))
+    assert_one_model(parity.compare(a, b))
     assert np.abs(a["output"] - a["logits"]).max() > 1e-3, "the masks changed nothing"
 
 
@@ -80,19 +77,19 @@ def test_scanned_and_rematerialised_layers(scan: bool, remat: str) -> None:
     config = SMALL.replace(depth=3, stochastic_depth=0.5, layer_scale=0.5)
     drawn = masks.draw(config, 2, np.random.default_rng(1))
     a, b = traces(config, masks=drawn, jax_options={"scan": scan, "remat": remat})
-    assert_one_model(parity.compare(a, b, "float64"))
+    assert_one_model(parity.compare(a, b))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_another_resolution_at_run_time(method: str) -> None:
     a, b = traces(SMALL.replace(position_resampling=method), image_size=(20, 8))
-    assert_one_model(parity.compare(a, b, "float64"))
+    assert_one_model(parity.compare(a, b))
 
 
 @pytest.mark.parametrize("positions", ["sincos2d_big_vision", "sincos2d_mae", "none"])
 def test_another_resolution_of_computed_positions(positions: str) -> None:
-    a, b = traces(SMALL.replace(position_embedding=positions, class_token_position=None), image_size=(20, 8))
-    assert_one_model(parity.compare(a, b, "float64"))
+    a, b = traces(SMALL.replace(position_embedding=positions), image_size=(20, 8))
+    assert_one_model(parity.compare(a, b))
 
 
 @st.composite
@@ -131,12 +128,12 @@ def configs(draw: st.DrawFn) -> ViTConfig:
 @given(config=configs(), seed=st.integers(0, 2**16))
 def test_random_configs(config: ViTConfig, seed: int) -> None:
     a, b = traces(config, seed=seed)
-    assert_one_model(parity.compare(a, b, "float64"))
+    assert_one_model(parity.compare(a, b))
 
 
 @pytest.mark.slow
 def test_full_size_base() -> None:
-    a, b = traces(variants.config("B/16", image_size=224, num_classes=1000), jax_options={"scan": True})
-    report = parity.compare(a, b, "float64")
+    a, b = traces(variants.variant("B/16", image_size=224, num_classes=1000), jax_options={"scan": True})
+    report = parity.compare(a, b)
     assert_one_model(report)
     assert report.outputs == 2000

@@ -54,9 +54,13 @@ def drawn() -> dict[str, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("by", ["jax", "torch", "numpy"])
 def test_the_table_is_the_distribution(by: str, name: str, drawn: dict[str, dict[str, np.ndarray]]) -> None:
-    # Seeds are fixed, so this cannot flicker; a wrong distribution (a fan, a truncation) of 64 values and more falls
-    # far below 1e-4.
-    assert stats.kstest(drawn[by][name].ravel(), distribution(ROWS[name].initializer).cdf).pvalue > 1e-4
+    # Seeds are fixed, so this cannot flicker. Rows of a few values tell only gross errors; those of thousands (each
+    # kind has one) also a fan or a truncation, which the standard deviation and the largest value show apart.
+    values, true = drawn[by][name].ravel().astype(np.float64), distribution(ROWS[name].initializer)
+    assert stats.kstest(values, true.cdf).pvalue > 1e-4
+    # The standard deviation's own standard error is at most sd / sqrt(2 n) for tails no heavier than a normal's.
+    assert abs(values.std() / true.std() - 1) < 5 / np.sqrt(2 * len(values))
+    assert np.abs(values).max() <= true.support()[1] * (1 + 2**-23)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -76,14 +80,45 @@ def test_constants(by: str, drawn: dict[str, dict[str, np.ndarray]]) -> None:
 
 
 def test_published_numbers() -> None:
-    """The lineage's values worked out by hand, so that the table is not its own reference."""
-    assert ROWS["blocks.0.attn.qkv.weight"].initializer == Initializer("uniform", np.sqrt(6 / (64 + 64)))
-    assert ROWS["blocks.0.mlp.fc1.weight"].initializer == Initializer("uniform", np.sqrt(6 / (64 + 128)))
-    assert ROWS["blocks.0.mlp.fc1.bias"].initializer == Initializer("normal", 1e-6)
-    assert ROWS["pos_embed"].initializer == Initializer("normal", 0.02)
-    jax_lecun = jax.nn.initializers.lecun_normal()(jax.random.key(0), (4, 4, 3, 64))
+    """The lineage's values worked out by hand, row by row, so that the table is not its own reference."""
+    zero, one = Initializer("constant", 0.0), Initializer("constant", 1.0)
+    xavier = {fans: Initializer("uniform", np.sqrt(6 / sum(fans))) for fans in [(64, 64), (64, 128), (1, 64)]}
+    small = Initializer("normal", 1e-6)
+    lecun = {fan: Initializer("truncated_normal", np.sqrt(1 / fan) / 0.87962566103423978) for fan in (48, 64)}
+    mlp = {"fc1.weight": xavier[64, 128], "fc1.bias": small, "fc2.weight": xavier[64, 128], "fc2.bias": small}
+    norm = {"weight": one, "bias": zero}
+    expected = {
+        "patch_embed.proj.weight": lecun[48],  # 4 x 4 x 3
+        "patch_embed.proj.bias": zero,
+        "cls_token": zero,
+        "pos_embed": Initializer("normal", 0.02),
+        **{f"blocks.0.norm1.{leaf}": value for leaf, value in norm.items()},
+        "blocks.0.attn.qkv.weight": xavier[64, 64],  # of each third
+        "blocks.0.attn.qkv.bias": zero,
+        "blocks.0.attn.proj.weight": xavier[64, 64],
+        "blocks.0.attn.proj.bias": zero,
+        "blocks.0.ls1.gamma": Initializer("constant", 0.1),
+        **{f"blocks.0.norm2.{leaf}": value for leaf, value in norm.items()},
+        **{f"blocks.0.mlp.{leaf}": value for leaf, value in mlp.items()},
+        "blocks.0.ls2.gamma": Initializer("constant", 0.1),
+        **{f"norm.{leaf}": value for leaf, value in norm.items()},
+        "attn_pool.latent": xavier[1, 64],
+        **{f"attn_pool.{name}.weight": xavier[64, 64] for name in ("q", "kv", "proj")},
+        **{f"attn_pool.{name}.bias": zero for name in ("q", "kv", "proj")},
+        **{f"attn_pool.norm.{leaf}": value for leaf, value in norm.items()},
+        **{f"attn_pool.mlp.{leaf}": value for leaf, value in mlp.items()},
+        "pre_logits.fc.weight": lecun[64],
+        "pre_logits.fc.bias": zero,
+        "head.weight": zero,
+        "head.bias": Initializer("constant", -10.0),
+    }
+    assert {name: row.initializer for name, row in ROWS.items()} == expected
+
+
+def test_lecun_normal_is_flaxs() -> None:
+    theirs = jax.nn.initializers.lecun_normal()(jax.random.key(0), (4, 4, 3, 64))
     table = distribution(ROWS["patch_embed.proj.weight"].initializer)
-    assert stats.kstest(np.asarray(jax_lecun).ravel(), table.cdf).pvalue > 1e-4
+    assert stats.kstest(np.asarray(theirs).ravel(), table.cdf).pvalue > 1e-4
 
 
 def test_from_one_seed_the_same_values() -> None:

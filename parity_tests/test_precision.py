@@ -44,7 +44,7 @@ def test_float32(fields: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["Ti/16", "B/16", "L/16"])
 def test_float32_published_sizes(variant: str) -> None:
-    config = variants.config(variant, image_size=224, num_classes=1000)
+    config = variants.variant(variant, image_size=224, num_classes=1000)
     in_jax, in_torch = output(vit_jax, config, "float32", **SCANNED), output(vit_torch, config, "float32")
     assert parity.difference(in_jax, in_torch)[1] <= parity.FLOAT32_BOUND
 
@@ -59,7 +59,7 @@ def test_bfloat16_errors_are_comparable() -> None:
     a, b, _ = errors(MODEL, "bfloat16")
     assert 2**-12 < a < bfloat16_bound(MODEL)
     assert 2**-12 < b < bfloat16_bound(MODEL)
-    assert 1 / 3 < a / b < 3
+    assert max(a, b) <= parity.COMPARABLE * min(a, b)
 
 
 @pytest.mark.parametrize("twin", [vit_jax, vit_torch])

@@ -122,7 +122,7 @@ def test_state_dict_loads_as_it_is_and_everything_agrees(name: str) -> None:
     config = SMALL.replace(**FIELDS[name])
     ours, theirs, images = vit_torch.load(checkpoint(config)), timm_twin(config), parity.probe(config, 1)
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    assert_one_model(parity.compare(vit_torch.trace(ours, *images), timm_trace(theirs, *images), "float64"))
+    assert_one_model(parity.compare(vit_torch.trace(ours, *images), timm_trace(theirs, *images)))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap", "map"])
@@ -131,7 +131,7 @@ def test_jax(pooling: str) -> None:
     weights, theirs, images = checkpoint(config), timm_twin(config), parity.probe(config, 1)
     theirs.load_state_dict({name: torch.from_numpy(array) for name, array in weights.arrays.items()}, strict=True)
     in_jax = vit_jax.trace(vit_jax.load(weights), *images)
-    assert_one_model(parity.compare(in_jax, timm_trace(theirs, *images), "float64"))
+    assert_one_model(parity.compare(in_jax, timm_trace(theirs, *images)))
 
 
 @pytest.mark.parametrize("fields", [{}, {"class_token_position": False}, {"pooling": "map", **NO_TOKEN}], ids=str)
@@ -143,7 +143,7 @@ def test_positions_resampled_at_load(size: tuple[int, int], fields: dict[str, An
     theirs.load_state_dict(vit_torch.load(weights).state_dict(), strict=True)
     theirs.set_input_size(img_size=size)
     ours = vit_torch.load(weights.adapt(image_size=size, position_embedding_method="bicubic_antialias"))
-    assert_one_model(parity.compare(vit_torch.trace(ours, *images), timm_trace(theirs, *images), "float64"))
+    assert_one_model(parity.compare(vit_torch.trace(ours, *images), timm_trace(theirs, *images)))
 
 
 @pytest.mark.usefixtures("timm_resamples_in_float64")
@@ -153,7 +153,7 @@ def test_positions_resampled_at_run_time() -> None:
     ours, theirs = vit_torch.load(checkpoint(config)), timm_twin(config, dynamic_img_size=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     a, b = vit_torch.trace(ours, *images, interpolate=True), timm_trace(theirs, *images)
-    assert_one_model(parity.compare(a, b, "float64"))
+    assert_one_model(parity.compare(a, b))
 
 
 def test_positions_resampled_by_timm_as_it_is() -> None:
@@ -197,7 +197,7 @@ MEDIUM: dict[str, Any] = {"image_size": 256, "pooling": "gap", "qkv_bias": False
     ],
 )
 def test_published_architectures(name: str, variant: str, fields: dict[str, Any], expected: int) -> None:
-    config = variants.config(variant, **{"image_size": 224, "num_classes": 1000, **fields})
+    config = variants.variant(variant, **{"image_size": 224, "num_classes": 1000, **fields})
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=config.num_classes)
     shapes = {name: tuple(parameter.shape) for name, parameter in theirs.named_parameters()}
@@ -207,8 +207,8 @@ def test_published_architectures(name: str, variant: str, fields: dict[str, Any]
 
 @pytest.mark.slow
 def test_full_size_base_with_timms_defaults() -> None:
-    config = variants.config("B/16", image_size=224, num_classes=1000, activation="gelu")
+    config = variants.variant("B/16", image_size=224, num_classes=1000, activation="gelu")
     ours, theirs = vit_torch.load(checkpoint(config)), timm.create_model("vit_base_patch16_224").double()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     images = parity.probe(config, 1)
-    assert_one_model(parity.compare(vit_torch.trace(ours, *images), timm_trace(theirs, *images), "float64"))
+    assert_one_model(parity.compare(vit_torch.trace(ours, *images), timm_trace(theirs, *images)))

@@ -118,7 +118,7 @@ def test_everything_agrees(name: str) -> None:
     config = SMALL.replace(**FIELDS[name])
     weights, images = checkpoint(config), parity.probe(config, 1)
     theirs = their_trace(their_model(config, their_state(weights)), config, *images)
-    assert_one_model(parity.compare(vit_torch.trace(vit_torch.load(weights), *images), theirs, "float64"))
+    assert_one_model(parity.compare(vit_torch.trace(vit_torch.load(weights), *images), theirs))
 
 
 @pytest.mark.parametrize("size", [8, 20, 28])
@@ -127,7 +127,7 @@ def test_positions_resampled_at_load(size: int) -> None:
     images = parity.probe(config, 1)
     state = interpolate_embeddings(size, SMALL.patch_size[0], their_state(weights))
     ours, theirs = vit_torch.load(weights, image_size=size), their_trace(their_model(config, state), config, *images)
-    assert_one_model(parity.compare(vit_torch.trace(ours, *images), theirs, "float64"))
+    assert_one_model(parity.compare(vit_torch.trace(ours, *images), theirs))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +147,6 @@ def test_published_counts(variant: str, image_size: int, expected: int) -> None:
     """As torchvision's weights say of themselves."""
     weights = torchvision.models.get_model_weights(f"vit_{variant.replace('/', '_').lower()}")
     counts = [w.meta["num_params"] for w in weights if w.meta["min_size"] == (image_size, image_size)]
-    config = variants.config(variant, image_size=image_size, num_classes=1000)
+    config = variants.variant(variant, image_size=image_size, num_classes=1000)
     assert counts
     assert set(counts) == {count(config)} == {expected}

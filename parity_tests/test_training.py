@@ -1,5 +1,7 @@
 """Twenty optimizer steps in both engines from one checkpoint on one stream of batches: the same losses and weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from train.data import Batch, smooth_targets
 from train.engine_jax import JaxEngine
 from train.engine_torch import TorchEngine
 from vit_core import ViTConfig, masks, parity
+from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 
 MODEL = ViTConfig(
@@ -78,3 +81,28 @@ def test_twenty_steps_are_the_same(name: str) -> None:
     for parameter in in_jax:
         assert parity.difference(in_jax[parameter], in_torch[parameter])[1] <= parity.FLOAT64_BOUND, parameter
     assert parity.difference(in_torch["blocks.1.mlp.fc1.weight"], start)[1] > 1e-3, "nothing was trained"
+
+
+@pytest.mark.parametrize("mutant", ["decay", "key_bias"])
+def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only training reads of the table: wrong in one engine, the runs part."""
+    run = config(optimizer=ADAMW, steps=4, warmup_steps=0)
+    weights, true = checkpoint(run.model), parameters(run.model)
+
+    def parted(engine: str, name: str, row: Parameter) -> bool:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"train.engine_{engine}.parameters", lambda _: {**true, name: row})
+            engines = JaxEngine(run, weights), TorchEngine(run, weights)
+            for step, batch in enumerate(batches(run)):
+                for one in engines:
+                    one.train_step(batch, run.learning_rate(step))
+        a, b = (one.export()[name] for one in engines)
+        return parity.difference(a, b)[1] > parity.FLOAT64_BOUND
+
+    names = ["pos_embed", "blocks.1.mlp.fc1.weight", "head.bias"] if mutant == "decay" else ["blocks.1.attn.qkv.bias"]
+    for name in names:
+        row = true[name]
+        wrong = replace(row, decay=not row.decay) if mutant == "decay" else replace(row, key_bias=2)
+        assert parted("jax", name, wrong)
+        assert parted("torch", name, wrong)
+    assert not parted("torch", "cls_token", true["cls_token"])

@@ -5,11 +5,13 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from vit_core.config import Positive, Rate, ViTConfig
+from vit_core.checkpoint import Checkpoint
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing
-from vit_core.schema import Schema
+from vit_core.schema import NonNegative, Positive, Rate, Real, Schema
 
-NonNegative = Annotated[float, Field(ge=0.0)]
+Magnitude = Annotated[Real, Field(ge=0.0)]
 
 
 class Optimizer(Schema):
@@ -22,18 +24,18 @@ class Optimizer(Schema):
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: NonNegative = 1e-3
+    learning_rate: Magnitude = 1e-3
     """Peak of the schedule."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: Magnitude = 0.0
     """Multiplied by the learning rate (big_vision's is not)."""
     decay: Literal["decoupled", "coupled"] = "decoupled"
     """Coupled: added to the gradient before momentum; SGD only."""
     beta1: Rate = 0.9
     beta2: Rate = 0.999
-    epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
+    epsilon: Annotated[Real, Field(gt=0.0)] = 1e-8
     momentum: Rate = 0.9
     """SGD's."""
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    clip_norm: Annotated[Real, Field(gt=0.0)] | None = None
     """Gradients are scaled by c / max(norm, c), norm over all of them."""
 
     @model_validator(mode="after")
@@ -46,10 +48,21 @@ class Optimizer(Schema):
 class Augmentation(Schema):
     """Random changes of a training image, after the evaluation transform."""
 
-    rotation: NonNegative = 0.0
+    rotation: Magnitude = 0.0
     """Largest angle, degrees."""
-    shift: NonNegative = 0.0
+    shift: Magnitude = 0.0
     """Largest shift, as a fraction of each side."""
+
+
+NOT_THE_NETWORK = {
+    "dropout",
+    "attention_dropout",
+    "stochastic_depth",
+    "head_bias_init",
+    "patch_embedding",
+    "position_resampling",
+}
+"""Fields of a model that a run may choose anew for given weights."""
 
 
 class TrainConfig(Schema):
@@ -65,9 +78,9 @@ class TrainConfig(Schema):
     """Targets become (1 - s) target + s / classes."""
     steps: Positive
     batch_size: Positive
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: NonNegative = 0
     """Steps of linear growth before the cosine."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegative = 0
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and computation."""
     log_every: Positive = 10
@@ -84,6 +97,15 @@ class TrainConfig(Schema):
         if not self.model.num_classes:
             raise ValueError("model.num_classes: 0 leaves nothing to train towards")
         return self
+
+    def fitted(self, weights: Checkpoint) -> Checkpoint:
+        """The weights under this run's model config. InputError unless both compute the same network."""
+        ours, theirs = self.model.model_dump(), weights.config.model.model_dump()
+        differing = [name for name in ours if ours[name] != theirs[name] and name not in NOT_THE_NETWORK]
+        if differing:
+            found = ", ".join(f"{name} is {ours[name]} here and {theirs[name]} there" for name in differing)
+            raise InputError(f"model: not that of checkpoint {weights.path}: {found}")
+        return weights.with_config(weights.config.replace(model=self.model))
 
     def learning_rate(self, step: int) -> float:
         """Of step 0, 1, ...: linear from peak / warmup_steps to the peak, then half a cosine towards 0; float64."""

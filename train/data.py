@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vit_core import masks
+from vit_core.errors import InputError
 from vit_core.preprocess import MODES, Preprocessing, decode_image, resize_image
 
 from .config import Augmentation, TrainConfig
@@ -80,8 +81,10 @@ def read(example: Example, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def smooth_targets(labels_B: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """float32 targets_BC from labels: one-hot, smoothed."""
+    """float32 targets_BC from labels: one-hot, smoothed. InputError for a label that is no class."""
     classes, smoothing = config.model.num_classes, config.label_smoothing
+    if labels_B.min() < 0 or labels_B.max() >= classes:
+        raise InputError(f"labels range over [{labels_B.min()}, {labels_B.max()}], the model has {classes} classes")
     return ((1 - smoothing) * np.eye(classes)[labels_B] + smoothing / classes).astype(np.float32)
 
 

@@ -28,14 +28,11 @@ class JaxEngine:
     name = "jax"
 
     def __init__(self, config: TrainConfig, weights: Checkpoint | None = None) -> None:
-        if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-            raise ValueError("float64 needs jax.config.update('jax_enable_x64', True)")
         self.config, self.rows = config, parameters(config.model)
         if weights is None:
             model = vit_jax.from_seed(config.model, config.seed, dtype=config.dtype)
         else:
-            model = vit_jax.load(weights, dtype=config.dtype)
-        self.graph, _ = nnx.split(model)
+            model = vit_jax.load(config.fitted(weights), dtype=config.dtype)
         self.params = arrays.read(model)
         self.transform = transformation(config.optimizer, self.rows)
         self.optimizer_state = self.transform.init(self.params)
@@ -70,8 +67,12 @@ class JaxEngine:
         state: Any = self.optimizer_state
         for kind, field in STATISTICS.items():
             if optax.tree.get(state, field) is not None:
-                value = {n: jnp.asarray(row.to_jax(statistics[f"{kind}/{n}"])) for n, row in self.rows.items()}
-                state = optax.tree.set(state, **{field: value})
+                value = {
+                    name: jnp.asarray(row.to_jax(statistics[f"{kind}/{name}"]))
+                    for name, row in self.rows.items()
+                    if f"{kind}/{name}" in statistics
+                }
+                state = optax.tree.set(state, **{field: value or optax.tree.get(state, field)})
         if optax.tree.get(state, "count") is not None:
             state = optax.tree.set(state, count=jnp.asarray(step, jnp.int32))
         self.optimizer_state = state

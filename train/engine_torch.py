@@ -28,7 +28,7 @@ class TorchEngine:
         if weights is None:
             model = vit_torch.from_seed(config.model, config.seed, dtype=config.dtype)
         else:
-            model = vit_torch.load(weights, dtype=config.dtype)
+            model = vit_torch.load(config.fitted(weights), dtype=config.dtype)
         self.model = model.to(self.device)
         self.params = dict(self.model.named_parameters())
         self.optimizer = optimizer_for(config.optimizer, self._groups())
@@ -80,7 +80,7 @@ class TorchEngine:
                 for kind, field in STATISTICS.items()
                 if f"{kind}/{name}" in statistics
             }
-            if self.config.optimizer.name == "adamw":
+            if state and self.config.optimizer.name == "adamw":
                 state["step"] = torch.tensor(float(step))
             self.optimizer.state[p].update(state)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Protocol, SupportsFloat
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.stats import binomtest
 
-from vit_core.checkpoint import CheckpointConfig, Provenance, open_checkpoint, replace_file, save_checkpoint
+from vit_core.checkpoint import WEIGHTS, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint, staging
+from vit_core.errors import InputError
 
 from . import data
 from .config import TrainConfig
@@ -94,7 +96,12 @@ def evaluate(engine: Engine, source: Sequence[Example], batch_size: int = 100) -
 
 
 def save_step(
-    engine: Engine, run: Path, step: int, *, labels: tuple[str, ...] | None = None, provenance: Provenance | None = None
+    engine: Engine,
+    run: Path,
+    step: int,
+    *,
+    labels: tuple[str, ...] | None = None,
+    provenance: Provenance | None = None,
 ) -> Path:
     """Writes RUN/steps/NNNNNN: a checkpoint folder, and the optimizer's statistics beside the weights."""
     folder = run / "steps" / f"{step:06d}"
@@ -102,9 +109,11 @@ def save_step(
     config = CheckpointConfig(
         model=engine.config.model, preprocessing=engine.config.preprocessing, labels=labels, provenance=provenance
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / OPTIMIZER, lambda temporary: save_file(engine.optimizer_arrays(), temporary))
-    save_checkpoint(folder, config, engine.export())  # last: a step folder with a config is whole
+    # A step is whole once its weights are there: they go first and come last, so that two saves never mix.
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    with staging(folder, (OPTIMIZER,)) as stage:
+        save_file(engine.optimizer_arrays(), stage / OPTIMIZER)
+    save_checkpoint(folder, config, engine.export())
     return folder
 
 
@@ -113,5 +122,8 @@ def restore_step(make_engine: Callable[..., Engine], config: TrainConfig, folder
     checkpoint = open_checkpoint(folder)
     engine = make_engine(config, checkpoint)
     step = checkpoint.config.provenance.step or 0
-    engine.restore(step, load_file(os.fspath(folder / OPTIMIZER)))
+    try:
+        engine.restore(step, load_file(os.fspath(folder / OPTIMIZER)))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / OPTIMIZER}: not a whole safetensors file ({error}); take another step") from None
     return engine, step

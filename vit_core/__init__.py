@@ -3,7 +3,7 @@
 from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.variants import VARIANTS, config
+from vit_core.variants import VARIANTS, variant
 
 __all__ = [
     "VARIANTS",
@@ -12,7 +12,7 @@ __all__ = [
     "InputError",
     "Provenance",
     "ViTConfig",
-    "config",
     "open_checkpoint",
     "save_checkpoint",
+    "variant",
 ]

@@ -2,21 +2,27 @@
 
 The weights file is replaced in one step and carries the config in its header, so whatever instant a save is cut at,
 weights and config belong together; config.json is the copy for people and tools. A stamp in both tells a config.json
-somebody edited (it counts) from one that an interrupted save left behind (the header counts).
+that somebody edited (it counts) from one that an interrupted save left (the header counts: it names the stamp it was
+about to replace) and from one of another checkpoint (refused).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import ml_dtypes
 import numpy as np
+from pydantic import model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -25,7 +31,7 @@ from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import Preprocessing
-from vit_core.schema import Schema
+from vit_core.schema import NonNegative, Schema
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -53,7 +59,7 @@ class Provenance(Schema):
 
     run: str | None = None
     """Name of the training run."""
-    step: int | None = None
+    step: NonNegative | None = None
     """Training step."""
     source: str | None = None
     """Name of the file or folder they were converted from."""
@@ -74,6 +80,36 @@ class CheckpointConfig(Schema):
     """Name of each class."""
     provenance: Provenance = Provenance()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        model, seen = self.model, self.preprocessing
+        if self.labels is not None and len(self.labels) != model.num_classes:
+            raise ValueError(f"labels: {len(self.labels)} names for num_classes {model.num_classes}")
+        if seen and (seen.image_size, seen.channels) != (model.image_size, model.channels):
+            raise ValueError(
+                f"preprocessing: gives {seen.image_size} with {seen.channels} channels, "
+                f"the model takes {model.image_size} with {model.channels}"
+            )
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        model: ViTConfig,
+        before: "CheckpointConfig | None",
+        preprocessing: Preprocessing | None,
+        labels: tuple[str, ...] | None,
+        provenance: Provenance | None,
+    ) -> Self:
+        """The config to save a model with: what is given, else what it was loaded with."""
+        before = before or cls(model=model)
+        return cls(
+            model=model,
+            preprocessing=preprocessing or before.preprocessing,
+            labels=labels if labels is not None else before.labels,
+            provenance=provenance or before.provenance,
+        )
+
     def to_json(self) -> tuple[str, str]:
         """The text of config.json and the stamp it carries."""
         fields = self.model_dump(mode="json")
@@ -82,18 +118,23 @@ class CheckpointConfig(Schema):
 
     @classmethod
     def from_json(cls, text: str, where: str) -> tuple[Self, str | None]:
-        """The config and its stamp; InputError for anything else than what to_json wrote (or its edit)."""
+        """The config and its stamp, if any; InputError for anything else than what to_json wrote (or its edit)."""
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON ({error}); expected a checkpoint's config") from None
         if not isinstance(fields, dict) or "format_version" not in fields or "model" not in fields:
             raise InputError(f"{where}: not a vit-parity checkpoint's config (no format_version and model)")
         stamp = fields.pop("stamp", None)
-        config = cls.parse(fields, where)
-        if config.labels is not None and len(config.labels) != config.model.num_classes:
-            raise InputError(f"{where}: {len(config.labels)} labels for num_classes {config.model.num_classes}")
-        return config, stamp
+        return cls.parse(fields, where), stamp if isinstance(stamp, str) else None
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON schema of config.json."""
+        schema = cls.model_json_schema()
+        stamp = {"type": "string", "description": "Ties this file to the weights it was written with."}
+        schema["properties"] = {"stamp": stamp, **schema["properties"]}
+        return schema
 
 
 class LazyArrays(Mapping[str, np.ndarray]):
@@ -112,6 +153,9 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.makers  # Mapping's own would make the array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.makers)
@@ -135,32 +179,48 @@ class Checkpoint:
         image_size: int | tuple[int, int] | None = None,
         num_classes: int | None = None,
         position_embedding_method: str | None = None,
+        dtype: object = None,
     ) -> "Checkpoint":
-        """For another image size (positions resampled, and that recorded) or number of classes (a new head).
+        """In another type, for another image size (positions resampled, and that recorded) or number of classes.
 
-        position_embedding_method: by default the config's own. Raises InputError for what cannot be.
+        position_embedding_method: becomes the config's own, for this change and later ones. dtype: of all arrays;
+        positions are resampled from it. Raises InputError for what cannot be.
         """
-        if position_embedding_method not in (None, *position_embeddings.METHODS):
-            raise unknown_name("position-embedding method", position_embedding_method, position_embeddings.METHODS)
         adapted = self
+        if dtype is not None:
+            as_dtype(dtype)
+            makers = {name: partial(self._converted, name, dtype) for name in self.arrays}
+            adapted = dataclasses.replace(adapted, arrays=LazyArrays(makers))
+        if position_embedding_method is not None:
+            if position_embedding_method not in position_embeddings.METHODS:
+                raise unknown_name("position-embedding method", position_embedding_method, position_embeddings.METHODS)
+            model = self.config.model.replace(position_resampling=position_embedding_method)
+            adapted = adapted.with_config(self.config.replace(model=model))
         if num_classes is not None and num_classes != self.config.model.num_classes:
             adapted = adapted._with_classes(num_classes)
         if image_size is not None:
-            adapted = adapted._with_image_size(image_size, position_embedding_method)
+            adapted = adapted._with_image_size(image_size)
         return adapted
+
+    def _converted(self, name: str, dtype: object) -> np.ndarray:
+        return convert(self.arrays[name], dtype)
+
+    def with_config(self, config: CheckpointConfig) -> "Checkpoint":
+        """The same arrays under another config."""
+        return dataclasses.replace(self, config=config)
 
     def _with_classes(self, num_classes: int) -> "Checkpoint":
         old = self.config.model
         model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
         config = self.config.replace(model=model, labels=None)
-        rows = parameters.parameters(model)
-        arrays = self.arrays
+        rows, arrays = parameters.parameters(model), self.arrays
+        dtype = arrays["patch_embed.proj.bias"].dtype
         for name, row in rows.items():
             if name.startswith("head."):
-                arrays = arrays.with_array(name, parameters.draw(row, 0).astype(np.float32))
-        return replace(self, config=config, arrays=arrays.select(rows))
+                arrays = arrays.with_array(name, parameters.draw(row, 0).astype(dtype))
+        return dataclasses.replace(self, config=config, arrays=arrays.select(rows))
 
-    def _with_image_size(self, image_size: int | tuple[int, int], method: str | None) -> "Checkpoint":
+    def _with_image_size(self, image_size: int | tuple[int, int]) -> "Checkpoint":
         old = self.config.model
         new = old.replace(image_size=image_size)
         changes: dict[str, Any] = {"model": new}
@@ -168,14 +228,14 @@ class Checkpoint:
             changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size)
         arrays = self.arrays
         if old.position_embedding == "learned" and new.grid != old.grid:
-            method = method or old.position_resampling
             prefix = int(old.class_token_position)
-            pos_1ND = position_embeddings.resample(arrays["pos_embed"], old.grid, new.grid, method, prefix)
+            pos_1ND = arrays["pos_embed"]
+            pos_1ND = position_embeddings.resample(pos_1ND, old.grid, new.grid, old.position_resampling, prefix)
             arrays = arrays.with_array("pos_embed", pos_1ND)
-            done = Resampling(method=method, source=old.grid, target=new.grid)
+            done = Resampling(method=old.position_resampling, source=old.grid, target=new.grid)
             provenance = self.config.provenance
             changes["provenance"] = provenance.replace(position_resampling=(*provenance.position_resampling, done))
-        return replace(self, config=self.config.replace(**changes), arrays=arrays)
+        return dataclasses.replace(self, config=self.config.replace(**changes), arrays=arrays)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -204,26 +264,75 @@ def save_checkpoint(
     arrays: Mapping[str, np.ndarray],
     dtype: str | np.dtype | None = None,
 ) -> None:
-    """Writes a checkpoint folder; one that stands there is replaced, and survives whole if writing fails.
+    """Writes a checkpoint folder; one that stands there is replaced, or stays whole if writing fails.
 
     arrays: canonical name -> array in torch's layout, exactly the config's table. dtype: stored type, else each's own.
     """
-    path = Path(path)
-    rows = parameters.parameters(config.model)
+    path, rows = Path(path), parameters.parameters(config.model)
+    unexpected = {name: np.shape(arrays[name]) for name in arrays if name not in rows}
     stored = {name: np.ascontiguousarray(convert(arrays[name], dtype)) for name in rows if name in arrays}
-    wrong = _differences(rows, {name: array.shape for name, array in {**arrays, **stored}.items()})
-    if wrong:
+    if wrong := _differences(rows, unexpected | {name: array.shape for name, array in stored.items()}):
         raise InputError(f"{path}: these parameters do not fit the config: {wrong}")
     text, _ = config.to_json()
-    created = not path.exists()
+    with staging(path, (WEIGHTS, CONFIG)) as stage:
+        metadata = {"format": "pt", "config": text, "replaces": _stamp_of(path / CONFIG) or ""}
+        save_file(stored, stage / WEIGHTS, metadata=metadata)
+        (stage / CONFIG).write_text(text)
+
+
+@contextmanager
+def staging(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """A place to write files `names` in; at the end they replace those in `folder`, one by one, in this order.
+
+    Everything is on the disk before the first is replaced; what a killed process left is swept. Raises InputError
+    for what the file system refuses, leaving the folder as it was.
+    """
+    created = not folder.exists()
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        replace_file(path / WEIGHTS, lambda temporary: save_file(stored, temporary, metadata={"config": text}))
-        replace_file(path / CONFIG, lambda temporary: temporary.write_text(text))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(f"{folder / name} is a directory")
+        for stale in folder.glob(".saving-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            yield stage
+            for name in names:
+                (stage / name).chmod(0o666 & ~_umask())  # safetensors writes 0600
+                _flush(stage / name)
+            for name in names:
+                os.replace(stage / name, folder / name)
+            _flush(folder)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        if created and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        raise InputError(f"{path}: cannot write the checkpoint ({error}); choose a writable folder with room") from None
+        if created and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise InputError(f"{folder}: cannot write there ({error}); choose a writable folder with room") from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _stamp_of(config: Path) -> str | None:
+    """The stamp of a config.json that is there and readable."""
+    try:
+        stamp = json.loads(config.read_text()).get("stamp")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return stamp if isinstance(stamp, str) else None
 
 
 def convert(array: np.ndarray, dtype: object = None) -> np.ndarray:
@@ -240,18 +349,6 @@ def as_dtype(dtype: object) -> np.dtype:
     if name not in DTYPES:
         raise unknown_name("dtype", name, DTYPES)
     return DTYPES[name]
-
-
-def replace_file(path: Path, write: Any) -> None:
-    """Puts a file in place in one step: `write(temporary)`, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _WeightsFile:
@@ -285,13 +382,14 @@ def _read_config(path: Path, weights: _WeightsFile) -> CheckpointConfig:
         if inside is None:
             raise InputError(f"{file if path.is_dir() else path}: no config; expected {CONFIG} beside {WEIGHTS}")
         return inside[0]
+    if inside is not None and (stamp := _stamp_of(file)) not in (None, inside[1]):
+        if stamp == weights.metadata.get("replaces"):
+            return inside[0]  # a save was cut between the two files
+        raise InputError(f"{file}: belongs to other weights than {weights.path.name} beside it; restore one of them")
     try:
-        outside = CheckpointConfig.from_json(file.read_text(), str(file))
+        return CheckpointConfig.from_json(file.read_text(), str(file))[0]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from None
-    if inside is not None and inside[1] != outside[1]:
-        return inside[0]  # a save was cut between the two files
-    return outside[0]
 
 
 def _differences(rows: Mapping[str, parameters.Parameter], shapes: Mapping[str, tuple[int, ...]]) -> str:

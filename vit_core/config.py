@@ -2,19 +2,18 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from vit_core.position_embeddings import Method, SincosFormula
-from vit_core.schema import Schema
+from vit_core.schema import Flag, Positive, Rate, Real, Schema
 
+_SIDE = {"type": "integer", "minimum": 1}
 Size = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]],
-    BeforeValidator(lambda size: (size, size) if isinstance(size, int) else size),
+    tuple[Positive, Positive],
+    BeforeValidator(lambda size: (size, size) if type(size) is int else size),
+    WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 """(height, width) in pixels; an int means square."""
-
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ViTConfig(Schema):
@@ -32,7 +31,7 @@ class ViTConfig(Schema):
     """Input channels."""
     width: Positive
     """Token width D."""
-    depth: Positive
+    depth: Annotated[Positive, Field(le=4096)]
     """Number of blocks L."""
     heads: Positive
     """Attention heads H."""
@@ -40,13 +39,13 @@ class ViTConfig(Schema):
     """Width K of one head; none: width / heads."""
     mlp_dim: Positive
     """Hidden width M of the MLPs."""
-    num_classes: Annotated[int, Field(ge=0)]
+    num_classes: Annotated[int, Field(ge=0, le=2**24, strict=True)]
     """Outputs of the head; 0: no head, and the pooled features are the output."""
     pooling: Literal["cls", "gap", "map"] = "cls"
     """Class token; mean of the patch tokens; attention pooling over them (MAP, arXiv:2106.04560)."""
-    class_token: bool = True
+    class_token: Flag = True
     """Whether a class token stands before the patch tokens."""
-    class_token_position: bool = True
+    class_token_position: Flag = True
     """Whether the class token has a learned position; by default wherever it can (a class token, learned positions)."""
     position_embedding: Literal["learned", "sincos2d_big_vision", "sincos2d_mae", "none"] = "learned"
     """Learned: resampled at another resolution. Sin-cos: big_vision's or MAE's formula, computed anew at each."""
@@ -58,11 +57,11 @@ class ViTConfig(Schema):
     """Width of a Linear + tanh before the head (the paper's pretraining head), or none."""
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     """The tanh approximation (Google's checkpoints) or the exact GELU (timm's, HF's)."""
-    norm_epsilon: Annotated[float, Field(gt=0.0)] = 1e-6
+    norm_epsilon: Annotated[Real, Field(gt=0.0)] = 1e-6
     """LayerNorm's epsilon."""
-    qkv_bias: bool = True
+    qkv_bias: Flag = True
     """Bias on queries, keys and values."""
-    layer_scale: float | None = None
+    layer_scale: Real | None = None
     """Initial value of LayerScale (arXiv:2103.17239), or none."""
     dropout: Rate = 0.0
     """Dropout after the positions, the attention projection and both MLP layers."""
@@ -70,7 +69,7 @@ class ViTConfig(Schema):
     """Dropout of attention weights."""
     stochastic_depth: Rate = 0.0
     """Drop rate of the last block's branches, growing linearly from 0 at the first (arXiv:1603.09382)."""
-    head_bias_init: float = 0.0
+    head_bias_init: Real = 0.0
     """Initial value of the head's bias (-10 with a sigmoid loss over many classes)."""
     patch_embedding: Literal["conv", "unfold"] = "conv"
     """Patches by convolution, or by unfolding and a matrix product: same weights, same result."""
@@ -104,6 +103,15 @@ class ViTConfig(Schema):
         if self.representation and not self.num_classes:
             raise ValueError("representation: a layer before the head needs a head; set num_classes above 0")
         return self
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; class_token_position follows where it can no longer be true."""
+        new = {**self.model_dump(), **changes}
+        if "class_token_position" not in changes and not (
+            new["class_token"] and new["position_embedding"] == "learned"
+        ):
+            changes["class_token_position"] = False
+        return super().replace(**changes)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -5,11 +5,14 @@ blocks carry a leading layer axis. The twins only apply masks; who draws them (a
 pipeline on the host) decides whether a training step is reproducible elsewhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from vit_core.config import ViTConfig
+from vit_core.errors import unknown_name
 
 POSITIONS = "pos_drop"
 """The only site outside the blocks."""
@@ -45,10 +48,22 @@ def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str,
     return found
 
 
-def draw(config: ViTConfig, batch: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+SITES = (POSITIONS, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn_drop", "drop_path1", "drop_path2")
+"""Every name a mask can have."""
+
+
+def of_layers(masks: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The masks that have a layer axis. InputError for one whose name no site has."""
+    for name in masks or {}:
+        if name not in SITES:
+            raise unknown_name("mask", name, SITES)
+    return {name: mask for name, mask in (masks or {}).items() if name != POSITIONS}
+
+
+def draw(config: ViTConfig, batch: int, rng: np.random.Generator, tokens: int | None = None) -> dict[str, np.ndarray]:
     """Masks drawn on the host, float32, in the sites' order."""
     masks = {}
-    for name, site in sites(config, batch).items():
+    for name, site in sites(config, batch, tokens).items():
         keep = 1 - site.rates()
         masks[name] = ((rng.random(site.shape) < keep) / keep).astype(np.float32)
     return masks

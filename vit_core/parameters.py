@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod, sqrt
+from types import MappingProxyType
 from typing import Literal
 from zlib import crc32
 
@@ -109,8 +110,8 @@ def _axes(layout: str) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def parameters(config: ViTConfig) -> dict[str, Parameter]:
-    """The table of a config: canonical name -> row, in the order the network computes. Do not modify it."""
+def parameters(config: ViTConfig) -> Mapping[str, Parameter]:
+    """The table of a config: canonical name -> row, in the order the network computes; read-only."""
     table = _Table(config)
     c = config
     table.add(
@@ -153,7 +154,7 @@ def parameters(config: ViTConfig) -> dict[str, Parameter]:
     if c.num_classes:
         table.linear("head", ["classes"], [features], init=ZEROS)
         table.bias("head", "classes", init=Initializer("constant", c.head_bias_init))
-    return table.rows
+    return MappingProxyType(table.rows)
 
 
 def count(config: ViTConfig) -> int:

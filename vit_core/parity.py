@@ -16,6 +16,8 @@ from vit_core.parameters import Parameter, parameters
 
 FLOAT64_BOUND = 1e-12
 """Every stage and gradient in float64. Rounding stays below 1e-13 at 24 layers; a looser bound has met a bug."""
+COMPARABLE = 3.0
+"""Errors of two twins that round at the same places are two draws of one size: the worst of many logits each."""
 FLOAT32_BOUND = 1e-5
 """The logits in float32: about 80 roundings (2**-24 each) of their scale, for any published size."""
 
@@ -30,16 +32,15 @@ class Twin(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One compared tensor. `bound` is on `relative`; none: reported only."""
+    """One compared tensor."""
 
     name: str
     max_abs: float
     relative: float
-    bound: float | None
 
     @property
     def ok(self) -> bool:
-        return self.bound is None or self.relative <= self.bound
+        return self.relative <= FLOAT64_BOUND
 
 
 @dataclass(frozen=True)
@@ -65,27 +66,42 @@ class Report:
         return next((row for row in self.rows if not row.ok), None)
 
 
-def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], dtype: str) -> Report:
-    """Compares two traces, in the order of b; names only one of them has count as infinitely far apart.
-
-    float64: everything is bound. float32: the output is. Others: report only.
-    """
+def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Report:
+    """Compares two float64 traces, in the order of b; a tensor only one of them has counts as infinitely far apart."""
     rows = []
     for name in [*b, *(name for name in a if name not in b)]:
-        bound = bound_of(name, dtype)
-        if name in a and name in b and a[name].shape == b[name].shape:
-            rows.append(Row(name, *difference(a[name], b[name]), bound))
-        else:
-            rows.append(Row(name, np.inf, np.inf, bound or 0.0))
+        there = name in a and name in b and a[name].shape == b[name].shape
+        rows.append(Row(name, *(difference(a[name], b[name]) if there else (np.inf, np.inf))))
     equal = np.float32(a["output"]) == np.float32(b["output"])
     return Report(tuple(rows), int(equal.sum()), equal.size)
 
 
-def bound_of(name: str, dtype: str) -> float | None:
-    """The bound on a tensor's relative difference in a dtype; none where none is claimed."""
-    if dtype == "float64":
-        return FLOAT64_BOUND
-    return FLOAT32_BOUND if dtype == "float32" and name == "output" else None
+@dataclass(frozen=True)
+class OracleRow:
+    """One tensor in low precision: each twin's error against a float64 oracle, and how far the twins are apart."""
+
+    name: str
+    error_a: float
+    error_b: float
+    apart: float
+    ok: bool
+
+
+def against_oracle(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], oracle: Mapping[str, np.ndarray], dtype: str
+) -> list[OracleRow]:
+    """Each stage of two low-precision traces against a float64 one, in its order; the output is bound.
+
+    float32: the outputs are within FLOAT32_BOUND. bfloat16: each twin's error is within COMPARABLE times the other's.
+    """
+    rows = []
+    for name in oracle:
+        if not name.startswith("grad."):
+            error_a, error_b, apart = (difference(x[name], y[name])[1] for x, y in ((a, oracle), (b, oracle), (a, b)))
+            comparable = np.isfinite(apart) and max(error_a, error_b) <= COMPARABLE * min(error_a, error_b)
+            ok = name != "output" or (apart <= FLOAT32_BOUND if dtype == "float32" else comparable)
+            rows.append(OracleRow(name, error_a, error_b, apart, bool(ok)))
+    return rows
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -116,8 +132,8 @@ def randomized(config: ViTConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def awakened(checkpoint: Checkpoint, seed: int) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint with its all-zero parameters randomised, and their names: a zero head would prove nothing."""
-    idle = [name for name, array in checkpoint.arrays.items() if not array.any()]
+    """The checkpoint with its constant parameters randomised, and their names: a zero head would prove nothing."""
+    idle = [name for name, array in checkpoint.arrays.items() if array.size > 1 and (array == array.flat[0]).all()]
     random = randomized(checkpoint.config.model, seed)
     awake: LazyArrays = checkpoint.arrays
     for name in idle:

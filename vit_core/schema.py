@@ -1,10 +1,19 @@
 """The base of every schema here: frozen, complete, and with errors that fit on one line."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vit_core.errors import InputError, unknown_name
+
+Flag = Annotated[bool, Field(strict=True)]
+"""true or false, and nothing that could be taken for it."""
+Positive = Annotated[int, Field(ge=1, le=2**24, strict=True)]
+"""A count; the upper limit keeps a damaged file from asking for the impossible."""
+NonNegative = Annotated[int, Field(ge=0, le=2**53, strict=True)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
+"""A probability."""
+Real = Annotated[float, Field(strict=True)]
 
 
 class Schema(BaseModel):
@@ -42,7 +51,9 @@ def one_line(error: ValidationError, schema: type[BaseModel]) -> str:
             faults.append(str(unknown_name("key", path, schema.model_fields)))
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            found = f", found {fault['input']!r}" if path and not isinstance(fault["input"], dict) else ""
+            value = repr(fault["input"])
+            shown = value if len(value) <= 60 else value[:60] + "..."
+            found = f", found {shown}" if path and not isinstance(fault["input"], dict) else ""
             faults.append((f"{path}: " if path else "") + message + found)
     return "; ".join(dict.fromkeys(faults)).replace("\n", " ")
 

@@ -1,4 +1,4 @@
-"""Published architectures by the papers' names: `config("B/16", image_size=224, num_classes=1000)`.
+"""Published architectures by the papers' names: `variant("B/16", image_size=224, num_classes=1000)`.
 
 Rows as in "Scaling Vision Transformers" (arXiv:2106.04560, Table 2), with Ti and S from DeiT (arXiv:2012.12877),
 So400m from arXiv:2305.13035 and e from PaLI (arXiv:2209.06794); mu is big_vision's smallest, for trying things out.
@@ -27,14 +27,15 @@ VARIANTS: dict[str, dict[str, int]] = {
 # fmt: on
 
 
-def config(variant: str, image_size: int | tuple[int, int], num_classes: int, **fields: Any) -> ViTConfig:
+def variant(spelled: str, image_size: int | tuple[int, int], num_classes: int, **fields: Any) -> ViTConfig:
     """The config of a published architecture, e.g. "B/16": a name of VARIANTS, a slash, the patch size.
 
     `fields` set anything else (pooling="map", activation="gelu", ...). Raises InputError for an unknown variant.
     """
-    name, slash, patch = variant.partition("/")
+    name, slash, patch = spelled.partition("/")
     if name not in VARIANTS:
         raise unknown_name("variant", name, VARIANTS)
     if not (slash and re.fullmatch("[1-9][0-9]*", patch)):
-        raise InputError(f"variant '{variant}' does not name its patch size: write for example '{name}/16'")
-    return ViTConfig(image_size=image_size, patch_size=int(patch), num_classes=num_classes, **VARIANTS[name], **fields)
+        raise InputError(f"variant '{spelled}' does not name its patch size: write for example '{name}/16'")
+    geometry = {"image_size": image_size, "patch_size": int(patch), "num_classes": num_classes}
+    return ViTConfig(**{**VARIANTS[name], **geometry, **fields})

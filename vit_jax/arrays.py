@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from vit_core import parameters
+from vit_core.errors import InputError
 from vit_core.parameters import Initializer, Parameter
 
 if TYPE_CHECKING:
@@ -41,8 +43,17 @@ def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
 
 def initialize(model: "ViT", key: jax.Array) -> None:
     """Draws every parameter anew from its row's distribution, float32, with a key that depends on the name alone."""
-    index = {name: i for i, name in enumerate(parameters.parameters(model.config))}
-    write(model, lambda row: _draw(row.initializer, jax.random.fold_in(key, index[row.name]), row.jax_shape))
+    write(model, lambda row: _draw(row.initializer, jax.random.fold_in(key, crc32(row.name.encode())), row.jax_shape))
+
+
+def from_numpy(array: np.ndarray) -> jax.Array:
+    """The array on the default device, in its own type: float64 is refused where JAX would make it float32."""
+    value = jnp.asarray(array)
+    if value.dtype != array.dtype:
+        raise InputError(
+            f"{array.dtype} parameters need jax_enable_x64 (jax.config.update), or load with dtype='float32'"
+        )
+    return value
 
 
 def to_numpy(row: Parameter, value: jax.Array) -> np.ndarray:

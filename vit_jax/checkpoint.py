@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, convert, open_checkpoint, save_checkpoint
@@ -34,17 +33,21 @@ def load(
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     checkpoint = checkpoint.adapt(
-        image_size=image_size, num_classes=num_classes, position_embedding_method=position_embedding_method
+        image_size=image_size,
+        num_classes=num_classes,
+        position_embedding_method=position_embedding_method,
+        dtype=dtype,
     )
     model = nnx.eval_shape(lambda: ViT(checkpoint.config.model, rngs=nnx.Rngs(0), **storage))
-    arrays.write(model, lambda row: jnp.asarray(row.to_jax(convert(checkpoint.arrays[row.name], dtype))))
+    model.checkpoint = checkpoint.config
+    arrays.write(model, lambda row: arrays.from_numpy(row.to_jax(checkpoint.arrays[row.name])))
     return model
 
 
 def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, **storage: Any) -> ViT:
     """A new model whose initial values vit_torch.from_seed gives too, from NumPy's generator."""
     model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0), **storage))
-    arrays.write(model, lambda row: jnp.asarray(row.to_jax(convert(draw(row, seed), dtype or "float32"))))
+    arrays.write(model, lambda row: arrays.from_numpy(row.to_jax(convert(draw(row, seed), dtype or "float32"))))
     return model
 
 
@@ -57,11 +60,13 @@ def save(
     provenance: Provenance | None = None,
     dtype: Any = None,
 ) -> Path:
-    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path; dtype: stored type, default the model's."""
+    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path.
+
+    What is not given is written as in the folder the model was loaded from. dtype: stored type, default the model's.
+    Raises InputError where it cannot be written.
+    """
+    config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     rows = parameters(model.config)
     stored = {name: arrays.to_numpy(rows[name], value) for name, value in jax.device_get(arrays.read(model)).items()}
-    config = CheckpointConfig(
-        model=model.config, preprocessing=preprocessing, labels=labels, provenance=provenance or Provenance()
-    )
     save_checkpoint(path, config, stored, dtype)
     return Path(path)

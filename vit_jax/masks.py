@@ -7,10 +7,13 @@ from vit_core import masks
 from vit_core.config import ViTConfig
 
 
-def draw_masks(config: ViTConfig, batch: int, key: jax.Array) -> dict[str, jax.Array]:
-    """One training step's masks (see vit_core.masks), float32. Pure: call it inside jax.jit."""
+def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None = None) -> dict[str, jax.Array]:
+    """One training step's masks (see vit_core.masks), float32. Pure: call it inside jax.jit.
+
+    tokens: sequence length, where it is not the config's (another resolution).
+    """
     drawn = {}
-    for i, (name, site) in enumerate(masks.sites(config, batch).items()):
+    for i, (name, site) in enumerate(masks.sites(config, batch, tokens).items()):
         keep = jnp.asarray(1 - site.rates(), jnp.float32)
         drawn[name] = jax.random.bernoulli(jax.random.fold_in(key, i), keep, site.shape) / keep
     return drawn

@@ -6,16 +6,17 @@ input's axes first, heads apart); images are NHWC.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from vit_core.checkpoint import CheckpointConfig
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
-from vit_core.masks import POSITIONS
+from vit_core.errors import InputError, unknown_name
+from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, stacking
 from vit_jax.stacking import Masks, Remat
@@ -178,7 +179,8 @@ class ViT(nnx.Module):
     attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, whose
         softmax is float32 even in float64.
     scan: keep the blocks' parameters stacked and run them by jax.lax.scan, which compiles one block instead of all.
-    remat: what the backward pass recomputes: "none"; "dots", all but matrix products; "full", each block.
+    remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
+    checkpoint: the config of the folder it was loaded from, which `save` writes again.
     """
 
     def __init__(
@@ -190,7 +192,11 @@ class ViT(nnx.Module):
         scan: bool = False,
         remat: Remat = "none",
     ) -> None:
+        for what, chosen, known in (("attention", attention, get_args(Attend)), ("remat", remat, get_args(Remat))):
+            if chosen not in known:
+                raise unknown_name(what, chosen, known)
         self.config, self.scan, self.remat = config, scan, remat
+        self.checkpoint: CheckpointConfig | None = None
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
             self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width)))
@@ -219,8 +225,7 @@ class ViT(nnx.Module):
     def forward_features(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
         x_BND = self.embed(x_BHWC, masks, interpolate=interpolate)
-        layer_masks = {site: mask for site, mask in (masks or {}).items() if site != POSITIONS}
-        return self.norm(stacking.run(self.blocks, x_BND, layer_masks, self.remat))
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
     def forward_head(self, x_BND: Array) -> Array:
         """From what forward_features gives to logits."""
@@ -265,10 +270,12 @@ class ViT(nnx.Module):
         pos_1ND = self.pos_embed[...]
         if grid == config.grid:
             return pos_1ND
-        rows, columns = (jnp.asarray(m, dtype) for m in axis_matrices(config.position_resampling, config.grid, grid))
+        # At least in float32, and rounded once, as when resized at load.
+        precise = jnp.promote_types(dtype, jnp.float32)
+        rows, columns = (jnp.asarray(m, precise) for m in axis_matrices(config.position_resampling, config.grid, grid))
         prefix = int(config.class_token_position)
-        pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width)
-        pos_ND = jnp.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width)
+        pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width).astype(precise)
+        pos_ND = jnp.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width).astype(dtype)
         return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
 
     def pool(self, x_BND: Array) -> Array:

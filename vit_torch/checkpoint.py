@@ -33,16 +33,20 @@ def load(
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     checkpoint = checkpoint.adapt(
-        image_size=image_size, num_classes=num_classes, position_embedding_method=position_embedding_method
+        image_size=image_size,
+        num_classes=num_classes,
+        position_embedding_method=position_embedding_method,
+        dtype=dtype,
     )
     with torch.device("meta"):
         model = ViT(checkpoint.config.model, attention=attention)
-    arrays.write(model, {name: convert(array, dtype) for name, array in checkpoint.arrays.items()})
+    model.checkpoint = checkpoint.config
+    arrays.write(model, checkpoint.arrays)
     return model.to(device).eval()
 
 
 def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, attention: Attend = "fused") -> ViT:
-    """A new model whose initial values vit_jax.from_seed gives too, from NumPy's generator."""
+    """A new model, in training mode, whose initial values vit_jax.from_seed gives too, from NumPy's generator."""
     with torch.device("meta"):
         model = ViT(config, attention=attention)
     rows = parameters(config)
@@ -59,10 +63,12 @@ def save(
     provenance: Provenance | None = None,
     dtype: Any = None,
 ) -> Path:
-    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path; dtype: stored type, default the model's."""
+    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path.
+
+    What is not given is written as in the folder the model was loaded from. dtype: stored type, default the model's.
+    Raises InputError where it cannot be written.
+    """
+    config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters()}
-    config = CheckpointConfig(
-        model=model.config, preprocessing=preprocessing, labels=labels, provenance=provenance or Provenance()
-    )
     save_checkpoint(path, config, stored, dtype)
     return Path(path)

@@ -10,12 +10,19 @@ Masks = dict[str, Tensor]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""
 
 
-def draw_masks(config: ViTConfig, x_BCHW: Tensor, generator: torch.Generator | None = None) -> Masks:
-    """One training step's masks for these images, float32, on their device."""
-    B, _, H, W = x_BCHW.shape
-    tokens = (H // config.patch_size[0]) * (W // config.patch_size[1]) + config.class_token
+def draw_masks(
+    config: ViTConfig,
+    batch: int,
+    generator: torch.Generator | None = None,
+    tokens: int | None = None,
+    device: torch.device | None = None,
+) -> Masks:
+    """One training step's masks (see vit_core.masks), float32.
+
+    tokens: sequence length, where it is not the config's (another resolution).
+    """
     drawn = {}
-    for name, site in masks.sites(config, B, tokens).items():
-        keep = torch.as_tensor(1 - site.rates(), dtype=torch.float32, device=x_BCHW.device)
-        drawn[name] = (torch.rand(site.shape, generator=generator, device=x_BCHW.device) < keep) / keep
+    for name, site in masks.sites(config, batch, tokens).items():
+        keep = torch.as_tensor(1 - site.rates(), dtype=torch.float32, device=device)
+        drawn[name] = (torch.rand(site.shape, generator=generator, device=device) < keep) / keep
     return drawn

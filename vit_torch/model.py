@@ -6,16 +6,17 @@ names, which are timm's; images are NCHW.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
+from vit_core.checkpoint import CheckpointConfig
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
-from vit_core.masks import POSITIONS
+from vit_core.errors import InputError, unknown_name
+from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_torch import arrays
 from vit_torch.masks import Masks, draw_masks
@@ -126,8 +127,8 @@ class Block(nn.Module):
         self.norm2 = layer_norm(config)
         self.mlp = Mlp(config)
         scaled = config.layer_scale is not None
-        self.ls1 = LayerScale(config) if scaled else identity
-        self.ls2 = LayerScale(config) if scaled else identity
+        self.ls1 = LayerScale(config) if scaled else nn.Identity()
+        self.ls2 = LayerScale(config) if scaled else nn.Identity()
 
     def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
         x_BND = x_BND + drop(self.ls1(self.attn(self.norm1(x_BND), masks)), "drop_path1", masks)
@@ -166,21 +167,22 @@ class PreLogits(nn.Module):
         return torch.tanh(self.fc(x_BD))
 
 
-identity = nn.Identity()
-
-
 class ViT(nn.Module):
     """Images [B, C, H, W] to logits [B, classes] (to pooled features [B, D] where num_classes is 0).
 
     attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" spells it out.
     generator: where the initial values are drawn from; by default torch's own.
+    checkpoint: the config of the folder it was loaded from, which `save` writes again.
     """
 
     def __init__(
         self, config: ViTConfig, *, generator: torch.Generator | None = None, attention: Attend = "fused"
     ) -> None:
         super().__init__()
+        if attention not in get_args(Attend):
+            raise unknown_name("attention", attention, get_args(Attend))
         self.config = config
+        self.checkpoint: CheckpointConfig | None = None
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
             self.cls_token = nn.Parameter(torch.zeros((1, 1, config.width)))
@@ -188,13 +190,13 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros((1, config.positions, config.width)))
         self.blocks = nn.ModuleList([Block(config, attention) for _ in range(config.depth)])
         before = config.final_norm == "before_pooling"
-        self.norm = layer_norm(config) if before else identity
+        self.norm = layer_norm(config) if before else nn.Identity()
         if config.pooling == "map":
             self.attn_pool = AttentionPool(config, attention)
-        self.fc_norm = identity if before else layer_norm(config)
-        self.pre_logits = PreLogits(config, config.representation) if config.representation else identity
+        self.fc_norm = nn.Identity() if before else layer_norm(config)
+        self.pre_logits = PreLogits(config, config.representation) if config.representation else nn.Identity()
         features = config.representation or config.width
-        self.head = nn.Linear(features, config.num_classes) if config.num_classes else identity
+        self.head = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
         arrays.initialize(self, generator)
 
     def forward(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
@@ -208,9 +210,11 @@ class ViT(nn.Module):
     def forward_features(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
         if masks is None and self.training:
-            masks = draw_masks(self.config, x_BCHW)
+            h, w = x_BCHW.shape[2] // self.config.patch_size[0], x_BCHW.shape[3] // self.config.patch_size[1]
+            tokens = h * w + self.config.class_token
+            masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
         x_BND = self.embed(x_BCHW, masks, interpolate=interpolate)
-        layer_masks = {site: mask for site, mask in (masks or {}).items() if site != POSITIONS}
+        layer_masks = of_layers(masks)
         for i, block in enumerate(self.blocks):
             x_BND = block(x_BND, {site: mask[i] for site, mask in layer_masks.items()})
         return self.norm(x_BND)
@@ -258,10 +262,12 @@ class ViT(nn.Module):
         pos_1ND = self.pos_embed
         if grid == config.grid:
             return pos_1ND
+        # At least in float32, and rounded once, as when resized at load.
+        like = like.to(torch.promote_types(like.dtype, torch.float32))
         rows, columns = (like.new_tensor(m) for m in axis_matrices(config.position_resampling, config.grid, grid))
         prefix = int(config.class_token_position)
-        pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width)
-        pos_ND = torch.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width)
+        pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width).to(like.dtype)
+        pos_ND = torch.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width).to(pos_1ND.dtype)
         return torch.cat([pos_1ND[:, :prefix], pos_ND[None]], dim=1)
 
     def pool(self, x_BND: Array) -> Array:

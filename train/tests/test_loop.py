@@ -12,7 +12,8 @@ from train.config import Augmentation, Optimizer, TrainConfig
 from train.data import Batch
 from train.engine_jax import JaxEngine
 from train.engine_torch import TorchEngine
-from vit_core import InputError, ViTConfig, cli, open_checkpoint, parity
+from vit_core import CheckpointConfig, InputError, ViTConfig, cli, open_checkpoint, parity
+from vit_core.checkpoint import Checkpoint, LazyArrays
 from vit_core.preprocess import Preprocessing
 
 MODEL = ViTConfig(
@@ -107,22 +108,70 @@ def test_a_saved_step_is_a_checkpoint(source: list[dict[str, Any]], tmp_path: Pa
     assert cli.last_step(tmp_path / "my-run") == folder
 
 
-def test_weights_decide_what_counts() -> None:
-    # An example of weight zero leaves no trace: the same losses whatever its image and target.
+def randomised() -> Checkpoint:
+    """Weights under which every input changes the loss (a fresh head is zero)."""
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    makers = {name: array.copy for name, array in arrays.items()}
+    return Checkpoint(Path("memory"), CheckpointConfig(model=MODEL), LazyArrays(makers))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_weights_decide_what_counts(name: str) -> None:
     rng = np.random.default_rng(0)
-    images_BHWC = rng.integers(0, 256, (4, 8, 8, 1), np.uint8)
-    targets_BC, weights_B = np.eye(4, dtype=np.float32), np.array([1, 1, 0, 1], np.float32)
-    other = images_BHWC.copy()
-    other[2] = 255 - other[2]
+    images_BHWC, targets_BC = rng.integers(0, 256, (4, 8, 8, 1), np.uint8), np.eye(4, dtype=np.float32)
+    others_BHWC, shifted_BC = images_BHWC.copy(), targets_BC.copy()
+    others_BHWC[2], shifted_BC[2] = 255 - others_BHWC[2], np.roll(shifted_BC[2], 1)
+
+    def loss(images: np.ndarray, targets: np.ndarray, weight: float) -> float:
+        weights_B = np.array([1, 1, weight, 1], np.float32)
+        return float(ENGINES[name](CONFIG, randomised()).train_step(Batch(images, targets, weights_B, {}), 1e-3))
+
+    assert loss(images_BHWC, targets_BC, 0) == loss(others_BHWC, shifted_BC, 0)
+    assert (
+        len({loss(images_BHWC, targets_BC, 1), loss(others_BHWC, targets_BC, 1), loss(images_BHWC, shifted_BC, 1)}) == 3
+    )
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    other = CONFIG.replace(model=MODEL.replace(activation="gelu", dropout=0.1))
     for make in ENGINES.values():
-        losses = [
-            float(make(CONFIG).train_step(Batch(i, t, weights_B, {}), 1e-3))
-            for i, t in [
-                (images_BHWC, targets_BC),
-                (other, np.roll(targets_BC, 1, 1) * (weights_B == 0)[:, None] + targets_BC * weights_B[:, None]),
-            ]
-        ]
-        assert losses[0] == losses[1]
+        with pytest.raises(InputError, match=r"model: not that of checkpoint memory: activation is gelu here"):
+            make(other, randomised())
+        make(CONFIG.replace(model=MODEL.replace(dropout=0.1)), randomised())
+
+
+def test_labels_must_be_classes() -> None:
+    for labels in ([0, 4], [-1, 0]):
+        with pytest.raises(InputError, match="the model has 4 classes"):
+            loop.data.smooth_targets(np.array(labels), CONFIG)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_step_zero_can_be_restored(name: str, tmp_path: Path) -> None:
+    folder = loop.save_step(ENGINES[name](CONFIG), tmp_path, 0)
+    for make in ENGINES.values():
+        engine, start = loop.restore_step(make, CONFIG, folder)
+        assert start == 0
+        engine.train_step(
+            Batch(np.zeros((1, 8, 8, 1), np.uint8), np.eye(4, dtype=np.float32)[:1], np.ones(1), {}), 1e-3
+        )
+
+
+def test_a_step_cut_short_is_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(CONFIG)
+    for step in (9, 10):
+        loop.save_step(engine, tmp_path, step)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.save_step(engine, tmp_path, 10)
+    assert cli.last_step(tmp_path).name == "000009"
+    (tmp_path / "steps" / "000009" / loop.OPTIMIZER).write_bytes(b"half")
+    with pytest.raises(InputError, match=r"optimizer.safetensors: not a whole safetensors file"):
+        loop.restore_step(TorchEngine, CONFIG, tmp_path / "steps" / "000009")
 
 
 def test_schedule() -> None:
@@ -156,9 +205,3 @@ def test_accuracy_interval_is_wilsons() -> None:
     low, high = loop.Accuracy(95, 100).interval
     # Worked out by hand from Wilson's formula with z = 1.959964.
     assert (low, high) == (pytest.approx(0.8882, abs=1e-4), pytest.approx(0.9785, abs=1e-4))
-
-
-def test_one_step_parity_in_float32_is_reported(source: list[dict[str, Any]]) -> None:
-    batch = loop.data.batches(source, CONFIG)[0]
-    a, b = JaxEngine(CONFIG), TorchEngine(CONFIG)
-    assert float(a.train_step(batch, 1e-3)) == pytest.approx(float(b.train_step(batch, 1e-3)), rel=parity.FLOAT32_BOUND)

@@ -1,8 +1,13 @@
 """The checkpoint folder: there and back, what is refused, and what a cut-off save leaves."""
 
+import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
-from vit_core.checkpoint import CONFIG, WEIGHTS, as_dtype
+from vit_core.checkpoint import CONFIG, WEIGHTS, Checkpoint, LazyArrays, as_dtype
 from vit_core.preprocess import Preprocessing
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_dim=8, num_classes=3, representation=6)
@@ -78,7 +83,8 @@ def test_a_cut_save_leaves_the_old_or_the_new(folder: Path, cut_at: str, monkeyp
     monkeypatch.setattr(os, "replace", replace)
     if cut_at == "first byte":
         monkeypatch.setattr("vit_core.checkpoint.save_file", write)
-    new = CONFIGURED.replace(provenance=Provenance(run="r", step=4))
+    model = MODEL.replace(activation="gelu")
+    new = CONFIGURED.replace(model=model, provenance=Provenance(run="r", step=4))
     try:
         save_checkpoint(folder, new, arrays(seed=1))
     except Killed:
@@ -86,7 +92,64 @@ def test_a_cut_save_leaves_the_old_or_the_new(folder: Path, cut_at: str, monkeyp
     opened = open_checkpoint(folder)
     step, seed = (4, 1) if cut_at in ("before the config", "after") else (3, 0)
     assert opened.config.provenance.step == step
+    assert opened.config.model.activation == ("gelu" if seed else "gelu_tanh")
     np.testing.assert_array_equal(opened.arrays["head.weight"], arrays(seed)["head.weight"])
+
+
+def test_killed_while_saving(folder: Path) -> None:
+    """A real SIGKILL, again and again: the folder always opens, and the next save sweeps what was left."""
+    program = f"""
+import vit_core, itertools
+from pathlib import Path
+from vit_core import open_checkpoint, save_checkpoint
+opened = open_checkpoint({str(folder)!r})
+print("ready", flush=True)
+for step in itertools.count():
+    provenance = opened.config.provenance.replace(step=step)
+    save_checkpoint({str(folder)!r}, opened.config.replace(provenance=provenance), dict(opened.arrays))
+"""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        np.testing.assert_array_equal(open_checkpoint(folder).arrays["head.weight"], arrays()["head.weight"])
+    save_checkpoint(folder, CONFIGURED, arrays())
+    assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+
+
+def test_the_config_of_another_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other", CONFIGURED.replace(labels=("x", "y", "z")), arrays(1))
+    shutil.copy(tmp_path / "other" / CONFIG, folder / CONFIG)
+    assert "belongs to other weights than model.safetensors" in error(folder)
+
+
+def test_files_are_as_readable_as_the_umask_says(folder: Path) -> None:
+    assert (folder / WEIGHTS).stat().st_mode == (folder / CONFIG).stat().st_mode
+    assert (folder / WEIGHTS).stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_each_array_is_read_once() -> None:
+    counted: list[str] = []
+
+    def make(name: str) -> np.ndarray:
+        counted.append(name)
+        return arrays()[name]
+
+    lazy = LazyArrays({name: functools.partial(make, name) for name in arrays()})
+    assert "norm.weight" in lazy
+    save_checkpoint(tempfile.mkdtemp(), CONFIGURED, lazy, "bfloat16")
+    assert sorted(counted) == sorted(arrays())
 
 
 def error(path: Path) -> str:
@@ -127,7 +190,7 @@ def test_config_of_another_kind(folder: Path, text: str, message: str) -> None:
 
 def test_labels_must_be_as_many_as_classes(folder: Path) -> None:
     (folder / CONFIG).write_text((folder / CONFIG).read_text().replace('    "a",\n', ""))
-    assert "2 labels for num_classes 3" in error(folder)
+    assert "labels: 2 names for num_classes 3" in error(folder)
 
 
 def test_every_wrong_parameter_is_listed_at_once(folder: Path) -> None:
@@ -167,7 +230,7 @@ def test_incomplete_arrays_are_not_written(tmp_path: Path) -> None:
 def test_unwritable_places(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nothing")):
-        with pytest.raises(InputError, match="cannot write the checkpoint"):
+        with pytest.raises(InputError, match="cannot write there"):
             save_checkpoint(place, CONFIGURED, arrays())
     shutil.rmtree(folder)
 
@@ -188,7 +251,8 @@ def test_another_image_size_is_recorded() -> None:
     adapted = memory().adapt(image_size=(12, 16), position_embedding_method="bicubic").adapt(image_size=8)
     first, second = adapted.config.provenance.position_resampling
     assert (first.method, first.source, first.target) == ("bicubic", (2, 2), (3, 4))
-    assert (second.method, second.source, second.target) == ("bilinear_antialias", (3, 4), (2, 2))
+    assert (second.method, second.source, second.target) == ("bicubic", (3, 4), (2, 2))
+    assert adapted.config.model.position_resampling == "bicubic"
     assert adapted.config.preprocessing == CONFIGURED.preprocessing
     middle = memory().adapt(image_size=(12, 16))
     assert middle.arrays["pos_embed"].shape == (1, 13, 8)
@@ -206,10 +270,58 @@ def test_impossible_adaptations() -> None:
         memory().adapt(num_classes=-1)
 
 
-def memory():  # type: ignore[no-untyped-def]
-    from vit_core.checkpoint import Checkpoint, LazyArrays
+def memory() -> Checkpoint:
+    return Checkpoint(Path("memory"), CONFIGURED, LazyArrays({name: array.copy for name, array in arrays().items()}))
 
-    return Checkpoint(Path("memory"), CONFIGURED, LazyArrays({n: a.copy for n, a in arrays().items()}))
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_new_head_has_the_others_type(dtype: str) -> None:
+    adapted = memory().adapt(dtype=dtype, num_classes=5, image_size=12)
+    assert {array.dtype for array in adapted.arrays.values()} == {as_dtype(dtype)}
+
+
+def test_positions_are_resampled_in_the_type_asked_for() -> None:
+    resized = memory().adapt(image_size=12, dtype="float64").arrays["pos_embed"]
+    rounded = memory().adapt(image_size=12).arrays["pos_embed"]
+    assert rounded.dtype == np.float32
+    np.testing.assert_array_equal(resized.astype(np.float32), rounded)
+    assert not np.array_equal(resized, rounded)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": ("a", "b")}, "labels: 2 names for num_classes 3"),
+        ({"preprocessing": Preprocessing(image_size=12)}, "preprocessing: gives (12, 12) with 3 channels"),
+        ({"preprocessing": Preprocessing(image_size=8, channels=1)}, "preprocessing: gives (8, 8) with 1 channels"),
+    ],
+)
+def test_a_config_fits_together(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        CONFIGURED.replace(**fields)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ('"width": 8', '"width": "8"'),
+        ('"depth": 1', '"depth": true'),
+        ('"depth": 1', '"depth": 1e30'),
+        ('"depth": 1', '"depth": 20000000'),
+        ('"class_token": true', '"class_token": "yes"'),
+        ('"qkv_bias": true', '"qkv_bias": 1'),
+        ('"norm_epsilon": 1e-06', '"norm_epsilon": "1e-6"'),
+        ('"step": 3', '"step": -5'),
+        ('"layer_scale": null', '"layer_scale": NaN'),
+        ('"model": {', '"model": ' + "[" * 5000 + "{"),
+    ],
+)
+def test_wrong_types_are_refused(folder: Path, text: str, instead: str) -> None:
+    whole = (folder / CONFIG).read_text()
+    assert text in whole
+    (folder / CONFIG).write_text(whole.replace(text, instead))
+    assert len(error(folder)) < 400
 
 
 def test_dtypes_by_any_name() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_zero_head_is_randomised_and_said(tmp_path: Path) -> None:
     arrays["head.weight"] *= 0
     save_checkpoint(tmp_path, CheckpointConfig(model=MODEL), arrays)
     out, _ = vit("parity", tmp_path)
-    assert "all zero, so given random values (they would prove nothing): head.weight" in out
+    assert "constant, so given random values (they would prove nothing): head.weight" in out
 
 
 def test_convert(folder: Path, tmp_path: Path) -> None:
@@ -108,9 +109,30 @@ def test_convert_takes_the_last_step_of_a_run(folder: Path, tmp_path: Path) -> N
     assert open_checkpoint(tmp_path / "new").config.provenance.step == 20
 
 
-def test_schema_is_json() -> None:
+def test_the_schema_describes_the_file(folder: Path) -> None:
     out, _ = vit("schema")
-    assert json.loads(out)["title"] == "CheckpointConfig"
+    written = json.loads((folder / "config.json").read_text())
+    jsonschema.validate(written, json.loads(out))
+    written["model"]["image_size"] = 8
+    jsonschema.validate(written, json.loads(out))
+    written["model"]["depht"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="depht"):
+        jsonschema.validate(written, json.loads(out))
+
+
+def test_a_nan_is_out_of_bounds(folder: Path) -> None:
+    arrays = dict(open_checkpoint(folder).arrays.items())
+    arrays["norm.bias"][0] = np.nan
+    save_checkpoint(folder, CheckpointConfig(model=MODEL), arrays)
+    for dtype in ("float64", "float32", "bfloat16"):
+        out, err = vit("parity", folder, "--dtype", dtype, status=1)
+        assert "OUT" in out
+        assert "norm.bias holds values that are not finite" in err
+
+
+def test_a_name_is_not_markup(folder: Path) -> None:
+    strange = folder.rename(folder.parent / "p[red]q")
+    assert "p[red]q: JAX and PyTorch" in vit("parity", strange)[0]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +146,7 @@ def test_schema_is_json() -> None:
         (("convert", "checkpoint", "new", "--image-size", "8x8x8"), "expected pixels, as 384"),
         (("convert", "checkpoint", "new", "--method", "bicubik"), "did you mean 'bicubic'?"),
         (("convert", "checkpoint", "new", "--dtype", "float31"), "did you mean 'float32'?"),
-        (("convert", "checkpoint", "file"), "file: cannot write the checkpoint"),
+        (("convert", "checkpoint", "file"), "file: cannot write there"),
         (("convert", "file", "new"), "file: not a whole safetensors file"),
         (("parity", "nowhere"), "nowhere: no such checkpoint"),
         (("demo", "--out", "file"), "file: cannot write there"),
@@ -133,6 +155,13 @@ def test_schema_is_json() -> None:
         (("parity", "checkpoint", "--seed", "x"), "--seed"),
         (("convrt", "a", "b"), "did you mean 'convert'?"),
         (("parity", "checkpoint", "--dtyp", "float32"), "--dtype"),
+        (("parity", "checkpoint", "--seed", "-1"), "--seed -1: expected 0 or more"),
+        (("convert", "checkpoint", "new", "--num-classes", "1000000000000"), "num_classes: Input should be less"),
+        (("convert", "checkpoint", "new", "--num-classes", "-1"), "num_classes: Input should be greater"),
+        (("convert", "checkpoint", "new", "--image-size", "4" * 5000), "expected pixels"),
+        (("convert", "checkpoint", "n" * 300), "File name too long"),
+        (("convert", "n" * 300, "new"), "File name too long"),
+        (("convert", "a[/b]", "new"), "a[/b]: no such checkpoint"),
     ],
 )
 def test_bad_input_is_one_line(

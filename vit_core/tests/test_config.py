@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vit_core import CheckpointConfig, InputError, ViTConfig, config
+from vit_core import CheckpointConfig, InputError, ViTConfig, variant
 from vit_core.variants import VARIANTS
 
 FIELDS = {
@@ -92,12 +92,12 @@ def test_nested_keys_are_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_are_configs(name: str) -> None:
-    c = config(f"{name}/14", image_size=224, num_classes=10)
+    c = variant(f"{name}/14", image_size=224, num_classes=10)
     assert (c.patch_size, c.width % c.heads) == ((14, 14), 0)
 
 
 @pytest.mark.parametrize(
-    ("variant", "message"),
+    ("spelled", "message"),
     [
         ("b/16", "did you mean 'B'"),
         ("So400/14", "did you mean 'So400m'"),
@@ -107,6 +107,6 @@ def test_variants_are_configs(name: str) -> None:
         ("B/-16", "patch size"),
     ],
 )
-def test_unknown_variants(variant: str, message: str) -> None:
+def test_unknown_variants(spelled: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        config(variant, image_size=224, num_classes=10)
+        variant(spelled, image_size=224, num_classes=10)

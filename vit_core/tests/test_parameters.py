@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_core import ViTConfig, config
+from vit_core import ViTConfig, variant
 from vit_core.parameters import count, draw, parameters
 
 MODEL = ViTConfig(
@@ -23,7 +23,7 @@ MODEL = ViTConfig(
 
 # As counted by google-research/vision_transformer's tests, and by torchvision's and timm's model tables.
 @pytest.mark.parametrize(
-    ("variant", "exact"),
+    ("name", "exact"),
     [
         ("B/16", 86_567_656),
         ("B/32", 88_224_232),
@@ -34,12 +34,12 @@ MODEL = ViTConfig(
         ("S/16", 22_050_664),
     ],
 )
-def test_published_counts(variant: str, exact: int) -> None:
-    assert count(config(variant, image_size=224, num_classes=1000)) == exact
+def test_published_counts(name: str, exact: int) -> None:
+    assert count(variant(name, image_size=224, num_classes=1000)) == exact
 
 
 @pytest.mark.parametrize(
-    ("variant", "fields", "millions"),
+    ("name", "fields", "millions"),
     [
         ("g/14", {"num_classes": 0}, 1011),  # "Scaling Vision Transformers", table 2
         ("G/14", {"num_classes": 0}, 1843),
@@ -47,9 +47,9 @@ def test_published_counts(variant: str, exact: int) -> None:
         ("e/14", {"num_classes": 29_593, "pooling": "map", "class_token": False}, 3926),
     ],
 )
-def test_published_sizes(variant: str, fields: dict[str, object], millions: int) -> None:
+def test_published_sizes(name: str, fields: dict[str, object], millions: int) -> None:
     # Printed in whole millions; whether positions and tokens are counted is not said: within one.
-    assert count(config(variant, image_size=224, **fields)) / 1e6 == pytest.approx(millions, abs=1.0)
+    assert count(variant(name, image_size=224, **fields)) / 1e6 == pytest.approx(millions, abs=1.0)
 
 
 def test_layouts_are_inverse_and_shapes_true() -> None:

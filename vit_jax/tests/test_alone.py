@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from vit_core import CheckpointConfig, InputError, ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
 from vit_jax import arrays
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=16, num_classes=3)
@@ -49,6 +49,44 @@ def test_save_and_load_are_inverse(folder: Path, tmp_path: Path, scan: bool) -> 
     assert first.config == again.config
     for name, array in first.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], array)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 2**-6)])
+def test_resized_at_load_or_at_run_time_is_the_same(folder: Path, dtype: str, bound: float) -> None:
+    # Both resample from the same type and round once: the bounds are the forward pass's own, four ulps in bfloat16.
+    with jax.enable_x64(True):
+        x_BHWC = jax.random.uniform(jax.random.key(0), (2, 16, 12, 3), jnp.float64)
+        how = {"dtype": dtype, "position_embedding_method": "bicubic"}
+        at_load = vit_jax.load(folder, image_size=(16, 12), **how)(x_BHWC)
+        at_run_time = vit_jax.load(folder, **how)(x_BHWC, interpolate=True)
+        assert jnp.abs(at_load - at_run_time).max() <= bound * jnp.abs(at_load).max()
+
+
+def test_float64_needs_x64(folder: Path) -> None:
+    with jax.enable_x64(False):
+        for make in (
+            lambda: vit_jax.load(folder, dtype="float64"),
+            lambda: vit_jax.from_seed(MODEL, 0, dtype="float64"),
+        ):
+            with pytest.raises(InputError, match="float64 parameters need jax_enable_x64"):
+                make()
+
+
+def test_what_the_folder_said_is_saved_again(folder: Path, tmp_path: Path) -> None:
+    told = open_checkpoint(folder).config.replace(labels=("a", "b", "c"), provenance=Provenance(run="run", step=7))
+    save_checkpoint(folder, told, dict(open_checkpoint(folder).arrays))
+    vit_jax.save(vit_jax.load(folder, image_size=16), tmp_path / "again")
+    again = open_checkpoint(tmp_path / "again").config
+    assert (again.labels, again.provenance.step) == (told.labels, 7)
+    assert again.provenance.position_resampling[0].target == (4, 4)
+
+
+def test_unknown_kernels_and_masks_are_refused() -> None:
+    for options in ({"attention": "flash"}, {"remat": "Dots"}):
+        with pytest.raises(InputError, match="unknown"):
+            vit_jax.from_seed(MODEL, 0, **options)
+    with pytest.raises(InputError, match=r"unknown mask 'drop_path'; did you mean 'drop_path"):
+        vit_jax.from_seed(MODEL, 0)(jnp.zeros((1, 8, 8, 3)), {"drop_path": jnp.ones((3, 1))})
 
 
 def test_scanned_parameters_are_stacked(folder: Path) -> None:

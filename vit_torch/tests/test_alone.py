@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import vit_torch
-from vit_core import CheckpointConfig, InputError, ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_core.preprocess import Preprocessing
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_dim=16, num_classes=3)
 
@@ -55,13 +56,39 @@ def test_dtype_is_of_parameters_and_output(folder: Path, dtype: torch.dtype | st
     assert model(torch.zeros(1, 3, 8, 8)).dtype == expected
 
 
-def test_resized_at_load_or_at_run_time_is_the_same(folder: Path) -> None:
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 2**-6)])
+def test_resized_at_load_or_at_run_time_is_the_same(folder: Path, dtype: str, bound: float) -> None:
+    # Both resample from the same type and round once: the bounds are the forward pass's own, four ulps in bfloat16.
     x_BCHW = torch.rand(2, 3, 16, 12, dtype=torch.float64)
-    at_load = vit_torch.load(folder, dtype="float64", image_size=(16, 12), position_embedding_method="bicubic")
-    at_run_time = vit_torch.load(folder, dtype="float64")
-    at_run_time.config = MODEL.replace(position_resampling="bicubic")
-    # The file is float32: resampling at load rounds the new positions to it, at run time they stay float64.
-    torch.testing.assert_close(at_load(x_BCHW), at_run_time(x_BCHW, interpolate=True), rtol=1e-5, atol=1e-6)
+    how = {"dtype": dtype, "position_embedding_method": "bicubic"}
+    at_load = vit_torch.load(folder, image_size=(16, 12), **how)(x_BCHW)
+    at_run_time = vit_torch.load(folder, **how)(x_BCHW, interpolate=True)
+    assert (at_load - at_run_time).abs().max() <= bound * at_load.abs().max()
+
+
+def test_what_the_folder_said_is_saved_again(tmp_path: Path) -> None:
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    told = CheckpointConfig(
+        model=MODEL,
+        preprocessing=Preprocessing(image_size=8, mean=(0.1, 0.2, 0.3)),
+        labels=("a", "b", "c"),
+        provenance=Provenance(run="run", step=7),
+    )
+    save_checkpoint(tmp_path / "first", told, arrays)
+    vit_torch.save(vit_torch.load(tmp_path / "first", image_size=16), tmp_path / "second")
+    again = open_checkpoint(tmp_path / "second").config
+    assert (again.labels, again.provenance.step) == (told.labels, 7)
+    assert again.preprocessing == Preprocessing(image_size=16, mean=(0.1, 0.2, 0.3))
+    assert again.provenance.position_resampling[0].target == (4, 4)
+    vit_torch.save(vit_torch.load(tmp_path / "second"), tmp_path / "third", labels=("x", "y", "z"))
+    assert open_checkpoint(tmp_path / "third").config == again.replace(labels=("x", "y", "z"))
+
+
+def test_unknown_kernels_and_masks_are_refused() -> None:
+    with pytest.raises(InputError, match=r"unknown attention 'fuse'; did you mean 'fused'"):
+        vit_torch.from_seed(MODEL, 0, attention="fuse")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"unknown mask 'drop_path'; did you mean 'drop_path"):
+        vit_torch.from_seed(MODEL, 0)(torch.zeros(1, 3, 8, 8), {"drop_path": torch.ones(2, 1)})
 
 
 def test_training_mode_draws_masks() -> None:
@@ -75,14 +102,14 @@ def test_training_mode_draws_masks() -> None:
     torch.manual_seed(1)
     assert torch.equal(model(x_BCHW), first)
     assert torch.equal(model.eval()(x_BCHW), model(x_BCHW))
-    drawn = vit_torch.draw_masks(config, x_BCHW, torch.Generator().manual_seed(2))
+    drawn = vit_torch.draw_masks(config, 4, torch.Generator().manual_seed(2))
     assert torch.equal(model.train()(x_BCHW, drawn), model.eval()(x_BCHW, drawn))
     assert set(np.unique(drawn["drop_path1"][1])) == {0.0, 2.0}
 
 
 def test_drop_rates_are_the_configs() -> None:
     config = MODEL.replace(depth=3, stochastic_depth=0.4, dropout=0.25, attention_dropout=0.1)
-    drawn = vit_torch.draw_masks(config, torch.zeros(4000, 3, 8, 8), torch.Generator().manual_seed(0))
+    drawn = vit_torch.draw_masks(config, 4000, torch.Generator().manual_seed(0))
     # Four standard errors of a proportion over 4000 draws and more; seeded, so it cannot flicker.
     for site, rate in {"pos_drop": 0.25, "attn.attn_drop": 0.1, "mlp.drop1": 0.25}.items():
         assert abs((drawn[site] == 0).double().mean() - rate) < 4 * (rate * (1 - rate) / 4000) ** 0.5
