@@ -144,7 +144,7 @@ def export(engine: Engine, run: Path, labels: tuple[str, ...], provenance: Prove
 
 def show_parity(checkpoint: Checkpoint, config: TrainConfig, source: Sequence[Example]) -> bool:
     """Prints and judges a checkpoint's parity in float64: stages, gradients, and one optimizer step."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), display.working("running both twins in float64"):
         in_jax, in_torch = parity.run(checkpoint, (vit_jax, vit_torch), "float64", seed=0)
         step = one_step(checkpoint, config.replace(dtype="float64"), batches(source, config)[0])
     report = parity.compare({**in_jax, **step[0]}, {**in_torch, **step[1]})
@@ -157,11 +157,12 @@ def draw(out: Path, pretrained: Checkpoint, untuned: Checkpoint, tuned: Checkpoi
     curves = [(stage, out / stage / "metrics.jsonl") for stage in ("pretrain", "finetune")]
     prefix = int(MODEL.class_token_position)
     tables = [
-        (title, np.asarray(c.arrays["pos_embed"][0, prefix:]), c.config.model.grid)
+        (f"positions, {title}", np.asarray(c.arrays["pos_embed"][0, prefix:]), c.config.model.grid)
         for title, c in [("pretrained", pretrained), ("resampled", untuned), ("fine-tuned", tuned)]
     ]
     kernels = [
-        (title, c.arrays["patch_embed.proj.weight"]) for title, c in [("pretrained", pretrained), ("fine-tuned", tuned)]
+        (f"patch filters, {title}", c.arrays["patch_embed.proj.weight"])
+        for title, c in [("pretrained", pretrained), ("fine-tuned", tuned)]
     ]
     return [
         figures.training_curves(curves, out / "training_curves.png"),

@@ -66,12 +66,14 @@ def parity(
     if idle:
         some = ", ".join(idle[:4]) + (f" and {len(idle) - 4} more" if len(idle) > 4 else "")
         display.say(f"constant, so given random values (they would prove nothing): {some}")
-    in_jax, in_torch = measure.run(opened, (vit_jax, vit_torch), dtype, seed)
+    with display.working("running both twins"):
+        in_jax, in_torch = measure.run(opened, (vit_jax, vit_torch), dtype, seed)
     if dtype == "float64":
         report = measure.compare(in_jax, in_torch)
         display.parity_report(f"{checkpoint}: JAX and PyTorch, float64", report, every_parameter)
         sys.exit(0 if report.ok else 1)
-    (oracle,) = measure.run(opened, (vit_torch,), "float64", seed)
+    with display.working("running the float64 oracle"):
+        (oracle,) = measure.run(opened, (vit_torch,), "float64", seed)
     rows = measure.against_oracle(in_jax, in_torch, oracle, dtype)
     display.oracle_report(f"{checkpoint}: JAX and PyTorch in {dtype}, against float64", rows)
     sys.exit(0 if all(row.ok for row in rows) else 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +33,11 @@ def progress() -> Progress:
 def say(text: str) -> None:
     """Prints a line as it is: no markup, no wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def working(text: str) -> Status:
+    """A spinner beside a text, for what cannot count its steps; nothing where nobody sees a terminal."""
+    return console.status(text)
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
