@@ -11,7 +11,7 @@ from PIL import Image
 
 from vit_core import masks
 from vit_core.errors import InputError
-from vit_core.preprocess import MODES, Preprocessing, decode_image, resize_image
+from vit_core.preprocess import Preprocessing, decode_image, resize_image
 
 from .config import Augmentation, TrainConfig
 
@@ -100,6 +100,6 @@ def augment(pixels_HWC: np.ndarray, augmentation: Augmentation, rng: np.random.G
     right, below = across * augmentation.shift * width, down * augmentation.shift * height
     # Pillow asks where in the source each target pixel comes from: rotate about the centre, then shift.
     inverse = (cos, sin, x - cos * x - sin * y + right, -sin, cos, y + sin * x - cos * y + below)
-    image = Image.fromarray(pixels_HWC[..., 0] if channels == 1 else pixels_HWC, MODES[channels])
+    image = Image.fromarray(pixels_HWC[..., 0] if channels == 1 else pixels_HWC)
     turned = image.transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC)
     return np.asarray(turned).reshape(height, width, channels)
