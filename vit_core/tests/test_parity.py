@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_core import CheckpointConfig, ViTConfig, parity
+from vit_core import CheckpointConfig, ViTConfig, masks, parity
 from vit_core.checkpoint import Checkpoint, LazyArrays
 from vit_core.display import summarised
 from vit_core.parameters import parameters
@@ -105,3 +105,8 @@ def test_bfloat16_errors_of_another_size_are_out() -> None:
     oracle = {"output": np.ones(2)}
     rows = parity.against_oracle({"output": np.ones(2) + 0.01}, {"output": np.ones(2) + 0.04}, oracle, "bfloat16")
     assert not rows[0].ok
+
+
+def test_every_mask_site_has_a_name() -> None:
+    dropping = MODEL.replace(dropout=0.1, attention_dropout=0.1, stochastic_depth=0.1)
+    assert set(masks.SITES) == masks.sites(dropping, 1).keys()
