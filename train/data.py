@@ -1,105 +1,206 @@
-"""Examples to batches. Batch i is a pure function of (seed, i): order, augmentation and masks are drawn here, on the
-host, from the global example index, whatever reads them and however many threads help. Engines only apply them.
+"""Examples to batches. Batch i is a pure function of (seed, i): order, augmentation, mixing and masks are drawn here,
+on the host, from the global example index, whatever reads them, however many threads, workers and processes help.
+Engines only apply them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image
+from absl import flags
 
 from vit_core import masks
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, decode_image, resize_image
 
-from .config import Augmentation, TrainConfig
+from .augment import augmented, draw_mix
+from .config import TrainConfig
+from .sources import Split
 
-IMAGE_STREAM, MASK_STREAM = 1, 2
-"""Kinds of random draws, so that an example and a step of the same number draw different ones."""
+IMAGE_STREAM, MASK_STREAM, MIX_STREAM = 1, 2, 3
+"""Kinds of random draws, so that an example, a step and a pair of the same number draw different ones."""
+
+
+Array = Any
+"""A NumPy array; in an engine's hands its framework's."""
 
 
 class Batch(NamedTuple):
-    """What an engine gets for one step."""
+    """What an engine gets for one step: a process's part of the global batch."""
+
+    images_BHWC: Array
+    """uint8; normalised, then mixed, by the engine."""
+    targets_BC: Array
+    """float32 class weights, summing to one; already mixed."""
+    weights_B: Array
+    """float32; 0: the example does not count (it could not be read)."""
+    own_B: Array
+    """float32 share of an image's own pixels; the rest are its partner's, the other image of its pair (2k, 2k+1)."""
+    boxes_B4: Array
+    """int32 (top, left, bottom, right): inside, all pixels are the partner's (CutMix)."""
+    masks: dict[str, Array]
+    """Dropout and stochastic depth, by site (vit_core.masks)."""
+    ids_B: Array
+    """int64 index of each example in its split; nothing that is trained on."""
+
+    def fingerprint(self) -> str:
+        """A hash of all that is trained on."""
+        digest = hashlib.sha256()
+        for array in (*self[:5], *(self.masks[site] for site in sorted(self.masks))):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A run's training batches by index: `Batches(split, config)[i]`; the split is shuffled anew each epoch.
+
+    Process p of n makes rows [p B/n, (p + 1) B/n) of each batch. InputError where a batch cannot be shared by so many
+    devices, or where it is more than the split.
+    """
+
+    split: Split
+    config: TrainConfig
+    process: int = 0
+    processes: int = 1
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        size, accumulation = self.config.batch_size, self.config.accumulation
+        parts = self.devices * accumulation * (2 if self.config.augmentation.mixes else 1)
+        if size % parts:
+            why = f"{self.devices} devices x {accumulation} parts (accumulation)"
+            paired = " in pairs (mixup, CutMix)" if self.config.augmentation.mixes else ""
+            raise InputError(f"batch_size: {size} cannot be shared by {why}{paired}; make it a multiple of {parts}")
+        if size > len(self.split):
+            raise InputError(f"batch_size: {size} is more than the {len(self.split)} examples of {self.split.title}")
+
+    @cached_property
+    def order(self) -> grain.MapDataset:
+        """Index in the split of each example of the run."""
+        return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        config = self.config
+        count = config.batch_size // self.processes
+        first = self.process * count
+        numbers = range(step * config.batch_size + first, step * config.batch_size + first + count)
+        ids_B = np.array([self.order[number] for number in numbers], np.int64)
+        read = [self._example(number, int(i)) for number, i in zip(numbers, ids_B, strict=True)]
+        images_BHWC, labels_B, weights_B = (np.stack(column) for column in zip(*read, strict=True))
+        targets_BC, own_B, boxes_B4 = self._mix(numbers, smooth_targets(labels_B, config), weights_B)
+        drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
+        # Sites in the blocks have a layer axis first.
+        own = {
+            site: mask[first : first + count] if site == masks.POSITIONS else mask[:, first : first + count]
+            for site, mask in drawn.items()
+        }
+        return Batch(images_BHWC, targets_BC, weights_B, own_B, boxes_B4, own, ids_B)
+
+    def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """uint8 image [H, W, C], label and weight of the run's example `number`, which is the split's example i."""
+        rng = np.random.default_rng([self.config.seed, IMAGE_STREAM, number])
+        preprocessing, label = self.config.preprocessing, 0
+        try:
+            example = self.split.examples[i]
+            label = int(example["label"])
+            image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
+            pixels_HWC, weight = augmented(image, preprocessing, self.config.augmentation, rng), 1
+        except InputError:  # named by the loop, which sees the weight
+            pixels_HWC, weight = np.zeros((*preprocessing.image_size, preprocessing.channels), np.uint8), 0
+        if not 0 <= label < self.config.model.num_classes:
+            raise InputError(
+                f"{self.split.name(i)}: label {label}, but model.num_classes is {self.config.model.num_classes}"
+            )
+        return pixels_HWC, np.asarray(label), np.asarray(weight, np.float32)
+
+    def _mix(
+        self, numbers: range, targets_BC: np.ndarray, weights_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mixed targets, and how the engine mixes the images; a pair with an unreadable image stays unmixed."""
+        own_B, boxes_B4 = np.ones(len(numbers), np.float32), np.zeros((len(numbers), 4), np.int32)
+        if not self.config.augmentation.mixes:
+            return targets_BC, own_B, boxes_B4
+        size, mixed_BC = self.config.model.image_size, targets_BC.copy()
+        for a in range(0, len(numbers), 2):
+            pair = slice(a, a + 2)
+            rng = np.random.default_rng([self.config.seed, MIX_STREAM, numbers[a] // 2])
+            mix = draw_mix(self.config.augmentation, size, rng)
+            if weights_B[pair].all():
+                share = mix.share(size)
+                own_B[pair], boxes_B4[pair] = mix.weight, mix.box
+                mixed_BC[pair] = share * targets_BC[pair] + (1 - share) * targets_BC[pair][::-1]
+        return mixed_BC, own_B, boxes_B4
+
+
+class EvaluationBatch(NamedTuple):
+    """Part of a split."""
 
     images_BHWC: np.ndarray
-    """uint8; normalised by the engine."""
-    targets_BC: np.ndarray
-    """float32 class weights, summing to one."""
-    weights_B: np.ndarray
-    """float32; 0: the example does not count."""
-    masks: dict[str, np.ndarray]
-    """Dropout and stochastic depth, by site (vit_core.masks)."""
+    """uint8, by the evaluation transform."""
+    labels_B: np.ndarray
+    counts_B: np.ndarray
+    """bool; false: padding, or unreadable."""
+    ids_B: np.ndarray
 
 
-Example = Mapping[str, Any]
-"""{"image": the bytes of an image file, "label": int}"""
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """A split by index, each example once; the last batch is padded, and padding counts not.
+
+    allow_undecodable: leave images out that cannot be read, instead of raising InputError.
+    """
+
+    split: Split
+    preprocessing: Preprocessing
+    batch_size: int
+    allow_undecodable: bool = False
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __getitem__(self, i: int) -> EvaluationBatch:
+        ids_B = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
+        images_BHWC = np.zeros((self.batch_size, *self.preprocessing.image_size, self.preprocessing.channels), np.uint8)
+        labels_B, counts_B = np.zeros(self.batch_size, np.int64), ids_B < len(self.split)
+        for row in range(int(counts_B.sum())):
+            try:
+                example = self.split.examples[int(ids_B[row])]
+                images_BHWC[row], labels_B[row] = read(example, self.preprocessing), int(example["label"])
+            except InputError as error:
+                if not self.allow_undecodable:
+                    raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
+                counts_B[row] = False
+        return EvaluationBatch(images_BHWC, labels_B, counts_B, ids_B)
 
 
-def batches(source: Sequence[Example], config: TrainConfig) -> grain.MapDataset:
-    """The run's training batches by index: `batches(...)[i]` is batch i, shuffled anew each epoch."""
-
-    def example(i: int, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([config.seed, IMAGE_STREAM, i])
-        pixels_HWC = read(example, config.preprocessing)
-        return augment(pixels_HWC, config.augmentation, rng), np.asarray(example["label"])
-
-    def finish(step: int, batch: tuple[np.ndarray, np.ndarray]) -> Batch:
-        images_BHWC, labels_B = batch
-        rng = np.random.default_rng([config.seed, MASK_STREAM, step])
-        weights_B = np.ones(len(labels_B), np.float32)
-        drawn = masks.draw(config.model, len(labels_B), rng)
-        return Batch(images_BHWC, smooth_targets(labels_B, config), weights_B, drawn)
-
-    dataset = grain.MapDataset.source(source).seed(config.seed).shuffle().repeat().map_with_index(example)
-    return dataset.batch(config.batch_size).map_with_index(finish)
+def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
+    """Some batches in order, made ahead by threads, or by processes of so many threads each."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = grain.MapDataset.source(batches).slice(which).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers want absl's flags, which this command line does not use
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(dataset)
 
 
-def stream(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
-    """Batches start, start + 1, ... before `stop`, made ahead by two threads."""
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(dataset.slice(slice(start, stop)).to_iter_dataset(options))
-
-
-def evaluation_batches(
-    source: Sequence[Example], preprocessing: Preprocessing, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(uint8 images_BHWC, labels_B, counts_B) over a split, once; the last batch is padded, and padding counts not."""
-    for first in range(0, len(source), batch_size):
-        examples = [source[i] for i in range(first, min(first + batch_size, len(source)))]
-        padding = batch_size - len(examples)
-        images = [read(example, preprocessing) for example in examples]
-        images_BHWC = np.stack(images + [np.zeros_like(images[0])] * padding)
-        labels_B = np.array([int(example["label"]) for example in examples] + [0] * padding)
-        yield images_BHWC, labels_B, np.arange(batch_size) < len(examples)
-
-
-def read(example: Example, preprocessing: Preprocessing) -> np.ndarray:
+def read(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:
     """uint8 [H, W, C]: an example's image by the evaluation transform."""
     image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
     return resize_image(image, preprocessing)
 
 
 def smooth_targets(labels_B: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """float32 targets_BC from labels: one-hot, smoothed. InputError for a label that is no class."""
+    """float32 targets_BC from labels: one-hot, smoothed."""
     classes, smoothing = config.model.num_classes, config.label_smoothing
-    if labels_B.min() < 0 or labels_B.max() >= classes:
-        raise InputError(f"labels range over [{labels_B.min()}, {labels_B.max()}], the model has {classes} classes")
-    return ((1 - smoothing) * np.eye(classes)[labels_B] + smoothing / classes).astype(np.float32)
-
-
-def augment(pixels_HWC: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """A random rotation about the centre and shift, bicubic, black beyond the border."""
-    angle, down, across = rng.uniform(-1, 1, 3)
-    if not (augmentation.rotation or augmentation.shift):
-        return pixels_HWC
-    height, width, channels = pixels_HWC.shape
-    angle = np.deg2rad(angle * augmentation.rotation)
-    cos, sin = np.cos(angle), np.sin(angle)
-    x, y = width / 2, height / 2
-    right, below = across * augmentation.shift * width, down * augmentation.shift * height
-    # Pillow asks where in the source each target pixel comes from: rotate about the centre, then shift.
-    inverse = (cos, sin, x - cos * x - sin * y + right, -sin, cos, y + sin * x - cos * y + below)
-    image = Image.fromarray(pixels_HWC[..., 0] if channels == 1 else pixels_HWC)
-    turned = image.transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC)
-    return np.asarray(turned).reshape(height, width, channels)
+    targets_BC = np.full((len(labels_B), classes), smoothing / classes, np.float32)
+    targets_BC[np.arange(len(labels_B)), labels_B] = 1 - smoothing + smoothing / classes
+    return targets_BC

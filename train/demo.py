@@ -4,6 +4,8 @@ Handwritten digits: pretrained in JAX at a low resolution, opened in PyTorch, sh
 there at a higher resolution, both evaluated on held-out images.
 """
 
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,35 +16,22 @@ import numpy as np
 
 import vit_jax
 import vit_torch
-from vit_core import Provenance, ViTConfig, display, open_checkpoint, parity, save_checkpoint
-from vit_core.checkpoint import Checkpoint
+from vit_core import display, open_checkpoint, parity
+from vit_core.checkpoint import FINISHED, Checkpoint
 from vit_core.display import say
-from vit_core.preprocess import Preprocessing
 
-from . import digits, figures
-from .config import Augmentation, Optimizer, TrainConfig
-from .data import Example, batches
+from . import figures
+from .commands import adapted, open_splits
+from .config import Schedule, TrainConfig
+from .data import Batches
 from .engine_jax import JaxEngine
 from .engine_torch import TorchEngine
-from .loop import Accuracy, Engine, evaluate, fit, save_step
+from .loop import Accuracy, Engine, fit
+from .metrics import METRICS
 from .parity import one_step
-
-MODEL = ViTConfig(
-    image_size=16,
-    patch_size=4,
-    channels=1,
-    width=96,
-    depth=4,
-    heads=3,
-    mlp_dim=384,
-    num_classes=10,
-    pooling="gap",
-    class_token=False,
-    stochastic_depth=0.05,
-)
-FINER = 24
-"""Image size of the fine-tuning."""
-PRETRAIN_STEPS, FINETUNE_STEPS, BATCH = 1400, 400, 64
+from .recipes import digits
+from .run import Request, Run
+from .sources import Split
 
 
 @dataclass(frozen=True)
@@ -57,96 +46,59 @@ class Stage:
 
 def main(out: Path, seed: int = 0) -> bool:
     """Runs the whole path and says whether parity held; all it makes is under `out`, overwritten by each run."""
-    source, held_out, labels = digits.prepare(out / "data")
-    source, held_out = list(source), list(held_out)  # few and small: read once
-    say(f"digits: {len(source)} images to train on, {len(held_out)} held out, 8 x 8 pixels")
+    recipe = digits.pretrain()
+    pretrain = recipe.replace(seed=seed, data=recipe.data.replace(directory=str(out / "data")))
+    training, evaluation = open_splits(pretrain)
+    say(f"digits: {len(training)} images to train on, {len(evaluation)} held out, 8 x 8 pixels")
+    first = train("pretrain", pretrain, None, training, evaluation, out / "pretrain")
+    checkpoint = open_checkpoint(out / "pretrain" / FINISHED)
 
-    pretrain = pretraining(seed)
-    first = train("pretrain", JaxEngine(pretrain), source, held_out, out / "pretrain")
-    folder = export(first.engine, out / "pretrain", labels)
-    checkpoint = open_checkpoint(folder)
+    one_model = show_parity(checkpoint, pretrain, training)
 
-    one_model = show_parity(checkpoint, pretrain, source)
-
-    untuned = checkpoint.adapt(image_size=FINER)
+    finetune = digits.finetune(checkpoint.config).replace(seed=seed, data=pretrain.data)
+    say("\nfine-tuning:")
+    untuned, finetune = adapted(checkpoint, finetune, training.labels)
     say(
-        f"\nfine-tuning at {FINER} x {FINER}: positions {MODEL.grid} -> {untuned.config.model.grid} by "
-        f"{MODEL.position_resampling}. (The sources are 8 x 8 pixels: both resolutions are upsampled, so this shows "
-        "the path, not a gain from finer images.)"
+        "(The sources are 8 x 8 pixels: both resolutions are upsampled, so this shows the path, not a gain from finer "
+        "images.)"
     )
-    finetune = finetuning(pretrain, untuned)
-    second = train("fine-tune", TorchEngine(finetune, untuned), source, held_out, out / "finetune")
-    tuned = export(second.engine, out / "finetune", labels, untuned.config.provenance)
+    second = train("fine-tune", finetune, untuned, training, evaluation, out / "finetune")
 
-    drawn = draw(out, checkpoint, untuned, open_checkpoint(tuned))
+    drawn = draw(out, checkpoint, untuned, open_checkpoint(out / "finetune" / FINISHED))
     summary([first, second])
     for what, path in [
-        ("checkpoint, pretrained", folder),
-        ("checkpoint, fine-tuned", tuned),
-        ("metrics", out / "pretrain" / "metrics.jsonl"),
-        ("metrics", out / "finetune" / "metrics.jsonl"),
+        ("checkpoint, pretrained", out / "pretrain" / FINISHED),
+        ("checkpoint, fine-tuned", out / "finetune" / FINISHED),
+        ("metrics", out / "pretrain" / METRICS),
+        ("metrics", out / "finetune" / METRICS),
         *(("figure", path) for path in drawn),
     ]:
         say(f"{what:22} {path}")
     return one_model
 
 
-def pretraining(seed: int) -> TrainConfig:
-    """The config of the first stage."""
-    return TrainConfig(
-        model=MODEL,
-        preprocessing=Preprocessing(image_size=MODEL.image_size, channels=1),
-        augmentation=Augmentation(rotation=8, shift=0.06),
-        steps=PRETRAIN_STEPS,
-        warmup_steps=100,
-        batch_size=BATCH,
-        optimizer=Optimizer(learning_rate=1.5e-3, weight_decay=0.3, epsilon=1e-6, clip_norm=1.0),
-        label_smoothing=0.1,
-        seed=seed,
-    )
-
-
-def finetuning(pretrain: TrainConfig, weights: Checkpoint) -> TrainConfig:
-    """The config of the second stage, at the resolution of `weights`."""
-    assert weights.config.preprocessing
-    return pretrain.replace(
-        model=weights.config.model,
-        preprocessing=weights.config.preprocessing,
-        steps=FINETUNE_STEPS,
-        warmup_steps=40,
-        optimizer=pretrain.optimizer.replace(learning_rate=6e-4),
-    )
-
-
-def train(title: str, engine: Engine, source: Sequence[Example], held_out: Sequence[Example], run: Path) -> Stage:
-    """One stage under a progress bar; its time covers training and evaluation."""
-    (run / "metrics.jsonl").unlink(missing_ok=True)
+def train(
+    title: str, config: TrainConfig, weights: Checkpoint | None, training: Split, evaluation: Split, folder: Path
+) -> Stage:
+    """One stage, begun anew: from nothing in JAX, from a checkpoint in PyTorch. Its time covers the evaluation."""
     begin = time.perf_counter()
-    with display.progress() as bar:
-        task = bar.add_task(f"{title} ({engine.name})", total=engine.config.steps, note="compiling")
-
-        def on_step(step: int, loss: float | None) -> None:
-            bar.update(task, completed=step)
-            if loss is not None:
-                bar.update(task, note=f"loss {loss:.3f}")
-
-        fit(engine, source, run, on_step=on_step)
-    return Stage(title, engine, evaluate(engine, held_out), time.perf_counter() - begin)
-
-
-def export(engine: Engine, run: Path, labels: tuple[str, ...], provenance: Provenance | None = None) -> Path:
-    """The run's last step (to go on from), and its checkpoint folder (to use)."""
-    step = save_step(engine, run, engine.config.steps, labels=labels, provenance=provenance)
-    config = open_checkpoint(step).config
-    save_checkpoint(run / "checkpoint", config, engine.export())
-    return run / "checkpoint"
+    shutil.rmtree(folder, ignore_errors=True)
+    engine = JaxEngine(config) if weights is None else TorchEngine(config, weights)
+    provenance = {} if weights is None else {"provenance": weights.config.provenance}
+    run = Run(folder, Request(config=config, labels=training.labels, **provenance))
+    run.write()
+    fitted = fit(engine, run, Batches(training, config), evaluation, title=title)
+    if fitted.accuracy is None:
+        sys.exit(130)
+    return Stage(title, engine, fitted.accuracy, time.perf_counter() - begin)
 
 
-def show_parity(checkpoint: Checkpoint, config: TrainConfig, source: Sequence[Example]) -> bool:
+def show_parity(checkpoint: Checkpoint, config: TrainConfig, split: Split) -> bool:
     """Prints and judges a checkpoint's parity in float64: stages, gradients, and one optimizer step."""
     with jax.enable_x64(True), display.working("running both twins in float64"):
         in_jax, in_torch = parity.run(checkpoint, (vit_jax, vit_torch), "float64", seed=0)
-        step = one_step(checkpoint, config.replace(dtype="float64"), batches(source, config)[0])
+        peak = config.replace(dtype="float64", schedule=Schedule(name="constant"))
+        step = one_step(checkpoint, peak, Batches(split, config)[0])
     report = parity.compare({**in_jax, **step[0]}, {**in_torch, **step[1]})
     display.parity_report("JAX and PyTorch on this checkpoint, float64", report)
     return report.ok
@@ -154,8 +106,8 @@ def show_parity(checkpoint: Checkpoint, config: TrainConfig, source: Sequence[Ex
 
 def draw(out: Path, pretrained: Checkpoint, untuned: Checkpoint, tuned: Checkpoint) -> list[Path]:
     """The three figures."""
-    curves = [(stage, out / stage / "metrics.jsonl") for stage in ("pretrain", "finetune")]
-    prefix = int(MODEL.class_token_position)
+    curves = [(stage, out / stage / METRICS) for stage in ("pretrain", "finetune")]
+    prefix = int(pretrained.config.model.class_token_position)
     tables = [
         (f"positions, {title}", np.asarray(c.arrays["pos_embed"][0, prefix:]), c.config.model.grid)
         for title, c in [("pretrained", pretrained), ("resampled", untuned), ("fine-tuned", tuned)]

@@ -2,14 +2,13 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 HELD_OUT_EVERY = 5
 """Every fifth image is held out for evaluation."""
@@ -33,6 +32,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(held_out=False), "test": self._generate_examples(held_out=True)}
 
     def _generate_examples(self, held_out: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        from sklearn.datasets import load_digits  # slow to import, and needed once
+
         digits = load_digits()
         for i, (levels_HW, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             if (i % HELD_OUT_EVERY == 0) == held_out:
@@ -44,10 +45,16 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 def prepare(directory: Path) -> tuple[Sequence[Any], Sequence[Any], tuple[str, ...]]:
     """Prepares the set where it is not yet; gives its train and test splits (undecoded) and the labels' names."""
-    tfds.disable_progress_bar()
-    builder = Digits(data_dir=str(directory), file_format="array_record")
-    with redirect_stdout(io.StringIO()):  # it would speak of downloading
-        builder.download_and_prepare()
+    builder = tfds.builder_from_directory(str(prepare_set(directory)))
     undecoded = {"image": tfds.decode.SkipDecoding()}
     train, test = (builder.as_data_source(split, decoders=undecoded) for split in ("train", "test"))
     return train, test, tuple(builder.info.features["label"].names)
+
+
+def prepare_set(directory: Path) -> Path:
+    """Prepares the set under a directory where it is not yet; gives its folder."""
+    tfds.disable_progress_bar()
+    builder = Digits(data_dir=str(directory), file_format="array_record")
+    with redirect_stdout(io.StringIO()), suppress(FileExistsError):  # it would speak of downloading
+        builder.download_and_prepare()  # moves the set there whole; FileExistsError: another process did meanwhile
+    return Path(builder.data_dir)

@@ -1,6 +1,5 @@
 """The figures a run leaves behind, as PNG files."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +10,42 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from . import metrics
 
-def training_curves(metrics: Sequence[tuple[str, Path]], path: Path) -> Path:
-    """Loss and learning rate over steps, a panel for each (title, metrics.jsonl)."""
-    figure, panels = plt.subplots(1, len(metrics), figsize=(5.2 * len(metrics), 3.6), squeeze=False, layout="tight")
-    for panel, (title, file) in zip(panels[0], metrics, strict=True):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        steps = [line["step"] for line in lines]
-        panel.semilogy(steps, [line["loss"] for line in lines], color="C0", linewidth=1.2)
-        panel.set(title=title, xlabel="step", ylabel="training loss (log scale)")
+
+def training_curves(runs: Sequence[tuple[str, Path]], path: Path) -> Path:
+    """Loss, learning rate and, where it was evaluated, accuracy over steps; a panel for each (title, metrics.jsonl)."""
+    figure, panels = plt.subplots(1, len(runs), figsize=(5.6 * len(runs), 3.8), squeeze=False, layout="tight")
+    for panel, (title, file) in zip(panels[0], runs, strict=True):
+        lines = metrics.read(file)
+        panel.semilogy(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
+        if (evaluated := metrics.curve(lines, "evaluation_loss"))[0]:
+            panel.semilogy(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
+        reached = [f": top-1 {value:.1%}" for value in metrics.curve(lines, "top1")[1]]
+        panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss (log scale)")
         panel.grid(alpha=0.3)
+        panel.legend(loc="upper right", fontsize=8)
         rate = panel.twinx()
-        rate.plot(steps, [line["learning_rate"] for line in lines], color="C1", linewidth=1, linestyle="--")
+        rate.plot(*metrics.curve(lines, "learning_rate"), color="C1", linewidth=1, linestyle="--")
         rate.set_ylabel("learning rate", color="C1")
         rate.set_ylim(bottom=0)
+    return _save(figure, path)
+
+
+def compared_curves(runs: Sequence[tuple[str, Path]], path: Path) -> Path:
+    """Training loss of two runs in one panel, and how far apart they are in another."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="tight")
+    curves = [dict(zip(*metrics.curve(metrics.read(file), "loss"), strict=True)) for _, file in runs]
+    for (title, _), curve, style in zip(runs, curves, ("-", "--"), strict=True):
+        above.plot(list(curve), list(curve.values()), style, linewidth=1.3, label=title)
+    steps = sorted(curves[0].keys() & curves[1].keys())
+    apart = [abs(curves[0][step] - curves[1][step]) / abs(curves[1][step]) for step in steps]
+    below.semilogy(steps, np.maximum(apart, 1e-12), color="C3", linewidth=1.2)
+    above.set(ylabel="training loss", title="the same run, twice")
+    above.legend()
+    below.set(xlabel="step", ylabel="relative difference of the loss")
+    for panel in (above, below):
+        panel.grid(alpha=0.3)
     return _save(figure, path)
 
 

@@ -1,129 +1,259 @@
-"""The one training loop: data, step, log, evaluate, checkpoint, stop. Two engines serve it with the same few verbs."""
+"""The one training loop: data, step, log, evaluate, save, stop. Two engines serve it with the same few verbs."""
 
-import json
-import os
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, SupportsFloat
+from types import FrameType
+from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from scipy.special import log_softmax
 from scipy.stats import binomtest
 
-from vit_core.checkpoint import WEIGHTS, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint, staging
+from vit_core import display
 from vit_core.errors import InputError
 
-from . import data
-from .config import TrainConfig
-from .data import Batch, Example
+from .data import Batch, Batches, EvaluationBatches, stream
+from .measured import Measured
+from .metrics import Metrics
+from .run import Engine, Run
+from .sources import Split
 
-OPTIMIZER = "optimizer.safetensors"
-
-
-class Engine(Protocol):
-    """What the loop asks of a framework."""
-
-    name: str
-    config: TrainConfig
-
-    def train_step(self, batch: Batch, learning_rate: float) -> SupportsFloat: ...
-
-    def logits(self, images_BHWC: np.ndarray) -> np.ndarray: ...
-
-    def export(self) -> dict[str, np.ndarray]: ...
-
-    def optimizer_arrays(self) -> dict[str, np.ndarray]: ...
-
-    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None: ...
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 over a split."""
+    """Of a split: how many of `total` had their label first, or among the first five, and the mean cross entropy."""
 
     correct: int
+    correct5: int
     total: int
+    loss: float
 
     @property
     def top1(self) -> float:
         return self.correct / self.total
 
     @property
+    def top5(self) -> float:
+        return self.correct5 / self.total
+
+    @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of a proportion."""
+        """Wilson's 95 % interval of the top-1."""
         interval = binomtest(self.correct, self.total).proportion_ci(0.95, method="wilson")
         return interval.low, interval.high
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """How a run ended: after the config's last step, or before it by a signal."""
+
+    step: int
+    signal: int | None = None
+    accuracy: Accuracy | None = None
+    average: Accuracy | None = None
+    """Of the moving average of the weights, where one is kept."""
+    folders: tuple[Path, ...] = ()
+    """Checkpoints; the saved step, where a signal ended it."""
+
+
 def fit(
-    engine: Engine,
-    source: Sequence[Example],
-    run: Path,
-    *,
-    start: int = 0,
-    on_step: Callable[[int, float | None], None] = lambda step, loss: None,
-) -> None:
-    """Trains from step `start` to the config's last; appends to RUN/metrics.jsonl.
+    engine: Engine, run: Run, batches: Batches, evaluation: Split, *, start: int = 0, title: str = "train"
+) -> Fitted:
+    """Trains from step `start` to the config's last, evaluates, saves; only process 0 writes and shows anything.
 
-    on_step: called after each step with its number (from 1) and, every log_every steps, the loss.
+    SIGINT and SIGTERM end it after the step under way, which is saved. InputError for a loss or gradient that is not
+    finite (the state before it is saved), and for more unreadable images than the config allows.
     """
+    config, chief, step = engine.config, engine.process == 0, start
+    metrics = Metrics(run.folder, start, config.tensorboard) if chief else None
+    watch, clock = Watch(engine, run, batches.split), Clock(config.batch_size)
+    made = stream(batches, slice(start, config.steps), config.threads, config.workers)
+    with display.progress(shown=chief) as bar, stopping() as stopped:
+        task = bar.add_task(f"{title} ({engine.name})", total=config.steps, completed=start, note="starting")
+        for batch in clock.waiting(made):
+            measured = engine.train_step(batch, step)
+            watch.see(step, batch, measured)
+            step += 1
+            ending = step == config.steps or agreed(engine, stopped())
+            if step % config.log_every == 0 or ending:
+                watch.check()
+                line = clock.line(step) | described(engine, step, measured, batch)
+                if metrics:
+                    metrics.write(step, **line)
+                bar.update(task, note=note(line))
+            bar.update(task, completed=step)
+            if ending or (config.save_every and step % config.save_every == 0):
+                watch.check()
+                folder = run.save(engine, step) if chief else run.folder
+            if ending:
+                break
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                judge(engine, evaluation, step, metrics)
+        if step < config.steps:
+            return Fitted(step, signal=stopped() or signal.SIGTERM, folders=(folder,))
+        bar.update(task, note=note(line) if step > start else "already trained")
+    accuracy, average = judge(engine, evaluation, step, metrics)
+    if metrics:
+        metrics.close()
+    return Fitted(step, None, accuracy, average, tuple(run.finish(engine, step)) if chief else ())
+
+
+def judge(engine: Engine, split: Split, step: int, metrics: Metrics | None) -> tuple[Accuracy, Accuracy | None]:
+    """Evaluates the weights, and their moving average where one is kept; logs both."""
+    accuracy = evaluate(engine, split)
+    average = evaluate(engine, split, averaged=True) if engine.config.ema is not None else None
+    if metrics:
+        line = {"evaluation_loss": accuracy.loss, "top1": accuracy.top1, "top5": accuracy.top5}
+        metrics.write(step, **line, **({"top1_ema": average.top1} if average else {}))
+    return accuracy, average
+
+
+def evaluate(
+    engine: Engine, split: Split, *, averaged: bool = False, allow_undecodable: bool = False, shown: bool = False
+) -> Accuracy:
+    """Accuracy over a split, each example once; processes share the work. InputError for an unreadable image."""
     config = engine.config
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / "metrics.jsonl", "a", buffering=1) as metrics:
-        begin = time.perf_counter()
-        for step, batch in enumerate(data.stream(data.batches(source, config), start, config.steps), start):
-            learning_rate = config.learning_rate(step)
-            loss = engine.train_step(batch, learning_rate)
-            logged = None
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                logged = float(loss)
-                seconds = round(time.perf_counter() - begin, 3)
-                line = {"step": step + 1, "loss": logged, "learning_rate": learning_rate, "seconds": seconds}
-                metrics.write(json.dumps({"engine": engine.name, **line}) + "\n")
-            on_step(step + 1, logged)
+    batches = EvaluationBatches(split, config.preprocessing, config.evaluation_batch, allow_undecodable)
+    sums = np.zeros(4)
+    mine = slice(engine.process, len(batches), engine.processes)
+    with display.progress(shown=shown and engine.process == 0) as bar:
+        task = bar.add_task(f"evaluate ({engine.name})", total=len(batches), note=split.title)
+        for batch in stream(batches, mine, config.threads, config.workers):
+            logits_BC = engine.logits(batch.images_BHWC, averaged)[batch.counts_B].astype(np.float64)
+            labels_B = batch.labels_B[batch.counts_B]
+            first_B5 = np.argsort(-logits_BC, axis=-1, kind="stable")[:, :5]
+            hits_B5 = first_B5 == labels_B[:, None]
+            losses_B = -np.take_along_axis(log_softmax(logits_BC, axis=-1), labels_B[:, None], axis=-1)
+            sums += hits_B5[:, 0].sum(), hits_B5.sum(), len(labels_B), losses_B.sum()
+            bar.advance(task, engine.processes)
+    correct, correct5, total, loss = engine.total(sums)
+    if not total:
+        raise InputError(f"{split.title}: no image there can be read")
+    return Accuracy(int(correct), int(correct5), int(total), loss / total)
 
 
-def evaluate(engine: Engine, source: Sequence[Example], batch_size: int = 100) -> Accuracy:
-    """Top-1 accuracy over a split, each example once."""
-    correct = 0
-    for images_BHWC, labels_B, counts_B in data.evaluation_batches(source, engine.config.preprocessing, batch_size):
-        predicted_B = engine.logits(images_BHWC).argmax(axis=-1)
-        correct += int(((predicted_B == labels_B) & counts_B).sum())
-    return Accuracy(correct, len(source))
+class Watch:
+    """Looks at each step's result one step later, so that the device need not wait, and at its unreadable images."""
+
+    def __init__(self, engine: Engine, run: Run, split: Split) -> None:
+        self.engine, self.run, self.split = engine, run, split
+        self.pending: tuple[int, Batch, Measured] | None = None
+        self.undecodable: dict[int, str] = {}
+
+    def see(self, step: int, batch: Batch, measured: Measured) -> None:
+        self.check()
+        self.pending = step, batch, measured
+        for i in batch.ids_B[batch.weights_B == 0]:
+            if int(i) not in self.undecodable:
+                self.undecodable[int(i)] = self.split.name(int(i))
+                display.say(f"step {step + 1}: cannot read {self.undecodable[int(i)]}; it counts nothing")
+        if len(self.undecodable) > self.engine.config.undecodable_limit:
+            raise InputError(
+                f"step {step + 1}: {len(self.undecodable)} images of {self.split.title} cannot be read (the first: "
+                f"{next(iter(self.undecodable.values()))}); mend or remove them, or raise undecodable_limit"
+            )
+
+    def check(self) -> None:
+        """InputError where the last step seen was not finite; the engine has kept the state before it."""
+        if self.pending is None:
+            return
+        step, batch, measured = self.pending
+        self.pending = None
+        if not (wrong := measured.not_finite(self.engine.trained)):
+            return
+        if self.engine.process == 0:
+            self.run.save(self.engine, step)
+        gradients = [name for name in wrong if name != "loss"]
+        loss = f"loss {float(measured.loss)}"
+        which = f"{loss}, gradients of {shortened(gradients)} not finite" if gradients else loss
+        raise InputError(
+            f"step {step + 1}: {which}; examples {shortened([self.split.name(int(i)) for i in batch.ids_B])}; "
+            f"the state before it is saved in {self.run.folder}; mend the data, or lower the learning rate or clip_norm"
+        )
 
 
-def save_step(
-    engine: Engine,
-    run: Path,
-    step: int,
-    *,
-    labels: tuple[str, ...] | None = None,
-    provenance: Provenance | None = None,
-) -> Path:
-    """Writes RUN/steps/NNNNNN: a checkpoint folder, and the optimizer's statistics beside the weights."""
-    folder = run / "steps" / f"{step:06d}"
-    provenance = (provenance or Provenance()).replace(run=run.name, step=step)
-    config = CheckpointConfig(
-        model=engine.config.model, preprocessing=engine.config.preprocessing, labels=labels, provenance=provenance
+class Clock:
+    """Speed, and the share of time that training waited for data, between two log lines."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self.begin = batch_size, time.perf_counter()
+        self.since, self.waited, self.steps = self.begin, 0.0, 0
+
+    def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The same, timed."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def line(self, step: int) -> dict[str, Any]:
+        now = time.perf_counter()
+        passed = now - self.since
+        line = {
+            "images_per_second": round(self.batch_size * self.steps / passed, 2),
+            "data_wait": round(self.waited / passed, 4),
+            "seconds": round(now - self.begin, 3),
+        }
+        self.since, self.waited, self.steps = now, 0.0, 0
+        return line
+
+
+def described(engine: Engine, step: int, measured: Measured, batch: Batch) -> dict[str, Any]:
+    """What the log says of the step that was just the run's number `step`."""
+    fingerprint = {"fingerprint": batch.fingerprint()} if engine.config.fingerprints else {}
+    return {
+        "loss": float(measured.loss),
+        "gradient_norm": measured.gradient_norm,
+        "learning_rate": engine.config.learning_rate(step - 1),
+        "engine": engine.name,
+        **fingerprint,
+    }
+
+
+def note(line: dict[str, Any]) -> str:
+    """A log line in the progress bar."""
+    return (
+        f"loss {line['loss']:.3f}  lr {line['learning_rate']:.1e}  {line['images_per_second']:.0f} images/s  "
+        f"data {line['data_wait']:.0%}"
     )
-    # A step is whole once its weights are there: they go first and come last, so that two saves never mix.
-    (folder / WEIGHTS).unlink(missing_ok=True)
-    with staging(folder, (OPTIMIZER,)) as stage:
-        save_file(engine.optimizer_arrays(), stage / OPTIMIZER)
-    save_checkpoint(folder, config, engine.export())
-    return folder
 
 
-def restore_step(make_engine: Callable[..., Engine], config: TrainConfig, folder: Path) -> tuple[Engine, int]:
-    """An engine as it was when save_step wrote `folder`, and the step to go on from; either engine reads either's."""
-    checkpoint = open_checkpoint(folder)
-    engine = make_engine(config, checkpoint)
-    step = checkpoint.config.provenance.step or 0
+def agreed(engine: Engine, stopped: int | None) -> bool:
+    """Whether any process was told to stop: they must all do so after the same step."""
+    if engine.processes == 1:
+        return stopped is not None
+    return bool(engine.total(np.array(stopped is not None, np.int64)))
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], int | None]]:
+    """Within it SIGINT and SIGTERM are noted, and what it gives says which came; a second one acts as ever."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
     try:
-        engine.restore(step, load_file(os.fspath(folder / OPTIMIZER)))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / OPTIMIZER}: not a whole safetensors file ({error}); take another step") from None
-    return engine, step
+        for number in before:
+            signal.signal(number, handle)
+        yield lambda: came[0] if came else None
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def shortened(names: list[str], count: int = 4) -> str:
+    """The first of them, and how many more."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

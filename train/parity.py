@@ -16,7 +16,7 @@ def one_step(
     """The loss and the weights ("step.<parameter>") after one update by each engine, from the same checkpoint."""
     results = []
     for engine in (JaxEngine(config, checkpoint), TorchEngine(config, checkpoint)):
-        loss = engine.train_step(batch, config.optimizer.learning_rate)
+        loss = engine.train_step(batch, 0).loss
         weights = {f"step.{name}": array for name, array in engine.export().items()}
         results.append({"loss": np.asarray(float(loss)), **weights})
     return results[0], results[1]

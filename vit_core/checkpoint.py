@@ -31,9 +31,11 @@ from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import Preprocessing
-from vit_core.schema import NonNegative, Schema
+from vit_core.schema import Flag, NonNegative, Schema
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FINISHED = "checkpoint"
+"""Where a training run leaves its checkpoint, in its folder."""
 
 DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -52,6 +54,8 @@ class Resampling(Schema):
     """Grid before, in patches."""
     target: Size
     """Grid after."""
+    trained_since: Flag = False
+    """Whether the weights were trained at it since; without, resizing costs accuracy."""
 
 
 class Provenance(Schema):
@@ -197,7 +201,7 @@ class Checkpoint:
             model = self.config.model.replace(position_resampling=position_embedding_method)
             adapted = adapted.with_config(self.config.replace(model=model))
         if num_classes is not None and num_classes != self.config.model.num_classes:
-            adapted = adapted._with_classes(num_classes)
+            adapted = adapted.with_head(num_classes)
         if image_size is not None:
             adapted = adapted._with_image_size(image_size)
         return adapted
@@ -209,7 +213,8 @@ class Checkpoint:
         """The same arrays under another config."""
         return dataclasses.replace(self, config=config)
 
-    def _with_classes(self, num_classes: int) -> "Checkpoint":
+    def with_head(self, num_classes: int) -> "Checkpoint":
+        """With a new head, its initial values as the config says (zero, unless head_bias_init); 0: with none."""
         old = self.config.model
         model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
         config = self.config.replace(model=model, labels=None)
@@ -256,6 +261,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if wrong := _differences(rows, file.shapes):
         raise InputError(f"{weights}: parameters do not fit the config: {wrong}")
     return Checkpoint(path, config, LazyArrays({name: partial(file.read, name) for name in rows}))
+
+
+def saved_steps(run: Path) -> list[Path]:
+    """Whole saved steps of a training run (RUN/steps/NNNNNN), the newest first."""
+    steps = [file.parent for file in run.glob(f"steps/[0-9]*/{WEIGHTS}") if file.parent.name.isdigit()]
+    return sorted(steps, key=lambda step: int(step.name), reverse=True)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """What to open at a path: of a run the finished checkpoint, else the newest step; anything else is itself."""
+    finished = path / FINISHED
+    return finished if (finished / WEIGHTS).is_file() else next(iter(saved_steps(path)), path)
 
 
 def save_checkpoint(

@@ -27,7 +27,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
     _writable(out)
-    _needs("train", "jax", "torch", "grain", "tensorflow_datasets", "sklearn", "matplotlib")
+    needs("train", "jax", "torch", "grain", "tensorflow_datasets", "sklearn", "matplotlib")
     from train.demo import main as run
 
     sys.exit(0 if run(out, seed) else 1)
@@ -56,7 +56,7 @@ def parity(
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
     opened, idle = measure.awakened(open_checkpoint(checkpoint), seed)
-    _needs("jax,torch", "jax", "flax", "torch")
+    needs("jax,torch", "jax", "flax", "torch")
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -87,7 +87,7 @@ def convert(
     method: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Write a checkpoint folder from a training run (its last step), a step, or another checkpoint folder.
+    """Write a checkpoint folder from a training run (finished, or its newest step), a step, or another folder.
 
     Args:
         source: Run, step or checkpoint folder.
@@ -98,11 +98,11 @@ def convert(
         dtype: Stored type: bfloat16, float16, float32 or float64 (default: as it is).
     """
     from vit_core import open_checkpoint, save_checkpoint
-    from vit_core.checkpoint import as_dtype
+    from vit_core.checkpoint import as_dtype, checkpoint_of
 
     stored = None if dtype is None else as_dtype(dtype)
     size = None if image_size is None else parse_size(image_size)
-    checkpoint = open_checkpoint(last_step(source)).adapt(
+    checkpoint = open_checkpoint(checkpoint_of(source)).adapt(
         image_size=size, num_classes=num_classes, position_embedding_method=method
     )
     provenance = checkpoint.config.provenance.replace(source=source.name, source_format="vit-parity")
@@ -115,15 +115,6 @@ def schema() -> None:
     from vit_core import CheckpointConfig
 
     print(json.dumps(CheckpointConfig.json_schema(), indent=2))
-
-
-def last_step(source: Path) -> Path:
-    """The newest whole step of a training run; anything else is itself."""
-    from vit_core.checkpoint import WEIGHTS
-
-    weights = source.glob(f"steps/[0-9]*/{WEIGHTS}") if source.is_dir() else []
-    steps = [file.parent for file in weights if file.parent.name.isdigit()]
-    return max(steps, key=lambda step: int(step.name), default=source)
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
@@ -153,16 +144,21 @@ def main() -> None:
 
 def parse(words: list[str]) -> Callable[[], None]:
     """The command that the words ask for, ready to be called; InputError, in one line, for words it does not know."""
-    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        raise unknown_name("command", words[0], COMMANDS)
+    from train import cli as training
+
+    known = [*COMMANDS, *training.COMMANDS]
+    if words and not words[0].startswith("-") and words[0] not in known:
+        raise unknown_name("command", words[0], known)
+    commands = COMMANDS | training.commands(words)
     complaint = io.StringIO()
     try:
-        with redirect_stderr(complaint):
+        with redirect_stderr(complaint), training.registry:
             return tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(command) for name, command in COMMANDS.items()},
+                {name: _deferred(command) for name, command in commands.items()},
                 prog="vit",
                 description="One Vision Transformer, in JAX and in PyTorch.",
                 args=words,
+                config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as exit:
         if exit.code in (0, None):
@@ -196,7 +192,7 @@ def _squeezed(box: str) -> str:
     return "; ".join(" ".join(section[:2]) for section in said[:2])
 
 
-def _needs(extra: str, *modules: str) -> None:
+def needs(extra: str, *modules: str) -> None:
     from importlib.util import find_spec
 
     missing = [module for module in modules if find_spec(module) is None]

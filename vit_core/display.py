@@ -16,8 +16,8 @@ from vit_core.parity import FLOAT64_BOUND, OracleRow, Report, Row
 console = Console(width=None if sys.stdout.isatty() else 110)
 
 
-def progress() -> Progress:
-    """A progress bar with step, free text (`note`), elapsed and remaining time."""
+def progress(shown: bool = True) -> Progress:
+    """A progress bar with step, free text (`note`), elapsed and remaining time; nothing unless shown."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,6 +27,7 @@ def progress() -> Progress:
         TextColumn("<"),
         TimeRemainingColumn(),
         console=console,
+        disable=not shown,
     )
 
 

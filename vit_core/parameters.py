@@ -69,6 +69,11 @@ class Parameter:
         return self._shape(self.jax)
 
     @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """(rows, columns) of each of its matrices; (size,) of one that is none."""
+        return (self.size,) if self.matrix is None else self._shape(self.matrix)[-2:]
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)

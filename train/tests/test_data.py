@@ -1,7 +1,5 @@
-"""Batch i is a function of (seed, i) alone; examples count once; what augmentation and targets are."""
+"""Batch i is a function of (seed, i) alone; examples count once; unreadable ones count nothing and shift nothing."""
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from train import data, digits
-from train.config import Augmentation, TrainConfig
-from vit_core import ViTConfig
+from train.config import Augmentation, Data, TrainConfig
+from train.data import Batch, Batches, EvaluationBatches
+from train.sources import Split, open_split
+from vit_core import InputError, ViTConfig
 from vit_core.preprocess import Preprocessing
 
 MODEL = ViTConfig(
@@ -30,117 +30,185 @@ MODEL = ViTConfig(
 CONFIG = TrainConfig(
     model=MODEL,
     preprocessing=Preprocessing(image_size=8, channels=1),
-    augmentation=Augmentation(rotation=20, shift=0.2),
+    augmentation=Augmentation(crop_area=(0.5, 1.0), flip=0.5, rotation=20, shift=0.2, mixup=0.5, cutmix=1.0),
     steps=70,
     batch_size=32,
     label_smoothing=0.1,
     seed=5,
 )
+PLAIN = CONFIG.replace(augmentation=Augmentation(), label_smoothing=0.0)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return digits.prepare(tmp_path_factory.mktemp("data"))
+def splits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Split]:
+    where = Data(name="digits", directory=str(tmp_path_factory.mktemp("data")))
+    return open_split(where, "train"), open_split(where, "eval")
 
 
-def fingerprint(batch: data.Batch) -> str:
-    arrays = [
-        batch.images_BHWC,
-        batch.targets_BC,
-        batch.weights_B,
-        *(batch.masks[site] for site in sorted(batch.masks)),
-    ]
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+def joined(parts: list[Batch]) -> Batch:
+    """The parts of a batch that several processes made, as one."""
+    masks = {
+        site: np.concatenate([part.masks[site] for part in parts], axis=0 if site == "pos_drop" else 1)
+        for site in parts[0].masks
+    }
+    arrays = [np.concatenate([part[i] for part in parts]) for i in range(5)]
+    return Batch(*arrays, masks, np.concatenate([part.ids_B for part in parts]))
 
 
-def test_digits_are_scikit_learns(prepared: Any) -> None:
-    train, test, labels = prepared
-    assert (len(train), len(test), labels) == (1437, 360, tuple("0123456789"))
-    seen = [data.read(example, CONFIG.preprocessing)[..., 0] for split in (train, test) for example in split]
+def test_digits_are_scikit_learns(splits: tuple[Split, Split]) -> None:
+    train, test = splits
+    assert (len(train), len(test), train.labels) == (1437, 360, tuple("0123456789"))
+    pixels = Preprocessing(image_size=8, channels=1)
+    seen = [data.read(example, pixels)[..., 0].tobytes() for split in splits for example in split.examples]
     expected = np.round(load_digits().images * 255 / 16).astype(np.uint8)
-    assert sorted(image.tobytes() for image in seen) == sorted(image.tobytes() for image in expected)
-    held_out = {data.read(example, CONFIG.preprocessing).tobytes() for example in test}
+    assert sorted(seen) == sorted(image.tobytes() for image in expected)
+    held_out = {data.read(example, pixels).tobytes() for example in test.examples}
     assert held_out <= {image.tobytes() for image in expected[::5]}
 
 
-def test_a_prepared_set_is_read_again(prepared: Any, tmp_path: Path) -> None:
+def test_a_prepared_set_is_read_again(splits: tuple[Split, Split], tmp_path: Path) -> None:
     first, again = digits.prepare(tmp_path)[0], digits.prepare(tmp_path)[0]
-    assert first[7]["image"] == again[7]["image"] == prepared[0][7]["image"]
+    assert first[7]["image"] == again[7]["image"] == splits[0].examples[7]["image"]
 
 
-def test_batches_are_a_function_of_seed_and_index(prepared: Any) -> None:
-    by_index = data.batches(prepared[0], CONFIG)
-    alone = {i: fingerprint(by_index[i]) for i in (69, 3, 50)}
-    streamed = [fingerprint(batch) for batch in data.stream(data.batches(prepared[0], CONFIG), 0, 70)]
-    assert len(streamed) == len(set(streamed)) == 70
-    assert {i: streamed[i] for i in alone} == alone
-    resumed = [fingerprint(batch) for batch in data.stream(data.batches(prepared[0], CONFIG), 41, 70)]
-    assert resumed == streamed[41:]
-    assert fingerprint(data.batches(prepared[0], CONFIG.replace(seed=6))[3]) != alone[3]
+def test_batches_are_a_function_of_seed_and_index(splits: tuple[Split, Split]) -> None:
+    """The same whoever makes them: by index, streamed by 1 or 2 threads, by 1 or 2 workers, from any step on."""
+    batches = Batches(splits[0], CONFIG)
+    prints = [batches[i].fingerprint() for i in range(70)]
+    assert len(set(prints)) == 70
+    for threads in (1, 2):
+        assert [batch.fingerprint() for batch in data.stream(batches, slice(0, 70), threads)] == prints
+    for start in (1, 41, 69):
+        assert [batch.fingerprint() for batch in data.stream(batches, slice(start, 70))] == prints[start:]
+    for workers in (1, 2):
+        streamed = data.stream(batches, slice(43, 70), threads=1, workers=workers)
+        assert [batch.fingerprint() for batch in streamed] == prints[43:]
+    assert Batches(splits[0], CONFIG.replace(seed=6))[3].fingerprint() != prints[3]
 
 
-def test_an_epoch_shows_each_example_once(prepared: Any) -> None:
-    plain = CONFIG.replace(augmentation=Augmentation(), batch_size=479)
-    batches = data.batches(prepared[0], plain)
+def test_hosts_make_parts_of_the_same_batches(splits: tuple[Split, Split]) -> None:
+    whole = Batches(splits[0], CONFIG)
+    for hosts in (2, 4):
+        parts = [Batches(splits[0], CONFIG, process, hosts, hosts) for process in range(hosts)]
+        for i in (0, 50):
+            assert {len(part[i].images_BHWC) for part in parts} == {32 // hosts}
+            assert joined([part[i] for part in parts]).fingerprint() == whole[i].fingerprint()
+
+
+def test_a_fingerprint_sees_every_field(splits: tuple[Split, Split]) -> None:
+    batch = Batches(splits[0], CONFIG)[0]
+    for i, name in enumerate(Batch._fields[:5]):
+        changed = np.array(batch[i])
+        changed.flat[0] += 1
+        assert batch._replace(**{name: changed}).fingerprint() != batch.fingerprint()
+    for site in batch.masks:
+        changed = batch.masks[site] + 1
+        assert batch._replace(masks={**batch.masks, site: changed}).fingerprint() != batch.fingerprint()
+
+
+def test_an_epoch_shows_each_example_once(splits: tuple[Split, Split]) -> None:
+    batches = Batches(splits[0], PLAIN.replace(batch_size=479))
     first, second = (
         [image.tobytes() for i in epoch for image in batches[i].images_BHWC] for epoch in ((0, 1, 2), (3, 4, 5))
     )
-    everything = sorted(data.read(example, plain.preprocessing).tobytes() for example in prepared[0])
+    everything = sorted(data.read(example, PLAIN.preprocessing).tobytes() for example in splits[0].examples)
     assert sorted(first) == sorted(second) == everything
     assert first != second
 
 
-def test_what_a_batch_holds(prepared: Any) -> None:
-    batch = data.batches(prepared[0], CONFIG)[0]
+def test_what_a_batch_holds(splits: tuple[Split, Split]) -> None:
+    batch = Batches(splits[0], CONFIG.replace(augmentation=Augmentation()))[0]
     assert batch.images_BHWC.dtype == np.uint8
     assert batch.images_BHWC.shape == (32, 8, 8, 1)
     np.testing.assert_allclose(np.unique(batch.targets_BC), [0.01, 0.91], rtol=1e-7)  # float32 of 0.1/10, 0.9 + 0.1/10
-    np.testing.assert_allclose(batch.targets_BC.sum(axis=1), 1, rtol=1e-6)  # ten float32 roundings
+    assert (batch.targets_BC.argmax(axis=1) == [splits[0].examples[i]["label"] for i in batch.ids_B]).all()
+    assert (batch.own_B == 1).all()
+    assert not batch.boxes_B4.any()
     assert set(batch.masks) == {"pos_drop", "attn.proj_drop", "mlp.drop1", "mlp.drop2", "drop_path1", "drop_path2"}
     assert batch.masks["drop_path1"].shape == (2, 32)
     assert set(np.unique(batch.masks["drop_path1"][1])) == {0.0, 2.0}
     assert (batch.masks["drop_path1"][0] == 1).all()
 
 
-@pytest.mark.parametrize(("angle", "turns"), [(90, 1), (180, 2)])
-def test_augmentation_rotates_as_numpy_does(angle: float, turns: int) -> None:
-    class Always:
-        def uniform(self, *_: float) -> np.ndarray:
-            return np.array([1.0, 0.0, 0.0])
-
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
-    turned = data.augment(pixels, Augmentation(rotation=angle), Always())  # type: ignore[arg-type]
-    expected = [np.rot90(pixels, turns), np.rot90(pixels, -turns)]
-    # Bicubic at points that fall on pixels up to rounding: off by one level at most.
-    assert min(np.abs(turned[1:-1, 1:-1].astype(int) - e[1:-1, 1:-1]).max() for e in expected) <= 1
-
-
-def test_augmentation_shifts_by_whole_pixels_exactly() -> None:
-    class Always:
-        def uniform(self, *_: float) -> np.ndarray:
-            return np.array([0.0, 0.5, -0.5])
-
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
-    moved = data.augment(pixels, Augmentation(shift=0.5), Always())  # type: ignore[arg-type]
-    np.testing.assert_array_equal(moved[:6, 2:], pixels[2:, :6])
+def test_pairs_are_mixed_alike(splits: tuple[Split, Split]) -> None:
+    mixed, plain = Batches(splits[0], CONFIG)[3], Batches(splits[0], CONFIG.replace(augmentation=Augmentation()))[3]
+    assert (mixed.ids_B == plain.ids_B).all()
+    assert (mixed.own_B[::2] == mixed.own_B[1::2]).all()
+    assert (mixed.boxes_B4[::2] == mixed.boxes_B4[1::2]).all()
+    cut = mixed.boxes_B4.any(axis=1)
+    assert 0 < cut.sum() < 32, "both kinds occur"
+    assert len(np.unique(mixed.own_B)) > 4
+    top, left, bottom, right = mixed.boxes_B4.T
+    share_B1 = np.where(cut, 1 - (bottom - top) * (right - left) / 64, mixed.own_B)[:, None]
+    partner_BC = plain.targets_BC.reshape(16, 2, 10)[:, ::-1].reshape(32, 10)
+    # float32 of a float64 sum of two float32 targets.
+    np.testing.assert_allclose(mixed.targets_BC, share_B1 * plain.targets_BC + (1 - share_B1) * partner_BC, atol=1e-7)
 
 
-def test_no_augmentation_is_the_evaluation_transform(prepared: Any) -> None:
-    batch = data.batches(prepared[0], CONFIG.replace(augmentation=Augmentation()))[0]
-    everything = {data.read(example, CONFIG.preprocessing).tobytes() for example in prepared[0]}
-    assert {image.tobytes() for image in batch.images_BHWC} <= everything
+def test_no_augmentation_is_the_evaluation_transform(splits: tuple[Split, Split]) -> None:
+    batch = Batches(splits[0], PLAIN)[0]
+    for i, image_HWC in zip(batch.ids_B, batch.images_BHWC, strict=True):
+        np.testing.assert_array_equal(image_HWC, data.read(splits[0].examples[int(i)], PLAIN.preprocessing))
+
+
+def test_unreadable_images_count_nothing_and_shift_nothing(splits: tuple[Split, Split]) -> None:
+    train = splits[0]
+    whole = Batches(train, CONFIG)[0]
+    broken = list(train.examples)
+    lost = int(whole.ids_B[6])
+    broken[lost] = {"image": broken[lost]["image"][:40], "label": broken[lost]["label"]}
+    batch = Batches(Split(broken, train.labels, train.title), CONFIG)[0]
+    assert batch.weights_B.tolist() == [1.0] * 6 + [0.0] + [1.0] * 25
+    assert not batch.images_BHWC[6].any()
+    others = np.arange(32) // 2 != 3
+    for field in ("images_BHWC", "targets_BC", "own_B", "boxes_B4", "ids_B"):
+        np.testing.assert_array_equal(getattr(batch, field)[others], getattr(whole, field)[others])
+    assert batch.own_B[7] == 1, "its partner is not mixed with nothing"
+    assert not batch.boxes_B4[6:8].any()
+    assert (
+        batch.targets_BC[7].max() == whole.targets_BC.max()
+        or batch.targets_BC[7].argmax() == broken[int(batch.ids_B[7])]["label"]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [100, 360, 500])
-def test_evaluation_counts_each_example_once(prepared: Any, batch_size: int) -> None:
+def test_evaluation_counts_each_example_once(splits: tuple[Split, Split], batch_size: int) -> None:
     labels: list[int] = []
-    for images_BHWC, labels_B, counts_B in data.evaluation_batches(prepared[1], CONFIG.preprocessing, batch_size):
-        assert len(images_BHWC) == len(labels_B) == len(counts_B) == batch_size
-        labels += list(labels_B[counts_B])
-    assert labels == [int(example["label"]) for example in prepared[1]]
+    batches = EvaluationBatches(splits[1], PLAIN.preprocessing, batch_size)
+    for batch in data.stream(batches, slice(None)):
+        assert {len(array) for array in batch} == {batch_size}
+        labels += list(batch.labels_B[batch.counts_B])
+    assert labels == [int(example["label"]) for example in splits[1].examples]
+
+
+def test_evaluation_wants_every_image_unless_told(splits: tuple[Split, Split]) -> None:
+    broken = list(splits[1].examples)
+    broken[3] = {"image": b"", "label": 3}
+    split = Split(broken, splits[1].labels, "mine test")
+    with pytest.raises(InputError, match=r"mine test\[3\]: cannot decode image bytes: it is empty"):
+        EvaluationBatches(split, PLAIN.preprocessing, 8)[0]
+    batch = EvaluationBatches(split, PLAIN.preprocessing, 8, allow_undecodable=True)[0]
+    assert batch.counts_B.tolist() == [True] * 3 + [False] + [True] * 4
+
+
+def test_labels_must_be_classes(splits: tuple[Split, Split]) -> None:
+    for label in (10, -1):
+        examples = [{**example, "label": label} for example in list(splits[0].examples)[:40]]
+        with pytest.raises(InputError, match=rf"mine\[\d+\]: label {label}, but model.num_classes is 10"):
+            Batches(Split(examples, splits[0].labels, "mine"), CONFIG)[0]
+
+
+def test_impossible_batches_are_refused(splits: tuple[Split, Split]) -> None:
+    with pytest.raises(InputError, match=r"batch_size: 32 cannot be shared by 3 devices.*a multiple of 6$"):
+        Batches(splits[0], CONFIG, devices=3)
+    with pytest.raises(InputError, match=r"batch_size: 32 cannot be shared by 16 devices x 2 parts.*multiple of 64$"):
+        Batches(splits[0], CONFIG.replace(accumulation=2), devices=16)
+    Batches(splits[0], PLAIN.replace(accumulation=2), devices=16)
+    with pytest.raises(InputError, match="batch_size: 2000 is more than the 1437 examples of digits train"):
+        Batches(splits[0], CONFIG.replace(batch_size=2000))
 
 
 def test_images_are_decoded_from_files_of_any_kind(tmp_path: Path) -> None:
     Image.new("RGB", (20, 10), (255, 0, 0)).save(tmp_path / "a.jpg")
-    example: Mapping[str, Any] = {"image": (tmp_path / "a.jpg").read_bytes(), "label": 0}
+    example: dict[str, Any] = {"image": (tmp_path / "a.jpg").read_bytes(), "label": 0}
     assert data.read(example, Preprocessing(image_size=8)).shape == (8, 8, 3)

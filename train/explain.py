@@ -1,0 +1,109 @@
+"""`vit explain`: what a recipe comes to, before anything runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vit_core import display, flops
+from vit_core.display import say
+from vit_core.parameters import Parameter, count, parameters
+
+from .config import TrainConfig
+from .run import flat
+
+
+def explain(title: str, config: TrainConfig, examples: int | None = None) -> None:
+    """Prints the resolved config, the schedule, the parameter groups, tokens and FLOPs. examples: of an epoch."""
+    display.table(
+        title, ("field", "value"), ((name, shown(value)) for name, value in flat(config.model_dump()).items())
+    )
+    steps = sorted({0, *milestones(config), config.steps - 1})
+    rates = [(step + 1, f"{config.learning_rate(step):.3e}", epochs(config, step + 1, examples)) for step in steps]
+    display.table("schedule", ("step", "learning rate", "epochs"), rates)
+    display.table(
+        "parameter groups",
+        ("parameters of", "decayed", "tensors", "values", "peak learning rate", "weight decay of a step"),
+        (
+            (
+                group.where,
+                "yes" if group.decay else "no",
+                len(group.rows),
+                f"{sum(row.size for row in group.rows):,}",
+                "frozen" if group.factor is None else f"{config.optimizer.learning_rate * group.factor:.3e}",
+                "frozen" if group.factor is None else f"{decay_of_a_step(config, group):.1e}",
+            )
+            for group in groups(config)
+        ),
+    )
+    forward = flops.forward(config.model)
+    total = sum(forward.values())
+    say(f"{count(config.model):,} parameters, {config.model.tokens} tokens an image")
+    shares = ", ".join(f"{name} {part / total:.0%}" for name, part in forward.items())
+    say(f"{total / 1e9:.3f} GFLOPs an image forward ({shares}), {3 * total / 1e9:.3f} in training")
+    images = config.steps * config.batch_size
+    say(f"the run: {images:,} images, {3 * total * images:.2e} FLOPs")
+
+
+def shown(value: object) -> str:
+    """A config value in a table."""
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) if value else "none"
+    return "none" if value is None else str(value)
+
+
+def milestones(config: TrainConfig) -> list[int]:
+    """Steps worth looking at: the end of the warm-up, quarters, the beginning of the cooldown."""
+    quarters = [config.steps * quarter // 4 for quarter in (1, 2, 3)]
+    schedule = config.schedule
+    cooldown = [config.steps - schedule.cooldown_steps] if schedule.cooldown_steps else []
+    return [max(schedule.warmup_steps - 1, 0), *quarters, *cooldown]
+
+
+def epochs(config: TrainConfig, step: int, examples: int | None) -> str:
+    """How often the data have been seen."""
+    return f"{step * config.batch_size / examples:.2f}" if examples else ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike."""
+
+    where: str
+    factor: float | None
+    """On the learning rate; none: frozen."""
+    decay: bool
+    rows: tuple[Parameter, ...]
+
+
+def groups(config: TrainConfig) -> Iterator[Group]:
+    """The parameter groups in the order of the network."""
+    rows = parameters(config.model)
+    factors = config.optimizer.factors(rows)
+    alike: dict[tuple[float | None, bool], list[Parameter]] = {}
+    for name, row in rows.items():
+        alike.setdefault((factors.get(name), row.decay), []).append(row)
+    for (factor, decay), members in alike.items():
+        yield Group(where(config, members), factor, decay, tuple(members))
+
+
+def where(config: TrainConfig, rows: list[Parameter]) -> str:
+    """ "embeddings, blocks 0-11, head": the part of the network that rows stand in."""
+    depths = sorted({row.depth for row in rows})
+    blocks = [depth - 1 for depth in depths if 0 < depth <= config.model.depth]
+    runs = [blocks[i:] for i in range(len(blocks)) if i == 0 or blocks[i] != blocks[i - 1] + 1]
+    spans = []
+    for run in runs:
+        last = next((a for a, b in pairwise(run) if b != a + 1), run[-1])
+        spans.append(str(run[0]) if run[0] == last else f"{run[0]}-{last}")
+    names = ["embeddings"] if 0 in depths else []
+    names += [f"{'blocks' if len(blocks) > 1 else 'block'} {', '.join(spans)}"] if blocks else []
+    return ", ".join(names + (["head"] if depths[-1] > config.model.depth else []))
+
+
+def decay_of_a_step(config: TrainConfig, group: Group) -> float:
+    """Share of itself that a parameter loses in a step at the peak of the schedule (coupled: before momentum)."""
+    optimizer = config.optimizer
+    if not group.decay or group.factor is None:
+        return 0.0
+    rate = 1.0 if optimizer.decay == "independent" else optimizer.learning_rate * group.factor
+    return rate * optimizer.weight_decay

@@ -1,0 +1,55 @@
+"""What a run logs: RUN/metrics.jsonl, a line of JSON for each time, and the same numbers as TensorBoard events."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+
+
+class Metrics:
+    """Appends to a run's metrics; on a run that goes on at step `start`, what was logged beyond it is dropped first."""
+
+    def __init__(self, run: Path, start: int, tensorboard: bool = True) -> None:
+        path = run / METRICS
+        kept = [line for line in read(path) if line["step"] <= start]
+        draft = path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(draft, path)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        # The suffix tells files of one second apart; TensorBoard drops what earlier files have from the purge step on.
+        events = str(run / EVENTS)
+        self.events = SummaryWriter(events, purge_step=start + 1, filename_suffix=f".{start}") if tensorboard else None
+
+    def write(self, step: int, **values: Any) -> None:
+        """Logs values at a step (from 1); numbers become curves in TensorBoard, the rest stands in the lines alone."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if self.events and isinstance(value, int | float):
+                self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.events:
+            self.events.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file that are whole; none where there is no file."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue  # cut by a kill
+    return lines
+
+
+def curve(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one quantity."""
+    found = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in found], [value for _, value in found]

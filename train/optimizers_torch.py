@@ -1,0 +1,204 @@
+"""train.config.Optimizer in PyTorch: torch's optimizers, and what torch has not. Its twin is optimizers_jax."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_core.parameters import Parameter
+from vit_torch import arrays
+
+from .config import FACTORED_FROM, Optimizer
+
+Params = Mapping[str, Tensor]
+"""Canonical name -> tensor, of the parameters that are trained."""
+
+KINDS = {
+    "exp_avg": "first_moment",
+    "exp_avg_sq": "second_moment",
+    "momentum_buffer": "momentum",
+    "exp_avg_sq_rows": "second_moment_rows",
+    "exp_avg_sq_columns": "second_moment_columns",
+}
+"""torch's name of a statistic -> ours, the same in both engines and on disk."""
+
+
+class Update:
+    """A torch optimizer and its statistics, over parameters that it changes in place.
+
+    Adafactor and LAMB work on views of them: a parameter must keep its memory (no `.to(device)` after this).
+    """
+
+    def __init__(self, config: Optimizer, rows: Mapping[str, Parameter], params: Params) -> None:
+        self.config, self.factors = config, config.factors(rows)
+        self.rows = {name: rows[name] for name in self.factors}
+        self.structured = config.name in ("adafactor", "lamb")
+        self.params = {name: params[name] for name in self.factors}
+        self.pieces = {name: self._pieces(name, p) for name, p in self.params.items()}
+        self.optimizer = optimizer_for(config, self._groups())
+        for pieces in self.pieces.values():
+            for x in pieces:  # torch would wait for the first step; so a run has statistics from its start
+                self.optimizer.state[x] = zeros_for(config, x)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, fraction: float) -> None:
+        """One step by the gradients in `.grad`, at the learning rate of the step, this fraction of the peak."""
+        for name, p in self.params.items():
+            assert p.grad is not None, name
+            for x, gradient in zip(self.pieces[name], self._pieces(name, p.grad.contiguous()), strict=True):
+                x.grad = gradient
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate = learning_rate * group["factor"]
+            if group["decays"] and not self.config.decays_inside:
+                share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
+                for x in group["params"]:
+                    x.sub_(x, alpha=share)  # torch's own x (1 - share) rounds a small share away in float32
+        self.optimizer.step()
+        if self.structured:
+            self.optimizer.zero_grad()  # else the views keep this step's gradients alive during the next
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """All that a run needs to go on, in either engine, but the number of steps: "<kind>/<canonical name>" ->
+        array in the layout on disk; of the means over rows and columns [batch, length]."""
+        found = {}
+        for name, pieces in self.pieces.items():
+            states, shape = [self.optimizer.state[x] for x in pieces], self.rows[name].shape
+            for field in (field for field in KINDS if field in states[0]):  # a set's order differs between runs
+                stacked = torch.stack([state[field] for state in states])
+                whole = stacked.numel() == self.rows[name].size
+                found[f"{KINDS[field]}/{name}"] = arrays.to_numpy(stacked.reshape(shape) if whole else stacked)
+        return found
+
+    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
+        """Sets what either engine's statistics were taken from after `step` updates."""
+        for name, pieces in self.pieces.items():
+            for i, x in enumerate(pieces):
+                state = self.optimizer.state[x]
+                state["step"].fill_(step)
+                for field in KINDS.keys() & state.keys():
+                    stored = arrays.from_numpy(statistics[f"{KINDS[field]}/{name}"])
+                    state[field].copy_(stored.reshape(-1, *state[field].shape)[i])
+
+    def _pieces(self, name: str, x: Tensor) -> list[Tensor]:
+        return apart(self.rows[name], x.detach()) if self.structured else [x]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """One for each factor on the learning rate, with weight decay and without."""
+        grouped: dict[tuple[float, bool], list[Tensor]] = {}
+        for name, pieces in self.pieces.items():
+            grouped.setdefault((self.factors[name], self.rows[name].decay), []).extend(pieces)
+        inside = self.config.weight_decay if self.config.decays_inside else 0.0
+        return [
+            {"params": pieces, "factor": factor, "decays": decays, "weight_decay": inside if decays else 0.0}
+            for (factor, decays), pieces in grouped.items()
+        ]
+
+
+def optimizer_for(config: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Over tensors as they come, without outer weight decay; config.Optimizer states the formulas."""
+    betas = (config.beta1, config.beta2)
+    if config.name == "adamw":  # Adam: AdamW is Adam and the outer decay
+        return torch.optim.Adam(groups, betas=betas, eps=config.epsilon)
+    if config.name == "lion":
+        return Lion(groups, {"betas": betas})
+    if config.name == "lamb":
+        return Lamb(groups, {"betas": betas, "eps": config.epsilon})
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum)
+    return Adafactor(groups, {"beta2": config.beta2, "eps": config.epsilon, "momentum": config.momentum})
+
+
+def zeros_for(config: Optimizer, x: Tensor) -> dict[str, Tensor]:
+    """A tensor's state before the first step."""
+    fields: dict[str, tuple[int, ...]] = {}
+    if config.name in ("adamw", "lamb", "lion"):
+        fields["exp_avg"] = x.shape
+    if config.name in ("sgd", "adafactor") and config.momentum:
+        fields["momentum_buffer"] = x.shape
+    if config.name == "adafactor" and x.ndim == 2 and min(x.shape) >= FACTORED_FROM:
+        fields |= {"exp_avg_sq_rows": x.shape[:1], "exp_avg_sq_columns": x.shape[1:]}
+    elif config.name in ("adamw", "lamb", "adafactor"):
+        fields["exp_avg_sq"] = x.shape
+    return {"step": torch.tensor(0.0), **{field: x.new_zeros(shape) for field, shape in fields.items()}}
+
+
+class TensorByTensor(torch.optim.Optimizer):
+    """An optimizer whose subclasses say how one tensor moves, given its gradient, its state and its group."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["step"] += 1
+                self.move(p, p.grad, self.state[p], group)
+
+    def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Lion(TensorByTensor):
+    """As timm's, but for its weight decay."""
+
+    def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        (beta1, beta2), m = group["betas"], state["exp_avg"]
+        p.sub_((beta1 * m + (1 - beta1) * g).sign_(), alpha=group["lr"])
+        m.mul_(beta2).add_(g, alpha=1 - beta2)
+
+
+class Lamb(TensorByTensor):
+    """timm's also clips by a global norm of its own, and adapts only what decays, unless told otherwise."""
+
+    def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        (beta1, beta2), m, v, step = group["betas"], state["exp_avg"], state["exp_avg_sq"], float(state["step"])
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        update = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt_() + group["eps"])
+        update.add_(p, alpha=group["weight_decay"])
+        size, length = norm(p), norm(update)
+        ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
+        p.sub_(update.mul_(ratio), alpha=group["lr"])
+
+
+class Adafactor(TensorByTensor):
+    """big_vision's. torch's is the first paper's: it scales steps by the parameter, clips them, has no momentum.
+    timm's AdafactorBigVision keeps the momentum in bfloat16 or float32 and takes a fused qkv for one matrix."""
+
+    def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        beta = min(group["beta2"], 1 - float(state["step"]) ** -0.8)
+        squares = g.square().add_(group["eps"])
+        if "exp_avg_sq_rows" in state:
+            rows, columns = state["exp_avg_sq_rows"], state["exp_avg_sq_columns"]
+            rows.mul_(beta).add_(squares.mean(1), alpha=1 - beta)
+            columns.mul_(beta).add_(squares.mean(0), alpha=1 - beta)
+            update = g * (rows / rows.mean()).rsqrt_()[:, None] * columns.rsqrt()
+        else:
+            v = state["exp_avg_sq"].mul_(beta).add_(squares, alpha=1 - beta)
+            update = g * v.rsqrt()
+        if group["momentum"]:
+            update = state["momentum_buffer"].mul_(group["momentum"]).add_(update, alpha=1 - group["momentum"])
+        p.sub_(update, alpha=group["lr"])
+
+
+def apart(row: Parameter, x: Tensor) -> list[Tensor]:
+    """The matrices that Adafactor and LAMB take a parameter for, outputs by inputs; or it all as one vector: views."""
+    return list(x.view(-1, *row.matrix_shape))
+
+
+def norm(x: Tensor) -> Tensor:
+    """Of all elements. (torch's own sums float32 one by one on a CPU: 1e-4 off at 4 million elements, against 2e-8.)"""
+    return x.square().sum().sqrt()
+
+
+def squared_norms(gradients: Params) -> dict[str, Tensor]:
+    """The sum of squares of each gradient."""
+    return {name: g.square().sum() for name, g in gradients.items()}
+
+
+@torch.no_grad()
+def clip(gradients: Params, squared_norms: Params, limit: float) -> None:
+    """Gradients times limit / max(norm, limit), norm over all of them. (torch's own adds 1e-6 to the norm.)"""
+    total = torch.stack(list(squared_norms.values())).sum().sqrt()
+    for g in gradients.values():
+        g.mul_(limit / total.clamp(min=limit))

@@ -1,0 +1,185 @@
+"""A run's folder: what was asked for (run.json), saved steps to go on from, and the finished checkpoints."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from vit_core.checkpoint import (
+    FINISHED,
+    WEIGHTS,
+    Checkpoint,
+    CheckpointConfig,
+    Provenance,
+    open_checkpoint,
+    save_checkpoint,
+    saved_steps,
+    staging,
+)
+from vit_core.display import say
+from vit_core.errors import InputError
+from vit_core.schema import Schema
+
+from .config import NOT_THE_RUN, TrainConfig
+from .data import Batch
+from .measured import Measured
+
+RUN, STATISTICS = "run.json", "optimizer.safetensors"
+AVERAGE = f"{FINISHED}_ema"
+
+
+class Engine(Protocol):
+    """What a run asks of a framework."""
+
+    name: str
+    config: TrainConfig
+    process: int
+    processes: int
+    devices: int
+    trained: tuple[str, ...]
+
+    def train_step(self, batch: Batch, step: int) -> Measured: ...
+
+    def logits(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray: ...
+
+    def export(self, averaged: bool = False) -> dict[str, np.ndarray]: ...
+
+    def statistics(self) -> dict[str, np.ndarray]: ...
+
+    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None: ...
+
+    def total(self, counts: np.ndarray) -> np.ndarray: ...
+
+
+MakeEngine = Callable[[TrainConfig, Checkpoint | None], Engine]
+
+
+class Request(Schema):
+    """All of run.json."""
+
+    format_version: Literal[1] = 1
+    config: TrainConfig
+    init: str | None = None
+    """The checkpoint it began from."""
+    labels: tuple[str, ...] | None = None
+    provenance: Provenance = Provenance()
+    """Of the checkpoint it began from."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its folder."""
+
+    folder: Path
+    request: Request
+
+    def compare(self) -> None:
+        """InputError where the folder holds a run of another config."""
+        if not (self.folder / RUN).exists():
+            if saved_steps(self.folder):
+                raise InputError(f"{self.folder}: holds saved steps but no {RUN}; choose another --out")
+        elif found := differences(self.request, read_request(self.folder)):
+            raise InputError(
+                f"{self.folder}: holds a run of another config: {'; '.join(found)}; repeat it to go on, or choose "
+                "another --out"
+            )
+
+    def write(self) -> None:
+        """Writes run.json; what may change on the way is that of the last start."""
+        with staging(self.folder, (RUN,)) as stage:
+            (stage / RUN).write_text(self.request.model_dump_json(indent=2) + "\n")
+
+    def start(self, make_engine: MakeEngine, init: Checkpoint | None) -> tuple[Engine, int]:
+        """An engine at the newest whole saved step and its number; else at `init`, or at new weights, and 0."""
+        folders = saved_steps(self.folder)
+        for folder in folders:
+            try:
+                return restore_step(make_engine, self.request.config, folder)
+            except InputError as error:
+                if folder == folders[-1]:
+                    raise
+                say(f"{error}; going back to the step before")
+        return make_engine(self.request.config, init), 0
+
+    def save(self, engine: Engine, step: int) -> Path:
+        """Writes RUN/steps/NNNNNN: a checkpoint folder with the statistics beside the weights. Old ones go."""
+        folder = self.folder / "steps" / f"{step:06d}"
+        # A step is whole once its weights are there: they go first and come last, so that two saves never mix.
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        with staging(folder, (STATISTICS,)) as stage:
+            save_file(engine.statistics(), stage / STATISTICS)
+        save_checkpoint(folder, self._checkpoint_config(step), engine.export())
+        for old in saved_steps(self.folder)[self.request.config.keep :]:
+            (old / WEIGHTS).unlink()
+            shutil.rmtree(old)
+        return folder
+
+    def finish(self, engine: Engine, step: int) -> list[Path]:
+        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average was kept."""
+        config, folders = self._checkpoint_config(step), [self.folder / FINISHED]
+        save_checkpoint(folders[0], config, engine.export())
+        if self.request.config.ema is not None:
+            folders.append(self.folder / AVERAGE)
+            save_checkpoint(folders[1], config, engine.export(averaged=True))
+        return folders
+
+    def _checkpoint_config(self, step: int) -> CheckpointConfig:
+        request, before = self.request, self.request.provenance
+        resampled = tuple(
+            done.replace(trained_since=done.trained_since or step > 0) for done in before.position_resampling
+        )
+        return CheckpointConfig(
+            model=request.config.model,
+            preprocessing=request.config.preprocessing,
+            labels=request.labels,
+            provenance=before.replace(run=self.folder.resolve().name, step=step, position_resampling=resampled),
+        )
+
+
+def restore_step(make_engine: MakeEngine, config: TrainConfig, folder: Path) -> tuple[Engine, int]:
+    """An engine as it was when `folder` was saved, and the step to go on from; either engine reads either's."""
+    checkpoint = open_checkpoint(folder)
+    engine = make_engine(config, checkpoint)
+    step = checkpoint.config.provenance.step or 0
+    try:
+        engine.restore(step, load_file(os.fspath(folder / STATISTICS)))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / STATISTICS}: not a whole safetensors file ({error})") from None
+    except KeyError as error:
+        raise InputError(f"{folder / STATISTICS}: no {error.args[0]} there; was it saved by another config?") from None
+    return engine, step
+
+
+def read_request(run: Path) -> Request:
+    """What a run was asked for. InputError where that cannot be read."""
+    try:
+        return Request.parse(json.loads((run / RUN).read_text()), str(run / RUN))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{run / RUN}: cannot be read ({error})") from None
+
+
+def differences(ours: Request, theirs: Request) -> list[str]:
+    """The fields that make it another run, each with both values."""
+    here, there = flat(ours.model_dump(mode="json")), flat(theirs.model_dump(mode="json"))
+    return [
+        f"{name.removeprefix('config.')} is {there.get(name)} there and {here.get(name)} here"
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name) != there.get(name) and name.removeprefix("config.") not in NOT_THE_RUN
+    ]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted name."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves

@@ -1,0 +1,282 @@
+"""The training commands as a user types them: recipes, overrides, what they print, and the answer to bad input."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import recipe as recipes
+from train.tests.small import LABELS, folder_of_images, png
+from vit_core import CheckpointConfig, cli, open_checkpoint, save_checkpoint, variant
+from vit_core.parameters import draw, parameters
+
+Vit = Callable[..., str]
+
+SMALL = """
+from train.config import Augmentation, Data, Optimizer, Schedule, TrainConfig
+from vit_core import ViTConfig
+
+
+def pretrain():
+    return TrainConfig(
+        model=ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_dim=32, num_classes=4),
+        data=Data(name={folder!r}),
+        augmentation=Augmentation(crop_area=(0.5, 1.0), flip=0.5),
+        optimizer=Optimizer(learning_rate=3e-3, clip_norm=1.0),
+        schedule=Schedule(warmup_steps=2),
+        steps=8, batch_size=16, log_every=4, evaluation_batch=8,
+    )
+
+
+def finetune(init):
+    return pretrain().replace(model=init.model.replace(image_size=12), preprocessing=init.preprocessing)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "small.py").write_text(SMALL.format(folder=str(folder_of_images(folder / "images"))))
+    return str(folder / "small.py")
+
+
+@pytest.fixture
+def vit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Vit":
+    """Runs a command in this process; gives what it printed, or the one line that bad input is answered with."""
+
+    def call(*words: object, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["vit", *map(str, words)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as exit:
+            code = exit.code or 0
+        out, err = capsys.readouterr()
+        assert code == status, err or out
+        if status == 2:
+            assert err.startswith("vit: error: ")
+            assert err.count("\n") == 1, err
+            return err
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize(("first", "second"), [("jax", "torch"), ("torch", "jax")])
+def test_pretrain_finetune_evaluate(vit: Vit, recipe: str, first: str, second: str, tmp_path: Path) -> None:
+    """From new weights in one framework to fine-tuned ones of another size in the other, both evaluated."""
+    begun, tuned = tmp_path / "begun", tmp_path / "tuned"
+    out = vit("pretrain", recipe, "--framework", first, "--out", begun, "--ema", "0.9")
+    assert f"pretrain ({first})" in out
+    assert "moving average" in out
+    assert {path.name for path in begun.iterdir()} >= {
+        "run.json",
+        "metrics.jsonl",
+        "curves.png",
+        "checkpoint",
+        "tensorboard",
+    }
+    out = vit("finetune", recipe, "--init", begun, "--framework", second, "--out", tuned, "--image-size", "16")
+    assert "image size 8 x 8 -> 16 x 16, position embeddings by bilinear_antialias" in out
+    opened = open_checkpoint(tuned / "checkpoint").config
+    assert opened.model.image_size == opened.preprocessing.image_size == (16, 16)
+    (done,) = opened.provenance.position_resampling
+    assert (done.source, done.target, done.trained_since) == ((2, 2), (4, 4), True)
+    images = json.loads((tuned / "run.json").read_text())["config"]["data"]["name"]
+    final = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
+    for framework in ("jax", "torch"):
+        out = vit("evaluate", tuned, "--data", images, "--framework", framework)
+        assert f"{final['top1']:.2%}" in out
+        assert "warning" not in out
+
+
+def test_a_resized_model_evaluated_untuned_is_warned_of(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    vit("pretrain", recipe, "--framework", "torch", "--out", tmp_path / "run")
+    images = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["data"]["name"]
+    warning = "positions resampled from a 2 x 2 grid to 3 x 3 and not trained since"
+    assert warning in vit("evaluate", tmp_path / "run", "--data", images, "--image-size", "12")
+    vit("convert", tmp_path / "run", tmp_path / "resized", "--image-size", "12")
+    assert warning in vit("evaluate", tmp_path / "resized", "--data", images)
+
+
+def test_a_run_goes_on_or_says_what_differs(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    words = ["pretrain", recipe, "--out", tmp_path, "--framework", "torch"]
+    vit(*words)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    assert "going on after step 8 of 8" in vit(*words)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:2] == lines.splitlines()[:2]
+    out = vit(*words, "--steps", "9", "--seed", "4", status=2)
+    assert "holds a run of another config: steps is 8 there and 9 here; seed is 0 there and 4 here" in out
+
+
+def test_a_new_head_fits_the_classes(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    vit("pretrain", recipe, "--framework", "torch", "--out", tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "others" / "abc"[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i % 3, rng))
+    words = [
+        "finetune",
+        recipe,
+        "--init",
+        tmp_path / "run",
+        "--data.name",
+        tmp_path / "others",
+        "--out",
+        tmp_path / "tuned",
+    ]
+    frozen = ["--optimizer.frozen", "patch_embed.*", "cls_token", "pos_embed", "blocks.*", "norm.*"]
+    assert "a new head, zero-initialised: 4 classes before, 3 now" in vit(*words, "--model.image-size", "8", *frozen)
+    before, after = (open_checkpoint(tmp_path / run / "checkpoint") for run in ("run", "tuned"))
+    assert after.config.labels == ("a", "b", "c")
+    assert after.arrays["head.weight"].any()
+    for name, array in after.arrays.items():
+        if not name.startswith("head."):
+            np.testing.assert_array_equal(array, before.arrays[name])
+
+
+def test_explain_shows_what_will_run(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    out = vit(
+        "explain",
+        recipe,
+        "--optimizer.layer-decay",
+        "0.5",
+        "--optimizer.weight-decay",
+        "0.1",
+        "--model.image-size",
+        "16x8",
+    )
+    assert re.search(r"^ model.image_size +16 8 $", out, re.M)
+    assert re.search(r"^ 1 +1.500e-03 +0.29 $", out, re.M), "half the peak; 16 of 56 images"
+    assert re.search(r"^ embeddings +yes +1 +768 +3.750e-04 +3.8e-05 $", out, re.M)
+    assert re.search(r"^ head +yes +1 +64 +3.000e-03 +3.0e-04 $", out, re.M)
+    config = recipes.load(recipe, "pretrain").model.replace(image_size=(16, 8))
+    assert f"{sum(row.size for row in parameters(config).values()):,} parameters, 9 tokens an image" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_every_recipe_runs(vit: Vit, name: str, stage: str, framework: str, tmp_path: Path) -> None:
+    """Ten steps, shrunk, on images made here; everything else as the recipe has it."""
+    images = folder_of_images(tmp_path / "images", 64)
+    begin = tmp_path / "init"
+    model = variant("mu/4", 8, 4, channels=1 if name == "digits" else 3)
+    arrays = {row.name: draw(row, 0).astype(np.float32) for row in parameters(model).values()}
+    save_checkpoint(begin, CheckpointConfig(model=model, labels=LABELS), arrays)
+    small = ["--model.image-size", "8", "--steps", "10", "--batch-size", "16", "--schedule.warmup-steps", "2"]
+    if stage == "pretrain":
+        small += ["--model.width", "16", "--model.depth", "2", "--model.heads", "2", "--model.mlp-dim", "16"]
+        small += ["--model.patch-size", "4", "--model.num-classes", "4"]
+    split = ["--data.name", images, "--data.train-split", "None", "--data.eval-split", "None"]
+    words = [stage, name, *(["--init", begin] if stage == "finetune" else []), *small, *split]
+    out = vit(*words, "--framework", framework, "--out", tmp_path / "run", "--log-every", "5")
+    assert "10/10" in out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [5, 10]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert open_checkpoint(tmp_path / "run" / "checkpoint").config.labels == LABELS
+
+
+def test_bad_words_are_answered_in_one_line(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    def refused(*words: object) -> str:
+        return vit(*words, status=2)
+
+    assert "did you mean 'pretrain'?" in refused("pretrian", recipe)
+    assert "name a recipe first: a Python file, or one of cifar10, digits" in refused("pretrain")
+    assert "unknown recipe 'cifar'; did you mean 'cifar10'?" in refused("pretrain", "cifar")
+    assert "nowhere.py: no such file" in refused("pretrain", "nowhere.py")
+    assert "--optimizer.learning-rate" in refused("pretrain", recipe, "--optimizer.learning-rat", "1e-3")
+    assert "less than 1, found 1.5" in refused("pretrain", recipe, "--optimizer.beta1", "1.5")
+    assert "set --model.image_size" in refused("pretrain", recipe, "--preprocessing.image_size", "8")
+    assert "not a multiple of patch_size 4; the nearest is 8" in refused("pretrain", recipe, "--model.image-size", "9")
+    assert "image size 'big': expected pixels" in refused("explain", recipe, "--model.image-size", "big")
+    assert "name the checkpoint to begin from: --init" in refused("finetune", recipe)
+    assert "no such checkpoint" in refused("finetune", recipe, "--init", tmp_path / "none")
+    out = tmp_path / "run"
+    assert "set --model.num-classes 4" in refused("pretrain", recipe, "--model.num-classes", "3", "--out", out)
+    assert "batch_size: 500 is more than the 56 examples" in refused(
+        "pretrain", recipe, "--batch-size", "500", "--out", out
+    )
+    assert not (out / "run.json").exists(), "a refused run leaves no run behind"
+    (tmp_path / "file").touch()
+    assert "cannot write there" in refused("pretrain", recipe, "--out", tmp_path / "file" / "run")
+    assert "--batch-size 0: expected 1 or more" in refused("evaluate", out, "--data", "digits", "--batch-size", "0")
+
+
+def test_a_broken_recipe_is_one_line(vit: Vit, tmp_path: Path) -> None:
+    def refused(text: str) -> str:
+        (tmp_path / "mine.py").write_text(text)
+        return vit("explain", tmp_path / "mine.py", status=2)
+
+    assert "mine.py, line 2: SyntaxError" in refused("x = 1\ndef pretrain(:")
+    assert "mine.py, line 3: ZeroDivisionError: division by zero" in refused("\ndef pretrain():\n    return 1 / 0")
+    assert "has no function pretrain, only finetune" in refused("def finetune(init): ...")
+    assert "pretrain returns dict; expected a train.config.TrainConfig" in refused("def pretrain(): return {}")
+    text = SMALL.format(folder="./x").replace("width=16", "widht=16")
+    assert "unknown key 'widht'; did you mean 'width'?" in refused(text)
+
+
+def test_runs_of_one_config_are_compared(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    for framework in ("jax", "torch"):
+        vit(
+            "pretrain",
+            recipe,
+            "--out",
+            tmp_path / framework,
+            "--framework",
+            framework,
+            "--fingerprints",
+            "--log-every",
+            "2",
+        )
+    out = vit("compare", tmp_path / "jax", tmp_path / "torch", "--out", tmp_path / "both.png")
+    assert "batches with equal fingerprints: 4 of 4" in out
+    differences = [float(value) for value in re.findall(r"\d\.\d{6} +\d\.\d{6} +(\S+) ", out)]
+    assert len(differences) == 4
+    assert max(differences) < 1e-4, "float32 rounding, eight small steps"
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+    assert "weights after step 8" in out
+    vit("pretrain", recipe, "--out", tmp_path / "other", "--framework", "torch", "--seed", "1")
+    assert "are runs of other configs: seed is 1 there and 0 here" in vit(
+        "compare", tmp_path / "jax", tmp_path / "other", status=2
+    )
+
+
+def test_a_full_disk_is_one_line(vit: Vit, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vit_core import checkpoint
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    words = ["pretrain", recipe, "--framework", "torch", "--out", tmp_path, "--save-every", "4"]
+    original, calls = checkpoint.save_file, []
+
+    def filling(*args: object, **options: object) -> None:
+        calls.append(1)
+        (original if len(calls) < 2 else full)(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save_file", filling)
+    line = vit(*words, status=2)
+    assert "No space left on device" in line
+    assert "000008" in line
+    assert sorted(path.name for path in (tmp_path / "steps").glob("*/model.safetensors")) == ["model.safetensors"]
+    assert open_checkpoint(tmp_path / "steps" / "000004").config.provenance.step == 4
+    monkeypatch.setattr(checkpoint, "save_file", original)
+    assert "going on after step 4 of 8" in vit(*words)
+
+
+def test_recipes_say_what_papers_say() -> None:
+    """Values that are easily lost, from the sources the recipes name."""
+    plain = recipes.load("imagenet_s16", "pretrain")
+    assert (plain.batch_size, plain.optimizer.decay, plain.optimizer.weight_decay) == (1024, "independent", 1e-4)
+    assert plain.steps * plain.batch_size / 1_281_167 / 0.99 == pytest.approx(90, rel=1e-2)
+    cifar = recipes.load("cifar10", "pretrain")
+    assert cifar.steps * cifar.batch_size / 50_000 == pytest.approx(200, rel=1e-2)

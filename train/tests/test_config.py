@@ -1,0 +1,100 @@
+"""A run's config: schedules as optax has them, factors of layers, and every impossible run in one line."""
+
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+
+from train.config import Augmentation, Optimizer, Schedule
+from train.tests.small import CONFIG, MODEL
+from vit_core import InputError
+from vit_core.parameters import parameters
+from vit_core.preprocess import Preprocessing
+
+PEAK = CONFIG.optimizer.learning_rate
+
+
+def rates(schedule: Schedule, steps: int = 103) -> np.ndarray:
+    config = CONFIG.replace(steps=steps, schedule=schedule)
+    return np.array([config.learning_rate(step) for step in range(steps)])
+
+
+def test_cosine_is_optaxs() -> None:
+    ours = rates(Schedule(warmup_steps=3, final=0.1))
+    np.testing.assert_allclose(ours[:4], [PEAK / 3, PEAK * 2 / 3, PEAK, PEAK], rtol=1e-15)
+    reference = optax.cosine_decay_schedule(PEAK, 100, alpha=0.1)
+    np.testing.assert_allclose(ours[3:], [reference(step) for step in range(100)], rtol=1e-5)  # optax's is float32
+
+
+def test_linear_is_optaxs() -> None:
+    ours = rates(Schedule(name="linear", warmup_steps=3, final=0.2))
+    reference = optax.linear_schedule(PEAK, 0.2 * PEAK, 100)
+    np.testing.assert_allclose(ours[3:], [reference(step) for step in range(100)], rtol=1e-6)
+
+
+def test_constant_with_cooldown() -> None:
+    ours = rates(Schedule(name="constant", warmup_steps=3, cooldown_steps=10))
+    np.testing.assert_array_equal(ours[3:93], PEAK)
+    np.testing.assert_allclose(ours[93:], PEAK * np.arange(10, 0, -1) / 11, rtol=1e-12)
+
+
+def test_reciprocal_square_root() -> None:
+    ours = rates(Schedule(name="rsqrt", warmup_steps=3, timescale=50))
+    assert ours[3] == PEAK
+    # Four times the timescale's square: at 3 * 50 steps after the warm-up, half the peak.
+    assert rates(Schedule(name="rsqrt", warmup_steps=3, timescale=50), 200)[153] == pytest.approx(PEAK / 2, rel=1e-12)
+    assert (np.diff(ours[3:]) < 0).all()
+
+
+def test_layer_decay_counts_from_the_head() -> None:
+    """BEiT's and timm's convention: the head 1, the last block the decay, the embeddings the least."""
+    factors = Optimizer(layer_decay=0.5).factors(parameters(MODEL))
+    assert (factors["head.weight"], factors["norm.weight"]) == (1.0, 1.0)
+    assert (factors["blocks.1.mlp.fc1.weight"], factors["blocks.0.norm1.bias"]) == (0.5, 0.25)
+    assert factors["pos_embed"] == factors["cls_token"] == factors["patch_embed.proj.weight"] == 0.125
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    optimizer = Optimizer(frozen=("patch_embed.*", "blocks.0.*"))
+    left = optimizer.factors(parameters(MODEL))
+    assert not any(name.startswith(("patch_embed", "blocks.0")) for name in left)
+    assert "blocks.1.norm1.weight" in left
+
+
+def test_pixels_follow_the_model() -> None:
+    bigger = CONFIG.replace(model=MODEL.replace(image_size=16))
+    assert bigger.preprocessing == Preprocessing(image_size=16, channels=1)
+    pixels = Preprocessing(image_size=4, channels=1, mean=(0.1,), std=(0.2,))
+    assert CONFIG.replace(preprocessing=pixels).preprocessing == pixels.replace(image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": Schedule(warmup_steps=12)}, "12 steps of warm-up and 0 of cooldown leave nothing of 12 steps"),
+        ({"schedule": {"name": "cosine", "cooldown_steps": 3}}, "cosine ends at `final` without one"),
+        ({"schedule": {"name": "cosin"}}, "schedule: name: Input should be 'cosine', 'linear'"),
+        ({"model": MODEL.replace(num_classes=0)}, "num_classes: 0 leaves nothing"),
+        ({"optimizer": {"name": "adamw", "decay": "coupled"}}, "'coupled' is for name 'sgd', not 'adamw'"),
+        ({"optimizer": {"name": "lamb", "decay": "independent"}}, "only 'decoupled' is for name 'lamb'"),
+        ({"optimizer": {"frozen": ("block.*",)}}, "unknown parameter pattern in optimizer.frozen 'block.*'"),
+        ({"optimizer": {"frozen": ("*",)}}, "optimizer.frozen: * leaves nothing to train"),
+        ({"optimiser": {}}, "did you mean 'optimizer'?"),
+        ({"optimizer": {"learning_rat": 1}}, "optimizer: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
+        ({"accumulation": 3}, "accumulation: 3 does not divide batch_size 16"),
+        ({"batch_size": 15}, "batch_size: 15 examples taken at once cannot be paired; mixup and CutMix need an even"),
+        ({"augmentation": {"crop_area": (0.5, 0.2)}}, "crop_area: expected 0 < smallest <= largest"),
+        ({"augmentation": {"flip": 1.5}}, "augmentation: flip: Input should be less than or equal to 1, found 1.5"),
+        ({"preprocessing": Preprocessing(image_size=8, channels=3)}, "mean has 3 values, expected one for each of 1"),
+    ],
+)
+def test_impossible_runs_are_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        CONFIG.replace(**change)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_odd_batches_need_no_partners() -> None:
+    assert CONFIG.replace(batch_size=15, augmentation=Augmentation()).batch_size == 15

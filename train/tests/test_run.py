@@ -1,0 +1,180 @@
+"""A run's folder: what it holds, what it refuses, and that a killed run, started again, is the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from train import run as runs
+from train.alone import alone
+from train.metrics import Metrics, read
+from train.run import STATISTICS, Request, Run, restore_step
+from train.tests.small import CONFIG, ENGINES, LABELS, folder_of_images, run_in
+from vit_core import InputError, open_checkpoint
+from vit_core.checkpoint import checkpoint_of, saved_steps
+
+TorchEngine = ENGINES["torch"]
+
+
+def test_a_saved_step_is_a_checkpoint(tmp_path: Path) -> None:
+    folder = run_in(tmp_path / "my-run").save(TorchEngine(CONFIG), 12)
+    opened = open_checkpoint(folder)
+    assert (opened.config.provenance.run, opened.config.provenance.step) == ("my-run", 12)
+    assert opened.config.labels == LABELS
+    assert checkpoint_of(tmp_path / "my-run") == folder
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_step_zero_can_be_restored(name: str, tmp_path: Path) -> None:
+    folder = run_in(tmp_path).save(ENGINES[name](CONFIG), 0)
+    for make in ENGINES.values():
+        _, start = restore_step(make, CONFIG, folder)
+        assert start == 0
+
+
+def test_only_the_newest_steps_are_kept(tmp_path: Path) -> None:
+    run, engine = run_in(tmp_path, CONFIG.replace(keep=3)), TorchEngine(CONFIG)
+    for step in (2, 4, 6, 8, 10):
+        run.save(engine, step)
+    assert [int(folder.name) for folder in saved_steps(tmp_path)] == [10, 8, 6]
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["000006", "000008", "000010"]
+
+
+def test_a_step_cut_short_is_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, run = TorchEngine(CONFIG), run_in(tmp_path)
+    for step in (9, 10):
+        run.save(engine, step)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.save(engine, 10)
+    assert checkpoint_of(tmp_path).name == "000009"
+
+
+def test_a_damaged_step_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine, run = TorchEngine(CONFIG), run_in(tmp_path)
+    for step in (9, 10):
+        run.save(engine, step)
+    newest = tmp_path / "steps" / "000010"
+    (newest / STATISTICS).write_bytes((newest / STATISTICS).read_bytes()[:-100])
+    assert run.start(TorchEngine, None)[1] == 9
+    assert "000010/optimizer.safetensors: not a whole safetensors file" in capsys.readouterr().out
+    (tmp_path / "steps" / "000009" / STATISTICS).write_bytes(b"half")
+    with pytest.raises(InputError, match=r"000009/optimizer.safetensors: not a whole"):
+        run.start(TorchEngine, None)
+
+
+def test_a_run_of_another_config_is_refused(tmp_path: Path) -> None:
+    run_in(tmp_path)
+    other = CONFIG.replace(optimizer=CONFIG.optimizer.replace(learning_rate=0.5), seed=3)
+    with pytest.raises(InputError) as error:
+        Run(tmp_path, Request(config=other, labels=LABELS)).compare()
+    assert "optimizer.learning_rate is 0.003 there and 0.5 here; seed is 0 there and 3 here" in str(error.value)
+    Run(tmp_path, Request(config=CONFIG.replace(log_every=1, workers=2), labels=LABELS)).compare()
+    with pytest.raises(InputError, match="labels is "):
+        Run(tmp_path, Request(config=CONFIG, labels=LABELS[::-1])).compare()
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run.json: cannot be read"):
+        Run(tmp_path, Request(config=CONFIG, labels=LABELS)).compare()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path / "run"),
+        pytest.raises(InputError, match="another process is at work"),
+        alone(tmp_path / "run"),
+    ):
+        pass
+    with alone(tmp_path / "run"):
+        pass
+
+
+def test_metrics_of_a_run_that_went_back_are_dropped(tmp_path: Path) -> None:
+    """Lines, and TensorBoard's curves as TensorBoard reads them."""
+    first = Metrics(tmp_path, 0)
+    for step in range(1, 8):
+        first.write(step, loss=float(step), engine="jax")
+    first.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')  # killed
+    again = Metrics(tmp_path, 4)
+    again.write(5, loss=50.0, engine="torch")
+    again.close()
+    assert [(line["step"], line["loss"]) for line in read(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 4.0),
+        (5, 50.0),
+    ]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+
+
+RECIPE = """
+from train.config import Augmentation, Data, Optimizer, Schedule, TrainConfig
+from vit_core import ViTConfig
+
+def pretrain():
+    return TrainConfig(
+        model=ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_dim=32, num_classes=4,
+                        stochastic_depth=0.3),
+        data=Data(name={folder!r}),
+        augmentation=Augmentation(crop_area=(0.5, 1.0), flip=0.5, rotation=10, mixup=0.3, cutmix=1.0),
+        optimizer=Optimizer(learning_rate=3e-3, weight_decay=0.05, clip_norm=1.0),
+        schedule=Schedule(warmup_steps=3), ema=0.9, label_smoothing=0.1,
+        steps=40, batch_size=16, save_every=7, log_every=1, fingerprints=True, workers=1, threads=1, tensorboard=False,
+    )
+"""
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_killed_run_started_again_is_the_run(name: str, tmp_path: Path) -> None:
+    """A real process, killed in mid-step: the same batches and bit for bit the same weights and moving average."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", "from vit_core.cli import main; main()", "pretrain", str(recipe)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        log = open(tmp_path / "log", "ab")  # noqa: SIM115 (the process's)
+        return subprocess.Popen(
+            [*command, "--framework", name, "--out", str(out)], stdout=log, stderr=log, env=environment
+        )
+
+    def logged(out: Path) -> int:
+        return max((line["step"] for line in read(out / "metrics.jsonl")), default=0)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = start(cut)
+    while logged(cut) < 17 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert 17 <= logged(cut) < 40
+    for out in (cut, whole):
+        assert start(out).wait() == 0, (tmp_path / "log").read_text()
+    assert "going on after step" in (tmp_path / "log").read_text()
+    prints = [
+        {line["step"]: line.get("fingerprint") for line in read(out / "metrics.jsonl") if "loss" in line}
+        for out in (cut, whole)
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints[0].values())) == 40
+    losses = [[line["loss"] for line in read(out / "metrics.jsonl") if "loss" in line] for out in (cut, whole)]
+    assert losses[0] == losses[1]
+    for folder in ("checkpoint", "checkpoint_ema"):
+        expected, found = (dict(open_checkpoint(out / folder).arrays) for out in (whole, cut))
+        for parameter in expected:
+            np.testing.assert_array_equal(found[parameter], expected[parameter])
