@@ -1,4 +1,4 @@
-"""Programs that several tests compile are compiled once: a cache that lives as long as the session, for its processes."""
+"""Programs that several tests compile are compiled once: a cache for all processes of the session, gone with it."""
 
 import atexit
 import os

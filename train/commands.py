@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from vit_core import display
-from vit_core.checkpoint import Checkpoint, Provenance, open_checkpoint
+from vit_core.checkpoint import FINISHED, Checkpoint, Provenance, open_checkpoint
 from vit_core.display import say
 from vit_core.errors import InputError
 
 from . import figures
-from .alone import alone
 from .config import Data, Optimizer, TrainConfig
 from .data import Batches
 from .loop import Accuracy, Fitted, evaluate, fit
 from .metrics import METRICS
+from .processes import alone
 from .run import MakeEngine, Request, Run
 from .sources import Split, open_split
 
@@ -88,6 +88,9 @@ def train(
     # Of several processes, one holds the folder: torchrun says which.
     with alone(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
         run.compare()
+        if run.finished:
+            say(f"{out}: this run is finished; its checkpoint is {out / FINISHED}")
+            return Fitted(config.steps)
         with display.working(f"starting {framework}"):
             engine, start = run.start(engine_of(framework), weights)
         batches = Batches(training, config, engine.process, engine.processes, engine.devices)

@@ -188,7 +188,7 @@ NOT_THE_NETWORK = {
 """Fields of a model that a run may choose anew for given weights."""
 
 NOT_THE_RUN = {
-    "log_every", "evaluate_every", "save_every", "keep", "evaluation_batch",
+    "data.directory", "log_every", "evaluate_every", "save_every", "keep", "evaluation_batch",
     "threads", "workers", "fingerprints", "tensorboard", "undecodable_limit",
 }  # fmt: skip
 """Fields of a run that change none of its weights, and so may change when it goes on."""

@@ -4,6 +4,7 @@ Engines only apply them.
 """
 
 import hashlib
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from vit_core.preprocess import Preprocessing, decode_image, resize_image
 
 from .augment import augmented, draw_mix
 from .config import TrainConfig
+from .processes import end_with_parent
 from .sources import Split
 
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM = 1, 2, 3
@@ -183,13 +185,20 @@ class EvaluationBatches:
 
 def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
     """Some batches in order, made ahead by threads, or by processes of so many threads each."""
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = grain.MapDataset.source(batches).slice(which).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers want absl's flags, which this command line does not use
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin)
     return iter(dataset)
+
+
+def _begin(worker: int, workers: int) -> None:
+    """In a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the loop ends the step, which may need batches yet
+    end_with_parent()
 
 
 def read(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:

@@ -18,11 +18,11 @@ def training_curves(runs: Sequence[tuple[str, Path]], path: Path) -> Path:
     figure, panels = plt.subplots(1, len(runs), figsize=(5.6 * len(runs), 3.8), squeeze=False, layout="tight")
     for panel, (title, file) in zip(panels[0], runs, strict=True):
         lines = metrics.read(file)
-        panel.semilogy(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
+        panel.plot(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
         if (evaluated := metrics.curve(lines, "evaluation_loss"))[0]:
-            panel.semilogy(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
+            panel.plot(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
         reached = [f": top-1 {value:.1%}" for value in metrics.curve(lines, "top1")[1]]
-        panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss (log scale)")
+        panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
         panel.grid(alpha=0.3)
         panel.legend(loc="upper right", fontsize=8)
         rate = panel.twinx()
@@ -40,10 +40,10 @@ def compared_curves(runs: Sequence[tuple[str, Path]], path: Path) -> Path:
         above.plot(list(curve), list(curve.values()), style, linewidth=1.3, label=title)
     steps = sorted(curves[0].keys() & curves[1].keys())
     apart = [abs(curves[0][step] - curves[1][step]) / abs(curves[1][step]) for step in steps]
-    below.semilogy(steps, np.maximum(apart, 1e-12), color="C3", linewidth=1.2)
+    below.semilogy(steps, np.maximum(apart, 1e-8), color="C3", linewidth=1.2)
     above.set(ylabel="training loss", title="the same run, twice")
     above.legend()
-    below.set(xlabel="step", ylabel="relative difference of the loss")
+    below.set(xlabel="step", ylabel="relative difference of the loss (at least 1e-8)")
     for panel in (above, below):
         panel.grid(alpha=0.3)
     return _save(figure, path)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -21,8 +21,6 @@ from .measured import Measured
 from .metrics import Metrics
 from .run import Engine, Run
 from .sources import Split
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -70,47 +68,52 @@ def fit(
     SIGINT and SIGTERM end it after the step under way, which is saved. InputError for a loss or gradient that is not
     finite (the state before it is saved), and for more unreadable images than the config allows.
     """
-    config, chief, step = engine.config, engine.process == 0, start
-    metrics = Metrics(run.folder, start, config.tensorboard) if chief else None
+    with Metrics(run.folder, start, engine.config.tensorboard, written=engine.process == 0) as metrics:
+        step, ended_by = train(engine, run, batches, evaluation, metrics, start, title)
+        if ended_by is not None:
+            return Fitted(step, ended_by, folders=(run.step_folder(step),))
+        accuracy, average = judge(engine, evaluation, step, metrics)
+    return Fitted(step, None, accuracy, average, run.finish(engine, step))
+
+
+def train(
+    engine: Engine, run: Run, batches: Batches, evaluation: Split, metrics: Metrics, start: int, title: str
+) -> tuple[int, int | None]:
+    """The steps themselves. Gives how many are done, and the signal that ended them early, if one did."""
+    config, step, ending = engine.config, start, start == engine.config.steps
     watch, clock = Watch(engine, run, batches.split), Clock(config.batch_size)
     made = stream(batches, slice(start, config.steps), config.threads, config.workers)
-    with display.progress(shown=chief) as bar, stopping() as stopped:
+    with display.progress(shown=engine.process == 0) as bar, stopping() as stopped:
         task = bar.add_task(f"{title} ({engine.name})", total=config.steps, completed=start, note="starting")
-        for batch in clock.waiting(made):
+        while not ending:
+            with clock.waiting():
+                batch = next(made)
             measured = engine.train_step(batch, step)
             watch.see(step, batch, measured)
             step += 1
             ending = step == config.steps or agreed(engine, stopped())
             if step % config.log_every == 0 or ending:
                 watch.check()
-                line = clock.line(step) | described(engine, step, measured, batch)
-                if metrics:
-                    metrics.write(step, **line)
+                line = clock.line() | described(engine, step, measured, batch)
+                metrics.write(step, **line)
                 bar.update(task, note=note(line))
             bar.update(task, completed=step)
-            if ending or (config.save_every and step % config.save_every == 0):
-                watch.check()
-                folder = run.save(engine, step) if chief else run.folder
-            if ending:
-                break
-            if config.evaluate_every and step % config.evaluate_every == 0:
-                judge(engine, evaluation, step, metrics)
-        if step < config.steps:
-            return Fitted(step, signal=stopped() or signal.SIGTERM, folders=(folder,))
-        bar.update(task, note=note(line) if step > start else "already trained")
-    accuracy, average = judge(engine, evaluation, step, metrics)
-    if metrics:
-        metrics.close()
-    return Fitted(step, None, accuracy, average, tuple(run.finish(engine, step)) if chief else ())
+            with clock.paused():
+                if ending or (config.save_every and step % config.save_every == 0):
+                    watch.check()
+                    run.save(engine, step)
+                if not ending and config.evaluate_every and step % config.evaluate_every == 0:
+                    judge(engine, evaluation, step, metrics)
+        # Another process may have been told to stop, and this one not.
+        return step, (stopped() or signal.SIGTERM) if step < config.steps else None
 
 
-def judge(engine: Engine, split: Split, step: int, metrics: Metrics | None) -> tuple[Accuracy, Accuracy | None]:
+def judge(engine: Engine, split: Split, step: int, metrics: Metrics) -> tuple[Accuracy, Accuracy | None]:
     """Evaluates the weights, and their moving average where one is kept; logs both."""
     accuracy = evaluate(engine, split)
     average = evaluate(engine, split, averaged=True) if engine.config.ema is not None else None
-    if metrics:
-        line = {"evaluation_loss": accuracy.loss, "top1": accuracy.top1, "top5": accuracy.top5}
-        metrics.write(step, **line, **({"top1_ema": average.top1} if average else {}))
+    line = {"evaluation_loss": accuracy.loss, "top1": accuracy.top1, "top5": accuracy.top5}
+    metrics.write(step, **line, **({"top1_ema": average.top1} if average else {}))
     return accuracy, average
 
 
@@ -167,8 +170,7 @@ class Watch:
         self.pending = None
         if not (wrong := measured.not_finite(self.engine.trained)):
             return
-        if self.engine.process == 0:
-            self.run.save(self.engine, step)
+        self.run.save(self.engine, step)
         gradients = [name for name in wrong if name != "loss"]
         loss = f"loss {float(measured.loss)}"
         which = f"{loss}, gradients of {shortened(gradients)} not finite" if gradients else loss
@@ -182,21 +184,25 @@ class Clock:
     """Speed, and the share of time that training waited for data, between two log lines."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.begin = batch_size, time.perf_counter()
-        self.since, self.waited, self.steps = self.begin, 0.0, 0
+        self.batch_size, self.begin, self.steps = batch_size, time.perf_counter(), 0
+        self.since, self.waited = self.begin, 0.0
 
-    def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """The same, timed."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            self.steps += 1
-            yield batch
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within it, training waits for a batch."""
+        asked = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - asked
+        self.steps += 1
 
-    def line(self, step: int) -> dict[str, Any]:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it, nothing is trained: saving, evaluating."""
+        begin = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begin
+
+    def line(self) -> dict[str, Any]:
         now = time.perf_counter()
         passed = now - self.since
         line = {

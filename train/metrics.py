@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
@@ -12,30 +12,41 @@ METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
 
 class Metrics:
-    """Appends to a run's metrics; on a run that goes on at step `start`, what was logged beyond it is dropped first."""
+    """Appends to a run's metrics; on a run that goes on at step `start`, what was logged beyond it is dropped first.
 
-    def __init__(self, run: Path, start: int, tensorboard: bool = True) -> None:
+    written: false in all processes of a run but one.
+    """
+
+    def __init__(self, run: Path, start: int, tensorboard: bool = True, written: bool = True) -> None:
+        self.file, self.events = None, None
+        if not written:
+            return
         path = run / METRICS
         kept = [line for line in read(path) if line["step"] <= start]
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(draft, path)
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed at exit)
         # The suffix tells files of one second apart; TensorBoard drops what earlier files have from the purge step on.
         events = str(run / EVENTS)
         self.events = SummaryWriter(events, purge_step=start + 1, filename_suffix=f".{start}") if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:
         """Logs values at a step (from 1); numbers become curves in TensorBoard, the rest stands in the lines alone."""
+        if self.file is None:
+            return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             if self.events and isinstance(value, int | float):
                 self.events.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self.file.close()
-        if self.events:
-            self.events.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in (self.file, self.events):
+            if sink is not None:
+                sink.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

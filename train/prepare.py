@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +30,8 @@ from vit_core.checkpoint import staging
 from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
 
-from .alone import alone
 from .config import Data
+from .processes import alone, end_with_parent
 from .sources import EVALUATION, PREPARED, Files, Split, open_split, split_folders
 
 VERSION = "1.0.0"
@@ -201,7 +200,7 @@ def _parallel(shards: Sequence[Shard], workers: int) -> Iterator[tuple[int, Pack
         yield from enumerate(map(pack, shards))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
         futures = {pool.submit(pack, shard): i for i, shard in enumerate(shards)}
         try:
             for future in as_completed(futures):
@@ -214,17 +213,10 @@ def _parallel(shards: Sequence[Shard], workers: int) -> Iterator[tuple[int, Pack
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """In a worker: without this it would outlive a parent that is killed, and write into the next one's shards."""
+def _begin() -> None:
+    """In a worker: it would write into the shards of the next run, if it outlived this one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to report
-    parent = multiprocessing.parent_process()
-    assert parent
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def pack(shard: Shard) -> Packed:

@@ -96,6 +96,14 @@ class Run:
         with staging(self.folder, (RUN,)) as stage:
             (stage / RUN).write_text(self.request.model_dump_json(indent=2) + "\n")
 
+    @property
+    def finished(self) -> bool:
+        """Whether its checkpoint is there, after the last step."""
+        try:
+            return open_checkpoint(self.folder / FINISHED).config.provenance.step == self.request.config.steps
+        except InputError:
+            return False
+
     def start(self, make_engine: MakeEngine, init: Checkpoint | None) -> tuple[Engine, int]:
         """An engine at the newest whole saved step and its number; else at `init`, or at new weights, and 0."""
         folders = saved_steps(self.folder)
@@ -108,9 +116,15 @@ class Run:
                 say(f"{error}; going back to the step before")
         return make_engine(self.request.config, init), 0
 
+    def step_folder(self, step: int) -> Path:
+        """RUN/steps/NNNNNN."""
+        return self.folder / "steps" / f"{step:06d}"
+
     def save(self, engine: Engine, step: int) -> Path:
-        """Writes RUN/steps/NNNNNN: a checkpoint folder with the statistics beside the weights. Old ones go."""
-        folder = self.folder / "steps" / f"{step:06d}"
+        """Writes a step: a checkpoint folder with the statistics beside the weights; by process 0. Old ones go."""
+        folder = self.step_folder(step)
+        if engine.process:
+            return folder
         # A step is whole once its weights are there: they go first and come last, so that two saves never mix.
         (folder / WEIGHTS).unlink(missing_ok=True)
         with staging(folder, (STATISTICS,)) as stage:
@@ -121,14 +135,13 @@ class Run:
             shutil.rmtree(old)
         return folder
 
-    def finish(self, engine: Engine, step: int) -> list[Path]:
-        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average was kept."""
-        config, folders = self._checkpoint_config(step), [self.folder / FINISHED]
-        save_checkpoint(folders[0], config, engine.export())
-        if self.request.config.ema is not None:
-            folders.append(self.folder / AVERAGE)
-            save_checkpoint(folders[1], config, engine.export(averaged=True))
-        return folders
+    def finish(self, engine: Engine, step: int) -> tuple[Path, ...]:
+        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average was kept; by process 0."""
+        kept = {FINISHED: False} | ({AVERAGE: True} if self.request.config.ema is not None else {})
+        # The checkpoint last: it says that the run is finished.
+        for name, averaged in reversed(kept.items()) if engine.process == 0 else ():
+            save_checkpoint(self.folder / name, self._checkpoint_config(step), engine.export(averaged))
+        return tuple(self.folder / name for name in kept)
 
     def _checkpoint_config(self, step: int) -> CheckpointConfig:
         request, before = self.request, self.request.provenance

@@ -129,11 +129,14 @@ COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "parity": parity, "con
 
 
 def main() -> None:
-    """Entry point: exit status 0; 1 where a comparison fails; 2 with one line on bad input."""
+    """Entry point: exit status 0; 1 where a comparison fails; 2 with one line on bad input; 128 + a signal's number."""
     warnings.showwarning = lambda message, *_: print(f"vit: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         parse(sys.argv[1:])()
+    except KeyboardInterrupt:
+        print("vit: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,6 +1,8 @@
 """A small run on images made here: four classes, each a bright quadrant in noise."""
 
 import io
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,24 @@ def steps_of(engine: Engine, batches: Any, start: int, stop: int) -> Engine:
     for step in range(start, stop):
         engine.train_step(batches[step], step)
     return engine
+
+
+def children(process: subprocess.Popen[bytes]) -> list[str]:
+    """The processes it has started, from any of its threads."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return [child for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def alive(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_ended(processes: list[str], seconds: float = 20) -> None:
+    """That they end by themselves."""
+    deadline = time.monotonic() + seconds
+    while any(map(alive, processes)):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,8 +109,11 @@ def test_a_run_goes_on_or_says_what_differs(vit: Vit, recipe: str, tmp_path: Pat
     words = ["pretrain", recipe, "--out", tmp_path, "--framework", "torch"]
     vit(*words)
     lines = (tmp_path / "metrics.jsonl").read_text()
+    assert "this run is finished; its checkpoint is" in vit(*words)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    shutil.rmtree(tmp_path / "checkpoint")  # as if killed after the last step was saved
     assert "going on after step 8 of 8" in vit(*words)
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:2] == lines.splitlines()[:2]
+    assert open_checkpoint(tmp_path / "checkpoint").config.provenance.step == 8
     out = vit(*words, "--steps", "9", "--seed", "4", status=2)
     assert "holds a run of another config: steps is 8 there and 9 here; seed is 0 there and 4 here" in out
 

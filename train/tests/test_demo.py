@@ -14,7 +14,7 @@ from vit_core import open_checkpoint
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])
 def test_demo(seed: int, tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -24,6 +24,7 @@ from train import prepare as module
 from train.config import Data
 from train.prepare import Prepared, prepare
 from train.sources import open_split
+from train.tests.small import assert_ended, children
 from vit_core.errors import InputError
 
 
@@ -162,13 +163,6 @@ def test_a_shard_of_nothing_readable(photos: Path, tmp_path: Path) -> None:
 # Going on
 
 
-def alive(process: str) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_killed_and_started_again(tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", {f"{label}/{i}.png": image(i, side=100) for label in "ab" for i in range(120)})
     expected = contents(packed(folder, tmp_path / "whole").folder)
@@ -181,16 +175,14 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = children(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out/photos/1.0.0").exists()
     assert len(finished) < 30
     with pytest.raises(InputError, match="none is prepared"):
         open_split(Data(name="photos", directory=str(tmp_path / "out")), "train")
-    while any(map(alive, children)):  # workers end with their parent
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert_ended(workers)
 
     kept = {path.stat().st_ino for shard in finished for path in shard.parent.glob("*.array_record-*")}
     result = packed(folder, tmp_path / "out")
@@ -305,7 +297,7 @@ def test_where_it_cannot_write(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_end_with_parent", partial(os._exit, 1))
+    monkeypatch.setattr(module, "_begin", partial(os._exit, 1))
     with pytest.raises(
         InputError, match=r"a worker was killed .* run again with fewer --workers: finished shards are kept"
     ):

@@ -12,10 +12,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train import run as runs
-from train.alone import alone
 from train.metrics import Metrics, read
+from train.processes import alone
 from train.run import STATISTICS, Request, Run, restore_step
-from train.tests.small import CONFIG, ENGINES, LABELS, folder_of_images, run_in
+from train.tests.small import CONFIG, ENGINES, LABELS, assert_ended, children, folder_of_images, run_in
 from vit_core import InputError, open_checkpoint
 from vit_core.checkpoint import checkpoint_of, saved_steps
 
@@ -101,15 +101,13 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_metrics_of_a_run_that_went_back_are_dropped(tmp_path: Path) -> None:
     """Lines, and TensorBoard's curves as TensorBoard reads them."""
-    first = Metrics(tmp_path, 0)
-    for step in range(1, 8):
-        first.write(step, loss=float(step), engine="jax")
-    first.close()
+    with Metrics(tmp_path, 0) as first:
+        for step in range(1, 8):
+            first.write(step, loss=float(step), engine="jax")
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "lo')  # killed
-    again = Metrics(tmp_path, 4)
-    again.write(5, loss=50.0, engine="torch")
-    again.close()
+    with Metrics(tmp_path, 4) as again:
+        again.write(5, loss=50.0, engine="torch")
     assert [(line["step"], line["loss"]) for line in read(tmp_path / "metrics.jsonl")] == [
         (1, 1.0),
         (2, 2.0),
@@ -160,9 +158,12 @@ def test_a_killed_run_started_again_is_the_run(name: str, tmp_path: Path) -> Non
     process = start(cut)
     while logged(cut) < 17 and process.poll() is None:
         time.sleep(0.005)
+    workers = children(process)
+    assert workers
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert 17 <= logged(cut) < 40
+    assert_ended(workers)
     for out in (cut, whole):
         assert start(out).wait() == 0, (tmp_path / "log").read_text()
     assert "going on after step" in (tmp_path / "log").read_text()

@@ -1,7 +1,9 @@
-"""One process at a time in a folder."""
+"""Processes beside each other: one at a time in a folder, and workers that end with their parent."""
 
 import fcntl
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,3 +30,15 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def end_with_parent() -> None:
+    """In a worker process: without this it would outlive a parent that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
