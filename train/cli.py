@@ -2,11 +2,12 @@
 
 import functools
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -17,6 +18,9 @@ from vit_core.schema import Positive
 
 from . import recipe as recipes
 from .config import Data, TrainConfig
+
+if TYPE_CHECKING:
+    from .sources import Split
 
 Framework = Literal["jax", "torch"]
 Recipe = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
@@ -82,15 +86,21 @@ def explain(recipe: Recipe, config: Fields, *, init: Path | None = None, image_s
 
     if image_size is not None:
         config = config.replace(model=config.model.replace(image_size=parse_size(image_size)))
-    run(f"{recipe}: {'pretrain' if init is None else f'finetune {init}'}", config, _examples(config.data))
+    split = _training_split(config.data)
+    if init is not None and split is not None:
+        config = config.replace(model=config.model.replace(num_classes=len(split.labels)))
+    title = f"{recipe}: {'pretrain' if init is None else f'finetune {init}'}"
+    run(title, config, None if split is None else len(split))
 
 
 def evaluate(
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
     *,
-    data: str,
+    data: str | None = None,
     data_dir: str | None = None,
     split: str | None = None,
+    held_out: float = 1.0,
+    split_seed: int = 0,
     framework: Framework = "torch",
     image_size: str | None = None,
     batch_size: int = 100,
@@ -101,9 +111,11 @@ def evaluate(
 
     Args:
         checkpoint: Checkpoint folder, run, or step.
-        data: A folder (written with a slash), the name of a tensorflow-datasets set, or digits.
+        data: A folder (written with a slash), a tensorflow-datasets set's name, or digits (default: the run's own).
         data_dir: Where tensorflow-datasets sets are prepared.
         split: Default: the one there is of test, validation and val.
+        held_out: Share of a folder without splits (default: all of it; the run's own, where data is not given).
+        split_seed: Which share.
         framework: Who computes.
         image_size: Resample the positions for another size: 384, or 384x512 (height x width).
         batch_size: Images at once; changes no result.
@@ -114,10 +126,19 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
     from .commands import evaluate_checkpoint
+    from .run import RUN, read_request
 
+    if data is None:
+        source = read_request(checkpoint).config.data if (checkpoint / RUN).exists() else None
+        if source is None:
+            raise InputError(
+                f"{checkpoint}: no training run, so it does not say on what to evaluate; name it with --data"
+            )
+    else:
+        source = Data(name=data, held_out=held_out, split_seed=split_seed)
     evaluate_checkpoint(
         checkpoint_of(checkpoint),
-        Data(name=data, directory=data_dir),
+        source.replace(directory=data_dir or source.directory),
         framework,
         split=split,
         image_size=None if image_size is None else parse_size(image_size),
@@ -250,15 +271,17 @@ def _value(words: Sequence[str], option: str) -> str | None:
 def _ready(framework: Framework) -> None:
     needs("train", "grain", "tensorflow_datasets", "scipy", "matplotlib", "tensorboardX")
     needs(framework, framework)
+    if framework == "jax" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("torchrun starts processes for PyTorch: add --framework torch, or start JAX without torchrun")
 
 
-def _examples(data: Data) -> int | None:
-    """How many examples an epoch has, where the data are at hand."""
+def _training_split(data: Data) -> "Split | None":
+    """Where it is at hand."""
     needs("train", "tensorflow_datasets")
     from .sources import open_split
 
     try:
-        return len(open_split(data, "train"))
+        return open_split(data, "train")
     except InputError:
         return None
 

@@ -24,9 +24,11 @@ from .sources import Split, open_split
 Framework = Literal["jax", "torch"]
 
 
-def engine_of(framework: Framework) -> MakeEngine:
-    """The engine's class; imports its framework."""
+def engine_of(framework: Framework, config: TrainConfig) -> MakeEngine:
+    """The engine's class; imports its framework, and lets JAX have float64 where the config asks for it."""
     module = importlib.import_module(f".engine_{framework}", __package__)
+    if framework == "jax" and config.dtype == "float64":
+        module.jax.config.update("jax_enable_x64", True)
     return module.JaxEngine if framework == "jax" else module.TorchEngine
 
 
@@ -39,24 +41,29 @@ def pretrain(config: TrainConfig, out: Path, framework: Framework) -> Fitted:
 def finetune(config: TrainConfig, init: Path, out: Path, framework: Framework) -> Fitted:
     """Trains from a checkpoint, its positions resampled and its head replaced where the config or the labels differ."""
     training, evaluation = open_splits(config)
-    weights, config = adapted(open_checkpoint(init), config, training.labels)
-    return train("finetune", config, weights, training, evaluation, out, framework, str(init))
+    weights, config, changes = adapted(open_checkpoint(init), config, training.labels)
+    return train("finetune", config, weights, training, evaluation, out, framework, str(init), changes)
 
 
-def adapted(weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...] | None) -> tuple[Checkpoint, TrainConfig]:
-    """The checkpoint at the config's resolution, with a head for these labels; and the config with so many classes."""
-    before = weights.config
+def adapted(
+    weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...] | None
+) -> tuple[Checkpoint, TrainConfig, list[str]]:
+    """The checkpoint at the config's resolution, with a head for these labels; the config with so many classes; and
+    what was changed, for people."""
+    before, changes = weights.config, []
     if labels is not None:
         config = config.replace(model=config.model.replace(num_classes=len(labels)))
         same = before.labels == labels or (before.labels is None and before.model.num_classes == len(labels))
         if not same:
-            say(f"a new head, zero-initialised: {before.model.num_classes} classes before, {len(labels)} now")
+            start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialised"
+            changes.append(f"a new head, {start}: {before.model.num_classes} classes before, {len(labels)} now")
             weights = weights.with_head(len(labels))
     size, method = config.model.image_size, config.model.position_resampling
     if size != before.model.image_size:
         weights = weights.adapt(image_size=size, position_embedding_method=method)
-        say(f"image size {_by(before.model.image_size)} -> {_by(size)}, position embeddings by {method}")
-    return weights, config
+        how = f"by {method}" if config.model.position_embedding == "learned" else "computed anew"
+        changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, position embeddings {how}")
+    return weights, config, changes
 
 
 def open_splits(config: TrainConfig) -> tuple[Split, Split]:
@@ -76,6 +83,7 @@ def train(
     out: Path,
     framework: Framework,
     init: str | None = None,
+    changes: Sequence[str] = (),
 ) -> Fitted:
     """One stage in its folder, from where it was left; says what it did and where things are."""
     if len(training.labels) != config.model.num_classes:
@@ -84,7 +92,9 @@ def train(
             f"set --model.num-classes {len(training.labels)}"
         )
     provenance = weights.config.provenance if weights else Provenance()
-    run = Run(out, Request(config=config, init=init, labels=training.labels, provenance=provenance))
+    examples = training.fingerprint(), evaluation.fingerprint()
+    request = Request(config=config, init=init, labels=training.labels, provenance=provenance, examples=examples)
+    run = Run(out, request)
     # Of several processes, one holds the folder: torchrun says which.
     with alone(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
         run.compare()
@@ -92,13 +102,13 @@ def train(
             say(f"{out}: this run is finished; its checkpoint is {out / FINISHED}")
             return Fitted(config.steps)
         with display.working(f"starting {framework}"):
-            engine, start = run.start(engine_of(framework), weights)
+            engine, start = run.start(engine_of(framework, config), weights)
         batches = Batches(training, config, engine.process, engine.processes, engine.devices)
         chief = engine.process == 0
         if chief:
             run.write()
-            if start:
-                say(f"{out}: going on after step {start} of {config.steps}")
+            for line in [f"{out}: going on after step {start} of {config.steps}"] if start else changes:
+                say(line)
         fitted = fit(engine, run, batches, evaluation, start=start, title=stage)
         if chief:
             report(run, fitted)
@@ -152,11 +162,12 @@ def evaluate_checkpoint(
         optimizer=Optimizer(name="sgd", momentum=0.0),  # keeps nothing
         compute_dtype=compute_dtype,
         evaluation_batch=batch_size,
+        allow_undecodable=allow_undecodable,
         steps=1,
         batch_size=1,
     )
-    engine = engine_of(framework)(config, weights)
-    found = evaluate(engine, examples, allow_undecodable=allow_undecodable, shown=True)
+    engine = engine_of(framework, config)(config, weights)
+    found = evaluate(engine, examples, shown=True)
     if engine.process == 0:
         accuracies(f"{path} on {examples.title}, {framework}", [("weights", found)])
         if found.total < len(examples):

@@ -75,11 +75,11 @@ class Schedule(Schema):
     warmup_steps: NonNegative = 0
     """Steps of linear growth, from peak / warmup_steps."""
     cooldown_steps: NonNegative = 0
-    """Last steps of a constant or rsqrt schedule, that go linearly to `final`."""
+    """Last steps of a constant or rsqrt schedule, on a line towards `final`."""
     timescale: Positive = 10_000
     """Of rsqrt, in steps."""
     final: Fraction = 0.0
-    """Fraction of the peak that cosine, linear and cooldown end at."""
+    """Fraction of the peak that cosine, linear and cooldown head for: where the step after the last would be."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -96,10 +96,10 @@ class Schedule(Schema):
             return self.final + (1 - self.final) * float(0.5 * (1 + np.cos(np.pi * since / until)))
         if self.name == "linear":
             return self.final + (1 - self.final) * (1 - since / until)
+        left = min((steps - step) / (self.cooldown_steps + 1), 1.0)
+        since = min(since, until - self.cooldown_steps - 1)
         level = 1.0 if self.name == "constant" else float(np.sqrt(self.timescale / (self.timescale + since)))
-        if steps - step <= self.cooldown_steps:
-            level *= self.final + (1 - self.final) * (steps - step) / (self.cooldown_steps + 1)
-        return level
+        return self.final + (level - self.final) * left if self.cooldown_steps else level
 
 
 class Optimizer(Schema):
@@ -128,10 +128,10 @@ class Optimizer(Schema):
     SGD only."""
     beta1: Rate = 0.9
     """AdamW's, LAMB's and Lion's."""
-    beta2: Rate = 0.999
-    """AdamW's and LAMB's; Lion's (0.99 there); Adafactor's cap."""
-    epsilon: Above0 = 1e-8
-    """AdamW's, LAMB's (1e-6 there); Adafactor's (1e-30 there)."""
+    beta2: Rate | None = None
+    """AdamW's, LAMB's (default 0.999) and Lion's (0.99); Adafactor's cap (0.999)."""
+    epsilon: Above0 | None = None
+    """AdamW's (default 1e-8) and LAMB's (1e-6), of the root; Adafactor's (1e-30), of the squared gradients."""
     momentum: Rate = 0.9
     """SGD's and Adafactor's; 0: none."""
     clip_norm: Above0 | None = None
@@ -149,6 +149,13 @@ class Optimizer(Schema):
         if self.decay == "independent" and self.name == "lamb":
             raise ValueError("decay: LAMB's stands inside its norm; only 'decoupled' is for name 'lamb'")
         return self
+
+    def resolved(self) -> Self:
+        """With the numbers that none stands for."""
+        beta2, epsilon = DEFAULTS.get(self.name, (0.999, 1e-8))
+        return self.replace(
+            beta2=beta2 if self.beta2 is None else self.beta2, epsilon=epsilon if self.epsilon is None else self.epsilon
+        )
 
     @property
     def decays_inside(self) -> bool:
@@ -177,6 +184,9 @@ class Optimizer(Schema):
 FACTORED_FROM = 32
 """Adafactor factors matrices whose sides are both at least this long, as in big_vision."""
 
+DEFAULTS = {"lion": (0.99, 1e-8), "lamb": (0.999, 1e-6), "adafactor": (0.999, 1e-30)}
+"""beta2 and epsilon of the optimizers that differ from Adam's."""
+
 NOT_THE_NETWORK = {
     "dropout",
     "attention_dropout",
@@ -188,10 +198,11 @@ NOT_THE_NETWORK = {
 """Fields of a model that a run may choose anew for given weights."""
 
 NOT_THE_RUN = {
-    "data.directory", "log_every", "evaluate_every", "save_every", "keep", "evaluation_batch",
-    "threads", "workers", "fingerprints", "tensorboard", "undecodable_limit",
+    "init", "data.name", "data.directory", "log_every", "evaluate_every", "save_every", "keep", "evaluation_batch",
+    "threads", "workers", "fingerprints", "tensorboard",
+    "allow_undecodable", "undecodable_limit",
 }  # fmt: skip
-"""Fields of a run that change none of its weights, and so may change when it goes on."""
+"""What changes none of a run's weights, and so may change when it goes on. (Its data may move, not change.)"""
 
 
 class TrainConfig(Schema):
@@ -221,7 +232,7 @@ class TrainConfig(Schema):
     seed: NonNegative = 0
     dtype: Literal["float32", "float64"] = "float32"
     """Of parameters and optimizer state."""
-    compute_dtype: Literal["bfloat16", "float32", "float64"] | None = None
+    compute_dtype: Literal["bfloat16", "float32"] | None = None
     """Of the forward and backward pass; none: `dtype`."""
     log_every: Positive = 10
     """Steps."""
@@ -237,6 +248,8 @@ class TrainConfig(Schema):
     """Threads that make batches, in each worker."""
     workers: NonNegative = 0
     """Processes that make batches; 0: only threads of this one."""
+    allow_undecodable: Flag = False
+    """Leave images out of evaluation that cannot be read, instead of stopping."""
     undecodable_limit: NonNegative = 100
     """Training examples that may be unreadable (they count nothing) before the run stops."""
     fingerprints: Flag = False
@@ -276,6 +289,12 @@ class TrainConfig(Schema):
             raise ValueError(
                 f"batch_size: {self.batch_size // self.accumulation} examples taken at once cannot be paired; mixup "
                 "and CutMix need an even number"
+            )
+        epsilon = self.optimizer.resolved().epsilon
+        if self.optimizer.name == "adafactor" and epsilon and epsilon > 1e-12:
+            raise ValueError(
+                f"optimizer.epsilon: {epsilon:g} would drown the squared gradients that Adafactor adds it to; expected "
+                "at most 1e-12, or none for big_vision's 1e-30"
             )
         self.optimizer.factors(parameters(self.model))
         return self

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple
 
 import grain
@@ -22,6 +23,9 @@ from .augment import augmented, draw_mix
 from .config import TrainConfig
 from .processes import end_with_parent
 from .sources import Split
+
+MASKS_LIMIT = 2**30
+"""Bytes of a batch's masks: those of dropout are as large as the activations."""
 
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM = 1, 2, 3
 """Kinds of random draws, so that an example, a step and a pair of the same number draw different ones."""
@@ -78,6 +82,12 @@ class Batches:
             why = f"{self.devices} devices x {accumulation} parts (accumulation)"
             paired = " in pairs (mixup, CutMix)" if self.config.augmentation.mixes else ""
             raise InputError(f"batch_size: {size} cannot be shared by {why}{paired}; make it a multiple of {parts}")
+        sites = masks.sites(self.config.model, size).values()
+        if (needed := 4 * sum(prod(site.shape) for site in sites)) > MASKS_LIMIT:
+            raise InputError(
+                f"model.dropout: the masks of a batch of {size} take {needed / 2**30:.1f} GiB, drawn on the host; "
+                f"expected at most {MASKS_LIMIT / 2**30:.0f}; use stochastic_depth, which takes next to nothing"
+            )
         if size > len(self.split):
             raise InputError(f"batch_size: {size} is more than the {len(self.split)} examples of {self.split.title}")
 
@@ -117,10 +127,7 @@ class Batches:
             pixels_HWC, weight = augmented(image, preprocessing, self.config.augmentation, rng), 1
         except InputError:  # named by the loop, which sees the weight
             pixels_HWC, weight = np.zeros((*preprocessing.image_size, preprocessing.channels), np.uint8), 0
-        if not 0 <= label < self.config.model.num_classes:
-            raise InputError(
-                f"{self.split.name(i)}: label {label}, but model.num_classes is {self.config.model.num_classes}"
-            )
+        check_label(label, self.split, i)
         return pixels_HWC, np.asarray(label), np.asarray(weight, np.float32)
 
     def _mix(
@@ -175,11 +182,13 @@ class EvaluationBatches:
         for row in range(int(counts_B.sum())):
             try:
                 example = self.split.examples[int(ids_B[row])]
-                images_BHWC[row], labels_B[row] = read(example, self.preprocessing), int(example["label"])
+                labels_B[row] = int(example["label"])
+                images_BHWC[row] = read(example, self.preprocessing)
             except InputError as error:
                 if not self.allow_undecodable:
                     raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
                 counts_B[row] = False
+            check_label(int(labels_B[row]), self.split, int(ids_B[row]))
         return EvaluationBatch(images_BHWC, labels_B, counts_B, ids_B)
 
 
@@ -205,6 +214,13 @@ def read(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray
     """uint8 [H, W, C]: an example's image by the evaluation transform."""
     image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
     return resize_image(image, preprocessing)
+
+
+def check_label(label: int, split: Split, i: int) -> None:
+    """InputError for a label that is no class; tensorflow-datasets gives -1 to the examples of unlabelled splits."""
+    if not 0 <= label < len(split.labels):
+        unlabelled = "; is the split unlabelled? Name another" if label == -1 else ""
+        raise InputError(f"{split.name(i)}: label {label}, expected 0 to {len(split.labels) - 1}{unlabelled}")
 
 
 def smooth_targets(labels_B: np.ndarray, config: TrainConfig) -> np.ndarray:

@@ -56,11 +56,10 @@ def main(out: Path, seed: int = 0) -> bool:
     one_model = show_parity(checkpoint, pretrain, training)
 
     finetune = digits.finetune(checkpoint.config).replace(seed=seed, data=pretrain.data)
-    say("\nfine-tuning:")
-    untuned, finetune = adapted(checkpoint, finetune, training.labels)
+    untuned, finetune, changes = adapted(checkpoint, finetune, training.labels)
     say(
-        "(The sources are 8 x 8 pixels: both resolutions are upsampled, so this shows the path, not a gain from finer "
-        "images.)"
+        f"\nfine-tuning: {'; '.join(changes)}. (The sources are 8 x 8 pixels: both resolutions are upsampled, so this "
+        "shows the path, not a gain from finer images.)"
     )
     second = train("fine-tune", finetune, untuned, training, evaluation, out / "finetune")
 

@@ -67,7 +67,7 @@ class JaxEngine:
         padding = -len(images_BHWC) % jax.local_device_count()
         padded = np.pad(images_BHWC, [(0, padding), (0, 0), (0, 0), (0, 0)])
         shared = jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec("data")))
-        return np.asarray(self._logits(self._params(averaged), shared)[: len(images_BHWC)])
+        return np.asarray(self._logits(self._params(averaged), shared), self.config.dtype)[: len(images_BHWC)]
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
         """The parameters, or their moving average, in the layout on disk."""
@@ -90,7 +90,7 @@ class JaxEngine:
         self._set(trained, self.state["frozen"], self.update.restored(trained, step, statistics), average)
 
     def total(self, counts: np.ndarray) -> np.ndarray:
-        """The sum over all processes."""
+        """The sum over all processes: this one."""
         return counts
 
     def _set(self, trained: Params, frozen: Params, optimizer: Any, average: Params) -> None:
@@ -139,8 +139,7 @@ class JaxEngine:
         count = jnp.maximum(batch.weights_B.sum(), 1).astype(self.config.dtype)
 
         def part_of(trained: Params, part: Batch) -> jax.Array:
-            params = jax.tree.map(lambda p: p.astype(self._compute), {**state["frozen"], **trained})
-            logits_BC = self._merge(params)(self._normalise(part.images_BHWC, part), part.masks)
+            logits_BC = self._merge({**state["frozen"], **trained})(self._normalise(part.images_BHWC, part), part.masks)
             return total_loss(self.config, logits_BC, part).astype(self.config.dtype) / count
 
         if self.config.accumulation == 1:
@@ -167,8 +166,9 @@ class JaxEngine:
         return rest._replace(masks=masks)
 
     def _merge(self, params: Params) -> vit_jax.ViT:
+        """The model, in the compute dtype."""
         model = nnx.eval_shape(lambda: vit_jax.ViT(self.config.model, rngs=nnx.Rngs(0)))
-        arrays.write(model, lambda row: params[row.name])
+        arrays.write(model, lambda row: params[row.name].astype(self._compute))
         return model
 
     @property

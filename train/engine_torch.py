@@ -50,7 +50,7 @@ class TorchEngine:
         self.healthy = True
 
     def train_step(self, batch: Batch, step: int) -> Measured:
-        """Update number `step` (from 0); gives what was found before it, still on the device.
+        """Update number `step` (from 0); gives what was found before it.
 
         From the first loss or gradient on that is not finite, the state stays as it is.
         """
@@ -60,8 +60,9 @@ class TorchEngine:
             if (key := self.rows[name].key_bias) is not None:
                 gradient.view(self.rows[name].jax_shape)[key] = 0
         norms = squared_norms(gradients)
-        measured = Measured(loss, torch.stack([norms[name] for name in self.trained]))
-        self.healthy &= bool(torch.isfinite(loss) & torch.isfinite(measured.squared_norms.sum()))
+        # Off the device at once: whether it is finite decides about the update.
+        measured = Measured(loss.cpu(), torch.stack([norms[name] for name in self.trained]).cpu())
+        self.healthy &= bool(torch.isfinite(measured.loss) & torch.isfinite(measured.squared_norms.sum()))
         if self.healthy:
             if self.config.optimizer.clip_norm:
                 clip(gradients, norms, self.config.optimizer.clip_norm)
@@ -76,7 +77,7 @@ class TorchEngine:
         averages = {f"model.{name}": value for name, value in self.average.items()} if averaged else {}
         logits_BC = functional_call(self.network, averages, (self._on_device(images_BHWC),))
         self.network.train()
-        return arrays.to_numpy(logits_BC)
+        return logits_BC.cpu().to(getattr(torch, self.config.dtype)).numpy()
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
         """The parameters, or their moving average, in the layout on disk."""
@@ -96,9 +97,10 @@ class TorchEngine:
 
     def total(self, counts: np.ndarray) -> np.ndarray:
         """The sum over all processes."""
+        if self.processes == 1:
+            return counts
         summed = torch.as_tensor(counts, device=self.device)
-        if self.processes > 1:
-            dist.all_reduce(summed)
+        dist.all_reduce(summed)
         return summed.cpu().numpy()
 
     def _gradients(self, batch: Batch) -> Tensor:

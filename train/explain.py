@@ -14,6 +14,7 @@ from .run import flat
 
 def explain(title: str, config: TrainConfig, examples: int | None = None) -> None:
     """Prints the resolved config, the schedule, the parameter groups, tokens and FLOPs. examples: of an epoch."""
+    config = config.replace(optimizer=config.optimizer.resolved())
     display.table(
         title, ("field", "value"), ((name, shown(value)) for name, value in flat(config.model_dump()).items())
     )

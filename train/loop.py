@@ -18,7 +18,7 @@ from vit_core.errors import InputError
 
 from .data import Batch, Batches, EvaluationBatches, stream
 from .measured import Measured
-from .metrics import Metrics
+from .metrics import METRICS, Metrics
 from .run import Engine, Run
 from .sources import Split
 
@@ -72,8 +72,9 @@ def fit(
         step, ended_by = train(engine, run, batches, evaluation, metrics, start, title)
         if ended_by is not None:
             return Fitted(step, ended_by, folders=(run.step_folder(step),))
+        folders = run.finish(engine, step)
         accuracy, average = judge(engine, evaluation, step, metrics)
-    return Fitted(step, None, accuracy, average, run.finish(engine, step))
+    return Fitted(step, None, accuracy, average, folders)
 
 
 def train(
@@ -81,16 +82,16 @@ def train(
 ) -> tuple[int, int | None]:
     """The steps themselves. Gives how many are done, and the signal that ended them early, if one did."""
     config, step, ending = engine.config, start, start == engine.config.steps
-    watch, clock = Watch(engine, run, batches.split), Clock(config.batch_size)
+    watch, clock = Watch(engine, run, batches.split, metrics), Clock(config.batch_size)
     made = stream(batches, slice(start, config.steps), config.threads, config.workers)
-    with display.progress(shown=engine.process == 0) as bar, stopping() as stopped:
+    with display.progress(shown=engine.process == 0) as bar, stopping() as stopped, watch:
         task = bar.add_task(f"{title} ({engine.name})", total=config.steps, completed=start, note="starting")
         while not ending:
             with clock.waiting():
                 batch = next(made)
             measured = engine.train_step(batch, step)
-            watch.see(step, batch, measured)
             step += 1
+            watch.see(step, batch, measured)
             ending = step == config.steps or agreed(engine, stopped())
             if step % config.log_every == 0 or ending:
                 watch.check()
@@ -117,12 +118,13 @@ def judge(engine: Engine, split: Split, step: int, metrics: Metrics) -> tuple[Ac
     return accuracy, average
 
 
-def evaluate(
-    engine: Engine, split: Split, *, averaged: bool = False, allow_undecodable: bool = False, shown: bool = False
-) -> Accuracy:
-    """Accuracy over a split, each example once; processes share the work. InputError for an unreadable image."""
+def evaluate(engine: Engine, split: Split, *, averaged: bool = False, shown: bool = False) -> Accuracy:
+    """Accuracy over a split, each example once; processes share the work.
+
+    InputError for an image that cannot be read, unless the config allows it, and for a label that is no class.
+    """
     config = engine.config
-    batches = EvaluationBatches(split, config.preprocessing, config.evaluation_batch, allow_undecodable)
+    batches = EvaluationBatches(split, config.preprocessing, config.evaluation_batch, config.allow_undecodable)
     sums = np.zeros(4)
     mine = slice(engine.process, len(batches), engine.processes)
     with display.progress(shown=shown and engine.process == 0) as bar:
@@ -132,8 +134,8 @@ def evaluate(
             labels_B = batch.labels_B[batch.counts_B]
             first_B5 = np.argsort(-logits_BC, axis=-1, kind="stable")[:, :5]
             hits_B5 = first_B5 == labels_B[:, None]
-            losses_B = -np.take_along_axis(log_softmax(logits_BC, axis=-1), labels_B[:, None], axis=-1)
-            sums += hits_B5[:, 0].sum(), hits_B5.sum(), len(labels_B), losses_B.sum()
+            loss = cross_entropy(logits_BC, labels_B, config.loss)
+            sums += hits_B5[:, 0].sum(), hits_B5.sum(), len(labels_B), loss
             bar.advance(task, engine.processes)
     correct, correct5, total, loss = engine.total(sums)
     if not total:
@@ -141,24 +143,46 @@ def evaluate(
     return Accuracy(int(correct), int(correct5), int(total), loss / total)
 
 
-class Watch:
-    """Looks at each step's result one step later, so that the device need not wait, and at its unreadable images."""
+def cross_entropy(logits_BC: np.ndarray, labels_B: np.ndarray, kind: str) -> float:
+    """The loss of training, summed over examples, without label smoothing; float64."""
+    if kind == "softmax":
+        return -float(np.take_along_axis(log_softmax(logits_BC, axis=-1), labels_B[:, None], axis=-1).sum())
+    signs_BC = np.where(np.arange(logits_BC.shape[1]) == labels_B[:, None], -1, 1)
+    return float(np.logaddexp(0, signs_BC * logits_BC).sum())
 
-    def __init__(self, engine: Engine, run: Run, split: Split) -> None:
-        self.engine, self.run, self.split = engine, run, split
-        self.pending: tuple[int, Batch, Measured] | None = None
+
+class Watch:
+    """Looks at each step's result one step later, so that the device need not wait, and at its unreadable images.
+
+    As a context: bad input that stops the run leaves what was trained until then saved.
+    """
+
+    def __init__(self, engine: Engine, run: Run, split: Split, metrics: Metrics) -> None:
+        self.engine, self.run, self.split, self.metrics = engine, run, split, metrics
+        self.step, self.failed = 0, False
+        self.pending: tuple[Batch, Measured] | None = None
         self.undecodable: dict[int, str] = {}
 
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # Of several processes, the others may not know, and would wait for each other.
+        if kind is InputError and self.step and self.engine.processes == 1:
+            self.check()
+            if not self.failed:
+                self.run.save(self.engine, self.step)
+
     def see(self, step: int, batch: Batch, measured: Measured) -> None:
+        """After step number `step`, from 1."""
         self.check()
-        self.pending = step, batch, measured
+        self.step, self.pending = step, (batch, measured)
         for i in batch.ids_B[batch.weights_B == 0]:
             if int(i) not in self.undecodable:
                 self.undecodable[int(i)] = self.split.name(int(i))
-                display.say(f"step {step + 1}: cannot read {self.undecodable[int(i)]}; it counts nothing")
+                display.say(f"step {step}: cannot read {self.undecodable[int(i)]}; it counts nothing")
         if len(self.undecodable) > self.engine.config.undecodable_limit:
             raise InputError(
-                f"step {step + 1}: {len(self.undecodable)} images of {self.split.title} cannot be read (the first: "
+                f"step {step}: {len(self.undecodable)} images of {self.split.title} cannot be read (the first: "
                 f"{next(iter(self.undecodable.values()))}); mend or remove them, or raise undecodable_limit"
             )
 
@@ -166,17 +190,19 @@ class Watch:
         """InputError where the last step seen was not finite; the engine has kept the state before it."""
         if self.pending is None:
             return
-        step, batch, measured = self.pending
-        self.pending = None
+        (batch, measured), self.pending = self.pending, None
         if not (wrong := measured.not_finite(self.engine.trained)):
             return
-        self.run.save(self.engine, step)
+        self.failed = True
+        self.run.save(self.engine, self.step - 1)
+        examples = [self.split.name(int(i)) for i in batch.ids_B]
+        self.metrics.write(self.step, not_finite=wrong, examples=examples)
         gradients = [name for name in wrong if name != "loss"]
         loss = f"loss {float(measured.loss)}"
         which = f"{loss}, gradients of {shortened(gradients)} not finite" if gradients else loss
         raise InputError(
-            f"step {step + 1}: {which}; examples {shortened([self.split.name(int(i)) for i in batch.ids_B])}; "
-            f"the state before it is saved in {self.run.folder}; mend the data, or lower the learning rate or clip_norm"
+            f"step {self.step}: {which}; examples {shortened(examples)} (all in {METRICS}); the state before is saved "
+            f"in {self.run.folder}; mend the data, or go on from there with a lower learning rate (vit finetune --init)"
         )
 
 

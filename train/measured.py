@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Measured(NamedTuple):
-    """Still on the device, until somebody asks for a number."""
+    """In JAX still on the device, until somebody asks for a number."""
 
     loss: Any
     """Scalar, before the update."""

@@ -39,10 +39,10 @@ class Update:
     """
 
     def __init__(self, config: Optimizer, rows: Mapping[str, Parameter]) -> None:
-        self.config, self.factors = config, config.factors(rows)
+        self.config, self.factors = config.resolved(), config.factors(rows)
         self.rows = {name: rows[name] for name in self.factors}
         self.structured = config.name in ("adafactor", "lamb")
-        self.transform = transformation(config, self.rows)
+        self.transform = transformation(self.config, self.rows)
 
     def init(self, params: Params) -> State:
         """The state before the first step."""
@@ -101,7 +101,10 @@ class Update:
 
 
 def transformation(config: Optimizer, rows: Mapping[str, Parameter]) -> optax.GradientTransformation:
-    """Gradients to updates, before learning rate and outer weight decay; config.Optimizer states the formulas."""
+    """Gradients to updates, before learning rate and outer weight decay; config.Optimizer states them."""
+    assert config.beta2 is not None
+    assert config.epsilon is not None
+    beta2 = config.beta2
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     decay = optax.add_decayed_weights(config.weight_decay, {name: row.decay for name, row in rows.items()})
     if config.name == "adamw":
@@ -118,7 +121,7 @@ def transformation(config: Optimizer, rows: Mapping[str, Parameter]) -> optax.Gr
         min_dim_size_to_factor=FACTORED_FROM,
         epsilon=config.epsilon,
         # optax's own function has no cap, and is float32 whatever the parameters are.
-        decay_rate_fn=lambda i, exponent: jnp.minimum(config.beta2, 1 - (i + 1.0) ** -exponent),
+        decay_rate_fn=lambda i, exponent: jnp.minimum(beta2, 1 - (i + 1.0) ** -exponent),
     )
     return optax.chain(scaled, optax.ema(config.momentum, debias=False)) if config.momentum else scaled
 

@@ -32,15 +32,15 @@ class Update:
     """
 
     def __init__(self, config: Optimizer, rows: Mapping[str, Parameter], params: Params) -> None:
-        self.config, self.factors = config, config.factors(rows)
+        self.config, self.factors = config.resolved(), config.factors(rows)
         self.rows = {name: rows[name] for name in self.factors}
         self.structured = config.name in ("adafactor", "lamb")
         self.params = {name: params[name] for name in self.factors}
         self.pieces = {name: self._pieces(name, p) for name, p in self.params.items()}
-        self.optimizer = optimizer_for(config, self._groups())
+        self.optimizer = optimizer_for(self.config, self._groups())
         for pieces in self.pieces.values():
             for x in pieces:  # torch would wait for the first step; so a run has statistics from its start
-                self.optimizer.state[x] = zeros_for(config, x)
+                self.optimizer.state[x] = zeros_for(self.config, x)
 
     @torch.no_grad()
     def step(self, learning_rate: float, fraction: float) -> None:
@@ -97,7 +97,9 @@ class Update:
 
 
 def optimizer_for(config: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Over tensors as they come, without outer weight decay; config.Optimizer states the formulas."""
+    """Over tensors as they come, without outer weight decay; config.Optimizer states the formulas. config: resolved."""
+    assert config.beta2 is not None
+    assert config.epsilon is not None
     betas = (config.beta1, config.beta2)
     if config.name == "adamw":  # Adam: AdamW is Adam and the outer decay
         return torch.optim.Adam(groups, betas=betas, eps=config.epsilon)

@@ -17,6 +17,7 @@ def alone(folder: Path) -> Iterator[None]:
 
     InputError where another process is in it, or for no access.
     """
+    created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -30,6 +31,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+        if created and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def end_with_parent() -> None:

@@ -71,6 +71,8 @@ class Request(Schema):
     labels: tuple[str, ...] | None = None
     provenance: Provenance = Provenance()
     """Of the checkpoint it began from."""
+    examples: tuple[str, ...] = ()
+    """Fingerprints of the splits: what they hold, wherever it lies."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,19 @@ class Run:
 
     def start(self, make_engine: MakeEngine, init: Checkpoint | None) -> tuple[Engine, int]:
         """An engine at the newest whole saved step and its number; else at `init`, or at new weights, and 0."""
-        folders = saved_steps(self.folder)
+        folders, damaged = saved_steps(self.folder), []
         for folder in folders:
             try:
-                return restore_step(make_engine, self.request.config, folder)
+                engine, step = restore_step(make_engine, self.request.config, folder)
             except InputError as error:
                 if folder == folders[-1]:
                     raise
                 say(f"{error}; going back to the step before")
+                damaged.append(folder)
+                continue
+            for newer in damaged if engine.process == 0 else ():
+                remove_step(newer)
+            return engine, step
         return make_engine(self.request.config, init), 0
 
     def step_folder(self, step: int) -> Path:
@@ -121,18 +128,19 @@ class Run:
         return self.folder / "steps" / f"{step:06d}"
 
     def save(self, engine: Engine, step: int) -> Path:
-        """Writes a step: a checkpoint folder with the statistics beside the weights; by process 0. Old ones go."""
+        """Writes a step: a checkpoint folder, statistics beside the weights; by process 0, while the others wait.
+
+        One that is there stays: it is the same. Old ones go.
+        """
         folder = self.step_folder(step)
-        if engine.process:
-            return folder
-        # A step is whole once its weights are there: they go first and come last, so that two saves never mix.
-        (folder / WEIGHTS).unlink(missing_ok=True)
-        with staging(folder, (STATISTICS,)) as stage:
-            save_file(engine.statistics(), stage / STATISTICS)
-        save_checkpoint(folder, self._checkpoint_config(step), engine.export())
-        for old in saved_steps(self.folder)[self.request.config.keep :]:
-            (old / WEIGHTS).unlink()
-            shutil.rmtree(old)
+        if engine.process == 0 and not (folder / WEIGHTS).exists():
+            # A step is whole once its weights are there: they come last.
+            with staging(folder, (STATISTICS,)) as stage:
+                save_file(engine.statistics(), stage / STATISTICS)
+            save_checkpoint(folder, self._checkpoint_config(step), engine.export())
+            for old in saved_steps(self.folder)[self.request.config.keep :]:
+                remove_step(old)
+        engine.total(np.zeros(1))
         return folder
 
     def finish(self, engine: Engine, step: int) -> tuple[Path, ...]:
@@ -154,6 +162,12 @@ class Run:
             labels=request.labels,
             provenance=before.replace(run=self.folder.resolve().name, step=step, position_resampling=resampled),
         )
+
+
+def remove_step(folder: Path) -> None:
+    """Removes a saved step; at no moment is half of one taken for whole."""
+    (folder / WEIGHTS).unlink()
+    shutil.rmtree(folder)
 
 
 def restore_step(make_engine: MakeEngine, config: TrainConfig, folder: Path) -> tuple[Engine, int]:

@@ -3,6 +3,7 @@
 Images are handed out as the bytes of their files. TensorFlow is never imported, and nothing is downloaded.
 """
 
+import hashlib
 import os
 import re
 import zlib
@@ -50,8 +51,22 @@ class Split:
         """How a person finds example i: its file, or its place ("cifar10 train[123]")."""
         return self.examples.path(i) if isinstance(self.examples, Files) else f"{self.title}[{i}]"
 
+    def fingerprint(self) -> str:
+        """A hash of which examples there are, in what order, and their labels' names; not of where they lie."""
+        return hashlib.sha256(repr((len(self), self.labels, *_identity(self.examples))).encode()).hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.examples)
+
+
+def _identity(examples: Sequence[Example]) -> tuple[object, ...]:
+    if isinstance(examples, Files):
+        return examples.names_N.tobytes(), examples.labels_N.tobytes()
+    return (
+        tuple((os.path.basename(file), *part) for file, *part in examples.parts)
+        if isinstance(examples, Records)
+        else ()
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,7 +192,9 @@ def _squeezed(box: str) -> str:
     said = [section for section in sections if section and not section[0].startswith("For full helptext")]
     if "╭" not in box:  # not a UTF-8 terminal: the title is a section instead of being in the border
         said = said[1:] or said
-    return "; ".join(" ".join(section[:2]) for section in said[:2])
+    line = "; ".join(" ".join(section[:2]) for section in said[:2])
+    # "Error parsing __tyro-dummy-inner__.config.optimizer: beta1: ..." names the field by its way through the parser.
+    return re.sub(r"^Error parsing (?:\S*?\bconfig\.?)?(\S*?): ", lambda way: f"--{way[1]}: " if way[1] else "", line)
 
 
 def needs(extra: str, *modules: str) -> None:

@@ -28,6 +28,7 @@ def pretrain() -> TrainConfig:
         steps=111_500,  # 90 epochs
         batch_size=1024,
         compute_dtype="bfloat16",
+        threads=16,
         log_every=50,
         evaluate_every=5000,
         save_every=1000,
@@ -46,6 +47,7 @@ def finetune(init: CheckpointConfig) -> TrainConfig:
         steps=20_000,
         batch_size=512,
         compute_dtype="bfloat16",
+        threads=16,
         log_every=50,
         evaluate_every=5000,
         save_every=1000,

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from train import recipe as recipes
+from train.config import Data
+from train.sources import open_split
 from train.tests.small import LABELS, folder_of_images, png
 from vit_core import CheckpointConfig, cli, open_checkpoint, save_checkpoint, variant
 from vit_core.parameters import draw, parameters
@@ -90,10 +92,12 @@ def test_pretrain_finetune_evaluate(vit: Vit, recipe: str, first: str, second: s
     assert (done.source, done.target, done.trained_since) == ((2, 2), (4, 4), True)
     images = json.loads((tuned / "run.json").read_text())["config"]["data"]["name"]
     final = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()][-1]
-    for framework in ("jax", "torch"):
-        out = vit("evaluate", tuned, "--data", images, "--framework", framework)
+    for framework, data in (("jax", []), ("torch", []), ("torch", ["--data", images, "--held-out", "0.1"])):
+        out = vit("evaluate", tuned, *data, "--framework", framework)
         assert f"{final['top1']:.2%}" in out
+        assert " 8 \n" in out
         assert "warning" not in out
+    assert " 64 \n" in vit("evaluate", tuned, "--data", images), "a folder is all evaluated"
 
 
 def test_a_resized_model_evaluated_untuned_is_warned_of(vit: Vit, recipe: str, tmp_path: Path) -> None:
@@ -198,7 +202,10 @@ def test_bad_words_are_answered_in_one_line(vit: Vit, recipe: str, tmp_path: Pat
     assert "unknown recipe 'cifar'; did you mean 'cifar10'?" in refused("pretrain", "cifar")
     assert "nowhere.py: no such file" in refused("pretrain", "nowhere.py")
     assert "--optimizer.learning-rate" in refused("pretrain", recipe, "--optimizer.learning-rat", "1e-3")
-    assert "less than 1, found 1.5" in refused("pretrain", recipe, "--optimizer.beta1", "1.5")
+    line = refused("pretrain", recipe, "--optimizer.beta1", "1.5")
+    assert line == "vit: error: --optimizer: beta1: Input should be less than 1, found 1.5\n"
+    line = refused("pretrain", recipe, "--steps", "1")
+    assert line.startswith("vit: error: schedule: 2 steps of warm-up"), line
     assert "set --model.image_size" in refused("pretrain", recipe, "--preprocessing.image_size", "8")
     assert "not a multiple of patch_size 4; the nearest is 8" in refused("pretrain", recipe, "--model.image-size", "9")
     assert "image size 'big': expected pixels" in refused("explain", recipe, "--model.image-size", "big")
@@ -213,6 +220,26 @@ def test_bad_words_are_answered_in_one_line(vit: Vit, recipe: str, tmp_path: Pat
     (tmp_path / "file").touch()
     assert "cannot write there" in refused("pretrain", recipe, "--out", tmp_path / "file" / "run")
     assert "--batch-size 0: expected 1 or more" in refused("evaluate", out, "--data", "digits", "--batch-size", "0")
+
+
+def test_torchrun_is_for_torch(vit: Vit, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = vit("pretrain", recipe, "--framework", "jax", "--out", tmp_path / "run", status=2)
+    assert "add --framework torch" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_images_in_evaluation(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    """An error, unless allowed; what was trained is finished all the same."""
+    images = folder_of_images(tmp_path / "images")
+    words = ["pretrain", recipe, "--framework", "torch", "--data.name", images, "--out", tmp_path / "run"]
+    held_out = open_split(Data(name=f"{images}/"), "eval")
+    Path(held_out.name(0)).write_bytes(b"no image")
+    assert f"{held_out.name(0)}: cannot decode" in vit(*words, status=2)
+    assert "this run is finished" in vit(*words)
+    assert "cannot decode" in vit("evaluate", tmp_path / "run", status=2)
+    out = vit("evaluate", tmp_path / "run", "--allow-undecodable")
+    assert "left out, because they cannot be read: 1 of 8 images" in out
 
 
 def test_a_broken_recipe_is_one_line(vit: Vit, tmp_path: Path) -> None:

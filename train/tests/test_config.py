@@ -47,6 +47,18 @@ def test_reciprocal_square_root() -> None:
     assert (np.diff(ours[3:]) < 0).all()
 
 
+def test_cooldown_is_a_line_from_where_it_begins() -> None:
+    ours = rates(Schedule(name="rsqrt", warmup_steps=3, timescale=50, cooldown_steps=10, final=0.1)) / PEAK
+    before = np.sqrt(50 / (50 + 103 - 3 - 11))
+    np.testing.assert_allclose(ours[92:], np.append(np.linspace(before, 0.1, 12)[:-1], []), rtol=1e-12)
+
+
+def test_each_optimizer_has_its_own_numbers() -> None:
+    assert Optimizer(name="adafactor").resolved().epsilon == 1e-30
+    assert (Optimizer(name="lion").resolved().beta2, Optimizer().resolved().beta2) == (0.99, 0.999)
+    assert Optimizer(name="lamb", epsilon=1e-5).resolved().epsilon == 1e-5
+
+
 def test_layer_decay_counts_from_the_head() -> None:
     """BEiT's and timm's convention: the head 1, the last block the decay, the embeddings the least."""
     factors = Optimizer(layer_decay=0.5).factors(parameters(MODEL))
@@ -79,6 +91,7 @@ def test_pixels_follow_the_model() -> None:
         ({"optimizer": {"name": "adamw", "decay": "coupled"}}, "'coupled' is for name 'sgd', not 'adamw'"),
         ({"optimizer": {"name": "lamb", "decay": "independent"}}, "only 'decoupled' is for name 'lamb'"),
         ({"optimizer": {"frozen": ("block.*",)}}, "unknown parameter pattern in optimizer.frozen 'block.*'"),
+        ({"optimizer": {"name": "adafactor", "epsilon": 1e-8}}, "1e-08 would drown the squared gradients"),
         ({"optimizer": {"frozen": ("*",)}}, "optimizer.frozen: * leaves nothing to train"),
         ({"optimiser": {}}, "did you mean 'optimizer'?"),
         ({"optimizer": {"learning_rat": 1}}, "optimizer: unknown key 'learning_rat'; did you mean 'learning_rate'?"),

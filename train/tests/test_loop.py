@@ -5,8 +5,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from train import loop
 from train.config import Augmentation, Optimizer, Schedule
@@ -16,7 +18,7 @@ from train.run import restore_step
 from train.sources import Split
 from train.tests.small import CONFIG, ENGINES, LABELS, MODEL, quadrants, run_in, steps_of
 from vit_core import CheckpointConfig, InputError, open_checkpoint, parity
-from vit_core.checkpoint import Checkpoint, LazyArrays
+from vit_core.checkpoint import Checkpoint, LazyArrays, saved_steps
 
 SPLIT = quadrants()
 
@@ -83,6 +85,27 @@ def test_evaluation_is_numpys(name: str) -> None:
     assert (found.correct, found.correct5, found.total) == ((logits_BC.argmax(axis=1) == labels_B).sum(), 64, 64)
     # float32 logits of batches of other sizes, of order one.
     assert found.loss == pytest.approx(-np.log(probabilities_BC[np.arange(64), labels_B]).mean(), rel=1e-5)
+
+
+def test_a_sigmoid_run_is_evaluated_by_its_own_loss() -> None:
+    """Against scikit-learn's log loss of each class by itself, summed."""
+    engine = ENGINES["torch"](CONFIG.replace(loss="sigmoid"), randomised())
+    pixels = np.stack([loop.EvaluationBatches(SPLIT, CONFIG.preprocessing, 1)[i].images_BHWC[0] for i in range(64)])
+    probabilities_BC = 1 / (1 + np.exp(-engine.logits(pixels).astype(np.float64)))
+    is_class_BC = np.eye(4)[np.arange(64) % 4]
+    expected = sum(log_loss(is_class_BC[:, c], probabilities_BC[:, c]) for c in range(4))
+    assert loop.evaluate(engine, SPLIT).loss == pytest.approx(expected, rel=1e-5)  # float32 logits, as above
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_evaluation_is_in_the_compute_dtype(name: str) -> None:
+    """bfloat16 logits have 8 bits; float32 ones of the same weights are other numbers, close by."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    low, full = (
+        ENGINES[name](CONFIG.replace(compute_dtype=dtype), randomised()).logits(pixels) for dtype in ("bfloat16", None)
+    )
+    np.testing.assert_array_equal(low, low.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert 1e-4 < parity.difference(low, full)[1] < 0.05
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -155,13 +178,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(name: str, tmp_path: Path) -> N
     step = int(said.split(":")[0].removeprefix("step "))
     assert "not finite" in said or "loss nan" in said or "loss inf" in said
     assert "quadrants[" in said
-    assert "lower the learning rate" in said
+    assert "lower learning rate" in said
     kept = tmp_path / "steps" / f"{step - 1:06d}"
     assert kept.is_dir(), said
     before = steps_of(ENGINES[name](config), Batches(SPLIT, config), 0, step - 1).export()
     for parameter, array in open_checkpoint(kept).arrays.items():
         assert np.isfinite(array).all()
         np.testing.assert_array_equal(array, before[parameter])
+    (line,) = [line for line in lines_of(tmp_path) if "not_finite" in line]
+    assert line["step"] == step
+    assert len(line["examples"]) == 16
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -174,8 +200,10 @@ def test_unreadable_images_are_named_and_counted(name: str, tmp_path: Path, caps
     out = capsys.readouterr().out
     assert "cannot read mine[3]; it counts nothing" in out
     assert out.count("cannot read") == 2, "each once, however often it is met"
-    with pytest.raises(InputError, match=r"step \d+: 2 images of mine cannot be read .*raise undecodable_limit"):
+    with pytest.raises(InputError, match=r"step \d+: 2 images of mine cannot be read .*undecodable_limit") as error:
         fitted(ENGINES[name](CONFIG.replace(undecodable_limit=1)), tmp_path / "strict", split=split)
+    (saved,) = saved_steps(tmp_path / "strict")
+    assert str(error.value).startswith(f"step {int(saved.name)}:"), "what was trained until then is kept"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

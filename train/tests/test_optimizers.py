@@ -44,6 +44,7 @@ BASE = {
     "adafactor": Optimizer(name="adafactor", beta2=0.8, epsilon=1e-2),
     "lamb": Optimizer(name="lamb", epsilon=1e-2),
 }
+BASE = {name: optimizer.resolved() for name, optimizer in BASE.items()}
 DECAYS = dict.fromkeys(BASE, ("decoupled", "independent")) | {
     "sgd": ("decoupled", "independent", "coupled"),
     "lamb": ("decoupled",),

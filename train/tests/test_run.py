@@ -48,8 +48,7 @@ def test_only_the_newest_steps_are_kept(tmp_path: Path) -> None:
 
 def test_a_step_cut_short_is_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, run = TorchEngine(CONFIG), run_in(tmp_path)
-    for step in (9, 10):
-        run.save(engine, step)
+    run.save(engine, 9)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -59,6 +58,15 @@ def test_a_step_cut_short_is_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(KeyboardInterrupt):
             run.save(engine, 10)
     assert checkpoint_of(tmp_path).name == "000009"
+    run.save(engine, 10)
+    assert run.start(TorchEngine, None)[1] == 10
+
+
+def test_a_step_that_is_there_stays(tmp_path: Path) -> None:
+    """It is the same step: to write it again could only lose it."""
+    engine, run = TorchEngine(CONFIG), run_in(tmp_path)
+    before = (run.save(engine, 9) / "model.safetensors").stat().st_ino
+    assert (run.save(engine, 9) / "model.safetensors").stat().st_ino == before
 
 
 def test_a_damaged_step_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +77,7 @@ def test_a_damaged_step_gives_way_to_the_one_before(tmp_path: Path, capsys: pyte
     (newest / STATISTICS).write_bytes((newest / STATISTICS).read_bytes()[:-100])
     assert run.start(TorchEngine, None)[1] == 9
     assert "000010/optimizer.safetensors: not a whole safetensors file" in capsys.readouterr().out
+    assert saved_steps(tmp_path) == [tmp_path / "steps" / "000009"], "or it would count as the newest again"
     (tmp_path / "steps" / "000009" / STATISTICS).write_bytes(b"half")
     with pytest.raises(InputError, match=r"000009/optimizer.safetensors: not a whole"):
         run.start(TorchEngine, None)
@@ -83,6 +92,10 @@ def test_a_run_of_another_config_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, Request(config=CONFIG.replace(log_every=1, workers=2), labels=LABELS)).compare()
     with pytest.raises(InputError, match="labels is "):
         Run(tmp_path, Request(config=CONFIG, labels=LABELS[::-1])).compare()
+    moved = CONFIG.replace(data=CONFIG.data.replace(name="./elsewhere/", directory="/data"))
+    Run(tmp_path, Request(config=moved, labels=LABELS, init="other/path")).compare()
+    with pytest.raises(InputError, match=r"examples is \[\] there and \['abc', 'def'\] here"):
+        Run(tmp_path, Request(config=CONFIG, labels=LABELS, examples=("abc", "def"))).compare()
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run.json: cannot be read"):
         Run(tmp_path, Request(config=CONFIG, labels=LABELS)).compare()
