@@ -43,7 +43,7 @@ def test_one_file_one_array(jpeg: Path, statistics: dict[str, tuple[float, ...]]
     with jax.enable_x64(False):
         run = TrainConfig(model=MODEL, preprocessing=preprocessing, steps=1, batch_size=1)
         in_jax = np.asarray(jax.jit(JaxEngine(run)._normalise)(pixels_BHWC))
-        in_torch = TorchEngine(run).network.normalise(torch.as_tensor(pixels_BHWC)).permute(0, 2, 3, 1).cpu().numpy()
+        in_torch = TorchEngine(run).network.normalise(torch.tensor(pixels_BHWC)).permute(0, 2, 3, 1).cpu().numpy()
     np.testing.assert_array_equal(in_jax[0], expected_HWC)
     np.testing.assert_array_equal(in_torch[0], expected_HWC)
     assert in_jax.dtype == in_torch.dtype == expected_HWC.dtype == np.float32
@@ -55,7 +55,7 @@ def test_every_level_of_every_channel_in_float64_too() -> None:
     model = MODEL.replace(image_size=16)
     run = TrainConfig(model=model, preprocessing=preprocessing, steps=1, batch_size=1, dtype="float64")
     in_jax = np.asarray(jax.jit(JaxEngine(run)._normalise)(levels_BHWC))
-    in_torch = TorchEngine(run).network.normalise(torch.as_tensor(levels_BHWC))
+    in_torch = TorchEngine(run).network.normalise(torch.tensor(levels_BHWC))
     assert in_torch.dtype == torch.float64
     np.testing.assert_array_equal(in_jax, in_torch.permute(0, 2, 3, 1).cpu().numpy())
     np.testing.assert_allclose(

@@ -43,7 +43,7 @@ def compared_curves(runs: Sequence[tuple[str, Path]], path: Path) -> Path:
     below.semilogy(steps, np.maximum(apart, 1e-8), color="C3", linewidth=1.2)
     above.set(ylabel="training loss", title="the same run, twice")
     above.legend()
-    below.set(xlabel="step", ylabel="relative difference of the loss (at least 1e-8)")
+    below.set(xlabel="step", ylabel="relative difference (at least 1e-8)")
     for panel in (above, below):
         panel.grid(alpha=0.3)
     return _save(figure, path)
