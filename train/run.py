@@ -134,14 +134,23 @@ class Run:
         """
         folder = self.step_folder(step)
         if engine.process == 0 and not (folder / WEIGHTS).exists():
-            # A step is whole once its weights are there: they come last.
-            with staging(folder, (STATISTICS,)) as stage:
-                save_file(engine.statistics(), stage / STATISTICS)
-            save_checkpoint(folder, self._checkpoint_config(step), engine.export())
-            for old in saved_steps(self.folder)[self.request.config.keep :]:
-                remove_step(old)
+            self._prune()
+            try:
+                # A step is whole once its weights are there: they come last.
+                with staging(folder, (STATISTICS,)) as stage:
+                    save_file(engine.statistics(), stage / STATISTICS)
+                save_checkpoint(folder, self._checkpoint_config(step), engine.export())
+            except InputError:
+                shutil.rmtree(folder, ignore_errors=True)  # a full disk has no room for half a step
+                raise
+            self._prune()
         engine.total(np.zeros(1))
         return folder
+
+    def _prune(self) -> None:
+        """Leaves the newest steps, as many as the config keeps."""
+        for old in saved_steps(self.folder)[self.request.config.keep :]:
+            remove_step(old)
 
     def finish(self, engine: Engine, step: int) -> tuple[Path, ...]:
         """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average was kept; by process 0."""
