@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from math import log, prod
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from vit_core.schema import Flag, NonNegative, Positive, Rate, Real, Schema
 Magnitude = Annotated[Real, Field(ge=0.0)]
 Fraction = Annotated[Real, Field(ge=0.0, le=1.0)]
 Above0 = Annotated[Real, Field(gt=0.0)]
+Devices = Annotated[int, Field(ge=-1, le=2**24, strict=True)]
 
 
 class Data(Schema):
@@ -134,6 +136,9 @@ class Optimizer(Schema):
     """AdamW's (default 1e-8) and LAMB's (1e-6), of the root; Adafactor's (1e-30), of the squared gradients."""
     momentum: Rate = 0.9
     """SGD's and Adafactor's; 0: none."""
+    moment_dtype: Literal["bfloat16"] | None = None
+    """Of the first moment or momentum, between steps; none: the parameters'. (Second moments stay: 0.999 v in bfloat16
+    rounds back to v.)"""
     clip_norm: Above0 | None = None
     """Gradients are scaled by c / max(norm, c), norm over all of them."""
     layer_decay: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
@@ -198,11 +203,57 @@ NOT_THE_NETWORK = {
 """Fields of a model that a run may choose anew for given weights."""
 
 NOT_THE_RUN = {
-    "init", "data.name", "data.directory", "log_every", "evaluate_every", "save_every", "keep", "evaluation_batch",
-    "threads", "workers", "fingerprints", "tensorboard",
+    "init", "data.name", "data.directory", "log_every", "evaluate_every", "save_every", "keep", "keep_every",
+    "keep_best", "evaluation_batch", "threads", "workers", "fingerprints", "tensorboard",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "remat", "skippable", "explosion",
     "allow_undecodable", "undecodable_limit",
 }  # fmt: skip
-"""What changes none of a run's weights, and so may change when it goes on. (Its data may move, not change.)"""
+"""What changes none of a run's weights (but by rounding), and so may change when it goes on. (Its data may move, not
+change.)"""
+
+
+class Mesh(Schema):
+    """How the devices of all processes share a run. One of the axes may be -1: the devices that the others leave."""
+
+    data: Devices = -1
+    """Each has a part of the batch."""
+    fsdp: Devices = 1
+    """Each has a part of the batch, and of every matrix and its statistics (arXiv:1910.02054, stage 3): a slice of
+    model.width, which it must divide."""
+    tensor: Devices = 1
+    """Each has some heads and some hidden units (arXiv:1909.08053): it must divide model.heads and model.mlp_dim."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if 0 in self.axes.values():
+            raise ValueError("mesh: 0 devices along an axis; expected 1 or more, or -1 for those that are left")
+        if list(self.axes.values()).count(-1) > 1:
+            raise ValueError(f"mesh: {self}: only one axis may be -1")
+        return self
+
+    def __str__(self) -> str:
+        return " x ".join(f"{name} {size}" for name, size in self.axes.items())
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Size by name, the outermost first."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    def over(self, devices: int, model: ViTConfig) -> Self:
+        """With the -1 worked out. InputError where the devices, or the model, cannot be shared so."""
+        fixed = prod(size for size in self.axes.values() if size != -1)
+        rest = [name for name, size in self.axes.items() if size == -1]
+        if devices % fixed or not (rest or devices == fixed):
+            raise InputError(
+                f"mesh: {self} needs {'a multiple of ' * bool(rest)}{fixed} devices, there are {devices}; change "
+                "mesh.data, mesh.fsdp or mesh.tensor"
+            )
+        full = self.replace(**dict.fromkeys(rest, devices // fixed))
+        for axis, lengths in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
+            for name in lengths:
+                if (length := getattr(model, name)) % full.axes[axis]:
+                    raise InputError(f"mesh.{axis}: {full.axes[axis]} does not divide model.{name} {length}")
+        return full
 
 
 class TrainConfig(Schema):
@@ -227,6 +278,11 @@ class TrainConfig(Schema):
     """Examples of one update, over all devices and processes."""
     accumulation: Positive = 1
     """Parts a batch is taken in, one after the other, to save memory; their gradients are summed."""
+    mesh: Mesh = Mesh()
+    scan: Flag = True
+    """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """JAX: what the backward pass computes again to save memory: nothing; all but products with weights; each block."""
     ema: Rate | None = None
     """Keep a moving average of the weights: after each step, average <- ema average + (1 - ema) weights."""
     seed: NonNegative = 0
@@ -241,7 +297,11 @@ class TrainConfig(Schema):
     save_every: NonNegative = 0
     """Steps; 0: only at the end (or at an interrupt)."""
     keep: Positive = 2
-    """Saved steps that are kept: the newest."""
+    """Saved steps that are kept: the newest,"""
+    keep_every: NonNegative = 0
+    """and those at multiples of this (0: none),"""
+    keep_best: NonNegative = 0
+    """and so many with the best top-1 (of those evaluated: see evaluate_every)."""
     evaluation_batch: Positive = 100
     """Examples."""
     threads: Positive = 2
@@ -252,6 +312,11 @@ class TrainConfig(Schema):
     """Leave images out of evaluation that cannot be read, instead of stopping."""
     undecodable_limit: NonNegative = 100
     """Training examples that may be unreadable (they count nothing) before the run stops."""
+    skippable: NonNegative = 0
+    """Updates that may be left out in a run, because their loss or gradient is not finite or has exploded, before it
+    stops."""
+    explosion: Above0 = 100.0
+    """A loss of so many times that of logits that are all zero has exploded."""
     fingerprints: Flag = False
     """Log a hash of each batch, to compare runs."""
     tensorboard: Flag = True
@@ -307,6 +372,12 @@ class TrainConfig(Schema):
             found = ", ".join(f"{name} is {ours[name]} here and {theirs[name]} there" for name in differing)
             raise InputError(f"model: not that of checkpoint {weights.path}: {found}")
         return weights.with_config(weights.config.replace(model=self.model))
+
+    @property
+    def loss_limit(self) -> float:
+        """A loss beyond it has exploded."""
+        classes = self.model.num_classes
+        return self.explosion * (log(classes + 1) if self.loss == "softmax" else classes * log(2))
 
     def learning_rate(self, step: int) -> float:
         """Of step 0, 1, ..., before a layer's factor."""

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 from vit_core import display, flops
 from vit_core.display import say
-from vit_core.parameters import Parameter, count, parameters
+from vit_core.parameters import Parameter, count, parameters, spans
 
 from .config import TrainConfig
 from .run import flat
@@ -91,13 +90,8 @@ def where(config: TrainConfig, rows: list[Parameter]) -> str:
     """ "embeddings, blocks 0-11, head": the part of the network that rows stand in."""
     depths = sorted({row.depth for row in rows})
     blocks = [depth - 1 for depth in depths if 0 < depth <= config.model.depth]
-    runs = [blocks[i:] for i in range(len(blocks)) if i == 0 or blocks[i] != blocks[i - 1] + 1]
-    spans = []
-    for run in runs:
-        last = next((a for a, b in pairwise(run) if b != a + 1), run[-1])
-        spans.append(str(run[0]) if run[0] == last else f"{run[0]}-{last}")
     names = ["embeddings"] if 0 in depths else []
-    names += [f"{'blocks' if len(blocks) > 1 else 'block'} {', '.join(spans)}"] if blocks else []
+    names += [f"{'blocks' if len(blocks) > 1 else 'block'} {spans(blocks).replace(',', ', ')}"] if blocks else []
     return ", ".join(names + (["head"] if depths[-1] > config.model.depth else []))
 
 

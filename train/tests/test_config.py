@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.config import Augmentation, Optimizer, Schedule
+from train.config import Augmentation, Mesh, Optimizer, Schedule
 from train.tests.small import CONFIG, MODEL
 from vit_core import InputError
 from vit_core.parameters import parameters
@@ -111,3 +111,27 @@ def test_impossible_runs_are_one_line(change: dict[str, Any], message: str) -> N
 
 def test_odd_batches_need_no_partners() -> None:
     assert CONFIG.replace(batch_size=15, augmentation=Augmentation()).batch_size == 15
+
+
+def test_a_mesh_takes_the_devices_that_are_left() -> None:
+    model = CONFIG.model
+    assert list(Mesh().over(8, model).axes.values()) == [8, 1, 1]
+    assert list(Mesh(data=2, fsdp=-1, tensor=2).over(8, model).axes.values()) == [2, 2, 2]
+    assert list(Mesh(data=1, fsdp=8).over(8, model).axes.values()) == [1, 8, 1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        ({"data": 3, "fsdp": -1}, "mesh: data 3 x fsdp -1 x tensor 1 needs a multiple of 3 devices, there are 8"),
+        ({"data": 2, "fsdp": 2}, "mesh: data 2 x fsdp 2 x tensor 1 needs 4 devices, there are 8"),
+        ({"tensor": 4}, "mesh.tensor: 4 does not divide model.heads 2"),
+        ({"tensor": -1, "data": 1}, "mesh.tensor: 8 does not divide model.heads 2"),
+        ({"data": -1, "fsdp": -1}, "only one axis may be -1"),
+        ({"data": 0}, "0 devices along an axis"),
+    ],
+)
+def test_an_impossible_mesh_says_what_to_change(mesh: dict[str, int], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        Mesh(**mesh).over(8, CONFIG.model)
+    assert said in str(error.value)
