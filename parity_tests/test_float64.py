@@ -76,7 +76,7 @@ def test_masks_drop_the_same_in_both(rates: dict[str, float]) -> None:
 def test_scanned_and_rematerialised_layers(scan: bool, remat: str) -> None:
     config = SMALL.replace(depth=3, stochastic_depth=0.5, layer_scale=0.5)
     drawn = masks.draw(config, 2, np.random.default_rng(1))
-    a, b = traces(config, masks=drawn, jax_options={"scan": scan, "remat": remat})
+    a, b = traces(config, masks=drawn, jax_options={"scan": scan, "remat": remat}, torch_options={"remat": remat})
     assert_one_model(parity.compare(a, b))
 
 

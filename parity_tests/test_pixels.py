@@ -42,7 +42,7 @@ def test_one_file_one_array(jpeg: Path, statistics: dict[str, tuple[float, ...]]
     # The engines normalise on the device, from uint8; float32 first, whatever the model's type.
     with jax.enable_x64(False):
         run = TrainConfig(model=MODEL, preprocessing=preprocessing, steps=1, batch_size=1)
-        in_jax = np.asarray(jax.jit(JaxEngine(run)._normalise)(pixels_BHWC))
+        in_jax = np.asarray(jax.jit(JaxEngine(run).step._normalise)(pixels_BHWC))
         in_torch = TorchEngine(run).network.normalise(torch.tensor(pixels_BHWC)).permute(0, 2, 3, 1).cpu().numpy()
     np.testing.assert_array_equal(in_jax[0], expected_HWC)
     np.testing.assert_array_equal(in_torch[0], expected_HWC)
@@ -54,7 +54,7 @@ def test_every_level_of_every_channel_in_float64_too() -> None:
     levels_BHWC = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=-1)
     model = MODEL.replace(image_size=16)
     run = TrainConfig(model=model, preprocessing=preprocessing, steps=1, batch_size=1, dtype="float64")
-    in_jax = np.asarray(jax.jit(JaxEngine(run)._normalise)(levels_BHWC))
+    in_jax = np.asarray(jax.jit(JaxEngine(run).step._normalise)(levels_BHWC))
     in_torch = TorchEngine(run).network.normalise(torch.tensor(levels_BHWC))
     assert in_torch.dtype == torch.float64
     np.testing.assert_array_equal(in_jax, in_torch.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,6 +1,7 @@
 """The training commands of `vit`, with every field of a recipe's config as an option."""
 
 import functools
+import importlib
 import inspect
 import os
 import re
@@ -25,24 +26,36 @@ if TYPE_CHECKING:
 Framework = Literal["jax", "torch"]
 Recipe = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 Fields = Annotated[TrainConfig, tyro.conf.arg(name="")]
-OF_A_RECIPE = ("pretrain", "finetune", "explain")
+OF_A_RECIPE = ("pretrain", "finetune", "explain", "plan")
 
 
-def pretrain(recipe: Recipe, config: Fields, *, framework: Framework = "jax", out: Path | None = None) -> None:
+def pretrain(
+    recipe: Recipe,
+    config: Fields,
+    *,
+    framework: Framework = "jax",
+    out: Path | None = None,
+    distributed: str | None = None,
+    preflight: bool = False,
+) -> None:
     """Train from new weights by a recipe; on the folder of a run, go on with it.
 
-    Every field of the recipe is an option: see `vit pretrain RECIPE --help`. JAX shares a batch among all devices it
-    finds; PyTorch among the processes that torchrun starts.
+    Every field of the recipe is an option: see `vit pretrain RECIPE --help`. The devices of all processes share a run
+    as --mesh.data, --mesh.fsdp and --mesh.tensor say (default: each a part of the batch).
 
     Args:
-        recipe: cifar10, digits, folder, imagenet_s16, or a Python file like theirs (train/recipes).
+        recipe: One of those that come with it (train/recipes: cifar10, digits, ...), or a Python file like theirs.
         framework: Who trains; either goes on with the other's run.
         out: Folder of the run (default: runs/RECIPE).
+        distributed: Of several JAX processes: HOST:PORT,INDEX/COUNT, the first one's address and which this one is
+            (default: found on TPU pods and under SLURM and Open MPI), or off. PyTorch's are torchrun's.
+        preflight: Check that all processes agree, print devices, mesh, shards and the loader's speed, and end.
     """
     _ready(framework)
+    from .commands import Launch
     from .commands import pretrain as run
 
-    _end(run(config, out or Path("runs") / Path(recipe).stem, framework))
+    _end(run(config, out or Path("runs") / Path(recipe).stem, Launch(framework, distributed, preflight)))
 
 
 def finetune(
@@ -53,32 +66,37 @@ def finetune(
     framework: Framework = "torch",
     out: Path | None = None,
     image_size: str | None = None,
+    distributed: str | None = None,
+    preflight: bool = False,
 ) -> None:
     """Train on from a checkpoint: positions resampled, the head replaced where the classes differ.
 
     Every field of the recipe is an option: see `vit finetune RECIPE --init CHECKPOINT --help`.
 
     Args:
-        recipe: cifar10, digits, folder, imagenet_s16, or a Python file like theirs (train/recipes).
+        recipe: One of those that come with it (train/recipes: cifar10, digits, ...), or a Python file like theirs.
         init: Checkpoint folder, run, or step to begin from.
         framework: Who trains; either goes on with the other's run.
         out: Folder of the run (default: runs/RECIPE_finetune).
         image_size: Short for --model.image-size: 384, or 384x512 (height x width).
+        distributed: As in vit pretrain.
+        preflight: As in vit pretrain.
     """
     _ready(framework)
+    from .commands import Launch
     from .commands import finetune as run
 
     if image_size is not None:
         config = config.replace(model=config.model.replace(image_size=parse_size(image_size)))
     folder = out or Path("runs") / f"{Path(recipe).stem}_finetune"
-    _end(run(config, checkpoint_of(init), folder, framework))
+    _end(run(config, checkpoint_of(init), folder, Launch(framework, distributed, preflight)))
 
 
 def explain(recipe: Recipe, config: Fields, *, init: Path | None = None, image_size: str | None = None) -> None:
     """Show what a recipe comes to: config, schedule, parameter groups, tokens and FLOPs; nothing is run.
 
     Args:
-        recipe: cifar10, digits, folder, imagenet_s16, or a Python file like theirs (train/recipes).
+        recipe: One of those that come with it (train/recipes: cifar10, digits, ...), or a Python file like theirs.
         init: Checkpoint to fine-tune: explains the recipe's finetune instead of its pretrain.
         image_size: Short for --model.image-size: 384, or 384x512 (height x width).
     """
@@ -91,6 +109,28 @@ def explain(recipe: Recipe, config: Fields, *, init: Path | None = None, image_s
         config = config.replace(model=config.model.replace(num_classes=len(split.labels)))
     title = f"{recipe}: {'pretrain' if init is None else f'finetune {init}'}"
     run(title, config, None if split is None else len(split))
+
+
+def plan(recipe: Recipe, config: Fields, *, topology: str = "local", fit: bool = False) -> None:
+    """Compile a recipe's train step for a TPU slice, without the hardware, and show what it needs of each device.
+
+    Exit status 1 when it does not fit. Compilations are kept under ~/.cache/vit-parity.
+
+    Args:
+        recipe: One of those that come with it (train/recipes: cifar10, digits, ...), or a Python file like theirs.
+        topology: A slice of v4, v5e, v5p, v6e or tpu7x and its chips along each side, as v5e:16x16 or v5p:8x8x4;
+            local: the devices of this machine.
+        fit: Search batch, remat and mesh for the largest batch that fits.
+    """
+    from . import topologies
+
+    asked = None if topology == topologies.LOCAL else topologies.parse(topology)
+    needs("jax", "jax", "flax", "optax")
+    if asked is not None:
+        needs("tpu", "libtpu")
+        os.environ |= topologies.WITHOUT_HARDWARE
+    report = importlib.import_module(".plan_report", __package__)
+    sys.exit(0 if report.run(recipe, config, asked, fit) else 1)
 
 
 def evaluate(
@@ -210,6 +250,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "evaluate": evaluate,
     "explain": explain,
+    "plan": plan,
     "compare": compare,
     "prepare": prepare,
 }

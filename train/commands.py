@@ -1,9 +1,10 @@
 """What `vit pretrain`, `finetune`, `evaluate` and `compare` do, beneath the command line."""
 
 import importlib
-import os
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +13,32 @@ from vit_core.checkpoint import FINISHED, Checkpoint, Provenance, open_checkpoin
 from vit_core.display import say
 from vit_core.errors import InputError
 
-from . import figures
+from . import figures, preflight
 from .config import Data, Optimizer, TrainConfig
-from .data import Batches
-from .loop import Accuracy, Fitted, evaluate, fit
+from .loop import Accuracy, Fitted, batches_for, evaluate, fit
 from .metrics import METRICS
-from .processes import alone
+from .processes import Processes, alone, leaving
 from .run import MakeEngine, Request, Run
 from .sources import Split, open_split
 
 Framework = Literal["jax", "torch"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who trains, and among which processes."""
+
+    framework: Framework = "jax"
+    distributed: str | None = None
+    """processes_jax.join's."""
+    preflight: bool = False
+    """Check everything, train nothing."""
+
+    def join(self) -> Processes:
+        """Brings the processes of the run together."""
+        if self.framework == "jax":
+            return importlib.import_module(".processes_jax", __package__).join(self.distributed)
+        return importlib.import_module(".processes_torch", __package__).join()
 
 
 def engine_of(framework: Framework, config: TrainConfig) -> MakeEngine:
@@ -32,17 +49,17 @@ def engine_of(framework: Framework, config: TrainConfig) -> MakeEngine:
     return module.JaxEngine if framework == "jax" else module.TorchEngine
 
 
-def pretrain(config: TrainConfig, out: Path, framework: Framework) -> Fitted:
+def pretrain(config: TrainConfig, out: Path, launch: Launch) -> Fitted:
     """Trains from new weights in the folder `out`, or goes on there."""
     training, evaluation = open_splits(config)
-    return train("pretrain", config, None, training, evaluation, out, framework)
+    return train("pretrain", config, None, training, evaluation, out, launch)
 
 
-def finetune(config: TrainConfig, init: Path, out: Path, framework: Framework) -> Fitted:
+def finetune(config: TrainConfig, init: Path, out: Path, launch: Launch) -> Fitted:
     """Trains from a checkpoint, its positions resampled and its head replaced where the config or the labels differ."""
     training, evaluation = open_splits(config)
     weights, config, changes = adapted(open_checkpoint(init), config, training.labels)
-    return train("finetune", config, weights, training, evaluation, out, framework, str(init), changes)
+    return train("finetune", config, weights, training, evaluation, out, launch, str(init), changes)
 
 
 def adapted(
@@ -81,11 +98,13 @@ def train(
     training: Split,
     evaluation: Split,
     out: Path,
-    framework: Framework,
+    launch: Launch,
     init: str | None = None,
     changes: Sequence[str] = (),
 ) -> Fitted:
     """One stage in its folder, from where it was left; says what it did and where things are."""
+    if re.match("[a-z][a-z0-9]+:/", str(out)):
+        raise InputError(f"--out {out}: an object store; runs need a file system as yet: mount it, or write elsewhere")
     if len(training.labels) != config.model.num_classes:
         raise InputError(
             f"model.num_classes: {config.model.num_classes}, but {training.title} has {len(training.labels)} classes; "
@@ -95,16 +114,22 @@ def train(
     examples = training.fingerprint(), evaluation.fingerprint()
     request = Request(config=config, init=init, labels=training.labels, provenance=provenance, examples=examples)
     run = Run(out, request)
-    # Of several processes, one holds the folder: torchrun says which.
-    with alone(out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    # Of several processes, one holds the folder.
+    processes = launch.join()
+    with leaving(processes), alone(out) if processes.index == 0 else nullcontext():
+        preflight.agree(processes, run)
         run.compare()
         if run.finished:
             say(f"{out}: this run is finished; its checkpoint is {out / FINISHED}")
             return Fitted(config.steps)
-        with display.working(f"starting {framework}"):
-            engine, start = run.start(engine_of(framework, config), weights)
-        batches = Batches(training, config, engine.process, engine.processes, engine.devices)
+        with display.working(f"starting {launch.framework}"):
+            engine, start = run.start(engine_of(launch.framework, config), weights)
+        batches = batches_for(engine, training)
         chief = engine.process == 0
+        if processes.count > 1 or launch.preflight:
+            preflight.report(processes, engine, batches)
+        if launch.preflight:
+            return Fitted(start)
         if chief:
             run.write()
             for line in [f"{out}: going on after step {start} of {config.steps}"] if start else changes:
@@ -166,6 +191,7 @@ def evaluate_checkpoint(
         steps=1,
         batch_size=1,
     )
+    Launch(framework).join()
     engine = engine_of(framework, config)(config, weights)
     found = evaluate(engine, examples, shown=True)
     if engine.process == 0:

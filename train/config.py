@@ -282,7 +282,7 @@ class TrainConfig(Schema):
     scan: Flag = True
     """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
     remat: Literal["none", "dots", "full"] = "none"
-    """JAX: what the backward pass computes again to save memory: nothing; all but products with weights; each block."""
+    """What the backward pass computes again to save memory: nothing; all but products with weights; each block."""
     ema: Rate | None = None
     """Keep a moving average of the weights: after each step, average <- ema average + (1 - ema) weights."""
     seed: NonNegative = 0
@@ -372,6 +372,16 @@ class TrainConfig(Schema):
             found = ", ".join(f"{name} is {ours[name]} here and {theirs[name]} there" for name in differing)
             raise InputError(f"model: not that of checkpoint {weights.path}: {found}")
         return weights.with_config(weights.config.replace(model=self.model))
+
+    def check_shares(self, shares: int) -> None:
+        """InputError unless so many devices can share each part of a batch, pairs together."""
+        parts = shares * self.accumulation * (2 if self.augmentation.mixes else 1)
+        if self.batch_size % parts:
+            why = f"{shares} devices x {self.accumulation} parts (accumulation)"
+            paired = " in pairs (mixup, CutMix)" if self.augmentation.mixes else ""
+            raise InputError(
+                f"batch_size: {self.batch_size} cannot be shared by {why}{paired}; make it a multiple of {parts}"
+            )
 
     @property
     def loss_limit(self) -> float:

@@ -53,35 +53,40 @@ class Batch(NamedTuple):
     ids_B: Array
     """int64 index of each example in its split; nothing that is trained on."""
 
+    def digests(self) -> np.ndarray:
+        """uint64 [B]: a hash of all that is trained on of each example."""
+        # Sites in the blocks have a layer axis first.
+        by_example = [m if site == masks.POSITIONS else m.swapaxes(0, 1) for site, m in sorted(self.masks.items())]
+        found = []
+        for example in zip(*self[:5], *by_example, strict=True):
+            digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example))
+            found.append(int.from_bytes(digest.digest()[:8], "little"))
+        return np.array(found, np.uint64)
+
     def fingerprint(self) -> str:
-        """A hash of all that is trained on."""
-        digest = hashlib.sha256()
-        for array in (*self[:5], *(self.masks[site] for site in sorted(self.masks))):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:16]
+        """A hash of all examples in their order."""
+        return fingerprint(self.digests())
+
+
+def fingerprint(digests_B: np.ndarray) -> str:
+    """Of a batch, from those of its examples, whoever made them."""
+    return hashlib.sha256(digests_B.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Batches:
     """A run's training batches by index: `Batches(split, config)[i]`; the split is shuffled anew each epoch.
 
-    Process p of n makes rows [p B/n, (p + 1) B/n) of each batch. InputError where a batch cannot be shared by so many
-    devices, or where it is more than the split.
+    rows: those of each batch that are made here, whole pairs (default: all). InputError where a batch is more than the
+    split.
     """
 
     split: Split
     config: TrainConfig
-    process: int = 0
-    processes: int = 1
-    devices: int = 1
+    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        size, accumulation = self.config.batch_size, self.config.accumulation
-        parts = self.devices * accumulation * (2 if self.config.augmentation.mixes else 1)
-        if size % parts:
-            why = f"{self.devices} devices x {accumulation} parts (accumulation)"
-            paired = " in pairs (mixup, CutMix)" if self.config.augmentation.mixes else ""
-            raise InputError(f"batch_size: {size} cannot be shared by {why}{paired}; make it a multiple of {parts}")
+        size = self.config.batch_size
         sites = masks.sites(self.config.model, size).values()
         if (needed := 4 * sum(prod(site.shape) for site in sites)) > MASKS_LIMIT:
             raise InputError(
@@ -96,24 +101,25 @@ class Batches:
         """Index in the split of each example of the run."""
         return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
 
+    def ids(self, step: int) -> np.ndarray:
+        """Index in the split of each example of a batch, whoever makes its rows."""
+        first = step * self.config.batch_size
+        return np.array([self.order[number] for number in range(first, first + self.config.batch_size)], np.int64)
+
     def __len__(self) -> int:
         return self.config.steps
 
     def __getitem__(self, step: int) -> Batch:
         config = self.config
-        count = config.batch_size // self.processes
-        first = self.process * count
-        numbers = range(step * config.batch_size + first, step * config.batch_size + first + count)
+        rows = np.arange(config.batch_size) if self.rows is None else self.rows
+        numbers = [step * config.batch_size + int(row) for row in rows]
         ids_B = np.array([self.order[number] for number in numbers], np.int64)
         read = [self._example(number, int(i)) for number, i in zip(numbers, ids_B, strict=True)]
         images_BHWC, labels_B, weights_B = (np.stack(column) for column in zip(*read, strict=True))
         targets_BC, own_B, boxes_B4 = self._mix(numbers, smooth_targets(labels_B, config), weights_B)
         drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         # Sites in the blocks have a layer axis first.
-        own = {
-            site: mask[first : first + count] if site == masks.POSITIONS else mask[:, first : first + count]
-            for site, mask in drawn.items()
-        }
+        own = {site: mask[rows] if site == masks.POSITIONS else mask[:, rows] for site, mask in drawn.items()}
         return Batch(images_BHWC, targets_BC, weights_B, own_B, boxes_B4, own, ids_B)
 
     def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,7 +137,7 @@ class Batches:
         return pixels_HWC, np.asarray(label), np.asarray(weight, np.float32)
 
     def _mix(
-        self, numbers: range, targets_BC: np.ndarray, weights_B: np.ndarray
+        self, numbers: list[int], targets_BC: np.ndarray, weights_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mixed targets, and how the engine mixes the images; a pair with an unreadable image stays unmixed."""
         own_B, boxes_B4 = np.ones(len(numbers), np.float32), np.zeros((len(numbers), 4), np.int32)
@@ -164,6 +170,7 @@ class EvaluationBatch(NamedTuple):
 class EvaluationBatches:
     """A split by index, each example once; the last batch is padded, and padding counts not.
 
+    rows: those of each batch that are made here (default: all).
     allow_undecodable: leave images out that cannot be read, instead of raising InputError.
     """
 
@@ -171,15 +178,16 @@ class EvaluationBatches:
     preprocessing: Preprocessing
     batch_size: int
     allow_undecodable: bool = False
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
 
     def __getitem__(self, i: int) -> EvaluationBatch:
-        ids_B = np.arange(i * self.batch_size, (i + 1) * self.batch_size)
-        images_BHWC = np.zeros((self.batch_size, *self.preprocessing.image_size, self.preprocessing.channels), np.uint8)
-        labels_B, counts_B = np.zeros(self.batch_size, np.int64), ids_B < len(self.split)
-        for row in range(int(counts_B.sum())):
+        ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
+        images_BHWC = np.zeros((len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels), np.uint8)
+        labels_B, counts_B = np.zeros(len(ids_B), np.int64), ids_B < len(self.split)
+        for row in np.flatnonzero(counts_B):
             try:
                 example = self.split.examples[int(ids_B[row])]
                 labels_B[row] = int(example["label"])

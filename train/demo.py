@@ -26,7 +26,7 @@ from .config import Schedule, TrainConfig
 from .data import Batches
 from .engine_jax import JaxEngine
 from .engine_torch import TorchEngine
-from .loop import Accuracy, Engine, fit
+from .loop import Accuracy, Engine, batches_for, fit
 from .metrics import METRICS
 from .parity import one_step
 from .recipes import digits
@@ -86,7 +86,7 @@ def train(
     provenance = {} if weights is None else {"provenance": weights.config.provenance}
     run = Run(folder, Request(config=config, labels=training.labels, **provenance))
     run.write()
-    fitted = fit(engine, run, Batches(training, config), evaluation, title=title)
+    fitted = fit(engine, run, batches_for(engine, training), evaluation, title=title)
     if fitted.accuracy is None:
         sys.exit(130)
     return Stage(title, engine, fitted.accuracy, time.perf_counter() - begin)

@@ -1,205 +1,201 @@
-"""The JAX engine: the verbs of train.loop.Engine, by jax.jit on flat state over a mesh of devices."""
+"""The JAX engine: the verbs of train.run.Engine, by jax.jit on flat state over a mesh of devices."""
 
 from collections.abc import Mapping
-from typing import Any
+from math import prod
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
 
-import vit_jax
-from vit_core.checkpoint import Checkpoint
-from vit_core.masks import POSITIONS
-from vit_core.parameters import parameters
-from vit_core.preprocess import offset_and_scale
-from vit_jax import arrays
+from vit_core.checkpoint import Checkpoint, CheckpointConfig, convert, open_checkpoint
+from vit_core.formats import orbax
+from vit_core.parameters import Parameter, draw
 
+from . import mesh_jax, processes_jax, steps, steps_orbax
 from .config import TrainConfig
 from .data import Batch
 from .measured import Measured
-from .optimizers_jax import Update, clip, squared_norms
-
-Params = dict[str, jax.Array]
-"""Canonical name -> array in the JAX layout."""
+from .optimizers_jax import off_disk, on_disk
+from .step_jax import LAYOUTS, State, Step, layout_of_masks
 
 
 class JaxEngine:
-    """Parameters and statistics as flat dicts by canonical name, merged into a module only while traced.
+    """Parameters and statistics as a flat dict of stacked arrays, each made and kept as the mesh shares it out.
 
-    Every device holds the whole state; a batch is shared among them, and the compiler sums what they find.
+    weights: to begin from; without, new ones by the config's seed. saved: a step's folder, to go on from instead.
     """
 
     name = "jax"
 
-    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None) -> None:
-        self.config, self.rows = config, parameters(config.model)
-        self.process, self.processes, self.devices = jax.process_index(), jax.process_count(), jax.device_count()
-        self.mesh = jax.make_mesh((self.devices,), ("data",), axis_types=(AxisType.Auto,))
-        if weights is None:
-            model = vit_jax.from_seed(config.model, config.seed, dtype=config.dtype)
+    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Path | None = None) -> None:
+        self.config = config
+        joined = processes_jax.here()
+        self.process, self.processes, self.total = joined.index, joined.count, joined.total
+        self.mesh = mesh_jax.make_mesh(config)
+        self.devices = self.mesh.size
+        local = jax.local_devices()
+        self.hardware = f"{len(local)} x {local[0].device_kind}"
+        self.primary = mesh_jax.primary(self.mesh)
+        """Whether no process before this one makes the same rows."""
+        self.step = Step(config, self.mesh)
+        self.trained = self.step.names
+        self.saver = steps_orbax.Saver()
+        self.state: State
+        if saved is not None and orbax.is_step(saved):
+            config.fitted(open_checkpoint(saved))
+            self.state = steps_orbax.restore(saved, self.step.state)
+            self._allow(self.skipped)
+        elif saved is not None:
+            weights, step, statistics = steps.read(saved)
+            self._begin(weights)
+            self.restore(step, statistics)
         else:
-            model = vit_jax.load(config.fitted(weights), dtype=config.dtype)
-        self.state: dict[str, Any] = {}
-        self.update = Update(config.optimizer, self.rows)
-        self.trained = tuple(config.optimizer.factors(self.rows))
-        params = arrays.read(model)
-        trained = {name: params.pop(name) for name in self.trained}
-        average = jax.tree.map(jnp.copy, trained) if config.ema is not None else {}
-        self._set(trained, params, self.update.init(trained), average)
-        self._step = jax.jit(self._train_step, donate_argnums=0)
-        self._logits = jax.jit(lambda params, images_BHWC: self._merge(params)(self._normalise(images_BHWC)))
+            self._begin(weights)
 
-    def train_step(self, batch: Batch, step: int) -> Measured:
+    @property
+    def shares(self) -> int:
+        """Parts that a batch is cut in."""
+        return mesh_jax.shares(self.mesh)
+
+    @property
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Bytes of each array of the state, in all and on one device."""
+        return {
+            leaf: (x.size * x.dtype.itemsize, prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize)
+            for leaf, x in self.step.state.items()
+        }
+
+    @property
+    def skipped(self) -> int:
+        """Updates left out so far."""
+        return int(self.state["skipped"])
+
+    def rows(self, size: int) -> np.ndarray:
+        """Which rows of a batch of `size` this process makes."""
+        return mesh_jax.rows(self.mesh, size)
+
+    def train_step(self, batch: Batch, step: int, stop: bool = False) -> Measured:
         """Update number `step` (from 0); gives what was found before it, still on the device.
 
-        From the first loss or gradient on that is not finite, the state stays as it is.
+        A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
+        them than the config allows it stays so.
         """
-        rates = np.array([self.config.learning_rate(step), self.config.schedule.fraction(step, self.config.steps)])
+        rates = self.config.learning_rate(step), self.config.schedule.fraction(step, self.config.steps)
+        dtype = self.config.dtype
         with jax.set_mesh(self.mesh):
-            self.state, measured = self._step(self.state, self._shared(batch), jnp.asarray(rates, self.config.dtype))
+            self.state, measured = self.step.train(
+                self.state,
+                self._shared(batch),
+                self._flag(stop),
+                np.int32(step),
+                (np.asarray(rates[0], dtype), np.asarray(rates[1], dtype)),
+            )
         return measured
 
     def logits(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray:
-        """Logits [B, classes] in evaluation, from uint8 images; of the moving average if asked for."""
-        padding = -len(images_BHWC) % jax.local_device_count()
-        padded = np.pad(images_BHWC, [(0, padding), (0, 0), (0, 0), (0, 0)])
-        shared = jax.device_put(padded, NamedSharding(self.mesh, PartitionSpec("data")))
-        return np.asarray(self._logits(self._params(averaged), shared), self.config.dtype)[: len(images_BHWC)]
+        """Logits [B, classes] in evaluation, from uint8 images, both this process's rows; of the moving average if
+        asked for."""
+        shared = mesh_jax.from_rows(self.mesh, images_BHWC, "batch", self._size(images_BHWC))
+        with jax.set_mesh(self.mesh):
+            logits_BC = self.step.logits(self.step.params(self.state, averaged), shared)
+        return mesh_jax.to_rows(logits_BC).astype(self.config.dtype)
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk."""
-        params = jax.device_get(self._params(averaged))
-        return {name: arrays.to_numpy(row, params[name]) for name, row in self.rows.items()}
+        """The parameters, or their moving average, in the layout on disk; every process has to call it."""
+        params = self.step.params(self.state, averaged)
+        apart: dict[str, np.ndarray] = {}
+        for name, x in params.items():
+            apart |= on_disk(self.step.stacks[name], _whole(x))
+        return {name: apart[name] for name in self.step.place}
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The optimizer's, and the moving average: "<kind>/<canonical name>" in the layout on disk."""
-        average = jax.device_get(self.state["average"])
-        averages = {f"average/{name}": arrays.to_numpy(self.rows[name], value) for name, value in average.items()}
-        return self.update.statistics(self.state["optimizer"]) | averages
+        """The optimizer's, the moving average and "skipped": "<kind>/<canonical name>" in the layout on disk; every
+        process has to call it."""
+        found = {"skipped": np.asarray(self.skipped)}
+        for leaf, x in self.state.items():
+            kind, _, stack = leaf.partition("/")
+            if kind not in ("params", "skipped"):
+                pieces = kind != "average" and self.step.update.structured
+                apart = on_disk(self.step.stacks[stack], _whole(x), pieces=pieces)
+                found |= {f"{kind}/{name}": layer for name, layer in apart.items()}
+        return found
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
         """Sets what `statistics` gave after `step` updates (in either engine)."""
-        average = {
-            name: arrays.from_numpy(self.rows[name].to_jax(statistics[f"average/{name}"]))
-            for name in self.state["average"]
-        }
-        trained = self.state["trained"]
-        self._set(trained, self.state["frozen"], self.update.restored(trained, step, statistics), average)
+        for leaf in self.state:
+            kind, _, name = leaf.partition("/")
+            if kind == "skipped":
+                self._put(leaf, np.asarray(statistics.get("skipped", np.zeros(()))))
+                self._allow(self.skipped)
+            elif kind != "params":
+                stack, pieces = self.step.stacks[name], kind != "average" and self.step.update.structured
+                layers = {row.name: np.asarray(statistics[f"{kind}/{row.name}"]) for row in stack.rows}
+                self._put(leaf, off_disk(stack, layers, self.step.state[leaf].shape, pieces=pieces))
 
-    def total(self, counts: np.ndarray) -> np.ndarray:
-        """The sum over all processes: this one."""
-        return counts
+    def save(self, folder: Path, config: CheckpointConfig) -> None:
+        """Begins to write a step's folder; training may go on meanwhile."""
+        # One update too many was left out where the run stops for it: it will be tried again.
+        limited = jax.jit(lambda n: jnp.minimum(n, self.config.skippable))
+        skipped = {"skipped": limited(self.state["skipped"])}
+        structured = self.step.update.structured
+        self.saver.save(folder, self.state | skipped, config.model_dump(mode="json"), structured)
 
-    def _set(self, trained: Params, frozen: Params, optimizer: Any, average: Params) -> None:
-        state = {"trained": trained, "frozen": frozen, "optimizer": optimizer, "average": average}
-        self.state = jax.device_put({**state, "healthy": jnp.asarray(True)}, NamedSharding(self.mesh, PartitionSpec()))
+    def saved(self) -> None:
+        """Waits until what was begun is written. InputError where it could not be."""
+        self.saver.wait()
 
-    def _params(self, averaged: bool) -> Params:
-        trained = self.state["average"] if averaged and self.config.ema is not None else self.state["trained"]
-        return {**self.state["frozen"], **trained}
+    def _begin(self, weights: Checkpoint | None) -> None:
+        """New weights or given ones, statistics of zero; each device gets its part of each array."""
+        self.state = {}
+        arrays = None if weights is None else self.config.fitted(weights).arrays
 
-    def _shared(self, batch: Batch) -> Batch:
-        """The batch over the devices of all processes."""
-        by_example, by_layer = PartitionSpec("data"), PartitionSpec(None, "data")
-        masks = {site: by_example if site == POSITIONS else by_layer for site in batch.masks}
-        # Which examples they are is the loop's to know.
-        batch = batch._replace(ids_B=None)
-        specs = Batch(by_example, by_example, by_example, by_example, by_example, masks, ids_B=None)
-        return jax.tree.map(
-            lambda spec, part: jax.make_array_from_process_local_data(NamedSharding(self.mesh, spec), part),
-            specs,
-            batch,
-            is_leaf=lambda node: isinstance(node, PartitionSpec),
+        def value(row: Parameter) -> np.ndarray:
+            return convert(draw(row, self.config.seed) if arrays is None else arrays[row.name], self.config.dtype)
+
+        for leaf, x in self.step.state.items():
+            kind, _, name = leaf.partition("/")
+            if kind == "params":
+                layers = {row.name: value(row) for row in self.step.stacks[name].rows}
+                host = off_disk(self.step.stacks[name], layers, x.shape, pieces=False)
+                for of in (leaf, f"average/{name}"):
+                    if of in self.step.state:
+                        self._put(of, host)
+            elif kind != "average":
+                self._put(leaf, np.broadcast_to(np.zeros((), x.dtype), x.shape))
+
+    def _allow(self, skipped: int) -> None:
+        """So many updates at least may be left out: they have been, when more were allowed."""
+        self.config = self.step.config = self.config.replace(skippable=max(self.config.skippable, skipped))
+
+    def _put(self, leaf: str, host: np.ndarray) -> None:
+        """Copies: the state is donated, the caller's array is not."""
+        like = self.step.state[leaf]
+        self.state[leaf] = jax.make_array_from_callback(
+            like.shape, like.sharding, lambda index: np.array(host[index], like.dtype)
         )
 
-    def _train_step(self, state: dict[str, Any], batch: Batch, rates: jax.Array) -> tuple[dict[str, Any], Measured]:
-        loss, gradients = self._gradients(state, batch)
-        for name in gradients:
-            if (key := self.rows[name].key_bias) is not None:
-                gradients[name] = gradients[name].at[key].set(0)
-        norms = squared_norms(gradients)
-        measured = Measured(loss, jnp.stack([norms[name] for name in self.trained]))
-        if self.config.optimizer.clip_norm:
-            gradients = clip(gradients, norms, self.config.optimizer.clip_norm)
-        trained, optimizer = self.update.update(state["trained"], gradients, state["optimizer"], *rates)
-        average = state["average"]
-        if (ema := self.config.ema) is not None:
-            average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, trained)
-        healthy = state["healthy"] & jnp.isfinite(loss) & jnp.isfinite(measured.squared_norms.sum())
-        new = {**state, "trained": trained, "optimizer": optimizer, "average": average, "healthy": healthy}
-        return jax.tree.map(
-            lambda after, before: jnp.where(healthy, after, before), new, state | {"healthy": healthy}
-        ), measured
+    def _shared(self, batch: Batch) -> Batch:
+        """This process's rows, as part of the global batch."""
 
-    def _gradients(self, state: dict[str, Any], batch: Batch) -> tuple[jax.Array, Params]:
-        """The mean loss over the examples that count and its gradients, taken in `accumulation` parts."""
-        count = jnp.maximum(batch.weights_B.sum(), 1).astype(self.config.dtype)
+        def put(layout: str, x: np.ndarray) -> jax.Array:
+            return mesh_jax.from_rows(self.mesh, x, layout, self._size(batch.images_BHWC))
 
-        def part_of(trained: Params, part: Batch) -> jax.Array:
-            logits_BC = self._merge({**state["frozen"], **trained})(self._normalise(part.images_BHWC, part), part.masks)
-            return total_loss(self.config, logits_BC, part).astype(self.config.dtype) / count
+        masks = {site: put(layout_of_masks(site), mask) for site, mask in batch.masks.items()}
+        # Which examples they are is the loop's to know.
+        arrays = jax.tree.map(put, LAYOUTS, batch._replace(masks={}, ids_B=None))
+        return arrays._replace(masks=masks)
 
-        if self.config.accumulation == 1:
-            return jax.value_and_grad(part_of)(state["trained"], batch)
+    def _size(self, own: np.ndarray) -> int:
+        """Of the batch of which these are this process's rows."""
+        return len(own) * self.shares // len(self.rows(self.shares))
 
-        def add(summed: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, summed, jax.value_and_grad(part_of)(state["trained"], part)), None
-
-        zero = jnp.zeros((), self.config.dtype), jax.tree.map(jnp.zeros_like, state["trained"])
-        return jax.lax.scan(add, zero, self._parts(batch))[0]
-
-    def _parts(self, batch: Batch) -> Batch:
-        """The batch with a leading axis of parts: every so-manieth pair to each, so that no example changes device."""
-        k = self.config.accumulation
-        unit = 2 if self.config.augmentation.mixes else 1
-
-        def split(x: jax.Array, axis: int) -> jax.Array:
-            before, (B, *after) = x.shape[:axis], x.shape[axis:]
-            parts = jnp.moveaxis(x.reshape(*before, B // (k * unit), k, unit, *after), axis + 1, 0)
-            return parts.reshape(k, *before, B // k, *after)
-
-        masks = {site: split(mask, 0 if site == POSITIONS else 1) for site, mask in batch.masks.items()}
-        rest = jax.tree.map(lambda x: split(x, 0), batch._replace(masks={}))
-        return rest._replace(masks=masks)
-
-    def _merge(self, params: Params) -> vit_jax.ViT:
-        """The model, in the compute dtype."""
-        model = nnx.eval_shape(lambda: vit_jax.ViT(self.config.model, rngs=nnx.Rngs(0)))
-        arrays.write(model, lambda row: params[row.name].astype(self._compute))
-        return model
-
-    @property
-    def _compute(self) -> Any:
-        return jnp.dtype(self.config.compute_dtype or self.config.dtype)
-
-    def _normalise(self, images_BHWC: jax.Array, mix: Batch | None = None) -> jax.Array:
-        offset, scale = offset_and_scale(self.config.preprocessing)
-        x_BHWC = (images_BHWC.astype(jnp.float32) - offset) * scale
-        if mix is not None and self.config.augmentation.mixes:
-            x_BHWC = mixed(x_BHWC.astype(jnp.promote_types(self._compute, jnp.float32)), mix)
-        return x_BHWC.astype(self._compute)
+    def _flag(self, stop: bool) -> jax.Array:
+        ours = np.full(1, stop, np.int32)
+        return jax.make_array_from_callback((self.mesh.size,), self.step.by_device, lambda _: ours)
 
 
-def mixed(x_BHWC: jax.Array, batch: Batch) -> jax.Array:
-    """Images mixed with the others of their pairs, by the batch's shares and boxes."""
-    B, H, W, C = x_BHWC.shape
-    partner_BHWC = x_BHWC.reshape(B // 2, 2, H, W, C)[:, ::-1].reshape(B, H, W, C)
-    top, left, bottom, right = (side[:, None, None] for side in batch.boxes_B4.T)
-    y_H1, x_1W = jnp.arange(H)[:, None], jnp.arange(W)
-    inside_BHW = (y_H1 >= top) & (y_H1 < bottom) & (x_1W >= left) & (x_1W < right)
-    own_BHW1 = jnp.where(inside_BHW, 0, batch.own_B[:, None, None])[..., None].astype(x_BHWC.dtype)
-    return own_BHW1 * x_BHWC + (1 - own_BHW1) * partner_BHWC
-
-
-def total_loss(config: TrainConfig, logits_BC: jax.Array, batch: Batch) -> jax.Array:
-    """The loss summed over the examples that count, in float32 at least."""
-    logits_BC = logits_BC.astype(jnp.promote_types(logits_BC.dtype, jnp.float32))
-    targets_BC, weights_B = batch.targets_BC.astype(logits_BC.dtype), batch.weights_B.astype(logits_BC.dtype)
-    if config.loss == "softmax":
-        losses_B = optax.softmax_cross_entropy(logits_BC, targets_BC)
-    else:
-        losses_B = optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(axis=-1)
-    return (losses_B * weights_B).sum()
+def _whole(x: jax.Array) -> np.ndarray:
+    """On every host."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))

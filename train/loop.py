@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from vit_core import display
 from vit_core.errors import InputError
 
-from .data import Batch, Batches, EvaluationBatches, stream
+from .data import Batch, Batches, EvaluationBatches, fingerprint, stream
 from .measured import Measured
 from .metrics import METRICS, Metrics
 from .run import Engine, Run
@@ -60,6 +60,12 @@ class Fitted:
     """Checkpoints; the saved step, where a signal ended it."""
 
 
+def batches_for(engine: Engine, split: Split) -> Batches:
+    """The batches of an engine's run: the rows that its process makes. InputError where they cannot be shared so."""
+    engine.config.check_shares(engine.shares)
+    return Batches(split, engine.config, engine.rows(engine.config.batch_size))
+
+
 def fit(
     engine: Engine, run: Run, batches: Batches, evaluation: Split, *, start: int = 0, title: str = "train"
 ) -> Fitted:
@@ -82,17 +88,18 @@ def train(
 ) -> tuple[int, int | None]:
     """The steps themselves. Gives how many are done, and the signal that ended them early, if one did."""
     config, step, ending = engine.config, start, start == engine.config.steps
-    watch, clock = Watch(engine, run, batches.split, metrics), Clock(config.batch_size)
+    watch, clock = Watch(engine, run, batches, metrics), Clock(config.batch_size)
     made = stream(batches, slice(start, config.steps), config.threads, config.workers)
     with display.progress(shown=engine.process == 0) as bar, stopping() as stopped, watch:
         task = bar.add_task(f"{title} ({engine.name})", total=config.steps, completed=start, note="starting")
         while not ending:
             with clock.waiting():
                 batch = next(made)
-            measured = engine.train_step(batch, step)
+            measured = engine.train_step(batch, step, stopped() is not None)
             step += 1
             watch.see(step, batch, measured)
-            ending = step == config.steps or agreed(engine, stopped())
+            # Of several processes each must end after the same step: when all have seen it in a step's result.
+            ending = step == config.steps or (watch.told if engine.processes > 1 else stopped() is not None)
             if step % config.log_every == 0 or ending:
                 watch.check()
                 line = clock.line() | described(engine, step, measured, batch)
@@ -103,6 +110,8 @@ def train(
                 if ending or (config.save_every and step % config.save_every == 0):
                     watch.check()
                     run.save(engine, step)
+                if ending:
+                    run.saved(engine)
                 if not ending and config.evaluate_every and step % config.evaluate_every == 0:
                     judge(engine, evaluation, step, metrics)
         # Another process may have been told to stop, and this one not.
@@ -124,20 +133,21 @@ def evaluate(engine: Engine, split: Split, *, averaged: bool = False, shown: boo
     InputError for an image that cannot be read, unless the config allows it, and for a label that is no class.
     """
     config = engine.config
-    batches = EvaluationBatches(split, config.preprocessing, config.evaluation_batch, config.allow_undecodable)
+    size = -(-config.evaluation_batch // engine.shares) * engine.shares
+    rows = engine.rows(size)
+    batches = EvaluationBatches(split, config.preprocessing, size, config.allow_undecodable, rows)
     sums = np.zeros(4)
-    mine = slice(engine.process, len(batches), engine.processes)
     with display.progress(shown=shown and engine.process == 0) as bar:
         task = bar.add_task(f"evaluate ({engine.name})", total=len(batches), note=split.title)
-        for batch in stream(batches, mine, config.threads, config.workers):
+        for batch in stream(batches, slice(None), config.threads, config.workers):
             logits_BC = engine.logits(batch.images_BHWC, averaged)[batch.counts_B].astype(np.float64)
             labels_B = batch.labels_B[batch.counts_B]
             first_B5 = np.argsort(-logits_BC, axis=-1, kind="stable")[:, :5]
             hits_B5 = first_B5 == labels_B[:, None]
             loss = cross_entropy(logits_BC, labels_B, config.loss)
             sums += hits_B5[:, 0].sum(), hits_B5.sum(), len(labels_B), loss
-            bar.advance(task, engine.processes)
-    correct, correct5, total, loss = engine.total(sums)
+            bar.advance(task)
+    correct, correct5, total, loss = engine.total(sums if engine.primary else 0 * sums)
     if not total:
         raise InputError(f"{split.title}: no image there can be read")
     return Accuracy(int(correct), int(correct5), int(total), loss / total)
@@ -157,10 +167,13 @@ class Watch:
     As a context: bad input that stops the run leaves what was trained until then saved.
     """
 
-    def __init__(self, engine: Engine, run: Run, split: Split, metrics: Metrics) -> None:
-        self.engine, self.run, self.split, self.metrics = engine, run, split, metrics
-        self.step, self.failed = 0, False
-        self.pending: tuple[Batch, Measured] | None = None
+    def __init__(self, engine: Engine, run: Run, batches: Batches, metrics: Metrics) -> None:
+        self.engine, self.run, self.metrics = engine, run, metrics
+        self.batches, self.split = batches, batches.split
+        self.step, self.failed, self.skipped = 0, False, engine.skipped
+        self.told = False
+        """Whether a process was told to stop, as far as has been looked."""
+        self.pending: Measured | None = None
         self.undecodable: dict[int, str] = {}
 
     def __enter__(self) -> None: ...
@@ -171,11 +184,12 @@ class Watch:
             self.check()
             if not self.failed:
                 self.run.save(self.engine, self.step)
+                self.run.saved(self.engine)
 
     def see(self, step: int, batch: Batch, measured: Measured) -> None:
         """After step number `step`, from 1."""
         self.check()
-        self.step, self.pending = step, (batch, measured)
+        self.step, self.pending = step, measured
         for i in batch.ids_B[batch.weights_B == 0]:
             if int(i) not in self.undecodable:
                 self.undecodable[int(i)] = self.split.name(int(i))
@@ -187,19 +201,29 @@ class Watch:
             )
 
     def check(self) -> None:
-        """InputError where the last step seen was not finite; the engine has kept the state before it."""
+        """InputError where the last step seen could not be taken, unless the config lets so many be left out; the
+        engine has kept the state before it."""
         if self.pending is None:
             return
-        (batch, measured), self.pending = self.pending, None
-        if not (wrong := measured.not_finite(self.engine.trained)):
+        measured, self.pending = self.pending, None
+        self.told = int(measured.stop) > 0
+        config = self.engine.config
+        if not (wrong := measured.wrong(self.engine.trained, config.loss_limit)):
+            return
+        examples = [self.split.name(int(i)) for i in self.batches.ids(self.step - 1)]
+        gradients = [name for name in wrong if name != "loss"]
+        exploded = f" has exploded (limit {config.loss_limit:.4g})" if np.isfinite(float(measured.loss)) else ""
+        loss = f"loss {float(measured.loss):.4g}{exploded if 'loss' in wrong else ''}"
+        which = f"{loss}, gradients of {shortened(gradients)} not finite" if gradients else loss
+        self.skipped += 1
+        if self.skipped <= config.skippable:
+            self.metrics.write(self.step, left_out=wrong, examples=examples)
+            display.say(f"step {self.step}: {which}; left out ({self.skipped} of {config.skippable} that may be)")
             return
         self.failed = True
         self.run.save(self.engine, self.step - 1)
-        examples = [self.split.name(int(i)) for i in batch.ids_B]
+        self.run.saved(self.engine)
         self.metrics.write(self.step, not_finite=wrong, examples=examples)
-        gradients = [name for name in wrong if name != "loss"]
-        loss = f"loss {float(measured.loss)}"
-        which = f"{loss}, gradients of {shortened(gradients)} not finite" if gradients else loss
         raise InputError(
             f"step {self.step}: {which}; examples {shortened(examples)} (all in {METRICS}); the state before is saved "
             f"in {self.run.folder}; mend the data, or go on from there with a lower learning rate (vit finetune --init)"
@@ -242,13 +266,18 @@ class Clock:
 
 def described(engine: Engine, step: int, measured: Measured, batch: Batch) -> dict[str, Any]:
     """What the log says of the step that was just the run's number `step`."""
-    fingerprint = {"fingerprint": batch.fingerprint()} if engine.config.fingerprints else {}
+    prints = {}
+    if engine.config.fingerprints:
+        digests_B = np.zeros(engine.config.batch_size, np.uint64)
+        if engine.primary:
+            digests_B[engine.rows(len(digests_B))] = batch.digests()
+        prints["fingerprint"] = fingerprint(engine.total(digests_B))
     return {
         "loss": float(measured.loss),
         "gradient_norm": measured.gradient_norm,
         "learning_rate": engine.config.learning_rate(step - 1),
         "engine": engine.name,
-        **fingerprint,
+        **prints,
     }
 
 
@@ -258,13 +287,6 @@ def note(line: dict[str, Any]) -> str:
         f"loss {line['loss']:.3f}  lr {line['learning_rate']:.1e}  {line['images_per_second']:.0f} images/s  "
         f"data {line['data_wait']:.0%}"
     )
-
-
-def agreed(engine: Engine, stopped: int | None) -> bool:
-    """Whether any process was told to stop: they must all do so after the same step."""
-    if engine.processes == 1:
-        return stopped is not None
-    return bool(engine.total(np.array(stopped is not None, np.int64)))
 
 
 @contextmanager

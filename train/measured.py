@@ -13,14 +13,17 @@ class Measured(NamedTuple):
     """Scalar, before the update."""
     squared_norms: Any
     """[trained parameters] sum of squares of each one's gradient, before clipping."""
+    stop: Any = 0
+    """More than 0 where a process was told to stop: all see it in the same step."""
 
     @property
     def gradient_norm(self) -> float:
         """Over all trained parameters."""
         return float(np.sqrt(np.asarray(self.squared_norms, np.float64).sum()))
 
-    def not_finite(self, names: Sequence[str]) -> list[str]:
-        """What is not finite: "loss", and the parameters whose gradients are not."""
+    def wrong(self, names: Sequence[str], limit: float) -> list[str]:
+        """What keeps a step from being taken: "loss" where it is not finite or beyond the limit, and the parameters
+        whose gradients are not finite."""
         finite = np.isfinite(np.asarray(self.squared_norms))
-        loss = [] if np.isfinite(float(self.loss)) else ["loss"]
+        loss = [] if float(self.loss) <= limit else ["loss"]
         return loss + [name for name, fine in zip(names, finite, strict=True) if not fine]

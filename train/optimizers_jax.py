@@ -1,6 +1,8 @@
-"""train.config.Optimizer in JAX: optax's transformations on flat parameters. Its twin is optimizers_torch."""
+"""train.config.Optimizer in JAX: optax's transformations on stacked parameters. Its twin is optimizers_torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -8,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from einops import rearrange
+from jax.sharding import PartitionSpec
 from jax.tree_util import GetAttrKey
 
-from vit_core.parameters import Parameter
-from vit_jax import arrays
+from vit_core.parameters import Parameter, Stack
+from vit_jax import sharding
 
 from .config import FACTORED_FROM, Optimizer
 
 Params = dict[str, jax.Array]
-"""Canonical name -> array in the JAX layout, of the parameters that are trained."""
-State = Any
-"""optax's, its statistics by canonical name: {name: [array, ...]}, one array for each piece of a parameter."""
+"""Stack's name -> its parameters, in the JAX layout with the layers first."""
 
 KINDS = {
     "mu": "first_moment",
@@ -31,92 +32,138 @@ KINDS = {
 }
 """optax's name of a statistic -> ours, the same in both engines and on disk."""
 
+FIRST_MOMENTS = ("first_moment", "momentum")
 
+
+@dataclass(frozen=True)
 class Update:
-    """Gradients, a learning rate and a state become new parameters and a new state: pure, to be traced by jax.jit.
+    """Parameters, gradients and statistics become new ones: pure, to be traced by jax.jit.
 
-    Scalars are of the parameters' dtype: the learning rate of the step, and the schedule's fraction of the peak.
+    Statistics are "<kind>/<stack>" -> array: as the parameter, or, for optimizers with structure, [matrices, rows,
+    columns] and means over rows or columns [matrices, length].
     """
 
-    def __init__(self, config: Optimizer, rows: Mapping[str, Parameter]) -> None:
-        self.config, self.factors = config.resolved(), config.factors(rows)
-        self.rows = {name: rows[name] for name in self.factors}
-        self.structured = config.name in ("adafactor", "lamb")
-        self.transform = transformation(self.config, self.rows)
+    config: Optimizer
+    """Resolved."""
+    stacks: Mapping[str, Stack]
+    """Those that are trained."""
+    factors: Mapping[str, float]
+    """On the learning rate, by canonical name."""
+    dtype: Any
+    """Of parameters."""
 
-    def init(self, params: Params) -> State:
-        """The state before the first step."""
-        return self.transform.init(self._pieces(params))
+    @property
+    def structured(self) -> bool:
+        return self.config.name in ("adafactor", "lamb")
 
     def update(
-        self, params: Params, gradients: Params, state: State, learning_rate: jax.Array, fraction: jax.Array
-    ) -> tuple[Params, State]:
-        """One step."""
-        updates, state = self.transform.update(self._pieces(gradients), state, self._pieces(params))
-        updates = {name: joined(self.rows[name], u) if self.structured else u[0] for name, u in updates.items()}
-        moved = {}
-        for name, p in params.items():
-            rate = learning_rate * self.factors[name]
-            moved[name] = p - rate * updates[name]
-            if self.rows[name].decay and not self.config.decays_inside:
+        self,
+        params: Params,
+        gradients: Params,
+        statistics: Mapping[str, jax.Array],
+        count: jax.Array,
+        learning_rate: jax.Array,
+        fraction: jax.Array,
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        """The update after `count` others, at its learning rate, this fraction of the peak: scalars."""
+        moved: Params = {}
+        after: dict[str, jax.Array] = {}
+        for name, stack in self.stacks.items():
+            p, g = params[name], gradients[name]
+            state = self._state(stack, statistics, count)
+            if self.structured:
+                updates, state = jax.vmap(self._transform(stack).update)(apart(stack, g), state, apart(stack, p))
+                updates = joined(stack, updates)
+            else:
+                updates, state = self._transform(stack).update(g, state, p)
+            rate = learning_rate * self._factor(stack)
+            moved[name] = p - rate * updates
+            if stack.rows[0].decay and not self.config.decays_inside:
                 share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
                 moved[name] -= share * p
-        return moved, state
+            after |= self._statistics(stack, state)
+        return moved, after
 
-    def statistics(self, state: State) -> dict[str, np.ndarray]:
-        """All that a run needs to go on, in either engine, but the number of steps: "<kind>/<canonical name>" ->
-        array in the layout on disk; of the means over rows and columns [batch, length]."""
+    @cached_property
+    def statistics(self) -> dict[str, tuple[jax.ShapeDtypeStruct, PartitionSpec]]:
+        """Of each statistic shape, type and place on the mesh."""
         found = {}
-        for field in KINDS:
-            for name, pieces in (optax.tree.get(state, field) or {}).items():
-                if kind := kind_of(field, self.rows[name]):
-                    found[f"{kind}/{name}"] = self._on_disk(self.rows[name], pieces)
+        for stack in self.stacks.values():
+            for kind, leaf in self._kinds(stack, self._abstract(stack)):
+                dtype = self._stored(kind, leaf.dtype)
+                found[f"{kind}/{stack.name}"] = jax.ShapeDtypeStruct(leaf.shape, dtype), self._place(stack, kind)
         return found
 
-    def restored(self, params: Params, step: int, statistics: Mapping[str, np.ndarray]) -> State:
-        """The state after `step` updates that either engine's statistics were taken from."""
+    def _transform(self, stack: Stack) -> optax.GradientTransformation:
+        return transformation(self.config, stack.rows[0].decay)
+
+    def _factor(self, stack: Stack) -> Any:
+        """On the learning rate: a number, or where layers differ one for each, to be broadcast."""
+        factors = [self.factors[row.name] for row in stack.rows]
+        if len(set(factors)) == 1:
+            return factors[0]
+        return jnp.asarray(factors, self.dtype).reshape(-1, *(1 for _ in stack.rows[0].jax_shape))
+
+    def _abstract(self, stack: Stack) -> Any:
+        """optax's state before the first step, as shapes."""
+        x = jax.ShapeDtypeStruct(stack.jax_shape, self.dtype)
+        init = self._transform(stack).init
+        return jax.eval_shape(lambda x: jax.vmap(init)(apart(stack, x)) if self.structured else init(x), x)
+
+    def _state(self, stack: Stack, statistics: Mapping[str, jax.Array], count: jax.Array) -> Any:
+        """optax's state that the statistics stand for."""
 
         def leaf(path: tuple[Any, ...], empty: jax.ShapeDtypeStruct) -> jax.Array:
-            """Of the state at .field[name][piece], or at .count."""
             if path[-1] == GetAttrKey("count"):
-                return jnp.full(empty.shape, step, empty.dtype)
-            field, name, i = path[-3].name, path[-2].key, path[-1].idx
-            kind, row = kind_of(field, self.rows[name]), self.rows[name]
+                return jnp.broadcast_to(count, empty.shape).astype(empty.dtype)
+            kind = kind_of(path[-1].name, stack.rows[0])
             if kind is None:
                 return jnp.zeros(empty.shape, empty.dtype)
-            stored = statistics[f"{kind}/{name}"]
-            piece = stored.reshape(-1, *empty.shape)[i] if self.structured else row.to_jax(stored)
-            return jnp.array(piece, empty.dtype)  # a copy: the state may be donated, the caller's array not
+            return statistics[f"{kind}/{stack.name}"].astype(empty.dtype)
 
-        return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(self.init, params))
+        return jax.tree_util.tree_map_with_path(leaf, self._abstract(stack))
 
-    def _pieces(self, tree: Params) -> dict[str, list[jax.Array]]:
-        return {name: apart(self.rows[name], x) if self.structured else [x] for name, x in tree.items()}
+    def _statistics(self, stack: Stack, state: Any) -> dict[str, jax.Array]:
+        return {
+            f"{kind}/{stack.name}": leaf.astype(self._stored(kind, leaf.dtype))
+            for kind, leaf in self._kinds(stack, state)
+        }
 
-    def _on_disk(self, row: Parameter, pieces: list[jax.Array]) -> np.ndarray:
+    def _stored(self, kind: str, dtype: Any) -> Any:
+        return jnp.dtype(self.config.moment_dtype or dtype) if kind in FIRST_MOMENTS else dtype
+
+    def _kinds(self, stack: Stack, state: Any) -> Iterator[tuple[str, Any]]:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if path[-1] != GetAttrKey("count") and (kind := kind_of(path[-1].name, stack.rows[0])):
+                yield kind, leaf
+
+    def _place(self, stack: Stack, kind: str) -> PartitionSpec:
         if not self.structured:
-            return arrays.to_numpy(row, pieces[0]).copy()
-        stacked = np.stack(pieces)
-        return stacked.reshape(row.shape) if stacked.size == row.size else stacked
+            return sharding.of_parameter(stack)
+        pieces = sharding.of_pieces(stack.rows[0])
+        if kind == "second_moment_rows":
+            return PartitionSpec(*pieces[:2])
+        return PartitionSpec(None, pieces[2]) if kind == "second_moment_columns" else pieces
 
 
-def transformation(config: Optimizer, rows: Mapping[str, Parameter]) -> optax.GradientTransformation:
-    """Gradients to updates, before learning rate and outer weight decay; config.Optimizer states them."""
+def transformation(config: Optimizer, decay: bool) -> optax.GradientTransformation:
+    """Gradients to updates, before learning rate and outer weight decay, of a parameter that does decay or does not;
+    config.Optimizer states the formulas. config: resolved."""
     assert config.beta2 is not None
     assert config.epsilon is not None
     beta2 = config.beta2
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    decay = optax.add_decayed_weights(config.weight_decay, {name: row.decay for name, row in rows.items()})
+    inside = optax.add_decayed_weights(config.weight_decay) if decay else optax.identity()
     if config.name == "adamw":
         return adam
     if config.name == "lion":
         return optax.scale_by_lion(config.beta1, config.beta2)
     if config.name == "lamb":
-        return optax.chain(adam, decay, optax.scale_by_trust_ratio())
+        return optax.chain(adam, inside, optax.scale_by_trust_ratio())
     if config.name == "sgd":
         momentum = optax.trace(config.momentum) if config.momentum else optax.identity()
-        return optax.chain(decay, momentum) if config.decay == "coupled" else momentum
-    # big_vision's scale_by_adafactor, but for the momentum, which it keeps in bfloat16.
+        return optax.chain(inside, momentum) if config.decay == "coupled" else momentum
+    # big_vision's scale_by_adafactor.
     scaled = optax.scale_by_factored_rms(
         min_dim_size_to_factor=FACTORED_FROM,
         epsilon=config.epsilon,
@@ -126,15 +173,18 @@ def transformation(config: Optimizer, rows: Mapping[str, Parameter]) -> optax.Gr
     return optax.chain(scaled, optax.ema(config.momentum, debias=False)) if config.momentum else scaled
 
 
-def apart(row: Parameter, x: jax.Array) -> list[jax.Array]:
-    """The matrices that Adafactor and LAMB take a parameter for, outputs by inputs; or it all as one vector."""
-    on_disk = rearrange(x, f"{row.jax} -> {row.torch}", **row.sizes)
-    return list(on_disk.reshape(-1, *row.matrix_shape))
+def apart(stack: Stack, x: jax.Array) -> jax.Array:
+    """[matrices, outputs, inputs] that Adafactor and LAMB take parameters for; or [layers, size], whole vectors."""
+    row, layers = stack.rows[0], "" if stack.layers is None else "layers "
+    on_disk = rearrange(x, f"{layers}{row.jax} -> {layers}{row.torch}", **row.sizes)
+    return on_disk.reshape(-1, *row.matrix_shape)
 
 
-def joined(row: Parameter, pieces: list[jax.Array]) -> jax.Array:
+def joined(stack: Stack, pieces: jax.Array) -> jax.Array:
     """Undoes `apart`."""
-    return rearrange(jnp.stack(pieces).reshape(row.shape), f"{row.torch} -> {row.jax}", **row.sizes)
+    row, layers = stack.rows[0], "" if stack.layers is None else "layers "
+    on_disk = pieces.reshape(*(() if stack.layers is None else (stack.layers,)), *row.shape)
+    return rearrange(on_disk, f"{layers}{row.torch} -> {layers}{row.jax}", **row.sizes)
 
 
 def kind_of(field: str, row: Parameter) -> str | None:
@@ -152,12 +202,40 @@ def kind_of(field: str, row: Parameter) -> str | None:
     return KINDS[field]
 
 
-def squared_norms(gradients: Params) -> Params:
-    """The sum of squares of each gradient."""
-    return {name: jnp.sum(jnp.square(g)) for name, g in gradients.items()}
+def on_disk(stack: Stack, value: np.ndarray, *, pieces: bool = False) -> dict[str, np.ndarray]:
+    """Canonical name -> array in the layout on disk, of a stack; of means over rows and columns [batch, length].
+
+    pieces: it is an optimizer's with structure.
+    """
+    layers = [value] if stack.layers is None else np.split(value, stack.layers)
+    found = {}
+    for row, layer in zip(stack.rows, layers, strict=True):
+        if pieces:
+            found[row.name] = layer.reshape(row.shape) if layer.size == row.size else layer
+        else:
+            found[row.name] = np.ascontiguousarray(row.to_torch(layer.reshape(row.jax_shape)))
+    return found
 
 
-def clip(gradients: Params, squared_norms: Params, limit: float) -> Params:
+def off_disk(
+    stack: Stack, values: Mapping[str, np.ndarray], shape: tuple[int, ...], *, pieces: bool = False
+) -> np.ndarray:
+    """Undoes `on_disk`."""
+    layers = [values[row.name] if pieces else row.to_jax(values[row.name]) for row in stack.rows]
+    return np.stack(layers).reshape(shape)
+
+
+def squared_norms(gradients: Params, stacks: Mapping[str, Stack]) -> dict[str, jax.Array]:
+    """The sums of squares of each stack's gradients [layers], or [1]."""
+    # Not reshaped: axes that lie on several devices would be gathered first.
+    sums = {
+        name: jnp.square(g).sum(axis=tuple(range(stacks[name].layers is not None, g.ndim)))
+        for name, g in gradients.items()
+    }
+    return {name: jnp.atleast_1d(summed) for name, summed in sums.items()}
+
+
+def clip(gradients: Params, squared_norm: jax.Array, limit: float) -> Params:
     """Gradients times limit / max(norm, limit), norm over all of them."""
-    total = jnp.sqrt(sum(squared_norms.values()))
-    return {name: g * (limit / jnp.maximum(total, limit)) for name, g in gradients.items()}
+    norm = jnp.sqrt(squared_norm)
+    return {name: g * (limit / jnp.maximum(norm, limit)) for name, g in gradients.items()}

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vit_core.parameters import Parameter
-from vit_torch import arrays
 
 from .config import FACTORED_FROM, Optimizer
 
@@ -23,12 +21,14 @@ KINDS = {
     "exp_avg_sq_columns": "second_moment_columns",
 }
 """torch's name of a statistic -> ours, the same in both engines and on disk."""
+FIRST = {"exp_avg", "momentum_buffer"}
+"""Those that optimizer.moment_dtype is about."""
 
 
 class Update:
-    """A torch optimizer and its statistics, over parameters that it changes in place.
+    """A torch optimizer and its statistics, over tensors that it changes in place: parameters, or slices of them.
 
-    Adafactor and LAMB work on views of them: a parameter must keep its memory (no `.to(device)` after this).
+    Adafactor and LAMB work on views of them (whole ones): a tensor must keep its memory (no `.to(device)` after this).
     """
 
     def __init__(self, config: Optimizer, rows: Mapping[str, Parameter], params: Params) -> None:
@@ -43,11 +43,10 @@ class Update:
                 self.optimizer.state[x] = zeros_for(self.config, x)
 
     @torch.no_grad()
-    def step(self, learning_rate: float, fraction: float) -> None:
-        """One step by the gradients in `.grad`, at the learning rate of the step, this fraction of the peak."""
-        for name, p in self.params.items():
-            assert p.grad is not None, name
-            for x, gradient in zip(self.pieces[name], self._pieces(name, p.grad.contiguous()), strict=True):
+    def step(self, gradients: Params, learning_rate: float, fraction: float) -> None:
+        """One step by all gradients, at the learning rate of the step, this fraction of the peak."""
+        for name, pieces in self.pieces.items():
+            for x, gradient in zip(pieces, self._pieces(name, gradients[name].contiguous()), strict=True):
                 x.grad = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = rate = learning_rate * group["factor"]
@@ -55,31 +54,42 @@ class Update:
                 share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
                 for x in group["params"]:
                     x.sub_(x, alpha=share)  # torch's own x (1 - share) rounds a small share away in float32
+        # torch's optimizers want moments of the parameters' dtype: they are rounded again after the step.
+        self._cast_moments(x.dtype)
         self.optimizer.step()
-        if self.structured:
-            self.optimizer.zero_grad()  # else the views keep this step's gradients alive during the next
+        self._cast_moments(moment_dtype(self.config, x))
+        self.optimizer.zero_grad()  # else the next step's backward pass finds these gradients still alive
 
-    def statistics(self) -> dict[str, np.ndarray]:
+    def statistics(self) -> dict[str, Tensor]:
         """All that a run needs to go on, in either engine, but the number of steps: "<kind>/<canonical name>" ->
-        array in the layout on disk; of the means over rows and columns [batch, length]."""
+        tensor in the layout on disk; of the means over rows and columns [batch, length]."""
         found = {}
         for name, pieces in self.pieces.items():
-            states, shape = [self.optimizer.state[x] for x in pieces], self.rows[name].shape
+            states = [self.optimizer.state[x] for x in pieces]
             for field in (field for field in KINDS if field in states[0]):  # a set's order differs between runs
-                stacked = torch.stack([state[field] for state in states])
-                whole = stacked.numel() == self.rows[name].size
-                found[f"{KINDS[field]}/{name}"] = arrays.to_numpy(stacked.reshape(shape) if whole else stacked)
+                found[f"{KINDS[field]}/{name}"] = self._on_disk(name, [state[field] for state in states])
         return found
 
-    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
+    def restore(self, step: int, statistics: Params) -> None:
         """Sets what either engine's statistics were taken from after `step` updates."""
         for name, pieces in self.pieces.items():
             for i, x in enumerate(pieces):
                 state = self.optimizer.state[x]
                 state["step"].fill_(step)
                 for field in KINDS.keys() & state.keys():
-                    stored = arrays.from_numpy(statistics[f"{KINDS[field]}/{name}"])
-                    state[field].copy_(stored.reshape(-1, *state[field].shape)[i])
+                    stored = statistics[f"{KINDS[field]}/{name}"]
+                    state[field].copy_(stored.reshape(-1, *state[field].shape)[i] if self.structured else stored)
+
+    def _cast_moments(self, dtype: torch.dtype) -> None:
+        for state in self.optimizer.state.values():
+            for field in FIRST & state.keys():
+                state[field] = state[field].to(dtype)
+
+    def _on_disk(self, name: str, pieces: list[Tensor]) -> Tensor:
+        if not self.structured:
+            return pieces[0]
+        stacked = torch.stack(pieces)
+        return stacked.reshape(self.rows[name].shape) if stacked.numel() == self.rows[name].size else stacked
 
     def _pieces(self, name: str, x: Tensor) -> list[Tensor]:
         return apart(self.rows[name], x.detach()) if self.structured else [x]
@@ -123,7 +133,14 @@ def zeros_for(config: Optimizer, x: Tensor) -> dict[str, Tensor]:
         fields |= {"exp_avg_sq_rows": x.shape[:1], "exp_avg_sq_columns": x.shape[1:]}
     elif config.name in ("adamw", "lamb", "adafactor"):
         fields["exp_avg_sq"] = x.shape
-    return {"step": torch.tensor(0.0), **{field: x.new_zeros(shape) for field, shape in fields.items()}}
+    dtypes = {field: moment_dtype(config, x) if field in FIRST else x.dtype for field in fields}
+    zeros = {field: x.new_zeros(shape, dtype=dtypes[field]) for field, shape in fields.items()}
+    return {"step": torch.tensor(0.0), **zeros}
+
+
+def moment_dtype(config: Optimizer, x: Tensor) -> torch.dtype:
+    """Of a tensor's first moment between steps."""
+    return getattr(torch, config.moment_dtype) if config.moment_dtype else x.dtype
 
 
 class TensorByTensor(torch.optim.Optimizer):
@@ -193,14 +210,14 @@ def norm(x: Tensor) -> Tensor:
     return x.square().sum().sqrt()
 
 
-def squared_norms(gradients: Params) -> dict[str, Tensor]:
-    """The sum of squares of each gradient."""
-    return {name: g.square().sum() for name, g in gradients.items()}
+def squared_norms(gradients: Params) -> Tensor:
+    """The sum of squares of each gradient: [gradients]."""
+    return torch.stack([g.square().sum() for g in gradients.values()])
 
 
 @torch.no_grad()
-def clip(gradients: Params, squared_norms: Params, limit: float) -> None:
+def clip(gradients: Params, squared_norms: Tensor, limit: float) -> None:
     """Gradients times limit / max(norm, limit), norm over all of them. (torch's own adds 1e-6 to the norm.)"""
-    total = torch.stack(list(squared_norms.values())).sum().sqrt()
+    scale = limit / squared_norms.sum().sqrt().clamp(min=limit)
     for g in gradients.values():
-        g.mul_(limit / total.clamp(min=limit))
+        g.mul_(scale)

@@ -1,14 +1,32 @@
-"""Processes beside each other: one at a time in a folder, and workers that end with their parent."""
+"""Processes beside each other: those of a run, one at a time in a folder, and workers that end with their parent."""
 
 import fcntl
 import multiprocessing
 import os
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from vit_core.errors import InputError
+
+
+class Processes(Protocol):
+    """This process among those of a run (processes_jax, processes_torch)."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def total(self, counts: np.ndarray) -> np.ndarray: ...
 
 
 @contextmanager
@@ -33,6 +51,23 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
         if created and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@contextmanager
+def leaving(processes: Processes) -> Iterator[None]:
+    """Ends this process at once where something goes wrong in one of several: the others, who would wait for it for
+    ever, are then ended by what brought them together."""
+    try:
+        yield
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        if isinstance(error, InputError):
+            print(f"vit: error: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        time.sleep(2 if processes.index == 0 else 0)  # who holds the others together leaves last
+        os._exit(2 if isinstance(error, InputError) else 1)
 
 
 def end_with_parent() -> None:

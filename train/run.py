@@ -1,20 +1,15 @@
 """A run's folder: what was asked for (run.json), saved steps to go on from, and the finished checkpoints."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from vit_core.checkpoint import (
     FINISHED,
-    WEIGHTS,
     Checkpoint,
     CheckpointConfig,
     Provenance,
@@ -27,25 +22,43 @@ from vit_core.display import say
 from vit_core.errors import InputError
 from vit_core.schema import Schema
 
+from . import steps
 from .config import NOT_THE_RUN, TrainConfig
 from .data import Batch
 from .measured import Measured
+from .metrics import METRICS, read
 
-RUN, STATISTICS = "run.json", "optimizer.safetensors"
+RUN = "run.json"
 AVERAGE = f"{FINISHED}_ema"
 
 
 class Engine(Protocol):
-    """What a run asks of a framework."""
+    """What a run asks of a framework. Every process calls every verb, in the same order."""
 
     name: str
     config: TrainConfig
     process: int
     processes: int
     devices: int
+    hardware: str
+    """This process's devices, in words."""
     trained: tuple[str, ...]
 
-    def train_step(self, batch: Batch, step: int) -> Measured: ...
+    @property
+    def shares(self) -> int: ...
+
+    @property
+    def primary(self) -> bool: ...
+
+    @property
+    def held(self) -> Mapping[str, tuple[int, int]]: ...
+
+    @property
+    def skipped(self) -> int: ...
+
+    def rows(self, size: int) -> np.ndarray: ...
+
+    def train_step(self, batch: Batch, step: int, stop: bool = False) -> Measured: ...
 
     def logits(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray: ...
 
@@ -55,10 +68,17 @@ class Engine(Protocol):
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None: ...
 
+    def save(self, folder: Path, config: CheckpointConfig) -> None: ...
+
+    def saved(self) -> None: ...
+
     def total(self, counts: np.ndarray) -> np.ndarray: ...
 
 
-MakeEngine = Callable[[TrainConfig, Checkpoint | None], Engine]
+class MakeEngine(Protocol):
+    """An engine's class."""
+
+    def __call__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Path | None = None) -> Engine: ...
 
 
 class Request(Schema):
@@ -111,7 +131,7 @@ class Run:
         folders, damaged = saved_steps(self.folder), []
         for folder in folders:
             try:
-                engine, step = restore_step(make_engine, self.request.config, folder)
+                engine = make_engine(self.request.config, saved=folder)
             except InputError as error:
                 if folder == folders[-1]:
                     raise
@@ -119,8 +139,8 @@ class Run:
                 damaged.append(folder)
                 continue
             for newer in damaged if engine.process == 0 else ():
-                remove_step(newer)
-            return engine, step
+                steps.put_aside(newer)
+            return engine, int(folder.name)
         return make_engine(self.request.config, init), 0
 
     def step_folder(self, step: int) -> Path:
@@ -128,36 +148,35 @@ class Run:
         return self.folder / "steps" / f"{step:06d}"
 
     def save(self, engine: Engine, step: int) -> Path:
-        """Writes a step: a checkpoint folder, statistics beside the weights; by process 0, while the others wait.
+        """Begins to save a step, once the one before is whole, and removes what need not stay.
 
-        One that is there stays: it is the same. Old ones go.
+        One that is there stays: it is the same.
         """
         folder = self.step_folder(step)
-        if engine.process == 0 and not (folder / WEIGHTS).exists():
-            self._prune()
-            try:
-                # A step is whole once its weights are there: they come last.
-                with staging(folder, (STATISTICS,)) as stage:
-                    save_file(engine.statistics(), stage / STATISTICS)
-                save_checkpoint(folder, self._checkpoint_config(step), engine.export())
-            except InputError:
-                shutil.rmtree(folder, ignore_errors=True)  # a full disk has no room for half a step
-                raise
-            self._prune()
-        engine.total(np.zeros(1))
+        self.saved(engine)
+        if folder not in saved_steps(self.folder):
+            engine.save(folder, self._checkpoint_config(step))
         return folder
 
-    def _prune(self) -> None:
-        """Leaves the newest steps, as many as the config keeps."""
-        for old in saved_steps(self.folder)[self.request.config.keep :]:
-            remove_step(old)
+    def saved(self, engine: Engine) -> None:
+        """Waits for the step being saved; then old ones go."""
+        engine.saved()
+        if engine.process == 0:
+            config, folders = self.request.config, {int(folder.name): folder for folder in saved_steps(self.folder)}
+            scores = {line["step"]: line["top1"] for line in read(self.folder / METRICS) if "top1" in line}
+            for step in steps.spare(folders, config.keep, config.keep_every, config.keep_best, scores):
+                steps.remove(folders[step])
+            steps.sweep(self.folder, folders.values())
+        engine.total(np.zeros(1))  # the others wait: what there is must look the same to all
 
     def finish(self, engine: Engine, step: int) -> tuple[Path, ...]:
         """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average was kept; by process 0."""
         kept = {FINISHED: False} | ({AVERAGE: True} if self.request.config.ema is not None else {})
         # The checkpoint last: it says that the run is finished.
-        for name, averaged in reversed(kept.items()) if engine.process == 0 else ():
-            save_checkpoint(self.folder / name, self._checkpoint_config(step), engine.export(averaged))
+        for name, averaged in reversed(kept.items()):
+            exported = engine.export(averaged)
+            if engine.process == 0:
+                save_checkpoint(self.folder / name, self._checkpoint_config(step), exported)
         return tuple(self.folder / name for name in kept)
 
     def _checkpoint_config(self, step: int) -> CheckpointConfig:
@@ -171,26 +190,6 @@ class Run:
             labels=request.labels,
             provenance=before.replace(run=self.folder.resolve().name, step=step, position_resampling=resampled),
         )
-
-
-def remove_step(folder: Path) -> None:
-    """Removes a saved step; at no moment is half of one taken for whole."""
-    (folder / WEIGHTS).unlink()
-    shutil.rmtree(folder)
-
-
-def restore_step(make_engine: MakeEngine, config: TrainConfig, folder: Path) -> tuple[Engine, int]:
-    """An engine as it was when `folder` was saved, and the step to go on from; either engine reads either's."""
-    checkpoint = open_checkpoint(folder)
-    engine = make_engine(config, checkpoint)
-    step = checkpoint.config.provenance.step or 0
-    try:
-        engine.restore(step, load_file(os.fspath(folder / STATISTICS)))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / STATISTICS}: not a whole safetensors file ({error})") from None
-    except KeyError as error:
-        raise InputError(f"{folder / STATISTICS}: no {error.args[0]} there; was it saved by another config?") from None
-    return engine, step
 
 
 def read_request(run: Path) -> Request:

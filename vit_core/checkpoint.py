@@ -244,10 +244,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a checkpoint folder (or its weights file alone), every name and shape checked, no weights read yet.
+    """Opens a checkpoint folder (or its weights file alone), or a step that Orbax wrote, no weights read yet.
 
-    Raises InputError naming what is missing, damaged or does not fit.
+    Every name and shape is checked. Raises InputError naming what is missing, damaged or does not fit.
     """
+    if orbax_step := _orbax_step(path):
+        return orbax_step
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
@@ -260,12 +262,34 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     rows = parameters.parameters(config.model)
     if wrong := _differences(rows, file.shapes):
         raise InputError(f"{weights}: parameters do not fit the config: {wrong}")
-    return Checkpoint(path, config, LazyArrays({name: partial(file.read, name) for name in rows}))
+    arrays = LazyArrays({name: partial(file.read, name) for name in rows})
+    return Checkpoint(path, config, LazyArrays({name: partial(_read_finite, weights, arrays, name) for name in rows}))
+
+
+def _orbax_step(folder: str | os.PathLike[str]) -> Checkpoint | None:
+    from vit_core.formats import orbax  # it is built on this module
+
+    path = orbax.place(folder)
+    if not orbax.is_step(path):
+        return None
+    config = CheckpointConfig.parse(orbax.metadata(path), f"{path / orbax.MANIFEST}: metadata")
+    arrays = orbax.parameters_of(path, config.model)
+    return Checkpoint(path, config, LazyArrays({name: partial(_read_finite, path, arrays, name) for name in arrays}))
+
+
+def _read_finite(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    array = arrays[name]
+    if not np.isfinite(array).all():
+        warnings.warn(f"{path}: parameter {name} holds values that are not finite", stacklevel=2)
+    return array
 
 
 def saved_steps(run: Path) -> list[Path]:
     """Whole saved steps of a training run (RUN/steps/NNNNNN), the newest first."""
-    steps = [file.parent for file in run.glob(f"steps/[0-9]*/{WEIGHTS}") if file.parent.name.isdigit()]
+    from vit_core.formats import orbax
+
+    folders = [folder for folder in run.glob("steps/[0-9]*") if folder.name.isdigit()]
+    steps = [folder for folder in folders if (folder / WEIGHTS).exists() or orbax.is_step(folder)]
     return sorted(steps, key=lambda step: int(step.name), reverse=True)
 
 
@@ -369,7 +393,7 @@ def as_dtype(dtype: object) -> np.dtype:
 
 
 class _WeightsFile:
-    """A safetensors file: its metadata, each array's shape, and a way to read one (warning if it is not finite)."""
+    """A safetensors file: its metadata, each array's shape, and a way to read one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -385,9 +409,7 @@ class _WeightsFile:
                 raise InputError(f"{path}: parameter {name} is {view.get_dtype()}; expected one of {', '.join(DTYPES)}")
 
     def read(self, name: str) -> np.ndarray:
-        array = self.file.get_tensor(name)
-        if not np.isfinite(array).all():
-            warnings.warn(f"{self.path}: parameter {name} holds values that are not finite", stacklevel=2)
+        array: np.ndarray = self.file.get_tensor(name)
         return array
 
 

@@ -1,7 +1,7 @@
 """How reports and progress look in a terminal."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -41,11 +41,12 @@ def working(text: str) -> Status:
     return console.status(text)
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Prints a table; every column but the first is right-aligned."""
+def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: bool = False) -> None:
+    """Prints a table; every column but the first is right-aligned, and the last too unless it holds notes."""
     drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if i else "left", no_wrap=True)
+        left = not i or (notes and i == len(columns) - 1)
+        drawn.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*map(str, row))
     console.print(drawn)

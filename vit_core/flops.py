@@ -5,6 +5,7 @@ products for each).
 """
 
 from math import prod
+from typing import Literal
 
 from vit_core.config import ViTConfig
 
@@ -26,3 +27,18 @@ def forward(config: ViTConfig) -> dict[str, int]:
     if c.num_classes:
         modules["head"] = (c.representation or D) * c.num_classes
     return {name: 2 * count for name, count in modules.items()}
+
+
+def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"]) -> int:
+    """FLOPs for one image that the backward pass does again to save memory (see train.config.TrainConfig.remat).
+
+    "dots": queries by keys, and weights by values. "full": each block, but for its last product, whose value no
+    gradient needs.
+    """
+    c, N, A = config, config.tokens, config.heads * config.attention_dim
+    if remat == "none":
+        return 0
+    if remat == "dots":
+        return 2 * c.depth * 2 * N * N * A
+    modules = forward(config)
+    return modules["attn"] + modules["mlp"] // 2

@@ -91,10 +91,10 @@ class Parameter:
         return rearrange(array, f"{source} -> {target}", **names)
 
     def _shape(self, layout: str) -> tuple[int, ...]:
-        return tuple(prod(self.sizes[name] for name in group) for group in _groups(layout))
+        return tuple(prod(self.sizes[name] for name in group) for group in groups_of(layout))
 
 
-def _groups(layout: str) -> Iterator[list[str]]:
+def groups_of(layout: str) -> Iterator[list[str]]:
     """Axis names by dimension: "(qkv heads) width" gives [qkv, heads], [width]."""
     fused: list[str] | None = None
     for word in layout.replace("(", "( ").replace(")", " )").split():
@@ -111,7 +111,7 @@ def _groups(layout: str) -> Iterator[list[str]]:
 
 
 def _axes(layout: str) -> list[str]:
-    return [name for group in _groups(layout) for name in group]
+    return [name for group in groups_of(layout) for name in group]
 
 
 @lru_cache(maxsize=64)

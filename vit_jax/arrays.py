@@ -11,7 +11,7 @@ from flax import nnx
 
 from vit_core import parameters
 from vit_core.errors import InputError
-from vit_core.parameters import Initializer, Parameter
+from vit_core.parameters import Initializer, Parameter, Stack
 
 if TYPE_CHECKING:
     from vit_jax.model import ViT
@@ -39,6 +39,13 @@ def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
         layers = [value(row) for row in group]
         stacked = model.scan and group[0].layer is not None
         leaves[path].set_value(jnp.stack(layers) if stacked else layers[0])
+
+
+def write_stacks(model: "ViT", value: Callable[[Stack], jax.Array]) -> None:
+    """Sets every parameter of a model that scans to what `value` gives for its stack, layers along the first axis."""
+    leaves = _leaves(model)
+    for stack in parameters.stacks(parameters.parameters(model.config).values()).values():
+        leaves[_path(stack.rows[0], scan=True)].set_value(value(stack))
 
 
 def initialize(model: "ViT", key: jax.Array) -> None:

@@ -19,6 +19,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, stacking
+from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Remat
 
 Attend = Literal["plain", "fused"]
@@ -42,6 +43,16 @@ def conv(*sizes: Any, **options: Any) -> nnx.Conv:
 def layer_norm(config: ViTConfig) -> nnx.LayerNorm:
     # The fast variance E[x²] - E[x]² loses five digits where the mean is large.
     return nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
+
+
+def to_width(layer: nnx.LinearGeneral, x_BNF: Array, inputs: str) -> Array:
+    """layer(x) [B, N, D], with the kernel's rows those that devices share (D).
+
+    XLA for TPUs then lets each device sum its own rows of the gradient; as the kernel lies, all would sum all of it.
+    """
+    kernel_DF = constrain(layer.kernel[...].reshape(x_BNF.shape[-1], -1).T, f"width {inputs}")
+    assert layer.bias is not None
+    return jnp.einsum("bnf,df->bnd", x_BNF, kernel_DF) + layer.bias[...]
 
 
 def drop(x: Array, site: str, masks: Masks | None) -> Array:
@@ -79,10 +90,15 @@ class Attention(nnx.Module):
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
         q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND)
         out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
-        return drop(self.proj(out_BNTK), "attn.proj_drop", masks)
+        return drop(to_width(self.proj, out_BNTK.reshape(*x_BND.shape[:2], -1), "heads"), "attn.proj_drop", masks)
 
     def heads(self, x_BND: Array) -> tuple[Array, ...]:
-        return tuple(jnp.moveaxis(self.qkv(x_BND), 2, 0))
+        D, _, T, K = self.qkv.kernel.shape
+        kernel_DA = constrain(self.qkv.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")  # see to_width
+        qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
+        if self.qkv.bias is not None:
+            qkv_BNT3K += self.qkv.bias[...].swapaxes(0, 1)
+        return tuple(jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0))
 
     def weights(self, x_BND: Array) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
@@ -120,8 +136,9 @@ class Mlp(nnx.Module):
         self.fc2 = linear(config.mlp_dim, config.width)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
-        return drop(self.fc2(x_BNF), "mlp.drop2", masks)
+        x_BNF = constrain(self.fc1(x_BND), "batch tokens mlp")
+        x_BNF = drop(ACTIVATIONS[self.activation](x_BNF), "mlp.drop1", masks)
+        return drop(to_width(self.fc2, x_BNF, "mlp"), "mlp.drop2", masks)
 
 
 class Block(nnx.Module):
@@ -137,7 +154,7 @@ class Block(nnx.Module):
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
         x_BND = x_BND + drop(self.ls1(self.attn(self.norm1(x_BND), masks)), "drop_path1", masks)
         x_BND = x_BND + drop(self.ls2(self.mlp(self.norm2(x_BND), masks)), "drop_path2", masks)
-        return x_BND
+        return constrain(x_BND, "batch tokens width")
 
 
 class AttentionPool(nnx.Module):
@@ -229,7 +246,8 @@ class ViT(nnx.Module):
 
     def forward_head(self, x_BND: Array) -> Array:
         """From what forward_features gives to logits."""
-        return self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
+        x_BD = constrain(self.pool(x_BND), "batch width")
+        return constrain(self.head(self.pre_logits(self.fc_norm(x_BD))), "batch classes")
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
@@ -248,7 +266,7 @@ class ViT(nnx.Module):
         self.check(x_BHWC.shape[1:], interpolate)
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
-        x_BND = x_BhwD.reshape(B, h * w, D)
+        x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
         pos_1ND = self.positions((h, w), x_BND.dtype)
         if config.class_token:
             cls_B1D = jnp.broadcast_to(self.cls_token[...], (B, 1, D))
@@ -258,7 +276,7 @@ class ViT(nnx.Module):
                 x_BND = jnp.concatenate([cls_B1D, x_BND + pos_1ND], axis=1)
         else:
             x_BND = x_BND + pos_1ND
-        return drop(x_BND, POSITIONS, masks)
+        return constrain(drop(x_BND, POSITIONS, masks), "batch tokens width")
 
     def positions(self, grid: tuple[int, int], dtype: Any) -> Array:
         """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""

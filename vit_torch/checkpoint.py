@@ -11,7 +11,7 @@ from vit_core.config import ViTConfig
 from vit_core.parameters import draw, parameters
 from vit_core.preprocess import Preprocessing
 from vit_torch import arrays
-from vit_torch.model import Attend, ViT
+from vit_torch.model import ViT
 
 
 def load(
@@ -22,13 +22,13 @@ def load(
     position_embedding_method: str | None = None,
     dtype: Any = None,
     device: str | torch.device | None = None,
-    attention: Attend = "fused",
+    **storage: Any,
 ) -> ViT:
     """A model with a checkpoint's weights, in evaluation mode.
 
     image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
         config's). num_classes: a new head, initialised as the config says. dtype: of all parameters and therefore of
-        the computation; default: as stored.
+        the computation; default: as stored. storage: `attention`, `remat` of ViT.
     Raises InputError for a missing, damaged or unfitting checkpoint.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
@@ -39,16 +39,16 @@ def load(
         dtype=dtype,
     )
     with torch.device("meta"):
-        model = ViT(checkpoint.config.model, attention=attention)
+        model = ViT(checkpoint.config.model, **storage)
     model.checkpoint = checkpoint.config
     arrays.write(model, checkpoint.arrays)
     return model.to(device).eval()
 
 
-def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, attention: Attend = "fused") -> ViT:
+def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, **storage: Any) -> ViT:
     """A new model, in training mode, whose initial values vit_jax.from_seed gives too, from NumPy's generator."""
     with torch.device("meta"):
-        model = ViT(config, attention=attention)
+        model = ViT(config, **storage)
     rows = parameters(config)
     arrays.write(model, {name: convert(draw(row, seed), dtype or "float32") for name, row in rows.items()})
     return model

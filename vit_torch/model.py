@@ -18,8 +18,9 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_torch import arrays
+from vit_torch import arrays, stacking
 from vit_torch.masks import Masks, draw_masks
+from vit_torch.stacking import Remat
 
 Attend = Literal["plain", "fused"]
 
@@ -171,17 +172,24 @@ class ViT(nn.Module):
     """Images [B, C, H, W] to logits [B, classes] (to pooled features [B, D] where num_classes is 0).
 
     attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" spells it out.
+    remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
     generator: where the initial values are drawn from; by default torch's own.
     checkpoint: the config of the folder it was loaded from, which `save` writes again.
     """
 
     def __init__(
-        self, config: ViTConfig, *, generator: torch.Generator | None = None, attention: Attend = "fused"
+        self,
+        config: ViTConfig,
+        *,
+        generator: torch.Generator | None = None,
+        attention: Attend = "fused",
+        remat: Remat = "none",
     ) -> None:
         super().__init__()
-        if attention not in get_args(Attend):
-            raise unknown_name("attention", attention, get_args(Attend))
-        self.config = config
+        for what, chosen, known in (("attention", attention, get_args(Attend)), ("remat", remat, get_args(Remat))):
+            if chosen not in known:
+                raise unknown_name(what, chosen, known)
+        self.config, self.remat = config, remat
         self.checkpoint: CheckpointConfig | None = None
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
@@ -214,10 +222,7 @@ class ViT(nn.Module):
             tokens = h * w + self.config.class_token
             masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
         x_BND = self.embed(x_BCHW, masks, interpolate=interpolate)
-        layer_masks = of_layers(masks)
-        for i, block in enumerate(self.blocks):
-            x_BND = block(x_BND, {site: mask[i] for site, mask in layer_masks.items()})
-        return self.norm(x_BND)
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
     def forward_head(self, x_BND: Array) -> Array:
         """From what forward_features gives to logits."""

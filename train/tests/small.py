@@ -66,6 +66,13 @@ def run_in(folder: Path, config: TrainConfig = CONFIG) -> Run:
     return run
 
 
+def saved(run: Run, engine: Engine, step: int) -> Path:
+    """The folder of a step that the engine has saved."""
+    folder = run.save(engine, step)
+    run.saved(engine)
+    return folder
+
+
 def steps_of(engine: Engine, batches: Any, start: int, stop: int) -> Engine:
     """The engine after some steps."""
     for step in range(start, stop):

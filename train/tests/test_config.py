@@ -135,3 +135,12 @@ def test_an_impossible_mesh_says_what_to_change(mesh: dict[str, int], said: str)
     with pytest.raises(InputError) as error:
         Mesh(**mesh).over(8, CONFIG.model)
     assert said in str(error.value)
+
+
+def test_a_batch_that_cannot_be_shared_says_so() -> None:
+    run = CONFIG.replace(batch_size=32)
+    with pytest.raises(InputError, match=r"batch_size: 32 cannot be shared by 3 devices.*a multiple of 6$"):
+        run.check_shares(3)
+    with pytest.raises(InputError, match=r"batch_size: 32 cannot be shared by 16 devices x 2 parts.*multiple of 64$"):
+        run.replace(accumulation=2).check_shares(16)
+    run.replace(accumulation=2, augmentation=Augmentation()).check_shares(16)

@@ -14,9 +14,8 @@ from train import loop
 from train.config import Augmentation, Optimizer, Schedule
 from train.data import Batch, Batches
 from train.loop import Fitted
-from train.run import restore_step
 from train.sources import Split
-from train.tests.small import CONFIG, ENGINES, LABELS, MODEL, quadrants, run_in, steps_of
+from train.tests.small import CONFIG, ENGINES, LABELS, MODEL, quadrants, run_in, saved, steps_of
 from vit_core import CheckpointConfig, InputError, open_checkpoint, parity
 from vit_core.checkpoint import Checkpoint, LazyArrays, saved_steps
 
@@ -113,10 +112,9 @@ def test_a_resumed_run_is_the_run(name: str, tmp_path: Path) -> None:
     config, make = CONFIG.replace(ema=0.9), ENGINES[name]
     batches = Batches(SPLIT, config)
     whole = steps_of(make(config), batches, 0, 12)
-    folder = run_in(tmp_path, config).save(steps_of(make(config), batches, 0, 7), 7)
-    again, start = restore_step(make, config, folder)
-    assert start == 7
-    steps_of(again, batches, start, 12)
+    folder = saved(run_in(tmp_path, config), steps_of(make(config), batches, 0, 7), 7)
+    again = make(config, saved=folder)
+    steps_of(again, batches, 7, 12)
     for averaged in (False, True):
         for parameter, expected in whole.export(averaged).items():
             np.testing.assert_array_equal(again.export(averaged)[parameter], expected)
@@ -126,9 +124,9 @@ def test_a_resumed_run_is_the_run(name: str, tmp_path: Path) -> None:
 def test_either_engine_goes_on_with_the_others_run(first: str, second: str, tmp_path: Path) -> None:
     batches = Batches(SPLIT, CONFIG)
     stayed = steps_of(ENGINES[first](CONFIG), batches, 0, 5)
-    moved, start = restore_step(ENGINES[second], CONFIG, run_in(tmp_path).save(stayed, 5))
+    moved = ENGINES[second](CONFIG, saved=saved(run_in(tmp_path), stayed, 5))
     for engine in (stayed, moved):
-        steps_of(engine, batches, start, start + 1)
+        steps_of(engine, batches, 5, 6)
     for parameter, expected in stayed.export().items():
         # One float32 step: about 1e-5 of a gradient's scale (parity.FLOAT32_BOUND), times a step of lr = 3e-3 at most,
         # against weights of order 0.1 that a float32 rounding (6e-8) has touched.
@@ -202,8 +200,8 @@ def test_unreadable_images_are_named_and_counted(name: str, tmp_path: Path, caps
     assert out.count("cannot read") == 2, "each once, however often it is met"
     with pytest.raises(InputError, match=r"step \d+: 2 images of mine cannot be read .*undecodable_limit") as error:
         fitted(ENGINES[name](CONFIG.replace(undecodable_limit=1)), tmp_path / "strict", split=split)
-    (saved,) = saved_steps(tmp_path / "strict")
-    assert str(error.value).startswith(f"step {int(saved.name)}:"), "what was trained until then is kept"
+    (kept,) = saved_steps(tmp_path / "strict")
+    assert str(error.value).startswith(f"step {int(kept.name)}:"), "what was trained until then is kept"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -211,11 +209,11 @@ def test_a_signal_ends_the_step_and_saves_it(number: int, tmp_path: Path, monkey
     engine, steps = ENGINES["torch"](CONFIG), []
     train_step = engine.train_step
 
-    def interrupted(batch: Batch, step: int) -> Any:
+    def interrupted(batch: Batch, step: int, stop: bool) -> Any:
         steps.append(step)
         if step == 3:
             signal.raise_signal(number)
-        return train_step(batch, step)
+        return train_step(batch, step, stop)
 
     monkeypatch.setattr(engine, "train_step", interrupted)
     end = fitted(engine, tmp_path)
@@ -236,3 +234,27 @@ def test_accuracy_interval_is_wilsons() -> None:
     low, high = loop.Accuracy(95, 100, 100, 0.0).interval
     # Worked out by hand from Wilson's formula with z = 1.959964.
     assert (low, high) == (pytest.approx(0.8882, abs=1e-4), pytest.approx(0.9785, abs=1e-4))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_so_many_updates_may_be_left_out(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss that has exploded counts like one that is not finite; what it would have changed stays as it was."""
+    config = CONFIG.replace(steps=6, schedule=Schedule(), skippable=1, optimizer=Optimizer(name="sgd"))
+    limited = config.replace(explosion=1e-3)  # no loss is so small
+    engine = ENGINES[name](limited)
+    before, batches = engine.export(), Batches(SPLIT, config)
+    for step in range(2):
+        engine.train_step(batches[step], step)
+        assert engine.skipped == step + 1
+    for parameter, array in engine.export().items():
+        np.testing.assert_array_equal(array, before[parameter])
+    with pytest.raises(InputError, match=r"step 2: loss 1\.386 has exploded \(limit 0\.001609\); examples quadrants"):
+        fitted(ENGINES[name](limited), tmp_path / "stopped")
+    assert "step 1: loss 1.386 has exploded (limit 0.001609); left out (1 of 1 that may be)" in capsys.readouterr().out
+    assert [line["step"] for line in lines_of(tmp_path / "stopped") if "left_out" in line] == [1]
+    for make in ENGINES.values():
+        again = make(config.replace(skippable=0), saved=saved_steps(tmp_path / "stopped")[0])
+        assert again.skipped == 1, "the one that it stopped for will be tried again"
+        again.train_step(batches[1], 1)
+        assert again.skipped == 1
+        assert not np.array_equal(again.export()["head.weight"], before["head.weight"])

@@ -1,5 +1,6 @@
 """Both engines' optimizers against the formulas written out, against each other, and against other people's."""
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -8,6 +9,7 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -17,7 +19,8 @@ import torch
 from train import optimizers_jax, optimizers_torch
 from train.config import Optimizer
 from vit_core import ViTConfig, parity
-from vit_core.parameters import Parameter, parameters
+from vit_core.parameters import Parameter, Stack, parameters, stacks
+from vit_torch import arrays
 
 Arrays = dict[str, np.ndarray]
 Rows = Mapping[str, Parameter]
@@ -62,6 +65,10 @@ RUNS = {
     f"{name}, no momentum": BASE[name].replace(momentum=0.0, learning_rate=0.02, weight_decay=0.1)
     for name in ("sgd", "adafactor")
 }
+RUNS |= {
+    f"{name}, bfloat16 moments": BASE[name].replace(moment_dtype="bfloat16", learning_rate=0.02, weight_decay=0.1)
+    for name in BASE
+}
 FIVE = {name: RUNS[f"{name}, decoupled, clipped, by depth"] for name in BASE}
 
 
@@ -85,38 +92,58 @@ class InJax:
     def __init__(self, config: Optimizer, params: Arrays, rows: Rows = ROWS, jitted: bool = False) -> None:
         self.config, self.rows, self.params = config, rows, dict(params)
         self.dtype = next(iter(params.values())).dtype
-        self.update = optimizers_jax.Update(config, rows)
+        self.update = update_of(config, rows, self.dtype)
         self.trained = self._on_device(params)
-        self.state = self.update.init(self.trained)
-        self.moved = compiled(config) if jitted else partial(moved, self.update)
+        self.state = {leaf: jnp.zeros(x.shape, x.dtype) for leaf, (x, _) in self.update.statistics.items()}
+        self.moved = compiled(config, self.dtype) if jitted else partial(moved, self.update)
 
     def step(self, step: int, gradients: Arrays) -> None:
         share = jnp.asarray(fraction(step), self.dtype)
         rate, g = self.config.learning_rate * share, self._on_device(gradients)
-        self.trained, self.state = self.moved(self.trained, g, self.state, rate, share)
+        self.trained, self.state = self.moved(self.trained, g, self.state, jnp.int32(step), rate, share)
 
     def export(self) -> Arrays:
-        return self.params | {name: self.rows[name].to_torch(np.array(p)) for name, p in self.trained.items()}
+        found = [optimizers_jax.on_disk(self.update.stacks[name], np.array(p)) for name, p in self.trained.items()]
+        return dict(ChainMap(*found, self.params))
 
     def statistics(self) -> Arrays:
-        return self.update.statistics(self.state)
+        found = {}
+        for leaf, x in self.state.items():
+            kind, _, stack = leaf.partition("/")
+            layers = optimizers_jax.on_disk(self.update.stacks[stack], np.array(x), pieces=self.update.structured)
+            found |= {f"{kind}/{name}": layer for name, layer in layers.items()}
+        return found
 
     def restore(self, step: int, statistics: Arrays) -> None:
-        self.state = self.update.restored(self.trained, step, statistics)
+        for leaf, (x, _) in self.update.statistics.items():
+            kind, _, name = leaf.partition("/")
+            stack = self.update.stacks[name]
+            layers = {row.name: statistics[f"{kind}/{row.name}"] for row in stack.rows}
+            pieces = self.update.structured
+            self.state[leaf] = jnp.array(optimizers_jax.off_disk(stack, layers, x.shape, pieces=pieces), x.dtype)
 
     def _on_device(self, arrays: Arrays) -> dict[str, jax.Array]:
-        return {name: jnp.array(self.rows[name].to_jax(arrays[name]), self.dtype) for name in self.update.factors}
+        return {
+            name: jnp.array(optimizers_jax.off_disk(stack, arrays, stack.jax_shape), self.dtype)
+            for name, stack in self.update.stacks.items()
+        }
 
 
-def moved(update: optimizers_jax.Update, params: Any, gradients: Any, state: Any, rate: Any, share: Any) -> Any:
+def update_of(config: Optimizer, rows: Rows, dtype: Any) -> optimizers_jax.Update:
+    factors = config.factors(rows)
+    return optimizers_jax.Update(config.resolved(), stacks(rows[name] for name in factors), factors, dtype)
+
+
+def moved(update: optimizers_jax.Update, params: Any, gradients: Any, state: Any, *scalars: Any) -> Any:
     if limit := update.config.clip_norm:
-        gradients = optimizers_jax.clip(gradients, optimizers_jax.squared_norms(gradients), limit)
-    return update.update(params, gradients, state, rate, share)
+        squares = optimizers_jax.squared_norms(gradients, update.stacks)
+        gradients = optimizers_jax.clip(gradients, jnp.concatenate(list(squares.values())).sum(), limit)
+    return update.update(params, gradients, state, *scalars)
 
 
 @cache
-def compiled(config: Optimizer) -> Any:
-    return jax.jit(partial(moved, optimizers_jax.Update(config, ROWS)), donate_argnums=(0, 2))
+def compiled(config: Optimizer, dtype: Any) -> Any:
+    return jax.jit(partial(moved, update_of(config, ROWS, dtype)), donate_argnums=(0, 2))
 
 
 class InTorch:
@@ -128,21 +155,19 @@ class InTorch:
         self.update = optimizers_torch.Update(config, rows, self.params)
 
     def step(self, step: int, gradients: Arrays) -> None:
-        for name, gradient in gradients.items():
-            self.params[name].grad = torch.as_tensor(gradient).to(self.params[name])
-        grads = {name: self.params[name].grad for name in self.update.factors}
+        grads = {name: torch.tensor(gradients[name]).to(self.params[name]) for name in self.update.factors}
         if self.config.clip_norm:
             optimizers_torch.clip(grads, optimizers_torch.squared_norms(grads), self.config.clip_norm)
-        self.update.step(self.config.learning_rate * fraction(step), fraction(step))
+        self.update.step(grads, self.config.learning_rate * fraction(step), fraction(step))
 
     def export(self) -> Arrays:
         return {name: p.detach().numpy().copy() for name, p in self.params.items()}
 
     def statistics(self) -> Arrays:
-        return self.update.statistics()
+        return {key: arrays.to_numpy(x).copy() for key, x in self.update.statistics().items()}
 
     def restore(self, step: int, statistics: Arrays) -> None:
-        self.update.restore(step, statistics)
+        self.update.restore(step, {key: arrays.from_numpy(array) for key, array in statistics.items()})
 
 
 ENGINES: dict[str, Any] = {"jax": InJax, "torch": InTorch}
@@ -216,6 +241,8 @@ def formula(o: Optimizer, t: int, p: Any, g: Any, s: dict[str, Any], lr: float, 
         else:
             s["v"] = v = beta * v + (1 - beta) * square
         u = s["m"] = o.momentum * m + (1 - o.momentum) * g / np.sqrt(v)
+    if o.moment_dtype:  # between steps: this one's update has it as it is
+        s["m"] = s["m"].astype(ml_dtypes.bfloat16).astype(np.float64)
     if o.name == "lamb":
         u = u + weight_decay * p
         return p - lr * u * np.linalg.norm(p) / np.linalg.norm(u)
@@ -236,7 +263,7 @@ def test_both_engines_follow_the_formulas(name: str) -> None:
     assert unmoved == ROWS.keys() - RUNS[name].factors(ROWS).keys()
 
 
-PLAIN = {name: TABLE[f"blocks.0.{name}"] for name in ("norm1.weight", "mlp.fc1.weight", "mlp.fc2.weight")}
+PLAIN = {name: TABLE[name] for name in (f"blocks.0.{of}.weight" for of in ("norm1", "mlp.fc1", "mlp.fc2"))}
 
 
 def of_torch(o: Optimizer, make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]) -> Arrays:
@@ -310,7 +337,8 @@ def test_both_engines_are_as_torch_optax_and_timm(name: str) -> None:
 @pytest.mark.parametrize("name", ["adafactor", "lamb"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_queries_keys_and_values_are_three_matrices(engine: str, name: str) -> None:
-    fused = TABLE["blocks.0.attn.qkv.weight"]
+    qkv = "blocks.0.attn.qkv.weight"
+    fused = TABLE[qkv]
     alone = replace(
         fused,
         torch="(heads head_dim) width",
@@ -319,14 +347,14 @@ def test_queries_keys_and_values_are_three_matrices(engine: str, name: str) -> N
         sizes={axis: length for axis, length in fused.sizes.items() if axis != "qkv"},
     )
     config = RUNS[f"{name}, decoupled, plain"]
-    rows = {"qkv": fused}
-    together = run(ENGINES[engine](config, start(rows), rows)).export()["qkv"]
-    apart = [ENGINES[engine](config, {"one": third}, {"one": alone}) for third in thirds(start(rows)["qkv"])]
+    rows = {qkv: fused}
+    together = run(ENGINES[engine](config, start(rows), rows)).export()[qkv]
+    apart = [ENGINES[engine](config, {qkv: third}, {qkv: alone}) for third in thirds(start(rows)[qkv])]
     for step in range(STEPS):
-        for one, gradient in zip(apart, thirds(gradients(step, rows)["qkv"]), strict=True):
-            one.step(step, {"one": gradient})
+        for one, gradient in zip(apart, thirds(gradients(step, rows)[qkv]), strict=True):
+            one.step(step, {qkv: gradient})
     for one, third in zip(apart, thirds(together), strict=True):
-        assert parity.difference(one.export()["one"], third)[1] <= 1e-15
+        assert parity.difference(one.export()[qkv], third)[1] <= 1e-15
 
 
 def thirds(qkv: np.ndarray) -> list[np.ndarray]:
@@ -338,11 +366,14 @@ def test_pieces_are_the_tables_matrices() -> None:
         array = np.random.default_rng(0).standard_normal(row.shape)
         in_torch = torch.tensor(array)
         pieces = optimizers_torch.apart(row, in_torch)
-        in_jax = optimizers_jax.apart(row, jnp.asarray(row.to_jax(array)))
+        stack = Stack((row,))
+        in_jax = optimizers_jax.apart(stack, jnp.asarray(row.to_jax(array)).reshape(stack.jax_shape))
         for ours in (pieces, in_jax):
             for a, b in zip(ours, matrices(row, array), strict=True):
                 np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(optimizers_jax.joined(row, in_jax), row.to_jax(array))
+        np.testing.assert_array_equal(
+            optimizers_jax.joined(stack, in_jax).reshape(row.jax_shape), row.to_jax(array), strict=True
+        )
         pieces[-1].zero_()
         assert in_torch.flatten()[-1] == 0, "a copy"
 
@@ -410,7 +441,7 @@ def test_clipping_is_optaxs(limit: float) -> None:
     squares = optimizers_torch.squared_norms(tensors)
     optimizers_torch.clip(tensors, squares, limit)
     in_jax = {name: jnp.asarray(g) for name, g in arrays.items()}
-    clipped = optimizers_jax.clip(in_jax, optimizers_jax.squared_norms(in_jax), limit)
+    clipped = optimizers_jax.clip(in_jax, sum(jnp.sum(g**2) for g in in_jax.values()), limit)
     for ours in ({n: np.asarray(g) for n, g in clipped.items()}, {n: g.numpy() for n, g in tensors.items()}):
         assert_same(ours, {n: np.asarray(g) for n, g in expected.items()})
-    assert float(sum(squares.values())) == pytest.approx(sum(np.sum(g**2) for g in arrays.values()), rel=1e-14)
+    assert float(squares.sum()) == pytest.approx(sum(np.sum(g**2) for g in arrays.values()), rel=1e-14)

@@ -1,29 +1,33 @@
 """A run's folder: what it holds, what it refuses, and that a killed run, started again, is the run."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train import run as runs
-from train.metrics import Metrics, read
+from train import steps
+from train.metrics import Metrics, curve, read
 from train.processes import alone
-from train.run import STATISTICS, Request, Run, restore_step
-from train.tests.small import CONFIG, ENGINES, LABELS, assert_ended, children, folder_of_images, run_in
+from train.run import Request, Run
+from train.steps import STATISTICS
+from train.tests.small import CONFIG, ENGINES, LABELS, assert_ended, children, folder_of_images, run_in, saved
 from vit_core import InputError, open_checkpoint
 from vit_core.checkpoint import checkpoint_of, saved_steps
 
 TorchEngine = ENGINES["torch"]
 
 
-def test_a_saved_step_is_a_checkpoint(tmp_path: Path) -> None:
-    folder = run_in(tmp_path / "my-run").save(TorchEngine(CONFIG), 12)
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_saved_step_is_a_checkpoint(name: str, tmp_path: Path) -> None:
+    folder = saved(run_in(tmp_path / "my-run"), ENGINES[name](CONFIG), 12)
     opened = open_checkpoint(folder)
     assert (opened.config.provenance.run, opened.config.provenance.step) == ("my-run", 12)
     assert opened.config.labels == LABELS
@@ -32,16 +36,15 @@ def test_a_saved_step_is_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_step_zero_can_be_restored(name: str, tmp_path: Path) -> None:
-    folder = run_in(tmp_path).save(ENGINES[name](CONFIG), 0)
+    saved(run_in(tmp_path), ENGINES[name](CONFIG), 0)
     for make in ENGINES.values():
-        _, start = restore_step(make, CONFIG, folder)
-        assert start == 0
+        assert run_in(tmp_path).start(make, None)[1] == 0
 
 
 def test_only_the_newest_steps_are_kept(tmp_path: Path) -> None:
     run, engine = run_in(tmp_path, CONFIG.replace(keep=3)), TorchEngine(CONFIG)
     for step in (2, 4, 6, 8, 10):
-        run.save(engine, step)
+        saved(run, engine, step)
     assert [int(folder.name) for folder in saved_steps(tmp_path)] == [10, 8, 6]
     assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["000006", "000008", "000010"]
 
@@ -54,7 +57,7 @@ def test_a_step_cut_short_is_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "save_checkpoint", killed)
+        patched.setattr(steps, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             run.save(engine, 10)
     assert checkpoint_of(tmp_path).name == "000009"
@@ -150,45 +153,94 @@ def pretrain():
 """
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_a_killed_run_started_again_is_the_run(name: str, tmp_path: Path) -> None:
-    """A real process, killed in mid-step: the same batches and bit for bit the same weights and moving average."""
-    recipe = tmp_path / "recipe.py"
+def start(recipe: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
+    """`vit pretrain` as a process of its own; what it says is added to a log beside the recipe."""
+    command = [sys.executable, "-c", "from vit_core.cli import main; main()", "pretrain", str(recipe), *words]
+    log = open(recipe.parent / "log", "ab")  # noqa: SIM115 (the process's)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if cache := jax.config.jax_compilation_cache_dir:
+        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    out = str(recipe.parent / out)
+    return subprocess.Popen([*command, "--out", out], stdout=log, stderr=log, env=environment)
+
+
+def logged(run: Path) -> int:
+    return max((line["step"] for line in read(run / "metrics.jsonl")), default=0)
+
+
+def assert_the_same_run(cut: Path, whole: Path, steps: int) -> None:
+    """The same batches and losses, and bit for bit the same weights and moving average."""
+    for what in ("fingerprint", "loss"):
+        assert curve(read(cut / "metrics.jsonl"), what) == curve(read(whole / "metrics.jsonl"), what)
+    assert len(set(curve(read(cut / "metrics.jsonl"), "fingerprint")[1])) == steps
+    for folder in ("checkpoint", "checkpoint_ema"):
+        expected, found = (dict(open_checkpoint(run / folder).arrays) for run in (whole, cut))
+        for parameter in expected:
+            np.testing.assert_array_equal(found[parameter], expected[parameter])
+
+
+def test_a_killed_run_started_again_is_the_run(tmp_path: Path) -> None:
+    """A real process, killed in mid-step; its workers end too."""
+    recipe, torch = tmp_path / "recipe.py", ("--framework", "torch")
     recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
-
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", "from vit_core.cli import main; main()", "pretrain", str(recipe)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        log = open(tmp_path / "log", "ab")  # noqa: SIM115 (the process's)
-        return subprocess.Popen(
-            [*command, "--framework", name, "--out", str(out)], stdout=log, stderr=log, env=environment
-        )
-
-    def logged(out: Path) -> int:
-        return max((line["step"] for line in read(out / "metrics.jsonl")), default=0)
-
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    process = start(cut)
-    while logged(cut) < 17 and process.poll() is None:
+    process = start(recipe, "cut", *torch)
+    while logged(tmp_path / "cut") < 17 and process.poll() is None:
         time.sleep(0.005)
     workers = children(process)
     assert workers
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert 17 <= logged(cut) < 40
+    assert 17 <= logged(tmp_path / "cut") < 40
     assert_ended(workers)
-    for out in (cut, whole):
-        assert start(out).wait() == 0, (tmp_path / "log").read_text()
+    for out in ("cut", "whole"):
+        assert start(recipe, out, *torch).wait() == 0, (tmp_path / "log").read_text()
     assert "going on after step" in (tmp_path / "log").read_text()
-    prints = [
-        {line["step"]: line.get("fingerprint") for line in read(out / "metrics.jsonl") if "loss" in line}
-        for out in (cut, whole)
-    ]
-    assert prints[0] == prints[1]
-    assert len(set(prints[0].values())) == 40
-    losses = [[line["loss"] for line in read(out / "metrics.jsonl") if "loss" in line] for out in (cut, whole)]
-    assert losses[0] == losses[1]
-    for folder in ("checkpoint", "checkpoint_ema"):
-        expected, found = (dict(open_checkpoint(out / folder).arrays) for out in (whole, cut))
-        for parameter in expected:
-            np.testing.assert_array_equal(found[parameter], expected[parameter])
+    assert_the_same_run(tmp_path / "cut", tmp_path / "whole", 40)
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_is_the_run(tmp_path: Path) -> None:
+    """At random moments of training and saving: whatever instant it is cut at, the same command goes on."""
+    recipe, steps, rng = tmp_path / "recipe.py", 4000, random.Random(0)
+    recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
+    words = ("--steps", str(steps), "--save-every", "10", "--workers", "0", "--evaluate-every", "500")
+    lives = []
+    for life in range(KILLS):
+        process = start(recipe, "cut", *words)
+        before = logged(tmp_path / "cut")
+        while logged(tmp_path / "cut") in (0, before) and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+        half = [path.name for path in (tmp_path / "cut" / "steps").iterdir() if not path.name.isdigit()]
+        newest = next(iter(saved_steps(tmp_path / "cut"))).name
+        lives.append(
+            f"life {life + 1}: killed after step {logged(tmp_path / 'cut')}, saved {newest}, half saved {half}"
+        )
+    print("\n".join(lives))
+    for out in ("cut", "whole"):
+        assert start(recipe, out, *words).wait() == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("going on after step") >= KILLS - 1
+    assert_the_same_run(tmp_path / "cut", tmp_path / "whole", steps)
+
+
+def test_what_was_cut_short_is_swept(tmp_path: Path) -> None:
+    run, engine = run_in(tmp_path), ENGINES["jax"](CONFIG)
+    for name in ("000003", "000009.orbax-checkpoint-tmp"):
+        (tmp_path / "steps" / name / "d").mkdir(parents=True)
+    saved(run, engine, 4)
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["000004"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "left"),
+    [((2, 0, 0), [50, 60]), ((1, 20, 0), [20, 40, 60]), ((1, 0, 2), [10, 40, 60]), ((1, 50, 1), [40, 50, 60])],
+)
+def test_which_steps_stay(kept: tuple[int, int, int], left: list[int]) -> None:
+    """The newest, every so-manieth, the best; of two as good the later."""
+    have, scores = [10, 20, 30, 40, 50, 60], {10: 0.8, 20: 0.7, 40: 0.8, 60: 0.1}
+    assert sorted(set(have) - set(steps.spare(have, *kept, scores))) == left

@@ -3,14 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vit_torch
 from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
 from vit_core.preprocess import Preprocessing
+from vit_torch import stacking
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_dim=16, num_classes=3)
 
@@ -86,7 +89,9 @@ def test_what_the_folder_said_is_saved_again(tmp_path: Path) -> None:
 
 def test_unknown_kernels_and_masks_are_refused() -> None:
     with pytest.raises(InputError, match=r"unknown attention 'fuse'; did you mean 'fused'"):
-        vit_torch.from_seed(MODEL, 0, attention="fuse")  # type: ignore[arg-type]
+        vit_torch.from_seed(MODEL, 0, attention="fuse")
+    with pytest.raises(InputError, match=r"unknown remat 'Dots'; did you mean 'dots'"):
+        vit_torch.from_seed(MODEL, 0, remat="Dots")
     with pytest.raises(InputError, match=r"unknown mask 'drop_path'; did you mean 'drop_path"):
         vit_torch.from_seed(MODEL, 0)(torch.zeros(1, 3, 8, 8), {"drop_path": torch.ones(2, 1)})
 
@@ -105,6 +110,31 @@ def test_training_mode_draws_masks() -> None:
     drawn = vit_torch.draw_masks(config, 4, torch.Generator().manual_seed(2))
     assert torch.equal(model.train()(x_BCHW, drawn), model.eval()(x_BCHW, drawn))
     assert set(np.unique(drawn["drop_path1"][1])) == {0.0, 2.0}
+
+
+class Computed(TorchDispatchMode):
+    """Counts products with weights and attention calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dots = self.attention = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.dots += op in stacking.DOTS
+        self.attention += "scaled_dot_product" in str(op) and "backward" not in str(op)
+        return op(*args, **(kwargs or {}))
+
+
+def test_rematerialisation_computes_again_what_it_says(folder: Path) -> None:
+    computed = {}
+    for remat in ("none", "dots", "full"):
+        with Computed() as computed[remat]:
+            vit_torch.load(folder, remat=remat)(torch.zeros(2, 3, 8, 8)).sum().backward()
+    assert computed["none"].attention == MODEL.depth
+    assert computed["dots"].attention == computed["full"].attention == 2 * MODEL.depth
+    assert computed["dots"].dots == computed["none"].dots
+    # qkv, proj and fc1 of each block; nothing of the backward pass needs what fc2 gave.
+    assert computed["full"].dots == computed["none"].dots + 3 * MODEL.depth
 
 
 def test_drop_rates_are_the_configs() -> None:

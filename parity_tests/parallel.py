@@ -1,0 +1,66 @@
+"""A short run in one piece, for comparison with the same run shared by devices or processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from train.loop import batches_for, evaluate
+from train.run import Engine
+from train.sources import Split
+from train.tests.small import CONFIG, quadrants
+from vit_core import parity
+
+RUN = CONFIG.replace(
+    dtype="float64",
+    ema=0.9,
+    accumulation=2,
+    batch_size=32,
+    evaluation_batch=12,
+    optimizer=CONFIG.optimizer.replace(epsilon=1e-6),
+)
+STEPS = 6
+
+
+def split() -> Split:
+    """One of its images cannot be read."""
+    found = quadrants()
+    found.examples[5] = {"image": b"", "label": 1}  # type: ignore[index]
+    return found
+
+
+def trained(engine: Engine) -> dict[str, np.ndarray]:
+    """Losses, gradient norms, weights, moving average and accuracies after a few steps; one image cannot be read, and
+    before the step 3 the last process is told to stop."""
+    batches = batches_for(engine, split())
+    last = engine.process == engine.processes - 1
+    measured = [engine.train_step(batches[step], step, last and step == 3) for step in range(STEPS)]
+    found = {f"loss.{step}": np.asarray(float(of.loss)) for step, of in enumerate(measured)}
+    found |= {f"norm.{step}": np.asarray(of.gradient_norm) for step, of in enumerate(measured)}
+    found |= engine.export()
+    found |= {f"average.{name}": array for name, array in engine.export(averaged=True).items()}
+    found["stop"] = np.array([int(of.stop) > 0 for of in measured], np.int64)
+    for averaged in (False, True):
+        accuracy = evaluate(engine, quadrants(50, seed=1), averaged=averaged)
+        found["accuracy" + ".average" * averaged] = np.array([accuracy.correct, accuracy.total, accuracy.loss])
+    return found
+
+
+def in_processes(tmp_path: Path, command: list[str], environment: dict[str, str], script: str) -> dict[str, np.ndarray]:
+    """What a file, run as a script by the command, has found."""
+    (tmp_path / "config.json").write_text(RUN.model_dump_json())
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", **environment}
+    words = [sys.executable, *command, script, str(tmp_path)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(tmp_path / "found.npz"))
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert parity.difference(found[name], expected[name])[1] <= parity.FLOAT64_BOUND, name
+    assert found["accuracy"][1] == 50
+    assert found["stop"].tolist() == [0, 0, 0, 1, 0, 0]

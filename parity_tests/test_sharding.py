@@ -1,0 +1,184 @@
+"""One run on every kind of mesh: the losses and weights of a single device, from arrays that lie as the rules say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from parity_tests import parallel
+from train.config import Mesh
+from train.data import Batches
+from train.engine_jax import JaxEngine
+from train.loop import batches_for
+from train.run import Run
+from train.tests.small import MODEL, run_in, saved
+from vit_core import parity
+from vit_core.checkpoint import saved_steps
+
+RUN = parallel.RUN.replace(model=MODEL.replace(width=32, heads=8, mlp_dim=64), accumulation=1)
+MESHES = {
+    "data 8": Mesh(data=8),
+    "fsdp 8": Mesh(data=1, fsdp=8),
+    "2 x 2 x 2": Mesh(data=2, fsdp=2, tensor=2),
+    "tensor 8": Mesh(data=1, tensor=8),
+}
+BOUND = 1e-10
+"""Rounding of a gradient, 1e-16 of its scale, which AdamW divides by an epsilon of 1e-6 at least."""
+
+SHARDS: dict[str, list[tuple[int, ...]]] = {
+    "params/blocks.0-1.attn.qkv.weight": [(2, 32, 3, 8, 4), (2, 4, 3, 8, 4), (2, 16, 3, 4, 4), (2, 32, 3, 1, 4)],
+    "first_moment/blocks.0-1.mlp.fc1.weight": [(2, 32, 64), (2, 4, 64), (2, 16, 32), (2, 32, 8)],
+    "average/blocks.0-1.mlp.fc2.weight": [(2, 64, 32), (2, 64, 4), (2, 32, 16), (2, 8, 32)],
+    "second_moment/blocks.0-1.mlp.fc1.bias": [(2, 64), (2, 64), (2, 32), (2, 8)],
+    "params/pos_embed": [(1, 5, 32), (1, 5, 4), (1, 5, 16), (1, 5, 32)],
+    "params/norm.weight": [(32,), (32,), (32,), (32,)],
+}
+"""What a device holds on each mesh, worked out by hand: width is cut over fsdp, heads and hidden units over tensor;
+vectors keep their width."""
+
+COLLECTIVES = {
+    "data 8": {"all-reduce"},
+    "fsdp 8": {"all-gather", "all-reduce"},
+    "2 x 2 x 2": {"all-gather", "all-reduce", "collective-permute"},
+    "tensor 8": {"all-reduce"},
+}
+"""Gradients are summed over data; matrices gathered over fsdp; partial products summed over tensor, among which the
+head's is shared out. (On CPUs XLA writes reduce-scatter as an all-reduce of which each device keeps its part.)"""
+
+LAYER = 32 * 3 * 32
+"""Values of a layer's largest matrix."""
+
+
+def on_devices(count: int, *words: str) -> None:
+    """This very file, run as a script with so many devices."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.getcwd(),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_ENABLE_X64": "1",
+        "OMP_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    done = subprocess.run([sys.executable, __file__, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What eight devices leave: arrays, shards and collectives of each mesh, and a saved step."""
+    folder = tmp_path_factory.mktemp("eight")
+    on_devices(8, "eight", str(folder))
+    return folder
+
+
+def trained(engine: JaxEngine) -> dict[str, np.ndarray]:
+    return parallel.trained(engine) | engine.statistics()
+
+
+def batches_of(engine: JaxEngine) -> Batches:
+    return batches_for(engine, parallel.split())
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, np.ndarray]:
+    return trained(JaxEngine(RUN))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: dict[str, np.ndarray]) -> None:
+    found = np.load(eight / f"{mesh}.npz")
+    assert set(found) == one.keys()
+    for name, expected in one.items():
+        assert parity.difference(found[name], expected)[1] <= BOUND, name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_device_holds_its_shard(mesh: str, eight: Path) -> None:
+    shards = json.loads((eight / "shards.json").read_text())[mesh]
+    for leaf, expected in SHARDS.items():
+        assert {tuple(shape) for shape in shards[leaf]} == {expected[list(MESHES).index(mesh)]}, leaf
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
+    """And none that gathers the layers of a matrix together, as a careless reshape of a gradient would."""
+    found = json.loads((eight / "collectives.json").read_text())[mesh]
+    assert {kind for kind, _ in found} == COLLECTIVES[mesh]
+    assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
+
+
+@pytest.mark.slow
+def test_float32_is_a_single_devices(tmp_path: Path) -> None:
+    on_devices(8, "float32", str(tmp_path))
+    expected = trained(JaxEngine(RUN.replace(dtype="float32")))
+    for mesh in MESHES:
+        found = np.load(tmp_path / f"{mesh}.npz")
+        for step in range(parallel.STEPS):
+            assert parity.difference(found[f"loss.{step}"], expected[f"loss.{step}"])[1] <= parity.FLOAT32_BOUND
+
+
+def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Saved by 8 as 2 x 2 x 2 after 2 steps, gone on with by 4 after 3, by 1 to the end."""
+    on_devices(4, "four", str(eight))
+    assert saved_steps(eight)[0].name == "000003"
+    engine = JaxEngine(RUN, saved=eight / "steps" / "000003")
+    batches = batches_of(engine)
+    for step in range(3, parallel.STEPS):
+        engine.train_step(batches[step], step)
+    for name, array in (engine.export() | engine.statistics()).items():
+        assert parity.difference(array, one[name])[1] <= BOUND, name
+
+
+@pytest.mark.parametrize(
+    "change", [{"scan": False}, {"remat": "full"}, {"remat": "dots"}, {"accumulation": 4}], ids=str
+)
+def test_storage_and_recomputation_change_no_result(change: dict[str, object], one: dict[str, np.ndarray]) -> None:
+    found = trained(JaxEngine(RUN.replace(**change)))
+    for name, expected in one.items():
+        assert parity.difference(found[name], expected)[1] <= BOUND, name
+
+
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Kind and number of values of every array that a collective of a compiled program gives."""
+    found = []
+    for results, kind in re.findall(r"= (.*?) (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", program):
+        sizes = re.findall(r"\w+\[([\d,]*)\]", results)
+        found += [(kind, prod(int(length) for length in size.split(",") if length)) for size in sizes]
+    return found
+
+
+def main(kind: str, folder: Path) -> None:
+    run = Run(folder, run_in(folder, RUN).request)
+    if kind == "four":
+        engine = JaxEngine(RUN.replace(mesh=Mesh(fsdp=4)), saved=run.step_folder(2))
+        engine.train_step(batches_of(engine)[2], 2)
+        saved(run, engine, 3)
+        return
+    shards, programs = {}, {}
+    for name, mesh in MESHES.items():
+        config = RUN.replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
+        engine = JaxEngine(config.replace(dtype="float32") if kind == "float32" else config)
+        np.savez(folder / f"{name}.npz", **trained(engine))
+        state = engine.state
+        shards[name] = {leaf: [shard.data.shape for shard in state[leaf].addressable_shards] for leaf in SHARDS}
+        if kind == "eight":
+            programs[name] = collectives(engine.step.lower().compile().as_text())
+    (folder / "shards.json").write_text(json.dumps(shards))
+    (folder / "collectives.json").write_text(json.dumps(programs))
+    engine = JaxEngine(RUN.replace(mesh=MESHES["2 x 2 x 2"]))
+    batches = batches_of(engine)
+    for step in range(2):
+        engine.train_step(batches[step], step)
+    saved(run, engine, 2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
