@@ -3,10 +3,13 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
+
+from vit_core.errors import InputError
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
@@ -32,13 +35,19 @@ class Metrics:
         self.events = SummaryWriter(events, purge_step=start + 1, filename_suffix=f".{start}") if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:
-        """Logs values at a step (from 1); numbers become curves in TensorBoard, the rest stands in the lines alone."""
+        """Logs values at a step (from 1); numbers become curves in TensorBoard, the rest stands in the lines alone.
+
+        InputError where the disk is full.
+        """
         if self.file is None:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if self.events and isinstance(value, int | float):
-                self.events.add_scalar(name, value, step)
+        try:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                if self.events and isinstance(value, int | float):
+                    self.events.add_scalar(name, value, step)
+        except OSError as error:
+            raise InputError(f"{self.file.name}: cannot write there ({error.strerror}); make room") from None
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +55,8 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         for sink in (self.file, self.events):
             if sink is not None:
-                sink.close()
+                with suppress(OSError):  # of a line that the full disk has refused already
+                    sink.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ vit_core.formats.orbax reads them without JAX; step.json, which makes a folder a
 """
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ class Saver:
     """Writes steps, one at a time, in the background. With several processes all make the same calls."""
 
     def __init__(self) -> None:
+        _quieten()
         self.handler = _Handler()
         self.checkpointer = ocp.AsyncCheckpointer(self.handler)
         self.folder: epath.Path | None = None
@@ -82,6 +85,19 @@ class Saver:
             raise InputError(
                 f"{folder}: cannot write there ({steps.cause(error)}); choose a writable folder with room"
             ) from None
+
+
+def _quieten() -> None:
+    """A save that fails is told of once, by `wait`: not by Orbax's log as well, nor by each write of TensorStore's that
+    finds Orbax's event loop closed."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = tell
 
 
 class _Handler(ocp.PyTreeCheckpointHandler):
