@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 
-from train.topologies import WITHOUT_HARDWARE
+from train.topologies import silence
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first of the session's processes
     cache = tempfile.mkdtemp(prefix="compiled-")
@@ -15,5 +15,4 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first of the se
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    # libtpu is there for `vit plan`: where there is no TPU, it would say so whenever JAX starts.
-    os.environ |= {name: value for name, value in WITHOUT_HARDWARE.items() if name != "JAX_PLATFORMS"}
+    silence()

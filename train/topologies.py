@@ -5,9 +5,12 @@ divided by the devices that JAX sees in it. Memory is what XLA's compiler grants
 to one that wants more (libtpu 0.0.42): the HBM but for what the runtime keeps.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import prod
+from pathlib import Path
 
 from vit_core.errors import InputError
 
@@ -126,3 +129,12 @@ WITHOUT_HARDWARE = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 """Environment in which libtpu compiles on a machine without a TPU, in silence; to be set before jax is imported."""
+
+SILENCE = {name: value for name, value in WITHOUT_HARDWARE.items() if name != "JAX_PLATFORMS"}
+
+
+def silence() -> None:
+    """Where libtpu is there for `vit plan` and no TPU is, keeps it from saying so whenever JAX starts."""
+    devices = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    if not devices and find_spec("libtpu"):
+        os.environ |= {name: value for name, value in SILENCE.items() if name not in os.environ}

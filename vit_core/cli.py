@@ -130,9 +130,12 @@ COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "parity": parity, "con
 
 def main() -> None:
     """Entry point: exit status 0; 1 where a comparison fails; 2 with one line on bad input; 128 + a signal's number."""
+    from train.topologies import silence
+
     warnings.showwarning = lambda message, *_: print(f"vit: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
+        silence()
         parse(sys.argv[1:])()
     except KeyboardInterrupt:
         print("vit: interrupted", file=sys.stderr)
