@@ -198,6 +198,13 @@ def test_a_killed_run_started_again_is_the_run(tmp_path: Path) -> None:
     assert_the_same_run(tmp_path / "cut", tmp_path / "whole", 40)
 
 
+def trained_since(begin: float, run: Path) -> bool:
+    """Whether a life that began then has logged a step of its own: at its start it has only cut the lines short."""
+    lines = run / "metrics.jsonl"
+    newest = max((int(step.name) for step in saved_steps(run)), default=0)
+    return lines.exists() and lines.stat().st_mtime > begin and logged(run) > newest and lines.stat().st_size > 0
+
+
 KILLS = 20
 
 
@@ -209,9 +216,9 @@ def test_a_run_killed_twenty_times_is_the_run(tmp_path: Path) -> None:
     words = ("--steps", str(steps), "--save-every", "10", "--workers", "0", "--evaluate-every", "500")
     lives = []
     for life in range(KILLS):
+        begin = time.time()
         process = start(recipe, "cut", *words)
-        before = logged(tmp_path / "cut")
-        while logged(tmp_path / "cut") in (0, before) and process.poll() is None:
+        while not trained_since(begin, tmp_path / "cut") and process.poll() is None:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.6))
         process.send_signal(signal.SIGKILL)
