@@ -311,7 +311,7 @@ class TrainConfig(Schema):
     allow_undecodable: Flag = False
     """Leave images out of evaluation that cannot be read, instead of stopping."""
     undecodable_limit: NonNegative = 100
-    """Training examples that may be unreadable (they count nothing) before the run stops."""
+    """Training examples that may be unreadable (they count nothing) before the run stops; of each process."""
     skippable: NonNegative = 0
     """Updates that may be left out in a run, because their loss or gradient is not finite or has exploded, before it
     stops."""
