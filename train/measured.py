@@ -24,6 +24,11 @@ class Measured(NamedTuple):
     def wrong(self, names: Sequence[str], limit: float) -> list[str]:
         """What keeps a step from being taken: "loss" where it is not finite or beyond the limit, and the parameters
         whose gradients are not finite."""
-        finite = np.isfinite(np.asarray(self.squared_norms))
+        squares = np.asarray(self.squared_norms)
+        finite = np.isfinite(squares)
+        with np.errstate(over="ignore"):
+            total = squares.sum()
+        if finite.all() and not np.isfinite(total):
+            finite = squares < squares.max()  # each of them is, and all together are too much: the largest is to blame
         loss = [] if float(self.loss) <= limit else ["loss"]
         return loss + [name for name, fine in zip(names, finite, strict=True) if not fine]

@@ -14,6 +14,7 @@ from train import loop
 from train.config import Augmentation, Optimizer, Schedule
 from train.data import Batch, Batches
 from train.loop import Fitted
+from train.measured import Measured
 from train.sources import Split
 from train.tests.small import CONFIG, ENGINES, LABELS, MODEL, quadrants, run_in, saved, steps_of
 from vit_core import CheckpointConfig, InputError, open_checkpoint, parity
@@ -228,6 +229,15 @@ def test_weights_of_another_network_are_refused() -> None:
         with pytest.raises(InputError, match=r"model: not that of checkpoint memory: activation is gelu here"):
             make(other, randomised())
         make(CONFIG.replace(model=MODEL.replace(dropout=0.1)), randomised())
+
+
+def test_gradients_that_are_finite_one_by_one_may_be_too_much_together() -> None:
+    """The engines leave such an update out: it has to be told."""
+    large = np.array([2e38, 3e38, 1.0], np.float32)
+    assert Measured(1.0, large).wrong(("a", "b", "c"), limit=5.0) == ["b"]
+    assert Measured(6.0, large[2:]).wrong(("c",), limit=5.0) == ["loss"]
+    assert Measured(np.nan, np.array([1.0, np.inf])).wrong(("a", "b"), limit=5.0) == ["loss", "b"]
+    assert Measured(1.0, large[1:]).wrong(("b", "c"), limit=5.0) == []
 
 
 def test_accuracy_interval_is_wilsons() -> None:
