@@ -50,7 +50,7 @@ class Saver:
         or (then of the step before) before; `wait` raises the rest.
         """
         self.wait()
-        self.folder = _absolute(folder)
+        self.folder = epath.Path(folder).absolute()
         self.handler.manifest = Manifest(
             metadata=json.loads(json.dumps(metadata)), structured=structured, leaves=steps.summary(leaves), files={}
         )
@@ -137,7 +137,7 @@ def restore(folder: str | os.PathLike[str], like: Mapping[str, jax.ShapeDtypeStr
 
     InputError, in every process, for a step that is damaged or holds other leaves than `like`.
     """
-    path = _absolute(folder)
+    path = epath.Path(folder).absolute()
     _agree(lambda: _check(path, like))
     args = {
         name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
@@ -185,11 +185,6 @@ def _agree(check: Callable[[], None]) -> None:
 
 def _cut(name: str, x: jax.Array) -> bool:
     return "/blocks." in name and x.nbytes >= LARGE
-
-
-def _absolute(folder: str | os.PathLike[str]) -> epath.Path:
-    path = epath.Path(folder)
-    return path if "://" in os.fspath(folder) else path.absolute()
 
 
 def _first() -> bool:

@@ -269,7 +269,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _orbax_step(folder: str | os.PathLike[str]) -> Checkpoint | None:
     from vit_core.formats import orbax  # it is built on this module
 
-    path = orbax.place(folder)
+    path = Path(folder)
     if not orbax.is_step(path):
         return None
     config = CheckpointConfig.parse(orbax.metadata(path), f"{path / orbax.MANIFEST}: metadata")

@@ -126,36 +126,25 @@ def _size(path: Path) -> int:
     return stat.length if hasattr(stat, "length") else stat.st_size  # etils.epath has its own word for it
 
 
-def place(folder: str | os.PathLike[str]) -> Any:
-    """A folder's path: pathlib's, or etils.epath's of one in an object store (gs://bucket/...)."""
-    if "://" not in os.fspath(folder):
-        return Path(folder)
-    try:
-        from etils import epath
-    except ImportError:
-        raise InputError(f"{folder}: reading object stores takes pip install 'vit-parity[train]' gcsfs") from None
-    return epath.Path(folder)
-
-
 def is_step(folder: str | os.PathLike[str]) -> bool:
     """Whether a whole step of this kind is there."""
-    return bool((place(folder) / MANIFEST).is_file())
+    return bool((Path(folder) / MANIFEST).is_file())
 
 
 def metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What was saved with the arrays: the fields of the checkpoint's config."""
-    return dict(Manifest.read(place(folder)).metadata)
+    return dict(Manifest.read(Path(folder)).metadata)
 
 
 def read_leaves(folder: str | os.PathLike[str]) -> LazyArrays:
     """Every array under its name in the JAX engine's state, as it was there. Damage is found at the first read."""
-    step = _Step(place(folder))
+    step = _Step(Path(folder))
     return LazyArrays({name: partial(step.read, name) for name in step.manifest.leaves})
 
 
 def parameters_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
     """Canonical name -> array in torch's layout. InputError where the step does not hold this config's parameters."""
-    step = _Step(place(folder))
+    step = _Step(Path(folder))
     found = {
         row.name: partial(step.in_torch_layout, name, stack, i)
         for name, stack in step.stacks(config, (PARAMETERS,))
@@ -169,7 +158,7 @@ def parameters_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArra
 def statistics_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
     """ "<kind>/<canonical name>" -> what the optimizer and the moving average keep, and "skipped", as the engines'
     `statistics` gives it: in torch's layout, means over rows and columns [batch, length]."""
-    step = _Step(place(folder))
+    step = _Step(Path(folder))
     kinds = {name.partition("/")[0] for name in step.manifest.leaves} - {PARAMETERS, SKIPPED}
     found: dict[str, Callable[[], np.ndarray]] = {}
     for name, stack in step.stacks(config, kinds):
@@ -252,8 +241,7 @@ class _Step:
 
 
 def _spec(folder: Path, leaf: str) -> dict[str, Any]:
-    local = {"driver": "file", "path": f"{folder.absolute()}/"}
-    base = f"{folder}/" if "://" in str(folder) else local
+    base = {"driver": "file", "path": f"{folder.absolute()}/"}
     return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}}
 
 
