@@ -15,6 +15,7 @@ import tyro
 from vit_core.checkpoint import checkpoint_of, open_checkpoint
 from vit_core.cli import needs, parse_size
 from vit_core.errors import InputError
+from vit_core.places import Stored, local, place
 from vit_core.schema import Positive
 
 from . import recipe as recipes
@@ -204,7 +205,7 @@ def compare(
     needs("train", "matplotlib")
     from .compare import compare as run
 
-    run(a, b, out)
+    run(a, b, local(out, "--out"))
 
 
 def prepare(
@@ -234,8 +235,8 @@ def prepare(
     from .prepare import prepare as run
 
     prepared = run(
-        folder,
-        out,
+        local(folder, "FOLDER"),
+        local(out, "--out"),
         name=name,
         held_out=held_out,
         split_seed=split_seed,
@@ -296,7 +297,7 @@ def _default(words: Sequence[str]) -> TrainConfig:
     if init is None:
         return recipes.load(words[1], "pretrain")
 
-    return recipes.load(words[1], "finetune", open_checkpoint(checkpoint_of(Path(init))).config)
+    return recipes.load(words[1], "finetune", open_checkpoint(checkpoint_of(place(init))).config)
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
@@ -334,6 +335,20 @@ def _end(fitted: Any) -> None:
 
 
 registry = tyro.constructors.ConstructorRegistry()
+
+
+@registry.primitive_rule
+def _place(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Paths, of this machine or in a store: pathlib alone would make gs:/ of gs://."""
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: place(words[0]),
+        is_instance=lambda value: isinstance(value, Path | Stored),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @registry.primitive_rule

@@ -1,7 +1,6 @@
 """What `vit pretrain`, `finetune`, `evaluate` and `compare` do, beneath the command line."""
 
 import importlib
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -103,8 +102,6 @@ def train(
     changes: Sequence[str] = (),
 ) -> Fitted:
     """One stage in its folder, from where it was left; says what it did and where things are."""
-    if re.match("[a-z][a-z0-9]+:/", str(out)):
-        raise InputError(f"--out {out}: an object store; runs need a file system as yet: mount it, or write elsewhere")
     if len(training.labels) != config.model.num_classes:
         raise InputError(
             f"model.num_classes: {config.model.num_classes}, but {training.title} has {len(training.labels)} classes; "

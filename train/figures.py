@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from vit_core.places import Stored, sending
+
 from . import metrics
 
 
@@ -86,6 +88,10 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Path, columns
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    if isinstance(path, Stored):
+        with sending(path.parent, path.name) as stage:
+            figure.savefig(stage / path.name, dpi=110)
+    else:
+        figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

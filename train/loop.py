@@ -109,6 +109,7 @@ def train(
             with clock.paused():
                 if ending or (config.save_every and step % config.save_every == 0):
                     watch.check()
+                    metrics.flush()
                     run.save(engine, step)
                 if ending:
                     run.saved(engine)
@@ -124,6 +125,7 @@ def judge(engine: Engine, split: Split, step: int, metrics: Metrics) -> tuple[Ac
     average = evaluate(engine, split, averaged=True) if engine.config.ema is not None else None
     line = {"evaluation_loss": accuracy.loss, "top1": accuracy.top1, "top5": accuracy.top5}
     metrics.write(step, **line, **({"top1_ema": average.top1} if average else {}))
+    metrics.flush()
     return accuracy, average
 
 

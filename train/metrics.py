@@ -1,17 +1,25 @@
-"""What a run logs: RUN/metrics.jsonl, a line of JSON for each time, and the same numbers as TensorBoard events."""
+"""What a run logs: RUN/metrics.jsonl, a line of JSON for each time, and the same numbers as TensorBoard events.
+
+A store has no file to append to: there both are written beside the run, and put there whole before a step is saved (so
+that a run which goes on from that step has all lines up to it), after an evaluation, at the end, and each minute.
+"""
 
 import json
 import os
+import tempfile
+import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
 from vit_core.errors import InputError
+from vit_core.places import Stored
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+MINUTE = 60.0
 
 
 class Metrics:
@@ -22,10 +30,14 @@ class Metrics:
 
     def __init__(self, run: Path, start: int, tensorboard: bool = True, written: bool = True) -> None:
         self.file, self.events = None, None
+        self.store, self.flushed = None, time.monotonic()
         if not written:
             return
+        kept = [line for line in read(run / METRICS) if line["step"] <= start]
+        if isinstance(run, Stored):
+            self.store, self.folder = run, tempfile.TemporaryDirectory(prefix="vit-")
+            run = Path(self.folder.name)
         path = run / METRICS
-        kept = [line for line in read(path) if line["step"] <= start]
         draft = path.with_suffix(".draft")
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(draft, path)
@@ -48,15 +60,36 @@ class Metrics:
                     self.events.add_scalar(name, value, step)
         except OSError as error:
             raise InputError(f"{self.file.name}: cannot write there ({error.strerror}); make room") from None
+        if time.monotonic() - self.flushed > MINUTE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts what was logged so far into the store, if the run is in one."""
+        if self.store is None:
+            return
+        if self.events:
+            self.events.flush()
+        self.flushed, here = time.monotonic(), Path(self.folder.name)
+        try:
+            for file in [here / METRICS, *here.glob(f"{EVENTS}/*")]:
+                (self.store / file.relative_to(here)).put(file)
+        except OSError as error:
+            raise InputError(f"{self.store}: cannot write there ({error})") from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         for sink in (self.file, self.events):
             if sink is not None:
                 with suppress(OSError):  # of a line that the full disk has refused already
                     sink.close()
+        if self.store is None:
+            return
+        self.events = None
+        with suppress(InputError) if kind else nullcontext():  # what has gone wrong already is to be told
+            self.flush()
+        self.folder.cleanup()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

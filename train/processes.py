@@ -1,9 +1,11 @@
 """Processes beside each other: those of a run, one at a time in a folder, and workers that end with their parent."""
 
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -15,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.errors import InputError
+from vit_core.places import Stored
 
 
 class Processes(Protocol):
@@ -33,12 +36,16 @@ class Processes(Protocol):
 def alone(folder: Path) -> Iterator[None]:
     """With a folder, made where it is not there, for this process alone until it ends, however it does.
 
-    InputError where another process is in it, or for no access.
+    InputError where another process is in it, or for no access. Stores have no locks: there it is alone on this machine
+    (of several machines, Run.check_held lets the last one go on).
     """
-    created = not folder.exists()
+    locked = _stand_in(folder) if isinstance(folder, Stored) else folder
+    created = not locked.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        if isinstance(folder, Stored):
+            folder.check_writable()
+        locked.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(locked, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from None
     try:
@@ -49,8 +56,14 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-        if created and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if created and locked.is_dir() and not any(locked.iterdir()):
+            locked.rmdir()
+
+
+def _stand_in(folder: Stored) -> Path:
+    """A folder of this machine to lock instead of one in a store."""
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"vit-{os.getuid()}-{name}"
 
 
 @contextmanager

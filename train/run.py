@@ -1,6 +1,9 @@
 """A run's folder: what was asked for (run.json), saved steps to go on from, and the finished checkpoints."""
 
 import json
+import os
+import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from vit_core.checkpoint import (
 )
 from vit_core.display import say
 from vit_core.errors import InputError
+from vit_core.places import Stored
 from vit_core.schema import Schema
 
 from . import steps
@@ -30,6 +34,9 @@ from .metrics import METRICS, read
 
 RUN = "run.json"
 AVERAGE = f"{FINISHED}_ema"
+HOLDER = "holder"
+"""In a store, the process that works in the run's folder."""
+THIS_PROCESS = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
 
 
 class Engine(Protocol):
@@ -117,6 +124,15 @@ class Run:
         """Writes run.json; what may change on the way is that of the last start."""
         with staging(self.folder, (RUN,)) as stage:
             (stage / RUN).write_text(self.request.model_dump_json(indent=2) + "\n")
+        if isinstance(self.folder, Stored):
+            (self.folder / HOLDER).write_text(THIS_PROCESS)
+
+    def check_held(self) -> None:
+        """InputError where, in a store, another process has begun to work in the folder since this one has."""
+        if not isinstance(self.folder, Stored) or not (holder := self.folder / HOLDER).exists():
+            return
+        if (found := holder.read_text()) != THIS_PROCESS:
+            raise InputError(f"{self.folder}: {found} has gone on with this run since; this one ends here")
 
     @property
     def finished(self) -> bool:
@@ -153,6 +169,8 @@ class Run:
         One that is there stays: it is the same.
         """
         folder = self.step_folder(step)
+        if engine.process == 0:
+            self.check_held()
         self.saved(engine)
         if folder not in saved_steps(self.folder):
             engine.save(folder, self._checkpoint_config(step))
@@ -176,6 +194,7 @@ class Run:
         for name, averaged in reversed(kept.items()):
             exported = engine.export(averaged)
             if engine.process == 0:
+                self.check_held()
                 save_checkpoint(self.folder / name, self._checkpoint_config(step), exported)
         return tuple(self.folder / name for name in kept)
 

@@ -5,7 +5,6 @@ weights; either goes on from either.
 """
 
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from vit_core.checkpoint import WEIGHTS, Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint, staging
 from vit_core.errors import InputError
 from vit_core.formats import orbax
+from vit_core.places import here, rmtree
 
 STATISTICS = "optimizer.safetensors"
 
@@ -48,7 +48,8 @@ def read(folder: Path) -> tuple[Checkpoint, int, Statistics]:
         arrays: Mapping[str, np.ndarray] = orbax.statistics_of(folder, checkpoint.config.model)
     else:
         try:
-            arrays = load_file(os.fspath(folder / STATISTICS))
+            with here(folder / STATISTICS) as file:
+                arrays = load_file(os.fspath(file))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder / STATISTICS}: not a whole safetensors file ({error})") from None
     return checkpoint, checkpoint.config.provenance.step or 0, Statistics(folder, arrays)
@@ -64,7 +65,7 @@ def write(
             save_file(dict(statistics), stage / STATISTICS)
         save_checkpoint(folder, config, weights)
     except InputError:
-        shutil.rmtree(folder, ignore_errors=True)  # a full disk has no room for half a step
+        rmtree(folder, ignore_errors=True)  # a full disk has no room for half a step
         raise
 
 
@@ -72,21 +73,21 @@ def remove(folder: Path) -> None:
     """Removes a step, whole or in half; at no moment is half of one taken for whole."""
     for what_makes_it_one in (WEIGHTS, orbax.MANIFEST):
         (folder / what_makes_it_one).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    rmtree(folder)
 
 
 def put_aside(folder: Path) -> None:
     """Keeps a step that cannot be read, but not as a step: it may be the disk that is at fault."""
     aside = folder.with_name(f"damaged-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(folder, aside)
+    rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def sweep(run: Path, whole: Collection[Path]) -> None:
     """Removes what saves and removals that were cut short have left beside the whole steps."""
     for folder in run.glob("steps/*"):
         if folder.is_dir() and folder not in whole and not folder.name.startswith("damaged-"):
-            shutil.rmtree(folder, ignore_errors=True)
+            rmtree(folder, ignore_errors=True)
 
 
 def spare(steps: Collection[int], newest: int, every: int, best: int, scores: Mapping[int, float]) -> list[int]:

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,6 +23,12 @@ from jax.experimental import multihost_utils
 from vit_core.errors import InputError
 from vit_core.formats import orbax as steps
 from vit_core.formats.orbax import Manifest
+from vit_core.places import Stored, place, rmtree
+
+# Orbax reaches gs:// by etils.epath: that is to use gcsfs even where TensorFlow is installed, and to remember no
+# listing, because other processes write meanwhile.
+os.environ.setdefault("EPATH_USE_TF", "false")
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 LARGE = 2**24
 """Stacks of so many bytes are cut by layer, so that reading one layer does not read them all; and replicated arrays
@@ -34,7 +42,7 @@ class Saver:
         _quieten()
         self.handler = _Handler()
         self.checkpointer = ocp.AsyncCheckpointer(self.handler)
-        self.folder: epath.Path | None = None
+        self.folder: Path | None = None
 
     def save(
         self,
@@ -50,7 +58,7 @@ class Saver:
         or (then of the step before) before; `wait` raises the rest.
         """
         self.wait()
-        self.folder = epath.Path(folder).absolute()
+        self.folder = place(folder).absolute()
         self.handler.manifest = Manifest(
             metadata=json.loads(json.dumps(metadata)), structured=structured, leaves=steps.summary(leaves), files={}
         )
@@ -58,7 +66,7 @@ class Saver:
         with self._cleaning():
             if _first():
                 _sweep(self.folder)
-            self.checkpointer.save(self.folder, args=_SaveArgs(dict(leaves), save_args=cut))
+            self.checkpointer.save(epath.Path(self.folder), args=_SaveArgs(dict(leaves), save_args=cut))
 
     def wait(self) -> None:
         """Until the step under way is on the disk. InputError where it could not be written: nothing is left of it."""
@@ -116,8 +124,10 @@ class _Handler(ocp.PyTreeCheckpointHandler):
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
         assert self.manifest is not None
-        written = {name: steps.File.of(path) for name, path in steps.files(directory).items()}
-        self.manifest.replace(files=written).write(directory)
+        folder = place(directory)
+        kind = steps.StoredFile if isinstance(folder, Stored) else steps.File
+        written = {name: kind.of(path) for name, path in steps.files(folder).items()}
+        self.manifest.replace(files=written).write(folder)
 
 
 @ocp.args.register_with_handler(_Handler, for_save=True)
@@ -137,7 +147,7 @@ def restore(folder: str | os.PathLike[str], like: Mapping[str, jax.ShapeDtypeStr
 
     InputError, in every process, for a step that is damaged or holds other leaves than `like`.
     """
-    path = epath.Path(folder).absolute()
+    path = place(folder).absolute()
     _agree(lambda: _check(path, like))
     args = {
         name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
@@ -145,12 +155,12 @@ def restore(folder: str | os.PathLike[str], like: Mapping[str, jax.ShapeDtypeStr
     }
     try:
         with ocp.Checkpointer(_Handler()) as checkpointer:
-            return dict(checkpointer.restore(path, args=_RestoreArgs(dict(like), restore_args=args)))
+            return dict(checkpointer.restore(epath.Path(path), args=_RestoreArgs(dict(like), restore_args=args)))
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({steps.cause(error)}); restore an earlier step") from None
 
 
-def _check(folder: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _check(folder: Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """InputError for other leaves, or for damage in this process's share of the files."""
     manifest = Manifest.read(folder)
     wanted, found = steps.summary(like), manifest.leaves
@@ -169,6 +179,9 @@ def _check(folder: epath.Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> None
     if faults:
         raise InputError(f"{folder}: {'; '.join(faults)}; was it saved by another config?")
     manifest.check(folder, sorted(manifest.files)[jax.process_index() :: jax.process_count()])
+    if isinstance(folder, Stored) and _first() and not (folder / steps.COMMITTED).exists():
+        # Killed just before Orbax wrote it, or copied to the store: step.json says that the step is whole.
+        (folder / steps.COMMITTED).write_text("")
 
 
 def _agree(check: Callable[[], None]) -> None:
@@ -191,9 +204,9 @@ def _first() -> bool:
     return jax.process_index() == 0
 
 
-def _sweep(folder: epath.Path) -> None:
+def _sweep(folder: Path) -> None:
     """Removes what killed or failed saves left: of this step, and beside it."""
     if folder.exists() and not steps.is_step(folder):
-        folder.rmtree()
+        rmtree(folder)
     for stale in folder.parent.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}") if folder.parent.exists() else ():
-        stale.rmtree()
+        rmtree(stale)

@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from vit_core import parameters, position_embeddings
 from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
+from vit_core.places import Stored, here, place, sending
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Schema
@@ -250,7 +251,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     if orbax_step := _orbax_step(path):
         return orbax_step
-    path = Path(path)
+    path = place(path)
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint; expected a folder with {CONFIG} and {WEIGHTS}")
@@ -269,7 +270,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _orbax_step(folder: str | os.PathLike[str]) -> Checkpoint | None:
     from vit_core.formats import orbax  # it is built on this module
 
-    path = Path(folder)
+    path = place(folder)
     if not orbax.is_step(path):
         return None
     config = CheckpointConfig.parse(orbax.metadata(path), f"{path / orbax.MANIFEST}: metadata")
@@ -309,7 +310,7 @@ def save_checkpoint(
 
     arrays: canonical name -> array in torch's layout, exactly the config's table. dtype: stored type, else each's own.
     """
-    path, rows = Path(path), parameters.parameters(config.model)
+    path, rows = place(path), parameters.parameters(config.model)
     unexpected = {name: np.shape(arrays[name]) for name in arrays if name not in rows}
     stored = {name: np.ascontiguousarray(convert(arrays[name], dtype)) for name in rows if name in arrays}
     if wrong := _differences(rows, unexpected | {name: array.shape for name, array in stored.items()}):
@@ -328,6 +329,10 @@ def staging(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
     Everything is on the disk before the first is replaced; what a killed process left is swept. Raises InputError
     for what the file system refuses, leaving the folder as it was.
     """
+    if isinstance(folder, Stored):
+        with sending(folder, *names) as stage:
+            yield stage
+        return
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -398,7 +403,8 @@ class _WeightsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.file = safe_open(path, framework="np")
+            with here(path) as file:
+                self.file = safe_open(file, framework="np")
             self.metadata: dict[str, str] = self.file.metadata() or {}
             slices = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, OSError) as error:

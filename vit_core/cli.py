@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vit_core.errors import InputError, unknown_name
+from vit_core.places import local
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
@@ -26,7 +27,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
     """
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
-    _writable(out)
+    _writable(local(out, "--out"))
     needs("train", "jax", "torch", "grain", "tensorflow_datasets", "sklearn", "matplotlib")
     from train.demo import main as run
 

@@ -10,6 +10,7 @@ from flax import nnx
 from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, convert, open_checkpoint, save_checkpoint
 from vit_core.config import ViTConfig
 from vit_core.parameters import draw, parameters
+from vit_core.places import place
 from vit_core.preprocess import Preprocessing
 from vit_jax import arrays
 from vit_jax.model import ViT
@@ -69,4 +70,4 @@ def save(
     rows = parameters(model.config)
     stored = {name: arrays.to_numpy(rows[name], value) for name, value in jax.device_get(arrays.read(model)).items()}
     save_checkpoint(path, config, stored, dtype)
-    return Path(path)
+    return place(path)

@@ -9,6 +9,7 @@ import torch
 from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, convert, open_checkpoint, save_checkpoint
 from vit_core.config import ViTConfig
 from vit_core.parameters import draw, parameters
+from vit_core.places import place
 from vit_core.preprocess import Preprocessing
 from vit_torch import arrays
 from vit_torch.model import ViT
@@ -71,4 +72,4 @@ def save(
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters()}
     save_checkpoint(path, config, stored, dtype)
-    return Path(path)
+    return place(path)

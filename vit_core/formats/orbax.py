@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from math import prod
@@ -25,10 +26,13 @@ from vit_core.checkpoint import LazyArrays
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.parameters import Stack
+from vit_core.places import Stored, place
 from vit_core.schema import Flag, NonNegative, Schema
 
 MANIFEST = "step.json"
-CHANGING = ("_CHECKPOINT_METADATA", "commit_success.txt")
+COMMITTED = "commit_success.txt"
+"""What Orbax wants to see in a store, where it cannot rename a folder."""
+CHANGING = ("_CHECKPOINT_METADATA", COMMITTED)
 """Orbax writes these after step.json; no value depends on them."""
 PARAMETERS, SKIPPED = "params", "skipped"
 _BLOCK = 2**22
@@ -57,6 +61,22 @@ class File(Schema):
         return cls(bytes=size, crc32=checksum)
 
 
+class StoredFile(Schema):
+    """The same of an object in a store, which has made a checksum of what it received: nothing need be read again."""
+
+    bytes: NonNegative
+    md5: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """As it is now, in a store or copied from there."""
+        if isinstance(path, Stored) and (known := path.md5):
+            return cls(bytes=path.stat().st_size, md5=known)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "md5").digest()
+        return cls(bytes=_size(path), md5=b64encode(digest).decode())
+
+
 class Manifest(Schema):
     """All of step.json, but for the stamp that ties it together."""
 
@@ -66,7 +86,7 @@ class Manifest(Schema):
     structured: Flag = False
     """Whether the optimizer's statistics are kept by matrix (LAMB, Adafactor), not in the JAX layout."""
     leaves: dict[Annotated[str, Field(min_length=1)], Leaf]
-    files: dict[str, File]
+    files: dict[str, File | StoredFile]
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -101,7 +121,7 @@ class Manifest(Schema):
                     raise InputError(f"{folder / name}: missing; restore an earlier step")
                 if (size := _size(found[name])) != file.bytes:
                     raise InputError(f"{folder / name}: {size} bytes, expected {file.bytes}; restore an earlier step")
-                if name in names and File.of(found[name]) != file:
+                if name in names and type(file).of(found[name]) != file:
                     raise InputError(f"{folder / name}: damaged (another checksum); restore an earlier step")
         except OSError as error:
             raise InputError(f"{folder}: cannot be read ({error}); restore an earlier step") from None
@@ -109,7 +129,10 @@ class Manifest(Schema):
 
 def files(folder: Path) -> dict[str, Path]:
     """Every file of a step that step.json answers for, by its path in the folder."""
-    found = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    if isinstance(folder, Stored):
+        found = folder.files()
+    else:
+        found = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
     return {name: path for name, path in found.items() if name not in (MANIFEST, *CHANGING)}
 
 
@@ -122,29 +145,28 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _size(path: Path) -> int:
-    stat: Any = path.stat()
-    return stat.length if hasattr(stat, "length") else stat.st_size  # etils.epath has its own word for it
+    return path.stat().st_size
 
 
 def is_step(folder: str | os.PathLike[str]) -> bool:
     """Whether a whole step of this kind is there."""
-    return bool((Path(folder) / MANIFEST).is_file())
+    return bool((place(folder) / MANIFEST).is_file())
 
 
 def metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What was saved with the arrays: the fields of the checkpoint's config."""
-    return dict(Manifest.read(Path(folder)).metadata)
+    return dict(Manifest.read(place(folder)).metadata)
 
 
 def read_leaves(folder: str | os.PathLike[str]) -> LazyArrays:
     """Every array under its name in the JAX engine's state, as it was there. Damage is found at the first read."""
-    step = _Step(Path(folder))
+    step = _Step(place(folder))
     return LazyArrays({name: partial(step.read, name) for name in step.manifest.leaves})
 
 
 def parameters_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
     """Canonical name -> array in torch's layout. InputError where the step does not hold this config's parameters."""
-    step = _Step(Path(folder))
+    step = _Step(place(folder))
     found = {
         row.name: partial(step.in_torch_layout, name, stack, i)
         for name, stack in step.stacks(config, (PARAMETERS,))
@@ -158,7 +180,7 @@ def parameters_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArra
 def statistics_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
     """ "<kind>/<canonical name>" -> what the optimizer and the moving average keep, and "skipped", as the engines'
     `statistics` gives it: in torch's layout, means over rows and columns [batch, length]."""
-    step = _Step(Path(folder))
+    step = _Step(place(folder))
     kinds = {name.partition("/")[0] for name in step.manifest.leaves} - {PARAMETERS, SKIPPED}
     found: dict[str, Callable[[], np.ndarray]] = {}
     for name, stack in step.stacks(config, kinds):
@@ -241,8 +263,11 @@ class _Step:
 
 
 def _spec(folder: Path, leaf: str) -> dict[str, Any]:
-    base = {"driver": "file", "path": f"{folder.absolute()}/"}
-    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}}
+    # In a store, it gives up before people do.
+    stored, patience = isinstance(folder, Stored), {"gcs_request_retries": {"max_retries": 6}}
+    base = f"{folder}/" if stored else {"driver": "file", "path": f"{folder.absolute()}/"}
+    kvstore = {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}
+    return {"driver": "zarr", "kvstore": kvstore} | ({"context": patience} if stored else {})
 
 
 def _members(name: str, depth: int) -> list[str]:
