@@ -16,7 +16,7 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 
 from vit_core.errors import InputError
-from vit_core.places import Stored
+from vit_core.places import Stored, StoreError
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 MINUTE = 60.0
@@ -61,7 +61,8 @@ class Metrics:
         except OSError as error:
             raise InputError(f"{self.file.name}: cannot write there ({error.strerror}); make room") from None
         if time.monotonic() - self.flushed > MINUTE:
-            self.flush()
+            with suppress(StoreError):  # there is time until a step is saved
+                self.flush()
 
     def flush(self) -> None:
         """Puts what was logged so far into the store, if the run is in one."""
@@ -70,11 +71,8 @@ class Metrics:
         if self.events:
             self.events.flush()
         self.flushed, here = time.monotonic(), Path(self.folder.name)
-        try:
-            for file in [here / METRICS, *here.glob(f"{EVENTS}/*")]:
-                (self.store / file.relative_to(here)).put(file)
-        except OSError as error:
-            raise InputError(f"{self.store}: cannot write there ({error})") from None
+        for file in [here / METRICS, *here.glob(f"{EVENTS}/*")]:
+            (self.store / file.relative_to(here)).put(file)
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +85,7 @@ class Metrics:
         if self.store is None:
             return
         self.events = None
-        with suppress(InputError) if kind else nullcontext():  # what has gone wrong already is to be told
+        with suppress(OSError, StoreError) if kind else nullcontext():  # what has gone wrong already is to be told
             self.flush()
         self.folder.cleanup()
 

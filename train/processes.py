@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.errors import InputError
-from vit_core.places import Stored
+from vit_core.places import Stored, StoreError
 
 
 class Processes(Protocol):
@@ -75,12 +75,13 @@ def leaving(processes: Processes) -> Iterator[None]:
     except Exception as error:
         if processes.count == 1:
             raise
-        if isinstance(error, InputError):
+        said = isinstance(error, InputError | StoreError)
+        if said:
             print(f"vit: error: {error}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
         time.sleep(2 if processes.index == 0 else 0)  # who holds the others together leaves last
-        os._exit(2 if isinstance(error, InputError) else 1)
+        os._exit(2 if said else 1)
 
 
 def end_with_parent() -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vit_core.errors import InputError, unknown_name
-from vit_core.places import local
+from vit_core.places import StoreError, local
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (InputError, OSError, MemoryError) as error:
+    except (InputError, StoreError, OSError, MemoryError) as error:
         print(f"vit: error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
 

@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from vit_core.errors import InputError
 
@@ -28,13 +28,9 @@ SLOW = 5.0
 
 
 def place(path: str | os.PathLike[str]) -> Path:
-    """pathlib's path, or what stands for it in a store (`Stored`). InputError for a store that is not known."""
-    text = os.fspath(path)
-    if not (address := re.fullmatch(r"([a-z][a-z0-9+.-]*)://(.*)", text, re.DOTALL)):
-        return Path(path)
-    if address[1] != "gs" or not (name := address[2].strip("/")):
-        raise InputError(f"{text}: expected gs://BUCKET/... or a folder; other stores have to be mounted")
-    return cast(Path, Stored(re.sub("/+", "/", name)))
+    """pathlib's path, or what stands for it in a store (`Stored`)."""
+    address = re.fullmatch("([a-z][a-z0-9+.-]*://)(.*)", os.fspath(path), re.DOTALL)
+    return cast(Path, Stored(address[1] + re.sub("/+", "/", address[2].strip("/")))) if address else Path(path)
 
 
 def local(path: Path, what: str) -> Path:
@@ -59,15 +55,15 @@ def here(path: Path) -> Iterator[Path]:
 def sending(folder: Path, *names: str) -> Iterator[Path]:
     """A local folder to write files `names` in; at the end they go to `folder`, in this order, each whole.
 
-    Beneath a store only. InputError where it refuses them.
+    Of a store only. InputError where there is no such bucket.
     """
     with tempfile.TemporaryDirectory(prefix="vit-") as stage:
         yield Path(stage)
         try:
             for name in names:
                 cast(Stored, folder / name).put(Path(stage) / name)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot write there ({error})") from None
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no such bucket; make it first, or choose another") from None
 
 
 def rmtree(folder: Path, ignore_errors: bool = False) -> None:
@@ -77,40 +73,41 @@ def rmtree(folder: Path, ignore_errors: bool = False) -> None:
         return
     try:
         folder.rmtree()
-    except OSError:
+    except (FileNotFoundError, StoreError):
         if not ignore_errors:
             raise
 
 
-class StoreError(OSError):
-    """What a store's client raised, whatever it was, in one line."""
-
-    def __init__(self, where: object, text: str) -> None:
-        super().__init__(errno.EIO, text, str(where))
-
-    def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
+class StoreError(RuntimeError):
+    """A store that does not answer or does not let one in, in one line: no fault of what lies there, so no InputError
+    and no OSError, which what cannot be read is given up for."""
 
 
 @dataclass(frozen=True, order=True)
 class Stored:
     """An object in a store, or the folder that names beginning with its own make: what is used here of pathlib.Path.
 
-    Whatever goes wrong is an OSError.
+    FileNotFoundError for what is not there, StoreError for all else that the store's client raises, InputError for
+    another store than gs:// and where the client is not installed.
     """
 
-    key: str
-    """BUCKET/NAME."""
+    address: str
+    """gs://BUCKET/NAME."""
     listed: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     """What the listing it comes from says of it."""
 
     def __str__(self) -> str:
-        return f"gs://{self.key}"
+        return self.address
 
-    __fspath__ = as_posix = __str__
+    __fspath__ = __str__
 
     def __truediv__(self, name: str | os.PathLike[str]) -> "Stored":
-        return Stored(f"{self.key}/{os.fspath(name)}".rstrip("/"))
+        return Stored(f"{self.address}/{os.fspath(name)}")
+
+    @property
+    def key(self) -> str:
+        """BUCKET/NAME."""
+        return self.address.partition("://")[2]
 
     @property
     def name(self) -> str:
@@ -118,7 +115,7 @@ class Stored:
 
     @property
     def parent(self) -> "Stored":
-        return Stored(self.key.rpartition("/")[0] or self.key)
+        return Stored(self.address.rpartition("/")[0])
 
     def with_name(self, name: str) -> "Stored":
         return self.parent / name
@@ -149,7 +146,7 @@ class Stored:
         found: list[dict[str, Any]] = self._told("ls", detail=True)
         # A folder may have an object of its own.
         names = {entry["name"].rstrip("/") for entry in found} - {self.key}
-        return iter([Stored(name) for name in sorted(names)])
+        return iter([Stored(f"gs://{name}") for name in sorted(names)])
 
     def glob(self, pattern: str) -> Iterator["Stored"]:
         """Only the last part may hold wildcards."""
@@ -163,15 +160,16 @@ class Stored:
     def files(self) -> dict[str, "Stored"]:
         """All objects beneath, by their names from here."""
         found: dict[str, dict[str, Any]] = self._told("find", detail=True)
-        return {name[len(self.key) + 1 :]: Stored(name, info) for name, info in found.items() if name[-1] != "/"}
+        return {
+            name[len(self.key) + 1 :]: Stored(f"gs://{name}", info)
+            for name, info in found.items()
+            if not name.endswith("/")
+        }
 
     @property
     def md5(self) -> str | None:
         """As the store has it; none of objects that were put together from several."""
         return (self._info() or {}).get("md5Hash")
-
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        return cast(IO[bytes], self._told("open", mode=mode))
 
     def read_bytes(self) -> bytes:
         return cast(bytes, self._told("cat_file"))
@@ -183,7 +181,7 @@ class Stored:
         self._told("pipe_file", text.encode())
 
     def check_writable(self) -> None:
-        """OSError where nothing can be written in it."""
+        """Raises what goes wrong where nothing can be written in it."""
         (self / ".writable").write_text("")
         (self / ".writable").unlink()
 
@@ -249,7 +247,9 @@ def _client() -> Any:
 
 @contextmanager
 def _telling(where: Stored) -> Iterator[None]:
-    """What the client raises, as OSErrors."""
+    """What the client raises, as `Stored` says."""
+    if not re.match("gs://[^/]", where.address):
+        raise InputError(f"{where}: expected gs://BUCKET/... or a folder; other stores have to be mounted")
     try:
         yield
     except InputError:
@@ -261,4 +261,4 @@ def _telling(where: Stored) -> Iterator[None]:
         code = getattr(error, "code", None)
         if code == 401 or "Forbidden" in text:
             text += "; log in (gcloud auth application-default login), or ask for access to the bucket"
-        raise StoreError(where, text) from error
+        raise StoreError(f"{where}: {text}") from error

@@ -26,7 +26,7 @@ from vit_core.checkpoint import LazyArrays
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.parameters import Stack
-from vit_core.places import Stored, place
+from vit_core.places import Stored, here, place
 from vit_core.schema import Flag, NonNegative, Schema
 
 MANIFEST = "step.json"
@@ -55,7 +55,7 @@ class File(Schema):
     def of(cls, path: Path) -> Self:
         """As it is now."""
         size, checksum = 0, 0
-        with path.open("rb") as file:
+        with here(path) as copy, copy.open("rb") as file:
             while block := file.read(_BLOCK):
                 size, checksum = size + len(block), crc32(block, checksum)
         return cls(bytes=size, crc32=checksum)
@@ -72,7 +72,7 @@ class StoredFile(Schema):
         """As it is now, in a store or copied from there."""
         if isinstance(path, Stored) and (known := path.md5):
             return cls(bytes=path.stat().st_size, md5=known)
-        with path.open("rb") as file:
+        with here(path) as copy, copy.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").digest()
         return cls(bytes=_size(path), md5=b64encode(digest).decode())
 
@@ -238,7 +238,8 @@ class _Step:
         _ = self.checked
         expected = self.manifest.leaves[leaf]
         try:
-            store = self._tensorstore.open(_spec(self.folder, leaf), open=True, read=True).result()
+            spec = _spec(self.folder, leaf)
+            store = self._tensorstore.open(spec, open=True, read=True, context=self.context).result()
             if (tuple(store.shape), store.dtype.name) != (expected.shape, expected.dtype):
                 raise ValueError(f"{leaf} is {store.dtype.name} {list(store.shape)}, not as {MANIFEST} has it")
             array: np.ndarray = (store if part is None else store[part]).read().result()
@@ -253,6 +254,15 @@ class _Step:
         """Whether every file is what it was: InputError if not. Once, when the first value is wanted."""
         self.manifest.check(self.folder, self.manifest.files)
 
+    @cached_property
+    def context(self) -> Any:
+        """In a store, what is kept between reads, of which each would ask for the database's index anew; and how often
+        to ask again, where the store does not answer."""
+        if not isinstance(self.folder, Stored):
+            return None
+        kept = {"cache_pool": {"total_bytes_limit": 2**24}, "gcs_request_retries": {"max_retries": 6}}
+        return self._tensorstore.Context(kept)
+
     @property
     def _tensorstore(self) -> Any:
         try:
@@ -263,11 +273,10 @@ class _Step:
 
 
 def _spec(folder: Path, leaf: str) -> dict[str, Any]:
-    # In a store, it gives up before people do.
-    stored, patience = isinstance(folder, Stored), {"gcs_request_retries": {"max_retries": 6}}
+    stored, once = isinstance(folder, Stored), {"recheck_cached_data": False, "recheck_cached_metadata": False}
     base = f"{folder}/" if stored else {"driver": "file", "path": f"{folder.absolute()}/"}
     kvstore = {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}
-    return {"driver": "zarr", "kvstore": kvstore} | ({"context": patience} if stored else {})
+    return {"driver": "zarr", "kvstore": kvstore} | (once if stored else {})
 
 
 def _members(name: str, depth: int) -> list[str]:
