@@ -62,7 +62,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _stand_in(folder: Stored) -> Path:
     """A folder of this machine to lock instead of one in a store."""
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    service = os.environ.get("STORAGE_EMULATOR_HOST", "")  # another store has other buckets of the same names
+    name = hashlib.sha256(f"{service} {folder}".encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"vit-{os.getuid()}-{name}"
 
 

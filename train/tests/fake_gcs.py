@@ -13,8 +13,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 Before = Callable[[str, str], None]
-"""Called with a verb ("put", "get", "delete") and an object's name before it is done; what it raises breaks the
-connection."""
+"""Called with a verb ("put", "get", "delete") and an object's name before it is done; what it raises (but Refused)
+breaks the connection."""
+
+
+class Refused(Exception):
+    """To be answered with a status."""
 
 
 @dataclass
@@ -144,6 +148,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(self.store.refuse, "refused")
             else:
                 self.route(url.path, dict(parse_qsl(url.query)), body)
+        except Refused as refused:
+            self.answer(refused.args[0], "refused")
         except Exception:
             self.close_connection = True
 

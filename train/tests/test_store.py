@@ -17,7 +17,7 @@ from train.metrics import METRICS, Metrics, curve, read
 from train.processes import alone
 from train.run import HOLDER, read_request
 from train.tests.conftest import Vit
-from train.tests.fake_gcs import Store, serving
+from train.tests.fake_gcs import Refused, Store, serving
 from train.tests.small import CONFIG, ENGINES, LABELS, folder_of_images, run_in, saved
 from train.tests.test_run import assert_the_same_run
 from vit_core import InputError, open_checkpoint, places, save_checkpoint
@@ -131,7 +131,7 @@ PLACES = {
         ("delete", r"steps/000005/step\.json"),
         ("delete", r"steps/000005/d/"),
         ("put", r"tensorboard/"),
-        ("put", r"checkpoint/config.json"),
+        ("put", r"checkpoint/model.safetensors"),
         ("put", r"curves.png"),
     ],
     "torch": [
@@ -245,10 +245,15 @@ def test_a_store_that_does_not_answer_is_no_damage(store: Store) -> None:
     run, engine = run_in(OUT), ENGINES["torch"](CONFIG)
     for step in (9, 10):
         saved(run, engine, step)
-    store.refuse = 403
+
+    def before(verb: str, name: str) -> None:
+        if verb == "get" and "000010" in name:
+            raise Refused(403)
+
+    store.before = before
     with pytest.raises(StoreError, match="Forbidden"):
         run.start(ENGINES["torch"], None)
-    store.refuse = 0
+    store.before = lambda verb, name: None
     assert run.start(ENGINES["torch"], None)[1] == 10
 
 
@@ -370,6 +375,9 @@ def test_places(store: Store) -> None:
     )
     with pytest.raises(FileNotFoundError, match="gs://bucket/a/b/steps/9"):
         (folder / "steps" / "9").read_text()
+    store.put("bucket", "a/b/steps/11/x", b"", {})
+    assert [path.name for path in folder.glob("steps/*")] == ["10", "11", "7"], "whoever wrote it"
+    places.rmtree(folder / "steps" / "11")
     (folder / "steps" / "7").rename(folder / "steps" / "8")
     assert store.names("a/b/steps/") == ["a/b/steps/10/x", "a/b/steps/8/x", "a/b/steps/8/y/z"]
     places.rmtree(folder / "steps" / "8")
