@@ -298,11 +298,6 @@ def test_recipes_say_what_papers_say() -> None:
     assert cifar.steps * cifar.batch_size / 50_000 == pytest.approx(200, rel=1e-2)
 
 
-def test_an_object_store_is_no_folder_yet(vit: Vit) -> None:
-    said = vit("pretrain", "digits", "--out", "gs://bucket/run", status=2)
-    assert "--out gs:/bucket/run: an object store; runs need a file system as yet: mount it, or write elsewhere" in said
-
-
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(vit: Vit, recipe: str, tmp_path: Path) -> None:
     """In both engines; pytest has one device."""
     for framework, what in (("jax", "needs 2 devices, there are 1"), ("torch", "needs 2 devices, there are 1")):
