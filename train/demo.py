@@ -106,7 +106,7 @@ def show_parity(checkpoint: Checkpoint, config: TrainConfig, split: Split) -> bo
 def draw(out: Path, pretrained: Checkpoint, untuned: Checkpoint, tuned: Checkpoint) -> list[Path]:
     """The three figures."""
     curves = [(stage, out / stage / METRICS) for stage in ("pretrain", "finetune")]
-    prefix = int(pretrained.config.model.class_token_position)
+    prefix = pretrained.config.model.prefix_positions
     tables = [
         (f"positions, {title}", np.asarray(c.arrays["pos_embed"][0, prefix:]), c.config.model.grid)
         for title, c in [("pretrained", pretrained), ("resampled", untuned), ("fine-tuned", tuned)]

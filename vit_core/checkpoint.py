@@ -220,9 +220,9 @@ class Checkpoint:
         model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
         config = self.config.replace(model=model, labels=None)
         rows, arrays = parameters.parameters(model), self.arrays
-        dtype = arrays["patch_embed.proj.bias"].dtype
+        dtype = arrays["patch_embed.proj.weight"].dtype
         for name, row in rows.items():
-            if name.startswith("head."):
+            if name.startswith(("head.", "head_dist.")):
                 arrays = arrays.with_array(name, parameters.draw(row, 0).astype(dtype))
         return dataclasses.replace(self, config=config, arrays=arrays.select(rows))
 
@@ -234,7 +234,7 @@ class Checkpoint:
             changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size)
         arrays = self.arrays
         if old.position_embedding == "learned" and new.grid != old.grid:
-            prefix = int(old.class_token_position)
+            prefix = old.prefix_positions
             pos_1ND = arrays["pos_embed"]
             pos_1ND = position_embeddings.resample(pos_1ND, old.grid, new.grid, old.position_resampling, prefix)
             arrays = arrays.with_array("pos_embed", pos_1ND)

@@ -1,11 +1,12 @@
 """The one schema both twins are built from: every choice that changes what the network computes is a field here."""
 
+from math import prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from vit_core.position_embeddings import Method, SincosFormula
-from vit_core.schema import Flag, Positive, Rate, Real, Schema
+from vit_core.schema import Count, Flag, Positive, Rate, Real, Schema
 
 _SIDE = {"type": "integer", "minimum": 1}
 Size = Annotated[
@@ -14,6 +15,8 @@ Size = Annotated[
     WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 """(height, width) in pixels; an int means square."""
+Layers = Annotated[Positive, Field(le=4096)]
+"""How many of a kind follow each other; the limit keeps a damaged file from asking for the impossible."""
 
 
 class ViTConfig(Schema):
@@ -31,22 +34,28 @@ class ViTConfig(Schema):
     """Input channels."""
     width: Positive
     """Token width D."""
-    depth: Annotated[Positive, Field(le=4096)]
+    depth: Layers
     """Number of blocks L."""
     heads: Positive
     """Attention heads H."""
     head_dim: Positive | None = None
     """Width K of one head; none: width / heads."""
     mlp_dim: Positive
-    """Hidden width M of the MLPs."""
-    num_classes: Annotated[int, Field(ge=0, le=2**24, strict=True)]
-    """Outputs of the head; 0: no head, and the pooled features are the output."""
-    pooling: Literal["cls", "gap", "map"] = "cls"
-    """Class token; mean of the patch tokens; attention pooling over them (MAP, arXiv:2106.04560)."""
+    """Hidden width F of the MLPs (of one half where they are gated)."""
+    num_classes: Count
+    """Outputs of the head; 0: no head, and the features it would read are the output."""
+    pooling: Literal["cls", "gap", "map", "cls_gap", "first"] = "cls"
+    """Class token; mean of the patch tokens; attention pooling over them (MAP, arXiv:2106.04560); class token and mean
+    side by side (DINOv2's linear heads); the first token where none is a class token (big_vision's pool_type "0")."""
     class_token: Flag = True
     """Whether a class token stands before the patch tokens."""
     class_token_position: Flag = True
-    """Whether the class token has a learned position; by default wherever it can (a class token, learned positions)."""
+    """Whether the class token (and the distillation token) has a learned position; by default wherever it can (a class
+    token, learned positions)."""
+    distillation: Literal["none", "token", "head"] = "none"
+    """DeiT's second token (arXiv:2012.12877). "head": it has a head of its own, and logits are the mean of the two."""
+    registers: Count = 0
+    """Register tokens (arXiv:2309.16588) before the patch tokens, never with positions."""
     position_embedding: Literal["learned", "sincos2d_big_vision", "sincos2d_mae", "none"] = "learned"
     """Learned: resampled at another resolution. Sin-cos: big_vision's or MAE's formula, computed anew at each."""
     position_resampling: Method = "bilinear_antialias"
@@ -54,13 +63,23 @@ class ViTConfig(Schema):
     final_norm: Literal["before_pooling", "after_pooling"] = "before_pooling"
     """Where the last LayerNorm stands (after pooling: timm's fc_norm)."""
     representation: Positive | None = None
-    """Width of a Linear + tanh before the head (the paper's pretraining head), or none."""
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """The tanh approximation (Google's checkpoints) or the exact GELU (timm's, HF's)."""
+    """Width of a Linear + tanh before the head (the paper's pretraining head, BERT's and HF's pooler), or none."""
+    pre_norm: Flag = False
+    """A LayerNorm before the blocks too (CLIP)."""
+    mlp: Literal["mlp", "swiglu"] = "mlp"
+    """The blocks' MLP: two layers, or gated by SiLU (arXiv:2002.05202; DINOv2's giant)."""
+    activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
+    """The tanh approximation (Google's checkpoints), the exact GELU (timm's, HF's) or x * sigmoid(1.702 x) (CLIP's)."""
     norm_epsilon: Annotated[Real, Field(gt=0.0)] = 1e-6
     """LayerNorm's epsilon."""
     qkv_bias: Flag = True
     """Bias on queries, keys and values."""
+    qk_norm: Flag = False
+    """LayerNorms over each head's queries and keys (arXiv:2302.05442)."""
+    proj_bias: Flag = True
+    """Bias on the blocks' attention projection and both layers of their MLP."""
+    head_bias: Flag = True
+    """Bias on the head."""
     layer_scale: Real | None = None
     """Initial value of LayerScale (arXiv:2103.17239), or none."""
     dropout: Rate = 0.0
@@ -73,6 +92,14 @@ class ViTConfig(Schema):
     """Initial value of the head's bias (-10 with a sigmoid loss over many classes)."""
     patch_embedding: Literal["conv", "unfold"] = "conv"
     """Patches by convolution, or by unfolding and a matrix product: same weights, same result."""
+    patch_bias: Flag = True
+    """Bias on the patch projection."""
+    patch_norms: Flag = False
+    """LayerNorms before and after the patch projection (lucidrains' vit-pytorch); patches are then unfolded."""
+    stem_layers: tuple[Layers, ...] | None = None
+    """Units in each stage of a ResNet before the patch projection ((3, 4, 9): Google's R50+B/16; (): the root alone)."""
+    stem_width: Positive = 64
+    """Channels of that ResNet's root."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,14 +121,39 @@ class ViTConfig(Schema):
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}; change one, or set head_dim")
         if self.pooling == "map" and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}, which pooling 'map' needs")
-        if self.pooling == "cls" and not self.class_token:
-            raise ValueError("pooling: 'cls' needs class_token true; use 'gap' or 'map' without one")
-        if self.class_token_position and not (self.class_token and self.position_embedding == "learned"):
-            raise ValueError("class_token_position: true needs class_token true and position_embedding 'learned'")
         if self.position_embedding.startswith("sincos2d") and (self.width % 4 or self.width < 8):
             raise ValueError(f"width: {self.width} is not a multiple of 4 from 8 on, which sincos2d positions need")
-        if self.representation and not self.num_classes:
-            raise ValueError("representation: a layer before the head needs a head; set num_classes above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_possible(self) -> Self:
+        if self.pooling in ("cls", "cls_gap") and not self.class_token:
+            raise ValueError(
+                f"pooling: '{self.pooling}' needs class_token true; use 'gap', 'map' or 'first' without one"
+            )
+        if self.pooling == "first" and self.class_token:
+            raise ValueError("pooling: 'first' is the class token where there is one; use 'cls', or class_token false")
+        if self.pooling == "cls_gap" and self.final_norm == "after_pooling":
+            raise ValueError("pooling: 'cls_gap' gives twice the width; set final_norm 'before_pooling'")
+        if self.class_token_position and not (self.class_token and self.position_embedding == "learned"):
+            raise ValueError("class_token_position: true needs class_token true and position_embedding 'learned'")
+        if self.distillation != "none" and self.pooling != "cls":
+            raise ValueError(f"distillation: '{self.distillation}' needs pooling 'cls'; set it, or distillation 'none'")
+        if self.distillation == "head" and self.final_norm == "after_pooling":
+            raise ValueError("distillation: 'head' reads two normed tokens; set final_norm 'before_pooling'")
+        if self.distillation == "head" and self.representation:
+            raise ValueError("distillation: 'head' reads its token as it is; leave out representation")
+        return self
+
+    @model_validator(mode="after")
+    def _stem_possible(self) -> Self:
+        if self.stem_layers is None:
+            return self
+        if self.stem_width % 32:
+            near = max(round(self.stem_width / 32), 1) * 32
+            raise ValueError(f"stem_width: {self.stem_width} is not a multiple of its 32 groups; the nearest is {near}")
+        if any(patch % self.stem_stride for patch in self.patch_size):
+            raise ValueError(f"patch_size: {self.patch_size} is not a multiple of the stem's stride {self.stem_stride}")
         return self
 
     def replace(self, **changes: Any) -> Self:
@@ -124,14 +176,51 @@ class ViTConfig(Schema):
         return self.head_dim or self.width // self.heads
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return self.class_token + (self.distillation != "none") + self.registers
+
+    @property
+    def prefix_positions(self) -> int:
+        """Rows of a learned position table before the grid's: the class token's, the distillation token's."""
+        return self.class_token_position * (1 + (self.distillation != "none"))
+
+    @property
     def tokens(self) -> int:
-        """Sequence length N: patches and the class token."""
-        return self.grid[0] * self.grid[1] + self.class_token
+        """Sequence length N."""
+        return self.prefix_tokens + prod(self.grid)
 
     @property
     def positions(self) -> int:
         """Rows of a learned position table."""
-        return self.grid[0] * self.grid[1] + self.class_token_position
+        return self.prefix_positions + prod(self.grid)
+
+    @property
+    def pooled(self) -> int:
+        """Width of what pooling gives."""
+        return self.width * (2 if self.pooling == "cls_gap" else 1)
+
+    @property
+    def features(self) -> int:
+        """Width of what the head reads."""
+        return self.representation or self.pooled
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels between two of the stem's outputs: the root takes 4, every stage after the first twice as many."""
+        return 1 if self.stem_layers is None else 4 * 2 ** max(len(self.stem_layers) - 1, 0)
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels that the patch projection reads: the images', or those of the stem's last stage."""
+        if self.stem_layers is None:
+            return self.channels
+        return self.stem_width * (4 * 2 ** (len(self.stem_layers) - 1) if self.stem_layers else 1)
+
+    @property
+    def patch_kernel(self) -> tuple[int, int]:
+        """Height and width of the patch projection's kernel: the patch, in outputs of the stem."""
+        return self.patch_size[0] // self.stem_stride, self.patch_size[1] // self.stem_stride
 
     @property
     def sincos_formula(self) -> SincosFormula:

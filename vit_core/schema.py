@@ -10,6 +10,8 @@ Flag = Annotated[bool, Field(strict=True)]
 """true or false, and nothing that could be taken for it."""
 Positive = Annotated[int, Field(ge=1, le=2**24, strict=True)]
 """A count; the upper limit keeps a damaged file from asking for the impossible."""
+Count = Annotated[int, Field(ge=0, le=2**24, strict=True)]
+"""As Positive, but there may be none."""
 NonNegative = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 """A probability."""

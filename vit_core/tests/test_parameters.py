@@ -69,7 +69,7 @@ def test_rows_written_out_by_hand() -> None:
     assert qkv.to_jax(weight)[7, 1, 2, 4] == weight[1 * 15 + 2 * 5 + 4, 7]
     patch = rows["patch_embed.proj.weight"]
     assert (patch.shape, patch.jax_shape) == ((24, 3, 4, 2), (4, 2, 3, 24))
-    assert (rows["blocks.0.attn.qkv.bias"].key_bias, rows["attn_pool.kv.bias"].key_bias) == (1, 0)
+    assert (rows["blocks.0.attn.qkv.bias"].key_bias, rows["attn_pool.kv.bias"].key_bias) == (slice(1, 2), slice(0, 1))
     assert rows["pos_embed"].shape == (1, 13, 24)
     depths = {"patch_embed.proj.weight": 0, "cls_token": 0, "blocks.0.norm1.weight": 1, "norm.bias": 3, "head.bias": 3}
     assert {name: rows[name].depth for name in depths} == depths
