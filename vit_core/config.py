@@ -97,7 +97,7 @@ class ViTConfig(Schema):
     patch_norms: Flag = False
     """LayerNorms before and after the patch projection (lucidrains' vit-pytorch); patches are then unfolded."""
     stem_layers: tuple[Layers, ...] | None = None
-    """Units in each stage of a ResNet before the patch projection ((3, 4, 9): Google's R50+B/16; (): the root alone)."""
+    """Units in each stage of a ResNet before the patch projection ((3, 4, 9): Google's R50+B/16; (): only a root)."""
     stem_width: Positive = 64
     """Channels of that ResNet's root."""
 

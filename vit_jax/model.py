@@ -1,11 +1,13 @@
 """The Vision Transformer in Flax NNX. Read it beside vit_torch/model.py: same classes, same order, same names.
 
 Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
-D width, T heads, K head width, F hidden width of the MLP. Parameters stay in the table's JAX layout (kernels with the
-input's axes first, heads apart); images are NHWC.
+D width, T heads, K head width, F hidden width of the MLP, P values of a patch. Parameters stay in the table's JAX
+layout (kernels with the input's axes first, heads apart); images are NHWC.
 """
 
 from collections.abc import Callable
+from functools import partial
+from math import prod
 from typing import Any, Literal, get_args
 
 import jax
@@ -19,8 +21,10 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, stacking
+from vit_jax.layers import conv, linear, to_width
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Remat
+from vit_jax.stem import backbone, identity
 
 Attend = Literal["plain", "fused"]
 
@@ -28,31 +32,14 @@ Attend = Literal["plain", "fused"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 
-def linear(*sizes: Any, **options: Any) -> nnx.LinearGeneral:
-    # Zeros, whatever the key: the values come from the parameter table, drawn by ViT or read from a checkpoint.
-    return nnx.LinearGeneral(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
-
-
-def conv(*sizes: Any, **options: Any) -> nnx.Conv:
-    return nnx.Conv(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
-
-
-def layer_norm(config: ViTConfig) -> nnx.LayerNorm:
+def layer_norm(config: ViTConfig, size: int | None = None) -> nnx.LayerNorm:
     # The fast variance E[x²] - E[x]² loses five digits where the mean is large.
-    return nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
-
-
-def to_width(layer: nnx.LinearGeneral, x_BNF: Array, inputs: str) -> Array:
-    """layer(x) [B, N, D], with the kernel's rows those that devices share (D).
-
-    XLA for TPUs then lets each device sum its own rows of the gradient; as the kernel lies, all would sum all of it.
-    """
-    kernel_DF = constrain(layer.kernel[...].reshape(x_BNF.shape[-1], -1).T, f"width {inputs}")
-    assert layer.bias is not None
-    return jnp.einsum("bnf,df->bnd", x_BNF, kernel_DF) + layer.bias[...]
+    size = size or config.width
+    return nnx.LayerNorm(size, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
 
 
 def drop(x: Array, site: str, masks: Masks | None) -> Array:
@@ -66,18 +53,21 @@ def drop(x: Array, site: str, masks: Masks | None) -> Array:
 class PatchEmbed(nnx.Module):
     def __init__(self, config: ViTConfig) -> None:
         self.config = config
-        patch = config.patch_size
-        self.proj = conv(config.channels, config.width, patch, strides=patch, padding="VALID")
+        C, D, patch = config.stem_channels, config.width, config.patch_kernel
+        self.backbone = backbone(config)
+        self.norm_in = layer_norm(config, C * prod(patch)) if config.patch_norms else identity
+        self.proj = conv(C, D, patch, strides=patch, padding="VALID", use_bias=config.patch_bias)
+        self.norm = layer_norm(config) if config.patch_norms else identity
 
     def __call__(self, x_BHWC: Array) -> Array:
-        if self.config.patch_embedding == "conv":
-            x_BhwD = self.proj(x_BHWC)
-        else:
-            (P, Q), (B, H, W, C) = self.config.patch_size, x_BHWC.shape
-            x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
-            x_BhwP = x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C)
-            x_BhwD = x_BhwP @ self.proj.kernel.reshape(P * Q * C, -1) + self.proj.bias
-        return x_BhwD
+        x_BHWC = self.backbone(x_BHWC)
+        if self.config.patch_embedding == "conv" and not self.config.patch_norms:
+            return self.proj(x_BHWC)
+        (P, Q), (B, H, W, C) = self.config.patch_kernel, x_BHWC.shape
+        x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
+        x_BhwP = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))
+        x_BhwD = x_BhwP @ self.proj.kernel.reshape(P * Q * C, -1)
+        return self.norm(x_BhwD if self.proj.bias is None else x_BhwD + self.proj.bias[...])
 
 
 class Attention(nnx.Module):
@@ -85,7 +75,9 @@ class Attention(nnx.Module):
         self.attention = attention
         D, T, K = config.width, config.heads, config.attention_dim
         self.qkv = linear(D, (3, T, K), use_bias=config.qkv_bias)
-        self.proj = linear((T, K), D, axis=(-2, -1))
+        self.q_norm = layer_norm(config, K) if config.qk_norm else identity
+        self.k_norm = layer_norm(config, K) if config.qk_norm else identity
+        self.proj = linear((T, K), D, axis=(-2, -1), use_bias=config.proj_bias)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
         q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND)
@@ -98,7 +90,8 @@ class Attention(nnx.Module):
         qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
         if self.qkv.bias is not None:
             qkv_BNT3K += self.qkv.bias[...].swapaxes(0, 1)
-        return tuple(jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0))
+        q_BNTK, k_BMTK, v_BMTK = jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0)
+        return self.q_norm(q_BNTK), self.k_norm(k_BMTK), v_BMTK
 
     def weights(self, x_BND: Array) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
@@ -130,10 +123,10 @@ class LayerScale(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, bias: bool = True) -> None:
         self.activation = config.activation
-        self.fc1 = linear(config.width, config.mlp_dim)
-        self.fc2 = linear(config.mlp_dim, config.width)
+        self.fc1 = linear(config.width, config.mlp_dim, use_bias=bias)
+        self.fc2 = linear(config.mlp_dim, config.width, use_bias=bias)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
         x_BNF = constrain(self.fc1(x_BND), "batch tokens mlp")
@@ -141,12 +134,30 @@ class Mlp(nnx.Module):
         return drop(to_width(self.fc2, x_BNF, "mlp"), "mlp.drop2", masks)
 
 
+class SwiGLU(nnx.Module):
+    """An MLP gated by SiLU (arXiv:2002.05202), the gate first: DINOv2's w12, timm's SwiGLUPacked."""
+
+    def __init__(self, config: ViTConfig, bias: bool = True) -> None:
+        self.fc1 = linear(config.width, (2, config.mlp_dim), use_bias=bias)
+        self.fc2 = linear(config.mlp_dim, config.width, use_bias=bias)
+
+    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        gate_BNF, x_BNF = (self.half(x_BND, i) for i in range(2))
+        x_BNF = drop(jax.nn.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
+        return drop(to_width(self.fc2, x_BNF, "mlp"), "mlp.drop2", masks)
+
+    def half(self, x_BND: Array, i: int) -> Array:
+        kernel_DF = constrain(self.fc1.kernel[:, i], "width mlp")  # see to_width
+        x_BNF = x_BND @ kernel_DF
+        return constrain(x_BNF if self.fc1.bias is None else x_BNF + self.fc1.bias[i], "batch tokens mlp")
+
+
 class Block(nnx.Module):
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         self.norm1 = layer_norm(config)
         self.attn = Attention(config, attention)
         self.norm2 = layer_norm(config)
-        self.mlp = Mlp(config)
+        self.mlp = (SwiGLU if config.mlp == "swiglu" else Mlp)(config, config.proj_bias)
         scaled = config.layer_scale is not None
         self.ls1 = LayerScale(config) if scaled else identity
         self.ls2 = LayerScale(config) if scaled else identity
@@ -180,18 +191,14 @@ class AttentionPool(nnx.Module):
 
 class PreLogits(nnx.Module):
     def __init__(self, config: ViTConfig, representation: int) -> None:
-        self.fc = linear(config.width, representation)
+        self.fc = linear(config.pooled, representation)
 
     def __call__(self, x_BD: Array) -> Array:
         return jnp.tanh(self.fc(x_BD))
 
 
-def identity(x: Array) -> Array:
-    return x
-
-
 class ViT(nnx.Module):
-    """Images [B, H, W, C] to logits [B, classes] (to pooled features [B, D] where num_classes is 0).
+    """Images [B, H, W, C] to logits [B, classes] (to the features it would read where num_classes is 0).
 
     attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, whose
         softmax is float32 even in float64.
@@ -217,8 +224,13 @@ class ViT(nnx.Module):
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
             self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width)))
+        if config.distillation != "none":
+            self.dist_token = nnx.Param(jnp.zeros((1, 1, config.width)))
+        if config.registers:
+            self.reg_token = nnx.Param(jnp.zeros((1, config.registers, config.width)))
         if config.position_embedding == "learned":
             self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, config.width)))
+        self.norm_pre = layer_norm(config) if config.pre_norm else identity
         blocks = nnx.List([Block(config, attention) for _ in range(config.depth)])
         self.blocks = stacking.stack(blocks) if scan else blocks
         before = config.final_norm == "before_pooling"
@@ -227,8 +239,10 @@ class ViT(nnx.Module):
             self.attn_pool = AttentionPool(config, attention)
         self.fc_norm = identity if before else layer_norm(config)
         self.pre_logits = PreLogits(config, config.representation) if config.representation else identity
-        features = config.representation or config.width
-        self.head = linear(features, config.num_classes) if config.num_classes else identity
+        head = partial(linear, config.features, config.num_classes, use_bias=config.head_bias)
+        self.head = head() if config.num_classes else identity
+        if config.distillation == "head":
+            self.head_dist = head() if config.num_classes else identity
         arrays.initialize(self, rngs.params())
 
     def __call__(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
@@ -247,7 +261,10 @@ class ViT(nnx.Module):
     def forward_head(self, x_BND: Array) -> Array:
         """From what forward_features gives to logits."""
         x_BD = constrain(self.pool(x_BND), "batch width")
-        return constrain(self.head(self.pre_logits(self.fc_norm(x_BD))), "batch classes")
+        x_BC = self.head(self.pre_logits(self.fc_norm(x_BD)))
+        if self.config.distillation == "head":
+            x_BC = (x_BC + self.head_dist(x_BND[:, 1])) / 2
+        return constrain(x_BC, "batch classes")
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
@@ -262,21 +279,29 @@ class ViT(nnx.Module):
         return stages
 
     def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """Patch tokens with positions, after the class token where there is one: [B, N, D]."""
+        """Patch tokens with positions, after class, distillation and register tokens where there are: [B, N, D]."""
         self.check(x_BHWC.shape[1:], interpolate)
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
         pos_1ND = self.positions((h, w), x_BND.dtype)
+        prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
+        x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
+        return self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
+
+    def prefix(self, pos_1ND: Array) -> list[Array]:
+        """What stands before the patches, [1, 1, D] or [1, registers, D] each, where it has a position with it."""
+        config = self.config
+        tokens: list[Array] = []
         if config.class_token:
-            cls_B1D = jnp.broadcast_to(self.cls_token[...], (B, 1, D))
-            if config.class_token_position:
-                x_BND = jnp.concatenate([cls_B1D, x_BND], axis=1) + pos_1ND
-            else:
-                x_BND = jnp.concatenate([cls_B1D, x_BND + pos_1ND], axis=1)
-        else:
-            x_BND = x_BND + pos_1ND
-        return constrain(drop(x_BND, POSITIONS, masks), "batch tokens width")
+            tokens.append(self.cls_token[...])
+        if config.distillation != "none":
+            tokens.append(self.dist_token[...])
+        for i in range(config.prefix_positions):
+            tokens[i] = tokens[i] + pos_1ND[:, i : i + 1]
+        if config.registers:
+            tokens.append(self.reg_token[...])
+        return tokens
 
     def positions(self, grid: tuple[int, int], dtype: Any) -> Array:
         """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""
@@ -291,17 +316,20 @@ class ViT(nnx.Module):
         # At least in float32, and rounded once, as when resized at load.
         precise = jnp.promote_types(dtype, jnp.float32)
         rows, columns = (jnp.asarray(m, precise) for m in axis_matrices(config.position_resampling, config.grid, grid))
-        prefix = int(config.class_token_position)
+        prefix = config.prefix_positions
         pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width).astype(precise)
         pos_ND = jnp.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width).astype(dtype)
         return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
 
     def pool(self, x_BND: Array) -> Array:
         config = self.config
-        if config.pooling == "cls":
+        if config.pooling in ("cls", "first"):
             return x_BND[:, 0]
-        x_BND = x_BND[:, int(config.class_token) :]
-        return x_BND.mean(axis=1) if config.pooling == "gap" else self.attn_pool(x_BND)
+        patches_BND = x_BND[:, config.prefix_tokens :]
+        if config.pooling == "map":
+            return self.attn_pool(patches_BND)
+        mean_BD = patches_BND.mean(axis=1)
+        return mean_BD if config.pooling == "gap" else jnp.concatenate([x_BND[:, 0], mean_BD], axis=1)
 
     def check(self, shape: tuple[int, ...], interpolate: bool) -> None:
         """Raises InputError for images [H, W, C] that the model cannot take."""

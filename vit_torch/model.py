@@ -1,11 +1,13 @@
 """The Vision Transformer in PyTorch. Read it beside vit_jax/model.py: same classes, same order, same names.
 
 Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
-D width, T heads, K head width, F hidden width of the MLP. Parameters stay in the table's torch layout and under its
-names, which are timm's; images are NCHW.
+D width, T heads, K head width, F hidden width of the MLP, P values of a patch. Parameters stay in the table's torch
+layout and under its names, which are timm's; images are NCHW.
 """
 
 from collections.abc import Callable
+from functools import partial
+from math import prod
 from typing import Literal, cast, get_args
 
 import torch
@@ -21,17 +23,19 @@ from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_torch import arrays, stacking
 from vit_torch.masks import Masks, draw_masks
 from vit_torch.stacking import Remat
+from vit_torch.stem import backbone
 
 Attend = Literal["plain", "fused"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "gelu": lambda x: F.gelu(x),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
-def layer_norm(config: ViTConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.width, eps=config.norm_epsilon)
+def layer_norm(config: ViTConfig, size: int | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(size or config.width, eps=config.norm_epsilon)
 
 
 def drop(x: Array, site: str, masks: Masks | None) -> Array:
@@ -46,18 +50,20 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        patch = config.patch_size
-        self.proj = nn.Conv2d(config.channels, config.width, patch, stride=patch)
+        C, D, patch = config.stem_channels, config.width, config.patch_kernel
+        self.backbone = backbone(config)
+        self.norm_in = layer_norm(config, C * prod(patch)) if config.patch_norms else nn.Identity()
+        self.proj = nn.Conv2d(C, D, patch, stride=patch, bias=config.patch_bias)
+        self.norm = layer_norm(config) if config.patch_norms else nn.Identity()
 
     def forward(self, x_BCHW: Array) -> Array:
-        if self.config.patch_embedding == "conv":
-            x_BDhw = self.proj(x_BCHW)
-        else:
-            (P, Q), (B, C, H, W) = self.config.patch_size, x_BCHW.shape
-            x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
-            x_BhwP = x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q)
-            x_BDhw = F.linear(x_BhwP, self.proj.weight.flatten(1), self.proj.bias).permute(0, 3, 1, 2)
-        return x_BDhw.permute(0, 2, 3, 1)
+        x_BCHW = self.backbone(x_BCHW)
+        if self.config.patch_embedding == "conv" and not self.config.patch_norms:
+            return self.proj(x_BCHW).permute(0, 2, 3, 1)
+        (P, Q), (B, C, H, W) = self.config.patch_kernel, x_BCHW.shape
+        x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
+        x_BhwP = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
+        return self.norm(F.linear(x_BhwP, self.proj.weight.flatten(1), self.proj.bias))
 
 
 class Attention(nn.Module):
@@ -66,7 +72,9 @@ class Attention(nn.Module):
         self.attention, self.config = attention, config
         D, T, K = config.width, config.heads, config.attention_dim
         self.qkv = nn.Linear(D, 3 * T * K, bias=config.qkv_bias)
-        self.proj = nn.Linear(T * K, D)
+        self.q_norm = layer_norm(config, K) if config.qk_norm else nn.Identity()
+        self.k_norm = layer_norm(config, K) if config.qk_norm else nn.Identity()
+        self.proj = nn.Linear(T * K, D, bias=config.proj_bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
         q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND)
@@ -75,7 +83,8 @@ class Attention(nn.Module):
 
     def heads(self, x_BND: Array) -> tuple[Array, ...]:
         T, K = self.config.heads, self.config.attention_dim
-        return self.qkv(x_BND).unflatten(2, (3, T, K)).unbind(2)
+        q_BNTK, k_BMTK, v_BMTK = self.qkv(x_BND).unflatten(2, (3, T, K)).unbind(2)
+        return self.q_norm(q_BNTK), self.k_norm(k_BMTK), v_BMTK
 
     def weights(self, x_BND: Array) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
@@ -109,14 +118,28 @@ class LayerScale(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, bias: bool = True) -> None:
         super().__init__()
         self.activation = config.activation
-        self.fc1 = nn.Linear(config.width, config.mlp_dim)
-        self.fc2 = nn.Linear(config.mlp_dim, config.width)
+        self.fc1 = nn.Linear(config.width, config.mlp_dim, bias=bias)
+        self.fc2 = nn.Linear(config.mlp_dim, config.width, bias=bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
         x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
+        return drop(self.fc2(x_BNF), "mlp.drop2", masks)
+
+
+class SwiGLU(nn.Module):
+    """An MLP gated by SiLU (arXiv:2002.05202), the gate first: DINOv2's w12, timm's SwiGLUPacked."""
+
+    def __init__(self, config: ViTConfig, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, 2 * config.mlp_dim, bias=bias)
+        self.fc2 = nn.Linear(config.mlp_dim, config.width, bias=bias)
+
+    def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        gate_BNF, x_BNF = self.fc1(x_BND).chunk(2, dim=2)
+        x_BNF = drop(F.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
         return drop(self.fc2(x_BNF), "mlp.drop2", masks)
 
 
@@ -126,7 +149,7 @@ class Block(nn.Module):
         self.norm1 = layer_norm(config)
         self.attn = Attention(config, attention)
         self.norm2 = layer_norm(config)
-        self.mlp = Mlp(config)
+        self.mlp = (SwiGLU if config.mlp == "swiglu" else Mlp)(config, config.proj_bias)
         scaled = config.layer_scale is not None
         self.ls1 = LayerScale(config) if scaled else nn.Identity()
         self.ls2 = LayerScale(config) if scaled else nn.Identity()
@@ -162,14 +185,14 @@ class AttentionPool(nn.Module):
 class PreLogits(nn.Module):
     def __init__(self, config: ViTConfig, representation: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.width, representation)
+        self.fc = nn.Linear(config.pooled, representation)
 
     def forward(self, x_BD: Array) -> Array:
         return torch.tanh(self.fc(x_BD))
 
 
 class ViT(nn.Module):
-    """Images [B, C, H, W] to logits [B, classes] (to pooled features [B, D] where num_classes is 0).
+    """Images [B, C, H, W] to logits [B, classes] (to the features it would read where num_classes is 0).
 
     attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" spells it out.
     remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
@@ -194,8 +217,13 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
             self.cls_token = nn.Parameter(torch.zeros((1, 1, config.width)))
+        if config.distillation != "none":
+            self.dist_token = nn.Parameter(torch.zeros((1, 1, config.width)))
+        if config.registers:
+            self.reg_token = nn.Parameter(torch.zeros((1, config.registers, config.width)))
         if config.position_embedding == "learned":
             self.pos_embed = nn.Parameter(torch.zeros((1, config.positions, config.width)))
+        self.norm_pre = layer_norm(config) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList([Block(config, attention) for _ in range(config.depth)])
         before = config.final_norm == "before_pooling"
         self.norm = layer_norm(config) if before else nn.Identity()
@@ -203,8 +231,10 @@ class ViT(nn.Module):
             self.attn_pool = AttentionPool(config, attention)
         self.fc_norm = nn.Identity() if before else layer_norm(config)
         self.pre_logits = PreLogits(config, config.representation) if config.representation else nn.Identity()
-        features = config.representation or config.width
-        self.head = nn.Linear(features, config.num_classes) if config.num_classes else nn.Identity()
+        head = partial(nn.Linear, config.features, config.num_classes, bias=config.head_bias)
+        self.head = head() if config.num_classes else nn.Identity()
+        if config.distillation == "head":
+            self.head_dist = head() if config.num_classes else nn.Identity()
         arrays.initialize(self, generator)
 
     def forward(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
@@ -219,14 +249,17 @@ class ViT(nn.Module):
         """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
         if masks is None and self.training:
             h, w = x_BCHW.shape[2] // self.config.patch_size[0], x_BCHW.shape[3] // self.config.patch_size[1]
-            tokens = h * w + self.config.class_token
+            tokens = self.config.prefix_tokens + h * w
             masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
         x_BND = self.embed(x_BCHW, masks, interpolate=interpolate)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
     def forward_head(self, x_BND: Array) -> Array:
         """From what forward_features gives to logits."""
-        return self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
+        x_BC = self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
+        if self.config.distillation == "head":
+            x_BC = (x_BC + self.head_dist(x_BND[:, 1])) / 2
+        return x_BC
 
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
@@ -241,21 +274,29 @@ class ViT(nn.Module):
         return stages
 
     def embed(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """Patch tokens with positions, after the class token where there is one: [B, N, D]."""
+        """Patch tokens with positions, after class, distillation and register tokens where there are: [B, N, D]."""
         self.check(x_BCHW.shape[1:], interpolate)
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = x_BhwD.reshape(B, h * w, D)
         pos_1ND = self.positions((h, w), x_BND)
+        prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
+        x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
+        return self.norm_pre(drop(x_BND, POSITIONS, masks))
+
+    def prefix(self, pos_1ND: Array) -> list[Array]:
+        """What stands before the patches, [1, 1, D] or [1, registers, D] each, where it has a position with it."""
+        config = self.config
+        tokens: list[Array] = []
         if config.class_token:
-            cls_B1D = torch.broadcast_to(self.cls_token, (B, 1, D))
-            if config.class_token_position:
-                x_BND = torch.cat([cls_B1D, x_BND], dim=1) + pos_1ND
-            else:
-                x_BND = torch.cat([cls_B1D, x_BND + pos_1ND], dim=1)
-        else:
-            x_BND = x_BND + pos_1ND
-        return drop(x_BND, POSITIONS, masks)
+            tokens.append(self.cls_token)
+        if config.distillation != "none":
+            tokens.append(self.dist_token)
+        for i in range(config.prefix_positions):
+            tokens[i] = tokens[i] + pos_1ND[:, i : i + 1]
+        if config.registers:
+            tokens.append(self.reg_token)
+        return tokens
 
     def positions(self, grid: tuple[int, int], like: Array) -> Array:
         """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""
@@ -270,17 +311,20 @@ class ViT(nn.Module):
         # At least in float32, and rounded once, as when resized at load.
         like = like.to(torch.promote_types(like.dtype, torch.float32))
         rows, columns = (like.new_tensor(m) for m in axis_matrices(config.position_resampling, config.grid, grid))
-        prefix = int(config.class_token_position)
+        prefix = config.prefix_positions
         pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width).to(like.dtype)
         pos_ND = torch.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width).to(pos_1ND.dtype)
         return torch.cat([pos_1ND[:, :prefix], pos_ND[None]], dim=1)
 
     def pool(self, x_BND: Array) -> Array:
         config = self.config
-        if config.pooling == "cls":
+        if config.pooling in ("cls", "first"):
             return x_BND[:, 0]
-        x_BND = x_BND[:, int(config.class_token) :]
-        return x_BND.mean(dim=1) if config.pooling == "gap" else self.attn_pool(x_BND)
+        patches_BND = x_BND[:, config.prefix_tokens :]
+        if config.pooling == "map":
+            return self.attn_pool(patches_BND)
+        mean_BD = patches_BND.mean(dim=1)
+        return mean_BD if config.pooling == "gap" else torch.cat([x_BND[:, 0], mean_BD], dim=1)
 
     def check(self, shape: tuple[int, ...], interpolate: bool) -> None:
         """Raises InputError for images [C, H, W] that the model cannot take."""
