@@ -10,6 +10,7 @@ from vit_core import ViTConfig, masks, parity, variants
 from vit_core.position_embeddings import METHODS
 
 SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5)
+STEM = {"stem_width": 32, "image_size": (16, 24), "patch_size": 8}
 
 FIELDS = {
     "paper": {},
@@ -43,6 +44,36 @@ FIELDS = {
     "unfold": {"patch_embedding": "unfold"},
     "unfold, patch not square": {"patch_embedding": "unfold", "patch_size": (4, 3)},
     "depth 1": {"depth": 1},
+    "class token and mean": {"pooling": "cls_gap"},
+    "class token and mean, representation": {"pooling": "cls_gap", "representation": 16},
+    "first patch": {"pooling": "first", "class_token": False},
+    "first register": {"pooling": "first", "class_token": False, "registers": 2},
+    "distillation token": {"distillation": "token"},
+    "distillation head": {"distillation": "head"},
+    "distillation without positions": {"distillation": "head", "class_token_position": False},
+    "distillation without head": {"distillation": "head", "num_classes": 0},
+    "registers": {"registers": 3},
+    "registers, gap": {"registers": 3, "pooling": "gap"},
+    "registers, map, no class token": {"registers": 1, "pooling": "map", "class_token": False},
+    "every prefix token": {"registers": 2, "distillation": "token"},
+    "representation without head": {"representation": 16, "num_classes": 0},
+    "quick gelu": {"activation": "quick_gelu", "pooling": "map"},
+    "swiglu": {"mlp": "swiglu", "pooling": "map"},
+    "swiglu without bias": {"mlp": "swiglu", "proj_bias": False},
+    "norm before the blocks": {"pre_norm": True},
+    "normed queries and keys": {"qk_norm": True},
+    "normed queries and keys, no bias": {"qk_norm": True, "qkv_bias": False, "head_dim": 5},
+    "no projection bias": {"proj_bias": False, "pooling": "map"},
+    "no head bias": {"head_bias": False, "distillation": "head"},
+    "no patch bias": {"patch_bias": False},
+    "no patch bias, unfold": {"patch_bias": False, "patch_embedding": "unfold"},
+    "patch norms": {"patch_norms": True, "patch_size": (4, 3)},
+    "patch norms, no bias": {"patch_norms": True, "patch_bias": False},
+    "root": {**STEM, "stem_layers": ()},
+    "root, odd sizes": {**STEM, "stem_layers": (), "image_size": (12, 20), "patch_size": 4},
+    "one stage": {**STEM, "stem_layers": (2,)},
+    "three stages": {**STEM, "stem_layers": (1, 1, 2), "image_size": (32, 48), "patch_size": (32, 16)},
+    "ResNet, unfold, patch norms": {**STEM, "stem_layers": (1,), "patch_norms": True},
 }
 
 
@@ -60,6 +91,7 @@ def test_every_field(name: str) -> None:
         {"attention_dropout": 0.3},
         {"stochastic_depth": 0.6},
         {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth": 0.5, "layer_scale": 1.0},
+        {"dropout": 0.3, "mlp": "swiglu", "registers": 2, "distillation": "head"},
     ],
 )
 def test_masks_drop_the_same_in_both(rates: dict[str, float]) -> None:
@@ -74,7 +106,7 @@ def test_masks_drop_the_same_in_both(rates: dict[str, float]) -> None:
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("scan", [False, True])
 def test_scanned_and_rematerialised_layers(scan: bool, remat: str) -> None:
-    config = SMALL.replace(depth=3, stochastic_depth=0.5, layer_scale=0.5)
+    config = SMALL.replace(depth=3, stochastic_depth=0.5, layer_scale=0.5, mlp="swiglu", qk_norm=True)
     drawn = masks.draw(config, 2, np.random.default_rng(1))
     a, b = traces(config, masks=drawn, jax_options={"scan": scan, "remat": remat}, torch_options={"remat": remat})
     assert_one_model(parity.compare(a, b))
@@ -92,14 +124,29 @@ def test_another_resolution_of_computed_positions(positions: str) -> None:
     assert_one_model(parity.compare(a, b))
 
 
+@pytest.mark.parametrize("class_token_position", [False, True])
+def test_another_resolution_beside_every_prefix_token(class_token_position: bool) -> None:
+    prefix = {"distillation": "head", "registers": 2, "class_token_position": class_token_position}
+    a, b = traces(SMALL.replace(**prefix), image_size=(20, 8))
+    assert_one_model(parity.compare(a, b))
+
+
+def test_another_resolution_after_a_stem() -> None:
+    """Of which "SAME" padding makes another at each."""
+    a, b = traces(SMALL.replace(**STEM, stem_layers=(1, 1)), image_size=(24, 56))
+    assert_one_model(parity.compare(a, b))
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> ViTConfig:
     patch = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     grid = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    heads, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    heads, head_dim = draw(st.integers(1, 4)), draw(st.sampled_from([None, 1, 2, 3, 5]))
     class_token, classes = draw(st.booleans()), draw(st.integers(0, 9))
     positions = draw(st.sampled_from(["learned", "sincos2d_big_vision", "sincos2d_mae", "none"]))
-    pooling = draw(st.sampled_from(["cls", "gap", "map"] if class_token else ["gap", "map"]))
+    pooling = draw(st.sampled_from(["cls", "gap", "map", "cls_gap"] if class_token else ["gap", "map", "first"]))
+    distillation = draw(st.sampled_from(["none", "token", "head"])) if pooling == "cls" else "none"
+    only_before = pooling == "cls_gap" or distillation == "head"
     return ViTConfig(
         image_size=(patch[0] * grid[0], patch[1] * grid[1]),
         patch_size=patch,
@@ -107,18 +154,27 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         width=heads * 4 * draw(st.integers(2, 3)),
         depth=draw(st.integers(1, 3)),
         heads=heads,
-        head_dim=draw(st.sampled_from([None, head_dim])),
+        head_dim=head_dim,
         mlp_dim=draw(st.integers(1, 40)),
         num_classes=classes,
         pooling=pooling,
         class_token=class_token,
         class_token_position=draw(st.booleans()) if class_token and positions == "learned" else None,
         position_embedding=positions,
-        final_norm=draw(st.sampled_from(["before_pooling", "after_pooling"])),
-        representation=draw(st.sampled_from([None, 8])) if classes else None,
-        activation=draw(st.sampled_from(["gelu_tanh", "gelu"])),
+        distillation=distillation,
+        registers=draw(st.integers(0, 3)),
+        final_norm="before_pooling" if only_before else draw(st.sampled_from(["before_pooling", "after_pooling"])),
+        representation=None if distillation == "head" else draw(st.sampled_from([None, 8])),
+        pre_norm=draw(st.booleans()),
+        mlp=draw(st.sampled_from(["mlp", "swiglu"])),
+        activation=draw(st.sampled_from(["gelu_tanh", "gelu", "quick_gelu"])),
         norm_epsilon=draw(st.sampled_from([1e-6, 1e-5, 1e-12])),
         qkv_bias=draw(st.booleans()),
+        qk_norm=head_dim != 1 and draw(st.booleans()),
+        proj_bias=draw(st.booleans()),
+        head_bias=draw(st.booleans()),
+        patch_bias=draw(st.booleans()),
+        patch_norms=draw(st.booleans()),
         layer_scale=draw(st.sampled_from([None, 0.1])),
         patch_embedding=draw(st.sampled_from(["conv", "unfold"])),
         dropout=draw(st.sampled_from([0.0, 0.2])),
@@ -127,7 +183,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
     )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(config=configs(), seed=st.integers(0, 2**16))
 def test_random_configs(config: ViTConfig, seed: int) -> None:
     drawn = masks.draw(config, 2, np.random.default_rng(seed))

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, HybridEmbed, Mlp, PatchEmbed, QuickGELU, StdConv2dSame, SwiGLUPacked
+from timm.layers.padding import pad_same
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,10 +24,13 @@ import vit_torch
 from parity_tests.twins import assert_one_model, checkpoint
 from vit_core import ViTConfig, parity, variants
 from vit_core.parameters import count, parameters
+from vit_torch.stem import NORM_EPSILON, WEIGHT_EPSILON
 
 SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=2, heads=3, mlp_dim=36, num_classes=5)
 NO_TOKEN: dict[str, Any] = {"class_token": False, "class_token_position": None}
 AFTER = {"final_norm": "after_pooling"}
+
+STEM = {"image_size": (16, 32), "patch_size": 8}
 
 # fmt: off
 FIELDS: dict[str, dict[str, Any]] = {
@@ -51,6 +57,21 @@ FIELDS: dict[str, dict[str, Any]] = {
     "head_dim": {"head_dim": 5},
     "depth 1": {"depth": 1},
     "depth 5": {"depth": 5},
+    "registers": {"registers": 3, "class_token_position": False},
+    "registers, map": {"registers": 3, "class_token_position": False, "pooling": "map"},
+    "registers, no class token, avg": {"registers": 2, "pooling": "gap", **NO_TOKEN},
+    "two heads": {"distillation": "head"},
+    "no heads": {"distillation": "head", "num_classes": 0},
+    "quick gelu": {"activation": "quick_gelu", "pooling": "map"},
+    "swiglu": {"mlp": "swiglu"},
+    "swiglu without bias": {"mlp": "swiglu", "proj_bias": False},
+    "norm before the blocks": {"pre_norm": True, "patch_bias": False},
+    "normed queries and keys": {"qk_norm": True, "head_dim": 5},
+    "no projection bias": {"proj_bias": False},
+    "no patch bias": {"patch_bias": False},
+    "root": {**STEM, "stem_layers": ()},
+    "root, no patch bias": {**STEM, "stem_layers": (), "patch_bias": False},
+    "ResNet": {**STEM, "stem_layers": (2, 1), "patch_size": (8, 16)},
 }
 # fmt: on
 
@@ -62,10 +83,39 @@ class HeadsOf5(Attention):
         super().__init__(*args, attn_head_dim=5, **kwargs)
 
 
+def embed(config: ViTConfig, bias: bool, **options: Any) -> nn.Module:
+    """timm's patches; `bias` is what its VisionTransformer makes of pre_norm."""
+    if config.stem_layers is None:
+        return PatchEmbed(bias=config.patch_bias, **options)
+    root = {"stem_type": "same", "conv_layer": GoogleConv, "preact": False}
+    if config.stem_layers:
+        backbone = ResNetV2(config.stem_layers, num_classes=0, global_pool="", stem_chs=config.stem_width, **root)
+    else:
+        backbone = create_resnetv2_stem(config.channels, config.stem_width, **root)
+    for module in backbone.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.eps = NORM_EPSILON
+    options["patch_size"] = config.patch_kernel
+    return HybridEmbed(backbone, bias=config.patch_bias, **options)
+
+
+class GoogleConv(StdConv2dSame):
+    """timm's convolution, its weights as google-research/vision_transformer standardises them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        std = self.weight.var((1, 2, 3), unbiased=False, keepdim=True).sqrt()
+        x = pad_same(x, self.kernel_size, self.stride)
+        return nn.functional.conv2d(x, (self.weight - mean) / (std + WEIGHT_EPSILON), stride=self.stride)
+
+
 def timm_twin(config: ViTConfig, **options: Any) -> VisionTransformer:
     """The same network by timm's constructor, float64, with timm's own initial values."""
-    act = nn.GELU if config.activation == "gelu" else partial(nn.GELU, approximate="tanh")
-    return VisionTransformer(
+    act = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU}[
+        config.activation
+    ]
+    gated = config.mlp == "swiglu"
+    return (VisionTransformerDistilled if config.distillation == "head" else VisionTransformer)(
         img_size=config.image_size,
         patch_size=config.patch_size,
         in_chans=config.channels,
@@ -74,8 +124,14 @@ def timm_twin(config: ViTConfig, **options: Any) -> VisionTransformer:
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.heads,
-        mlp_ratio=config.mlp_dim / config.width,
+        mlp_ratio=config.mlp_dim / config.width * (2 if gated else 1),
+        mlp_layer=SwiGLUPacked if gated else Mlp,
         qkv_bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
+        proj_bias=config.proj_bias,
+        pre_norm=config.pre_norm,
+        reg_tokens=config.registers,
+        embed_layer=partial(embed, config),
         init_values=config.layer_scale,
         class_token=config.class_token,
         pos_embed="none" if config.position_embedding == "none" else "learn",
@@ -83,7 +139,7 @@ def timm_twin(config: ViTConfig, **options: Any) -> VisionTransformer:
         fc_norm=config.final_norm == "after_pooling",
         drop_path_rate=config.stochastic_depth,
         norm_layer=partial(nn.LayerNorm, eps=config.norm_epsilon),
-        act_layer=act,
+        act_layer=nn.SiLU if gated else act,
         attn_layer=HeadsOf5 if config.head_dim else Attention,
         **options,
     ).double()
@@ -174,6 +230,10 @@ def test_stochastic_depth_rates() -> None:
 
 
 SIGLIP: dict[str, Any] = {"num_classes": 0, "pooling": "map", **NO_TOKEN}
+DINOV2: dict[str, Any] = {"num_classes": 0, "image_size": 518, "layer_scale": 1e-5}
+REG4: dict[str, Any] = {**DINOV2, "registers": 4, "class_token_position": False}
+GIANT: dict[str, Any] = {**DINOV2, "depth": 40, "heads": 24, "width": 1536, "mlp_dim": 4096, "mlp": "swiglu"}
+CLIP: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "activation": "quick_gelu", "num_classes": 512}
 MEDIUM: dict[str, Any] = {"image_size": 256, "pooling": "gap", "qkv_bias": False, "layer_scale": 1e-6, **NO_TOKEN}
 
 
@@ -194,6 +254,15 @@ MEDIUM: dict[str, Any] = {"image_size": 256, "pooling": "gap", "qkv_bias": False
         ("vit_huge_patch14_224", "H/14", {}, 632_045_800),
         ("vit_giant_patch14_224", "g/14", {}, 1_012_611_432),
         ("vit_gigantic_patch14_224", "G/14", {}, 1_844_440_680),
+        ("deit_base_distilled_patch16_224", "B/16", {"distillation": "head"}, 87_338_192),
+        ("vit_base_patch16_clip_quickgelu_224", "B/16", CLIP, 86_193_152),
+        ("vit_base_patch14_dinov2", "B/14", DINOV2, 86_579_712),
+        ("vit_base_patch14_reg4_dinov2", "B/14", REG4, 86_582_016),
+        ("vit_giant_patch14_dinov2", "g/14", GIANT, 1_136_479_232),
+        ("vit_tiny_r_s16_p8_224", "Ti/32", {"stem_layers": ()}, 6_337_704),
+        ("vit_small_r26_s32_224", "S/32", {"stem_layers": (2, 2, 2, 2)}, 36_431_912),
+        ("vit_base_r50_s16_224", "B/16", {"stem_layers": (3, 4, 9)}, 98_659_112),
+        ("vit_large_r50_s32_224", "L/32", {"stem_layers": (3, 4, 6, 3)}, 328_994_856),
     ],
 )
 def test_published_architectures(name: str, variant: str, fields: dict[str, Any], expected: int) -> None:

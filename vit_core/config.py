@@ -119,6 +119,10 @@ class ViTConfig(Schema):
                 )
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}; change one, or set head_dim")
+        if self.qk_norm and self.attention_dim == 1:
+            raise ValueError(
+                "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1, or fewer heads"
+            )
         if self.pooling == "map" and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}, which pooling 'map' needs")
         if self.position_embedding.startswith("sincos2d") and (self.width % 4 or self.width < 8):
@@ -153,7 +157,10 @@ class ViTConfig(Schema):
             near = max(round(self.stem_width / 32), 1) * 32
             raise ValueError(f"stem_width: {self.stem_width} is not a multiple of its 32 groups; the nearest is {near}")
         if any(patch % self.stem_stride for patch in self.patch_size):
-            raise ValueError(f"patch_size: {self.patch_size} is not a multiple of the stem's stride {self.stem_stride}")
+            raise ValueError(
+                f"patch_size: {self.patch_size} is not a multiple of the stem's stride {self.stem_stride}; change one, "
+                "or leave out stages of stem_layers"
+            )
         return self
 
     def replace(self, **changes: Any) -> Self:

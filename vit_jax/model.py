@@ -142,14 +142,9 @@ class SwiGLU(nnx.Module):
         self.fc2 = linear(config.mlp_dim, config.width, use_bias=bias)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        gate_BNF, x_BNF = (self.half(x_BND, i) for i in range(2))
+        gate_BNF, x_BNF = jnp.moveaxis(constrain(self.fc1(x_BND), "batch tokens gate mlp"), 2, 0)
         x_BNF = drop(jax.nn.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
         return drop(to_width(self.fc2, x_BNF, "mlp"), "mlp.drop2", masks)
-
-    def half(self, x_BND: Array, i: int) -> Array:
-        kernel_DF = constrain(self.fc1.kernel[:, i], "width mlp")  # see to_width
-        x_BNF = x_BND @ kernel_DF
-        return constrain(x_BNF if self.fc1.bias is None else x_BNF + self.fc1.bias[i], "batch tokens mlp")
 
 
 class Block(nnx.Module):

@@ -14,6 +14,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "width": ("fsdp",),
+    "pooled": ("fsdp",),
 }
 """Logical axis -> mesh axes; the others lie whole on every device. A mesh axis cuts an array once: the first of its
 axes that has a rule for it is the one, so that the tokens of a batch keep their width."""

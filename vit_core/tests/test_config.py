@@ -24,8 +24,23 @@ def test_sizes() -> None:
     assert ViTConfig(**{**FIELDS, "image_size": 32, "patch_size": 8}).image_size == (32, 32)
     assert c.replace(head_dim=5).attention_dim == 5
     assert c.replace(class_token_position=False).positions == 12
+    full = c.replace(distillation="token", registers=4)
+    assert (full.prefix_tokens, full.prefix_positions, full.tokens, full.positions) == (6, 2, 18, 14)
+    placeless = full.replace(class_token_position=False)
+    assert (placeless.prefix_tokens, placeless.prefix_positions, placeless.positions) == (6, 0, 12)
+    assert (c.pooled, c.features) == (24, 24)
+    assert (c.replace(pooling="cls_gap").features, c.replace(representation=7, num_classes=0).features) == (48, 7)
     assert c.replace(stochastic_depth=0.2).drop_path_rates == (0.0, 0.1, 0.2)
     assert c.replace(depth=1, stochastic_depth=0.2).drop_path_rates == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stride", "channels", "kernel"),
+    [(None, 1, 3, 64), ((), 4, 64, 16), ((2,), 4, 256, 16), ((3, 4, 9), 16, 1024, 4), ((2, 2, 2, 2), 32, 2048, 2)],
+)
+def test_stems(layers: tuple[int, ...] | None, stride: int, channels: int, kernel: int) -> None:
+    c = ViTConfig(**{**FIELDS, "image_size": 128, "patch_size": 64}, stem_layers=layers)
+    assert (c.stem_stride, c.stem_channels, c.patch_kernel, c.grid) == (stride, channels, (kernel, kernel), (2, 2))
 
 
 def test_class_token_position_is_wherever_it_can() -> None:
@@ -41,9 +56,32 @@ def test_class_token_position_is_wherever_it_can() -> None:
         ({"image_size": (32, 40)}, "width 40 is not a multiple of patch_size 16"),
         ({"heads": 5}, "heads: 5 does not divide width 24"),
         ({"heads": 5, "head_dim": 4, "pooling": "map"}, "which pooling 'map' needs"),
+        (
+            {"qk_norm": True, "head_dim": 1},
+            "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1",
+        ),
         ({"class_token": False}, "pooling: 'cls' needs class_token true"),
         ({"class_token": False, "pooling": "gap", "class_token_position": True}, "class_token_position: true needs"),
         ({"position_embedding": "sincos2d_mae", "width": 30}, "width: 30 is not a multiple of 4"),
+        ({"class_token": False, "pooling": "cls_gap"}, "pooling: 'cls_gap' needs class_token true; use 'gap'"),
+        (
+            {"pooling": "cls_gap", "final_norm": "after_pooling"},
+            "pooling: 'cls_gap' gives twice the width; set final_norm",
+        ),
+        (
+            {"pooling": "first"},
+            "pooling: 'first' is the class token where there is one; use 'cls', or class_token false",
+        ),
+        ({"distillation": "token", "pooling": "gap"}, "distillation: 'token' needs pooling 'cls'; set it, or distill"),
+        ({"distillation": "head", "final_norm": "after_pooling"}, "distillation: 'head' reads two normed tokens; set"),
+        (
+            {"distillation": "head", "representation": 8},
+            "distillation: 'head' reads its token as it is; leave out repr",
+        ),
+        ({"registers": -1}, "registers: Input should be greater than or equal to 0, found -1"),
+        ({"stem_layers": (), "stem_width": 40}, "stem_width: 40 is not a multiple of its 32 groups; the nearest is 32"),
+        ({"stem_layers": (1, 1, 1)}, "patch_size: (8, 16) is not a multiple of the stem's stride 16; "),
+        ({"stem_layers": (1, 0)}, "stem_layers.1: Input should be greater than or equal to 1, found 0"),
         ({"imagesize": 32}, "unknown key 'imagesize'; did you mean 'image_size'?"),
         ({"activation": "relu"}, "activation: Input should be 'gelu_tanh', 'gelu' or 'quick_gelu', found 'relu'"),
         ({"depth": 0}, "depth: Input should be greater than or equal to 1, found 0"),

@@ -21,6 +21,25 @@ MODEL = ViTConfig(
 )
 
 
+EVERYTHING = ViTConfig(
+    image_size=(16, 24),
+    patch_size=8,
+    width=24,
+    depth=2,
+    heads=3,
+    mlp_dim=40,
+    num_classes=7,
+    distillation="head",
+    registers=3,
+    pre_norm=True,
+    mlp="swiglu",
+    qk_norm=True,
+    patch_norms=True,
+    stem_layers=(2, 1),
+    stem_width=32,
+)
+
+
 # As counted by google-research/vision_transformer's tests, and by torchvision's and timm's model tables.
 @pytest.mark.parametrize(
     ("name", "exact"),
@@ -52,8 +71,9 @@ def test_published_sizes(name: str, fields: dict[str, object], millions: int) ->
     assert count(variant(name, image_size=224, **fields)) / 1e6 == pytest.approx(millions, abs=1.0)
 
 
-def test_layouts_are_inverse_and_shapes_true() -> None:
-    for row in parameters(MODEL).values():
+@pytest.mark.parametrize("model", [MODEL, EVERYTHING], ids=["MODEL", "EVERYTHING"])
+def test_layouts_are_inverse_and_shapes_true(model: ViTConfig) -> None:
+    for row in parameters(model).values():
         array = np.arange(row.size, dtype=np.float32).reshape(row.shape)
         in_jax = row.to_jax(array)
         assert in_jax.shape == row.jax_shape
@@ -78,14 +98,50 @@ def test_rows_written_out_by_hand() -> None:
     assert "fc_norm.weight" not in rows
 
 
-def test_only_kernels_decay() -> None:
-    decayed = {name for name, row in parameters(MODEL).items() if row.decay}
-    assert decayed == {name for name, row in parameters(MODEL).items() if row.jax_name.endswith("kernel")}
-    assert {"head.weight", "patch_embed.proj.weight", "attn_pool.kv.weight"} < decayed
+def test_rows_of_the_descendants_written_out_by_hand() -> None:
+    rows = parameters(EVERYTHING)
+    gated = rows["blocks.1.mlp.fc1.weight"]
+    assert (gated.shape, gated.jax_shape, gated.matrix) == ((80, 24), (24, 2, 40), "gate mlp width")
+    weight = np.arange(80 * 24).reshape(80, 24)
+    assert gated.to_jax(weight)[7, 1, 5] == weight[40 + 5, 7]
+    assert rows["blocks.0.mlp.fc1.bias"].jax_shape == (2, 40)
+    norm = rows["patch_embed.norm_in.weight"]  # 1024 / 4 * 2 * 2 channels of a patch
+    assert (norm.shape, norm.jax_shape, norm.jax_name) == ((256,), (256,), "patch_embed.norm_in.scale")
+    assert rows["patch_embed.proj.weight"].shape == (24, 256, 1, 1)
+    small = parameters(MODEL.replace(patch_norms=True))["patch_embed.norm_in.bias"]  # 3 channels of 4 x 2
+    assert small.to_jax(np.arange(24))[(1 * 2 + 1) * 3 + 2] == 2 * 8 + 1 * 2 + 1
+    assert rows["blocks.0.attn.qkv.bias"].key_bias is None
+    assert rows["blocks.0.attn.k_norm.bias"].key_bias == slice(None)
+    assert (rows["reg_token"].shape, rows["dist_token"].shape, rows["pos_embed"].shape) == (
+        (1, 3, 24),
+        (1, 1, 24),
+        (1, 8, 24),
+    )
+    assert rows["head_dist.weight"].shape == rows["head.weight"].shape == (7, 24)
+    unit = "patch_embed.backbone.stages.1.blocks.0"
+    assert rows[f"{unit}.downsample.conv.weight"].shape == (256, 128, 1, 1)
+    assert rows[f"{unit}.conv2.weight"].jax_shape == (3, 3, 64, 64)
+    assert rows[f"{unit}.norm3.weight"].initializer.value == 0
+    assert rows[f"{unit}.norm2.weight"].depth == rows["reg_token"].depth == 0
+    assert rows["norm_pre.weight"].depth == 0
+    assert "blocks.0.mlp.fc1.bias" not in parameters(EVERYTHING.replace(proj_bias=False))
+    assert "patch_embed.proj.bias" not in parameters(EVERYTHING.replace(patch_bias=False))
+    headless = parameters(EVERYTHING.replace(head_bias=False))
+    assert {name for name in headless if name.startswith("head")} == {"head.weight", "head_dist.weight"}
+    features = parameters(MODEL.replace(pooling="cls_gap"))["pre_logits.fc.weight"]
+    assert (features.shape, features.jax) == ((9, 48), "pooled representation")
 
 
-def test_matrix_views_have_the_rows_size() -> None:
-    for row in parameters(MODEL).values():
+@pytest.mark.parametrize("model", [MODEL, EVERYTHING], ids=["MODEL", "EVERYTHING"])
+def test_only_kernels_decay(model: ViTConfig) -> None:
+    decayed = {name for name, row in parameters(model).items() if row.decay}
+    assert decayed == {name for name, row in parameters(model).items() if row.jax_name.endswith("kernel")}
+    assert {"head.weight", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"} < decayed
+
+
+@pytest.mark.parametrize("model", [MODEL, EVERYTHING], ids=["MODEL", "EVERYTHING"])
+def test_matrix_views_have_the_rows_size(model: ViTConfig) -> None:
+    for row in parameters(model).values():
         assert (row.matrix is not None) == (row.decay or row.name == "pos_embed")
         for axis in (row.matrix or "").replace("(", " ").replace(")", " ").split():
             assert axis in row.sizes
