@@ -28,6 +28,9 @@ MODEL = ViTConfig(
     layer_scale=0.5,
     stochastic_depth=0.4,
 )
+DESCENDANT = MODEL.replace(
+    distillation="head", registers=2, pre_norm=True, mlp="swiglu", qk_norm=True, patch_norms=True, proj_bias=False
+)
 ADAMW = Optimizer(name="adamw", learning_rate=3e-3, weight_decay=0.1)
 SGD = Optimizer(name="sgd", learning_rate=3e-2, weight_decay=0.1)
 LION = Optimizer(name="lion", learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
@@ -65,6 +68,10 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "mixup alone": {"optimizer": ADAMW, "augmentation": Augmentation(mixup=0.4)},
     "nothing mixed": {"optimizer": ADAMW, "augmentation": Augmentation()},
+    "descendant, adamw": {"optimizer": ADAMW, "model": DESCENDANT},
+    "descendant, lion": {"optimizer": LION, "model": DESCENDANT},
+    "descendant, adafactor": {"optimizer": ADAFACTOR, "model": DESCENDANT},
+    "descendant, lamb": {"optimizer": LAMB, "model": DESCENDANT},
 }
 
 
@@ -161,10 +168,11 @@ def test_bfloat16_compute_is_comparable() -> None:
     assert max(errors) <= parity.COMPARABLE * min(errors), errors
 
 
-@pytest.mark.parametrize("mutant", ["decay", "key_bias"])
+@pytest.mark.parametrize("mutant", ["decay", "key_bias", "key_bias of a norm"])
 def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only training reads of the table: wrong in one engine, the runs part."""
-    run = config(optimizer=ADAMW, steps=4, schedule=Schedule())
+    model = DESCENDANT if mutant == "key_bias of a norm" else MODEL
+    run = config(optimizer=ADAMW, steps=4, schedule=Schedule(), model=model)
     weights, true = checkpoint(run.model), parameters(run.model)
 
     def parted(engine: str, name: str, **wrong: object) -> bool:
@@ -181,9 +189,17 @@ def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> N
         a, b = (one.export()[name] for one in engines)
         return parity.difference(a, b)[1] > parity.FLOAT64_BOUND
 
-    names = ["pos_embed", "blocks.1.mlp.fc1.weight"] if mutant == "decay" else ["blocks.1.attn.qkv.bias"]
-    for name in names:
-        wrong = {"decay": not true[name].decay} if mutant == "decay" else {"key_bias": 2}
+    names = {
+        "decay": ["pos_embed", "blocks.1.mlp.fc1.weight"],
+        "key_bias": ["blocks.1.attn.qkv.bias"],
+        "key_bias of a norm": ["blocks.1.attn.k_norm.bias"],
+    }
+    for name in names[mutant]:
+        wrong = {
+            "decay": {"decay": not true[name].decay},
+            "key_bias": {"key_bias": slice(2, 3)},
+            "key_bias of a norm": {"key_bias": None},
+        }[mutant]
         assert parted("jax", name, **wrong)
         assert parted("torch", name, **wrong)
     assert not parted("torch", "cls_token")

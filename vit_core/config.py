@@ -123,6 +123,8 @@ class ViTConfig(Schema):
             raise ValueError(
                 "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1, or fewer heads"
             )
+        if self.patch_norms and prod(self.patch_kernel) * self.stem_channels == 1:
+            raise ValueError("patch_norms: a norm over patches of one value leaves nothing; set patch_size above 1")
         if self.pooling == "map" and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}, which pooling 'map' needs")
         if self.position_embedding.startswith("sincos2d") and (self.width % 4 or self.width < 8):

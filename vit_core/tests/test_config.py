@@ -60,6 +60,7 @@ def test_class_token_position_is_wherever_it_can() -> None:
             {"qk_norm": True, "head_dim": 1},
             "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1",
         ),
+        ({"patch_norms": True, "patch_size": 1, "channels": 1}, "patch_norms: a norm over patches of one value leaves"),
         ({"class_token": False}, "pooling: 'cls' needs class_token true"),
         ({"class_token": False, "pooling": "gap", "class_token_position": True}, "class_token_position: true needs"),
         ({"position_embedding": "sincos2d_mae", "width": 30}, "width: 30 is not a multiple of 4"),
