@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_core import ViTConfig, variant
-from vit_core.parameters import count, draw, parameters
+from vit_core.parameters import Initializer, count, draw, parameters
 
 MODEL = ViTConfig(
     image_size=(8, 12),
@@ -117,6 +117,7 @@ def test_rows_of_the_descendants_written_out_by_hand() -> None:
         (1, 1, 24),
         (1, 8, 24),
     )
+    assert rows["reg_token"].initializer == Initializer("normal", 1e-6)  # zeros would stay alike for ever
     assert rows["head_dist.weight"].shape == rows["head.weight"].shape == (7, 24)
     unit = "patch_embed.backbone.stages.1.blocks.0"
     assert rows[f"{unit}.downsample.conv.weight"].shape == (256, 128, 1, 1)
