@@ -54,7 +54,7 @@ def in_processes(tmp_path: Path, command: list[str], environment: dict[str, str]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", **environment}
     words = [sys.executable, *command, script, str(tmp_path)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
     return dict(np.load(tmp_path / "found.npz"))
 
 

@@ -11,15 +11,15 @@ import torch
 import vit_jax
 import vit_torch
 from vit_core import CheckpointConfig, ViTConfig, parity
-from vit_core.checkpoint import Checkpoint, LazyArrays
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoint import Checkpoint
 from vit_core.parity import Report
 
 
 def checkpoint(config: ViTConfig, arrays: Mapping[str, np.ndarray] | None = None, seed: int = 0) -> Checkpoint:
     """A checkpoint in memory; every parameter random unless `arrays` are given."""
     arrays = parity.randomized(config, seed) if arrays is None else arrays
-    makers = {name: array.copy for name, array in arrays.items()}
-    return Checkpoint(Path("memory"), CheckpointConfig(model=config), LazyArrays(makers))
+    return Checkpoint(Path("memory"), CheckpointConfig(model=config), LazyArrays.of(arrays))
 
 
 def traces(

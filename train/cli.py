@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 
 from vit_core.checkpoint import checkpoint_of, open_checkpoint
-from vit_core.cli import needs, parse_size
+from vit_core.cli import needs
+from vit_core.conversion import parse_size
 from vit_core.errors import InputError
 from vit_core.places import Stored, local, place
 from vit_core.schema import Positive

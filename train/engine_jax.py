@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_core.checkpoint import Checkpoint, CheckpointConfig, convert, open_checkpoint
+from vit_core.arrays import convert
+from vit_core.checkpoint import Checkpoint, CheckpointConfig, open_checkpoint
 from vit_core.formats import orbax
 from vit_core.parameters import Parameter, draw
 

@@ -7,29 +7,30 @@ about to replace) and from one of another checkpoint (refused).
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import ml_dtypes
 import numpy as np
 from pydantic import model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
 from vit_core import parameters, position_embeddings
+from vit_core.arrays import DTYPES, LazyArrays, convert
 from vit_core.config import Size, ViTConfig
-from vit_core.errors import InputError, unknown_name
-from vit_core.places import Stored, here, place, sending
+from vit_core.containers import Container, open_safetensors, write_safetensors
+from vit_core.errors import InputError, some, unknown_name
+from vit_core.places import Stored, place, sending
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Schema
@@ -37,14 +38,6 @@ from vit_core.schema import Flag, NonNegative, Schema
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FINISHED = "checkpoint"
 """Where a training run leaves its checkpoint, in its folder."""
-
-DTYPES: dict[str, np.dtype] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
-_SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 class Resampling(Schema):
@@ -142,33 +135,6 @@ class CheckpointConfig(Schema):
         return schema
 
 
-class LazyArrays(Mapping[str, np.ndarray]):
-    """Arrays by name, made when asked for and each time anew, so that whoever gets one may write into it."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
-        self.makers = makers
-
-    def with_array(self, name: str, array: np.ndarray) -> "LazyArrays":
-        """With one array put in or replaced."""
-        return LazyArrays({**self.makers, name: array.copy})
-
-    def select(self, names: Iterable[str]) -> "LazyArrays":
-        """Only these, in this order."""
-        return LazyArrays({name: self.makers[name] for name in names})
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.makers[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.makers  # Mapping's own would make the array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.makers)
-
-    def __len__(self) -> int:
-        return len(self.makers)
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint: its config, and its parameters read one by one when asked for."""
@@ -177,6 +143,10 @@ class Checkpoint:
     config: CheckpointConfig
     arrays: LazyArrays
     """Canonical name -> array in torch's layout."""
+    notes: tuple[str, ...] = ()
+    """What was assumed or left out in reading another project's file."""
+    format: str = "vit"
+    """The format it was read from."""
 
     def adapt(
         self,
@@ -193,9 +163,7 @@ class Checkpoint:
         """
         adapted = self
         if dtype is not None:
-            as_dtype(dtype)
-            makers = {name: partial(self._converted, name, dtype) for name in self.arrays}
-            adapted = dataclasses.replace(adapted, arrays=LazyArrays(makers))
+            adapted = dataclasses.replace(adapted, arrays=adapted.arrays.as_type(dtype))
         if position_embedding_method is not None:
             if position_embedding_method not in position_embeddings.METHODS:
                 raise unknown_name("position-embedding method", position_embedding_method, position_embeddings.METHODS)
@@ -207,9 +175,6 @@ class Checkpoint:
             adapted = adapted._with_image_size(image_size)
         return adapted
 
-    def _converted(self, name: str, dtype: object) -> np.ndarray:
-        return convert(self.arrays[name], dtype)
-
     def with_config(self, config: CheckpointConfig) -> "Checkpoint":
         """The same arrays under another config."""
         return dataclasses.replace(self, config=config)
@@ -220,10 +185,10 @@ class Checkpoint:
         model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
         config = self.config.replace(model=model, labels=None)
         rows, arrays = parameters.parameters(model), self.arrays
-        dtype = arrays["patch_embed.proj.weight"].dtype
+        dtype = arrays.entries["patch_embed.proj.weight"].dtype
         for name, row in rows.items():
             if name.startswith(("head.", "head_dist.")):
-                arrays = arrays.with_array(name, parameters.draw(row, 0).astype(dtype))
+                arrays = arrays.with_array(name, convert(parameters.draw(row, 0), dtype))
         return dataclasses.replace(self, config=config, arrays=arrays.select(rows))
 
     def _with_image_size(self, image_size: int | tuple[int, int]) -> "Checkpoint":
@@ -244,42 +209,50 @@ class Checkpoint:
         return dataclasses.replace(self, config=self.config.replace(**changes), arrays=arrays)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a checkpoint folder (or its weights file alone), or a step that Orbax wrote, no weights read yet.
+def open_checkpoint(
+    path: str | os.PathLike[str], *, format: str | None = None, fields: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Opens a checkpoint of any format (vit_core.formats), no weights read yet but what tells their kind.
 
+    format: its format, where it should not be recognised. fields: of the model's config, where a file of another
+    project cannot tell them (`{"heads": 6}`).
     Every name and shape is checked. Raises InputError naming what is missing, damaged or does not fit.
     """
-    if orbax_step := _orbax_step(path):
-        return orbax_step
-    path = place(path)
+    from vit_core import formats  # they are built on this module
+
+    return formats.open_any(place(path), format, fields or {})
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """Opens our own format: a checkpoint folder, or its weights file alone. Raises InputError as open_checkpoint."""
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint; expected a folder with {CONFIG} and {WEIGHTS}")
     if not weights.is_file():
         found = "is not a file" if weights.exists() else "is missing"
         raise InputError(f"{weights}: {found}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
-    file = _WeightsFile(weights)
+    file = open_safetensors(weights)
     config = _read_config(path, file)
     rows = parameters.parameters(config.model)
-    if wrong := _differences(rows, file.shapes):
+    if wrong := _differences(rows, file.arrays.shapes):
         raise InputError(f"{weights}: parameters do not fit the config: {wrong}")
-    arrays = LazyArrays({name: partial(file.read, name) for name in rows})
-    return Checkpoint(path, config, LazyArrays({name: partial(_read_finite, weights, arrays, name) for name in rows}))
+    return Checkpoint(path, config, checked(weights, file.arrays.select(rows)))
 
 
-def _orbax_step(folder: str | os.PathLike[str]) -> Checkpoint | None:
-    from vit_core.formats import orbax  # it is built on this module
+def checked(path: Path, arrays: LazyArrays) -> LazyArrays:
+    """The same, each of a type that parameters can have, and with a warning when one that is not finite is read."""
+    for name, entry in arrays.entries.items():
+        if entry.dtype not in DTYPES:
+            raise InputError(f"{path}: parameter {name} is {entry.dtype}; expected one of {', '.join(DTYPES)}")
+    return LazyArrays(
+        {
+            name: entry.then(partial(_warn_not_finite, path, name), entry.shape, entry.dtype)
+            for name, entry in arrays.entries.items()
+        }
+    )
 
-    path = place(folder)
-    if not orbax.is_step(path):
-        return None
-    config = CheckpointConfig.parse(orbax.metadata(path), f"{path / orbax.MANIFEST}: metadata")
-    arrays = orbax.parameters_of(path, config.model)
-    return Checkpoint(path, config, LazyArrays({name: partial(_read_finite, path, arrays, name) for name in arrays}))
 
-
-def _read_finite(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    array = arrays[name]
+def _warn_not_finite(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         warnings.warn(f"{path}: parameter {name} holds values that are not finite", stacklevel=2)
     return array
@@ -311,14 +284,13 @@ def save_checkpoint(
     arrays: canonical name -> array in torch's layout, exactly the config's table. dtype: stored type, else each's own.
     """
     path, rows = place(path), parameters.parameters(config.model)
-    unexpected = {name: np.shape(arrays[name]) for name in arrays if name not in rows}
-    stored = {name: np.ascontiguousarray(convert(arrays[name], dtype)) for name in rows if name in arrays}
-    if wrong := _differences(rows, unexpected | {name: array.shape for name, array in stored.items()}):
+    stored = LazyArrays.of(arrays).as_type(dtype)
+    if wrong := _differences(rows, stored.shapes):
         raise InputError(f"{path}: these parameters do not fit the config: {wrong}")
     text, _ = config.to_json()
     with staging(path, (WEIGHTS, CONFIG)) as stage:
         metadata = {"format": "pt", "config": text, "replaces": _stamp_of(path / CONFIG) or ""}
-        save_file(stored, stage / WEIGHTS, metadata=metadata)
+        write_safetensors(stage / WEIGHTS, stored.select(rows), metadata)
         (stage / CONFIG).write_text(text)
 
 
@@ -340,12 +312,14 @@ def staging(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
             if (folder / name).is_dir():
                 raise IsADirectoryError(f"{folder / name} is a directory")
         for stale in folder.glob(".saving-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            with suppress(OSError), _locked(stale):
+                shutil.rmtree(stale)
         stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
         try:
-            yield stage
+            with _locked(stage):
+                yield stage
             for name in names:
-                (stage / name).chmod(0o666 & ~_umask())  # safetensors writes 0600
+                (stage / name).chmod(0o666 & ~_umask())  # torch and others write as they like
                 _flush(stage / name)
             for name in names:
                 os.replace(stage / name, folder / name)
@@ -356,6 +330,17 @@ def staging(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
         if created and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise InputError(f"{folder}: cannot write there ({error}); choose a writable folder with room") from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """For this process alone; BlockingIOError where another has it. The kernel ends it with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:
@@ -381,45 +366,7 @@ def _stamp_of(config: Path) -> str | None:
     return stamp if isinstance(stamp, str) else None
 
 
-def convert(array: np.ndarray, dtype: object = None) -> np.ndarray:
-    """The array in another floating type, named, or given as a NumPy, JAX or PyTorch dtype; as it is for none."""
-    return array if dtype is None else array.astype(as_dtype(dtype), copy=False)
-
-
-def as_dtype(dtype: object) -> np.dtype:
-    """The NumPy type of a floating dtype, however it is given: "bfloat16", jnp.bfloat16, torch.bfloat16, ..."""
-    try:
-        name = dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name  # type: ignore
-    except TypeError:
-        name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise unknown_name("dtype", name, DTYPES)
-    return DTYPES[name]
-
-
-class _WeightsFile:
-    """A safetensors file: its metadata, each array's shape, and a way to read one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with here(path) as file:
-                self.file = safe_open(file, framework="np")
-            self.metadata: dict[str, str] = self.file.metadata() or {}
-            slices = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}); copy or save it again") from None
-        self.shapes = {name: tuple(view.get_shape()) for name, view in slices.items()}
-        for name, view in slices.items():
-            if view.get_dtype() not in _SAFETENSORS_DTYPES:
-                raise InputError(f"{path}: parameter {name} is {view.get_dtype()}; expected one of {', '.join(DTYPES)}")
-
-    def read(self, name: str) -> np.ndarray:
-        array: np.ndarray = self.file.get_tensor(name)
-        return array
-
-
-def _read_config(path: Path, weights: _WeightsFile) -> CheckpointConfig:
+def _read_config(path: Path, weights: Container) -> CheckpointConfig:
     header = weights.metadata.get("config")
     inside = CheckpointConfig.from_json(header, f"{weights.path} (header)") if header else None
     file = path / CONFIG
@@ -438,7 +385,7 @@ def _read_config(path: Path, weights: _WeightsFile) -> CheckpointConfig:
 
 
 def _differences(rows: Mapping[str, parameters.Parameter], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Every missing, unexpected and wrongly shaped parameter, with what was expected and found; "" if none."""
+    """Missing, unexpected and wrongly shaped parameter, with what was expected and found; "" if none."""
     missing = [f"{name} {list(row.shape)}" for name, row in rows.items() if name not in shapes]
     unexpected = [f"{name} {list(shape)}" for name, shape in shapes.items() if name not in rows]
     misshapen = [
@@ -447,4 +394,4 @@ def _differences(rows: Mapping[str, parameters.Parameter], shapes: Mapping[str, 
         if name in shapes and shapes[name] != row.shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
-    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+    return "; ".join(f"{kind}: {some(names)}" for kind, names in kinds.items() if names)

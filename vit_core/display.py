@@ -1,7 +1,8 @@
 """How reports and progress look in a terminal."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -10,7 +11,12 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from vit_core.errors import one_line
 from vit_core.parity import FLOAT64_BOUND, OracleRow, Report, Row
+
+if TYPE_CHECKING:
+    from vit_core.bench import Cost
+    from vit_torch.proofs import Proof
 
 # Not cut to 80 columns where nobody sees a terminal (a file, a log).
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -33,7 +39,7 @@ def progress(shown: bool = True) -> Progress:
 
 def say(text: str) -> None:
     """Prints a line as it is: no markup, no wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def working(text: str) -> Status:
@@ -99,3 +105,55 @@ def oracle_report(title: str, rows: Iterable[OracleRow]) -> None:
         verdict = _verdict(row.ok) if row.name == "output" else ""
         cells.append((row.name, f"{row.error_a:.1e}", f"{row.error_b:.1e}", f"{row.apart:.1e}", verdict))
     table(title, ("tensor", "JAX error", "PyTorch error", "apart", ""), cells)
+
+
+def inspection(report: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Prints what vit_core.inspection.report found; `chosen` are the fields of the config that are not the paper's."""
+    say(f"{report['path']}: {report['format']}, {report['parameters']:,} parameters")
+    for note in report["notes"]:
+        say(f"  {note}")
+    grid, types = "x".join(map(str, report["grid"])), ", ".join(f"{n:,} {t}" for t, n in report["dtypes"].items())
+    say(f"grid {grid}, prefix tokens {report['prefix_tokens']}, types {types}")
+    table("config, where it is not the paper's", ("field", "value"), ((name, _plain(x)) for name, x in chosen.items()))
+    rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
+    table("parameters", ("module", "number", "stored"), rows)
+    for line in report["suspicious"]:
+        console.print(Text(f"suspicious: {line}", style="yellow"), soft_wrap=True)
+
+
+def _plain(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def costs(title: str, found: "Iterable[Cost]") -> None:
+    """Prints what conversions cost beside a copy of the file."""
+    rows = (
+        (
+            f"{c.source} to {c.target}",
+            f"{c.copy_seconds:.2f} s",
+            f"{c.seconds:.2f} s",
+            f"{c.times_copy:.1f}",
+            f"{c.peak_bytes / 1e6:,.0f} MB",
+            f"{c.times_file:.3f}",
+        )
+        for c in found
+    )
+    table(title, ("", "copy", "convert", "times the copy", "anonymous memory", "times the file"), rows)
+
+
+def proofs(found: "Iterable[Proof]", read_only: Mapping[str, str]) -> None:
+    """Prints what was seen of each format."""
+    rows = []
+    for proof in found:
+        apart = (
+            ""
+            if proof.format == "vit"
+            else "no such model there"
+            if proof.difference is None
+            else f"{proof.difference.relative:.1e}"
+        )
+        kept = "equal bits" if proof.same_bits and proof.same_file else "[bold red]CHANGED[/]"
+        rows.append((proof.format, proof.model, kept, apart, _verdict(proof.ok)))
+    rows += [(format, what, "read only", "see parity_tests/formats", "") for format, what in read_only.items()]
+    columns = ("format", "model", "there and back", "from its own library", "")
+    table("float64, relative to the largest output", columns, rows)

@@ -8,6 +8,18 @@ class InputError(ValueError):
     """Bad input from outside (file, config, argument). The command line prints it as one line and exits with 2."""
 
 
+def some(names: Iterable[str], separator: str = ", ", most: int = 6) -> str:
+    """The first names of a list that may be long, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
+
+
+def one_line(text: str) -> str:
+    """With nothing in it that would move a terminal's cursor: names in a file are whatever somebody wrote."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def unknown_name(what: str, given: object, known: Iterable[str]) -> InputError:
     """The error for a name that is not one of `known`, with the nearest right one where there is one."""
     names = [str(name) for name in known]

@@ -5,14 +5,16 @@ zero in exact arithmetic, is held against the query and value biases it is store
 which is stored alone, against that of the queries'.)
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from vit_core.checkpoint import Checkpoint, LazyArrays, convert
+from vit_core.arrays import LazyArrays, convert
+from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig
+from vit_core.errors import InputError
 from vit_core.parameters import Parameter, parameters
 
 FLOAT64_BOUND = 1e-12
@@ -151,6 +153,27 @@ def run(checkpoint: Checkpoint, twins: Iterable[Twin], dtype: str, seed: int) ->
     """The traces of each twin, from the same weights on the same random images."""
     x_BHWC, probe_BC = probe(checkpoint.config.model, seed)
     return [twin.trace(twin.load(checkpoint, dtype=dtype), x_BHWC, probe_BC) for twin in twins]
+
+
+def run_each(checkpoints: Sequence[Checkpoint], twins: Iterable[Twin], seed: int) -> list[dict[str, np.ndarray]]:
+    """The float64 traces of several checkpoints on the same random images, each by a twin of its own.
+
+    Without gradients where their parameters are not the same. InputError for models that take or give other shapes.
+    """
+    first, *others = (checkpoint.config.model for checkpoint in checkpoints)
+    x_BHWC, probe_BC = probe(first, seed)
+    for other in others:
+        for what in ("image_size", "channels", "num_classes", "features"):
+            a, b = getattr(first, what), getattr(other, what)
+            if a != b and not (what == "features" and first.num_classes):
+                raise InputError(f"models with {what} {a} and {b}: there is nothing to compare")
+    traces = [
+        twin.trace(twin.load(checkpoint, dtype="float64"), x_BHWC, probe_BC)
+        for twin, checkpoint in zip(twins, checkpoints, strict=True)
+    ]
+    if all(checkpoint.arrays.shapes == checkpoints[0].arrays.shapes for checkpoint in checkpoints):
+        return traces
+    return [{name: x for name, x in trace.items() if not name.startswith("grad.")} for trace in traces]
 
 
 def _random(row: Parameter, rng: np.random.Generator) -> np.ndarray:

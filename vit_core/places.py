@@ -33,6 +33,11 @@ def place(path: str | os.PathLike[str]) -> Path:
     return cast(Path, Stored(address[1] + re.sub("/+", "/", address[2].strip("/")))) if address else Path(path)
 
 
+def absolute(path: Path) -> Path:
+    """The one path of a place, however it is spelt."""
+    return path if isinstance(path, Stored) else path.resolve()
+
+
 def local(path: Path, what: str) -> Path:
     """The path; InputError for one in a store."""
     if isinstance(path, Stored):

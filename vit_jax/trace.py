@@ -35,3 +35,10 @@ def trace(
         stages, gradients = jax.device_get(compute(state, x, probe, masks))
     rows = parameters(model.config)
     return stages | {f"grad.{name}": arrays.to_numpy(rows[name], value) for name, value in gradients.items()}
+
+
+def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
+    """The outputs for images, any float type, as in evaluation."""
+    graph, state = nnx.split(model)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(lambda state, x_BHWC: nnx.merge(graph, state)(x_BHWC))(state, jnp.asarray(x_BHWC)))

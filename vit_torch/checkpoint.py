@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, convert, open_checkpoint, save_checkpoint
+from vit_core.arrays import convert
+from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
 from vit_core.config import ViTConfig
 from vit_core.parameters import draw, parameters
 from vit_core.places import place

@@ -26,3 +26,10 @@ def trace(
     with torch.no_grad():
         stages = model.forward_intermediates(x_BCHW, interpolate=interpolate)
     return {name: arrays.to_numpy(stage) for name, stage in {**stages, "output": output_BC}.items()} | gradients
+
+
+def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
+    """The outputs for images, any float type (NHWC, as for the other twin), as in evaluation."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return arrays.to_numpy(model.eval()(torch.as_tensor(x_BHWC, device=device).permute(0, 3, 1, 2)))

@@ -273,19 +273,19 @@ def test_a_full_disk_is_one_line(vit: Vit, recipe: str, tmp_path: Path, monkeypa
         raise OSError(28, os.strerror(28))
 
     words = ["pretrain", recipe, "--framework", "torch", "--out", tmp_path, "--save-every", "4"]
-    original, calls = checkpoint.save_file, []
+    original, calls = checkpoint.write_safetensors, []
 
     def filling(*args: object, **options: object) -> None:
         calls.append(1)
         (original if len(calls) < 2 else full)(*args, **options)
 
-    monkeypatch.setattr(checkpoint, "save_file", filling)
+    monkeypatch.setattr(checkpoint, "write_safetensors", filling)
     line = vit(*words, status=2)
     assert "No space left on device" in line
     assert "000008" in line
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["000004"], "nothing half-written"
     assert open_checkpoint(tmp_path / "steps" / "000004").config.provenance.step == 4
-    monkeypatch.setattr(checkpoint, "save_file", original)
+    monkeypatch.setattr(checkpoint, "write_safetensors", original)
     assert "going on after step 4 of 8" in vit(*words)
 
 

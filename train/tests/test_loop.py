@@ -18,7 +18,8 @@ from train.measured import Measured
 from train.sources import Split
 from train.tests.small import CONFIG, ENGINES, LABELS, MODEL, quadrants, run_in, saved, steps_of
 from vit_core import CheckpointConfig, InputError, open_checkpoint, parity
-from vit_core.checkpoint import Checkpoint, LazyArrays, saved_steps
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoint import Checkpoint, saved_steps
 
 SPLIT = quadrants()
 
@@ -34,8 +35,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def randomised() -> Checkpoint:
     """Weights under which every input changes the loss (a fresh head is zero)."""
     arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
-    makers = {name: array.copy for name, array in arrays.items()}
-    return Checkpoint(Path("memory"), CheckpointConfig(model=MODEL), LazyArrays(makers))
+    return Checkpoint(Path("memory"), CheckpointConfig(model=MODEL), LazyArrays.of(arrays))
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -100,9 +100,8 @@ def test_a_run_killed_in_mid_save_started_again_is_the_run(store: Store, recipe:
     assert [step.name for step in saved_steps(OUT)] == ["000005"]
     assert store.names("run/steps/000010/ocdbt.process_0/d/"), "there was something half written"
     here = recipe.parent / "here"
-    again = start(recipe, OUT)
-    vit("pretrain", recipe, "--out", here)
-    finished(again, recipe)
+    for process in [start(recipe, out) for out in (OUT, here)]:
+        finished(process, recipe)
     assert "gs://bucket/run: going on after step 5 of 24" in (recipe.parent / "log").read_text()
     assert_the_same_run(OUT, here, 24)
     for line, other in zip(read(OUT / METRICS), read(here / METRICS), strict=True):

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from vit_core import parameters
-from vit_core.checkpoint import LazyArrays
+from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.parameters import Stack
@@ -35,6 +35,8 @@ COMMITTED = "commit_success.txt"
 CHANGING = ("_CHECKPOINT_METADATA", COMMITTED)
 """Orbax writes these after step.json; no value depends on them."""
 PARAMETERS, SKIPPED = "params", "skipped"
+_MEANS = {"second_moment_rows": slice(0, 1), "second_moment_columns": slice(1, None)}
+"""Statistics that are means over a matrix's rows or columns, and which of its lengths they have."""
 _BLOCK = 2**22
 
 
@@ -161,14 +163,14 @@ def metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def read_leaves(folder: str | os.PathLike[str]) -> LazyArrays:
     """Every array under its name in the JAX engine's state, as it was there. Damage is found at the first read."""
     step = _Step(place(folder))
-    return LazyArrays({name: partial(step.read, name) for name in step.manifest.leaves})
+    return LazyArrays({name: step.lazy(name) for name in step.manifest.leaves})
 
 
 def parameters_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
     """Canonical name -> array in torch's layout. InputError where the step does not hold this config's parameters."""
     step = _Step(place(folder))
     found = {
-        row.name: partial(step.in_torch_layout, name, stack, i)
+        row.name: LazyArray(row.shape, step.manifest.leaves[name].dtype, partial(step.in_torch_layout, name, stack, i))
         for name, stack in step.stacks(config, (PARAMETERS,))
         for i, row in enumerate(stack.rows)
     }
@@ -182,14 +184,16 @@ def statistics_of(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArra
     `statistics` gives it: in torch's layout, means over rows and columns [batch, length]."""
     step = _Step(place(folder))
     kinds = {name.partition("/")[0] for name in step.manifest.leaves} - {PARAMETERS, SKIPPED}
-    found: dict[str, Callable[[], np.ndarray]] = {}
+    found: dict[str, LazyArray] = {}
     for name, stack in step.stacks(config, kinds):
-        kind = name.partition("/")[0]
+        kind, dtype = name.partition("/")[0], step.manifest.leaves[name].dtype
         by_matrix = step.manifest.structured and kind != "average"
         read = step.by_matrix if by_matrix else step.in_torch_layout
-        found |= {f"{kind}/{row.name}": partial(read, name, stack, i) for i, row in enumerate(stack.rows)}
+        for i, row in enumerate(stack.rows):
+            shape = (_batch(stack), *_lengths(kind, stack)) if kind in _MEANS else row.shape
+            found[f"{kind}/{row.name}"] = LazyArray(shape, dtype, partial(read, name, stack, i))
     if SKIPPED in step.manifest.leaves:
-        found[SKIPPED] = partial(step.read, SKIPPED)
+        found[SKIPPED] = step.lazy(SKIPPED)
     return LazyArrays(found)
 
 
@@ -232,6 +236,10 @@ class _Step:
         row, batch = stack.rows[i], _batch(stack)
         part = self.read(leaf, slice(i * batch, (i + 1) * batch))
         return part.reshape(row.shape) if part.size == row.size else part
+
+    def lazy(self, leaf: str) -> LazyArray:
+        """A leaf as it is."""
+        return LazyArray(self.manifest.leaves[leaf].shape, self.manifest.leaves[leaf].dtype, partial(self.read, leaf))
 
     def read(self, leaf: str, part: int | slice | None = None) -> np.ndarray:
         """A leaf, or a part of it along its first axis."""
@@ -300,9 +308,13 @@ def _batch(stack: Stack) -> int:
 
 def _matrices(kind: str, stack: Stack) -> tuple[int, ...]:
     """Shape of a statistic kept by matrix: all matrices of the stack, one after another."""
+    return (len(stack.rows) * _batch(stack), *_lengths(kind, stack))
+
+
+def _lengths(kind: str, stack: Stack) -> tuple[int, ...]:
+    """Shape of a statistic of one matrix."""
     shape = stack.rows[0].matrix_shape
-    lengths = {"second_moment_rows": shape[:1], "second_moment_columns": shape[1:]}
-    return (len(stack.rows) * _batch(stack), *lengths.get(kind, shape))
+    return shape[_MEANS[kind]] if kind in _MEANS else shape
 
 
 def cause(error: BaseException) -> str:

@@ -16,7 +16,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
-from vit_core.checkpoint import CONFIG, WEIGHTS, Checkpoint, LazyArrays, as_dtype
+from vit_core.arrays import LazyArray, LazyArrays, as_dtype
+from vit_core.checkpoint import CONFIG, WEIGHTS, Checkpoint, staging
 from vit_core.preprocess import Preprocessing
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_dim=8, num_classes=3, representation=6)
@@ -82,7 +83,7 @@ def test_a_cut_save_leaves_the_old_or_the_new(folder: Path, cut_at: str, monkeyp
 
     monkeypatch.setattr(os, "replace", replace)
     if cut_at == "first byte":
-        monkeypatch.setattr("vit_core.checkpoint.save_file", write)
+        monkeypatch.setattr("vit_core.checkpoint.write_safetensors", write)
     model = MODEL.replace(activation="gelu")
     new = CONFIGURED.replace(model=model, provenance=Provenance(run="r", step=4))
     try:
@@ -94,6 +95,16 @@ def test_a_cut_save_leaves_the_old_or_the_new(folder: Path, cut_at: str, monkeyp
     assert opened.config.provenance.step == step
     assert opened.config.model.activation == ("gelu" if seed else "gelu_tanh")
     np.testing.assert_array_equal(opened.arrays["head.weight"], arrays(seed)["head.weight"])
+
+
+def test_two_may_save_beside_each_other(tmp_path: Path) -> None:
+    """What a dead process left goes, what a living one is writing stays."""
+    (tmp_path / ".saving-dead").mkdir()
+    with staging(tmp_path, ("a",)) as first:
+        (first / "a").write_text("a")
+        with staging(tmp_path, ("b",)) as second:
+            (second / "b").write_text("b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_killed_while_saving(folder: Path) -> None:
@@ -146,7 +157,9 @@ def test_each_array_is_read_once() -> None:
         counted.append(name)
         return arrays()[name]
 
-    lazy = LazyArrays({name: functools.partial(make, name) for name in arrays()})
+    lazy = LazyArrays(
+        {name: LazyArray(a.shape, a.dtype.name, functools.partial(make, name)) for name, a in arrays().items()}
+    )
     assert "norm.weight" in lazy
     save_checkpoint(tempfile.mkdtemp(), CONFIGURED, lazy, "bfloat16")
     assert sorted(counted) == sorted(arrays())
@@ -271,7 +284,7 @@ def test_impossible_adaptations() -> None:
 
 
 def memory() -> Checkpoint:
-    return Checkpoint(Path("memory"), CONFIGURED, LazyArrays({name: array.copy for name, array in arrays().items()}))
+    return Checkpoint(Path("memory"), CONFIGURED, LazyArrays.of(arrays()))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vit_core import CheckpointConfig, ViTConfig, masks, parity
-from vit_core.checkpoint import Checkpoint, LazyArrays
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoint import Checkpoint
 from vit_core.display import summarised
 from vit_core.parameters import parameters
 
@@ -80,9 +81,7 @@ def test_random_values_leave_nothing_idle_and_signals_alive() -> None:
 def test_idle_parameters_are_awakened() -> None:
     arrays = parity.randomized(MODEL, 0)
     arrays["head.weight"] *= 0
-    checkpoint = Checkpoint(
-        Path(), CheckpointConfig(model=MODEL), LazyArrays({name: array.copy for name, array in arrays.items()})
-    )
+    checkpoint = Checkpoint(Path(), CheckpointConfig(model=MODEL), LazyArrays.of(arrays))
     awake, idle = parity.awakened(checkpoint, 1)
     assert idle == ["head.weight"]
     assert awake.arrays["head.weight"].any()

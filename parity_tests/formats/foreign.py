@@ -1,0 +1,72 @@
+"""Models of other projects with every parameter random, as the tests of the formats begin with them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import vit_jax
+import vit_torch
+from vit_core import ViTConfig, open_checkpoint, parity
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoint import Checkpoint
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64 and evaluation mode, on the scales of parity.randomized: no zero head, no idle bias."""
+    generator = torch.Generator().manual_seed(seed)
+    model.double().eval()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            sample = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if name == "weight" and parameter.ndim > 1:
+                sample /= parameter[0].numel() ** 0.5
+            elif name == "weight":
+                sample = 1 + 0.3 * sample
+            else:
+                sample *= 0.5
+            parameter.data = sample
+    return model
+
+
+def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A state dict as people save them."""
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def opened(path: Path, **fields: Any) -> Checkpoint:
+    """With fields of the config that the user says."""
+    return open_checkpoint(path, fields=fields)
+
+
+def images(config: ViTConfig) -> np.ndarray:
+    """Random images x_BHWC."""
+    return parity.probe(config, 1)[0]
+
+
+def apart(checkpoint: Checkpoint, expected: torch.Tensor, dtype: str = "float64", *, jax: bool = False) -> float:
+    """How far the outputs of a twin are from those of the model that the checkpoint came from or went to."""
+    twin: Any = vit_jax if jax else vit_torch
+    model = checkpoint.config.model
+    found = twin.trace(twin.load(checkpoint, dtype=dtype), *parity.probe(model, 1))["output"]
+    return parity.difference(found, expected.detach().double().numpy())[1]
+
+
+def nchw(x_BHWC: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """As PyTorch takes them."""
+    return torch.from_numpy(x_BHWC).permute(0, 3, 1, 2).to(dtype)
+
+
+def assert_same_bits(a: LazyArrays | dict[str, np.ndarray], b: LazyArrays | dict[str, np.ndarray]) -> None:
+    """The same names, shapes, types and bytes."""
+    assert set(a) == set(b)
+    for name in a:
+        x, y = a[name], b[name]
+        assert (x.shape, x.dtype, x.tobytes()) == (y.shape, y.dtype, y.tobytes()), name

@@ -1,0 +1,158 @@
+"""Untrusted files: whatever a file of any format is damaged into, it opens, or is answered with one clean line.
+
+Files of every format are cut short, have bytes changed, put in or taken out, and their JSON edited. Nothing may end in
+anything but an InputError (a crash of the process ends the tests), and a conversion that fails leaves nothing behind.
+"""
+
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vit_core import CheckpointConfig, InputError, ViTConfig, formats, open_checkpoint, parity
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoint import Checkpoint
+
+MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_dim=8, num_classes=3, activation="gelu")
+FILES = {"vit": "ours", "timm": "timm", "google": "g.npz", "big_vision": "b.npz", "torchvision": "t.pth"}
+FILES |= {"transformers": "hf", "lucidrains": "l.pth"}
+FIELDS: dict[str, dict[str, Any]] = {"lucidrains": {"patch_norms": True, "qkv_bias": False, "width": 128}}
+"""What a format takes for granted."""
+EXAMPLES = 400
+"""Damaged files of each kind and format: thousands in all."""
+
+
+def written(folder: Path, format: str) -> Path:
+    """A small checkpoint of a format, with random weights."""
+    model = MODEL.replace(**FIELDS.get(format, {}))
+    arrays = LazyArrays.of(parity.randomized(model, 0)).as_type("float32")
+    path = folder / FILES[format]
+    formats.save_as(path, Checkpoint(Path("random"), CheckpointConfig(model=model), arrays), format, allow_lossy=True)
+    return path
+
+
+def meta(folder: Path) -> Path:
+    """As facebookresearch/dino saves it."""
+    plain = MODEL.replace(num_classes=0)
+    tensors = {f"backbone.{n}": torch.from_numpy(a).float() for n, a in parity.randomized(plain, 0).items()}
+    torch.save({"teacher": tensors, "epoch": 1}, folder / "dino.pth")
+    return folder / "dino.pth"
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    **{format: lambda folder, format=format: written(folder, format) for format in formats.TARGETS},
+    "meta": meta,
+}
+
+
+FOLDERS = ("vit", "timm", "transformers")
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config beside the weights."""
+    return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file or folder that is as it should be."""
+    path = MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _ = dict(open_checkpoint(path).arrays)
+    return path
+
+
+def complaint(path: Path, target: Path) -> str | None:
+    """What opening and converting is answered with; none if it works."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            formats.save_as(target, open_checkpoint(path), "vit")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def tried(path: Path, target: Path) -> None:
+    """Opened and converted: either works, or ends in one line and leaves nothing."""
+    said = complaint(path, target)
+    if said is None:
+        shutil.rmtree(target)
+    else:
+        assert "\n" not in said
+        assert 10 < len(said) < 3000
+        assert not target.exists(), said
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """Cut, changed, stuffed or bitten, mostly where headers are."""
+    rng = random.Random(seed)
+    near = rng.choice([64, 2048, len(data)])
+    at = (
+        rng.randrange(min(near, len(data)))
+        if rng.random() < 0.7
+        else len(data) - 1 - rng.randrange(min(near, len(data)))
+    )
+    kind = rng.randrange(5)
+    if kind == 0:
+        return data[:at]
+    if kind == 1:
+        return data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
+    if kind == 2:
+        return data[:at] + rng.randbytes(rng.randrange(1, 9)) + data[at:]
+    if kind == 3:
+        return data[:at] + data[at + rng.randrange(1, 300) :]
+    changed = bytearray(data)
+    for _ in range(rng.randrange(2, 20)):
+        changed[min(at + rng.randrange(-200, 200), len(data) - 1)] = rng.choice(
+            [0, 255, 48, 57, 123, rng.randrange(256)]
+        )
+    return bytes(changed)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_damaged_bytes(whole: Path, seed: int) -> None:
+    broken = whole.parent / f"broken-{whole.name}"
+    if whole.is_dir():
+        shutil.copytree(whole, broken, dirs_exist_ok=True)
+        weights = broken / "model.safetensors"
+        weights.write_bytes(damaged((whole / "model.safetensors").read_bytes(), seed))
+    else:
+        broken.write_bytes(damaged(whole.read_bytes(), seed))
+    tried(broken, whole.parent / "target")
+
+
+ODD: list[Any] = [None, True, -1, 0, 1e308, 2**70, "", "x", [], [1, 2, 3], {}, {"a": 1}, "../..", [[]], -0.5, "224"]
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_odd_configs(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    broken = folder.parent / f"odd-{folder.name}"
+    shutil.copytree(folder, broken, dirs_exist_ok=True)
+    for path in broken.glob("*.json"):
+        fields = json.loads(path.read_text())
+        for _ in range(rng.randrange(1, 4)):
+            holder = fields
+            while (inner := [x for x in holder.values() if isinstance(x, dict) and x]) and rng.random() < 0.6:
+                holder = rng.choice(inner)
+            if rng.random() < 0.2:
+                holder.pop(rng.choice(list(holder)))
+            elif holder:
+                holder[rng.choice(list(holder))] = rng.choice(ODD)
+            if not holder:
+                break
+        path.write_text(json.dumps(fields))
+    tried(broken, folder.parent / "target")

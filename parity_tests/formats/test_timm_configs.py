@@ -1,0 +1,243 @@
+"""timm's files: which are taken for timm's, what their names and configs tell, and what is wrong with some."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.numpy import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from parity_tests.formats.timm_models import built, fields_of, saved
+from parity_tests.formats.torch_models import (
+    distance,
+    images,
+    ours,
+    outputs,
+)
+from parity_tests.twins import checkpoint
+from vit_core import ViTConfig, formats, parity
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoint import open_checkpoint
+from vit_core.errors import InputError
+from vit_core.formats.lineage import Source
+from vit_core.parameters import parameters
+from vit_core.preprocess import Preprocessing
+
+
+def source_of(architecture: str, **options: Any) -> tuple[VisionTransformer, Source]:
+    """A model without values, and what a folder of it would say without model_args."""
+    with torch.device("meta"):
+        model = timm.create_model(architecture, **options)
+    entries = {
+        name: LazyArray(tuple(tensor.shape), "float32", lambda: np.zeros(0))
+        for name, tensor in model.state_dict().items()
+    }
+    size = list(model.pretrained_cfg["input_size"])
+    config = {"architecture": architecture, "pretrained_cfg": {"input_size": size}}
+    return model, Source(Path(architecture), LazyArrays(entries), config)
+
+
+PUBLISHED = [
+    "vit_small_patch14_reg4_dinov2",
+    "vit_giant_patch14_dinov2",
+    "vit_base_patch16_gap_224",
+    "vit_giantopt_patch16_siglip_256",
+    "vit_so400m_patch14_siglip_224",
+    "vit_large_patch16_siglip_512",
+    "vit_large_patch14_clip_quickgelu_336",
+    "deit3_small_patch16_224",
+    "deit_small_distilled_patch16_224",
+    "vit_so150m2_patch16_reg1_gap_256",
+    "vit_small_patch16_36x1_224",
+    "test_vit2",
+]
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_published_architectures_by_name(architecture: str) -> None:
+    assert _by_name(architecture) == "read"
+
+
+@pytest.mark.slow
+def test_every_architecture_is_read_as_it_is_or_refused() -> None:
+    """All of timm's that begin like a ViT, some of which only look like one."""
+    names = [name for name in timm.list_models() if re.match(r"(test_)?vit_|deit|flexivit|beit|eva|samvit", name)]
+    verdicts = [_by_name(name) for name in names]
+    assert verdicts.count("read") >= 140
+    assert len(names) - verdicts.count("read") >= 90
+
+
+def _by_name(architecture: str) -> str:
+    theirs, source = source_of(architecture)
+    if not formats.timm.recognises(source):
+        return "not recognised"
+    try:
+        found = formats._read(formats.LINEAGES["timm"], source, {}).config.model
+    except InputError:
+        return "refused"
+    assert isinstance(theirs, VisionTransformer)
+    assert not theirs.pool_include_prefix
+    if found.stem_layers is not None:
+        return "read"
+    live, added = fields_of(theirs), theirs.num_reg_tokens and not theirs.no_embed_class
+    whole = tuple(side // patch * patch for side, patch in zip(live["image_size"], live["patch_size"], strict=True))
+    live |= {"image_size": whole, "layer_scale": found.layer_scale}
+    live |= {"class_token_position": False} if added else {}
+    assert live == {field: getattr(found, field) for field in live}
+    return "read"
+
+
+def test_other_lineages_are_not_taken(tmp_path: Path) -> None:
+    save_file({"conv1.weight": np.zeros((2, 3, 4, 4), np.float32)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(InputError, match="no Vision Transformer known here"):
+        open_checkpoint(tmp_path / "resnet.safetensors")
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "renamed": ({"blocks.1.norm2.weight": None, "blocks.1.norm_2.weight": (24,)}, "blocks.1.norm_2.weight"),
+    "missing": ({"blocks.1.norm2.weight": None}, r"missing blocks.1.norm2.weight \[24\]"),
+    "misshapen": ({"blocks.1.norm2.weight": (23,)}, r"blocks.1.norm2.weight expected \[24\] found \[23\]"),
+    "extra": ({"blocks.0.attn.rel_pos": (3,)}, "no place in timm's model as read: blocks.0.attn.rel_pos"),
+    "no norm": ({"norm.weight": None, "norm.bias": None}, r"missing norm.weight \[24\]"),
+    "flat patches": ({"patch_embed.proj.weight": (24, 48)}, r"patch_embed.proj.weight has shape \[24, 48\]"),
+    "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none empty"),
+    "no square": ({"pos_embed": (1, 8, 24)}, "8 positions are no square grid; say --set image_size"),
+    "deep": ({"blocks.9999.norm1.weight": (24,)}, "depth"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_named(name: str, tmp_path: Path) -> None:
+    changes, message = FAULTS[name]
+    arrays = {n: t.numpy() for n, t in built("token", img_size=12).state_dict().items()}
+    for array, shape in changes.items():
+        arrays.pop(array, None)
+        if shape is not None:
+            arrays[array] = np.zeros(shape, np.float32)
+    save_file(arrays, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=message) as error:
+        open_checkpoint(tmp_path / "model.safetensors", fields={"heads": 3})
+    assert "\n" not in str(error.value)
+
+
+ARGS: list[tuple[dict[str, Any], str]] = [
+    ({"num_heads": "3"}, "heads"),
+    ({"num_heads": -3}, "heads"),
+    ({"num_heads": 5}, "does not divide"),
+    ({"global_pool": "max"}, "global_pool 'max'"),
+    ({"global_pool": {"a": 1}}, "global_pool"),
+    ({"act_layer": "relu"}, "act_layer 'relu'"),
+    ({"act_layer": ["gelu"]}, "act_layer"),
+    ({"act_layer": "silu"}, "act_layer silu in an MLP without a gate has no place"),
+    ({"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm'"),
+    ({"attn_layer": "diff"}, "attn_layer diff"),
+    ({"pool_include_prefix": True}, "pool_include_prefix True"),
+    ({"img_size": "large"}, "image size large"),
+    ({"img_size": [8, -12]}, "image size"),
+    ({"img_size": [[8], 12]}, "image size"),
+    ({"init_values": "small"}, "layer_scale"),
+    ({"drop_path_rate": 7}, "stochastic_depth"),
+]
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"model_args": [1]}, "model_args is list"),
+    ({"pretrained_cfg": "timm"}, "pretrained_cfg is str"),
+    ({"pretrained_cfg": {"mean": "0.5", "std": [1, 1, 1]}}, "mean"),
+    ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "std"),
+    ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_pct": 1e999}}, "crop_fraction"),
+    ({"model_args": None, "pretrained_cfg": {"input_size": [3, 2**70]}}, "image size"),
+    ({"architecture": "vit_base_patch16_rpn_224"}, "computes something else"),
+    ({"label_names": [1, 2, 3, 4, 5]}, "labels"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"model_args": args}, message) for args, message in ARGS] + CONFIGS,
+    ids=lambda value: str(value)[:40],
+)
+def test_a_config_is_not_trusted(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = saved(built("DeiT III"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    args = fields.get("model_args")
+    config |= {**fields, "model_args": config["model_args"] | args} if isinstance(args, dict) else fields
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        open_checkpoint(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_configs_of_early_hub_folders(tmp_path: Path) -> None:
+    """One flat object, labels under that name; and a size that is not that of the weights."""
+    theirs = built("token", img_size=12)
+    saved(theirs, tmp_path)
+    flat = {
+        "architecture": "vit_base_patch16_224",
+        "num_classes": 5,
+        "input_size": [3, 224, 224],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "labels": list("vwxyz"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    read = open_checkpoint(tmp_path, fields={"heads": 3})
+    assert read.config.labels == tuple("vwxyz")
+    assert read.config.preprocessing == Preprocessing(image_size=12, std=(0.25,) * 3, crop_fraction=0.9)
+    assert any(note.startswith("image_size: (12, 12)") for note in read.notes)
+    x_BCHW = images(read)
+    assert distance(ours(read, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
+
+
+def test_a_gate_of_another_activation_is_refused(tmp_path: Path) -> None:
+    """timm computes it, from the same arrays."""
+    args = {"img_size": 28, "embed_dim": 24, "depth": 1, "num_heads": 3, "act_layer": "gelu"}
+    theirs = timm.create_model("vit_giant_patch14_dinov2", **args)
+    saved(theirs, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_args": args}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="act_layer gelu in an MLP with a gate has no place"):
+        open_checkpoint(tmp_path)
+    config["model_args"]["act_layer"] = "silu"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(tmp_path).config.model.mlp == "swiglu"
+
+
+def test_padding_to_a_border_is_no_preprocessing_of_ours(tmp_path: Path) -> None:
+    folder = saved(built("token"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_mode": "border"}
+    (folder / "config.json").write_text(json.dumps(config))
+    read = open_checkpoint(folder)
+    assert read.config.preprocessing is None
+    assert "left out: preprocessing, for crop_mode border has no place in it" in read.notes
+
+
+def test_a_config_that_names_no_architecture_tells_nothing(tmp_path: Path) -> None:
+    folder = saved(built("CLIP"), tmp_path)
+    (folder / "config.json").write_text('{"num_classes": 5}')
+    notes = open_checkpoint(folder, fields={"image_size": (8, 12)}).notes
+    assert any("this looks like CLIP" in note for note in notes)
+
+
+def test_what_the_user_says_wins(tmp_path: Path) -> None:
+    read = open_checkpoint(saved(built("token"), tmp_path), fields={"heads": 2, "activation": "quick_gelu"})
+    assert (read.config.model.heads, read.config.model.activation) == (2, "quick_gelu")
+
+
+def test_canonical_state_dicts_are_timms(tmp_path: Path) -> None:
+    """What torch.save makes of the PyTorch twin, with fields that timm itself has not."""
+    fields = {"registers": 2, "head_dim": 6, "pooling": "cls_gap", "representation": 7, "qk_norm": True}
+    sizes = {"image_size": 12, "patch_size": 4, "width": 24, "depth": 2, "heads": 3, "mlp_dim": 36, "num_classes": 5}
+    config = ViTConfig(**sizes, **fields, activation="gelu", position_resampling="bicubic_antialias")
+    file = tmp_path / "model.safetensors"
+    save_file(dict(checkpoint(config).arrays), file)
+    read = open_checkpoint(file, fields={"pooling": "cls_gap"})
+    assert read.config.model == config
+    assert list(read.arrays) == list(parameters(config))

@@ -1,0 +1,285 @@
+"""torchvision's state dicts, in and out, against torchvision's own model: parity.FLOAT64_BOUND unless derived."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.models
+from torch import nn
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer, interpolate_embeddings
+
+from parity_tests.formats.foreign import apart, assert_same_bits, images, nchw, opened, randomized, save
+from parity_tests.twins import checkpoint
+from vit_core import CheckpointConfig, ViTConfig, parity, variants
+from vit_core.containers import open_container
+from vit_core.errors import InputError
+from vit_core.formats import save_as
+from vit_core.formats import torchvision as lineage
+from vit_core.parameters import parameters
+from vit_core.preprocess import Preprocessing
+
+SIZES: dict[str, Any] = {
+    "image_size": 12,
+    "patch_size": 4,
+    "num_layers": 2,
+    "num_heads": 3,
+    "hidden_dim": 24,
+    "mlp_dim": 40,
+    "num_classes": 5,
+}
+CONFIG = ViTConfig(
+    image_size=12,
+    patch_size=4,
+    width=24,
+    depth=2,
+    heads=3,
+    mlp_dim=40,
+    num_classes=5,
+    activation="gelu",
+    norm_epsilon=1e-6,
+    position_resampling="bicubic_align_corners",
+)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "representation": {"representation_size": 16},
+    "depth 12": {"num_layers": 12},
+    "one patch": {"image_size": 4},
+    "patch 2": {"patch_size": 2},
+}
+FIELDS = {
+    "plain": {},
+    "representation": {"representation": 16},
+    "depth 12": {"depth": 12},
+    "one patch": {"image_size": 4},
+    "patch 2": {"patch_size": 2},
+}
+
+
+def theirs(**options: Any) -> Any:
+    return randomized(VisionTransformer(**{**SIZES, **options}))
+
+
+def headless(model: Any) -> Any:
+    """As people take features from it."""
+    model.heads = nn.Identity()
+    return model
+
+
+def older(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of torchvision's first releases with these models."""
+    return {name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): x for name, x in state.items()}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
+    model = theirs(**OPTIONS[name])
+    path = save(tmp_path / f"theirs{suffix}", model.state_dict())
+    found = opened(path, heads=3)
+    assert found.config.model == CONFIG.replace(**FIELDS[name])
+    assert (found.config.provenance.source_format, found.config.preprocessing, found.notes) == ("torchvision", None, ())
+    assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+    save_as(tmp_path / f"ours{suffix}", found, "torchvision")
+    assert_same_bits(open_container(tmp_path / f"ours{suffix}").arrays, open_container(path).arrays)
+
+
+def test_jax(tmp_path: Path) -> None:
+    model = theirs(representation_size=16)
+    found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
+    assert apart(found, model(nchw(images(CONFIG))), jax=True) <= parity.FLOAT64_BOUND
+
+
+def test_float32(tmp_path: Path) -> None:
+    model = theirs().float()
+    found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
+    expected = model(nchw(images(CONFIG), torch.float32))
+    assert apart(found, expected, "float32") <= parity.FLOAT32_BOUND
+
+
+def test_older_names_of_the_mlp(tmp_path: Path) -> None:
+    """torchvision renames them itself, which is what is compared with."""
+    state = older(theirs().state_dict())
+    model = VisionTransformer(**SIZES).double().eval()
+    model.load_state_dict(dict(state), strict=True)
+    found = opened(save(tmp_path / "older.pth", state), heads=3)
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+
+
+def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
+    """What torchvision's reference scripts save: the average under model_ema, with module. and a count."""
+    model = theirs()
+    average = {f"module.{name}": x for name, x in model.state_dict().items()} | {"n_averaged": torch.tensor(7)}
+    torch.save({"model": theirs().float().state_dict(), "model_ema": average, "epoch": 3}, tmp_path / "checkpoint.pth")
+    found = opened(tmp_path / "checkpoint.pth", heads=3)
+    assert found.notes == ("read 'model_ema'; left out: model, epoch", "left out: n_averaged")
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+
+
+def test_without_heads(tmp_path: Path) -> None:
+    model = headless(theirs())
+    found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
+    assert found.config.model == CONFIG.replace(num_classes=0)
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    notes = save_as(tmp_path / "ours.pth", found, "torchvision")
+    assert notes[1] == "it has no head: set model.heads = torch.nn.Identity() before loading"
+    headless(theirs()).load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
+
+
+def test_a_representation_without_a_head(tmp_path: Path) -> None:
+    config = CONFIG.replace(num_classes=0, representation=16)
+    notes = save_as(tmp_path / "ours.pth", checkpoint(config), "torchvision")
+    assert notes[1] == "it has no head: set model.heads.head = torch.nn.Identity() before loading"
+    model: Any = VisionTransformer(**lineage.arguments(config)).double().eval()
+    model.heads.head = nn.Identity()
+    model.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
+    assert apart(opened(tmp_path / "ours.pth", heads=3), model(nchw(images(config)))) <= parity.FLOAT64_BOUND
+
+
+@pytest.mark.parametrize("fields", [{}, {"representation": 16}, {"heads": 6}, {"head_dim": 8}], ids=str)
+def test_written_opens_there_and_comes_back(fields: dict[str, Any], tmp_path: Path) -> None:
+    ours = checkpoint(CONFIG.replace(**fields))
+    (note,) = save_as(tmp_path / "vit.pth", ours, "torchvision")
+    assert note.startswith("opens in torchvision.models.VisionTransformer(image_size=12, patch_size=4, num_layers=2, ")
+    model = VisionTransformer(**lineage.arguments(ours.config.model)).double().eval()
+    model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
+    assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    back = opened(tmp_path / "vit.pth", **{"heads": 3, **fields})
+    assert back.config.model == ours.config.model
+    assert_same_bits(back.arrays, ours.arrays)
+
+
+WIDENED: dict[str, tuple[dict[str, Any], str]] = {
+    "no biases": ({"qkv_bias": False, "head_bias": False, "patch_bias": False, "proj_bias": False}, "qkv_bias: zeros"),
+    "class token without position": ({"class_token_position": False}, "position of the class token: zeros"),
+    "sincos": ({"position_embedding": "sincos2d_mae"}, "positions: the table of 'sincos2d_mae'"),
+    "no positions": ({"position_embedding": "none"}, "positions: the table of 'none'"),
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
+    fields, note = WIDENED[name]
+    ours = checkpoint(CONFIG.replace(**fields))
+    assert note in save_as(tmp_path / "vit.pth", ours, "torchvision")
+    model = VisionTransformer(**SIZES).double().eval()
+    model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
+    assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"image_size": (8, 12)}, "torchvision's VisionTransformer is square: image_size 8x12 has no place there"),
+        ({"patch_size": (4, 2)}, "torchvision's VisionTransformer is square: patch_size 4x2 has no place there"),
+        ({"channels": 1}, "memory: torchvision cannot hold channels 1 (there: 3)"),
+        ({"head_dim": 5}, "memory: torchvision cannot hold head_dim 5 (there: none or 8)"),
+        ({"heads": 5, "head_dim": 4}, "memory: torchvision cannot hold head_dim 4 (there: none)"),
+        ({"activation": "quick_gelu"}, "memory: torchvision cannot hold activation quick_gelu (there: gelu)"),
+        ({"pooling": "gap"}, "memory: torchvision cannot hold pooling gap (there: cls)"),
+        ({"registers": 2}, "memory: torchvision cannot hold registers 2 (there: 0)"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_hold_is_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        save_as(tmp_path / "vit.pth", checkpoint(CONFIG.replace(**fields)), "torchvision")
+    assert str(error.value) == reason
+    assert not (tmp_path / "vit.pth").exists()
+
+
+def test_epsilon_and_activation_are_lossy(tmp_path: Path) -> None:
+    ours = checkpoint(CONFIG.replace(norm_epsilon=1e-12, activation="gelu_tanh"))
+    with pytest.raises(InputError, match=r"gelu_tanh \(there: gelu\), norm_epsilon 1e-12 \(there: 1e-06\); --"):
+        save_as(tmp_path / "vit.pth", ours, "torchvision")
+    notes = save_as(tmp_path / "vit.pth", ours, "torchvision", allow_lossy=True)
+    assert sum(note.startswith("lossy: ") for note in notes) == 2
+
+
+def test_labels_and_preprocessing_are_said_to_stay_behind(tmp_path: Path) -> None:
+    config = CheckpointConfig(model=CONFIG, preprocessing=Preprocessing(image_size=12), labels=tuple("abcde"))
+    notes = save_as(tmp_path / "vit.pth", checkpoint(CONFIG).with_config(config), "torchvision")
+    assert notes[1:] == ["a state dict carries no preprocessing or labels"]
+    notes = save_as(tmp_path / "vit.pth", checkpoint(CONFIG.replace(position_resampling="bicubic")), "torchvision")
+    assert notes[1:] == ["position_resampling: bicubic_align_corners when read again, not bicubic"]
+
+
+def test_a_convolution_stem_is_refused(tmp_path: Path) -> None:
+    stem = [ConvStemConfig(8, 3, 2), ConvStemConfig(8, 3, 2)]
+    path = save(tmp_path / "stem.pth", VisionTransformer(**SIZES, conv_stem_configs=stem).state_dict())
+    with pytest.raises(InputError, match=r"conv_proj\.conv_bn_relu_0\.0\.weight is of a convolution stem"):
+        opened(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("encoder.ln.bias"), r"missing encoder\.ln\.bias \[24\]"),
+        (lambda s: s.pop("class_token"), r"missing class_token \[1, 1, 24\]"),
+        (lambda s: s.pop("conv_proj.weight"), r"conv_proj\.weight is missing; expected an array of 4 axes"),
+        (lambda s: s.pop("encoder.pos_embedding"), r"encoder\.pos_embedding is missing"),
+        (lambda s: s.pop("heads.head.weight"), r"no place .* as read: heads\.head\.bias"),
+        (lambda s: s.update({"mask_token": s["class_token"]}), "no place .* as read: mask_token"),
+        (
+            lambda s: s.update({"encoder.ln.weight": torch.ones(25)}),
+            r"ln\.weight expected \[24\] found \[25\]",
+        ),
+        (lambda s: s.update({"conv_proj.weight": torch.ones(0, 3, 4, 4)}), r"theirs\.pth: width: Input should be"),
+        (lambda s: s.update({"conv_proj.weight": torch.ones(24)}), r"conv_proj\.weight has shape \[24\]"),
+        (lambda s: s.update({"encoder.pos_embedding": torch.ones(1, 9, 24)}), r"8 positions are no square grid"),
+        (
+            lambda s: s.update({f"encoder.layers.encoder_layer_{10**8}.ln_1.bias": torch.ones(24)}),
+            "no place .*encoder_layer_100000000",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(change: Any, said: str, tmp_path: Path) -> None:
+    state = dict(theirs().state_dict())
+    change(state)
+    with pytest.raises(InputError, match=said) as error:
+        opened(save(tmp_path / "theirs.pth", state), heads=3)
+    assert "\n" not in str(error.value)
+
+
+def test_positions_at_another_resolution(tmp_path: Path) -> None:
+    """Against torchvision's own resampling, where it is square; and where it is not, its interpolation itself."""
+    state = theirs().state_dict()
+    path = save(tmp_path / "theirs.pth", state)
+    found = opened(path, heads=3)
+    bigger = theirs(image_size=20)
+    bigger.load_state_dict(interpolate_embeddings(20, 4, dict(state)))
+    resized = found.adapt(image_size=20)
+    assert apart(resized, bigger(nchw(images(resized.config.model)))) <= parity.FLOAT64_BOUND
+    grid_1Dhw = state["encoder.pos_embedding"][:, 1:].permute(0, 2, 1).reshape(1, 24, 3, 3)
+    expected = nn.functional.interpolate(grid_1Dhw, size=(2, 7), mode="bicubic", align_corners=True)
+    there = found.adapt(image_size=(8, 28)).arrays["pos_embed"][:, 1:]
+    assert parity.difference(there, expected.flatten(2).permute(0, 2, 1).numpy())[1] <= parity.FLOAT64_BOUND
+
+
+def test_heads_of_the_published_architectures() -> None:
+    """Their names, shapes and heads, without their values."""
+    for variant in ("B/16", "B/32", "L/16", "L/32", "H/14"):
+        with torch.device("meta"):
+            model = getattr(torchvision.models, f"vit_{variant.replace('/', '_').lower()}")()
+        config = variants.variant(variant, image_size=224, num_classes=1000, activation="gelu")
+        rules = lineage.rules(config)
+        assert {name for rule in rules for name in rule.theirs} == set(model.state_dict())
+        heads, note = lineage.heads_of(config.width, config.depth, config.mlp_dim, {})
+        assert heads == model.encoder.layers[0].num_heads
+        assert (
+            note == f"heads: {heads}, as in ViT-{variant.partition('/')[0]}; no array tells, --set heads=N for others"
+        )
+        shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+        assert [parameters(config)[r.ours[0]].shape for r in rules] == [shapes[r.theirs[0]] for r in rules]
+        assert model.encoder.layers[0].ln_1.eps == config.norm_epsilon
+
+
+def test_what_the_user_says_wins(tmp_path: Path) -> None:
+    model = randomized(VisionTransformer(**SIZES, norm_layer=partial(nn.LayerNorm, eps=1e-3)))
+    found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3, norm_epsilon=1e-3)
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    wrong = opened(tmp_path / "theirs.pth", heads=3)
+    assert apart(wrong, model(nchw(images(CONFIG)))) > 1e-6
+    assert np.array_equal(wrong.arrays["head.bias"], found.arrays["head.bias"])

@@ -1,0 +1,114 @@
+"""Arrays by name whose values are read when asked for: what checkpoints of every format are made of here."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+
+from vit_core.errors import unknown_name
+
+DTYPES: dict[str, np.dtype] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+"""The types that parameters can have."""
+
+_STRIP = 16
+"""Elements of float32 in a cache line."""
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """What is known of an array before it is read, and how to read it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name of its type; of a type that parameters cannot have, the container's."""
+    read: Callable[[], np.ndarray]
+    """Gives it, each time anew, so that whoever gets one may write into it."""
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "LazyArray":
+        """One that is in memory already."""
+        return cls(array.shape, array.dtype.name, array.copy)
+
+    def then(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], dtype: str) -> "LazyArray":
+        """What a function makes of it, with the shape and type it will have."""
+        return LazyArray(shape, dtype, lambda: function(self.read()))
+
+
+class LazyArrays(Mapping[str, np.ndarray]):
+    """Arrays by name; `entries` has what is known without reading any."""
+
+    def __init__(self, entries: Mapping[str, LazyArray]) -> None:
+        self.entries = entries
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "LazyArrays":
+        """The same arrays, if they are lazy already; else those in memory."""
+        return arrays if isinstance(arrays, cls) else cls({name: LazyArray.of(array) for name, array in arrays.items()})
+
+    def with_array(self, name: str, array: np.ndarray) -> "LazyArrays":
+        """With one array put in or replaced."""
+        return LazyArrays({**self.entries, name: LazyArray.of(array)})
+
+    def select(self, names: Iterable[str]) -> "LazyArrays":
+        """Only these, in this order."""
+        return LazyArrays({name: self.entries[name] for name in names})
+
+    def as_type(self, dtype: object) -> "LazyArrays":
+        """All of them in another floating type; as they are for none. InputError for what is no such type."""
+        if dtype is None:
+            return self
+        kind, to = as_dtype(dtype).name, partial(convert, dtype=dtype)
+        return LazyArrays({name: entry.then(to, entry.shape, kind) for name, entry in self.entries.items()})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Each one's."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.entries[name].read()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries  # Mapping's own would read the array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def convert(array: np.ndarray, dtype: object = None) -> np.ndarray:
+    """The array in another floating type, named, or given as a NumPy, JAX or PyTorch dtype; as it is for none."""
+    return array if dtype is None else array.astype(as_dtype(dtype), copy=False)
+
+
+def as_dtype(dtype: object) -> np.dtype:
+    """The NumPy type of a floating dtype, however it is given: "bfloat16", jnp.bfloat16, torch.bfloat16, ..."""
+    try:
+        name = dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name  # type: ignore
+    except TypeError:
+        name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """The array with its elements in order in memory. A transposed one is copied in strips as wide as a cache line,
+    which takes a fifth of the time of NumPy's own order."""
+    if array.flags.c_contiguous:
+        return array
+    if array.strides[-1] == array.itemsize:
+        return np.ascontiguousarray(array)
+    copied = np.empty(array.shape, array.dtype)
+    for start in range(0, array.shape[-1], _STRIP):
+        copied[..., start : start + _STRIP] = array[..., start : start + _STRIP]
+    return copied
