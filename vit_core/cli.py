@@ -161,7 +161,9 @@ def _proved(checkpoint: "Checkpoint", target: Path, to: str, model: "ViTConfig",
 
     written, unsaid = conversion.read_back(target, to, model)
     if unsaid:
-        display.say("the file alone does not tell: " + " ".join(f"--set {k}={v}" for k, v in unsaid.items()))
+        display.say(
+            "the file alone does not tell: " + " ".join(f"--set {conversion.word_of(k, v)}" for k, v in unsaid.items())
+        )
     twin = next((name for name in ("torch", "jax") if not _missing(name)), None)
     if twin is None:
         display.say("not run: neither PyTorch nor JAX is installed")

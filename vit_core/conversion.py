@@ -66,6 +66,13 @@ def fields_of(words: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def word_of(name: str, value: Any) -> str:
+    """A field as `fields_of` takes it."""
+    if name in SIZES:
+        return f"{name}={'x'.join(map(str, value))}"
+    return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+
+
 def _value(text: str) -> Any:
     if text.lower() in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(text.lower())
@@ -95,9 +102,14 @@ def check_apart(target: Path, *sources: Path) -> None:
 
 def read_back(path: Path, format: str, written: ViTConfig) -> tuple[Checkpoint, dict[str, Any]]:
     """What was written, opened again, and the fields that had to be said because the file cannot tell them."""
-    opened = open_checkpoint(path, format=format)
-    unsaid = different(written, opened.config.model)
-    if unsaid:
+    unsaid: dict[str, Any] = {}
+    try:
+        opened = open_checkpoint(path, format=format)
+    except InputError:  # a grid that is not square, where there is no config to say so
+        unsaid = {"image_size": written.image_size}
+        opened = open_checkpoint(path, format=format, fields=unsaid)
+    if more := different(written, opened.config.model):
+        unsaid |= more
         opened = open_checkpoint(path, format=format, fields=unsaid)
     return opened, unsaid
 

@@ -74,6 +74,17 @@ def test_lossy_is_said(folder: Path, tmp_path: Path) -> None:
     assert "torchvision itself: largest difference" in out
 
 
+def test_what_a_file_cannot_tell_is_said_as_one_types_it(tmp_path: Path) -> None:
+    model = MODEL.replace(image_size=(8, 12), position_resampling="bicubic")
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(model, 0).items()}
+    save_checkpoint(tmp_path / "oblong", CheckpointConfig(model=model), arrays)
+    out, _ = vit("convert", tmp_path / "oblong", tmp_path / "g.npz", "--to", "google")
+    words = re.search("the file alone does not tell: (.*)", out)[1].split()
+    assert words == ["--set", "image_size=8x12", "--set", "position_resampling=bicubic"]
+    vit("convert", tmp_path / "g.npz", tmp_path / "again", *words)
+    assert open_checkpoint(tmp_path / "again").config.model == model
+
+
 def test_parity_of_two_files(folder: Path, tmp_path: Path) -> None:
     vit("convert", folder, tmp_path / "g.npz", "--to", "google", "--no-check")
     out, _ = vit("parity", folder, tmp_path / "g.npz")
