@@ -1,5 +1,6 @@
 """The processes that share a PyTorch run."""
 
+import atexit
 import os
 from dataclasses import dataclass
 
@@ -41,4 +42,5 @@ def join() -> Processes:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # where FSDP and NCCL work
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)  # its threads end before the interpreter does
     return Processes(dist.get_rank(), count, device)
