@@ -45,7 +45,8 @@ LINEAGES: dict[str, Lineage] = {module.NAME: cast(Lineage, module) for module in
 FORMATS = ("vit", *LINEAGES)
 TARGETS = ("vit", *(name for name, lineage in LINEAGES.items() if hasattr(lineage, "write")))
 """The formats that are written."""
-_FILES = (".safetensors", ".pth", ".npz")
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+"""Endings that nobody gives a folder."""
 _LONGEST_JSON = 2**24
 _PREPROCESSOR = "preprocessor_config.json"
 

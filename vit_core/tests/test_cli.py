@@ -266,6 +266,10 @@ def test_a_name_is_not_markup(folder: Path) -> None:
             "new: google is written as a .npz file; give it such a name",
         ),
         (("convert", "checkpoint", "new.npz"), "new.npz: vit is written as a folder; give it such a name"),
+        (
+            ("convert", "checkpoint", "t.bin", "--to", "timm"),
+            "written as a folder or a .safetensors file or a .pth file",
+        ),
         (("convert", "checkpoint", "t.pth", "--to", "torchvision"), "torchvision cannot hold activation gelu_tanh"),
         (("convert", "checkpoint", "new", "--set", "heads=4"), "its own config says heads"),
         (("convert", "checkpoint", "new", "--set", "head=4"), "did you mean 'heads'?"),
