@@ -77,7 +77,7 @@ def finetune(
 
     Args:
         recipe: One of those that come with it (train/recipes: cifar10, digits, ...), or a Python file like theirs.
-        init: Checkpoint folder, run, or step to begin from.
+        init: Checkpoint of any format, run, or step to begin from.
         framework: Who trains; either goes on with the other's run.
         out: Folder of the run (default: runs/RECIPE_finetune).
         image_size: Short for --model.image-size: 384, or 384x512 (height x width).
@@ -152,7 +152,7 @@ def evaluate(
     """Accuracy of a checkpoint on a data set, each image once, by the preprocessing the checkpoint carries.
 
     Args:
-        checkpoint: Checkpoint folder, run, or step.
+        checkpoint: Checkpoint of any format, run, or step.
         data: A folder (written with a slash), a tensorflow-datasets set's name, or digits (default: the run's own).
         data_dir: Where tensorflow-datasets sets are prepared.
         split: Default: the one there is of test, validation and val.
