@@ -118,7 +118,7 @@ def inspection(report: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
     table("parameters", ("module", "number", "stored"), rows)
     for line in report["suspicious"]:
-        console.print(Text(f"suspicious: {line}", style="yellow"), soft_wrap=True)
+        console.print(Text(one_line(f"suspicious: {line}"), style="yellow"), soft_wrap=True)
 
 
 def _plain(value: object) -> str:

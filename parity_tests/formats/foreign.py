@@ -14,6 +14,8 @@ from vit_core import ViTConfig, open_checkpoint, parity
 from vit_core.arrays import LazyArrays
 from vit_core.checkpoint import Checkpoint
 
+SMALL = ViTConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5, activation="gelu")
+
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """In float64 and evaluation mode, on the scales of parity.randomized: no zero head, no idle bias."""

@@ -11,9 +11,9 @@ from torch import nn
 from vit_pytorch import SimpleViT, ViT
 from vit_pytorch.simple_vit import posemb_sincos_2d
 
-from parity_tests.formats.foreign import apart, assert_same_bits, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import SMALL, apart, assert_same_bits, images, nchw, opened, randomized, save
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, parity
+from vit_core import parity
 from vit_core.containers import open_container
 from vit_core.errors import InputError
 from vit_core.formats import lucidrains as lineage
@@ -30,15 +30,7 @@ SIZES: dict[str, Any] = {
     "dim_head": 8,
     "mlp_dim": 40,
 }
-CONFIG = ViTConfig(
-    image_size=12,
-    patch_size=4,
-    width=24,
-    depth=2,
-    heads=3,
-    mlp_dim=40,
-    num_classes=5,
-    activation="gelu",
+CONFIG = SMALL.replace(
     norm_epsilon=1e-5,
     qkv_bias=False,
     patch_norms=True,

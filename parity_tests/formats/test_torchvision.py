@@ -11,9 +11,9 @@ import torchvision.models
 from torch import nn
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer, interpolate_embeddings
 
-from parity_tests.formats.foreign import apart, assert_same_bits, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import SMALL, apart, assert_same_bits, images, nchw, opened, randomized, save
 from parity_tests.twins import checkpoint
-from vit_core import CheckpointConfig, ViTConfig, parity, variants
+from vit_core import CheckpointConfig, parity, variants
 from vit_core.containers import open_container
 from vit_core.errors import InputError
 from vit_core.formats import save_as
@@ -30,15 +30,7 @@ SIZES: dict[str, Any] = {
     "mlp_dim": 40,
     "num_classes": 5,
 }
-CONFIG = ViTConfig(
-    image_size=12,
-    patch_size=4,
-    width=24,
-    depth=2,
-    heads=3,
-    mlp_dim=40,
-    num_classes=5,
-    activation="gelu",
+CONFIG = SMALL.replace(
     norm_epsilon=1e-6,
     position_resampling="bicubic_align_corners",
 )

@@ -8,6 +8,7 @@ import pytest
 import vit_torch
 from parity_tests.twins import checkpoint
 from vit_core import InputError, ViTConfig, parity
+from vit_core.formats.rules import rule, write
 from vit_core.formats.widening import bound_of, express, fixed
 
 SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=2, heads=3, mlp_dim=20, num_classes=5)
@@ -90,6 +91,14 @@ def test_a_refusal_names_every_field() -> None:
     assert "registers 2 (there: 0)" in said
     assert "qk_norm true (there: false)" in said
     assert "activation" not in said, "any"
+
+
+def test_arrays_that_become_one_have_to_be_of_one_type() -> None:
+    pooled = checkpoint(SMALL.replace(pooling="map", class_token=False, class_token_position=None))
+    entries = pooled.arrays.with_array("attn_pool.q.weight", pooled.arrays["attn_pool.q.weight"].astype("float32"))
+    one = rule(("attn_pool.q.weight", "attn_pool.kv.weight"), "in_proj_weight")
+    with pytest.raises(InputError, match=r"attn_pool.q.weight, attn_pool.kv.weight: expected one type"):
+        write([one], pooled.config.model, entries)
 
 
 def test_lossy_only_when_allowed() -> None:

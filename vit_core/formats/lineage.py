@@ -91,9 +91,8 @@ def heads_of(width: int, depth: int, mlp_dim: int, fields: Fields) -> tuple[int,
         return fields["heads"], None
     for name, sizes in VARIANTS.items():
         if (sizes["width"], sizes["depth"], sizes["mlp_dim"]) == (width, depth, mlp_dim):
-            return sizes[
-                "heads"
-            ], f"heads: {sizes['heads']}, as in ViT-{name}; no array tells, --set heads=N for others"
+            heads = sizes["heads"]
+            return heads, f"heads: {heads}, as in ViT-{name}; no array tells, --set heads=N for others"
     heads = max(width // 64, 1)
     return heads, f"heads: {heads}, one for each 64 of the width; no array tells, --set heads=N for others"
 
