@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 
-from train.topologies import silence
+from vit_core.libtpu import silence_libtpu
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first of the session's processes
     cache = tempfile.mkdtemp(prefix="compiled-")
@@ -15,4 +15,4 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first of the se
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    silence()
+    silence_libtpu()

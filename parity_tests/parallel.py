@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from train.loop import batches_for, evaluate
-from train.run import Engine
-from train.sources import Split
-from train.tests.small import CONFIG, quadrants
 from vit_core import parity
+from vit_train.data.sources import Split
+from vit_train.engine import Engine
+from vit_train.evaluation import evaluate
+from vit_train.loop import batches_for
+from vit_train.tests.small_run import CONFIG, quadrants
 
 RUN = CONFIG.replace(
     dtype="float64",
@@ -41,9 +42,11 @@ def trained(engine: Engine) -> dict[str, np.ndarray]:
     found |= {f"norm.{step}": np.asarray(of.gradient_norm) for step, of in enumerate(measured)}
     found |= engine.export()
     found |= {f"average.{name}": array for name, array in engine.export(averaged=True).items()}
-    found["stop"] = np.array([int(of.stop) > 0 for of in measured], np.int64)
+    found["stop"] = np.array([int(of.stop_requests) > 0 for of in measured], np.int64)
     for averaged in (False, True):
-        accuracy = evaluate(engine, quadrants(50, seed=1), averaged=averaged)
+        predictor = engine.average if averaged else engine
+        assert predictor is not None
+        accuracy = evaluate(predictor, quadrants(50, seed=1), engine.config.evaluation)
         found["accuracy" + ".average" * averaged] = np.array([accuracy.correct, accuracy.total, accuracy.loss])
     return found
 

@@ -47,7 +47,7 @@ def drawn() -> dict[str, dict[str, np.ndarray]]:
     return {
         "jax": {name: jax_arrays.to_numpy(ROWS[name], value) for name, value in jax_arrays.read(model).items()},
         "torch": {name: p.detach().numpy() for name, p in torch_model.named_parameters()},
-        "numpy": {name: parameters.draw(row, 7) for name, row in ROWS.items()},
+        "numpy": {name: parameters.initial_value(row, 7) for name, row in ROWS.items()},
     }
 
 
@@ -126,4 +126,6 @@ def test_from_one_seed_the_same_values() -> None:
     in_jax, in_torch = jax_arrays.read(model), dict(other.named_parameters())
     for name, row in ROWS.items():
         np.testing.assert_array_equal(jax_arrays.to_numpy(row, in_jax[name]), in_torch[name].detach().numpy())
-    assert not np.array_equal(parameters.draw(ROWS["pos_embed"], 3), parameters.draw(ROWS["pos_embed"], 4))
+    assert not np.array_equal(
+        parameters.initial_value(ROWS["pos_embed"], 3), parameters.initial_value(ROWS["pos_embed"], 4)
+    )

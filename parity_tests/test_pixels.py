@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from train.config import TrainConfig
-from train.engine_jax import JaxEngine
-from train.engine_torch import TorchEngine
 from vit_core import ViTConfig
 from vit_core.preprocess import Preprocessing, load_image, resize_image
+from vit_train.config import TrainConfig
+from vit_train.engines.jax.engine import JaxEngine
+from vit_train.engines.torch.engine import TorchEngine
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 MODEL = ViTConfig(image_size=32, patch_size=16, width=8, depth=1, heads=2, mlp_dim=8, num_classes=2)
@@ -42,7 +42,7 @@ def test_one_file_one_array(jpeg: Path, statistics: dict[str, tuple[float, ...]]
     # The engines normalise on the device, from uint8; float32 first, whatever the model's type.
     with jax.enable_x64(False):
         run = TrainConfig(model=MODEL, preprocessing=preprocessing, steps=1, batch_size=1)
-        in_jax = np.asarray(jax.jit(JaxEngine(run).step._normalise)(pixels_BHWC))
+        in_jax = np.asarray(jax.jit(JaxEngine(run).step.forward.normalise)(pixels_BHWC))
         in_torch = TorchEngine(run).network.normalise(torch.tensor(pixels_BHWC)).permute(0, 2, 3, 1).cpu().numpy()
     np.testing.assert_array_equal(in_jax[0], expected_HWC)
     np.testing.assert_array_equal(in_torch[0], expected_HWC)
@@ -54,7 +54,7 @@ def test_every_level_of_every_channel_in_float64_too() -> None:
     levels_BHWC = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=-1)
     model = MODEL.replace(image_size=16)
     run = TrainConfig(model=model, preprocessing=preprocessing, steps=1, batch_size=1, dtype="float64")
-    in_jax = np.asarray(jax.jit(JaxEngine(run).step._normalise)(levels_BHWC))
+    in_jax = np.asarray(jax.jit(JaxEngine(run).step.forward.normalise)(levels_BHWC))
     in_torch = TorchEngine(run).network.normalise(torch.tensor(levels_BHWC))
     assert in_torch.dtype == torch.float64
     np.testing.assert_array_equal(in_jax, in_torch.permute(0, 2, 3, 1).cpu().numpy())

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from train.metrics import curve, read
-from train.tests.small import folder_of_images
 from vit_core import open_checkpoint, parity
-from vit_core.checkpoint import saved_steps
+from vit_core.checkpoints.run_folder import saved_steps
+from vit_train.metrics import curve, read_metrics
+from vit_train.tests.small_run import folder_of_images
 
 RECIPE = """
-from train.config import Data
-from train.tests.small import CONFIG
+from vit_train.config import Data
+from vit_train.tests.small_run import CONFIG
 
 def pretrain():
     return CONFIG.replace(
@@ -37,7 +37,7 @@ def recipe(tmp_path: Path) -> Path:
 def start(recipe: Path, out: str, *words: str) -> subprocess.Popen[str]:
     """`vit pretrain` as a process of its own."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vit_core", "pretrain", str(recipe), "--out", str(recipe.parent / out), *words]
+    command = [sys.executable, "-m", "vit_cli", "pretrain", str(recipe), "--out", str(recipe.parent / out), *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -57,7 +57,7 @@ def test_two_processes_train_as_one(recipe: Path) -> None:
     """The second one gets the signal; both stop after the same step, which one process alone goes on from."""
     folder = recipe.parent
     processes = pair(recipe, "two", "--mesh.fsdp", "2")
-    while len(read(folder / "two" / "metrics.jsonl")) < 7 and not any(one.poll() for one in processes):
+    while len(read_metrics(folder / "two" / "metrics.jsonl")) < 7 and not any(one.poll() for one in processes):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     (first, said, error), (second, _, _) = map(ended, processes)
@@ -72,7 +72,7 @@ def test_two_processes_train_as_one(recipe: Path) -> None:
         status, said, error = ended(start(recipe, out))
         assert status == 0, error
         assert (f"going on after step {stopped} of 300" in said) == (out == "two")
-    one, two = (read(folder / run / "metrics.jsonl") for run in ("one", "two"))
+    one, two = (read_metrics(folder / run / "metrics.jsonl") for run in ("one", "two"))
     assert curve(one, "fingerprint") == curve(two, "fingerprint"), "bitwise the same batches"
     assert len(curve(one, "fingerprint")[0]) == 300
     for a, b in zip(curve(one, "loss")[1], curve(two, "loss")[1], strict=True):

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from parity_tests import parallel
-from train.config import Mesh
-from train.data import Batches
-from train.engine_jax import JaxEngine
-from train.loop import batches_for
-from train.run import Run
-from train.tests.small import MODEL, run_in, saved
 from vit_core import parity
-from vit_core.checkpoint import saved_steps
+from vit_core.checkpoints.run_folder import saved_steps
+from vit_train.config import Mesh
+from vit_train.data.batches import Batches
+from vit_train.engines.jax.engine import JaxEngine
+from vit_train.loop import batches_for
+from vit_train.run import Run
+from vit_train.tests.small_run import MODEL, run_in, save_step
 
 RUN = parallel.RUN.replace(model=MODEL.replace(width=32, heads=8, mlp_dim=64), accumulation=1)
 MESHES = {
@@ -160,7 +160,7 @@ def main(kind: str, folder: Path) -> None:
     if kind == "four":
         engine = JaxEngine(RUN.replace(mesh=Mesh(fsdp=4)), saved=run.step_folder(2))
         engine.train_step(batches_of(engine)[2], 2)
-        saved(run, engine, 3)
+        save_step(run, engine, 3)
         return
     shards, programs = {}, {}
     for name, mesh in MESHES.items():
@@ -177,7 +177,7 @@ def main(kind: str, folder: Path) -> None:
     batches = batches_of(engine)
     for step in range(2):
         engine.train_step(batches[step], step)
-    saved(run, engine, 2)
+    save_step(run, engine, 2)
 
 
 if __name__ == "__main__":

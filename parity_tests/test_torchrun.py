@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from parity_tests.parallel import RUN, STEPS, assert_same, in_processes, trained
-from train.config import Mesh
-from train.engine_torch import TorchEngine
-from train.loop import batches_for
-from train.metrics import read
-from train.run import Request, Run
-from train.tests.small import LABELS, folder_of_images, quadrants, run_in, saved, steps_of
 from vit_core import open_checkpoint, parity
-from vit_core.checkpoint import saved_steps
+from vit_core.checkpoints.run_folder import saved_steps
+from vit_train.config import Mesh
+from vit_train.engines.torch.engine import TorchEngine
+from vit_train.loop import batches_for
+from vit_train.metrics import read_metrics
+from vit_train.run import Request, Run
+from vit_train.tests.small_run import LABELS, folder_of_images, quadrants, run_in, save_step, train_steps
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 MESHES = {"halves": Mesh(fsdp=2), "whole": Mesh()}
 LOW = RUN.replace(dtype="float32", compute_dtype="bfloat16", remat="dots")
 
 RECIPE = """
-from train.config import Data
-from train.tests.small import CONFIG
+from vit_train.config import Data
+from vit_train.tests.small_run import CONFIG
 
 def pretrain():
     optimizer = CONFIG.optimizer.replace(epsilon=1e-6)
@@ -37,14 +37,14 @@ def few_steps(engine: TorchEngine) -> dict[str, np.ndarray]:
     """The weights after three of them, and the first's loss and squared gradient norms."""
     batches = batches_for(engine, quadrants())
     first = engine.train_step(batches[0], 0)
-    return steps_of(engine, batches, 1, 3).export() | {"first": np.array([first.loss, *first.squared_norms])}
+    return train_steps(engine, batches, 1, 3).export() | {"first": np.array([first.loss, *first.squared_norms])}
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Also after saving: a run of one process goes on in two halves, then in two whole ones, then in one again."""
     alone, run = TorchEngine(RUN), run_in(tmp_path / "run", RUN)
     batches = batches_for(alone, quadrants())
-    saved(run, steps_of(alone, batches, 0, 2), 2)
+    save_step(run, train_steps(alone, batches, 0, 2), 2)
     found = in_processes(tmp_path, TORCHRUN, {}, __file__)
     for mesh in MESHES:
         assert_same(of(found, mesh), trained(TorchEngine(RUN)))
@@ -53,8 +53,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert 0.5 <= found["halves, held"] < 0.6
     again, step = run.start(TorchEngine, None)
     assert step == STEPS
-    steps_of(alone, batches, 2, STEPS + 2)
-    steps_of(again, batches, STEPS, STEPS + 2)
+    train_steps(alone, batches, 2, STEPS + 2)
+    train_steps(again, batches, STEPS, STEPS + 2)
     for what in ("export", "statistics"):
         ours, theirs = (getattr(engine, what)() for engine in (again, alone))
         assert ours.keys() == theirs.keys()
@@ -80,7 +80,7 @@ def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
     images = folder_of_images(tmp_path / "images")
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.format(folder=str(images)))
-    vit = ["-m", "vit_core", "pretrain", str(recipe), "--framework", "torch", "--out"]
+    vit = ["-m", "vit_cli", "pretrain", str(recipe), "--framework", "torch", "--out"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     halves = [sys.executable, *TORCHRUN, *vit, str(tmp_path / "two"), "--mesh.fsdp", "2"]
     shared = subprocess.Popen(halves, env=environment)
@@ -96,7 +96,7 @@ def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
     for name in one:
         # 300 steps amplify rounding; a batch shared wrongly is apart in the first digits.
         assert parity.difference(two[name], one[name])[1] < 1e-8, name
-    ends = [read(tmp_path / run / "metrics.jsonl")[-1] for run in ("one", "two")]
+    ends = [read_metrics(tmp_path / run / "metrics.jsonl")[-1] for run in ("one", "two")]
     assert ends[0]["top1"] == ends[1]["top1"]
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     for mesh in MESHES.values():
         run = Run(folder / "run", Request(config=RUN.replace(mesh=mesh), labels=LABELS))
         engine, step = run.start(TorchEngine, None)
-        saved(run, steps_of(engine, batches_for(engine, quadrants()), step, step + 2), step + 2)
+        save_step(run, train_steps(engine, batches_for(engine, quadrants()), step, step + 2), step + 2)
     if engine.process == 0:
         np.savez(folder / "found.npz", **found)
 

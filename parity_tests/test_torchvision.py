@@ -18,7 +18,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 import vit_torch
 from parity_tests.twins import assert_one_model, checkpoint
 from vit_core import ViTConfig, parity, variants
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.parameters import count, parameters
 
 SMALL = ViTConfig(

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from parity_tests.twins import checkpoint
-from train.augment import draw_mix
-from train.config import Augmentation, Optimizer, Schedule, TrainConfig
-from train.data import Batch, smooth_targets
-from train.engine_jax import JaxEngine
-from train.engine_torch import TorchEngine
 from vit_core import ViTConfig, masks, parity
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing
+from vit_train.config import Augmentation, Optimizer, Schedule, TrainConfig
+from vit_train.data.augmentation import draw_mix
+from vit_train.data.batches import Batch, smooth_targets
+from vit_train.engines.jax.engine import JaxEngine
+from vit_train.engines.torch.engine import TorchEngine
 
 MODEL = ViTConfig(
     image_size=8,
@@ -102,10 +102,10 @@ def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
         weights_B = np.ones(size, np.float32)
         weights_B[rng.integers(size)] = 0
         mixes = [draw_mix(run.augmentation, run.model.image_size, rng) for _ in range(size // 2)]
-        own_B = np.repeat([mix.weight for mix in mixes], 2).astype(np.float32)
+        own_share_B = np.repeat([mix.weight for mix in mixes], 2).astype(np.float32)
         boxes_B4 = np.repeat([mix.box for mix in mixes], 2, axis=0).astype(np.int32)
         drawn = masks.draw(run.model, size, rng)
-        made.append(Batch(images_BHWC, targets_BC, weights_B, own_B, boxes_B4, drawn, np.arange(size)))
+        made.append(Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, drawn, np.arange(size)))
     return made
 
 

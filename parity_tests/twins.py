@@ -1,7 +1,6 @@
 """Both twins from one set of arrays: what every proof here begins with."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,15 +10,14 @@ import torch
 import vit_jax
 import vit_torch
 from vit_core import CheckpointConfig, ViTConfig, parity
-from vit_core.arrays import LazyArrays
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.parity import Report
 
 
 def checkpoint(config: ViTConfig, arrays: Mapping[str, np.ndarray] | None = None, seed: int = 0) -> Checkpoint:
     """A checkpoint in memory; every parameter random unless `arrays` are given."""
     arrays = parity.randomized(config, seed) if arrays is None else arrays
-    return Checkpoint(Path("memory"), CheckpointConfig(model=config), LazyArrays.of(arrays))
+    return Checkpoint.of(CheckpointConfig(model=config), arrays)
 
 
 def traces(

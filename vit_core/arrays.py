@@ -1,4 +1,4 @@
-"""Arrays by name whose values are read when asked for: what checkpoints of every format are made of here."""
+"""Arrays by name whose values are read on access: what a checkpoint of any format consists of."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,45 +23,45 @@ _STRIP = 16
 
 @dataclass(frozen=True)
 class LazyArray:
-    """What is known of an array before it is read, and how to read it."""
+    """An array that is read on access: its shape and type, and the function that reads it."""
 
     shape: tuple[int, ...]
     dtype: str
-    """NumPy's name of its type; of a type that parameters cannot have, the container's."""
+    """NumPy's name of its type, or the file's own name where NumPy has none."""
     read: Callable[[], np.ndarray]
-    """Gives it, each time anew, so that whoever gets one may write into it."""
+    """Returns a new array at each call, which the caller may modify."""
 
     @classmethod
     def of(cls, array: np.ndarray) -> "LazyArray":
-        """One that is in memory already."""
+        """An array in memory as a LazyArray."""
         return cls(array.shape, array.dtype.name, array.copy)
 
     def then(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], dtype: str) -> "LazyArray":
-        """What a function makes of it, with the shape and type it will have."""
+        """The result of a function on this array, computed on access; shape and type are those of the result."""
         return LazyArray(shape, dtype, lambda: function(self.read()))
 
 
 class LazyArrays(Mapping[str, np.ndarray]):
-    """Arrays by name; `entries` has what is known without reading any."""
+    """Arrays by name, read on access; `entries` has their shapes and types."""
 
     def __init__(self, entries: Mapping[str, LazyArray]) -> None:
         self.entries = entries
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> "LazyArrays":
-        """The same arrays, if they are lazy already; else those in memory."""
+        """The arrays themselves if they are lazy, otherwise arrays in memory as lazy ones."""
         return arrays if isinstance(arrays, cls) else cls({name: LazyArray.of(array) for name, array in arrays.items()})
 
     def with_array(self, name: str, array: np.ndarray) -> "LazyArrays":
-        """With one array put in or replaced."""
+        """The arrays with one added or replaced."""
         return LazyArrays({**self.entries, name: LazyArray.of(array)})
 
     def select(self, names: Iterable[str]) -> "LazyArrays":
-        """Only these, in this order."""
+        """Only these arrays, in this order."""
         return LazyArrays({name: self.entries[name] for name in names})
 
     def as_type(self, dtype: object) -> "LazyArrays":
-        """All of them in another floating type; as they are for none. InputError for what is no such type."""
+        """The arrays converted on access to a floating type; unchanged for None. Raises InputError for other types."""
         if dtype is None:
             return self
         kind, to = as_dtype(dtype).name, partial(convert, dtype=dtype)
@@ -69,7 +69,7 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Each one's."""
+        """The shape of each array."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -86,12 +86,15 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
 
 def convert(array: np.ndarray, dtype: object = None) -> np.ndarray:
-    """The array in another floating type, named, or given as a NumPy, JAX or PyTorch dtype; as it is for none."""
+    """The array in another floating type, given by name or as a NumPy, JAX or PyTorch dtype; unchanged for None."""
     return array if dtype is None else array.astype(as_dtype(dtype), copy=False)
 
 
 def as_dtype(dtype: object) -> np.dtype:
-    """The NumPy type of a floating dtype, however it is given: "bfloat16", jnp.bfloat16, torch.bfloat16, ..."""
+    """The NumPy type for a floating dtype: a name such as "bfloat16", or a NumPy, JAX or PyTorch dtype.
+
+    Raises InputError for any other type.
+    """
     try:
         name = dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name  # type: ignore
     except TypeError:
@@ -102,8 +105,10 @@ def as_dtype(dtype: object) -> np.dtype:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array with its elements in order in memory. A transposed one is copied in strips as wide as a cache line,
-    which takes a fifth of the time of NumPy's own order."""
+    """The array with its elements in C order in memory.
+
+    A transposed array is copied in strips as wide as a cache line, in a fifth of the time of NumPy's own copy.
+    """
     if array.flags.c_contiguous:
         return array
     if array.strides[-1] == array.itemsize:

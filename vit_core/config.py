@@ -16,14 +16,14 @@ Size = Annotated[
 ]
 """(height, width) in pixels; an int means square."""
 Layers = Annotated[Positive, Field(le=4096)]
-"""How many of a kind follow each other; the limit keeps a damaged file from asking for the impossible."""
+"""A number of layers; the limit refuses absurd values of a damaged file."""
 
 
 class ViTConfig(Schema):
     """A Vision Transformer (arXiv:2010.11929), with the choices its descendants made.
 
-    Defaults are the paper's. Nothing is left to a framework's own default: the activation, the LayerNorm epsilon and
-    the conventions about positions all stand here, because those are what ports get wrong.
+    Defaults are the paper's. No default of a framework is used: the activation, the LayerNorm epsilon and the
+    conventions about positions are fields, because these are what ports get wrong.
     """
 
     image_size: Size
@@ -48,20 +48,21 @@ class ViTConfig(Schema):
     """Class token; mean of the patch tokens; attention pooling over them (MAP, arXiv:2106.04560); class token and mean
     side by side (DINOv2's linear heads); the first token where none is a class token (big_vision's pool_type "0")."""
     class_token: Flag = True
-    """Whether a class token stands before the patch tokens."""
+    """Whether a class token precedes the patch tokens."""
     class_token_position: Flag = True
-    """Whether the class token (and the distillation token) has a learned position; by default wherever it can (a class
-    token, learned positions)."""
+    """Whether the class token (and the distillation token) has a learned position; by default true where possible (a
+    class token and learned positions)."""
     distillation: Literal["none", "token", "head"] = "none"
     """DeiT's second token (arXiv:2012.12877). "head": it has a head of its own, and logits are the mean of the two."""
     registers: Count = 0
-    """Register tokens (arXiv:2309.16588) before the patch tokens, never with positions."""
+    """Number of register tokens (arXiv:2309.16588) before the patch tokens; they have no positions."""
     position_embedding: Literal["learned", "sincos2d_big_vision", "sincos2d_mae", "none"] = "learned"
-    """Learned: resampled at another resolution. Sin-cos: big_vision's or MAE's formula, computed anew at each."""
+    """Learned positions are resampled at another resolution; sin-cos positions (formula of big_vision or MAE) are
+    computed."""
     position_resampling: Method = "bilinear_antialias"
-    """How learned positions go to another resolution, unless told otherwise."""
+    """Default method that resamples learned positions to another resolution."""
     final_norm: Literal["before_pooling", "after_pooling"] = "before_pooling"
-    """Where the last LayerNorm stands (after pooling: timm's fc_norm)."""
+    """Position of the last LayerNorm (after pooling: timm's fc_norm)."""
     representation: Positive | None = None
     """Width of a Linear + tanh before the head (the paper's pretraining head, BERT's and HF's pooler), or none."""
     pre_norm: Flag = False
@@ -240,3 +241,7 @@ class ViTConfig(Schema):
     def drop_path_rates(self) -> tuple[float, ...]:
         """Stochastic-depth rate of each block."""
         return tuple(self.stochastic_depth * i / max(self.depth - 1, 1) for i in range(self.depth))
+
+
+TRAINING_ONLY = ("dropout", "attention_dropout", "stochastic_depth", "head_bias_init", "patch_embedding")
+"""Fields that change no output of a trained model."""

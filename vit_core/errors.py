@@ -1,4 +1,4 @@
-"""Errors a person can act on: one line that says what, where, what was expected, and how to mend it."""
+"""Errors that a person can act on: one line that says what was found, where, what was expected and how to fix it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,20 +8,25 @@ class InputError(ValueError):
     """Bad input from outside (file, config, argument). The command line prints it as one line and exits with 2."""
 
 
-def some(names: Iterable[str], separator: str = ", ", most: int = 6) -> str:
-    """The first names of a list that may be long, and how many more there are."""
+class DamagedError(InputError):
+    """A file that is not as it was when it was written: missing, cut short or changed. A training run that finds it in
+    its newest saved step goes back to the step before; it does so for no other error."""
+
+
+def abbreviate(names: Iterable[str], separator: str = ", ", most: int = 6) -> str:
+    """The first names of a list that may be long, and how many more there are: "a, b and 7 more"."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return separator.join(names[:most]) + more
+    return separator.join(map(one_line, names[:most])) + more
 
 
 def one_line(text: str) -> str:
-    """With nothing in it that would move a terminal's cursor: names in a file are whatever somebody wrote."""
+    """The text without characters that move a terminal's cursor, which names in an untrusted file may contain."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def unknown_name(what: str, given: object, known: Iterable[str]) -> InputError:
-    """The error for a name that is not one of `known`, with the nearest right one where there is one."""
+    """The error for a name that is not one of `known`, with the nearest known name if one is similar."""
     names = [str(name) for name in known]
     lower = {name.lower(): name for name in names}
     near = get_close_matches(str(given).lower(), lower, n=1, cutoff=0.5)

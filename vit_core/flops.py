@@ -1,7 +1,8 @@
-"""Floating-point operations of a forward pass, by arithmetic: two for each multiply-add of the matrix products.
+"""Floating-point operations (FLOPs) of a forward pass, counted from the config: two for each multiply-add of a matrix
+product.
 
-Norms, activations and sums are left out, as everywhere; training costs three times as much (the backward pass has two
-products for each).
+Norms, activations and sums are left out, as is usual. Training costs three times as much: the backward pass has two
+products for each of the forward pass.
 """
 
 from math import prod
@@ -45,7 +46,7 @@ def _stem(c: ViTConfig, layers: tuple[int, ...]) -> int:
 
 
 def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"]) -> int:
-    """FLOPs for one image that the backward pass does again to save memory (see train.config.TrainConfig.remat).
+    """FLOPs per image that the backward pass repeats to save memory (see vit_train.config.TrainConfig.remat).
 
     "dots": queries by keys, and weights by values. "full": each block, but for its last product, whose value no
     gradient needs.

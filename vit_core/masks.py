@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth as arrays, so that both twins can be given the very same ones.
+"""Dropout and stochastic depth as arrays, so that both twins can use the same ones.
 
 A mask holds the factor an activation is multiplied by: 0 where dropped, 1 / (1 - rate) where kept. Sites inside the
 blocks carry a leading layer axis. The twins only apply masks; who draws them (a twin's own generator, or a data
@@ -15,7 +15,7 @@ from vit_core.config import ViTConfig
 from vit_core.errors import unknown_name
 
 POSITIONS = "pos_drop"
-"""The only site outside the blocks."""
+"""Site of the dropout after the positions, the only one outside the blocks."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,16 @@ class Site:
     rate: float | tuple[float, ...]
 
     def rates(self) -> np.ndarray:
-        """The drop rate as an array that broadcasts against the mask."""
+        """The drop rates as an array that broadcasts against the mask."""
         rate = np.asarray(self.rate, np.float64)
         return rate.reshape(rate.shape + (1,) * (len(self.shape) - rate.ndim))
 
 
 def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str, Site]:
-    """Every site of a config that drops anything, by name. `tokens` differs from the config's at another resolution."""
+    """Every site at which a config drops anything, by name.
+
+    batch: number of images. tokens: sequence length, at another resolution than the config's.
+    """
     layers, width, n = config.depth, config.width, tokens or config.tokens
     found = {}
     if config.dropout:
@@ -53,7 +56,7 @@ SITES = (POSITIONS, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn_drop"
 
 
 def of_layers(masks: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The masks that have a layer axis. InputError for one whose name no site has."""
+    """The masks of sites inside the blocks, which have a layer axis. Raises InputError for an unknown name."""
     for name in masks or {}:
         if name not in SITES:
             raise unknown_name("mask", name, SITES)
@@ -61,7 +64,7 @@ def of_layers(masks: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def draw(config: ViTConfig, batch: int, rng: np.random.Generator, tokens: int | None = None) -> dict[str, np.ndarray]:
-    """Masks drawn on the host, float32, in the sites' order."""
+    """Masks for one training step, drawn by NumPy: float32, in the order of `sites`, whose arguments it takes."""
     masks = {}
     for name, site in sites(config, batch, tokens).items():
         keep = 1 - site.rates()

@@ -1,7 +1,9 @@
 """From an image file to the array both twins see. Nothing here knows JAX or PyTorch, so there is one array, not two.
 
-Geometry is timm's evaluation transform, which is torchvision's `Resize` + `CenterCrop` ("crop"), or a stretch of both
-sides ("squash", as SigLIP's), on 8-bit pixels by Pillow's antialiased resampling: equal to timm's bit for bit.
+Geometry is timm's evaluation transform: torchvision's `Resize` + `CenterCrop` ("crop"), a stretch of both sides
+("squash", as SigLIP's), or the whole image within borders ("border"), on 8-bit pixels by Pillow's antialiased
+resampling: equal bit for bit to timm, to torchvision on Pillow images, and to transformers' processors with its PIL
+backend, whose crop is rounded another way (`crop_rounding`).
 big_vision stretches likewise, but with TensorFlow's resampling, so not to the same bits.
 Decoded JPEG pixels depend on the libjpeg that Pillow was built with; nothing later depends on the machine.
 """
@@ -41,10 +43,15 @@ class Preprocessing(Schema):
     """What the difference is divided by, per channel."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     """Pillow's filter; all but nearest widen with the scale when shrinking (antialias)."""
-    resize: Literal["crop", "squash"] = "crop"
-    """Crop: keep the aspect ratio, cover image_size / crop_fraction, cut out the centre. Squash: stretch both sides."""
+    resize: Literal["crop", "squash", "border"] = "crop"
+    """Crop: keep the aspect ratio, cover image_size / crop_fraction, cut out the center. Squash: stretch both sides.
+    Border: keep the aspect ratio, fit into image_size / crop_fraction, fill the rest with the mean, cut out the
+    center."""
     crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Side of the centre crop over side of the resized image (timm's crop_pct)."""
+    """Side of the center crop over side of the resized image (timm's crop_pct)."""
+    crop_rounding: Literal["half_even", "floor"] = "half_even"
+    """Where the crop begins if the margin is odd: half of it rounded to even (torchvision, timm), or down
+    (transformers). One pixel apart for a margin of 3, 7, 11, ... pixels."""
     exif_rotation: bool = False
     """Turn the image as its EXIF orientation says. Off, as in training everywhere (TIFF: Pillow always turns it)."""
 
@@ -114,25 +121,54 @@ def resize_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray
     if full_height * full_width > MAX_RESIZED_PIXELS:
         raise InputError(
             f"cannot resize an image of {image.height} x {image.width} pixels to {full_height} x {full_width} before "
-            f"the crop: expected at most {MAX_RESIZED_PIXELS} pixels; mend with resize 'squash' or a less extreme image"
+            f"the crop: expected at most {MAX_RESIZED_PIXELS} pixels; use resize 'squash' or a less extreme image"
         )
     image = image.resize((full_width, full_height), Image.Resampling[preprocessing.interpolation.upper()])
-    # Python's round, half to even, is torchvision's. The resized image is never smaller than the crop: nothing to pad.
-    top, left = round((full_height - height) / 2), round((full_width - width) / 2)
+    if preprocessing.resize == "border":
+        image = _with_borders(image, preprocessing)
+    top = crop_start(image.height - height, preprocessing.crop_rounding)
+    left = crop_start(image.width - width, preprocessing.crop_rounding)
     return np.array(image.crop((left, top, left + width, top + height))).reshape(height, width, channels)
 
 
+def crop_start(margin: int, rounding: Literal["half_even", "floor"]) -> int:
+    """Number of pixels that a center crop leaves out before it begins, of `margin` pixels that it leaves out."""
+    return margin // 2 if rounding == "floor" else round(margin / 2)  # Python's round: half to even, as torchvision's
+
+
+def crop_rounding_matters(preprocessing: Preprocessing) -> bool:
+    """Whether another crop_rounding gives other pixels for some image."""
+    if preprocessing.resize != "squash":
+        return True  # the margin depends on the image's aspect ratio
+    margins = (math.floor(side / preprocessing.crop_fraction) - side for side in preprocessing.image_size)
+    return any(crop_start(margin, "floor") != crop_start(margin, "half_even") for margin in margins)
+
+
+def _with_borders(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The image in the center of one that covers image_size, the rest filled with the mean; timm's CenterCropOrPad."""
+    height, width = preprocessing.image_size
+    size = (max(image.width, width), max(image.height, height))
+    fill = tuple(round(255 * mean) for mean in preprocessing.mean)
+    bordered = Image.new(image.mode, size, fill if len(fill) > 1 else fill[0])
+    bordered.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return bordered
+
+
 def _resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """(height, width) of the whole resized image, in the very arithmetic of timm and torchvision."""
+    """(height, width) of the whole resized image, in the exact arithmetic of timm, torchvision and transformers."""
     target_height, target_width = (math.floor(side / preprocessing.crop_fraction) for side in preprocessing.image_size)
-    if preprocessing.resize == "squash":
-        return target_height, target_width
-    if target_height == target_width:  # torchvision's Resize(int): the shorter side exact, the longer truncated
-        short, long = sorted((height, width))
-        grown = int(target_height * long / short)
-        return (grown, target_width) if height > width else (target_height, grown)
-    ratio = min(height / target_height, width / target_width)  # timm's ResizeKeepRatio: cover both sides, rounded
-    return round(height / ratio), round(width / ratio)
+    ratios = height / target_height, width / target_width
+    match preprocessing.resize:
+        case "squash":
+            return target_height, target_width
+        case "border":  # timm's ResizeKeepRatio(longest=1.0): fit into both sides, rounded
+            # Pillow refuses a side of no pixels, which timm would ask for.
+            return max(round(height / max(ratios)), 1), max(round(width / max(ratios)), 1)
+        case "crop" if target_height == target_width:  # torchvision's Resize(int): the longer side truncated
+            short, long = sorted((height, width))
+            grown = int(target_height * long / short)
+            return (grown, target_width) if height > width else (target_height, grown)
+    return round(height / min(ratios)), round(width / min(ratios))  # timm's ResizeKeepRatio: cover both sides, rounded
 
 
 def offset_and_scale(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +191,8 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
             f"cannot normalise {pixels.dtype} {list(pixels.shape)}: expected uint8 [..., {preprocessing.channels}]"
         )
     offset, scale = offset_and_scale(preprocessing)
-    return (pixels.astype(np.float32) - offset) * scale
+    normalized: np.ndarray = (pixels.astype(np.float32) - offset) * scale
+    return normalized
 
 
 def load_image(source: str | os.PathLike[str] | bytes, preprocessing: Preprocessing) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The base of every schema here: frozen, complete, and with errors that fit on one line."""
+"""The base class of every schema in this project: frozen, no unknown keys, errors in one line."""
 
 from typing import Annotated, Any, Self
 
@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vit_core.errors import InputError, unknown_name
 
 Flag = Annotated[bool, Field(strict=True)]
-"""true or false, and nothing that could be taken for it."""
+"""true or false; nothing is converted to it."""
 Positive = Annotated[int, Field(ge=1, le=2**24, strict=True)]
-"""A count; the upper limit keeps a damaged file from asking for the impossible."""
+"""A count of at least 1; the upper limit refuses absurd values of a damaged file."""
 Count = Annotated[int, Field(ge=0, le=2**24, strict=True)]
-"""As Positive, but there may be none."""
+"""A count of at least 0."""
 NonNegative = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 """A probability."""
@@ -19,7 +19,7 @@ Real = Annotated[float, Field(strict=True)]
 
 
 class Schema(BaseModel):
-    """A frozen pydantic model whose constructor raises InputError: one line, all faults, the nearest right key."""
+    """A frozen pydantic model whose constructor raises InputError: all faults and the nearest known key in one line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -31,7 +31,7 @@ class Schema(BaseModel):
 
     @classmethod
     def parse(cls, data: object, where: str) -> Self:
-        """An instance from untrusted data (what JSON gave); `where` names its origin in errors."""
+        """An instance from untrusted data (parsed JSON). Raises InputError that begins with `where`, its origin."""
         if not isinstance(data, dict):
             raise InputError(f"{where}: expected an object of {cls.__name__} fields, found {type(data).__name__}")
         try:
@@ -45,7 +45,7 @@ class Schema(BaseModel):
 
 
 def one_line(error: ValidationError, schema: type[BaseModel]) -> str:
-    """All faults of a pydantic error in one line; an unknown key is answered with the nearest known one."""
+    """All faults of a pydantic error in one line, with the nearest known key for an unknown one."""
     faults = []
     for fault in error.errors(include_url=False):
         path = ".".join(str(part) for part in fault["loc"] if not _is_branch(part))
@@ -61,5 +61,5 @@ def one_line(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def _is_branch(part: object) -> bool:
-    """Whether a location part names a branch of a union (pydantic's wording), not something the user wrote."""
+    """Whether a part of an error's location names a branch of a union, by pydantic's wording, not a field."""
     return isinstance(part, str) and ("[" in part or part in ("int", "str", "float", "none"))

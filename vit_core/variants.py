@@ -1,7 +1,7 @@
 """Published architectures by the papers' names: `variant("B/16", image_size=224, num_classes=1000)`.
 
 Rows as in "Scaling Vision Transformers" (arXiv:2106.04560, Table 2), with Ti and S from DeiT (arXiv:2012.12877),
-So400m from arXiv:2305.13035 and e from PaLI (arXiv:2209.06794); mu is big_vision's smallest, for trying things out.
+So400m from arXiv:2305.13035 and e from PaLI (arXiv:2209.06794); mu is big_vision's smallest, for experiments.
 """
 
 import re
@@ -36,6 +36,6 @@ def variant(spelled: str, image_size: int | tuple[int, int], num_classes: int, *
     if name not in VARIANTS:
         raise unknown_name("variant", name, VARIANTS)
     if not (slash and re.fullmatch("[1-9][0-9]*", patch)):
-        raise InputError(f"variant '{spelled}' does not name its patch size: write for example '{name}/16'")
+        raise InputError(f"variant '{spelled}' does not name its patch size; write, for example, '{name}/16'")
     geometry = {"image_size": image_size, "patch_size": int(patch), "num_classes": num_classes}
     return ViTConfig(**{**VARIANTS[name], **geometry, **fields})

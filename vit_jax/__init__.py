@@ -1,8 +1,12 @@
 """The Vision Transformer in Flax NNX."""
 
-from vit_jax.checkpoint import from_seed, load, save
-from vit_jax.masks import draw_masks
-from vit_jax.model import ViT
-from vit_jax.trace import predict, trace
+from vit_core.libtpu import silence_libtpu
+
+silence_libtpu()  # before jax is imported
+
+from vit_jax.checkpoint import from_seed, load, save  # noqa: E402
+from vit_jax.masks import draw_masks  # noqa: E402
+from vit_jax.model import ViT  # noqa: E402
+from vit_jax.trace import predict, trace  # noqa: E402
 
 __all__ = ["ViT", "draw_masks", "from_seed", "load", "predict", "save", "trace"]

@@ -1,4 +1,4 @@
-"""The model's parameters by canonical name: what loading, saving, initialising and comparing go through."""
+"""The parameters of a model by canonical name, for loading, saving, initializing and comparing."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read(model: "ViT") -> dict[str, jax.Array]:
-    """Canonical name -> array in the JAX layout, layers apart."""
+    """Canonical name -> array in the JAX layout; stacked layers are separated."""
     leaves = _leaves(model)
     arrays = {}
     for row in parameters.parameters(model.config).values():
@@ -82,5 +82,5 @@ def _path(row: Parameter, scan: bool) -> str:
     return row.jax_name.replace(f"blocks.{row.layer}.", "blocks.") if scan else row.jax_name
 
 
-def _leaves(model: "ViT") -> dict[str, nnx.Param]:
+def _leaves(model: "ViT") -> "dict[str, nnx.Param[jax.Array]]":
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}

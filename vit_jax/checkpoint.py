@@ -1,18 +1,19 @@
 """Checkpoint folders in and out of the JAX twin."""
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
 from vit_core.arrays import convert
-from vit_core.checkpoint import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
+from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, save_checkpoint
+from vit_core.checkpoints.opening import open_with_warning
 from vit_core.config import ViTConfig
-from vit_core.parameters import draw, parameters
-from vit_core.places import place
+from vit_core.parameters import initial_value, parameters
 from vit_core.preprocess import Preprocessing
+from vit_core.storage import Location, location
 from vit_jax import arrays
 from vit_jax.model import ViT
 
@@ -20,6 +21,9 @@ from vit_jax.model import ViT
 def load(
     path: str | os.PathLike[str] | Checkpoint,
     *,
+    format: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    part: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     position_embedding_method: str | None = None,
@@ -28,12 +32,14 @@ def load(
 ) -> ViT:
     """A model with a checkpoint's weights.
 
+    path: a checkpoint file or folder of any format, a training run or a saved step, local or in a store.
+    format, fields, part: as for `vit_core.open_checkpoint`; a warning names the fields that were assumed.
     image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
         config's). num_classes: a new head, initialised as the config says. dtype: of all parameters and therefore of
         the computation; default: as stored. storage: `attention`, `scan`, `remat` of ViT.
     Raises InputError for a missing, damaged or unfitting checkpoint.
     """
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint = open_with_warning(path, format, fields, part)
     checkpoint = checkpoint.adapt(
         image_size=image_size,
         num_classes=num_classes,
@@ -49,7 +55,9 @@ def load(
 def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, **storage: Any) -> ViT:
     """A new model whose initial values vit_torch.from_seed gives too, from NumPy's generator."""
     model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0), **storage))
-    arrays.write(model, lambda row: arrays.from_numpy(row.to_jax(convert(draw(row, seed), dtype or "float32"))))
+    arrays.write(
+        model, lambda row: arrays.from_numpy(row.to_jax(convert(initial_value(row, seed), dtype or "float32")))
+    )
     return model
 
 
@@ -61,14 +69,15 @@ def save(
     labels: tuple[str, ...] | None = None,
     provenance: Provenance | None = None,
     dtype: Any = None,
-) -> Path:
-    """Writes a checkpoint folder (vit_core.checkpoint) and gives its path.
+) -> Location:
+    """Writes a checkpoint folder (`vit_core.checkpoints`) and returns its location.
 
-    What is not given is written as in the folder the model was loaded from. dtype: stored type, default the model's.
+    What is not given is written as in the checkpoint that the model was loaded from. dtype: stored type, by default the
+    model's.
     Raises InputError where it cannot be written.
     """
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     rows = parameters(model.config)
     stored = {name: arrays.to_numpy(rows[name], value) for name, value in jax.device_get(arrays.read(model)).items()}
-    save_checkpoint(path, config, stored, dtype)
-    return place(path)
+    save_checkpoint(path, Checkpoint.of(config, stored, dtype))
+    return location(path)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.checkpoint import CheckpointConfig
+from vit_core.checkpoints.checkpoint import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, stacking
-from vit_jax.layers import conv, linear, to_width
+from vit_jax.layers import LayerNorm, conv, linear, to_width
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Remat
 from vit_jax.stem import backbone, identity
@@ -36,14 +36,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def layer_norm(config: ViTConfig, size: int | None = None) -> nnx.LayerNorm:
-    # The fast variance E[x²] - E[x]² loses five digits where the mean is large.
-    size = size or config.width
-    return nnx.LayerNorm(size, epsilon=config.norm_epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
+def layer_norm(config: ViTConfig, size: int | None = None) -> LayerNorm:
+    return LayerNorm(size or config.width, config.norm_epsilon)
 
 
 def drop(x: Array, site: str, masks: Masks | None) -> Array:
-    """x times the site's mask, if there is one; a mask of the batch alone drops whole examples."""
+    """x times the mask of a site, if there is one; a mask with the batch axis alone drops whole examples."""
     if masks is None or site not in masks:
         return x
     mask = masks[site]
@@ -249,12 +247,12 @@ class ViT(nnx.Module):
         return self.forward_head(self.forward_features(x_BHWC, masks, interpolate=interpolate))
 
     def forward_features(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
+        """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
         x_BND = self.embed(x_BHWC, masks, interpolate=interpolate)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
     def forward_head(self, x_BND: Array) -> Array:
-        """From what forward_features gives to logits."""
+        """Logits [B, classes] from the tokens that forward_features returns."""
         x_BD = constrain(self.pool(x_BND), "batch width")
         x_BC = self.head(self.pre_logits(self.fc_norm(x_BD)))
         if self.config.distillation == "head":
@@ -274,7 +272,7 @@ class ViT(nnx.Module):
         return stages
 
     def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """Patch tokens with positions, after class, distillation and register tokens where there are: [B, N, D]."""
+        """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]."""
         self.check(x_BHWC.shape[1:], interpolate)
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
@@ -285,7 +283,7 @@ class ViT(nnx.Module):
         return self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
-        """What stands before the patches, [1, 1, D] or [1, registers, D] each, where it has a position with it."""
+        """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
         config = self.config
         tokens: list[Array] = []
         if config.class_token:

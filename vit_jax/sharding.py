@@ -1,4 +1,5 @@
-"""Where arrays lie on a mesh (data, fsdp, tensor): one list of rules for parameters, statistics and activations."""
+"""How arrays are sharded over a mesh (data, fsdp, tensor): one list of rules for parameters, optimizer statistics and
+activations."""
 
 from collections.abc import Sequence
 
@@ -16,12 +17,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "width": ("fsdp",),
     "pooled": ("fsdp",),
 }
-"""Logical axis -> mesh axes; the others lie whole on every device. A mesh axis cuts an array once: the first of its
-axes that has a rule for it is the one, so that the tokens of a batch keep their width."""
+"""Logical axis -> mesh axes; axes without a rule are replicated. A mesh axis shards an array once, along the first of
+the array's axes with a rule for it, so that the tokens of a batch keep their whole width."""
 
 
 def spec(layout: str, whole: Sequence[str] = ()) -> PartitionSpec:
-    """Of an array with these named axes, `whole` of them not cut; axes in one dimension are cut along the first."""
+    """The sharding of an array with named axes; the axes in `whole` are replicated, and axes fused into one dimension
+    are sharded along the first."""
     free = set(AXES)
 
     def place(name: str) -> tuple[str, ...] | None:
@@ -33,9 +35,9 @@ def spec(layout: str, whole: Sequence[str] = ()) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, layout: str) -> jax.Array:
-    """x, told to lie as the rules say while traced for a mesh with their axes; elsewhere as it is.
+    """x with a sharding constraint by the rules while it is traced for a mesh with these axes; elsewhere x itself.
 
-    The compiler would otherwise be free to gather a batch instead of weights: 3 to 11 times the memory of a ViT-L/16.
+    Without it the compiler may gather a batch instead of weights, which takes 3 to 11 times the memory for a ViT-L/16.
     """
     if jax.sharding.get_abstract_mesh().axis_names != AXES:
         return x
@@ -43,12 +45,12 @@ def constrain(x: jax.Array, layout: str) -> jax.Array:
 
 
 def of_parameter(stack: Stack) -> PartitionSpec:
-    """In the JAX layout. Vectors keep their width: whole, they cost next to nothing."""
+    """The sharding of a parameter in the JAX layout. Vectors are replicated, since they are small."""
     return spec(stack.jax, whole=() if stack.rows[0].matrix else ("width",))
 
 
 def of_pieces(row: Parameter) -> PartitionSpec:
-    """Of [matrices, rows, columns], as optimizers with structure see a parameter; of [layers, size] vectors."""
+    """The sharding of a parameter as optimizers with structure see it: [matrices, rows, columns], or [layers, size]."""
     if row.matrix is None:
         return PartitionSpec()
     rows, columns = (f"({' '.join(names)})" for names in list(groups_of(row.matrix))[-2:])

@@ -1,4 +1,4 @@
-"""Blocks one by one or stacked along a layer axis, and what their backward pass recomputes: no mathematics here."""
+"""Running the blocks one by one or stacked along a layer axis, and what their backward pass recomputes."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,14 +15,14 @@ Remat = Literal["none", "dots", "full"]
 Masks = dict[str, jax.Array]
 
 
-def stack(blocks: nnx.List) -> "Block":
+def stack(blocks: "nnx.List[Any]") -> "Block":
     """One block whose every parameter has a leading layer axis."""
     graph, first = nnx.split(blocks[0])
     states = [first] + [nnx.state(block) for block in blocks[1:]]
     return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
 
 
-def unstack(blocks: "Block | nnx.List", depth: int) -> Iterator["Block"]:
+def unstack(blocks: "Block | nnx.List[Any]", depth: int) -> Iterator["Block"]:
     """The blocks one by one, however they are stored."""
     if isinstance(blocks, nnx.List):
         yield from blocks
@@ -32,7 +32,7 @@ def unstack(blocks: "Block | nnx.List", depth: int) -> Iterator["Block"]:
         yield nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
 
 
-def run(blocks: "Block | nnx.List", x_BND: jax.Array, masks: Masks, remat: Remat) -> jax.Array:
+def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, remat: Remat) -> jax.Array:
     """x through all blocks; the masks have a leading layer axis."""
     if not isinstance(blocks, nnx.List):
         graph, stacked = nnx.split(blocks)

@@ -115,7 +115,7 @@ class ResNet(nnx.Module):
 
 
 def backbone(config: ViTConfig) -> Callable[[Array], Array]:
-    """What stands before the patch projection."""
+    """The ResNet before the patch projection, or the identity."""
     if config.stem_layers is None:
         return identity
     return ResNet(config, config.stem_layers) if config.stem_layers else Root(config)

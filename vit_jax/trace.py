@@ -1,4 +1,4 @@
-"""Everything the JAX twin computes for a batch, as NumPy by canonical name: what parity is asserted on."""
+"""Everything that the JAX twin computes for a batch, as NumPy arrays by canonical name, for parity tests."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ from flax import nnx
 
 from vit_core.parameters import parameters
 from vit_jax import arrays
-from vit_jax.model import Masks, ViT
+from vit_jax.model import ViT
+from vit_jax.stacking import Masks
 
 
 def trace(

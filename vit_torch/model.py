@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core.checkpoint import CheckpointConfig
+from vit_core.checkpoints.checkpoint import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
@@ -39,7 +39,7 @@ def layer_norm(config: ViTConfig, size: int | None = None) -> nn.LayerNorm:
 
 
 def drop(x: Array, site: str, masks: Masks | None) -> Array:
-    """x times the site's mask, if there is one; a mask of the batch alone drops whole examples."""
+    """x times the mask of a site, if there is one; a mask with the batch axis alone drops whole examples."""
     if masks is None or site not in masks:
         return x
     mask = masks[site]
@@ -246,7 +246,7 @@ class ViT(nn.Module):
         return self.forward_head(self.forward_features(x_BCHW, masks, interpolate=interpolate))
 
     def forward_features(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """All tokens [B, N, D] after the last block (and the final norm, if it stands before pooling)."""
+        """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
         if masks is None and self.training:
             h, w = x_BCHW.shape[2] // self.config.patch_size[0], x_BCHW.shape[3] // self.config.patch_size[1]
             tokens = self.config.prefix_tokens + h * w
@@ -255,7 +255,7 @@ class ViT(nn.Module):
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
     def forward_head(self, x_BND: Array) -> Array:
-        """From what forward_features gives to logits."""
+        """Logits [B, classes] from the tokens that forward_features returns."""
         x_BC = self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
         if self.config.distillation == "head":
             x_BC = (x_BC + self.head_dist(x_BND[:, 1])) / 2
@@ -274,7 +274,7 @@ class ViT(nn.Module):
         return stages
 
     def embed(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """Patch tokens with positions, after class, distillation and register tokens where there are: [B, N, D]."""
+        """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]."""
         self.check(x_BCHW.shape[1:], interpolate)
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
@@ -285,7 +285,7 @@ class ViT(nn.Module):
         return self.norm_pre(drop(x_BND, POSITIONS, masks))
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
-        """What stands before the patches, [1, 1, D] or [1, registers, D] each, where it has a position with it."""
+        """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
         config = self.config
         tokens: list[Array] = []
         if config.class_token:

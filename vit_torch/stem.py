@@ -122,7 +122,7 @@ class ResNet(nn.Module):
 
 
 def backbone(config: ViTConfig) -> nn.Module:
-    """What stands before the patch projection."""
+    """The ResNet before the patch projection, or the identity."""
     if config.stem_layers is None:
         return nn.Identity()
     return ResNet(config, config.stem_layers) if config.stem_layers else Root(config)

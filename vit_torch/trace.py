@@ -1,4 +1,4 @@
-"""Everything the PyTorch twin computes for a batch, as NumPy by canonical name: what parity is asserted on."""
+"""Everything that the PyTorch twin computes for a batch, as NumPy arrays by canonical name, for parity tests."""
 
 import numpy as np
 import torch

@@ -1,5 +1,6 @@
 """Models of other projects with every parameter random, as the tests of the formats begin with them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import nn
 import vit_jax
 import vit_torch
 from vit_core import ViTConfig, open_checkpoint, parity
-from vit_core.arrays import LazyArrays
-from vit_core.checkpoint import Checkpoint
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.containers import Container
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.opening import find_source
 
 SMALL = ViTConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5, activation="gelu")
 
@@ -46,6 +50,25 @@ def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
 def opened(path: Path, **fields: Any) -> Checkpoint:
     """With fields of the config that the user says."""
     return open_checkpoint(path, fields=fields)
+
+
+def source_of(entries: Mapping[str, LazyArray], name: str = "file.pth", **more: Any) -> Source:
+    """What a format is given of a state dict with these names: the model in it, without its prefix and wrappers."""
+    path = Path(name)
+    return find_source(Container(path, "pth", dict(entries)), None, Source(path, LazyArrays(dict(entries)), **more))
+
+
+def assumed(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Field -> value of everything that was assumed in a reading; each is assumed once, and has a note of its own."""
+    fields = [one.field for one in checkpoint.assumptions]
+    assert len(fields) == len(set(fields))
+    assert checkpoint.notes[: len(fields)] == tuple(map(str, checkpoint.assumptions))
+    return {one.field: one.value for one in checkpoint.assumptions}
+
+
+def other_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The notes that are no assumptions."""
+    return checkpoint.notes[len(checkpoint.assumptions) :]
 
 
 def images(config: ViTConfig) -> np.ndarray:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_core import ViTConfig, formats, variants
-from vit_core.arrays import LazyArray, LazyArrays
+from vit_core import ViTConfig, variants
+from vit_core.arrays import LazyArray
+from vit_core.checkpoints.containers import Container
+from vit_core.checkpoints.containers.container import nested
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.formats.rules import read_by_rules
+from vit_core.checkpoints.opening import find_source, read_source, recognised_format
 from vit_core.errors import InputError
-from vit_core.formats import rules
-from vit_core.formats.lineage import Source
 from vit_core.parameters import parameters
 
 PRE_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
@@ -141,6 +144,13 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
     assert all(array.tobytes() == b[name].tobytes() for name, array in a.items())
 
 
+def source_of(entries: Mapping[str, LazyArray], name: str = "file.npz") -> Source:
+    """What a format is given of a file with these names: the model in it, without its prefix."""
+    path = Path(name)
+    container = Container(path, "npz", nested(entries), separator="/")
+    return find_source(container, None, Source(path, container.arrays))
+
+
 def published(shapes: Shapes) -> Source:
     """A file of these shapes whose values nobody may read: full-size ones cost nothing."""
 
@@ -148,7 +158,7 @@ def published(shapes: Shapes) -> Source:
         raise AssertionError("read")
 
     entries = {name: LazyArray(shape, "float32", read) for name, shape in shapes.items()}
-    return Source(Path("published.npz"), LazyArrays(entries))
+    return source_of(entries, "published.npz")
 
 
 def full_size(spelled: str, **file: Any) -> Shapes:
@@ -162,10 +172,10 @@ def full_size(spelled: str, **file: Any) -> Shapes:
 def config_and_use(lineage: Any, shapes: Shapes) -> ViTConfig:
     """The config read from shapes, all of which fit it, and every one of which has its place."""
     source = published(shapes)
-    assert next(module.NAME for module in formats.LINEAGES.values() if module.recognises(source)) == lineage.NAME
-    reading = lineage.read(source, {})
+    assert recognised_format(source) is lineage.FORMAT
+    reading = lineage.FORMAT.read(source, {})
     model = reading.config.model
-    assert rules.read(reading.rules, model, reading.arrays, "").shapes == {
+    assert read_by_rules(reading.rules, model, reading.arrays, "").shapes == {
         name: row.shape for name, row in parameters(model).items()
     }
     assert {name for one in reading.rules for name in one.theirs} == set(reading.arrays)
@@ -175,7 +185,7 @@ def config_and_use(lineage: Any, shapes: Shapes) -> ViTConfig:
 def fault(lineage: Any, entries: dict[str, LazyArray]) -> str:
     """The one line that refuses these arrays."""
     with pytest.raises(InputError) as refusal:
-        formats._read(lineage, Source(Path("file.npz"), LazyArrays(entries)), {})
+        read_source(lineage.FORMAT, source_of(entries), {})
     assert "\n" not in str(refusal.value)
     assert str(refusal.value).startswith("file.npz: ")
     return str(refusal.value)

@@ -15,7 +15,7 @@ import vit_jax
 import vit_torch
 from parity_tests.formats.google_files import GOOGLE, LINEN, Arrays
 from vit_core import parity
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
 
 
 def images(shape: tuple[int, ...] = (2, 12, 12, 3), seed: int = 1) -> np.ndarray:

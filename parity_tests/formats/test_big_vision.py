@@ -13,6 +13,7 @@ import scipy.ndimage
 import timm
 import torch
 
+from parity_tests.formats.foreign import assumed
 from parity_tests.formats.google_files import (
     BIG_VISION,
     LINEN,
@@ -32,9 +33,9 @@ from parity_tests.formats.google_reference import assert_equal, forward, images,
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parity
 from vit_core.arrays import LazyArray
-from vit_core.checkpoint import open_checkpoint
+from vit_core.checkpoints import open_checkpoint, save_checkpoint
+from vit_core.checkpoints.formats import big_vision
 from vit_core.errors import InputError
-from vit_core.formats import big_vision, save_as
 from vit_core.parameters import count, parameters
 
 shapes_of = partial(file_shapes, parts=LINEN, positions=BIG_VISION)
@@ -52,7 +53,7 @@ SMALL = ViTConfig(
 NO_TOKEN = {"class_token": False}
 SINCOS = {"position_embedding": "sincos2d_big_vision"}
 PIXELS = "preprocessing: none in the file; its images ranged over -1 to 1 (mean = std = 0.5), however they were resized"
-GAP = "pooling: gap; no array tells it from the first token, --set pooling=first for that"
+GAP = "pooling: gap, which has the same arrays as the first token; --set pooling=first for that"
 
 # fmt: off
 IN_TIMM: dict[str, dict[str, Any]] = {
@@ -174,7 +175,7 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     file, fields = FILES[name]
     arrays = laid_out(random_arrays(shapes_of(**file), dtype=np.float32))
     opened = open_checkpoint(save(tmp_path / "theirs.npz", arrays), fields=fields)
-    notes = save_as(tmp_path / "ours.npz", opened, "big_vision")
+    notes = save_checkpoint(tmp_path / "ours.npz", opened, format="big_vision")
     assert [note.partition(":")[0] for note in notes] == (["pooling"] if file.get("pool") == "0" else [])
     assert_same_bits(in_file(tmp_path / "ours.npz"), arrays)
     again = open_checkpoint(tmp_path / "ours.npz", fields=fields)
@@ -185,7 +186,7 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
 def test_scanned_layers_are_written_apart(tmp_path: Path) -> None:
     arrays = random_arrays(shapes_of(), dtype=np.float32)
     opened = open_checkpoint(save(tmp_path / "theirs.npz", laid_out(arrays, "", scanned=True)))
-    save_as(tmp_path / "ours.npz", opened, "big_vision")
+    save_checkpoint(tmp_path / "ours.npz", opened, format="big_vision")
     assert_same_bits(in_file(tmp_path / "ours.npz"), prefixed(arrays, "params/"))
 
 
@@ -216,37 +217,18 @@ def test_bfloat16(scanned: bool, tmp_path: Path) -> None:
     assert {entry.dtype for entry in opened.arrays.entries.values()} == {"bfloat16"}
     precise = {name: array.astype(np.float64) for name, array in arrays.items()}
     assert_equal(in_torch(opened, x, dtype="float64"), forward(precise, x, pool="tok", positions=BIG_VISION))
-    save_as(tmp_path / "ours.npz", opened, "big_vision")
+    save_checkpoint(tmp_path / "ours.npz", opened, format="big_vision")
     assert_same_bits(in_file(tmp_path / "ours.npz"), in_file(save(tmp_path / "apart.npz", laid_out(arrays))))
-
-
-def test_train_state(tmp_path: Path) -> None:
-    arrays = laid_out(random_arrays(shapes_of()))
-    state = {**arrays, "opt/0/mu/cls": arrays["params/cls"], "opt/0/count": np.array(3), "extra/time": np.array(1.5)}
-    opened = open_checkpoint(save(tmp_path / "file.npz", state))
-    assert opened.config.model == SMALL
-    assert opened.notes == (PIXELS, "left out: opt/0/mu/cls, opt/0/count, extra/time")
-
-
-def test_image_tower_of_two(tmp_path: Path) -> None:
-    tower = prefixed(random_arrays(shapes_of(pool="map", classes=0)), "params/img/")
-    text = prefixed(random_arrays(shapes_of(pool="tok")), "params/txt/")
-    both = {**text, "params/t": np.array([10.0]), "params/b": np.array([-10.0]), **tower}
-    opened = open_checkpoint(save(tmp_path / "file.npz", both))
-    assert opened.config.model == SMALL.replace(pooling="map", num_classes=0, **NO_TOKEN)
-    assert opened.notes[1].startswith("left out: params/txt/embedding/kernel, params/txt/embedding/bias, ")
-    assert opened.notes[1].endswith(f" and {len(text) + 2 - 6} more")
-    alone = {name.removeprefix("params/img/"): array for name, array in tower.items()}
-    assert_equal(in_torch(opened, images()), forward(alone, images(), pool="map", positions=BIG_VISION))
 
 
 def test_what_the_file_cannot_tell_is_noted(tmp_path: Path) -> None:
     path = save(tmp_path / "file.npz", random_arrays(shapes_of(pool="gap", positions=None)))
-    size = "image_size: 224x224, as of the published files without a table; --set image_size=HEIGHTxWIDTH"
-    assert open_checkpoint(path).notes == (PIXELS, GAP, size)
+    size = "image_size: 224x224, as of the published files without positions; --set image_size=VALUE for another"
+    assert open_checkpoint(path).notes == (size, GAP, PIXELS)
+    assert assumed(open_checkpoint(path)) == {"image_size": (224, 224), "pooling": "gap"}
     assert open_checkpoint(path).config.model == SMALL.replace(pooling="gap", image_size=224, **NO_TOKEN, **SINCOS)
     said = open_checkpoint(path, fields={"pooling": "first", "image_size": (8, 12)})
-    assert said.notes == (PIXELS,)
+    assert (said.assumptions, said.notes) == ((), (PIXELS,))
     assert said.config.model == SMALL.replace(pooling="first", image_size=(8, 12), **NO_TOKEN, **SINCOS)
 
 
@@ -271,7 +253,7 @@ def test_fields_win_over_the_file(tmp_path: Path) -> None:
 )
 def test_ours_to_big_vision_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
     ours, x = checkpoint(SMALL.replace(**fields)), images()
-    assert save_as(tmp_path / "file.npz", ours, "big_vision") == []
+    assert save_checkpoint(tmp_path / "file.npz", ours, format="big_vision") == ()
     again = open_checkpoint(tmp_path / "file.npz")
     assert again.config.model == ours.config.model
     assert_same_bits(dict(again.arrays), dict(ours.arrays))
@@ -298,14 +280,14 @@ def test_ours_to_big_vision_and_back(fields: dict[str, Any], tmp_path: Path) -> 
 )
 def test_what_is_filled_in_changes_nothing(fields: dict[str, Any], note: str, tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(**fields))
-    assert note in save_as(tmp_path / "file.npz", ours, "big_vision")
+    assert note in save_checkpoint(tmp_path / "file.npz", ours, format="big_vision")
     assert_equal(in_timm(tmp_path / "file.npz", images(), **IN_TIMM["tok"]), in_torch(ours, images()))
 
 
 def test_what_is_written_without_a_table(tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(pooling="gap", image_size=(8, 12), **NO_TOKEN, **SINCOS))
-    notes = save_as(tmp_path / "file.npz", ours, "big_vision")
-    assert notes == ["image_size: 8x12 is not in the file; read it with --set image_size=8x12"]
+    notes = save_checkpoint(tmp_path / "file.npz", ours, format="big_vision")
+    assert notes == ("image_size: 8x12 is not in the file; read it with --set image_size=8x12",)
     again = open_checkpoint(tmp_path / "file.npz", fields={"image_size": (8, 12)})
     assert again.config.model == ours.config.model
     assert_same_bits(dict(again.arrays), dict(ours.arrays))
@@ -330,7 +312,7 @@ def test_what_is_written_without_a_table(tmp_path: Path) -> None:
 )
 def test_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as refusal:
-        save_as(tmp_path / "file.npz", checkpoint(SMALL.replace(**fields)), "big_vision")
+        save_checkpoint(tmp_path / "file.npz", checkpoint(SMALL.replace(**fields)), format="big_vision")
     assert "big_vision cannot hold " in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert reason in str(refusal.value)
@@ -354,14 +336,16 @@ def test_missing_misshapen_and_strange_arrays_are_named(scanned: bool) -> None:
     whole = {name: LazyArray.of(array) for name, array in arrays.items()}
     for name in whole:
         left = {other: entry for other, entry in whole.items() if other != name}
-        # A layer of a stack goes by its number; without the prefix's witness no prefix is known.
-        names = (name, name.replace("encoderblock/", "encoderblock[0]/"))
-        modules = tuple(name.rpartition("/")[0].removeprefix("params/") for name in names)
+        # A layer of a stack goes by its number. The prefix is named once; without the patches it is not known.
+        own = name.removeprefix("params/")
+        names = (own, own.replace("encoderblock/", "encoderblock[0]/"))
+        modules = tuple(name.rpartition("/")[0] for name in names)
         if name not in (f"params/{BIG_VISION}", "params/MAPHead_0/probe"):  # without which it is another model
             assert any(module in fault(big_vision, left) for module in modules)
         said = fault(big_vision, {**left, name: LazyArray.of(np.zeros((2, 7)))})
         assert any(module in said for module in modules)
         said = fault(big_vision, {**whole, f"{name}_2": whole[name]})
+        assert said.startswith("file.npz: in 'params': ")
         assert any(f"{name}_2" in said for name in names)
 
 
@@ -383,4 +367,5 @@ def test_naflex_is_refused() -> None:
     arrays = laid_out(random_arrays(shapes_of(pool="map", classes=0)), "params/img/")
     whole = {name: LazyArray.of(array) for name, array in arrays.items()}
     said = fault(big_vision, {**whole, "params/img/embedding/kernel": LazyArray.of(np.zeros((48, 24)))})
-    assert "params/img/embedding/kernel expected [height, width, channels, features] found [48, 24]" in said
+    expected = "embedding/kernel expected [height, width, channels, features] found [48, 24]"
+    assert said == f"file.npz: in 'params/img': {expected}"

@@ -1,7 +1,8 @@
 """Untrusted files: whatever a file of any format is damaged into, it opens, or is answered with one clean line.
 
-Files of every format are cut short, have bytes changed, put in or taken out, and their JSON edited. Nothing may end in
-anything but an InputError (a crash of the process ends the tests), and a conversion that fails leaves nothing behind.
+Files of every format and container are cut short, have bytes changed, put in or taken out, and their JSON edited.
+Nothing may end in anything but an InputError (a crash of the process ends the tests), and a conversion that fails
+leaves nothing behind.
 """
 
 import json
@@ -12,20 +13,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from flax.serialization import msgpack_serialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from vit_core import CheckpointConfig, InputError, ViTConfig, formats, open_checkpoint, parity
+from vit_core import CheckpointConfig, InputError, ViTConfig, open_checkpoint, parity
 from vit_core.arrays import LazyArrays
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.containers.container import nested
+from vit_core.checkpoints.formats import registry
+from vit_core.checkpoints.saving import save_checkpoint
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_dim=8, num_classes=3, activation="gelu")
 FILES = {"vit": "ours", "timm": "timm", "google": "g.npz", "big_vision": "b.npz", "torchvision": "t.pth"}
-FILES |= {"transformers": "hf", "lucidrains": "l.pth"}
-FIELDS: dict[str, dict[str, Any]] = {"lucidrains": {"patch_norms": True, "qkv_bias": False, "width": 128}}
-"""What a format takes for granted."""
+FILES |= {"transformers": "hf", "lucidrains": "l.pth", "open_clip": "o.safetensors"}
+FIELDS: dict[str, dict[str, Any]] = {
+    "lucidrains": {"patch_norms": True, "qkv_bias": False, "width": 128},
+    "open_clip": {"pre_norm": True, "patch_bias": False, "head_bias": False, "norm_epsilon": 1e-5},
+}
+"""What a format requires of a model."""
 EXAMPLES = 400
 """Damaged files of each kind and format: thousands in all."""
 
@@ -35,7 +47,7 @@ def written(folder: Path, format: str) -> Path:
     model = MODEL.replace(**FIELDS.get(format, {}))
     arrays = LazyArrays.of(parity.randomized(model, 0)).as_type("float32")
     path = folder / FILES[format]
-    formats.save_as(path, Checkpoint(Path("random"), CheckpointConfig(model=model), arrays), format, allow_lossy=True)
+    save_checkpoint(path, Checkpoint(CheckpointConfig(model=model), arrays), format=format, allow_lossy=True)
     return path
 
 
@@ -47,13 +59,58 @@ def meta(folder: Path) -> Path:
     return folder / "dino.pth"
 
 
+def flax_tree(folder: Path) -> dict[str, Any]:
+    """big_vision's parameters as the tree that its code has in memory."""
+    with np.load(written(folder, "big_vision")) as file:
+        return nested(dict(file))
+
+
+def msgpack(folder: Path) -> Path:
+    (folder / "flax_model.msgpack").write_bytes(msgpack_serialize(flax_tree(folder)))
+    return folder / "flax_model.msgpack"
+
+
+def orbax(folder: Path) -> Path:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder / "orbax", args=ocp.args.PyTreeSave(flax_tree(folder)))
+    return folder / "orbax"
+
+
+def timm_state() -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(a).float() for name, a in parity.randomized(MODEL, 0).items()}
+
+
+def distributed(folder: Path) -> Path:
+    dcp.save({"model": timm_state(), "epoch": 1}, checkpoint_id=folder / "dcp", no_dist=True)
+    return folder / "dcp"
+
+
+def shards(folder: Path) -> Path:
+    """Two files and their index."""
+    state, target = timm_state(), folder / "shards"
+    target.mkdir()
+    shard_of = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(state)}
+    for shard in set(shard_of.values()):
+        save_file({name: tensor for name, tensor in state.items() if shard_of[name] == shard}, target / shard)
+    (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
+    return target
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
-    **{format: lambda folder, format=format: written(folder, format) for format in formats.TARGETS},
+    **{format: lambda folder, format=format: written(folder, format) for format in FILES},
     "meta": meta,
+    "msgpack": msgpack,
+    "orbax": orbax,
+    "dcp": distributed,
+    "shards": shards,
 }
 
 
-FOLDERS = ("vit", "timm", "transformers")
+def test_every_format_that_writes_is_here() -> None:
+    assert set(registry.TARGETS) <= set(MAKERS)
+
+
+FOLDERS = ("vit", "timm", "transformers", "shards")
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -77,7 +134,7 @@ def complaint(path: Path, target: Path) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            formats.save_as(target, open_checkpoint(path), "vit")
+            save_checkpoint(target, open_checkpoint(path), format="vit")
     except InputError as error:
         return str(error)
     return None
@@ -114,9 +171,8 @@ def damaged(data: bytes, seed: int) -> bytes:
         return data[:at] + data[at + rng.randrange(1, 300) :]
     changed = bytearray(data)
     for _ in range(rng.randrange(2, 20)):
-        changed[min(at + rng.randrange(-200, 200), len(data) - 1)] = rng.choice(
-            [0, 255, 48, 57, 123, rng.randrange(256)]
-        )
+        position = max(min(at + rng.randrange(-200, 200), len(data) - 1), -len(data))
+        changed[position] = rng.choice([0, 255, 48, 57, 123, rng.randrange(256)])
     return bytes(changed)
 
 
@@ -125,9 +181,11 @@ def damaged(data: bytes, seed: int) -> bytes:
 def test_damaged_bytes(whole: Path, seed: int) -> None:
     broken = whole.parent / f"broken-{whole.name}"
     if whole.is_dir():
-        shutil.copytree(whole, broken, dirs_exist_ok=True)
-        weights = broken / "model.safetensors"
-        weights.write_bytes(damaged((whole / "model.safetensors").read_bytes(), seed))
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(whole, broken)
+        files = [file for file in sorted(broken.rglob("*")) if file.is_file() and file.stat().st_size]
+        file = random.Random(seed).choice(files)
+        file.write_bytes(damaged(file.read_bytes(), seed))
     else:
         broken.write_bytes(damaged(whole.read_bytes(), seed))
     tried(broken, whole.parent / "target")

@@ -15,6 +15,7 @@ from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 from timm.models.vision_transformer_hybrid import HybridEmbed
 
 import vit_torch
+from parity_tests.formats.foreign import assumed, other_notes
 from parity_tests.formats.google_files import (
     GOOGLE,
     LINEN,
@@ -43,9 +44,9 @@ from parity_tests.formats.google_reference import (
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parity, variants
 from vit_core.arrays import LazyArray
-from vit_core.checkpoint import open_checkpoint
+from vit_core.checkpoints import open_checkpoint, save_checkpoint
+from vit_core.checkpoints.formats.google import lineage
 from vit_core.errors import InputError
-from vit_core.formats import google, save_as
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing
 
@@ -173,7 +174,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("spelled", "file", "name", "options"), PUBLISHED, ids=str)
 def test_published_files(spelled: str, file: dict[str, Any], name: str, options: dict[str, Any]) -> None:
     """Their names and shapes in full size are read as what timm builds for them (which leaves out pre_logits)."""
-    model = config_and_use(google, full_size(spelled, **file))
+    model = config_and_use(lineage, full_size(spelled, **file))
     assert {field: getattr(model, field) for field in ("width", "depth", "heads", "mlp_dim")} == variants.VARIANTS[
         spelled.partition("/")[0]
     ]
@@ -191,7 +192,7 @@ def test_published_files(spelled: str, file: dict[str, Any], name: str, options:
 def test_there_and_back(file: dict[str, Any], tmp_path: Path) -> None:
     arrays = random_arrays(file_shapes(**file), dtype=np.float32)
     opened = open_checkpoint(save(tmp_path / "theirs.npz", arrays))
-    assert save_as(tmp_path / "ours.npz", opened, "google") == []
+    assert save_checkpoint(tmp_path / "ours.npz", opened, format="google") == ()
     assert_same_bits(in_file(tmp_path / "ours.npz"), arrays)
     again = open_checkpoint(tmp_path / "ours.npz")
     assert again.config.model == opened.config.model
@@ -201,7 +202,7 @@ def test_there_and_back(file: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("fields", [{}, GAP, {"representation": 16}, {"num_classes": 0}], ids=str)
 def test_ours_to_google_and_back(fields: dict[str, Any], tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(**fields))
-    assert save_as(tmp_path / "file.npz", ours, "google") == []
+    assert save_checkpoint(tmp_path / "file.npz", ours, format="google") == ()
     again = open_checkpoint(tmp_path / "file.npz")
     assert again.config.model == ours.config.model
     assert_same_bits(dict(again.arrays), dict(ours.arrays))
@@ -213,7 +214,7 @@ def test_ours_to_google_and_back(fields: dict[str, Any], tmp_path: Path) -> None
 
 def test_googles_own_code_converts_what_is_written(tmp_path: Path) -> None:
     """It renames by flax.training.checkpoints.convert_pre_linen; ten layers and more are sorted as numbers there."""
-    save_as(tmp_path / "file.npz", checkpoint(SMALL.replace(depth=11, representation=16)), "google")
+    save_checkpoint(tmp_path / "file.npz", checkpoint(SMALL.replace(depth=11, representation=16)), format="google")
     tree = unflatten_dict({tuple(name.split("/")): array for name, array in in_file(tmp_path / "file.npz").items()})
     converted = {"/".join(path): array for path, array in flatten_dict(convert_pre_linen(tree)).items()}
     expected = file_shapes(depth=11, rep=16, parts=LINEN)
@@ -239,7 +240,7 @@ def test_what_is_filled_in_changes_nothing(fields: dict[str, Any], note: str, tm
     if "position_embedding" in fields:
         fields = {"class_token_position": None, **fields}
     ours = checkpoint(SMALL.replace(**fields))
-    assert note in save_as(tmp_path / "file.npz", ours, "google")
+    assert note in save_checkpoint(tmp_path / "file.npz", ours, format="google")
     options = {"global_pool": "avg", "fc_norm": False, "class_token": False} if "pooling" in fields else {}
     assert_equal(in_timm(tmp_path / "file.npz", images(), **options), in_torch(ours, images()))
 
@@ -269,7 +270,7 @@ def test_what_is_filled_in_changes_nothing(fields: dict[str, Any], note: str, tm
 def test_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(**fields))
     with pytest.raises(InputError) as refusal:
-        save_as(tmp_path / "file.npz", ours, "google")
+        save_checkpoint(tmp_path / "file.npz", ours, format="google")
     assert "google cannot hold " in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert reason.replace("null", "none") in str(refusal.value)
@@ -278,14 +279,15 @@ def test_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
 
 def test_lossy_activation(tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(activation="gelu"))
-    notes = save_as(tmp_path / "file.npz", ours, "google", allow_lossy=True)
-    assert notes == ["lossy: google has no activation gelu (there: gelu_tanh)"]
+    notes = save_checkpoint(tmp_path / "file.npz", ours, format="google", allow_lossy=True)
+    assert notes == ("lossy: google has no activation gelu (there: gelu_tanh)",)
     assert_same_bits(dict(open_checkpoint(tmp_path / "file.npz").arrays), dict(ours.arrays))
 
 
 def test_bfloat16_becomes_float32(tmp_path: Path) -> None:
     ours = checkpoint(SMALL).adapt(dtype="bfloat16")
-    assert save_as(tmp_path / "file.npz", ours, "google") == ["bfloat16: written as float32, which its code can read"]
+    notes = save_checkpoint(tmp_path / "file.npz", ours, format="google")
+    assert notes == ("bfloat16: written as float32, which its code can read",)
     again = open_checkpoint(tmp_path / "file.npz")
     assert all(again.arrays[name].dtype == np.float32 for name in again.arrays)
     assert all((again.arrays[name] == array.astype(np.float32)).all() for name, array in ours.arrays.items())
@@ -293,9 +295,9 @@ def test_bfloat16_becomes_float32(tmp_path: Path) -> None:
 
 def test_image_that_is_no_square(tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(image_size=(8, 20)))
-    notes = save_as(tmp_path / "file.npz", ours, "google")
-    assert notes == ["image_size: 8x20 is not in the file; read it with --set image_size=8x20"]
-    with pytest.raises(InputError, match="10 positions are no square grid; say --set image_size=HEIGHTxWIDTH"):
+    notes = save_checkpoint(tmp_path / "file.npz", ours, format="google")
+    assert notes == ("image_size: 8x20 is not in the file; read it with --set image_size=8x20",)
+    with pytest.raises(InputError, match="10 positions form no square grid; use --set image_size=HEIGHTxWIDTH"):
         open_checkpoint(tmp_path / "file.npz")
     assert open_checkpoint(tmp_path / "file.npz", fields={"image_size": (8, 20)}).config.model == ours.config.model
 
@@ -305,12 +307,12 @@ def test_what_has_no_place_in_the_file_is_noted(format: str, tmp_path: Path) -> 
     seen = Preprocessing(image_size=12, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
     ours = checkpoint(SMALL.replace(position_resampling="bicubic", class_token_position=format == "google"))
     ours = ours.with_config(ours.config.replace(preprocessing=seen, labels=tuple("abcde")))
-    assert save_as(tmp_path / "file.npz", ours, format) == [
+    assert save_checkpoint(tmp_path / "file.npz", ours, format=format) == (
         "position_resampling: bicubic is not in the file; its code has zoom_linear",
         "preprocessing: not in the file; its code has images range over -1 to 1, "
         "not mean [0.4, 0.5, 0.6] and std [0.2, 0.2, 0.2]",
         "labels: not in the file",
-    ]
+    )
     assert_same_bits(dict(open_checkpoint(tmp_path / "file.npz").arrays), dict(ours.arrays))
 
 
@@ -328,11 +330,11 @@ def test_positions_at_another_resolution_as_scipy_zooms_them(grid: tuple[int, in
     assert_equal(in_torch(opened, x), forward(resized, x, pool=pool, parts=PRE_LINEN, positions=GOOGLE))
 
 
-def test_head_of_zeros_is_told(tmp_path: Path) -> None:
+def test_head_of_zeros_warns(tmp_path: Path) -> None:
     arrays = random_arrays(file_shapes())
     arrays["head/kernel"][:] = 0
     opened = open_checkpoint(save(tmp_path / "file.npz", arrays))
-    with pytest.warns(UserWarning, match="the head is all zeros; put a new one in its place"):
+    with pytest.warns(UserWarning, match="the head is all zeros; replace it with num_classes"):
         opened.arrays["head.weight"]
 
 
@@ -345,9 +347,11 @@ def test_notes_and_what_is_left_out(tmp_path: Path) -> None:
     opened = open_checkpoint(save(tmp_path / "file.npz", arrays))
     assert opened.config.model == SMALL
     assert opened.config.preprocessing is None
-    assert opened.notes == (
+    assert assumed(opened) == {"image_size": (12, 12)}
+    assert other_notes(opened) == (
+        "model found under 'opt/target'",
         "preprocessing: none in the file; its images ranged over -1 to 1 (mean = std = 0.5), however they were resized",
-        "left out: opt/state/step, extra/time",
+        "left out: opt/state, extra",
     )
 
 
@@ -366,9 +370,9 @@ def test_missing_misshapen_and_strange_arrays_are_named(hybrid: bool) -> None:
     for name in shapes:
         left = {other: entry for other, entry in whole.items() if other != name}
         if name not in ("cls", "conv_root/kernel"):  # without which it is another model, whose arrays do not fit
-            assert name.rpartition("/")[0] in fault(google, left)
-        assert name in fault(google, {**left, name: LazyArray.of(np.zeros((2, 7)))})
-        assert f"{name}_2" in fault(google, {**whole, f"{name}_2": whole[name]})
+            assert name.rpartition("/")[0] in fault(lineage, left)
+        assert name in fault(lineage, {**left, name: LazyArray.of(np.zeros((2, 7)))})
+        assert f"{name}_2" in fault(lineage, {**whole, f"{name}_2": whole[name]})
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -379,6 +383,6 @@ def test_shapes_of_a_damaged_file(hybrid: bool) -> None:
     for name, shape in shapes.items():
         for damaged in ((), (0,) * len(shape), (*shape[:-1], 0), (2**40, *shape[1:]), (*shape, 1), (1, *shape)):
             assert damaged != shape
-            fault(google, {**whole, name: LazyArray(damaged, "float32", whole[name].read)})
+            fault(lineage, {**whole, name: LazyArray(damaged, "float32", whole[name].read)})
     many = {f"Transformer/encoderblock_{i}/LayerNorm_0/scale": LazyArray.of(np.ones(24)) for i in (4096, 9999)}
-    assert "depth: Input should be less than or equal to 4096, found 10000" in fault(google, {**whole, **many})
+    assert "depth: Input should be less than or equal to 4096, found 10000" in fault(lineage, {**whole, **many})

@@ -11,13 +11,24 @@ from torch import nn
 from vit_pytorch import SimpleViT, ViT
 from vit_pytorch.simple_vit import posemb_sincos_2d
 
-from parity_tests.formats.foreign import SMALL, apart, assert_same_bits, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import (
+    SMALL,
+    apart,
+    assert_same_bits,
+    assumed,
+    images,
+    nchw,
+    opened,
+    other_notes,
+    randomized,
+    save,
+)
 from parity_tests.twins import checkpoint
 from vit_core import parity
-from vit_core.containers import open_container
+from vit_core.checkpoints import save_checkpoint
+from vit_core.checkpoints.containers import open_container
+from vit_core.checkpoints.formats import lucidrains as lineage
 from vit_core.errors import InputError
-from vit_core.formats import lucidrains as lineage
-from vit_core.formats import save_as
 from vit_core.position_embeddings import sincos2d
 
 SIZES: dict[str, Any] = {
@@ -69,24 +80,30 @@ def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
     assert found.config.model == CONFIG.replace(**fields)
     assert found.config.provenance.source_format == "lucidrains"
     assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
-    save_as(tmp_path / f"ours{suffix}", found, "lucidrains")
+    save_checkpoint(tmp_path / f"ours{suffix}", found, format="lucidrains")
     assert_same_bits(open_container(tmp_path / f"ours{suffix}").arrays, open_container(path).arrays)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_its_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     path = save(tmp_path / "theirs.pth", theirs(pool="mean").to(dtype).state_dict())
-    save_as(tmp_path / "ours.pth", opened(path, heads=3), "lucidrains")
+    save_checkpoint(tmp_path / "ours.pth", opened(path, heads=3), format="lucidrains")
     assert_same_bits(open_container(tmp_path / "ours.pth").arrays, open_container(path).arrays)
 
 
 def test_what_is_assumed_is_noted(tmp_path: Path) -> None:
-    found = opened(save(tmp_path / "theirs.pth", theirs(dim_head=64, pool="mean").state_dict()))
+    path = save(tmp_path / "theirs.pth", theirs(dim_head=64, pool="mean").state_dict())
+    found = opened(path)
+    assert assumed(found) == {"image_size": (12, 12), "heads": 3, "patch_size": (4, 4), "channels": 3}
     assert found.notes == (
-        "heads: 3, of 64 values each; no array tells, --set heads=N for others",
-        "patches: 4x4, 3 channels; no array tells, --set patch_size, channels for others",
+        "image_size: 12x12, for a square grid of 3x3 patches; --set image_size=HEIGHTxWIDTH for an oblong one",
+        "heads: 3, of 64 values each, as vit-pytorch's default; --set heads=N for another number",
+        "patch_size: 4x4, square, of 3 channels; --set patch_size=VALUE for another",
+        "channels: 3, for 48 values in a patch; --set channels=VALUE for another",
         "left out: cls_token",
     )
+    said = opened(path, heads=3, image_size=12, patch_size=4)
+    assert (said.config.model, said.notes) == (found.config.model, ("left out: cls_token",))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -111,7 +128,7 @@ def test_without_a_head(pool: str, tmp_path: Path) -> None:
     assert found.config.model == CONFIG.replace(num_classes=0, **(MEAN if pool == "mean" else {}))
     x_BND = model(nchw(images(CONFIG)))
     assert apart(found, x_BND[:, 0] if pool == "cls" else x_BND.mean(dim=1)) <= parity.FLOAT64_BOUND
-    save_as(tmp_path / "ours.pth", found, "lucidrains")
+    save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
     assert_same_bits(open_container(tmp_path / "ours.pth").arrays, open_container(tmp_path / "theirs.pth").arrays)
 
 
@@ -161,10 +178,12 @@ def test_before_1_4(patch_norms: bool, tmp_path: Path) -> None:
     model = Before1(theirs(), patch_norms)
     found = opened(save(tmp_path / "theirs.pth", model.state()), heads=3)
     assert found.config.model == CONFIG.replace(patch_norms=patch_norms)
-    assert found.notes[-1].startswith("pooling: cls; a model of before 1.16 with pool='mean'")
+    assert assumed(found) == {"image_size": (12, 12), "patch_size": (4, 4), "channels": 3, "pooling": "cls"}
+    assert "has the same arrays as pool='mean' before version 1.16" in found.assumptions[-1].why
+    assert other_notes(found) == ()
     assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     if patch_norms:
-        save_as(tmp_path / "ours.pth", found, "lucidrains")
+        save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
         newest = ViT(**SIZES).double().eval()
         newest.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
         assert apart(found, newest(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
@@ -192,7 +211,7 @@ def test_one_head_as_wide_as_the_model(tmp_path: Path) -> None:
     assert found.config.model == CONFIG.replace(heads=1)
     assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     with pytest.raises(InputError, match="no attention projection where there is one head as wide as the model"):
-        save_as(tmp_path / "ours.pth", found, "lucidrains")
+        save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
 
 
 def test_simple_vit(tmp_path: Path) -> None:
@@ -202,7 +221,7 @@ def test_simple_vit(tmp_path: Path) -> None:
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3, image_size=12)
     assert found.config.model == CONFIG.replace(**MEAN, position_embedding="sincos2d_big_vision")
     assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
-    notes = save_as(tmp_path / "ours.pth", found, "lucidrains")
+    notes = save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
     assert "positions: the table of 'sincos2d_big_vision'" in notes
     vit = ViT(**SIZES, pool="mean").double().eval()
     vit.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
@@ -218,7 +237,7 @@ def test_the_table_of_simple_vit() -> None:
 
 def test_simple_vit_does_not_tell_its_size(tmp_path: Path) -> None:
     path = save(tmp_path / "theirs.pth", SimpleViT(**SIZES).state_dict())
-    with pytest.raises(InputError, match="no array tells the image size of a SimpleViT; say --set image_size=PIXELS"):
+    with pytest.raises(InputError, match="no array has the image size of a SimpleViT; use --set image_size=PIXELS"):
         opened(path, heads=3)
 
 
@@ -237,7 +256,7 @@ def test_simple_vit_does_not_tell_its_size(tmp_path: Path) -> None:
 )
 def test_written_opens_there_and_comes_back(fields: dict[str, Any], tmp_path: Path) -> None:
     ours = checkpoint(CONFIG.replace(**fields))
-    (note,) = save_as(tmp_path / "vit.pth", ours, "lucidrains")
+    (note,) = save_checkpoint(tmp_path / "vit.pth", ours, format="lucidrains")
     assert note.startswith("opens in vit_pytorch.ViT(image_size=(")
     model = ViT(**lineage.arguments(ours.config.model)).double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
@@ -261,7 +280,7 @@ WIDENED: dict[str, tuple[dict[str, Any], str]] = {
 def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
     fields, note = WIDENED[name]
     ours = checkpoint(CONFIG.replace(**fields))
-    assert note in save_as(tmp_path / "vit.pth", ours, "lucidrains")
+    assert note in save_checkpoint(tmp_path / "vit.pth", ours, format="lucidrains")
     model = ViT(**SIZES, pool="cls" if ours.config.model.class_token else "mean").double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
     assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
@@ -282,8 +301,8 @@ def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
 )
 def test_what_it_cannot_hold_is_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        save_as(tmp_path / "vit.pth", checkpoint(CONFIG.replace(**fields)), "lucidrains")
-    assert str(error.value) == f"memory: lucidrains cannot hold {reason}"
+        save_checkpoint(tmp_path / "vit.pth", checkpoint(CONFIG.replace(**fields)), format="lucidrains")
+    assert str(error.value) == f"a checkpoint in memory: lucidrains cannot hold {reason}"
 
 
 @pytest.mark.parametrize(
@@ -298,12 +317,12 @@ def test_what_it_cannot_hold_is_refused(fields: dict[str, Any], reason: str, tmp
         (lambda s: s.pop("cls_token"), r"cls_token is missing; expected an array of 2 axes"),
         (lambda s: s.pop("pos_embedding"), r"pos_embedding is missing; expected an array of 2 axes"),
         (lambda s: s.update({"register_tokens": torch.ones(2, 24)}), "no place .* as read: register_tokens"),
-        (lambda s: s.update({"pos_embedding": torch.ones(8, 24)}), "7 positions are no square grid"),
+        (lambda s: s.update({"pos_embedding": torch.ones(8, 24)}), "7 positions form no square grid"),
         (
             lambda s: s.update({"mlp_head.weight": torch.ones(5, 25)}),
             r"mlp_head\.weight expected \[5, 24\]",
         ),
-        (lambda s: s.update({"to_patch_embedding.2.weight": torch.ones(24, 50)}), "50 values make no square patch"),
+        (lambda s: s.update({"to_patch_embedding.2.weight": torch.ones(24, 50)}), "50 values form no square patch"),
         (lambda s: s.update({"to_patch_embedding.2.weight": torch.ones(24)}), r"2\.weight has shape \[24\]"),
     ],
 )
@@ -318,10 +337,10 @@ def test_what_does_not_fit_is_named(change: Any, said: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        ({}, "no array tells the heads, and 24 is no multiple of 64; say --set heads=N"),
+        ({}, "no array has the heads, and 24 is no multiple of 64; use --set heads=N"),
         ({"heads": 5}, r"to_qkv\.weight expected \[60, 24\] found \[72, 24\]"),
         ({"heads": 0}, "heads: Input should be greater than or equal to 1"),
-        ({"heads": 3, "channels": 5}, "48 values make no square patch"),
+        ({"heads": 3, "channels": 5}, "48 values form no square patch"),
         ({"heads": 3, "patch_size": 8}, "channels: Input should be greater than or equal to 1"),
         ({"heads": 3, "image_size": 16}, r"pos_embedding expected \[17, 24\] found \[10, 24\]"),
     ],

@@ -21,8 +21,8 @@ from parity_tests.formats.foreign import images, nchw, randomized, save
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parity
 from vit_core.arrays import LazyArrays
+from vit_core.checkpoints import save_checkpoint
 from vit_core.errors import InputError
-from vit_core.formats import save_as
 from vit_torch.references import reference
 
 SMALL = ViTConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5, activation="gelu")
@@ -68,7 +68,7 @@ def test_a_state_dict(format: str, suffix: str, fields: dict[str, Any], tmp_path
     if format == "timm":  # whose names are ours
         save(path, {name: torch.from_numpy(array) for name, array in weights.arrays.items()})
     else:
-        save_as(path, weights, format)
+        save_checkpoint(path, weights, format=format)
     agree(reference(path, format, config), config, weights)
 
 
@@ -216,7 +216,7 @@ def test_none_for_files_of_google_that_timm_rounds(dtype: str, tmp_path: Path) -
 
 def test_a_name_or_a_value_in_the_wrong_place_shows(tmp_path: Path) -> None:
     weights = checkpoint(SMALL)
-    save_as(tmp_path / "vit.pth", weights, "torchvision")
+    save_checkpoint(tmp_path / "vit.pth", weights, format="torchvision")
     state = torch.load(tmp_path / "vit.pth")
     state["encoder.layers.encoder_layer_1.ln_1.weight"] *= 1 + 1e-6
     torch.save(state, tmp_path / "other.pth")

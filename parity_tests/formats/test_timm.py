@@ -17,6 +17,7 @@ from timm.layers import StdConv2dSame, pad_same
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from parity_tests.formats.foreign import assumed, other_notes
 from parity_tests.formats.timm_models import ADDED, MODELS, OBLONG, TINY, built, fields_of, saved
 from parity_tests.formats.torch_models import (
     assert_same_checkpoint,
@@ -27,9 +28,9 @@ from parity_tests.formats.torch_models import (
     outputs,
     randomised,
 )
-from vit_core import ViTConfig, formats, parity
-from vit_core.arrays import LazyArrays
-from vit_core.checkpoint import Checkpoint, CheckpointConfig, open_checkpoint
+from vit_core import ViTConfig, parity
+from vit_core.checkpoints import open_checkpoint, save_checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing
 
@@ -44,7 +45,7 @@ def test_read_from_a_folder_and_given_back(name: str, tmp_path: Path) -> None:
     assert distance(ours(read, x_BCHW), expected) <= parity.FLOAT64_BOUND
     assert distance(ours(read, x_BCHW, "float32"), expected) <= parity.FLOAT32_BOUND
 
-    notes = formats.save_as(tmp_path / "ours", read, "timm")
+    notes = save_checkpoint(tmp_path / "ours", read, format="timm")
     assert not notes
     again = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
     assert np.array_equal(outputs(again, x_BCHW), expected)
@@ -167,15 +168,11 @@ def ours_of(fields: dict[str, Any]) -> Checkpoint:
         **seen,
     )
     labels = tuple("abcde") if config.num_classes else None
-    return Checkpoint(
-        Path("memory"),
-        CheckpointConfig(model=config, preprocessing=preprocessing, labels=labels),
-        LazyArrays.of(arrays),
-    )
+    return Checkpoint.of(CheckpointConfig(model=config, preprocessing=preprocessing, labels=labels), arrays)
 
 
 def opened_by_timm(read: Checkpoint, folder: Path) -> tuple[VisionTransformer, list[str]]:
-    notes = formats.save_as(folder, read, "timm")
+    notes = save_checkpoint(folder, read, format="timm")
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), notes
 
 
@@ -209,7 +206,7 @@ def test_written_with_what_changes_nothing(name: str, tmp_path: Path) -> None:
 def test_refused(name: str, tmp_path: Path) -> None:
     fields, reason = REFUSED[name]
     with pytest.raises(InputError, match=re.escape(reason)) as error:
-        formats.save_as(tmp_path / "out", ours_of(fields), "timm")
+        save_checkpoint(tmp_path / "out", ours_of(fields), format="timm")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -233,7 +230,7 @@ def test_preprocessing_and_labels_as_timm_sees_them(tmp_path: Path) -> None:
 def test_files(ending: str, tmp_path: Path) -> None:
     """timm's own loader takes them."""
     mine, file = ours_of(CLIP), tmp_path / f"model{ending}"
-    notes = formats.save_as(file, mine.with_config(mine.config.replace(labels=tuple("vwxyz"))), "timm")
+    notes = save_checkpoint(file, mine.with_config(mine.config.replace(labels=tuple("vwxyz"))), format="timm")
     assert "a state dict carries no preprocessing or labels" in notes
     theirs = timm.create_model("vit_base_patch16_clip_quickgelu_224", **OBLONG, checkpoint_path=str(file))
     x_BCHW = images(mine)
@@ -259,12 +256,25 @@ def test_state_dicts_of_trainers(prefix: str, nested: str | None, tmp_path: Path
     assert distance(ours(read, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
 
 
-def test_names_that_nothing_tells_are_noted(tmp_path: Path) -> None:
+def test_what_names_do_not_tell_is_assumed(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file({n: t.numpy() for n, t in built("CLIP", img_size=12, num_classes=0).state_dict().items()}, file)
-    notes = " ".join(open_checkpoint(file).notes)
-    for word in ("heads: 1", "activation: gelu", "quick_gelu", "norm_epsilon: 1e-6", "pooling: cls", "DINO"):
-        assert word in notes
+    read = open_checkpoint(file)
+    assert assumed(read) == {
+        "image_size": (12, 12),
+        "heads": 1,
+        "pooling": "cls",
+        "activation": "gelu",
+        "norm_epsilon": 1e-6,
+        "position_resampling": "bicubic_antialias",
+    }
+    assert other_notes(read) == ()
+    why = {one.field: str(one) for one in read.assumptions}
+    for field in ("activation", "norm_epsilon"):
+        assert "this looks like CLIP: OpenAI's have 1e-5 and quick_gelu, OpenCLIP's 1e-5 and gelu" in why[field]
+    assert why["position_resampling"].endswith("--from meta for DINO, DINOv2, MAE, DeiT")
+    said = open_checkpoint(file, fields={"norm_epsilon": 1e-5, "activation": "quick_gelu", "heads": 3})
+    assert assumed(said).keys() == {"image_size", "pooling", "position_resampling"}
 
 
 # Stems: timm's weights with Google's epsilons, which are those of the files they come from.
@@ -283,7 +293,7 @@ def test_hybrids(architecture: str, size: int, tmp_path: Path, monkeypatch: pyte
     read = open_checkpoint(saved(theirs, tmp_path / "theirs"))
     assert any("epsilon" in note for note in read.notes)
     x_BCHW = images(read)
-    notes = formats.save_as(tmp_path / "ours", read, "timm")
+    notes = save_checkpoint(tmp_path / "ours", read, format="timm")
     assert [note[:5] for note in notes] == ["stem:"]
     again = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
     expected = outputs(theirs, x_BCHW)

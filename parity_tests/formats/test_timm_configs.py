@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from parity_tests.formats.foreign import assumed, other_notes
 from parity_tests.formats.timm_models import built, fields_of, saved
 from parity_tests.formats.torch_models import (
     distance,
@@ -20,11 +21,13 @@ from parity_tests.formats.torch_models import (
     outputs,
 )
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, formats, parity
+from vit_core import ViTConfig, parity
 from vit_core.arrays import LazyArray, LazyArrays
-from vit_core.checkpoint import open_checkpoint
+from vit_core.checkpoints import Checkpoint, open_checkpoint
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.formats.timm import lineage as timm_format
+from vit_core.checkpoints.opening import read_source
 from vit_core.errors import InputError
-from vit_core.formats.lineage import Source
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing
 
@@ -74,10 +77,10 @@ def test_every_architecture_is_read_as_it_is_or_refused() -> None:
 
 def _by_name(architecture: str) -> str:
     theirs, source = source_of(architecture)
-    if not formats.timm.recognises(source):
+    if not timm_format.FORMAT.recognises(source):
         return "not recognised"
     try:
-        found = formats._read(formats.LINEAGES["timm"], source, {}).config.model
+        found = read_source(timm_format.FORMAT, source, {}).config.model
     except InputError:
         return "refused"
     assert isinstance(theirs, VisionTransformer)
@@ -106,7 +109,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no norm": ({"norm.weight": None, "norm.bias": None}, r"missing norm.weight \[24\]"),
     "flat patches": ({"patch_embed.proj.weight": (24, 48)}, r"patch_embed.proj.weight has shape \[24, 48\]"),
     "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none empty"),
-    "no square": ({"pos_embed": (1, 8, 24)}, "8 positions are no square grid; say --set image_size"),
+    "no square": ({"pos_embed": (1, 8, 24)}, "8 positions form no square grid; use --set image_size"),
     "deep": ({"blocks.9999.norm1.weight": (24,)}, "depth"),
 }
 
@@ -133,7 +136,7 @@ ARGS: list[tuple[dict[str, Any], str]] = [
     ({"global_pool": {"a": 1}}, "global_pool"),
     ({"act_layer": "relu"}, "act_layer 'relu'"),
     ({"act_layer": ["gelu"]}, "act_layer"),
-    ({"act_layer": "silu"}, "act_layer silu in an MLP without a gate has no place"),
+    ({"act_layer": "silu"}, "act_layer silu in an MLP without a gate cannot be expressed by ViTConfig"),
     ({"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm'"),
     ({"attn_layer": "diff"}, "attn_layer diff"),
     ({"pool_include_prefix": True}, "pool_include_prefix True"),
@@ -146,12 +149,11 @@ ARGS: list[tuple[dict[str, Any], str]] = [
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_args": [1]}, "model_args is list"),
     ({"pretrained_cfg": "timm"}, "pretrained_cfg is str"),
-    ({"pretrained_cfg": {"mean": "0.5", "std": [1, 1, 1]}}, "mean"),
-    ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "std"),
-    ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_pct": 1e999}}, "crop_fraction"),
     ({"model_args": None, "pretrained_cfg": {"input_size": [3, 2**70]}}, "image size"),
-    ({"architecture": "vit_base_patch16_rpn_224"}, "computes something else"),
-    ({"label_names": [1, 2, 3, 4, 5]}, "labels"),
+    (
+        {"architecture": "vit_base_patch16_rpn_224"},
+        "computes other outputs from these arrays than ViTConfig can express",
+    ),
 ]
 
 
@@ -190,7 +192,8 @@ def test_configs_of_early_hub_folders(tmp_path: Path) -> None:
     read = open_checkpoint(tmp_path, fields={"heads": 3})
     assert read.config.labels == tuple("vwxyz")
     assert read.config.preprocessing == Preprocessing(image_size=12, std=(0.25,) * 3, crop_fraction=0.9)
-    assert any(note.startswith("image_size: (12, 12)") for note in read.notes)
+    assert assumed(read) == {"image_size": (12, 12)}
+    assert other_notes(read) == ("image_size: (12, 12), by positions and whole patches; the file states (224, 224)",)
     x_BCHW = images(read)
     assert distance(ours(read, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
 
@@ -202,28 +205,75 @@ def test_a_gate_of_another_activation_is_refused(tmp_path: Path) -> None:
     saved(theirs, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_args": args}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="act_layer gelu in an MLP with a gate has no place"):
+    with pytest.raises(InputError, match="act_layer gelu in an MLP with a gate cannot be expressed by ViTConfig"):
         open_checkpoint(tmp_path)
     config["model_args"]["act_layer"] = "silu"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert open_checkpoint(tmp_path).config.model.mlp == "swiglu"
 
 
-def test_padding_to_a_border_is_no_preprocessing_of_ours(tmp_path: Path) -> None:
-    folder = saved(built("token"), tmp_path)
+def with_pretrained_cfg(theirs: VisionTransformer, folder: Path, **fields: Any) -> Checkpoint:
+    """A hub folder whose pretrained_cfg has these fields, opened."""
+    saved(theirs, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["pretrained_cfg"] |= {"mean": [0, 0, 0], "std": [1, 1, 1], "crop_mode": "border"}
+    config["pretrained_cfg"] |= {"mean": [0, 0, 0], "std": [1, 1, 1], **fields}
     (folder / "config.json").write_text(json.dumps(config))
-    read = open_checkpoint(folder)
-    assert read.config.preprocessing is None
-    assert "left out: preprocessing, for crop_mode border has no place in it" in read.notes
+    return open_checkpoint(folder)
+
+
+def test_padding_to_a_border(tmp_path: Path) -> None:
+    read = with_pretrained_cfg(built("token"), tmp_path, crop_mode="border", crop_pct=0.9)
+    assert read.config.preprocessing == Preprocessing(
+        image_size=(8, 12), mean=(0, 0, 0), std=(1, 1, 1), resize="border", crop_fraction=0.9, crop_rounding="half_even"
+    )
+    assert read.notes == ()
+
+
+ONLY_THEMSELVES: list[tuple[dict[str, Any], str]] = [
+    ({"mean": "0.5"}, "left out: preprocessing (mean:"),
+    ({"std": [1, 1, 0]}, "left out: preprocessing (std.2: Input should be greater than 0"),
+    ({"crop_pct": 1e999}, "left out: preprocessing (crop_fraction:"),
+    ({"crop_mode": "corner"}, "left out: preprocessing (crop_mode corner cannot be expressed by Preprocessing)"),
+    ({"label_names": [1, 2, 3, 4, 5]}, "left out: label_names, which are not 5 names"),
+    ({"label_names": ["a", "b"]}, "left out: label_names, which are not 5 names"),
+]
+
+
+@pytest.mark.parametrize(("fields", "note"), ONLY_THEMSELVES, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_expressed_beside_the_weights_costs_only_itself(
+    fields: dict[str, Any], note: str, tmp_path: Path
+) -> None:
+    """The model opens and computes the same; a note says what is left out, and why."""
+    theirs = built("token")
+    read = with_pretrained_cfg(theirs, tmp_path, **fields)
+    assert (read.config.labels, len(read.notes)) == (None, 1)
+    assert read.notes[0].startswith(note)
+    assert "\n" not in read.notes[0]
+    assert (read.config.preprocessing is None) == ("label_names" not in fields)
+    x_BCHW = images(read)
+    assert distance(ours(read, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
+
+
+def test_means_of_three_channels_for_one(tmp_path: Path) -> None:
+    """Three equal values count as one; three others have no meaning for one channel, and cost only themselves."""
+    theirs = built("one channel")
+    equal = with_pretrained_cfg(theirs, tmp_path / "equal", mean=[0.5] * 3, std=[0.25] * 3)
+    assert equal.config.preprocessing is not None
+    assert (equal.config.preprocessing.mean, equal.config.preprocessing.std) == ((0.5,), (0.25,))
+    assert equal.notes == ("pretrained_cfg: mean and std: three equal values, taken as one for one channel",)
+    other = with_pretrained_cfg(theirs, tmp_path / "other", mean=[0.4, 0.5, 0.6])
+    assert other.config.preprocessing is None
+    assert other.notes == ("left out: preprocessing (mean has 3 values, expected one for each of 1 channels)",)
+    x_BCHW = images(other)
+    assert distance(ours(other, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
 
 
 def test_a_config_that_names_no_architecture_tells_nothing(tmp_path: Path) -> None:
     folder = saved(built("CLIP"), tmp_path)
     (folder / "config.json").write_text('{"num_classes": 5}')
-    notes = open_checkpoint(folder, fields={"image_size": (8, 12)}).notes
-    assert any("this looks like CLIP" in note for note in notes)
+    read = open_checkpoint(folder, fields={"image_size": (8, 12)})
+    assert assumed(read).keys() == {"heads", "pooling", "activation", "norm_epsilon", "position_resampling"}
+    assert any("this looks like CLIP" in note for note in read.notes)
 
 
 def test_what_the_user_says_wins(tmp_path: Path) -> None:

@@ -11,13 +11,24 @@ import torchvision.models
 from torch import nn
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer, interpolate_embeddings
 
-from parity_tests.formats.foreign import SMALL, apart, assert_same_bits, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import (
+    SMALL,
+    apart,
+    assert_same_bits,
+    assumed,
+    images,
+    nchw,
+    opened,
+    randomized,
+    save,
+)
 from parity_tests.twins import checkpoint
 from vit_core import CheckpointConfig, parity, variants
-from vit_core.containers import open_container
+from vit_core.checkpoints import save_checkpoint
+from vit_core.checkpoints.containers import open_container
+from vit_core.checkpoints.formats import torchvision as lineage
+from vit_core.checkpoints.formats.interface import assume_heads
 from vit_core.errors import InputError
-from vit_core.formats import save_as
-from vit_core.formats import torchvision as lineage
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing
 
@@ -74,7 +85,7 @@ def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
     assert found.config.model == CONFIG.replace(**FIELDS[name])
     assert (found.config.provenance.source_format, found.config.preprocessing, found.notes) == ("torchvision", None, ())
     assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
-    save_as(tmp_path / f"ours{suffix}", found, "torchvision")
+    save_checkpoint(tmp_path / f"ours{suffix}", found, format="torchvision")
     assert_same_bits(open_container(tmp_path / f"ours{suffix}").arrays, open_container(path).arrays)
 
 
@@ -106,7 +117,13 @@ def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
     average = {f"module.{name}": x for name, x in model.state_dict().items()} | {"n_averaged": torch.tensor(7)}
     torch.save({"model": theirs().float().state_dict(), "model_ema": average, "epoch": 3}, tmp_path / "checkpoint.pth")
     found = opened(tmp_path / "checkpoint.pth", heads=3)
-    assert found.notes == ("read 'model_ema'; left out: model, epoch", "left out: n_averaged")
+    assert assumed(found) == {}
+    assert found.notes == (
+        "model found under 'model_ema'",
+        "names: without the wrappers' module",
+        "other models in the file: model; choose one with --part NAME",
+        "left out: n_averaged, epoch",
+    )
     assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
@@ -115,14 +132,14 @@ def test_without_heads(tmp_path: Path) -> None:
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
     assert found.config.model == CONFIG.replace(num_classes=0)
     assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
-    notes = save_as(tmp_path / "ours.pth", found, "torchvision")
+    notes = save_checkpoint(tmp_path / "ours.pth", found, format="torchvision")
     assert notes[1] == "it has no head: set model.heads = torch.nn.Identity() before loading"
     headless(theirs()).load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
 
 
 def test_a_representation_without_a_head(tmp_path: Path) -> None:
     config = CONFIG.replace(num_classes=0, representation=16)
-    notes = save_as(tmp_path / "ours.pth", checkpoint(config), "torchvision")
+    notes = save_checkpoint(tmp_path / "ours.pth", checkpoint(config), format="torchvision")
     assert notes[1] == "it has no head: set model.heads.head = torch.nn.Identity() before loading"
     model: Any = VisionTransformer(**lineage.arguments(config)).double().eval()
     model.heads.head = nn.Identity()
@@ -133,7 +150,7 @@ def test_a_representation_without_a_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fields", [{}, {"representation": 16}, {"heads": 6}, {"head_dim": 8}], ids=str)
 def test_written_opens_there_and_comes_back(fields: dict[str, Any], tmp_path: Path) -> None:
     ours = checkpoint(CONFIG.replace(**fields))
-    (note,) = save_as(tmp_path / "vit.pth", ours, "torchvision")
+    (note,) = save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
     assert note.startswith("opens in torchvision.models.VisionTransformer(image_size=12, patch_size=4, num_layers=2, ")
     model = VisionTransformer(**lineage.arguments(ours.config.model)).double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
@@ -155,7 +172,7 @@ WIDENED: dict[str, tuple[dict[str, Any], str]] = {
 def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
     fields, note = WIDENED[name]
     ours = checkpoint(CONFIG.replace(**fields))
-    assert note in save_as(tmp_path / "vit.pth", ours, "torchvision")
+    assert note in save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
     model = VisionTransformer(**SIZES).double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
     assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
@@ -166,18 +183,21 @@ def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
     [
         ({"image_size": (8, 12)}, "torchvision's VisionTransformer is square: image_size 8x12 has no place there"),
         ({"patch_size": (4, 2)}, "torchvision's VisionTransformer is square: patch_size 4x2 has no place there"),
-        ({"channels": 1}, "memory: torchvision cannot hold channels 1 (there: 3)"),
-        ({"head_dim": 5}, "memory: torchvision cannot hold head_dim 5 (there: none or 8)"),
-        ({"heads": 5, "head_dim": 4}, "memory: torchvision cannot hold head_dim 4 (there: none)"),
-        ({"activation": "quick_gelu"}, "memory: torchvision cannot hold activation quick_gelu (there: gelu)"),
-        ({"pooling": "gap"}, "memory: torchvision cannot hold pooling gap (there: cls)"),
-        ({"registers": 2}, "memory: torchvision cannot hold registers 2 (there: 0)"),
+        ({"channels": 1}, "a checkpoint in memory: torchvision cannot hold channels 1 (there: 3)"),
+        ({"head_dim": 5}, "a checkpoint in memory: torchvision cannot hold head_dim 5 (there: none or 8)"),
+        ({"heads": 5, "head_dim": 4}, "a checkpoint in memory: torchvision cannot hold head_dim 4 (there: none)"),
+        (
+            {"activation": "quick_gelu"},
+            "a checkpoint in memory: torchvision cannot hold activation quick_gelu (there: gelu)",
+        ),
+        ({"pooling": "gap"}, "a checkpoint in memory: torchvision cannot hold pooling gap (there: cls)"),
+        ({"registers": 2}, "a checkpoint in memory: torchvision cannot hold registers 2 (there: 0)"),
     ],
     ids=str,
 )
 def test_what_it_cannot_hold_is_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        save_as(tmp_path / "vit.pth", checkpoint(CONFIG.replace(**fields)), "torchvision")
+        save_checkpoint(tmp_path / "vit.pth", checkpoint(CONFIG.replace(**fields)), format="torchvision")
     assert str(error.value) == reason
     assert not (tmp_path / "vit.pth").exists()
 
@@ -185,17 +205,18 @@ def test_what_it_cannot_hold_is_refused(fields: dict[str, Any], reason: str, tmp
 def test_epsilon_and_activation_are_lossy(tmp_path: Path) -> None:
     ours = checkpoint(CONFIG.replace(norm_epsilon=1e-12, activation="gelu_tanh"))
     with pytest.raises(InputError, match=r"gelu_tanh \(there: gelu\), norm_epsilon 1e-12 \(there: 1e-06\); --"):
-        save_as(tmp_path / "vit.pth", ours, "torchvision")
-    notes = save_as(tmp_path / "vit.pth", ours, "torchvision", allow_lossy=True)
+        save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
+    notes = save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision", allow_lossy=True)
     assert sum(note.startswith("lossy: ") for note in notes) == 2
 
 
 def test_labels_and_preprocessing_are_said_to_stay_behind(tmp_path: Path) -> None:
     config = CheckpointConfig(model=CONFIG, preprocessing=Preprocessing(image_size=12), labels=tuple("abcde"))
-    notes = save_as(tmp_path / "vit.pth", checkpoint(CONFIG).with_config(config), "torchvision")
-    assert notes[1:] == ["a state dict carries no preprocessing or labels"]
-    notes = save_as(tmp_path / "vit.pth", checkpoint(CONFIG.replace(position_resampling="bicubic")), "torchvision")
-    assert notes[1:] == ["position_resampling: bicubic_align_corners when read again, not bicubic"]
+    notes = save_checkpoint(tmp_path / "vit.pth", checkpoint(CONFIG).with_config(config), format="torchvision")
+    assert notes[1:] == ("a state dict carries no preprocessing or labels",)
+    ours = checkpoint(CONFIG.replace(position_resampling="bicubic"))
+    notes = save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
+    assert notes[1:] == ("position_resampling: bicubic_align_corners when read again, not bicubic",)
 
 
 def test_a_convolution_stem_is_refused(tmp_path: Path) -> None:
@@ -220,7 +241,7 @@ def test_a_convolution_stem_is_refused(tmp_path: Path) -> None:
         ),
         (lambda s: s.update({"conv_proj.weight": torch.ones(0, 3, 4, 4)}), r"theirs\.pth: width: Input should be"),
         (lambda s: s.update({"conv_proj.weight": torch.ones(24)}), r"conv_proj\.weight has shape \[24\]"),
-        (lambda s: s.update({"encoder.pos_embedding": torch.ones(1, 9, 24)}), r"8 positions are no square grid"),
+        (lambda s: s.update({"encoder.pos_embedding": torch.ones(1, 9, 24)}), r"8 positions form no square grid"),
         (
             lambda s: s.update({f"encoder.layers.encoder_layer_{10**8}.ln_1.bias": torch.ones(24)}),
             "no place .*encoder_layer_100000000",
@@ -258,10 +279,12 @@ def test_heads_of_the_published_architectures() -> None:
         config = variants.variant(variant, image_size=224, num_classes=1000, activation="gelu")
         rules = lineage.rules(config)
         assert {name for rule in rules for name in rule.theirs} == set(model.state_dict())
-        heads, note = lineage.heads_of(config.width, config.depth, config.mlp_dim, {})
+        heads, (assumption,) = assume_heads(config.width, config.depth, config.mlp_dim, {})
         assert heads == model.encoder.layers[0].num_heads
+        assert (assumption.field, assumption.value) == ("heads", heads)
         assert (
-            note == f"heads: {heads}, as in ViT-{variant.partition('/')[0]}; no array tells, --set heads=N for others"
+            str(assumption)
+            == f"heads: {heads}, as in ViT-{variant.partition('/')[0]}; --set heads=N for another number"
         )
         shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
         assert [parameters(config)[r.ours[0]].shape for r in rules] == [shapes[r.theirs[0]] for r in rules]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import vit_jax
 import vit_torch
+from parity_tests.formats.foreign import assumed
 from parity_tests.formats.transformers_models import (
     CASES,
     CLIP,
@@ -35,7 +36,9 @@ from parity_tests.formats.transformers_models import (
     their_tokens,
 )  # fmt: skip
 from parity_tests.twins import checkpoint
-from vit_core import formats, open_checkpoint, parity
+from vit_core import open_checkpoint, parity
+from vit_core.checkpoints import save_checkpoint
+from vit_core.checkpoints.saving import express_for
 
 IN_JAX = [
     "ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "Dinov2WithRegistersForImageClassification",
@@ -64,7 +67,7 @@ def test_read_and_written_again(case: str, tmp_path: Path) -> None:
     """Their file -> ours -> their file -> ours: it opens there, and computes the same, and no bit has changed."""
     theirs = saved(case, tmp_path / "theirs")
     opened = open_checkpoint(tmp_path / "theirs")
-    formats.save_as(tmp_path / "again", opened, "transformers")
+    save_checkpoint(tmp_path / "again", opened, format="transformers")
     again = opened_there(tmp_path / "again")
     _, x_BCHW = images(opened.config.model)
     assert_close(their_output(again, x_BCHW), their_output(theirs, x_BCHW))
@@ -197,8 +200,8 @@ def test_written(name: str, tmp_path: Path) -> None:
     """Ours -> theirs, by the class that holds it, -> ours."""
     fields, architecture, expected_notes = WRITTEN[name]
     weights = checkpoint(SMALL.replace(**fields))
-    model = formats.expressed(weights, "transformers")[0].config.model
-    notes = formats.save_as(tmp_path, weights, "transformers")
+    model = express_for(weights, "transformers").checkpoint.config.model
+    notes = save_checkpoint(tmp_path, weights, format="transformers")
     assert [note.partition(":")[0] for note in notes] == expected_notes
     theirs = opened_there(tmp_path)
     assert type(theirs).__name__ == architecture
@@ -213,7 +216,7 @@ def test_written(name: str, tmp_path: Path) -> None:
 
 
 def test_auto_classes(tmp_path: Path) -> None:
-    formats.save_as(tmp_path, checkpoint(SMALL), "transformers")
+    save_checkpoint(tmp_path, checkpoint(SMALL), format="transformers")
     _, x_BCHW = images(SMALL)
     theirs = hf.AutoModelForImageClassification.from_pretrained(tmp_path, dtype=torch.float64, **SDPA)
     assert_close(our_output(checkpoint(SMALL), x_BCHW), theirs(x_BCHW).logits.detach().numpy())
@@ -238,14 +241,26 @@ def test_names_in_memory(case: str, tmp_path: Path) -> None:
     by_hand = open_checkpoint(tmp_path / "weights.pth", fields=fields)
     assert by_hand.config.model == opened.config.model
     assert bits(by_hand.arrays) == bits(opened.arrays)
-    assert any("no config.json" in note for note in by_hand.notes)
+    expected = {name: getattr(opened.config.model, name) for name in ("image_size", "activation", "norm_epsilon")}
+    assert assumed(by_hand) == {name: value for name, value in expected.items() if name not in fields}
+    for one in by_hand.assumptions:
+        assert ("without a config.json" in one.why) == (one.field != "image_size")
 
 
-def test_heads_are_guessed_without_config(tmp_path: Path) -> None:
+def test_heads_are_assumed_without_config(tmp_path: Path) -> None:
     saved("ViTModel", tmp_path)
-    opened = open_checkpoint(tmp_path / "model.safetensors")
+    opened = open_checkpoint((tmp_path / "model.safetensors").rename(tmp_path / "alone.safetensors"))
     assert opened.config.model.heads == 1
-    assert any("--set heads=N" in note for note in opened.notes)
+    assert assumed(opened)["heads"] == 1
+    assert "heads: 1, one for each 64 of the width; --set heads=N for another number" in opened.notes
+
+
+def test_the_weights_of_a_folder_have_its_config(tmp_path: Path) -> None:
+    saved("ViTModel", tmp_path)
+    file, folder = open_checkpoint(tmp_path / "model.safetensors"), open_checkpoint(tmp_path)
+    assert file.config.model == folder.config.model
+    assert (file.config.model.heads, file.assumptions) == (4, ())
+    assert file.notes == ("config: from config.json beside the file", *folder.notes)
 
 
 def test_pixels_that_no_patch_reads(tmp_path: Path) -> None:

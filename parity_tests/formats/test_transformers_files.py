@@ -1,4 +1,4 @@
-"""Lineage `transformers`: containers, labels, preprocessing, what is left out, and what is refused for which reason."""
+"""Folders of `transformers`: containers, labels, what is left out, and what is refused for which reason."""
 
 import json
 import shutil
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from PIL import Image
 from safetensors.numpy import load_file
 
 from parity_tests.formats.transformers_models import (
@@ -31,9 +30,9 @@ from parity_tests.formats.transformers_models import (
     their_output,
 )  # fmt: skip
 from parity_tests.twins import checkpoint
-from vit_core import formats, open_checkpoint
+from vit_core import open_checkpoint
+from vit_core.checkpoints import save_checkpoint
 from vit_core.errors import InputError
-from vit_core.preprocess import Preprocessing, load_image
 
 
 @pytest.mark.parametrize("container", ["shards", "bin"])
@@ -101,7 +100,7 @@ def test_labels(tmp_path: Path) -> None:
     labels = ("tench", "goldfish", "shark", "ray", "cock")
     weights = checkpoint(SMALL)
     weights = weights.with_config(weights.config.replace(labels=labels))
-    formats.save_as(tmp_path, weights, "transformers")
+    save_checkpoint(tmp_path, weights, format="transformers")
     config = hf.AutoConfig.from_pretrained(tmp_path)
     assert (config.id2label, config.label2id["ray"]) == (dict(enumerate(labels)), 3)
     assert open_checkpoint(tmp_path).config.labels == labels
@@ -109,112 +108,6 @@ def test_labels(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).config.labels is None
     edit(tmp_path, lambda config: config | {"id2label": {"a": [], **{str(i): {} for i in range(4)}}})
     assert open_checkpoint(tmp_path).config.labels is None
-
-
-PIL = {"ViT": hf.ViTImageProcessorPil, "DeiT": hf.DeiTImageProcessorPil, "Bit": hf.BitImageProcessorPil,
-       "CLIP": hf.CLIPImageProcessorPil, "Siglip": hf.SiglipImageProcessorPil}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("case", "kind", "fields"),
-    [
-        ("ViTForImageClassification", "ViT", {"size": {"height": 16, "width": 16}}),
-        ("ViT: not square", "ViT", {"size": {"height": 8, "width": 12}, "image_mean": [0.1, 0.2, 0.3], "resample": 3}),
-        ("DeiTForImageClassification", "DeiT", {"size": {"height": 18, "width": 18}, "crop_size": 16}),
-        ("Dinov2Model", "Bit", {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}}),
-        ("SiglipVisionModel", "Siglip", {"size": {"height": 16, "width": 16}, "do_normalize": False}),
-        ("CLIPVisionModel", "CLIP", {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}),
-    ],
-)
-def test_preprocessing(case: str, kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    """The pixels of their processors by Pillow; read, and read again from what we write. Both round, in float32, what
-    is a quotient, a difference and a quotient, so each is off by a few 2**-24 of what is subtracted.
-
-    Margins are even here: half an odd one goes down in their crop by Pillow, to even in torchvision's and ours."""
-    saved(case, tmp_path / "theirs")
-    theirs = PIL[kind](**fields)
-    theirs.save_pretrained(tmp_path / "theirs")
-    opened = open_checkpoint(tmp_path / "theirs")
-    seen = opened.config.preprocessing
-    assert seen is not None
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 45, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    expected_CHW = theirs(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-    assert np.abs(load_image(tmp_path / "image.png", seen).transpose(2, 0, 1) - expected_CHW).max() <= 2.0**-20
-    formats.save_as(tmp_path / "ours", opened, "transformers")
-    assert open_checkpoint(tmp_path / "ours").config.preprocessing == seen
-    ours = hf.AutoImageProcessor.from_pretrained(tmp_path / "ours", backend="pil")
-    written_CHW = ours(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-    assert np.abs(written_CHW - expected_CHW).max() <= 2.0**-20
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"do_resize": False}, "images are taken as they are (do_resize or do_rescale false)"),
-        ({"do_rescale": False}, "images are taken as they are (do_resize or do_rescale false)"),
-        ({"rescale_factor": 1 / 127.5}, "rescale_factor is not 1/255"),
-        ({"resample": 4}, "resample 4"),
-        ({"resample": [2]}, "resample [2]"),
-        ({"size": {"longest_edge": 16}}, "size {'longest_edge': 16}"),
-        ({"size": {"shortest_edge": 16}}, "the shortest edge is scaled and nothing is cropped"),
-        ({"size": "16"}, "size 16"),
-        ({"do_center_crop": True, "crop_size": 20}, "a crop of 20 from 16"),
-        ({"do_center_crop": True, "crop_size": {"height": 8, "width": 12}}, "a crop of 8x12 from 16x16"),
-        ({"image_processor_type": "BeitImageProcessor"}, "it is for BeitImageProcessor"),
-        ({"image_processor_type": ["x"]}, "it is for ['x']ImageProcessor"),
-    ],
-)
-def test_preprocessing_that_cannot_be_said(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    saved("ViTForImageClassification", tmp_path)
-    fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, **change}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
-    opened = open_checkpoint(tmp_path)
-    assert opened.config.preprocessing is None
-    assert opened.notes == (f"preprocessor_config.json left out: {reason}",)
-
-
-def test_preprocessing_for_another_size(tmp_path: Path) -> None:
-    """facebook/dinov2-base has positions for 518 pixels and a processor that gives 224."""
-    saved("Dinov2Model", tmp_path)
-    hf.BitImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 8, "width": 8}).save_pretrained(tmp_path)
-    opened = open_checkpoint(tmp_path)
-    seen = opened.config.preprocessing
-    assert seen is not None
-    assert (seen.image_size, seen.crop_fraction, seen.resize) == ((16, 16), 0.5, "crop")
-    assert "preprocessor_config.json is for 8x8 pixels; taken over for the model's" in opened.notes
-    adapted = opened.adapt(image_size=8).config.preprocessing
-    assert adapted is not None
-    assert (adapted.image_size, adapted.crop_fraction) == ((8, 8), 0.5)
-
-
-def test_preprocessing_of_nonsense_is_an_error(tmp_path: Path) -> None:
-    saved("ViTForImageClassification", tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({"size": 16, "image_mean": ["red", {}], "image_std": []})
-    )
-    with pytest.raises(InputError, match=r"preprocessor_config.json: mean") as error:
-        open_checkpoint(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("fields", [{"exif_rotation": True}, {"resize": "crop"}], ids=str)
-def test_preprocessing_that_no_processor_has(fields: dict[str, Any], tmp_path: Path) -> None:
-    weights = checkpoint(SMALL.replace(image_size=(8, 12)))
-    seen = Preprocessing(image_size=(8, 12), **{"resize": "squash", **fields})
-    weights = weights.with_config(weights.config.replace(preprocessing=seen))
-    notes = formats.save_as(tmp_path, weights, "transformers")
-    assert [note.partition(":")[0] for note in notes] == ["no preprocessor_config.json"]
-    assert not (tmp_path / "preprocessor_config.json").exists()
-
-
-def test_preprocessing_of_the_model_before_goes(tmp_path: Path) -> None:
-    weights = checkpoint(SMALL)
-    seen = weights.config.replace(preprocessing=Preprocessing(image_size=16, mean=(0.1, 0.2, 0.3), resize="squash"))
-    formats.save_as(tmp_path, weights.with_config(seen), "transformers")
-    assert open_checkpoint(tmp_path).config.preprocessing == seen.preprocessing
-    formats.save_as(tmp_path, weights, "transformers")
-    assert open_checkpoint(tmp_path).config.preprocessing is None
 
 
 def test_recognised_by_its_names(tmp_path: Path) -> None:
@@ -257,10 +150,10 @@ WRONG_CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "layer scale": ("Dinov2Model", {"layerscale_value": "x"}, "layer_scale: Input should be a valid number, found 'x'"),
     "registers": ("Dinov2WithRegistersModel", {"num_register_tokens": 4}, "says num_register_tokens 4, its arrays 3;"),
     "vision_config": ("SiglipModel", {"vision_config": [1]}, "says vision_config [1]; expected an object of fields"),
-    "dinov3": ("ViTModel", {"model_type": "dinov3_vit"}, "says model_type 'dinov3_vit', which is another network"),
-    "siglip2": ("SiglipVisionModel", {"model_type": "siglip2"}, "says model_type 'siglip2', which is another network"),
-    "beit": ("ViTModel", {"model_type": "beit"}, "says model_type 'beit', which is another network"),
-    "model_type nested": ("ViTModel", {"model_type": [["vit"]]}, "says model_type [['vit']], which is another network"),
+    "dinov3": ("ViTModel", {"model_type": "dinov3_vit"}, "states model_type 'dinov3_vit', which is not read"),
+    "siglip2": ("SiglipVisionModel", {"model_type": "siglip2"}, "states model_type 'siglip2', which is not read"),
+    "beit": ("ViTModel", {"model_type": "beit"}, "states model_type 'beit', which is not read"),
+    "model_type nested": ("ViTModel", {"model_type": [["vit"]]}, "states model_type [['vit']], which is not read"),
 }
 # fmt: on
 
@@ -379,7 +272,7 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
 def test_refused(name: str, tmp_path: Path) -> None:
     fields, message = REFUSED[name]
     with pytest.raises(InputError) as error:
-        formats.save_as(tmp_path / "folder", checkpoint(SMALL.replace(**fields)), "transformers")
+        save_checkpoint(tmp_path / "folder", checkpoint(SMALL.replace(**fields)), format="transformers")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "folder").exists()
@@ -399,5 +292,5 @@ def test_dinov2_of_an_image_that_is_not_square_is_refused(tmp_path: Path) -> Non
 
 def test_another_resampling_is_noted(tmp_path: Path) -> None:
     weights = checkpoint(SMALL.replace(position_resampling="zoom_linear"))
-    notes = formats.save_as(tmp_path, weights, "transformers")
-    assert notes == ["positions: resampled by 'bicubic' there (here: 'zoom_linear')"]
+    notes = save_checkpoint(tmp_path, weights, format="transformers")
+    assert notes == ("positions: resampled by 'bicubic' there (here: 'zoom_linear')",)

@@ -16,7 +16,7 @@ from torch import nn
 import vit_jax
 import vit_torch
 from vit_core import parity
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import vit_torch
 from vit_core import ViTConfig, parity
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_core import ViTConfig, variant
-from vit_core.parameters import Initializer, count, draw, parameters
+from vit_core.parameters import Initializer, count, initial_value, parameters
 
 MODEL = ViTConfig(
     image_size=(8, 12),
@@ -151,5 +151,5 @@ def test_matrix_views_have_the_rows_size(model: ViTConfig) -> None:
 def test_draws_depend_on_seed_and_name_alone() -> None:
     rows, deeper = parameters(MODEL), parameters(MODEL.replace(depth=3))
     name = "blocks.1.mlp.fc1.weight"
-    np.testing.assert_array_equal(draw(rows[name], 5), draw(deeper[name], 5))
-    assert not np.array_equal(draw(rows[name], 5), draw(rows["blocks.0.mlp.fc1.weight"], 5))
+    np.testing.assert_array_equal(initial_value(rows[name], 5), initial_value(deeper[name], 5))
+    assert not np.array_equal(initial_value(rows[name], 5), initial_value(rows["blocks.0.mlp.fc1.weight"], 5))

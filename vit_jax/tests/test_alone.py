@@ -12,7 +12,16 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_core import (
+    Checkpoint,
+    CheckpointConfig,
+    InputError,
+    Provenance,
+    ViTConfig,
+    open_checkpoint,
+    parity,
+    save_checkpoint,
+)
 from vit_jax import arrays
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=16, num_classes=3)
@@ -21,7 +30,7 @@ MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_di
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     values = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
-    save_checkpoint(tmp_path / "checkpoint", CheckpointConfig(model=MODEL), values)
+    save_checkpoint(tmp_path / "checkpoint", Checkpoint.of(CheckpointConfig(model=MODEL), values))
     return tmp_path / "checkpoint"
 
 
@@ -74,7 +83,7 @@ def test_float64_needs_x64(folder: Path) -> None:
 
 def test_what_the_folder_said_is_saved_again(folder: Path, tmp_path: Path) -> None:
     told = open_checkpoint(folder).config.replace(labels=("a", "b", "c"), provenance=Provenance(run="run", step=7))
-    save_checkpoint(folder, told, dict(open_checkpoint(folder).arrays))
+    save_checkpoint(folder, Checkpoint.of(told, dict(open_checkpoint(folder).arrays)))
     vit_jax.save(vit_jax.load(folder, image_size=16), tmp_path / "again")
     again = open_checkpoint(tmp_path / "again").config
     assert (again.labels, again.provenance.step) == (told.labels, 7)

@@ -11,7 +11,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vit_torch
-from vit_core import CheckpointConfig, InputError, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_core import (
+    Checkpoint,
+    CheckpointConfig,
+    InputError,
+    Provenance,
+    ViTConfig,
+    open_checkpoint,
+    parity,
+    save_checkpoint,
+)
 from vit_core.preprocess import Preprocessing
 from vit_torch import stacking
 
@@ -21,7 +30,7 @@ MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_di
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
-    save_checkpoint(tmp_path / "checkpoint", CheckpointConfig(model=MODEL), arrays)
+    save_checkpoint(tmp_path / "checkpoint", Checkpoint.of(CheckpointConfig(model=MODEL), arrays))
     return tmp_path / "checkpoint"
 
 
@@ -77,7 +86,7 @@ def test_what_the_folder_said_is_saved_again(tmp_path: Path) -> None:
         labels=("a", "b", "c"),
         provenance=Provenance(run="run", step=7),
     )
-    save_checkpoint(tmp_path / "first", told, arrays)
+    save_checkpoint(tmp_path / "first", Checkpoint.of(told, arrays))
     vit_torch.save(vit_torch.load(tmp_path / "first", image_size=16), tmp_path / "second")
     again = open_checkpoint(tmp_path / "second").config
     assert (again.labels, again.provenance.step) == (told.labels, 7)

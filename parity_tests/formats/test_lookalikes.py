@@ -1,0 +1,139 @@
+"""Every Vision Transformer of timm as a bare state dict: it computes the same here, or it is refused in one line.
+
+All architectures with a patch projection are built small, with random values in float64. What no array shows (heads,
+epsilon, activation, pooling) is given as the model has it, so that only what ViTConfig cannot express is left.
+"""
+
+import re
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import vit_torch
+from parity_tests.formats.foreign import randomized, save
+from vit_core import parity
+from vit_core.arrays import LazyArray
+from vit_core.checkpoints import open_checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.containers import Container
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.opening import find_source, read_source, recognised_format
+from vit_core.errors import InputError
+
+ARCHITECTURES = re.compile(r"(vit|eva|beit|deit|flexivit|test_vit|cait|aim|samvit|deepseek_vit|qwen3_vit)(?!amin)")
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+POOLING = {"token": "cls", "avg": "gap", "map": "map"}
+STEM_BOUND = 1e-3
+"""Hybrids have Google's epsilons in their stem here (a note says so), where timm has others."""
+DIFFERENT = ("vit_pe_core_base_patch16_224", "vit_base_patch16_rpn_224", "test_vit3")
+"""Architectures with the arrays of a plain one that compute something else."""
+
+
+@cache
+def built(architecture: str) -> Any:
+    """A small one; None where it does not let its sizes be set."""
+    for size in ({"img_size": 56 if "patch14" in architecture else 64}, {}):
+        try:
+            options: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 5, **size}
+            return randomized(timm.create_model(architecture, **options))
+        except Exception:  # each has its own reasons
+            continue
+    return None
+
+
+def distinct() -> list[str]:
+    """One architecture for each that is different beyond its sizes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen: dict[Any, str] = {}
+        for name in timm.list_models():
+            if not ARCHITECTURES.match(name) or "deepseek" in name or "qwen" in name or (model := built(name)) is None:
+                continue
+            options = [getattr(model, key, None) for key in ("global_pool", "pool_include_prefix", "no_embed_class")]
+            seen.setdefault((type(model).__name__, repr(model), *map(str, options)), name)
+    return list(seen.values())
+
+
+def opened(model: Any, fields: dict[str, Any]) -> Checkpoint:
+    """The bare state dict of a model."""
+    tree = {name: LazyArray.of(x.numpy()) for name, x in model.state_dict().items()}
+    container = Container(Path("model.pth"), "pth", tree)
+    source = find_source(container, None, Source(Path("model.pth"), container.arrays))
+    return read_source(recognised_format(source), source, fields)
+
+
+def fields_of(model: Any, found: Checkpoint) -> dict[str, Any]:
+    """What no array of a model shows."""
+    fields: dict[str, Any] = {"heads": 2}
+    fields["norm_epsilon"] = max(x.eps for x in model.modules() if isinstance(x, nn.LayerNorm))
+    if found.config.model.mlp == "mlp":
+        fields["activation"] = ACTIVATIONS[type(model.blocks[0].mlp.act).__name__]
+    if found.config.model.distillation == "none" and model.global_pool:
+        fields["pooling"] = POOLING[model.global_pool]
+    return fields
+
+
+def test_each_computes_the_same_or_is_refused() -> None:
+    opens, refused, wrong = list[str](), list[str](), list[str]()
+    for name in distinct():
+        model = built(name)
+        try:
+            found = opened(model, {"heads": 2})
+            found = opened(model, fields_of(model, found))
+        except InputError:
+            refused.append(name)
+            continue
+        x_BCHW = torch.from_numpy(parity.probe(found.config.model, 1)[0]).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            expected: np.ndarray = model(x_BCHW).numpy()
+            ours = vit_torch.load(found, dtype="float64")(x_BCHW).numpy()
+        bound = STEM_BOUND if found.config.model.stem_layers is not None else parity.FLOAT64_BOUND
+        (opens if parity.difference(ours, expected)[1] <= bound else wrong).append(name)
+    assert wrong == []
+    assert len(opens) > 25
+    assert len(refused) > 25
+    assert set(DIFFERENT) <= set(refused)
+    assert {"deit_base_patch16_224", "vit_base_patch16_siglip_224", "vit_so150m_patch16_reg4_map_256"} <= set(opens)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_lookalikes_open_when_they_are_said_to_be_plain(name: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pth", built(name).state_dict())
+    with pytest.raises(
+        InputError, match="computes other outputs from the same arrays; use --from timm if it is a plain"
+    ):
+        open_checkpoint(path)
+    assert open_checkpoint(path, format="timm", fields={"heads": 2}).format == "timm"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit_base_patch16_dinov3", "has no positions"),
+        ("vit_base_patch16_rope_ape_224", "those of DeiT III and of rotary ViTs"),
+        ("beit_base_patch16_224", "relative positions, as in BEiT, Swin and SAM, which ViTConfig cannot express"),
+        ("samvit_base_patch16", "relative positions, as in BEiT, Swin and SAM"),
+        ("vit_relpos_base_patch16_224", "relative positions, as in BEiT, Swin and SAM"),
+    ],
+)
+def test_the_reason_names_the_positions(name: str, reason: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pth", built(name).state_dict())
+    with pytest.raises(InputError, match=reason):
+        open_checkpoint(path)
+
+
+def test_dinov3_of_meta_is_refused_by_its_rotary_positions(tmp_path: Path) -> None:
+    """Its own names: rope_embed.periods, storage_tokens, qkv.bias_mask."""
+    state = {
+        name: x for name, x in built("vit_base_patch16_dinov3").state_dict().items() if not name.startswith("head")
+    }
+    state |= {"rope_embed.periods": torch.ones(6), "storage_tokens": torch.ones(1, 4, 48)}
+    with pytest.raises(InputError, match=r"rope_embed\.periods belongs to rotary positions, as in DINOv3"):
+        open_checkpoint(save(tmp_path / "model.pth", state))

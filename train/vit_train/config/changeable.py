@@ -1,0 +1,47 @@
+"""Which fields of a run's config may be changed, answered for every field.
+
+A field that is in neither of two sets counts as fixed, and fails the test that compares them with the schemas.
+"""
+
+FREE_MODEL_FIELDS = {
+    "dropout",
+    "attention_dropout",
+    "stochastic_depth",
+    "head_bias_init",
+    "patch_embedding",
+    "position_resampling",
+}
+"""Fields of a model that a run may choose freely for given weights: they change no output of the trained network."""
+
+FIXED_MODEL_FIELDS = {
+    "image_size", "patch_size", "channels", "width", "depth", "heads", "head_dim", "mlp_dim", "num_classes",
+    "pooling", "class_token", "class_token_position", "distillation", "registers", "position_embedding",
+    "final_norm", "representation", "pre_norm", "mlp", "activation", "norm_epsilon", "qkv_bias", "qk_norm",
+    "proj_bias", "head_bias", "layer_scale", "patch_bias", "patch_norms", "stem_layers", "stem_width",
+}  # fmt: skip
+"""Fields of a model that given weights determine."""
+
+CHANGEABLE_ON_RESUME = {
+    "data.name", "data.directory", "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "remat",
+    "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
+    "threads", "workers", "fingerprints", "tensorboard", "skippable", "explosion", "allow_undecodable",
+    "undecodable_limit",
+}  # fmt: skip
+"""Fields that change no weights of a run (except by rounding), so a run that is resumed may change them. Its data may
+move to another place; that they are the same is checked by fingerprints of the splits."""
+
+FIXED_ON_RESUME = {
+    "data.train_split", "data.eval_split", "data.held_out", "data.split_seed",
+    "preprocessing.image_size", "preprocessing.channels", "preprocessing.mean", "preprocessing.std",
+    "preprocessing.crop_fraction", "preprocessing.interpolation", "preprocessing.resize",
+    "preprocessing.crop_rounding", "preprocessing.exif_rotation",
+    "augmentation.crop_area", "augmentation.crop_ratio", "augmentation.flip", "augmentation.rotation",
+    "augmentation.shift", "augmentation.mixup", "augmentation.cutmix",
+    "optimizer.name", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.decay", "optimizer.beta1",
+    "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum", "optimizer.moment_dtype", "optimizer.clip_norm",
+    "optimizer.layer_decay", "optimizer.frozen",
+    "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
+    "loss", "label_smoothing", "steps", "batch_size", "accumulation", "ema", "seed", "dtype", "compute_dtype",
+    *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
+}  # fmt: skip
+"""Fields that make it another run: a folder that holds a run with another value is refused."""

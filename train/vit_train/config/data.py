@@ -1,0 +1,62 @@
+"""Config of a run's data: where examples come from and how training images are changed at random."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from vit_core.schema import NonNegative, Real, Schema
+
+Magnitude = Annotated[Real, Field(ge=0.0)]
+Fraction = Annotated[Real, Field(ge=0.0, le=1.0)]
+Above0 = Annotated[Real, Field(gt=0.0)]
+
+
+class Data(Schema):
+    """Where examples come from."""
+
+    name: str
+    """"digits" (embedded); a folder, written with a slash ("./photos": class folders, or a prepared set); or the name
+    of a tensorflow-datasets set ("cifar10", "cifar10:3.0.2"). On this machine: stores have to be copied or mounted."""
+    directory: str | None = None
+    """Where tensorflow-datasets sets are prepared (default: its own, ~/tensorflow_datasets)."""
+    train_split: str | None = None
+    """Default "train"; slices are written as in tensorflow-datasets ("train[:98%]")."""
+    eval_split: str | None = None
+    """Default: the first of test, validation and val that exists; else `held_out` of a folder's images."""
+    held_out: Fraction = 0.1
+    """Fraction of each class that is kept for evaluation in a folder without splits, drawn by `split_seed`."""
+    split_seed: NonNegative = 0
+    """Seed of that draw."""
+
+
+class Augmentation(Schema):
+    """Random changes of a training image, drawn on the host."""
+
+    crop_area: tuple[Fraction, Fraction] | None = None
+    """Random resized crop (arXiv:1409.4842): smallest and largest fraction of the image's area; none: the evaluation
+    transform."""
+    crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of the crop."""
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip."""
+    rotation: Magnitude = 0.0
+    """Largest angle, degrees."""
+    shift: Fraction = 0.0
+    """Largest shift, as a fraction of each side."""
+    mixup: Magnitude = 0.0
+    """Mixup's alpha: weights from Beta(alpha, alpha) (arXiv:1710.09412); 0: off."""
+    cutmix: Magnitude = 0.0
+    """CutMix's alpha (arXiv:1905.04899); 0: off. With both on, each pair of examples draws one of them with equal
+    probability."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        for name, pair in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
+            if pair and not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name}: expected 0 < smallest <= largest, found {pair}")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether examples are mixed in pairs (Mixup or CutMix is on)."""
+        return self.mixup > 0 or self.cutmix > 0

@@ -1,0 +1,174 @@
+"""Config of a whole training run."""
+
+from math import log
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vit_core.checkpoints import Checkpoint
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.parameters import parameters
+from vit_core.preprocess import Preprocessing
+from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
+from vit_train.config.changeable import FREE_MODEL_FIELDS
+from vit_train.config.data import Above0, Augmentation, Data
+from vit_train.config.evaluation import EvaluationOptions, Loss
+from vit_train.config.mesh import Mesh
+from vit_train.config.optimization import Optimizer, Schedule
+
+
+class TrainConfig(Schema):
+    """A training run. Batch i is a function of (seed, i) and nothing else."""
+
+    model: ViTConfig
+    data: Data = Data(name="digits")
+    preprocessing: Preprocessing = Field(
+        default_factory=lambda data: Preprocessing(image_size=data["model"].image_size, channels=data["model"].channels)
+    )
+    """How images become arrays, here and later in evaluation. Its image size and channels are always the model's."""
+    augmentation: Augmentation = Augmentation()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    loss: Loss = "softmax"
+    """Cross entropy over classes; sigmoid: summed over classes. Then the mean over examples."""
+    label_smoothing: Rate = 0.0
+    """Targets become (1 - s) target + s / classes."""
+    steps: Positive
+    """Updates of the weights in the whole run."""
+    batch_size: Positive
+    """Examples of one update, over all devices and processes."""
+    accumulation: Positive = 1
+    """Parts that a batch is split into, one after the other, to save memory; their gradients are summed."""
+    mesh: Mesh = Mesh()
+    scan: Flag = True
+    """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing; all but products with weights; each block."""
+    ema: Rate | None = None
+    """Keep a moving average of the weights: after each step, average <- ema average + (1 - ema) weights."""
+    seed: NonNegative = 0
+    """Seed of everything random: new weights, the order of the data, augmentation, stochastic depth."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of parameters and optimizer state."""
+    compute_dtype: Literal["bfloat16", "float32"] | None = None
+    """Type of the forward and backward pass; none: `dtype`."""
+    log_every: Positive = 10
+    """Steps between two lines of metrics.jsonl."""
+    evaluate_every: NonNegative = 0
+    """Steps between two evaluations; 0: only at the end."""
+    save_every: NonNegative = 0
+    """Steps between two saved steps; 0: only at the end (or when a signal stops the run)."""
+    keep: Positive = 2
+    """Number of newest saved steps that are kept."""
+    keep_every: NonNegative = 0
+    """Saved steps at multiples of this are kept too; 0: none."""
+    keep_best: NonNegative = 0
+    """Number of saved steps with the best top-1 that are kept too (of those evaluated: see evaluate_every)."""
+    evaluation_batch: Positive = 100
+    """Examples at once in evaluation."""
+    threads: Positive = 2
+    """Threads that make batches, in each worker."""
+    workers: NonNegative = 0
+    """Processes that make batches; 0: only threads of this one."""
+    allow_undecodable: Flag = False
+    """Skip images that cannot be read in evaluation, instead of stopping."""
+    undecodable_limit: NonNegative = 100
+    """Number of unreadable training images (skipped: weight 0) in each process above which the run stops."""
+    skippable: NonNegative = 0
+    """Number of updates in a run that are skipped because their loss or gradient is not finite or has exploded; at the
+    next one the run stops."""
+    explosion: Above0 = 100.0
+    """A loss of more than this many times the loss of all-zero logits has exploded."""
+    fingerprints: Flag = False
+    """Log a hash of each batch, to compare runs."""
+    tensorboard: Flag = True
+    """Write TensorBoard events beside the JSON lines."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preprocess_for_the_model(cls, data: Any) -> Any:
+        """Sets the image size and channels of the preprocessing to those of the model."""
+        if isinstance(data, dict) and data.get("preprocessing") is None:
+            return {name: value for name, value in data.items() if name != "preprocessing"}
+        if not isinstance(data, dict) or not isinstance(data["preprocessing"], Preprocessing | dict):
+            return data
+        model, preprocessing = data.get("model"), data["preprocessing"]
+        model = model if isinstance(model, ViTConfig) else ViTConfig(**model) if isinstance(model, dict) else None
+        if model is None:
+            return data
+        size = {"image_size": model.image_size, "channels": model.channels}
+        if isinstance(preprocessing, Preprocessing):
+            return {**data, "preprocessing": preprocessing.replace(**size)}
+        return {**data, "preprocessing": {**preprocessing, **size}}
+
+    @model_validator(mode="after")
+    def _check_run(self) -> Self:
+        schedule = self.schedule
+        if schedule.warmup_steps + schedule.cooldown_steps >= self.steps:
+            raise ValueError(
+                f"schedule: {schedule.warmup_steps} steps of warm-up and {schedule.cooldown_steps} of cooldown leave "
+                f"nothing of {self.steps} steps"
+            )
+        if not self.model.num_classes:
+            raise ValueError("model.num_classes: 0 leaves nothing to train towards")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
+        if self.augmentation.mixes and self.batch_size // self.accumulation % 2:
+            raise ValueError(
+                f"batch_size: {self.batch_size // self.accumulation} examples taken at once cannot be paired; mixup "
+                "and CutMix need an even number"
+            )
+        epsilon = self.optimizer.resolved().epsilon
+        if self.optimizer.name == "adafactor" and epsilon and epsilon > 1e-12:
+            raise ValueError(
+                f"optimizer.epsilon: {epsilon:g} would drown the squared gradients that Adafactor adds it to; expected "
+                "at most 1e-12, or none for big_vision's 1e-30"
+            )
+        self.optimizer.factors(parameters(self.model))
+        return self
+
+    def fitted(self, weights: Checkpoint) -> Checkpoint:
+        """The weights under this run's model config. InputError unless both compute the same network."""
+        self.check_network(weights.config.model, weights.origin)
+        return weights.with_config(weights.config.replace(model=self.model))
+
+    def check_network(self, model: ViTConfig, origin: str) -> None:
+        """InputError, naming the origin, unless a model computes the same network as this run's."""
+        ours, theirs = self.model.model_dump(), model.model_dump()
+        differing = [name for name in ours if ours[name] != theirs[name] and name not in FREE_MODEL_FIELDS]
+        if differing:
+            found = ", ".join(f"{name} is {ours[name]} here and {theirs[name]} there" for name in differing)
+            raise InputError(f"model: not that of {origin}: {found}")
+
+    def check_batch_shards(self, shards: int) -> None:
+        """InputError unless each part of a batch can be divided into so many shards of whole pairs."""
+        parts = shards * self.accumulation * (2 if self.augmentation.mixes else 1)
+        if self.batch_size % parts:
+            why = f"{shards} devices x {self.accumulation} parts (accumulation)"
+            paired = " in pairs (mixup, CutMix)" if self.augmentation.mixes else ""
+            raise InputError(
+                f"batch_size: {self.batch_size} cannot be shared by {why}{paired}; make it a multiple of {parts}"
+            )
+
+    @property
+    def loss_limit(self) -> float:
+        """The loss above which it counts as exploded."""
+        classes = self.model.num_classes
+        return self.explosion * (log(classes + 1) if self.loss == "softmax" else classes * log(2))
+
+    @property
+    def evaluation(self) -> EvaluationOptions:
+        """How this run evaluates its weights."""
+        return EvaluationOptions(
+            preprocessing=self.preprocessing,
+            batch_size=self.evaluation_batch,
+            loss=self.loss,
+            allow_undecodable=self.allow_undecodable,
+            threads=self.threads,
+            workers=self.workers,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate at `step` (from 0), before a layer's factor."""
+        return self.optimizer.learning_rate * self.schedule.fraction(step, self.steps)

@@ -1,0 +1,134 @@
+"""Random changes of training images: changes of one image, made here on the host in 8 bits by Pillow; and how two
+images are mixed, which is drawn here and done by the engines.
+
+Uniform draws are taken in one array of fixed length and order, whatever is switched on: switching one change on or off
+does not alter the draws of another.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.special import betaincinv
+
+from vit_core.preprocess import Preprocessing, resize_image
+from vit_train.config import Augmentation
+
+CROP_TRIES = 10
+"""Tries of a random crop before the central crop is taken; torchvision's number."""
+
+
+def augmented(
+    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """A training image, uint8 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate.
+
+    image: in the mode that decode_image gives for `preprocessing.channels`. Consumes 10 * 4 + 4 uniform draws. Raises
+    InputError as resize_image does, where there is no random crop.
+    """
+    draws = rng.random(4 * CROP_TRIES + 4).tolist()
+    flip, *affine = draws[4 * CROP_TRIES :]
+    flips, moves = flip < augmentation.flip, bool(augmentation.rotation or augmentation.shift)
+    if augmentation.crop_area:
+        image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
+    else:
+        pixels_HWC = resize_image(image, preprocessing)
+        if not (flips or moves):
+            return pixels_HWC
+        image = Image.fromarray(pixels_HWC[..., 0] if preprocessing.channels == 1 else pixels_HWC)
+    if flips:  # with Pillow: NumPy takes ten times as long to copy a mirrored view of three-byte pixels
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if moves:
+        image = _shifted_and_rotated(image, augmentation, *affine)
+    return np.asarray(image).reshape(*preprocessing.image_size, preprocessing.channels)
+
+
+def _random_resized_crop(
+    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
+) -> Image.Image:
+    """An image of image_size: torchvision's RandomResizedCrop (arXiv:1409.4842), equal bit for bit for the same draws.
+
+    draws: uniform in [0, 1), for each try its area, ratio, top and left.
+    """
+    top, left, height, width = _crop(image.height, image.width, augmentation, draws)
+    rows, columns = preprocessing.image_size
+    # Not by the `box` of resize: its filter reads pixels outside the crop, and torchvision's does not.
+    image = image.crop((left, top, left + width, top + height))
+    return image.resize((columns, rows), Image.Resampling[preprocessing.interpolation.upper()])
+
+
+def _crop(height: int, width: int, augmentation: Augmentation, draws: Sequence[float]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop in an image of height x width, in pixels: the first try that fits into it.
+
+    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64.
+    """
+    smallest, largest = augmentation.crop_area or (1.0, 1.0)
+    narrowest, widest = augmentation.crop_ratio
+    log_narrowest, log_widest = math.log(narrowest), math.log(widest)
+    for i in range(0, len(draws), 4):
+        area = height * width * (smallest + (largest - smallest) * draws[i])
+        ratio = math.exp(log_narrowest + (log_widest - log_narrowest) * draws[i + 1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draws[i + 2] * (height - h + 1)), int(draws[i + 3] * (width - w + 1)), h, w
+    # The largest central crop of an allowed ratio; never empty (torchvision's may be, for an image one pixel thin).
+    h, w = height, width
+    if width / height < narrowest:
+        h = max(1, round(width / narrowest))
+    elif width / height > widest:
+        w = max(1, round(height * widest))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _shifted_and_rotated(
+    image: Image.Image, augmentation: Augmentation, angle: float, down: float, across: float
+) -> Image.Image:
+    """The image shifted, then rotated about its center, bicubic, black outside the border; the draws 0 and 1 give the
+    largest changes."""
+    width, height = image.size
+    radians = math.radians(augmentation.rotation) * (2 * angle - 1)
+    cos, sin = math.cos(radians), math.sin(radians)
+    x, y = width / 2, height / 2
+    right, below = (2 * across - 1) * augmentation.shift * width, (2 * down - 1) * augmentation.shift * height
+    # Pillow wants to know which source position each target pixel comes from: rotate back, then shift back.
+    inverse = (cos, sin, x - cos * x - sin * y + right, -sin, cos, y + sin * x - cos * y + below)
+    return image.transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC)
+
+
+class Mix(NamedTuple):
+    """How two images a and b become w a + (1 - w) b, pixel by pixel: w = 0 inside `box`, `weight` elsewhere."""
+
+    weight: float = 1.0
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """(top, left, bottom, right), pixels, the last two exclusive; may be empty."""
+
+    def share(self, image_size: tuple[int, int]) -> float:
+        """Weight of a's target in the target of the mixture, for images of (height, width): the mean of w."""
+        top, left, bottom, right = self.box
+        return self.weight * (1 - (bottom - top) * (right - left) / (image_size[0] * image_size[1]))
+
+
+def draw_mix(augmentation: Augmentation, image_size: tuple[int, int], rng: np.random.Generator) -> Mix:
+    """Draws Mixup (arXiv:1710.09412), CutMix (arXiv:1905.04899), one of both with equal probability, or nothing, as is
+    switched on.
+
+    CutMix's box is that of the paper's code and of torchvision: sides sqrt(1 - lambda) times the image's, centered on
+    any pixel, cut off at the border. (timm's differs by one pixel where a side is odd.) Consumes 4 uniform draws.
+    """
+    which, quantile, down, across = rng.random(4).tolist()
+    cut = augmentation.cutmix > 0 and (not augmentation.mixup or which < 0.5)
+    alpha = augmentation.cutmix if cut else augmentation.mixup
+    if not alpha:
+        return Mix()
+    # By the quantile function: NumPy's own Beta consumes a varying number of draws.
+    lam = float(betaincinv(alpha, alpha, quantile))
+    if not cut:
+        return Mix(weight=lam)
+    (height, width), ratio = image_size, math.sqrt(1 - lam)
+    y, x = int(down * height), int(across * width)
+    half_height, half_width = int(height * ratio) // 2, int(width * ratio) // 2
+    top, bottom = max(0, y - half_height), min(height, y + half_height)
+    left, right = max(0, x - half_width), min(width, x + half_width)
+    return Mix(box=(top, left, bottom, right))

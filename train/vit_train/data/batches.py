@@ -1,0 +1,240 @@
+"""Examples to batches. Batch i is a pure function of (seed, i): order, augmentation, mixing and masks are drawn here,
+on the host, from the global example index, whichever engine uses them and however many threads, workers and processes
+make them. Engines only apply them.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from vit_core import masks
+from vit_core.errors import InputError
+from vit_core.preprocess import Preprocessing, decode_image, resize_image
+from vit_train.config import TrainConfig
+from vit_train.data.augmentation import augmented, draw_mix
+from vit_train.data.sources import Split
+from vit_train.processes import end_with_parent
+
+MASKS_LIMIT = 2**30
+"""Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
+
+IMAGE_STREAM, MASK_STREAM, MIX_STREAM = 1, 2, 3
+"""Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
+
+
+Array = Any
+"""A NumPy array; in an engine an array of its framework."""
+
+
+class Batch(NamedTuple):
+    """What an engine is given for one step: a process's rows of the global batch."""
+
+    images_BHWC: Array
+    """uint8; normalised, then mixed, by the engine."""
+    targets_BC: Array
+    """float32 class weights, summing to one; already mixed."""
+    weights_B: Array
+    """float32; 0: the example is skipped (it could not be read)."""
+    own_share_B: Array
+    """float32 weight of an image's own pixels; the rest comes from its partner, the other image of its pair
+    (2k, 2k+1)."""
+    boxes_B4: Array
+    """int32 (top, left, bottom, right): inside, all pixels are the partner's (CutMix)."""
+    masks: dict[str, Array]
+    """Masks of dropout and stochastic depth, by site (vit_core.masks)."""
+    ids_B: Array
+    """int64 index of each example in its split; it does not influence training."""
+
+    def digests(self) -> np.ndarray:
+        """uint64 [B]: for each example a hash of everything that influences training."""
+        # Sites in the blocks have a layer axis first.
+        by_example = [m if site == masks.POSITIONS else m.swapaxes(0, 1) for site, m in sorted(self.masks.items())]
+        digests = []
+        for example in zip(*self[:5], *by_example, strict=True):
+            digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example))
+            digests.append(int.from_bytes(digest.digest()[:8], "little"))
+        return np.array(digests, np.uint64)
+
+    def fingerprint(self) -> str:
+        """A hash of all examples in their order."""
+        return fingerprint(self.digests())
+
+
+def fingerprint(digests_B: np.ndarray) -> str:
+    """A hash of a batch, from the digests of its examples, whichever process made them."""
+    return hashlib.sha256(digests_B.tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A run's training batches by index: `Batches(split, config)[i]`; the split is shuffled anew each epoch.
+
+    rows: those of each batch that are made here, whole pairs (default: all). Raises InputError where a batch is larger
+    than the split.
+    """
+
+    split: Split
+    config: TrainConfig
+    rows: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        size = self.config.batch_size
+        sites = masks.sites(self.config.model, size).values()
+        if (needed := 4 * sum(prod(site.shape) for site in sites)) > MASKS_LIMIT:
+            raise InputError(
+                f"model.dropout: the masks of a batch of {size} take {needed / 2**30:.1f} GiB, drawn on the host; "
+                f"expected at most {MASKS_LIMIT / 2**30:.0f}; use stochastic_depth, which takes next to nothing"
+            )
+        if size > len(self.split):
+            raise InputError(f"batch_size: {size} is more than the {len(self.split)} examples of {self.split.title}")
+
+    @cached_property
+    def order(self) -> grain.MapDataset:
+        """Index in the split of each example of the run."""
+        return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+
+    def ids(self, step: int) -> np.ndarray:
+        """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
+        first = step * self.config.batch_size
+        return np.array([self.order[number] for number in range(first, first + self.config.batch_size)], np.int64)
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        config = self.config
+        rows = np.arange(config.batch_size) if self.rows is None else self.rows
+        numbers = [step * config.batch_size + int(row) for row in rows]
+        ids_B = np.array([self.order[number] for number in numbers], np.int64)
+        examples = [self._example(number, int(i)) for number, i in zip(numbers, ids_B, strict=True)]
+        images_BHWC, labels_B, weights_B = (np.stack(column) for column in zip(*examples, strict=True))
+        targets_BC, own_share_B, boxes_B4 = self._mix(numbers, smooth_targets(labels_B, config), weights_B)
+        drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
+        # Sites in the blocks have a layer axis first.
+        kept = {site: mask[rows] if site == masks.POSITIONS else mask[:, rows] for site, mask in drawn.items()}
+        return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
+
+    def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """uint8 image [H, W, C], label and weight of the run's example `number`, which is example i of the split."""
+        rng = np.random.default_rng([self.config.seed, IMAGE_STREAM, number])
+        preprocessing, label = self.config.preprocessing, 0
+        try:
+            example = self.split.examples[i]
+            label = int(example["label"])
+            image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
+            pixels_HWC, weight = augmented(image, preprocessing, self.config.augmentation, rng), 1
+        except InputError:  # the training loop names it: it sees the weight
+            pixels_HWC, weight = np.zeros((*preprocessing.image_size, preprocessing.channels), np.uint8), 0
+        check_label(label, self.split, i)
+        return pixels_HWC, np.asarray(label), np.asarray(weight, np.float32)
+
+    def _mix(
+        self, numbers: list[int], targets_BC: np.ndarray, weights_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mixed targets, and how the engine mixes the images; a pair with an unreadable image stays unmixed."""
+        own_share_B, boxes_B4 = np.ones(len(numbers), np.float32), np.zeros((len(numbers), 4), np.int32)
+        if not self.config.augmentation.mixes:
+            return targets_BC, own_share_B, boxes_B4
+        size, mixed_BC = self.config.model.image_size, targets_BC.copy()
+        for a in range(0, len(numbers), 2):
+            pair = slice(a, a + 2)
+            rng = np.random.default_rng([self.config.seed, MIX_STREAM, numbers[a] // 2])
+            mix = draw_mix(self.config.augmentation, size, rng)
+            if weights_B[pair].all():
+                share = mix.share(size)
+                own_share_B[pair], boxes_B4[pair] = mix.weight, mix.box
+                mixed_BC[pair] = share * targets_BC[pair] + (1 - share) * targets_BC[pair][::-1]
+        return mixed_BC, own_share_B, boxes_B4
+
+
+class EvaluationBatch(NamedTuple):
+    """Some examples of a split."""
+
+    images_BHWC: np.ndarray
+    """uint8, by the evaluation transform."""
+    labels_B: np.ndarray
+    """int64; 0 where counts_B is false."""
+    counts_B: np.ndarray
+    """bool; false: padding, or an image that could not be read."""
+    ids_B: np.ndarray
+    """int64 index of each example in the split; beyond its end: padding."""
+
+
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """A split's batches by index, each example once; the last batch is padded, and padding does not count.
+
+    rows: those of each batch that are made here (default: all).
+    allow_undecodable: skip images that cannot be read, instead of raising InputError.
+    """
+
+    split: Split
+    preprocessing: Preprocessing
+    batch_size: int
+    allow_undecodable: bool = False
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __getitem__(self, i: int) -> EvaluationBatch:
+        ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
+        images_BHWC = np.zeros((len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels), np.uint8)
+        labels_B, counts_B = np.zeros(len(ids_B), np.int64), ids_B < len(self.split)
+        for row in np.flatnonzero(counts_B):
+            try:
+                example = self.split.examples[int(ids_B[row])]
+                labels_B[row] = int(example["label"])
+                images_BHWC[row] = evaluation_pixels(example, self.preprocessing)
+            except InputError as error:
+                if not self.allow_undecodable:
+                    raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
+                counts_B[row] = False
+            check_label(int(labels_B[row]), self.split, int(ids_B[row]))
+        return EvaluationBatch(images_BHWC, labels_B, counts_B, ids_B)
+
+
+def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
+    """The batches `which` in order, made in advance by threads, or by `workers` processes of so many threads each."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    dataset = grain.MapDataset.source(batches).slice(which).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's workers want absl's flags, which this command line does not use
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_start_worker)
+    return iter(dataset)
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training loop stops after a step that may still need batches
+    end_with_parent()
+
+
+def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 [H, W, C]: an example's image by the evaluation transform. InputError where it cannot be decoded."""
+    image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
+    return resize_image(image, preprocessing)
+
+
+def check_label(label: int, split: Split, i: int) -> None:
+    """InputError for a label that is no class; tensorflow-datasets gives -1 to the examples of unlabeled splits."""
+    if not 0 <= label < len(split.labels):
+        unlabelled = "; is the split unlabeled? Name another" if label == -1 else ""
+        raise InputError(f"{split.name(i)}: label {label}, expected 0 to {len(split.labels) - 1}{unlabelled}")
+
+
+def smooth_targets(labels_B: np.ndarray, config: TrainConfig) -> np.ndarray:
+    """float32 [B, C]: one-hot targets of labels, smoothed as the config says."""
+    classes, smoothing = config.model.num_classes, config.label_smoothing
+    targets_BC = np.full((len(labels_B), classes), smoothing / classes, np.float32)
+    targets_BC[np.arange(len(labels_B)), labels_B] = 1 - smoothing + smoothing / classes
+    return targets_BC

@@ -1,0 +1,317 @@
+"""Packs class folders into a set that tensorflow-datasets reads; image files are stored unchanged (`vit prepare`).
+
+A set is built shard by shard in OUT/name/1.0.0.incomplete and moved to OUT/name/1.0.0 when nothing is missing, so a set
+at that place is complete. Finished shards are kept: after a kill, the same call continues, to the same bytes.
+"""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
+
+from vit_core.errors import InputError
+from vit_core.preprocess import decode_image
+from vit_core.storage import exclusive, staged_files
+from vit_train.config import Data
+from vit_train.data.sources import EVALUATION, PREPARED, Files, Split, open_split, split_folders
+from vit_train.display import SILENT, Display
+from vit_train.processes import end_with_parent
+
+VERSION = "1.0.0"
+MAX_RECORDS = 8192
+"""Largest number of records in a shard: tensorflow-datasets takes 8 ns per record of the shard to read one of them."""
+UNREADABLE, RESULT = "unreadable.txt", "result.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A complete set."""
+
+    folder: Path
+    counts: Mapping[str, int]
+    """Examples by split."""
+    classes: int
+    unreadable: tuple[tuple[str, str], ...]
+    """Images that were skipped: path below the folder that was packed, and the reason."""
+
+    @property
+    def summary(self) -> str:
+        """Two or three lines for people."""
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
+        name, directory = self.folder.parent.name, self.folder.parent.parent
+        lines = [f"{self.folder}: {counts}; {self.classes} classes"]
+        if self.unreadable:
+            lines.append(f"{len(self.unreadable):,} unreadable, skipped: reasons are in {self.folder / UNREADABLE}")
+        return "\n".join([*lines, f"to train on it: --data.name {name} --data.directory {directory}"])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Work for one process: the file of a shard, the folder it is made in, and its images, in order."""
+
+    split: str
+    file: str
+    folder: Path
+    images: Files
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A finished shard."""
+
+    records: int
+    bytes: int
+    unreadable: Sequence[Sequence[str]]
+    """File and reason of each."""
+
+
+def prepare(
+    folder: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    held_out: float = 0.1,
+    split_seed: int = 0,
+    workers: int | None = None,
+    shard_size_mib: int = 256,
+    display: Display = SILENT,
+) -> Prepared:
+    """Packs the folder's splits (or train and a drawn test split) into OUT/name/1.0.0; continues after a kill.
+
+    workers: processes (default: one for each core). Raises InputError for what cannot be packed or written, and where
+    another set is in the place.
+    """
+    for option, number in (("workers", workers), ("shard-size-mib", shard_size_mib)):
+        if number is not None and number < 1:
+            raise InputError(f"--{option} {number}: expected 1 or more")
+    name = valid_name(folder, name)
+    set_folder = out / name / VERSION
+    work = set_folder.with_name(f"{VERSION}.incomplete")
+    with display.working(f"listing {folder}"):
+        splits = find_splits(folder, Data(name=f"{folder}{os.sep}", held_out=held_out, split_seed=split_seed))
+        shards, plan = plan_shards(splits, name, work, split_seed, shard_size_mib * 2**20)
+    with exclusive(set_folder.parent):
+        if not set_folder.exists():
+            start_plan(work, plan)
+            packed = pack_all(shards, workers or os.cpu_count() or 1, f"prepare {name}", display)
+            assemble(work / VERSION, shards, packed, splits["train"].labels, plan)
+            (work / VERSION).rename(set_folder)
+        prepared = open_prepared(set_folder, plan)
+        shutil.rmtree(work, ignore_errors=True)
+    return prepared
+
+
+def valid_name(folder: Path, name: str | None) -> str:
+    """The set's name, by default the folder's, in the characters that tensorflow-datasets accepts: lower-case letters,
+    digits and _. InputError for a given name of other characters."""
+    given = name or folder.resolve().name
+    valid = re.sub("[^a-z0-9]+", "_", naming.camelcase_to_snakecase(given)).strip("_")
+    valid = valid if re.match("[a-z]", valid) else f"set_{valid}".rstrip("_")
+    if name and name != valid:
+        raise InputError(f"--name '{name}': expected lower-case letters, digits and _, as '{valid}'")
+    return valid
+
+
+def find_splits(folder: Path, data: Data) -> dict[str, Split]:
+    """The folder's splits by name. InputError also for a name of a class that the set could not contain."""
+    train = open_split(data, "train")
+    if not isinstance(train.examples, Files):
+        raise InputError(f"{folder}: a prepared set already; expected class folders")
+    for label in train.labels:
+        if label != label.strip() or not label.isprintable():  # label.labels.txt has a line for each, stripped
+            raise InputError(f"class folder {label!r}: expected a name of printable characters, no space at its ends")
+    known = split_folders(folder)
+    splits = {"train": train}
+    for name in EVALUATION:
+        if name in known:
+            splits[name] = open_split(data.replace(eval_split=name), "eval")
+    if len(splits) == 1 and data.held_out:
+        splits["test"] = open_split(data, "eval")
+    return splits
+
+
+def plan_shards(
+    splits: Mapping[str, Split], name: str, work: Path, seed: int, shard_bytes: int
+) -> tuple[list[Shard], str]:
+    """All shards, and a hash of what they will contain: names, sizes and times of all files, in order."""
+    shards, digest = [], hashlib.sha256(json.dumps([name, *splits["train"].labels]).encode())
+    for split, source in splits.items():
+        files = source.examples
+        assert isinstance(files, Files)
+        order_N = np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(len(files))
+        files = files.take(order_N)
+        status_N2 = np.array([_size_and_time(files.path(i)) for i in range(len(files))])
+        count = math.ceil(max(status_N2[:, 0].sum() / shard_bytes, len(files) / MAX_RECORDS, 1))
+        template = naming.ShardedFileTemplate(work, dataset_name=name, split=split, filetype_suffix="array_record")
+        for i, part_N in enumerate(np.array_split(np.arange(len(files)), min(count, len(files)))):
+            path = Path(template.sharded_filepath(shard_index=i, num_shards=min(count, len(files))))
+            shards.append(Shard(split, path.name, work / f"{split}-{i}", files.take(part_N)))
+            digest.update(path.name.encode())
+        for array in (files.names_N, files.labels_N, status_N2):
+            digest.update(array.tobytes())
+    return shards, digest.hexdigest()
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:  # a broken link: it is listed as unreadable later
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def start_plan(work: Path, plan: str) -> None:
+    """Creates the folder for a plan; removes the shards of another plan."""
+    file = work / "plan"
+    if work.exists() and not (file.exists() and file.read_text() == plan):
+        shutil.rmtree(work)
+    with staged_files(work, ("plan",)) as stage:
+        (stage / "plan").write_text(plan)
+
+
+def pack_all(shards: Sequence[Shard], workers: int, title: str, display: Display = SILENT) -> list[Packed]:
+    """Packs all shards, in parallel; progress counts images."""
+    packed: dict[int, Packed] = {}
+    with display.task(title, sum(len(shard.images) for shard in shards)) as task:
+        for i, result in _pack_in_parallel(shards, min(workers, len(shards))):
+            packed[i] = result
+            unreadable = sum(len(result.unreadable) for result in packed.values())
+            note = f"{len(packed)} of {len(shards)} shards" + (f", {unreadable} unreadable" if unreadable else "")
+            task.update(sum(len(shards[done].images) for done in packed), note)
+    return [packed[i] for i in range(len(shards))]
+
+
+def _pack_in_parallel(shards: Sequence[Shard], workers: int) -> Iterator[tuple[int, Packed]]:
+    if workers == 1:
+        yield from enumerate(map(pack, shards))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        futures = {pool.submit(pack, shard): i for i, shard in enumerate(shards)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a worker was killed (out of memory?); start again with fewer --workers: finished shards are kept"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Makes a worker end with its parent: otherwise it would write into the shards of the next call."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to report
+    end_with_parent()
+
+
+def pack(shard: Shard) -> Packed:
+    """Writes a shard and its result, both or neither; where they exist already, only the result is read."""
+    result = shard.folder / RESULT
+    if result.exists():
+        return Packed(**json.loads(result.read_text()))
+    with staged_files(shard.folder, (shard.file, RESULT)) as stage, warnings.catch_warnings(action="ignore"):
+        packed = _write_records(shard.images, stage / shard.file)
+        (stage / RESULT).write_text(json.dumps(asdict(packed)))
+    return packed
+
+
+def _write_records(images: Files, path: Path) -> Packed:
+    """Writes a record of each image that can be decoded, in their order. OSError where the disk refuses."""
+    serializer = example_serializer.ExampleSerializer(features(()).get_serialized_info())
+    sizes: list[int] = []
+    unreadable = []
+
+    def records() -> Iterator[tuple[int, bytes]]:
+        for i in range(len(images)):
+            try:
+                example = images[i]
+                decode_image(example["image"])
+            except InputError as error:
+                unreadable.append([os.fsdecode(images.names_N[i]), str(error)])
+                continue
+            # Not by serialize_example: the order of its fields varies.
+            record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
+            sizes.append(len(record))
+            yield i, record
+
+    try:
+        file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
+    except RuntimeError as error:  # array_record raises it for every error of the file system
+        raise OSError(str(error).split(";")[0]) from None
+    return Packed(len(sizes), sum(sizes), unreadable)
+
+
+def features(labels: Sequence[str]) -> Any:
+    """Features of a set: the image as the bytes of its file, and the label."""
+    label = tfds.features.ClassLabel(names=list(labels))
+    return tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+
+
+def assemble(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], labels: Sequence[str], plan: str) -> None:
+    """Moves the shards into the set's folder, then writes the files by which tensorflow-datasets recognizes a set."""
+    info = _info(folder, shards, packed, labels, plan)
+    unreadable = [re.sub(r"\s", " ", file) + "\t" + reason for result in packed for file, reason in result.unreadable]
+    with staged_files(folder, (UNREADABLE, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
+        for shard in shards:
+            if (shard.folder / shard.file).exists():  # otherwise a process that was killed here has moved it
+                os.replace(shard.folder / shard.file, folder / shard.file)
+        text = "".join(f"{line}\n" for line in sorted(unreadable))
+        (stage / UNREADABLE).write_text(text, encoding="utf-8", errors="surrogateescape")
+        info.write_to_directory(stage)
+
+
+def _info(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], labels: Sequence[str], plan: str) -> Any:
+    name = folder.parent.parent.name
+    identity = dataset_info.DatasetIdentity(name, tfds.core.Version(VERSION), os.fspath(folder), module_name="")
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description="Class folders, packed by `vit prepare`; every image is the bytes of its file.",
+        features=features(labels),
+        supervised_keys=("image", "label"),
+        metadata=tfds.core.MetadataDict(plan=plan),
+    )
+    info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+    template = naming.ShardedFileTemplate(folder, dataset_name=name, filetype_suffix="array_record")
+    splits = []
+    for split in dict.fromkeys(shard.split for shard in shards):
+        results = [result for shard, result in zip(shards, packed, strict=True) if shard.split == split]
+        lengths = [result.records for result in results]
+        if not sum(lengths):
+            file, reason = results[0].unreadable[0]
+            raise InputError(f"split {split}: none of its images can be read (the first is {file}: {reason})")
+        size = sum(result.bytes for result in results)
+        splits.append(tfds.core.SplitInfo(split, lengths, size, filename_template=template))
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    return info
+
+
+def open_prepared(folder: Path, plan: str) -> Prepared:
+    """What a complete set contains. InputError unless it was made by this plan."""
+    try:
+        stored = json.loads((folder / "metadata.json").read_text())["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        stored = None
+    if stored != plan:
+        raise InputError(f"{folder}: another set is there; delete it, or choose another --out or --name")
+    info = tfds.builder_from_directory(str(folder)).info
+    lines = (folder / UNREADABLE).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    unreadable = tuple((file, reason) for file, _, reason in (line.partition("\t") for line in lines if line))
+    counts = {split: info.splits[split].num_examples for split in info.splits}
+    return Prepared(folder, counts, info.features["label"].num_classes, unreadable)

@@ -1,0 +1,148 @@
+"""What training and evaluation ask of a framework, as three small protocols.
+
+Each framework has a trainer (`JaxEngine`, `TorchEngine`), which fulfils all three, and a predictor of a checkpoint
+(`JaxPredictor`, `TorchPredictor`). Where several processes share an engine, every process makes every call, in the same
+order.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import numpy as np
+
+from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.storage import Location
+from vit_train.config import Mesh, TrainConfig
+from vit_train.data.batches import Batch
+from vit_train.step_result import StepResult
+
+Framework = Literal["jax", "torch"]
+
+
+class BatchRows(Protocol):
+    """How the processes that share an engine divide a batch."""
+
+    @property
+    def process(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def processes(self) -> int:
+        """Number of processes."""
+
+    @property
+    def batch_shards(self) -> int:
+        """Number of parts that a batch is divided into, on the devices of all processes."""
+
+    @property
+    def primary(self) -> bool:
+        """Whether no process of a lower number makes the same rows, so that this one counts them."""
+
+    def rows(self, size: int) -> np.ndarray:
+        """Which rows of a batch of `size` this process makes, ascending."""
+
+    def total(self, counts: np.ndarray) -> np.ndarray:
+        """The sum of an array over all processes."""
+
+
+class Predictor(BatchRows, Protocol):
+    """Computes a model's outputs."""
+
+    @property
+    def name(self) -> str:
+        """The framework: "jax" or "torch"."""
+
+    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """Logits [B, classes] in evaluation of uint8 images; both are this process's rows."""
+
+
+class Trainer(BatchRows, Protocol):
+    """Trains a model."""
+
+    @property
+    def config(self) -> TrainConfig: ...
+
+    @property
+    def devices(self) -> int:
+        """Number of devices of all processes."""
+
+    @property
+    def hardware(self) -> str:
+        """This process's devices, in words."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Canonical names of the parameters that are trained."""
+
+    @property
+    def skipped(self) -> int:
+        """Number of updates skipped so far."""
+
+    @property
+    def skippable(self) -> int:
+        """Number of updates that may be skipped: the config's, or more where more were skipped before."""
+
+    @property
+    def state_bytes(self) -> Mapping[str, tuple[int, int]]:
+        """Bytes of each array of the state, in total and on one device."""
+
+    @property
+    def average(self) -> Predictor | None:
+        """Predicts by the moving average of the weights; None where none is kept."""
+
+    def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
+        """Update number `step` (from 0), by this process's rows; returns what was computed before the update.
+
+        A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
+        them than `skippable`, every later update does too.
+        """
+
+
+class Saver(BatchRows, Protocol):
+    """Saves and restores the state of training."""
+
+    def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
+        """The parameters, or their moving average, in the layout on disk, at least in process 0."""
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The optimizer's statistics and the moving average, "<kind>/<canonical name>" in the layout on disk, and
+        "skipped"; at least in process 0."""
+
+    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
+        """Sets what `statistics` of either engine returned before update number `step`."""
+
+    def save(self, folder: Location, config: CheckpointConfig) -> None:
+        """Begins to write a step's folder; training may continue meanwhile."""
+
+    def wait_until_saved(self) -> None:
+        """Waits until the step that is being saved is complete. InputError where it could not be written."""
+
+
+class Engine(Predictor, Trainer, Saver, Protocol):
+    """All that a training run needs."""
+
+
+class MakeEngine(Protocol):
+    """An engine's class."""
+
+    def __call__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> Engine:
+        """An engine that begins from `weights` (without: from new ones by the config's seed), or resumes at a saved
+        step. DamagedError, in every process, for a step that is damaged for one of them."""
+
+
+class MakePredictor(Protocol):
+    """A predictor's class."""
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str = "float32",
+        compute_dtype: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> Predictor:
+        """A predictor by a checkpoint's weights and preprocessing.
+
+        dtype: of the weights and the logits. compute_dtype: of the forward pass; none: dtype. mesh: how the devices of
+        all processes share the work; none: each has a part of the batch.
+        """

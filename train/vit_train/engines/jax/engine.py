@@ -1,0 +1,200 @@
+"""The JAX engine: jax.jit on a flat dict of arrays, over a mesh of devices."""
+
+from collections.abc import Mapping
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_core.arrays import convert
+from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.formats.vit.step import MANIFEST, is_orbax_step, step_config
+from vit_core.parameters import initial_value, parameters
+from vit_core.storage import Location
+from vit_train.config import TrainConfig
+from vit_train.data.batches import Batch
+from vit_train.engine import Predictor
+from vit_train.engines.jax.mesh import make_mesh
+from vit_train.engines.jax.on_mesh import OnMesh, gather, place
+from vit_train.engines.jax.optimizers import from_disk_layout, to_disk_layout
+from vit_train.engines.jax.saving import OrbaxSaver, restore
+from vit_train.engines.jax.train_step import LAYOUTS, State, TrainStep, mask_layout
+from vit_train.processes import read_together
+from vit_train.step_folders import read_step
+from vit_train.step_result import StepResult
+
+_at_most = jax.jit(jnp.minimum)
+
+
+class JaxEngine(OnMesh):
+    """Parameters and statistics as a flat dict of stacked arrays, created and kept in the parts that the mesh defines.
+
+    weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
+    instead; DamagedError, in every process, where one of them finds it damaged.
+    """
+
+    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
+        super().__init__(make_mesh(config.mesh, config.model))
+        self.config, self.skippable = config, config.skippable
+        self.step = TrainStep(config, self.mesh)
+        self.trained = self.step.names
+        self.saver = OrbaxSaver()
+        self.state: State = {}
+        if saved is None:
+            self._begin(weights)
+        elif is_orbax_step(saved):
+            self._resume_orbax_step(saved)
+        else:
+            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved))
+            self._begin(checkpoint)
+            self.restore(step, statistics)
+
+    @property
+    def state_bytes(self) -> dict[str, tuple[int, int]]:
+        """Bytes of each array of the state, in total and on one device."""
+        return {
+            leaf: (x.size * x.dtype.itemsize, prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize)
+            for leaf, x in self.step.state.items()
+        }
+
+    @property
+    def skipped(self) -> int:
+        """Number of updates skipped so far."""
+        return int(self.state["skipped"])
+
+    @property
+    def average(self) -> Predictor | None:
+        """Predicts by the moving average of the weights; None where none is kept."""
+        return None if self.config.ema is None else _AveragePredictor(self)
+
+    def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
+        """Update number `step` (from 0); returns what was computed before it, still on the device.
+
+        A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
+        them than `skippable`, every later update does too.
+        """
+        rates = self.config.learning_rate(step), self.config.schedule.fraction(step, self.config.steps)
+        dtype = self.config.dtype
+        result: StepResult
+        with jax.set_mesh(self.mesh):
+            self.state, result = self.step.train(
+                self.state,
+                self._to_global(batch),
+                self._by_device(stop),
+                np.int32(step),
+                (np.asarray(rates[0], dtype), np.asarray(rates[1], dtype)),
+                (np.int32(self.skippable), np.asarray(self.config.loss_limit, dtype)),
+            )
+        return result
+
+    def predict(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray:
+        """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
+        average."""
+        params = self.step.params(self.state, averaged)
+        return self.predict_with(self.step.forward, params, images_BHWC).astype(self.config.dtype)
+
+    def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
+        """The parameters, or their moving average, in the layout on disk; every process has to call it."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, x in self.step.params(self.state, averaged).items():
+            arrays |= to_disk_layout(self.step.stacks[name], gather(x))
+        return {name: arrays[name] for name in self.step.forward.position_of}
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The optimizer's statistics, the moving average and "skipped": "<kind>/<canonical name>" in the layout on
+        disk; every process has to call it."""
+        statistics = {"skipped": np.asarray(self.skipped)}
+        for leaf, x in self.state.items():
+            kind, _, stack = leaf.partition("/")
+            if kind not in ("params", "skipped"):
+                layers = to_disk_layout(self.step.stacks[stack], gather(x), by_matrix=self._is_by_matrix(kind))
+                statistics |= {f"{kind}/{name}": layer for name, layer in layers.items()}
+        return statistics
+
+    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
+        """Sets what `statistics` of either engine returned after `step` updates."""
+        for leaf, like in self.step.state.items():
+            kind, _, name = leaf.partition("/")
+            if kind == "skipped":
+                self.state[leaf] = place(like, np.asarray(statistics.get("skipped", np.zeros(()))))
+            elif kind != "params":
+                stack = self.step.stacks[name]
+                layers = {row.name: np.asarray(statistics[f"{kind}/{row.name}"]) for row in stack.rows}
+                host = from_disk_layout(stack, layers, like.shape, by_matrix=self._is_by_matrix(kind))
+                self.state[leaf] = place(like, host)
+        self._allow_skipped()
+
+    def save(self, folder: Location, config: CheckpointConfig) -> None:
+        """Begins to write a step's folder; training may continue meanwhile."""
+        # Where the run stops because of one skipped update too many, that one will be tried again.
+        skipped = {"skipped": _at_most(self.state["skipped"], np.int32(self.skippable))}
+        by_matrix = self.step.update.by_matrix
+        self.saver.save(folder, self.state | skipped, config.model_dump(mode="json"), by_matrix)
+
+    def wait_until_saved(self) -> None:
+        """Waits until the step that is being saved is complete. InputError where it could not be written."""
+        self.saver.wait_until_saved()
+
+    def _begin(self, weights: Checkpoint | None) -> None:
+        """Sets new weights or the given ones, and statistics of zero; each device gets its part of each array."""
+        rows = parameters(self.config.model)
+        arrays = None if weights is None else self.config.fitted(weights).arrays
+
+        def value(name: str) -> np.ndarray:
+            array = initial_value(rows[name], self.config.seed) if arrays is None else arrays[name]
+            return convert(array, self.config.dtype)
+
+        self.state = {}
+        for leaf, like in self.step.state.items():
+            kind, _, name = leaf.partition("/")
+            if kind == "params":
+                stack = self.step.stacks[name]
+                host = from_disk_layout(stack, {row.name: value(row.name) for row in stack.rows}, like.shape)
+                for copy in (leaf, f"average/{name}"):
+                    if copy in self.step.state:
+                        self.state[copy] = place(like, host)
+            elif kind != "average":
+                self.state[leaf] = place(like, np.broadcast_to(np.zeros((), like.dtype), like.shape))
+
+    def _resume_orbax_step(self, folder: Location) -> None:
+        fields = read_together(self.joined, lambda: step_config(folder))
+        saved = CheckpointConfig.parse(fields, f"{folder / MANIFEST}: metadata")
+        self.config.check_network(saved.model, f"checkpoint {folder}")
+        self.state = restore(folder, self.step.state)
+        self._allow_skipped()
+
+    def _allow_skipped(self) -> None:
+        """Allows at least as many skipped updates as there were when the config may have allowed more."""
+        self.skippable = max(self.config.skippable, self.skipped)
+
+    def _is_by_matrix(self, kind: str) -> bool:
+        return kind != "average" and self.step.update.by_matrix
+
+    def _to_global(self, batch: Batch) -> Batch:
+        """The global batch, from this process's rows of it."""
+        size = len(batch.images_BHWC)
+
+        def put(layout: str, x: np.ndarray) -> jax.Array:
+            return self.to_global(x, layout, size)
+
+        masks = {site: put(mask_layout(site), mask) for site, mask in batch.masks.items()}
+        # The ids do not influence training.
+        arrays: Batch = jax.tree.map(put, LAYOUTS, batch._replace(masks={}, ids_B=None))
+        return arrays._replace(masks=masks)
+
+    def _by_device(self, stop: bool) -> jax.Array:
+        ours = np.full(1, stop, np.int32)
+        return jax.make_array_from_callback((self.mesh.size,), self.step.by_device, lambda _: ours)
+
+
+class _AveragePredictor(OnMesh):
+    """Predicts by the moving average of an engine's weights."""
+
+    def __init__(self, engine: JaxEngine) -> None:
+        super().__init__(engine.mesh)
+        self.engine = engine
+
+    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """Logits [B, classes] of uint8 images, both this process's rows."""
+        return self.engine.predict(images_BHWC, averaged=True)

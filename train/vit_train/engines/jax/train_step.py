@@ -1,0 +1,201 @@
+"""What jax.jit compiles for a run: the train step, with the place of every array on the mesh.
+
+Nothing here needs a device: `TrainStep.lower` is how a plan computes what a run costs on hardware that is not present.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_core import masks
+from vit_core.errors import InputError
+from vit_core.parameters import Stack, parameters, stacks
+from vit_jax import sharding
+from vit_train.config import TrainConfig
+from vit_train.data.batches import Batch
+from vit_train.engines.jax.forward import Forward, Params
+from vit_train.engines.jax.mesh import batch_sharding, batch_shards
+from vit_train.engines.jax.optimizers import OptimizerUpdate, clip, squared_norms
+from vit_train.step_result import StepResult
+
+State = dict[str, jax.Array]
+"""All that a run resumes from: "params/<stack>", "average/<stack>", "<statistic>/<stack>" and "skipped"."""
+
+LAYOUTS = Batch("batch", "batch", "batch", "batch", "batch", masks={}, ids_B=None)
+"""Layouts of a batch's arrays, for sharding."""
+
+
+def mask_layout(site: str) -> str:
+    """Layout of a mask: those of sites in the blocks have a layer axis first."""
+    return "batch" if site == masks.POSITIONS else "layers batch"
+
+
+class TrainStep:
+    """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
+
+    train(state, batch, stop, step, rates, limits) -> (state, StepResult), jitted, the state donated. stop [devices]: 1
+    on the devices of processes that want to stop. rates: the learning rate, and its fraction of the peak. limits: how
+    many updates may be skipped, and the loss above which one is.
+    """
+
+    def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
+        self.config, self.mesh = config, mesh
+        if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
+            raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
+        rows = parameters(config.model)
+        factors = config.optimizer.factors(rows)
+        self.names = tuple(factors)
+        self.trained = stacks(rows[name] for name in self.names)
+        self.frozen = stacks(row for name, row in rows.items() if name not in factors)
+        self.stacks = self.trained | self.frozen
+        self.forward = Forward.of_run(config, self.stacks, mesh)
+        self.update = OptimizerUpdate(config.optimizer.resolved(), self.trained, factors, jnp.dtype(config.dtype))
+        out = {leaf: x.sharding for leaf, x in self.state.items()}
+        self.train = jax.jit(self._train, donate_argnums=0, out_shardings=(out, self._replicated))
+
+    @cached_property
+    def state(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and sharding of every array of the state."""
+        dtype, leaves = jnp.dtype(self.config.dtype), {}
+        for name, stack in self.stacks.items():
+            leaves[f"params/{name}"] = jax.ShapeDtypeStruct(stack.jax_shape, dtype), sharding.of_parameter(stack)
+        if self.config.ema is not None:
+            leaves |= {f"average/{name}": leaves[f"params/{name}"] for name in self.trained}
+        leaves |= self.update.statistics
+        leaves["skipped"] = jax.ShapeDtypeStruct((), jnp.int32), PartitionSpec()
+        return {
+            leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
+            for leaf, (x, spec) in leaves.items()
+        }
+
+    def lower(self) -> jax.stages.Lowered:
+        """The train step lowered for this mesh, whose devices need not be present. InputError for a batch that the
+        mesh cannot share."""
+        self.config.check_batch_shards(batch_shards(self.mesh))
+        rate = jax.ShapeDtypeStruct((), jnp.dtype(self.config.dtype), sharding=self._replicated)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
+        stop = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=self.by_device)
+        with jax.set_mesh(self.mesh):
+            return self.train.lower(self.state, self.batch, stop, count, (rate, rate), (count, rate))
+
+    def params(self, state: State, averaged: bool = False) -> Params:
+        """The parameters in a state by stack; or their moving average, with the parameters that have none."""
+        kinds = ["params", "average"] if averaged else ["params"]
+        return {name: state[f"{kind}/{name}"] for kind in kinds for name in self.stacks if f"{kind}/{name}" in state}
+
+    @property
+    def by_device(self) -> NamedSharding:
+        """Sharding of an array with one value on each device."""
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+
+    @property
+    def _replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @cached_property
+    def batch(self) -> Batch:
+        """Shape, type and sharding of every array of a batch."""
+        model, B = self.config.model, self.config.batch_size
+        sites = masks.sites(model, B)
+
+        def array(shape: tuple[int, ...], dtype: Any, layout: str = "batch") -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, layout))
+
+        return Batch(
+            images_BHWC=array((B, *model.image_size, model.channels), np.uint8),
+            targets_BC=array((B, model.num_classes), np.float32),
+            weights_B=array((B,), np.float32),
+            own_share_B=array((B,), np.float32),
+            boxes_B4=array((B, 4), np.int32),
+            masks={name: array(site.shape, np.float32, mask_layout(name)) for name, site in sites.items()},
+            ids_B=None,
+        )
+
+    def _train(
+        self,
+        state: State,
+        batch: Batch,
+        stop: jax.Array,
+        step: jax.Array,
+        rates: tuple[jax.Array, jax.Array],
+        limits: tuple[jax.Array, jax.Array],
+    ) -> tuple[State, StepResult]:
+        config, params = self.config, self.params(state)
+        loss, gradients = self._gradients(params, batch)
+        norms, position_of = squared_norms(gradients, self.trained), self.forward.position_of
+        squares = jnp.stack([norms[stack][i] for stack, i in (position_of[name] for name in self.names)])
+        total = squares.sum()
+        if config.optimizer.clip_norm:
+            gradients = clip(gradients, total, config.optimizer.clip_norm)
+        trained, after = self.update.update(params, gradients, state, step - state["skipped"], *rates)
+        after |= {f"params/{name}": p for name, p in trained.items()}
+        if (ema := config.ema) is not None:
+            after |= {f"average/{name}": ema * state[f"average/{name}"] + (1 - ema) * p for name, p in trained.items()}
+        skippable, loss_limit = limits
+        valid = jnp.isfinite(loss) & jnp.isfinite(total) & (loss <= loss_limit)
+        training = state["skipped"] <= skippable
+        new = {leaf: jnp.where(valid & training, x, state[leaf]) for leaf, x in after.items()}
+        skipped = state["skipped"] + (training & ~valid)
+        return {**state, **new, "skipped": skipped}, StepResult(loss, squares, stop.sum())
+
+    def _gradients(self, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+        """The mean loss over the examples that count, and its gradients, computed in `accumulation` parts."""
+        dtype = jnp.dtype(self.config.dtype)
+        count = jnp.maximum(batch.weights_B.sum(), 1).astype(dtype)
+        trained = {name: params[name] for name in self.trained}
+
+        def loss_of(trained: Params, part: Batch) -> jax.Array:
+            images_BHWC = self.forward.normalise(part.images_BHWC, part)
+            logits_BC = self.forward.model(params | trained)(images_BHWC, part.masks)
+            return total_loss(self.config, logits_BC, part).astype(dtype) / count
+
+        if self.config.accumulation == 1:
+            loss, gradients = jax.value_and_grad(loss_of)(trained, batch)
+        else:
+
+            def add(summed: Any, part: Batch) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, summed, jax.value_and_grad(loss_of)(trained, part)), None
+
+            zero = jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, trained)
+            loss, gradients = jax.lax.scan(add, zero, self._split_batch(batch))[0]
+        return loss, {name: without_key_bias(self.trained[name], g) for name, g in gradients.items()}
+
+    def _split_batch(self, batch: Batch) -> Batch:
+        """The batch with a leading axis of k parts: every k-th pair goes to each, so that no example changes device."""
+        k = self.config.accumulation
+        unit = 2 if self.config.augmentation.mixes else 1
+
+        def split(x: jax.Array, layout: str = "batch") -> jax.Array:
+            axis = layout.split().index("batch")
+            before, (B, *after) = x.shape[:axis], x.shape[axis:]
+            parts = jnp.moveaxis(x.reshape(*before, B // (k * unit), k, unit, *after), axis + 1, 0)
+            return sharding.constrain(parts.reshape(k, *before, B // k, *after), f"parts {layout}")
+
+        split_masks = {site: split(mask, mask_layout(site)) for site, mask in batch.masks.items()}
+        parts: Batch = jax.tree.map(split, batch._replace(masks={}))
+        return parts._replace(masks=split_masks)
+
+
+def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:
+    """The gradient with zeros at the bias of the keys (vit_core.parameters.Parameter.key_bias)."""
+    key = stack.rows[0].key_bias
+    if key is None:
+        return gradient
+    return gradient.at[key].set(0) if stack.layers is None else gradient.at[:, key].set(0)
+
+
+def total_loss(config: TrainConfig, logits_BC: jax.Array, batch: Batch) -> jax.Array:
+    """The loss summed over the examples that count, in float32 at least."""
+    logits_BC = logits_BC.astype(jnp.promote_types(logits_BC.dtype, jnp.float32))
+    targets_BC, weights_B = batch.targets_BC.astype(logits_BC.dtype), batch.weights_B.astype(logits_BC.dtype)
+    if config.loss == "softmax":
+        losses_B = optax.softmax_cross_entropy(logits_BC, targets_BC)
+    else:
+        losses_B = optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(axis=-1)
+    total: jax.Array = (losses_B * weights_B).sum()
+    return total

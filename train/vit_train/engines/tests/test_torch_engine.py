@@ -1,0 +1,126 @@
+"""The PyTorch engine by itself: recomputation, rounded moments, skipped updates, its rows of a batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from vit_core import InputError, parity
+from vit_train.config import Mesh, TrainConfig
+from vit_train.data.batches import Batch, Batches
+from vit_train.engines.torch.engine import TorchEngine
+from vit_train.engines.torch.processes import Processes, join
+from vit_train.engines.torch.sharding import resolve_mesh
+from vit_train.tests.small_run import CONFIG, quadrants, run_in, save_step
+
+SPLIT = quadrants()
+EXACT = CONFIG.replace(dtype="float64", accumulation=2)
+
+
+def batches(config: TrainConfig = CONFIG) -> list[Batch]:
+    made = Batches(SPLIT, config)
+    return [made[step] for step in range(6)]
+
+
+def after(engine: TorchEngine, steps: dict[int, Batch]) -> TorchEngine:
+    """The engine after the updates of these numbers."""
+    for step, batch in steps.items():
+        engine.train_step(batch, step)
+    return engine
+
+
+def state_of(engine: TorchEngine) -> dict[str, np.ndarray]:
+    """All of an engine's state except the number of skipped updates."""
+    averages = {f"averaged/{name}": array for name, array in engine.export(averaged=True).items()}
+    return {k: v for k, v in engine.statistics().items() if k != "skipped"} | engine.export() | averages
+
+
+def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in b:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputation_does_not_change_a_step(remat: Any) -> None:
+    steps = dict(enumerate(batches(EXACT)[:3]))
+    kept, again = (state_of(after(TorchEngine(EXACT.replace(remat=how)), steps)) for how in ("none", remat))
+    for name, expected in kept.items():
+        assert parity.difference(again[name], expected)[1] <= parity.FLOAT64_BOUND, name
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputation_rounds_as_the_forward_pass(remat: Any) -> None:
+    """In bfloat16 the weights are cast for the forward pass: the backward pass must recompute with the same ones."""
+    low = CONFIG.replace(compute_dtype="bfloat16")
+    kept, again = (after(TorchEngine(low.replace(remat=how)), {0: batches()[0]}) for how in ("none", remat))
+    assert_equal(state_of(again), state_of(kept))
+
+
+def test_bfloat16_moments_are_saved_and_restored(tmp_path: Path) -> None:
+    config = CONFIG.replace(ema=None, optimizer=CONFIG.optimizer.replace(moment_dtype="bfloat16"))
+    made = dict(enumerate(batches(config)))
+    engine = after(TorchEngine(config), {step: made[step] for step in (0, 1, 2)})
+    statistics = engine.statistics()
+    kinds = {key.partition("/")[0]: array.dtype for key, array in statistics.items() if "/" in key}
+    assert kinds == {"first_moment": np.dtype(ml_dtypes.bfloat16), "second_moment": np.dtype(np.float32)}
+    again = TorchEngine(config, saved=save_step(run_in(tmp_path, config), engine, 3))
+    rest = {step: made[step] for step in (3, 4)}
+    assert_equal(state_of(after(again, rest)), state_of(after(engine, rest)))
+    exact = after(TorchEngine(CONFIG), {step: made[step] for step in range(5)})
+    assert not np.array_equal(exact.export()["head.weight"], engine.export()["head.weight"])
+
+
+@pytest.mark.parametrize("kind", ["not finite", "exploded"])
+def test_a_skipped_update_leaves_no_trace(kind: str, tmp_path: Path) -> None:
+    """A run that skipped a step equals one that never had the step; also after saving and resuming."""
+    config = CONFIG.replace(skippable=1)
+    made = batches(config)
+    good = {step: made[step] for step in (0, 1, 3, 4)}
+    bad = made[2]._replace(targets_BC=made[2].targets_BC * (np.nan if kind == "not finite" else 1e3))
+    engine, without = TorchEngine(config), after(TorchEngine(config), good)
+    after(engine, {0: made[0], 1: made[1], 2: bad})
+    assert engine.skipped == engine.statistics()["skipped"] == 1
+    again = TorchEngine(config, saved=save_step(run_in(tmp_path, config), engine, 3))
+    for one in (engine, again):
+        after(one, {3: made[3], 4: made[4]})
+        assert one.skipped == 1
+        assert_equal(state_of(one), state_of(without))
+
+
+def test_after_one_skipped_update_too_many_nothing_changes() -> None:
+    engine = TorchEngine(CONFIG.replace(skippable=1))
+    made = batches()
+    bad = made[0]._replace(targets_BC=made[0].targets_BC * np.nan)
+    before = state_of(after(engine, {0: made[0], 1: bad}))
+    result = engine.train_step(bad, 2)
+    assert result.invalid(engine.trained, CONFIG.loss_limit)[0] == "loss"
+    assert engine.skipped == 2
+    assert engine.statistics()["skipped"] == 1, "the state before it, from which a run may resume"
+    assert_equal(state_of(after(engine, {3: made[3]})), before)
+
+
+def test_rows_of_a_process() -> None:
+    engine = TorchEngine(CONFIG)
+    np.testing.assert_array_equal(engine.rows(16), np.arange(16))
+    engine.process, engine.processes = 1, 3
+    np.testing.assert_array_equal(engine.rows(12), np.arange(4, 8))
+    with pytest.raises(InputError, match="batch_size: 16 cannot be shared by 3 processes; make it a multiple"):
+        engine.rows(16)
+
+
+def test_meshes_that_pytorch_cannot_use_are_refused() -> None:
+    two = replace(join(), count=2)
+    assert join() == Processes(0, 1, two.device)
+    for mesh in (Mesh(tensor=2), Mesh(data=1, tensor=-1)):
+        with pytest.raises(InputError, match=r"mesh\.tensor: 2, but PyTorch shares by data and fsdp"):
+            resolve_mesh(CONFIG.replace(mesh=mesh), two)
+    cut = CONFIG.replace(mesh=Mesh(fsdp=2))
+    assert resolve_mesh(cut, two).axes == {"data": 1, "fsdp": 2, "tensor": 1}
+    with pytest.raises(InputError, match=r"optimizer\.name: adafactor needs whole matrices, which mesh\.fsdp 2 cuts"):
+        resolve_mesh(cut.replace(optimizer=CONFIG.optimizer.replace(name="adafactor")), two)
+    with pytest.raises(InputError, match="needs a multiple of 2 devices, there are 1"):
+        TorchEngine(cut)

@@ -1,0 +1,259 @@
+"""The PyTorch engine; under torchrun, one of several processes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+import vit_torch
+from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.masks import POSITIONS
+from vit_core.parameters import Parameter, parameters
+from vit_core.storage import Location
+from vit_torch import arrays
+from vit_train.config import TrainConfig
+from vit_train.data.batches import Batch
+from vit_train.engine import Predictor
+from vit_train.engines.torch.member import Member
+from vit_train.engines.torch.network import Network, total_loss
+from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_norms
+from vit_train.engines.torch.sharding import (
+    accumulating,
+    gather_slices,
+    local_slice,
+    resolve_mesh,
+    shard,
+    slice_like,
+    sum_over_slices,
+)
+from vit_train.processes import read_together
+from vit_train.step_folders import read_step, write_step
+from vit_train.step_result import StepResult
+
+
+class TorchEngine(Member):
+    """A module, its optimizer, and the moving average of its weights: whole in every process, or a slice in each.
+
+    weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
+    instead; DamagedError, in every process, where one of them finds it damaged.
+    """
+
+    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
+        super().__init__()
+        self.config, self.table = config, parameters(config.model)
+        self.skippable, self.skipped = config.skippable, 0
+        mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
+        if saved is not None:
+            weights, step, statistics = read_together(self.joined, lambda: read_step(saved))
+        if weights is None:
+            model = vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
+        else:
+            model = vit_torch.load(config.fitted(weights), dtype=config.dtype, remat=config.remat)
+        self.trained = tuple(config.optimizer.factors(self.table))
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in self.trained)
+        compute = getattr(torch, config.compute_dtype or config.dtype)
+        self.network = Network(model.train(), config.preprocessing, compute, config.augmentation.mixes)
+        if mesh.fsdp > 1:
+            shard(model, mesh, self.device, compute)
+        self.network.to(self.device)
+        several = self.processes > 1 and mesh.fsdp == 1
+        self.parallel = DistributedDataParallel(self.network) if several else self.network
+        self.params: dict[str, Tensor] = dict(model.named_parameters())
+        self.slices = {name: local_slice(p) for name, p in self.params.items()}
+        self.key_biases = {
+            name: slice_like(key_bias(self.table[name]), self.params[name]).to(self.device)
+            for name in self.trained
+            if self.table[name].key_bias is not None
+        }
+        self.update = OptimizerUpdate(config.optimizer, self.table, self.slices)
+        averaged = self.trained if config.ema is not None else ()
+        self.averages = {name: self.slices[name].clone() for name in averaged}
+        if statistics is not None:
+            self.restore(step, statistics)
+
+    @property
+    def state_bytes(self) -> dict[str, tuple[int, int]]:
+        """Bytes of each tensor of the state, in total and in this process."""
+        sizes = {}
+        state = {f"params/{name}": x for name, x in self.slices.items()} | self._statistics()
+        for key, x in state.items():
+            name = key.partition("/")[2]
+            elsewhere = self.params[name].numel() - self.slices[name].numel()
+            sizes[key] = x.nbytes + elsewhere * x.element_size(), x.nbytes
+        return sizes
+
+    @property
+    def average(self) -> Predictor | None:
+        """Predicts by the moving average of the weights; None where none is kept."""
+        return None if self.config.ema is None else _AveragePredictor(self)
+
+    def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
+        """Update number `step` (from 0), by this process's rows; returns what was computed before it.
+
+        A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
+        them than `skippable`, every later update does too.
+        """
+        loss, stop_requests = self._gradients(batch, stop)
+        gradients = {
+            name: local_slice(gradient) for name in self.trained if (gradient := self.params[name].grad) is not None
+        }
+        for name, key in self.key_biases.items():
+            gradients[name].masked_fill_(key, 0)
+        norms_P = sum_over_slices(squared_norms(gradients), self.params[self.trained[0]])
+        # Copied from the device at once: the values decide about the update.
+        values = torch.cat((loss[None], norms_P, stop_requests[None])).cpu()
+        result = StepResult(values[0], values[1:-1], values[-1])
+        if self.skipped > self.skippable:
+            return result
+        if not (result.loss <= self.config.loss_limit and torch.isfinite(result.squared_norms.sum())):
+            self.skipped += 1
+            return result
+        if self.config.optimizer.clip_norm:
+            clip(gradients, norms_P, self.config.optimizer.clip_norm)
+        fraction = self.config.schedule.fraction(step, self.config.steps)
+        self.update.step(gradients, self.config.learning_rate(step), fraction)
+        self._update_averages()
+        return result
+
+    @torch.no_grad()
+    def predict(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray:
+        """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
+        average. Every process has to call it, as often as the others."""
+        self.network.eval()
+        with self._averages_as_weights() if averaged else nullcontext():
+            logits_BC = self.network(self.on_device(images_BHWC))
+            if isinstance(self.network.model, FSDPModule):
+                self.network.model.reshard()  # otherwise it keeps gathered weights, which a change leaves outdated
+        self.network.train()
+        logits: np.ndarray = logits_BC.cpu().to(getattr(torch, self.config.dtype)).numpy()
+        return logits
+
+    def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
+        """The parameters, or their moving average, in the layout on disk: in process 0; every process has to call
+        it."""
+        return self._gathered(self.slices | self.averages if averaged else self.slices)
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """The optimizer's statistics, the moving average and "skipped": "<kind>/<canonical name>" in the layout on
+        disk; in process 0; every process has to call it."""
+        # Where the run stops because of one skipped update too many, that one will be tried again.
+        skipped = np.asarray(min(self.skipped, self.skippable), np.int64)
+        return self._gathered(self._statistics()) | {"skipped": skipped}
+
+    def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
+        """Sets what `statistics` of either engine returned before update number `step`."""
+        slices = {
+            key: slice_like(arrays.from_numpy(statistics[key]), self.params[key.partition("/")[2]])
+            for key in self._statistics()
+        }
+        self.skipped = int(statistics.get("skipped", np.zeros(())))
+        self.skippable = max(self.config.skippable, self.skipped)  # the config may have allowed more at that time
+        self.update.restore(step - self.skipped, slices)
+        for name, average in self.averages.items():
+            average.copy_(slices[f"average/{name}"])
+
+    def save(self, folder: Location, config: CheckpointConfig) -> None:
+        """Writes a step's folder."""
+        weights, statistics = self.export(), self.statistics()
+        if self.process == 0:
+            write_step(folder, Checkpoint.of(config, weights), statistics)
+
+    def wait_until_saved(self) -> None:
+        """Returns at once: `save` writes everything before it returns."""
+
+    def _gradients(self, batch: Batch, stop: bool) -> tuple[Tensor, Tensor]:
+        """Sets the gradients of the mean loss over the examples that count, computed in `accumulation` parts.
+
+        Returns the loss, and how many processes want to stop.
+        """
+        self.network.zero_grad()
+        dtype = getattr(torch, self.config.dtype)
+        counts = torch.tensor((batch.weights_B.sum(), stop), dtype=dtype, device=self.device)
+        if self.processes > 1:
+            dist.all_reduce(counts)
+        count, loss = counts[0].clamp(min=1), torch.zeros((), dtype=dtype, device=self.device)
+        parts = self._split_batch(batch)
+        for i, part in enumerate(parts):
+            with accumulating(self.parallel, self.network.model) if i + 1 < len(parts) else nullcontext():
+                logits_BC = self.parallel(part.images_BHWC, part)
+                part_loss = total_loss(self.config, logits_BC, part).to(dtype) / count
+                (part_loss * self.processes).backward()  # the gradients of the processes are averaged
+            loss += part_loss.detach()
+        if self.processes > 1:
+            dist.all_reduce(loss)
+        return loss, counts[1]
+
+    def _split_batch(self, batch: Batch) -> list[Batch]:
+        """The batch on the device, split into parts."""
+        size = len(batch.images_BHWC) // self.config.accumulation
+        parts = []
+        for first in range(0, len(batch.images_BHWC), size):
+            rows = slice(first, first + size)
+            images, targets, weights, own_share, boxes = (self.on_device(array[rows]) for array in batch[:5])
+            # Masks of sites in the blocks have a layer axis first.
+            masks = {
+                site: self.on_device(mask[rows] if site == POSITIONS else mask[:, rows])
+                for site, mask in batch.masks.items()
+            }
+            parts.append(Batch(images, targets, weights, own_share, boxes, masks, ids_B=None))
+        return parts
+
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        for name, average in self.averages.items():
+            assert self.config.ema is not None
+            average.mul_(self.config.ema).add_(self.slices[name], alpha=1 - self.config.ema)
+
+    @contextmanager
+    def _averages_as_weights(self) -> Iterator[None]:
+        """Within the context the moving averages and the weights are exchanged."""
+
+        def exchange() -> None:
+            for name, average in self.averages.items():
+                weights = self.slices[name].clone()
+                self.slices[name].copy_(average)
+                average.copy_(weights)
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """This process's slices of the statistics and the moving averages."""
+        return self.update.statistics() | {f"average/{name}": x for name, x in self.averages.items()}
+
+    def _gathered(self, slices: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Whole arrays in process 0, nothing in the others, from the slices of all; keys end in canonical names."""
+        gathered = {}
+        for key, x in slices.items():
+            tensor = gather_slices(x, self.params[key.rpartition("/")[2]])
+            if self.process == 0:
+                gathered[key] = arrays.to_numpy(tensor).copy()
+        return gathered
+
+
+class _AveragePredictor(Member):
+    """Predicts by the moving average of an engine's weights."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+        """Logits [B, classes] of uint8 images, both this process's rows."""
+        return self.engine.predict(images_BHWC, averaged=True)
+
+
+def key_bias(row: Parameter) -> Tensor:
+    """bool, in the parameter's shape on disk: where the keys' bias is (vit_core.parameters.Parameter.key_bias)."""
+    mask = torch.zeros(row.jax_shape, dtype=torch.bool)
+    mask[row.key_bias] = True
+    return mask.reshape(row.shape)

@@ -1,0 +1,35 @@
+"""What the engine and the predictor in PyTorch share: this process among the others, and its rows of a batch."""
+
+import numpy as np
+from torch import Tensor
+
+from vit_core.errors import InputError
+from vit_torch import arrays
+from vit_train.engines.torch.processes import join
+
+
+class Member:
+    """One of the processes that share a computation."""
+
+    name = "torch"
+    primary = True
+
+    def __init__(self) -> None:
+        self.joined = join()
+        self.process, self.processes, self.total = self.joined.index, self.joined.count, self.joined.total
+        self.devices = self.batch_shards = self.processes
+        self.device, self.hardware = self.joined.device, self.joined.hardware
+
+    def rows(self, size: int) -> np.ndarray:
+        """Which rows of a batch of `size` this process makes. InputError where they cannot be divided evenly."""
+        count, rest = divmod(size, self.processes)
+        if rest:
+            raise InputError(
+                f"batch_size: {size} cannot be shared by {self.processes} processes; make it a multiple of them"
+            )
+        return np.arange(self.process * count, (self.process + 1) * count)
+
+    def on_device(self, array: np.ndarray) -> Tensor:
+        """A copy of an array on this process's device."""
+        tensor: Tensor = arrays.from_numpy(array).to(self.device)
+        return tensor

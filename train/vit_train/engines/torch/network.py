@@ -1,0 +1,65 @@
+"""The forward pass of a model in PyTorch: uint8 images to logits, in the compute dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.func import functional_call
+
+import vit_torch
+from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_train.config import TrainConfig
+from vit_train.data.batches import Batch
+
+
+class Network(nn.Module):
+    """uint8 images to logits: normalized, mixed in pairs as a batch says (in training), through the model."""
+
+    def __init__(
+        self, model: vit_torch.ViT, preprocessing: Preprocessing, compute: torch.dtype, mixes: bool = False
+    ) -> None:
+        super().__init__()
+        self.model, self.preprocessing, self.compute, self.mixes = model, preprocessing, compute, mixes
+
+    def forward(self, images_BHWC: Tensor, batch: Batch | None = None) -> Tensor:
+        """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed."""
+        x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
+        # FSDP casts as it gathers.
+        if isinstance(self.model, FSDPModule) or next(self.model.parameters()).dtype == self.compute:
+            logits_BC: Tensor = self.model(x_BCHW, masks)
+            return logits_BC
+        cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}
+        logits_BC = functional_call(self.model, cast, (x_BCHW, masks))
+        return logits_BC
+
+    def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
+        """uint8 images as input of the model, [B, C, H, W] in the compute dtype; mixed in pairs as a batch says."""
+        offset, scale = (torch.as_tensor(c, device=images_BHWC.device) for c in offset_and_scale(self.preprocessing))
+        x_BHWC = (images_BHWC.float() - offset) * scale
+        if mix is not None and self.mixes:
+            x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)
+        return x_BHWC.permute(0, 3, 1, 2).to(self.compute)
+
+
+def mixed(x_BHWC: Tensor, batch: Batch) -> Tensor:
+    """Images mixed with the other image of their pair, by the batch's weights and boxes."""
+    B, H, W, C = x_BHWC.shape
+    partner_BHWC = x_BHWC.reshape(B // 2, 2, H, W, C).flip(1).reshape(B, H, W, C)
+    top, left, bottom, right = (side[:, None, None] for side in batch.boxes_B4.T)
+    y_H1, x_1W = torch.arange(H, device=x_BHWC.device)[:, None], torch.arange(W, device=x_BHWC.device)
+    inside_BHW = (y_H1 >= top) & (y_H1 < bottom) & (x_1W >= left) & (x_1W < right)
+    own_BHW1 = torch.where(inside_BHW, 0, batch.own_share_B[:, None, None])[..., None].to(x_BHWC)
+    mixed_BHWC: Tensor = own_BHW1 * x_BHWC + (1 - own_BHW1) * partner_BHWC
+    return mixed_BHWC
+
+
+def total_loss(config: TrainConfig, logits_BC: Tensor, batch: Batch) -> Tensor:
+    """The loss summed over the examples that count, in float32 at least."""
+    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+    targets_BC, weights_B = batch.targets_BC.to(logits_BC), batch.weights_B.to(logits_BC)
+    if config.loss == "softmax":
+        losses_B = F.cross_entropy(logits_BC, targets_BC, reduction="none")
+    else:
+        losses_B = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").sum(dim=-1)
+    total: Tensor = (losses_B * weights_B).sum()
+    return total

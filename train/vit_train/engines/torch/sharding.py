@@ -1,0 +1,99 @@
+"""How processes share a network: each has all of it (DDP), or a slice of every parameter (FSDP2)."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import vit_torch
+from vit_core.errors import InputError
+from vit_train.config import Mesh, TrainConfig
+from vit_train.engines.torch.processes import Processes
+
+BY_MATRIX = ("adafactor", "lamb")
+"""Optimizers that need whole matrices."""
+
+
+def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
+    """The config's mesh over so many processes. InputError for what PyTorch cannot do."""
+    mesh, optimizer = config.mesh, config.optimizer.name
+    if mesh.tensor <= 1:
+        mesh = mesh.over(processes.count, config.model)
+    if mesh.tensor > 1:
+        raise InputError(
+            f"mesh.tensor: {mesh.tensor}, but PyTorch shares by data and fsdp; set mesh.tensor 1, or train in JAX"
+        )
+    if mesh.fsdp > 1 and optimizer in BY_MATRIX:
+        raise InputError(
+            f"optimizer.name: {optimizer} needs whole matrices, which mesh.fsdp {mesh.fsdp} cuts; use adamw, lion or "
+            "sgd, or mesh.fsdp 1, or train in JAX"
+        )
+    return mesh
+
+
+def shard(model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch.dtype) -> None:
+    """Leaves each process its slice of every parameter: FSDP2 of each block, and of the layers around the blocks.
+
+    The slices are gathered in the compute dtype; their gradients are averaged in the parameters' dtype.
+    """
+    if mesh.data > 1:  # slices are equal along the first axis
+        over = init_device_mesh(device.type, (mesh.data, mesh.fsdp), mesh_dim_names=("data", "fsdp"))
+    else:
+        over = init_device_mesh(device.type, (mesh.fsdp,), mesh_dim_names=("fsdp",))
+    dtype = next(model.parameters()).dtype
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=dtype, cast_forward_inputs=False)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=over, mp_policy=policy)
+
+
+def accumulating(parallel: nn.Module, model: nn.Module) -> AbstractContextManager[None]:
+    """Within the context gradients are summed in this process, until a later backward pass averages them over the
+    processes.
+
+    FSDP still averages over the processes that together have a model: it has no room for whole gradients.
+    """
+    if isinstance(parallel, DistributedDataParallel):
+        return cast(AbstractContextManager[None], parallel.no_sync())
+    return _without_all_reduce(model) if isinstance(model, FSDPModule) else nullcontext()
+
+
+@contextmanager
+def _without_all_reduce(model: FSDPModule) -> Iterator[None]:
+    model.set_requires_all_reduce(False)
+    yield
+    model.set_requires_all_reduce(True)
+
+
+def local_slice(p: Tensor) -> Tensor:
+    """This process's slice of a parameter or gradient, sharing its memory; all of it where it is not sliced."""
+    return p.to_local().detach() if isinstance(p, DTensor) else p.detach()
+
+
+def slice_like(whole: Tensor, p: Tensor) -> Tensor:
+    """The slice of a whole tensor that corresponds to this process's slice of the parameter p."""
+    if not isinstance(p, DTensor):
+        return whole
+    # Every process has the whole tensor: it need not be sent.
+    return distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None).to_local()
+
+
+def gather_slices(local: Tensor, p: Tensor) -> Tensor:
+    """The whole tensor from the slices that correspond to those of the parameter p; every process has to call it."""
+    if not isinstance(p, DTensor):
+        return local
+    placed = DTensor.from_local(local, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    return placed.full_tensor()
+
+
+def sum_over_slices(x: Tensor, p: Tensor) -> Tensor:
+    """The sum of what was computed from each slice of the parameter p; x is overwritten."""
+    if isinstance(p, DTensor):
+        dist.all_reduce(x, group=p.device_mesh.get_group("fsdp"))
+    return x

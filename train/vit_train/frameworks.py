@@ -1,0 +1,35 @@
+"""The classes and processes of a framework by its name; each framework is imported only when it is asked for."""
+
+import importlib
+from typing import cast
+
+from vit_train.engine import Framework, MakeEngine, MakePredictor
+from vit_train.processes import Processes
+
+
+def join_processes(framework: Framework, distributed: str | None = None) -> Processes:
+    """Connects this process with the others of the run, and returns its place among them.
+
+    distributed: for JAX, see engines.jax.processes.join; PyTorch's processes are those of torchrun.
+    """
+    processes = importlib.import_module(f"vit_train.engines.{framework}.processes")
+    return cast(Processes, processes.join(distributed) if framework == "jax" else processes.join())
+
+
+def engine_class(framework: Framework, dtype: str) -> MakeEngine:
+    """The class of a framework's engine. JAX is set to allow 64-bit types where `dtype` is one."""
+    _allow_dtype(framework, dtype)
+    engine = importlib.import_module(f"vit_train.engines.{framework}.engine")
+    return cast(MakeEngine, engine.JaxEngine if framework == "jax" else engine.TorchEngine)
+
+
+def predictor_class(framework: Framework, dtype: str) -> MakePredictor:
+    """The class of a framework's predictor. JAX is set to allow 64-bit types where `dtype` is one."""
+    _allow_dtype(framework, dtype)
+    predictor = importlib.import_module(f"vit_train.engines.{framework}.predictor")
+    return cast(MakePredictor, predictor.JaxPredictor if framework == "jax" else predictor.TorchPredictor)
+
+
+def _allow_dtype(framework: Framework, dtype: str) -> None:
+    if framework == "jax" and dtype == "float64":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)

@@ -1,0 +1,177 @@
+"""The one training loop: data, step, log, evaluate, save, stop. Both engines are trained by it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vit_core.storage import Location
+from vit_train.data.batches import Batch, Batches, fingerprint, stream
+from vit_train.data.sources import Split
+from vit_train.display import SILENT, Display, Task
+from vit_train.engine import Engine, Trainer
+from vit_train.evaluation import DEFAULT_SIGNAL, Accuracy, evaluate
+from vit_train.metrics import Metrics
+from vit_train.run import Run
+from vit_train.signals import StoppedBySignal, StopSignal, stop_signals
+from vit_train.step_monitor import StepMonitor
+from vit_train.step_result import StepResult
+from vit_train.throughput import Throughput
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How training ended: after the config's last step, or earlier by a signal."""
+
+    step: int
+    signal: int | None = None
+    """The signal that ended it before everything was done."""
+    accuracy: Accuracy | None = None
+    """Accuracy of the weights after the last step."""
+    average: Accuracy | None = None
+    """Accuracy of the moving average of the weights, where one is kept."""
+    folders: tuple[Location, ...] = ()
+    """The finished checkpoints; the saved step, where a signal ended training before its last step."""
+
+
+def batches_for(engine: Trainer, split: Split) -> Batches:
+    """The batches of an engine's run: the rows that its process makes.
+
+    InputError where the devices cannot share the batches, or a batch is larger than the split.
+    """
+    engine.config.check_batch_shards(engine.batch_shards)
+    return Batches(split, engine.config, engine.rows(engine.config.batch_size))
+
+
+def fit(
+    engine: Engine,
+    run: Run,
+    batches: Batches,
+    evaluation: Split,
+    *,
+    start: int = 0,
+    title: str = "train",
+    display: Display = SILENT,
+) -> FitResult:
+    """Trains from step `start` to the config's last, writes the checkpoint, evaluates; only process 0 writes and shows
+    anything.
+
+    SIGINT and SIGTERM end training after the step in progress, which is saved, and evaluation after the batch in
+    progress. Raises InputError for a loss or gradient that is not finite (the state before it is saved), and for more
+    unreadable images than the config allows.
+    """
+    display = display if engine.process == 0 else SILENT
+    metrics = Metrics(run.folder, start, engine.config.tensorboard, written=engine.process == 0)
+    with metrics, stop_signals() as stop:
+        loop = _Loop(engine, run, batches, evaluation, metrics, stop, display)
+        step = loop.train(start, title)
+        if step < engine.config.steps:
+            # The signal may have come to another process.
+            return FitResult(step, stop() or DEFAULT_SIGNAL, folders=(run.step_folder(step),))
+        folders = run.finish(engine, step)
+        try:
+            accuracy, average = loop.evaluate(step)
+        except StoppedBySignal as stopped:
+            return FitResult(step, stopped.number, folders=folders)
+    return FitResult(step, None, accuracy, average, folders)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What every step of a run uses."""
+
+    engine: Engine
+    run: Run
+    batches: Batches
+    evaluation: Split
+    metrics: Metrics
+    stop: StopSignal
+    display: Display
+
+    def train(self, start: int, title: str) -> int:
+        """Trains, saves and evaluates from step `start` on; returns the number of steps done."""
+        engine, config, stop = self.engine, self.engine.config, self.stop
+        monitor = StepMonitor(engine, self.run, self.batches, self.metrics)
+        throughput = Throughput(config.batch_size)
+        made = stream(self.batches, slice(start, config.steps), config.threads, config.workers)
+        step, ending = start, start == config.steps
+        with self.display.task(f"{title} ({engine.name})", config.steps, start) as task, monitor:
+            while not ending:
+                with throughput.waiting():
+                    batch = next(made)
+                result = engine.train_step(batch, step, stop() is not None)
+                step += 1
+                monitor.after_step(step, batch, result)
+                # Several processes end after the same step: once all have seen the wish to stop in a step's result.
+                stopping = monitor.stop_requested if engine.processes > 1 else stop() is not None
+                ending = step == config.steps or stopping
+                if ending or step % config.log_every == 0:
+                    monitor.check()
+                    self._log(step, batch, result, throughput, task)
+                task.update(step)
+                with throughput.paused():
+                    ending = self._save_and_evaluate(step, ending, monitor)
+        return step
+
+    def evaluate(self, step: int) -> tuple[Accuracy, Accuracy | None]:
+        """Evaluates the weights, and their moving average where one is kept; logs both. Raises StoppedBySignal."""
+        engine, options = self.engine, self.engine.config.evaluation
+        accuracy = evaluate(engine, self.evaluation, options, stop=self.stop, display=self.display)
+        average = None
+        if engine.average is not None:
+            average = evaluate(engine.average, self.evaluation, options, stop=self.stop, display=self.display)
+        values = {"evaluation_loss": accuracy.loss, "top1": accuracy.top1, "top5": accuracy.top5}
+        self.metrics.write(step, **values, **({"top1_ema": average.top1} if average else {}))
+        self.metrics.upload()
+        return accuracy, average
+
+    def _save_and_evaluate(self, step: int, ending: bool, monitor: StepMonitor) -> bool:
+        """Saves and evaluates where the config says so after this step; returns whether training ends with it."""
+        config = self.engine.config
+        if ending or _is_due(step, config.save_every):
+            self._save(step, monitor)
+        if not ending and _is_due(step, config.evaluate_every):
+            try:
+                self.evaluate(step)
+            except StoppedBySignal:
+                ending = True
+                self._save(step, monitor)
+        if ending:
+            self.run.wait_until_saved(self.engine)
+        return ending
+
+    def _save(self, step: int, monitor: StepMonitor) -> None:
+        monitor.check()
+        self.metrics.upload()
+        self.run.save(self.engine, step)
+
+    def _log(self, step: int, batch: Batch, result: StepResult, throughput: Throughput, task: Task) -> None:
+        """Writes what the log says of step number `step` (from 1), and shows some of it."""
+        engine = self.engine
+        values: dict[str, Any] = {
+            **throughput.values(),
+            "loss": float(result.loss),
+            "gradient_norm": result.gradient_norm,
+            "learning_rate": engine.config.learning_rate(step - 1),
+            "engine": engine.name,
+        }
+        if engine.config.fingerprints:
+            values["fingerprint"] = _batch_fingerprint(engine, batch)
+        self.metrics.write(step, **values)
+        task.update(
+            step,
+            f"loss {values['loss']:.3f}  lr {values['learning_rate']:.1e}  {values['images_per_second']:.0f} images/s  "
+            f"data {values['data_wait']:.0%}",
+        )
+
+
+def _batch_fingerprint(engine: Engine, batch: Batch) -> str:
+    """The fingerprint of the whole batch, of which each process made some rows."""
+    digests_B = np.zeros(engine.config.batch_size, np.uint64)
+    if engine.primary:
+        digests_B[engine.rows(len(digests_B))] = batch.digests()
+    return fingerprint(engine.total(digests_B))
+
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

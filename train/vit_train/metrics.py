@@ -1,0 +1,120 @@
+"""What a run logs: RUN/metrics.jsonl, one JSON object on each line, and the same numbers as TensorBoard events.
+
+A store has no files that can be appended to. For a run in a store both are written on this machine, and uploaded whole
+before a step is saved (so that a run that resumes there has all lines up to it), after an evaluation, at the end, and
+once a minute.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from vit_core.errors import InputError
+from vit_core.storage import Location, StorageError, StorePath, is_local
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+UPLOAD_SECONDS = 60.0
+
+
+class Metrics:
+    """Appends to a run's metrics; of a run that resumes after step `start`, what was logged beyond it is removed.
+
+    written: false in all processes of a run but one, where nothing is written.
+    """
+
+    def __init__(self, run: Location, start: int, tensorboard: bool = True, written: bool = True) -> None:
+        self.file: TextIO | None = None
+        self.events: SummaryWriter | None = None
+        self.store: StorePath | None = None
+        self.uploaded = time.monotonic()
+        if not written:
+            return
+        kept = [line for line in read_metrics(run / METRICS) if line["step"] <= start]
+        if is_local(run):
+            self.folder = run
+        else:
+            assert isinstance(run, StorePath)
+            self.store, self.local = run, tempfile.TemporaryDirectory(prefix="vit-")
+            self.folder = Path(self.local.name)
+        path = self.folder / METRICS
+        draft = path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(draft, path)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed at exit)
+        if tensorboard:
+            self.events = _event_writer(self.folder, start)
+
+    def write(self, step: int, **values: Any) -> None:
+        """Logs values at a step (from 1); numbers become curves in TensorBoard, other values are in the lines only.
+
+        InputError where the disk is full.
+        """
+        if self.file is None:
+            return
+        try:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                if self.events and isinstance(value, int | float):
+                    self.events.add_scalar(name, value, step)
+        except OSError as error:
+            raise InputError(f"{self.file.name}: cannot write there ({error.strerror}); free some space") from None
+        if time.monotonic() - self.uploaded > UPLOAD_SECONDS:
+            with suppress(StorageError):  # it is uploaded again before a step is saved
+                self.upload()
+
+    def upload(self) -> None:
+        """Uploads what was logged so far, if the run is in a store."""
+        if self.store is None:
+            return
+        if self.events:
+            self.events.flush()
+        self.uploaded = time.monotonic()
+        for file in [self.folder / METRICS, *self.folder.glob(f"{EVENTS}/*")]:
+            (self.store / file.relative_to(self.folder)).upload(file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        for sink in (self.file, self.events):
+            if sink is not None:
+                with suppress(OSError):  # from a line that the full disk has refused already
+                    sink.close()
+        if self.store is None:
+            return
+        self.events = None
+        with suppress(OSError, StorageError) if kind else nullcontext():  # the first error is the one to report
+            self.upload()
+        self.local.cleanup()
+
+
+def _event_writer(folder: Path, start: int) -> "SummaryWriter":
+    from tensorboardX import SummaryWriter  # slow: it imports PyTorch where that is installed
+
+    # The suffix distinguishes files of one second; TensorBoard ignores events of earlier files from the purge step on.
+    return SummaryWriter(str(folder / EVENTS), purge_step=start + 1, filename_suffix=f".{start}")
+
+
+def read_metrics(path: Location) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file; none where there is no file."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue  # its process was killed as it wrote the line
+    return lines
+
+
+def curve(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[Any]]:
+    """Steps and values of one quantity."""
+    logged = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in logged], [value for _, value in logged]

@@ -1,0 +1,128 @@
+"""Checks before a run that all its processes are about to do the same, and reports what they will do it with."""
+
+import json
+import platform
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from vit_core.checkpoints.run_folder import saved_steps
+from vit_core.errors import InputError
+from vit_core.storage import absolute
+from vit_train.config import Mesh, flatten
+from vit_train.data.batches import Batches, stream
+from vit_train.engine import Engine
+from vit_train.processes import Processes
+from vit_train.run import Run
+
+PACKAGES = ("vit-parity", "numpy", "jax", "jaxlib", "torch", "grain", "Pillow")
+"""Packages that influence the numbers a run computes."""
+PROBE_SECONDS, PROBE_BATCHES = 3.0, 8
+"""The speed of making batches is measured for so long, or over so many batches."""
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    """One process of a run."""
+
+    host: str
+    devices: str
+    """Its devices, in words."""
+    rows: str
+    """The rows of a batch that it makes: "0-7, 16-23"."""
+    images_per_second: float
+    """Speed at which it makes batches."""
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What a run will be computed with."""
+
+    engine: str
+    processes: tuple[ProcessReport, ...]
+    mesh: Mesh
+    """The config's mesh over the devices that there are."""
+    state_bytes: Mapping[str, tuple[int, int]]
+    """Bytes of each array of the state, in total and on one device."""
+    images_per_second: float
+    """Speed at which all processes together make batches: training cannot be faster."""
+
+
+def check_agreement(processes: Processes, run: Run) -> None:
+    """InputError, the same in every process, where they differ in version, config, data or the saved steps they see."""
+    seen = {"out": str(absolute(run.folder)), "saved steps": [step.name for step in saved_steps(run.folder)]}
+    ours = flatten({"versions": versions(), "run": run.request.model_dump(mode="json"), **seen})
+    every = [json.loads(text) for text in gather_texts(processes, json.dumps(ours))]
+    if found := disagreements(every):
+        raise InputError(f"processes disagree: {'; '.join(found)}; start the same command everywhere")
+
+
+def disagreements(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields that are not the same in all processes, with the first two values and the processes that have them."""
+    found = []
+    for name in dict.fromkeys(name for one in every for name in one):
+        values = [one.get(name) for one in every]
+        other = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            what = name.removeprefix("run.").removeprefix("config.")
+            found.append(f"{what} is {values[0]} in process 0 and {values[other]} in process {other}")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that influence numbers; "none" for one that is not installed."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def gather_texts(processes: Processes, text: str) -> list[str]:
+    """Every process's text, in the order of the processes."""
+    ours = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.zeros(processes.count, np.int64)
+    lengths[processes.index] = len(ours)
+    lengths = processes.total(lengths)
+    table = np.zeros((processes.count, int(lengths.max())), np.uint8)
+    table[processes.index, : len(ours)] = ours
+    return [row[:length].tobytes().decode() for row, length in zip(processes.total(table), lengths, strict=True)]
+
+
+def preflight(processes: Processes, engine: Engine, batches: Batches) -> PreflightReport:
+    """Measures how fast each process makes batches, and gathers what all of them have; every process has to call it."""
+    speed = loader_speed(batches)
+    ours = [socket.gethostname(), engine.hardware, spans_of_rows(engine.rows(engine.config.batch_size)), speed]
+    every = [json.loads(text) for text in gather_texts(processes, json.dumps(ours))]
+    # Processes that share a tensor axis make the same rows, each for itself.
+    total = float(processes.total(np.array(speed if engine.primary else 0.0)))
+    mesh = engine.config.mesh.over(engine.devices, engine.config.model)
+    reports = tuple(ProcessReport(*fields) for fields in every)
+    return PreflightReport(engine.name, reports, mesh, dict(engine.state_bytes), total)
+
+
+def loader_speed(batches: Batches) -> float:
+    """Images that this process makes in a second, measured over the run's first batches."""
+    config, made = batches.config, 0
+    probe = islice(stream(batches, slice(0, PROBE_BATCHES), config.threads, config.workers), PROBE_BATCHES)
+    next(probe)  # workers take seconds to start
+    begin = time.perf_counter()
+    for batch in probe:
+        made += len(batch.images_BHWC)
+        if time.perf_counter() - begin > PROBE_SECONDS:
+            break
+    return made / (time.perf_counter() - begin)
+
+
+def spans_of_rows(rows: np.ndarray) -> str:
+    """Rows of a batch, abbreviated: "0-7, 16-23"."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    return ", ".join(f"{part[0]}-{part[-1]}" for part in np.split(rows, cuts))

@@ -1,0 +1,87 @@
+"""Recipes: Python files whose functions return the config of a run, found by name or by file."""
+
+import ast
+import importlib.util
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from vit_core.checkpoints import CheckpointConfig
+from vit_core.errors import InputError, unknown_name
+from vit_train import config
+from vit_train.config import TrainConfig
+
+SHIPPED = Path(__file__).parent
+"""Folder of the recipes that come with the package."""
+STAGES = ("pretrain", "finetune")
+OLD_CONFIG = "train.config"
+"""The module that recipes of earlier versions import."""
+
+Result = TypeVar("Result")
+
+
+def names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("[!_]*.py"))
+
+
+def load(recipe: str, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
+    """The config of a recipe's stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config.
+
+    recipe: one of `names()`, or a Python file, which is executed. Raises InputError for a recipe that is not there,
+    lacks the stage, or fails.
+    """
+    path = Path(recipe) if recipe.endswith(".py") else SHIPPED / f"{recipe}.py"
+    if not path.is_file():
+        if recipe.endswith(".py"):
+            raise InputError(f"{recipe}: no such file; a recipe is a Python file, or one of {', '.join(names())}")
+        raise unknown_name("recipe", recipe, names())
+    module = _call(path, partial(_import, path))
+    if not callable(function := getattr(module, stage, None)):
+        defined = [name for name in STAGES if callable(getattr(module, name, None))]
+        raise InputError(f"{recipe}: has no function {stage}, only {', '.join(defined) or 'neither of the two'}")
+    result = _call(path, partial(function, init) if stage == "finetune" else function)
+    if not isinstance(result, TrainConfig):
+        raise InputError(f"{recipe}: {stage} returns {type(result).__name__}; expected a vit_train.config.TrainConfig")
+    return result
+
+
+def _import(path: Path) -> ModuleType:
+    _refuse_old_imports(path)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _refuse_old_imports(path: Path) -> None:
+    """InputError for a recipe of an earlier version, whose config was in a package called `train`.
+
+    It is not executed to find out: a `train.py` of the user's would be imported, and might begin to train.
+    """
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.ImportFrom) and node.module == OLD_CONFIG and not node.level:
+            imported = [alias.name for alias in node.names]
+            if set(imported) <= {*config.__all__, "*"}:
+                new = f"from {config.__name__} import {', '.join(imported)}"
+                raise InputError(f"{path}, line {node.lineno}: {OLD_CONFIG} is now {config.__name__}; write: {new}")
+
+
+def _call(path: Path, call: Callable[[], Result]) -> Result:
+    """What a call returns; its errors in one line that names the line of the recipe."""
+    try:
+        return call()
+    except Exception as error:
+        if str(error).startswith(f"{path}, line "):
+            raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        old = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "train"
+        hint = "; the package train of earlier versions is now vit_train" if old else ""
+        raise InputError(f"{path}, line {line}: {kind}{error}{hint}") from None

@@ -1,0 +1,195 @@
+"""A run's folder: what was asked for (run.json), the saved steps at which it resumes, and the finished checkpoints."""
+
+import json
+import logging
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
+from vit_core.checkpoints.run_folder import FINISHED, saved_steps
+from vit_core.errors import DamagedError, InputError
+from vit_core.schema import Schema
+from vit_core.storage import Location, absolute, is_local, staged_files
+from vit_train.config import TrainConfig, flatten
+from vit_train.config.changeable import CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
+from vit_train.engine import Engine, MakeEngine, Saver
+from vit_train.metrics import METRICS, read_metrics
+from vit_train.step_folders import remove_incomplete, remove_step, set_aside, steps_to_remove
+
+logger = logging.getLogger("vit")
+
+RUN = "run.json"
+AVERAGE = f"{FINISHED}_ema"
+"""Folder of a finished run's moving average."""
+HOLDER = "holder"
+"""File of a run in a store that names the process that works on the run."""
+THIS_PROCESS = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
+
+
+class Request(Schema):
+    """The contents of run.json."""
+
+    format_version: Literal[1] = 1
+    config: TrainConfig
+    init: str | None = None
+    """The checkpoint that the run began from."""
+    labels: tuple[str, ...] | None = None
+    provenance: Provenance = Provenance()
+    """Provenance of the checkpoint that the run began from."""
+    examples: tuple[str, ...] = ()
+    """Fingerprints of the training and evaluation splits: of their contents, not of where they are."""
+
+
+CHANGEABLE = {"init", *(f"config.{name}" for name in CHANGEABLE_ON_RESUME)}
+"""Fields of a request that may be changed when a run is resumed."""
+
+FIXED = {
+    "format_version",
+    "labels",
+    "provenance.run",
+    "provenance.step",
+    "provenance.source",
+    "provenance.source_format",
+    "provenance.position_resampling",
+    "examples",
+    *(f"config.{name}" for name in FIXED_ON_RESUME),
+}
+"""Fields of a request that make it another run. Every field is in one of both sets; one in neither counts as fixed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its folder."""
+
+    folder: Location
+    request: Request
+
+    def compare(self) -> None:
+        """InputError where the folder holds another run."""
+        if not (self.folder / RUN).exists():
+            if saved_steps(self.folder):
+                raise InputError(f"{self.folder}: holds saved steps but no {RUN}; choose another --out")
+        elif found := differences(self.request, read_request(self.folder)):
+            raise InputError(
+                f"{self.folder}: holds a run of another config: {'; '.join(found)}; repeat its options to resume, or "
+                "choose another --out"
+            )
+
+    def write(self) -> None:
+        """Writes run.json; fields that may change on resume have the values of the last start."""
+        with staged_files(self.folder, (RUN,)) as stage:
+            (stage / RUN).write_text(self.request.model_dump_json(indent=2) + "\n")
+        if not is_local(self.folder):
+            (self.folder / HOLDER).write_text(THIS_PROCESS)
+
+    def check_held(self) -> None:
+        """InputError where, in a store, another process has resumed the run since this one began."""
+        if is_local(self.folder) or not (holder := self.folder / HOLDER).exists():
+            return
+        if (other := holder.read_text()) != THIS_PROCESS:
+            raise InputError(f"{self.folder}: {other} has resumed this run in the meantime; this process stops")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint of the last step is there."""
+        try:
+            return open_checkpoint(self.folder / FINISHED).config.provenance.step == self.request.config.steps
+        except InputError:
+            return False
+
+    def start(self, make_engine: MakeEngine, init: Checkpoint | None) -> tuple[Engine, int]:
+        """An engine at the newest saved step that all processes can read, and that step's number; without saved steps,
+        at `init` or at new weights, and 0.
+
+        Steps that are damaged are renamed; DamagedError where all of them are.
+        """
+        folders, damaged = saved_steps(self.folder), []
+        for folder in folders:
+            try:
+                engine = make_engine(self.request.config, saved=folder)
+            except DamagedError as error:  # raised in all processes, which therefore all go back together
+                if folder == folders[-1]:
+                    raise
+                logger.info("%s; going back to the step before", error)
+                damaged.append(folder)
+                continue
+            for newer in damaged if engine.process == 0 else ():
+                set_aside(newer)
+            return engine, int(folder.name)
+        return make_engine(self.request.config, init), 0
+
+    def step_folder(self, step: int) -> Location:
+        """RUN/steps/NNNNNN."""
+        return self.folder / "steps" / f"{step:06d}"
+
+    def save(self, saver: Saver, step: int) -> Location:
+        """Begins to save a step, once the step before is complete; returns its folder.
+
+        A step that is there already stays: it is the same.
+        """
+        folder = self.step_folder(step)
+        if saver.process == 0:
+            self.check_held()
+        self.wait_until_saved(saver)
+        if folder not in saved_steps(self.folder):
+            saver.save(folder, self._checkpoint_config(step))
+        return folder
+
+    def wait_until_saved(self, saver: Saver) -> None:
+        """Waits until the step that is being saved is complete, then removes the steps that need not be kept."""
+        saver.wait_until_saved()
+        if saver.process == 0:
+            config, folders = self.request.config, {int(folder.name): folder for folder in saved_steps(self.folder)}
+            lines = read_metrics(self.folder / METRICS)
+            scores = {line["step"]: line["top1"] for line in lines if "top1" in line}
+            for step in steps_to_remove(folders, config.keep, config.keep_every, config.keep_best, scores):
+                remove_step(folders[step])
+            remove_incomplete(self.folder, folders.values())
+        saver.total(np.zeros(1))  # the others wait: all must see the same steps
+
+    def finish(self, saver: Saver, step: int) -> tuple[Location, ...]:
+        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average is kept; process 0 writes them."""
+        averaged = {FINISHED: False} | ({AVERAGE: True} if self.request.config.ema is not None else {})
+        # The checkpoint last: it marks the run as finished.
+        for name in reversed(averaged):
+            exported = saver.export(averaged[name])
+            if saver.process == 0:
+                self.check_held()
+                save_checkpoint(self.folder / name, Checkpoint.of(self._checkpoint_config(step), exported))
+        return tuple(self.folder / name for name in averaged)
+
+    def _checkpoint_config(self, step: int) -> CheckpointConfig:
+        request, before = self.request, self.request.provenance
+        resampled = tuple(
+            done.replace(trained_since=done.trained_since or step > 0) for done in before.position_resampling
+        )
+        return CheckpointConfig(
+            model=request.config.model,
+            preprocessing=request.config.preprocessing,
+            labels=request.labels,
+            provenance=before.replace(run=absolute(self.folder).name, step=step, position_resampling=resampled),
+        )
+
+
+def read_request(run: Location) -> Request:
+    """What a run was asked for. InputError where that cannot be read."""
+    try:
+        fields = json.loads((run / RUN).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run / RUN}: cannot be read ({error})") from None
+    return Request.parse(fields, str(run / RUN))
+
+
+def differences(here: Request, there: Request) -> list[str]:
+    """The fields that make two requests different runs, each with both values."""
+    ours, theirs = flatten(here.model_dump(mode="json")), flatten(there.model_dump(mode="json"))
+    return [
+        f"{name.removeprefix('config.')} is {theirs.get(name)} there and {ours.get(name)} here"
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name) and name not in CHANGEABLE
+    ]

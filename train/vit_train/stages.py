@@ -1,0 +1,279 @@
+"""The stages of work with a model: pretraining, fine-tuning, evaluation; what the commands of these names do."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vit_core.checkpoints import Checkpoint, Provenance
+from vit_core.checkpoints.run_folder import FINISHED
+from vit_core.errors import InputError
+from vit_core.labels import LabelMatching, match_labels
+from vit_core.preprocess import Preprocessing
+from vit_core.storage import Location, exclusive
+from vit_train.config import Data, EvaluationOptions, TrainConfig
+from vit_train.data.sources import Split, open_split
+from vit_train.display import SILENT, Display
+from vit_train.engine import Framework
+from vit_train.evaluation import Accuracy, evaluate
+from vit_train.frameworks import engine_class, join_processes, predictor_class
+from vit_train.loop import FitResult, batches_for, fit
+from vit_train.metrics import METRICS
+from vit_train.preflight import check_agreement, preflight
+from vit_train.processes import end_together
+from vit_train.run import Request, Run
+from vit_train.signals import stop_signals
+
+logger = logging.getLogger("vit")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a stage is executed."""
+
+    framework: Framework = "jax"
+    distributed: str | None = None
+    """Address of the processes of a JAX run (engines.jax.processes.join)."""
+    preflight: bool = False
+    """Check everything, train nothing."""
+    display: Display = SILENT
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did in this call. Only process 0 has written anything."""
+
+    fit: FitResult
+    process: int
+    """Number of this process, from 0."""
+    curves: Location | None = None
+    """The figure of the run's curves, where training was not stopped."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of a checkpoint."""
+
+    title: str
+    """Checkpoint, split and framework, for people."""
+    accuracy: Accuracy
+    images: int
+    """Images of the split; accuracy.total is less where some could not be read, and that was allowed."""
+    process: int
+    """Number of this process, from 0."""
+
+
+def pretrain(config: TrainConfig, out: Location, launch: Launch) -> StageResult:
+    """Trains from new weights in the folder `out`, or resumes the run there."""
+    training, evaluation = open_splits(config)
+    return train("pretrain", config, None, training, evaluation, out, launch)
+
+
+def finetune(config: TrainConfig, init: Checkpoint, out: Location, launch: Launch) -> StageResult:
+    """Trains from a checkpoint, its positions resampled and its head replaced where the config or the labels differ;
+    or resumes the run in the folder `out`."""
+    training, evaluation = open_splits(config)
+    weights, config, changes = adapted(init, config, training.labels)
+    if init.config.preprocessing is None:
+        options = ", ".join(f"--preprocessing.{name.replace('_', '-')}" for name in _IMAGE_FIELDS)
+        changes.append(f"preprocessing: {_NOT_RECORDED}; assumed {_described(config.preprocessing)}; set {options}")
+    return train("finetune", config, weights, training, evaluation, out, launch, init.origin, changes)
+
+
+def adapted(
+    weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...] | None
+) -> tuple[Checkpoint, TrainConfig, list[str]]:
+    """The checkpoint at the config's resolution, with a head for these labels; the config with so many classes; and
+    what was changed, in words."""
+    before, changes = weights.config, []
+    if labels is not None:
+        config = config.replace(model=config.model.replace(num_classes=len(labels)))
+        if before.labels is None and before.model.num_classes == len(labels):
+            changes.append("the head is kept: the checkpoint has no class names, so its output i is taken as class i")
+        elif before.labels is not None and _is_permutation(before.labels, labels):
+            weights = weights.with_outputs(match_labels(before.labels, len(labels), labels).outputs)
+            changes.append("the head is kept: its outputs are put in the order of the data set's classes, by name")
+        elif before.labels != labels:
+            start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialized"
+            changes.append(f"a new head, {start}: {before.model.num_classes} classes before, {len(labels)} now")
+            weights = weights.with_head(len(labels))
+    size, method = config.model.image_size, config.model.position_resampling
+    if size != before.model.image_size:
+        weights = weights.adapt(image_size=size, position_embedding_method=method)
+        how = f"by {method}" if config.model.position_embedding == "learned" else "computed anew"
+        changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, position embeddings {how}")
+    return weights, config, changes
+
+
+def _is_permutation(before: tuple[str, ...], labels: tuple[str, ...]) -> bool:
+    """Whether two lists of different names differ in their order only."""
+    return before != labels and len(set(before)) == len(before) and sorted(before) == sorted(labels)
+
+
+def open_splits(config: TrainConfig) -> tuple[Split, Split]:
+    """The config's training and evaluation splits. InputError where their labels differ."""
+    training, evaluation = open_split(config.data, "train"), open_split(config.data, "eval")
+    if training.labels != evaluation.labels:
+        raise InputError(f"{evaluation.title}: its labels are not those of {training.title}")
+    return training, evaluation
+
+
+def train(
+    stage: str,
+    config: TrainConfig,
+    weights: Checkpoint | None,
+    training: Split,
+    evaluation: Split,
+    out: Location,
+    launch: Launch,
+    init: str | None = None,
+    changes: Sequence[str] = (),
+) -> StageResult:
+    """Trains a stage in its folder, from the step where it was stopped; logs what it did.
+
+    InputError where the folder holds another run or is used by another process, or the processes of the run disagree.
+    """
+    if len(training.labels) != config.model.num_classes:
+        raise InputError(
+            f"model.num_classes: {config.model.num_classes}, but {training.title} has {len(training.labels)} classes; "
+            f"set --model.num-classes {len(training.labels)}"
+        )
+    provenance = weights.config.provenance if weights else Provenance()
+    examples = training.fingerprint(), evaluation.fingerprint()
+    run = Run(out, Request(config=config, init=init, labels=training.labels, provenance=provenance, examples=examples))
+    processes = join_processes(launch.framework, launch.distributed)
+    # Of several processes, one locks the folder.
+    with end_together(processes), exclusive(out) if processes.index == 0 else nullcontext():
+        check_agreement(processes, run)
+        run.compare()
+        if run.finished:
+            logger.info("%s: this run is finished; its checkpoint is %s", out, out / FINISHED)
+            return StageResult(FitResult(config.steps), processes.index)
+        with launch.display.working(f"starting {launch.framework}"):
+            engine, start = run.start(engine_class(launch.framework, config.dtype), weights)
+        batches, first = batches_for(engine, training), engine.process == 0
+        if processes.count > 1 or launch.preflight:
+            report = preflight(processes, engine, batches)
+            if first:
+                launch.display.preflight(report)
+        if launch.preflight:
+            return StageResult(FitResult(start), processes.index)
+        if first:
+            run.write()
+            for line in [f"{out}: resuming after step {start} of {config.steps}"] if start else changes:
+                logger.info("%s", line)
+        result = fit(engine, run, batches, evaluation, start=start, title=stage, display=launch.display)
+        return StageResult(result, processes.index, _finish_stage(run, result) if first else None)
+
+
+def _finish_stage(run: Run, result: FitResult) -> Location | None:
+    """Logs that a run was stopped, or else draws its curves and returns the figure."""
+    if result.signal is not None:
+        if result.step < run.request.config.steps:
+            logger.info(
+                "stopped after step %d, saved in %s; the same command resumes it", result.step, result.folders[0]
+            )
+        else:
+            logger.info("stopped in evaluation; the run is finished, its checkpoint is %s", result.folders[0])
+        return None
+    from vit_train import figures  # matplotlib takes a second to import
+
+    return figures.training_curves([(run.folder.name, run.folder / METRICS)], run.folder / "curves.png")
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    data: Data,
+    framework: Framework,
+    *,
+    split: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 100,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    allow_undecodable: bool = False,
+    labels: LabelMatching = "by-name",
+    preprocessing: Mapping[str, Any] | None = None,
+    display: Display = SILENT,
+) -> Evaluation:
+    """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
+
+    labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
+    taken instead of the checkpoint's. Logs what was assumed. Raises InputError where a class of the data set is none of
+    the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
+    """
+    checkpoint = checkpoint.adapt(image_size=image_size)
+    examples = open_split(data.replace(eval_split=split) if split else data, "eval")
+    _warn_of_resampled_positions(checkpoint)
+    outputs, made = _matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
+    # The predictor normalizes by what the checkpoint records.
+    checkpoint = checkpoint.with_config(checkpoint.config.replace(preprocessing=made))
+    options = EvaluationOptions(
+        preprocessing=made,
+        batch_size=batch_size,
+        allow_undecodable=allow_undecodable,
+    )
+    join_processes(framework)
+    with stop_signals() as stop:
+        predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
+        accuracy = evaluate(predictor, examples, options, outputs=outputs, stop=stop, display=display)
+    return Evaluation(
+        f"{checkpoint.origin} on {examples.title}, {framework}", accuracy, len(examples), predictor.process
+    )
+
+
+def _warn_of_resampled_positions(checkpoint: Checkpoint) -> None:
+    """Warns where a checkpoint was resized without training since, which costs accuracy."""
+    untrained = [done for done in checkpoint.config.provenance.position_resampling if not done.trained_since]
+    if untrained:
+        logger.warning(
+            "positions resampled from a %s grid to %s and not trained since: expect less accuracy than after "
+            "fine-tuning at this size",
+            _by(untrained[0].source),
+            _by(untrained[-1].target),
+        )
+
+
+def _matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
+    """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
+    config = checkpoint.config
+    if not config.model.num_classes:
+        raise InputError(f"{checkpoint.origin}: has no head, so no classes to evaluate; fine-tune it first")
+    try:
+        match = match_labels(config.labels, config.model.num_classes, examples.labels, labels)
+    except InputError as error:
+        raise InputError(f"{checkpoint.origin} on {examples.title}: {error}") from None
+    for note in match.notes:
+        logger.info("%s", note)
+    return match.outputs
+
+
+def _preprocessing_of(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> Preprocessing:
+    """A checkpoint's preprocessing with some fields changed; logs what is assumed where it records none."""
+    model, recorded = checkpoint.config.model, checkpoint.config.preprocessing
+    found = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
+    if changes:
+        found = found.replace(**changes)
+    if recorded is None and (assumed := [name for name in _IMAGE_FIELDS if name not in changes]):
+        logger.warning(
+            "preprocessing: %s; assumed %s; set --preprocessing %s=VALUE", _NOT_RECORDED, _described(found), assumed[0]
+        )
+    return found
+
+
+_IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
+"""The fields of Preprocessing that another project's images differ in."""
+_NOT_RECORDED = "the checkpoint does not record how its images were made"
+
+
+def _described(preprocessing: Preprocessing) -> str:
+    """The fields of `_IMAGE_FIELDS` in words: "mean=0.5,0.5,0.5 ..."."""
+    values = {name: getattr(preprocessing, name) for name in _IMAGE_FIELDS}
+    return " ".join(
+        f"{name}={','.join(f'{number:g}' for number in value) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+    )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,115 @@
+"""Evaluation by an engine and by a checkpoint's predictor: accuracy, loss, compute type, and stops by signals."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from vit_core import parity
+from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_train.config import Data
+from vit_train.data.batches import EvaluationBatches
+from vit_train.engines.jax.predictor import JaxPredictor
+from vit_train.engines.torch.predictor import TorchPredictor
+from vit_train.evaluation import Accuracy, evaluate
+from vit_train.signals import StoppedBySignal
+from vit_train.stages import evaluate_checkpoint
+from vit_train.tests.small_run import CONFIG, ENGINES, LABELS, MODEL, folder_of_images, quadrants
+
+SPLIT = quadrants()
+PREDICTORS: dict[str, Any] = {"jax": JaxPredictor, "torch": TorchPredictor}
+OPTIONS = CONFIG.evaluation.replace(batch_size=24)
+
+
+def randomized() -> Checkpoint:
+    """Weights for which every input changes the loss (a fresh head is zero)."""
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
+    config = CheckpointConfig(model=MODEL, labels=LABELS, preprocessing=CONFIG.preprocessing)
+    return Checkpoint.of(config, arrays)
+
+
+def pixels() -> np.ndarray:
+    """The images of the split."""
+    return np.stack([EvaluationBatches(SPLIT, CONFIG.preprocessing, 1)[i].images_BHWC[0] for i in range(64)])
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_accuracy_and_loss_equal_numpys(name: str) -> None:
+    """Worked out from the logits, over batches that do not divide the split."""
+    predictor = PREDICTORS[name](randomized())
+    found = evaluate(predictor, SPLIT, OPTIONS)
+    logits_BC = predictor.predict(pixels()).astype(np.float64)
+    labels_B = np.arange(64) % 4
+    shifted_BC = np.exp(logits_BC - logits_BC.max(axis=1, keepdims=True))
+    probabilities_BC = shifted_BC / shifted_BC.sum(axis=1, keepdims=True)
+    assert (found.correct, found.correct5, found.total) == ((logits_BC.argmax(axis=1) == labels_B).sum(), 64, 64)
+    # float32 logits of batches of other sizes, of order one.
+    assert found.loss == pytest.approx(-np.log(probabilities_BC[np.arange(64), labels_B]).mean(), rel=1e-5)
+    # A training run's engine with the same weights predicts the same.
+    engine = ENGINES[name](CONFIG.replace(ema=None), randomized())
+    np.testing.assert_array_equal(engine.predict(pixels()), predictor.predict(pixels()))
+    assert evaluate(engine, SPLIT, OPTIONS) == found
+    assert engine.average is None
+
+
+def test_a_sigmoid_run_is_evaluated_by_its_own_loss() -> None:
+    """Against scikit-learn's log loss of each class by itself, summed."""
+    predictor = TorchPredictor(randomized())
+    probabilities_BC = 1 / (1 + np.exp(-predictor.predict(pixels()).astype(np.float64)))
+    is_class_BC = np.eye(4)[np.arange(64) % 4]
+    expected = sum(log_loss(is_class_BC[:, c], probabilities_BC[:, c]) for c in range(4))
+    sigmoid = CONFIG.replace(loss="sigmoid").evaluation
+    assert evaluate(predictor, SPLIT, sigmoid).loss == pytest.approx(expected, rel=1e-5)  # float32 logits, as above
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_evaluation_is_in_the_compute_dtype(name: str) -> None:
+    """bfloat16 logits have 8 bits; float32 ones of the same weights are different numbers, close to them."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    low, full = (PREDICTORS[name](randomized(), compute_dtype=dtype).predict(images) for dtype in ("bfloat16", None))
+    np.testing.assert_array_equal(low, low.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert 1e-4 < parity.difference(low, full)[1] < 0.05
+    engine = ENGINES[name](CONFIG.replace(compute_dtype="bfloat16"), randomized())
+    np.testing.assert_array_equal(engine.predict(images), low)
+
+
+def test_interval_is_wilsons() -> None:
+    low, high = Accuracy(95, 100, 100, 0.0).interval
+    # Worked out by hand from Wilson's formula with z = 1.959964.
+    assert (low, high) == (pytest.approx(0.8882, abs=1e-4), pytest.approx(0.9785, abs=1e-4))
+
+
+def test_a_signal_stops_evaluation_before_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, batches = TorchPredictor(randomized()), []
+    predict = predictor.predict
+
+    def counted(images_BHWC: np.ndarray) -> np.ndarray:
+        batches.append(len(images_BHWC))
+        return predict(images_BHWC)
+
+    monkeypatch.setattr(predictor, "predict", counted)
+    with pytest.raises(StoppedBySignal, match="stopped by SIGTERM") as stopped:
+        evaluate(predictor, SPLIT, OPTIONS, stop=lambda: 15 if len(batches) == 2 else None)
+    assert (stopped.value.number, batches) == (15, [24, 24])
+
+
+def test_processes_stop_evaluation_together() -> None:
+    """A signal that only another process got stops this one too."""
+    predictor = TorchPredictor(randomized())
+    predictor.processes, predictor.total = 2, lambda counts: counts + 1
+    with pytest.raises(StoppedBySignal):
+        evaluate(predictor, SPLIT, OPTIONS)
+
+
+def test_a_checkpoint_is_evaluated_without_a_training_config(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    images = folder_of_images(tmp_path / "images")
+    data = Data(name=f"{images}/", held_out=1.0)
+    results = [evaluate_checkpoint(randomized(), data, name, batch_size=24) for name in ("jax", "torch")]
+    expected = evaluate(TorchPredictor(randomized()), SPLIT, OPTIONS)
+    for result, framework in zip(results, ("jax", "torch"), strict=True):
+        assert result.title == f"a checkpoint in memory on images (held out), {framework}"
+        assert (result.images, result.process, result.accuracy.correct) == (64, 0, expected.correct)
+        assert result.accuracy.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert caplog.records == []

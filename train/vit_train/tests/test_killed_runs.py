@@ -1,0 +1,68 @@
+"""A killed run that is started again is the same run, bit for bit."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from vit_core.checkpoints.run_folder import saved_steps
+from vit_train.tests.run_processes import RECIPE, assert_the_same_run, logged, start
+from vit_train.tests.small_run import assert_ended, children, folder_of_images
+
+
+def test_a_killed_run_that_is_started_again_is_the_same_run(tmp_path: Path) -> None:
+    """A real process, killed during a step; its workers end too."""
+    recipe, torch = tmp_path / "recipe.py", ("--framework", "torch")
+    recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
+    process = start(recipe, "cut", *torch)
+    while logged(tmp_path / "cut") < 17 and process.poll() is None:
+        time.sleep(0.005)
+    workers = children(process)
+    assert workers
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert 17 <= logged(tmp_path / "cut") < 40
+    assert_ended(workers)
+    for out in ("cut", "whole"):
+        assert start(recipe, out, *torch).wait() == 0, (tmp_path / "log").read_text()
+    assert "resuming after step" in (tmp_path / "log").read_text()
+    assert_the_same_run(tmp_path / "cut", tmp_path / "whole", 40)
+
+
+def trained_since(begin: float, run: Path) -> bool:
+    """Whether a process that began then has logged a step of its own. (As it begins, it only removes lines.)"""
+    lines = run / "metrics.jsonl"
+    newest = max((int(step.name) for step in saved_steps(run)), default=0)
+    return lines.exists() and lines.stat().st_mtime > begin and logged(run) > newest and lines.stat().st_size > 0
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_is_the_same_run(tmp_path: Path) -> None:
+    """Killed at random moments of training and saving, it resumes by the same command."""
+    recipe, steps, rng = tmp_path / "recipe.py", 4000, random.Random(0)
+    recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
+    words = ("--steps", str(steps), "--save-every", "10", "--workers", "0", "--evaluate-every", "500")
+    lives = []
+    for life in range(KILLS):
+        begin = time.time()
+        process = start(recipe, "cut", *words)
+        while not trained_since(begin, tmp_path / "cut") and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+        incomplete = [path.name for path in (tmp_path / "cut" / "steps").iterdir() if not path.name.isdigit()]
+        newest = next(iter(saved_steps(tmp_path / "cut"))).name
+        lives.append(
+            f"life {life + 1}: killed after step {logged(tmp_path / 'cut')}, saved {newest}, incomplete {incomplete}"
+        )
+    print("\n".join(lives))
+    for out in ("cut", "whole"):
+        assert start(recipe, out, *words).wait() == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("resuming after step") >= KILLS - 1
+    assert_the_same_run(tmp_path / "cut", tmp_path / "whole", steps)

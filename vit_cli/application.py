@@ -1,0 +1,218 @@
+"""What `vit` does with the words of a command line: find the command, parse its options, run it, report errors.
+
+A command's module is imported when the command is used, so `vit --help` imports neither a framework nor NumPy.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import BoundArguments
+from typing import Any
+
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from vit_cli.help_text import default_text, prepare_help
+from vit_cli.interrupts import STATUS, Interrupts
+from vit_cli.option_words import join_sizes, with_hyphens
+
+_EPILOGUE = """`vit COMMAND --help` explains a command, with examples."""
+HELP_FLAGS = ("--help", "-h")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `vit`: the function of its own name in the module vit_cli.commands.NAME."""
+
+    name: str
+    summary: str
+    """The first sentence of the function's docstring, repeated here: reading it there would import the module."""
+    group: str
+    takes_recipe: bool = False
+    """Whether every field of a recipe is an option."""
+
+    @property
+    def target(self) -> str:
+        """As cyclopts imports it."""
+        return f"vit_cli.commands.{self.name}:{self.name}"
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("demo", "Show the whole path on handwritten digits, in minutes.", "Start here"),
+        Command("explain", "Show what a recipe will do; nothing is run.", "Train", takes_recipe=True),
+        Command("pretrain", "Train a model from new weights.", "Train", takes_recipe=True),
+        Command("finetune", "Train a model that starts from a checkpoint.", "Train", takes_recipe=True),
+        Command("evaluate", "Measure the accuracy of a checkpoint on a data set.", "Train"),
+        Command("prepare", "Pack a folder of images into a data set that loads fast.", "Train"),
+        Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
+        Command("inspect", "Show what a checkpoint of any format contains.", "Checkpoints"),
+        Command("convert", "Write a checkpoint in another format, and prove that it is the same model.", "Checkpoints"),
+        Command("schema", "Print the JSON schema of a checkpoint's config.json.", "Checkpoints"),
+        Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
+        Command("compare", "Show how far two training runs of one config differ.", "Proofs"),
+        Command("formats", "Check every checkpoint format on small random models.", "Proofs"),
+        Command("bench", "Measure what a conversion costs, or how long `vit --help` takes.", "Proofs"),
+        Command("completion", "Print or install completion of commands and options for a shell.", "Setup"),
+    )
+}
+
+
+def build(with_summaries: bool = True) -> App:
+    """The application. `with_summaries` shows a command's first sentence in place of its whole help: for `vit --help`,
+    which then imports no command."""
+    app = App(
+        name="vit",
+        help="One Vision Transformer, in JAX and in PyTorch.",
+        help_epilogue=_EPILOGUE,
+        version=_version,
+        version_flags=["--version"],
+        help_flags=HELP_FLAGS,
+        help_format="plaintext",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+        default_parameter=Parameter(show_default=default_text, negative_iterable=()),
+    )
+    groups = {name: Group.create_ordered(name) for name in dict.fromkeys(each.group for each in COMMANDS.values())}
+    for place, (name, command) in enumerate(COMMANDS.items()):
+        summary = command.summary if with_summaries else None
+        app.command(command.target, name=name, help=summary, sort_key=place, group=groups[command.group])
+    options = Group.create_ordered("Options")
+    for flag in (*HELP_FLAGS[:1], "--version"):
+        app[flag].group = options
+    return app
+
+
+def _version() -> str:
+    from importlib.metadata import version  # slow to import
+
+    return version("vit-parity")
+
+
+def completing() -> App:
+    """The application with every option of a recipe shown, for the scripts that complete words in a shell."""
+    from vit_cli.recipe_options import show_fields
+
+    app = build()
+    for command in COMMANDS.values():
+        if command.takes_recipe:
+            show_fields(app, command.name, {})
+    return app
+
+
+def run(words: Sequence[str], interrupts: Interrupts | None = None) -> int:
+    """Runs the command that the words name, and returns the exit status. Prints one line on bad input."""
+    interrupts = interrupts or Interrupts()
+    status = 0
+    try:
+        with _warnings_in_one_line():
+            parsed = parse(words)
+            interrupts.unwinding_helps = True
+            with _surroundings() if words[0] in COMMANDS else nullcontext():
+                status = parsed.call()
+    except KeyboardInterrupt:
+        interrupts.received = True
+    except SystemExit as exit:
+        status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        if not interrupts.received:  # else it is what a library made of the interrupt
+            _report(error)
+        status = 2
+    finally:
+        interrupts.unwinding_helps = False
+    if interrupts.received:
+        print("vit: interrupted", file=sys.stderr)
+        return STATUS
+    return status
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A command with its arguments, ready to be called."""
+
+    app: App
+    words: Sequence[str]
+    function: Callable[..., Any]
+    arguments: BoundArguments
+
+    def call(self) -> int:
+        """Calls the command, and returns the exit status."""
+        with self.app.app_stack(list(self.words)):  # where the help looks for its command
+            status = self.function(*self.arguments.args, **self.arguments.kwargs)
+        return status if isinstance(status, int) else 0
+
+
+def parse(words: Sequence[str]) -> Parsed:
+    """Finds the command and its arguments. Raises InputError, in one line, for wrong words; nothing is run."""
+    if not words:
+        from vit_cli.option_errors import no_command
+
+        raise no_command(COMMANDS)
+    command = COMMANDS.get(words[0])
+    app = build(with_summaries=command is None)
+    prepared = join_sizes(with_hyphens(words))
+    asks_for_help = any(flag in prepared for flag in HELP_FLAGS)
+    try:
+        if command is not None and command.takes_recipe:
+            from vit_cli import recipe_options
+
+            prepared = recipe_options.join_values(prepared)
+            if asks_for_help:
+                recipe_options.show_defaults(app, command.name, prepared)
+        if command is not None and asks_for_help:
+            prepare_help(app, command.name)
+        function, arguments, _ = app.parse_args(prepared)
+    except CycloptsError as error:
+        from vit_cli.option_errors import input_error
+
+        raise input_error(error, COMMANDS) from None
+    return Parsed(app, prepared, function, arguments)
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    """What commands run in: log messages are printed, and libtpu is quiet on a machine without a TPU.
+
+    (`vit plan` compiles with libtpu; JAX loads it wherever it is installed, and then it reports that there is no TPU.)
+    """
+    from vit_cli.console import log_messages
+    from vit_core.libtpu import silence_libtpu
+
+    silence_libtpu()
+    with log_messages():
+        yield
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    from vit_core.errors import one_line
+
+    print(f"vit: warning: {one_line(str(message))}", file=sys.stderr)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Warnings of all libraries are lines of `vit`, without source code; those about deprecated names are dropped."""
+
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+def _report(error: Exception) -> None:
+    """Prints an error that a user can act on as one line; raises any other again."""
+    from vit_core.errors import InputError, one_line
+    from vit_core.storage import StorageError
+
+    if not isinstance(error, InputError | StorageError | OSError | MemoryError):
+        raise error
+    print(f"vit: error: {one_line(' '.join(str(error).split())) or 'out of memory'}", file=sys.stderr)

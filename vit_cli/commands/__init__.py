@@ -1,0 +1,1 @@
+"""The commands of `vit`, one module for each; its function has the command's name."""

@@ -1,0 +1,87 @@
+"""`vit convert`"""
+
+import warnings
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vit_cli import console, conversion_proof
+from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, WrittenFormat, open_and_report
+from vit_core.checkpoints import Checkpoint, save_checkpoint
+from vit_core.checkpoints.overwriting import check_outside_runs
+from vit_core.checkpoints.saving import express_for
+from vit_core.checkpoints.verification import check_apart
+from vit_core.storage import location
+
+
+def convert(
+    source: Place,
+    target: Place,
+    /,
+    *,
+    to: WrittenFormat = "vit",
+    from_: ReadFormat | None = None,
+    image_size: OptionalSize = None,
+    num_classes: int | None = None,
+    method: Annotated[str, Parameter(metavar="METHOD")] | None = None,
+    dtype: Annotated[str, Parameter(metavar="TYPE")] | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+    allow_lossy: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    check: bool = True,
+) -> int:
+    """Write a checkpoint in another format, and prove that it is the same model.
+
+    SOURCE is a checkpoint file or folder of any format, a training run or a saved step. The new checkpoint is then
+    opened, and both run in float64 on random images; it also runs in the library that the format belongs to, if
+    that is installed. The exit status is 1 if the outputs differ by more than 1e-12.
+
+    TARGET may be missing, empty, or a checkpoint of the same format. Anything else there needs --overwrite.
+
+    Examples:
+        vit convert ViT-B_16.npz b16_384 --image-size 384 --num-classes 10
+        vit convert runs/cifar10 hub --to transformers
+        vit convert deit_small.pth deit --set heads=6
+
+    Args:
+        source: What to read.
+        target: Folder or file to write.
+        to: Format to write.
+        from_: Format to read, where it is not recognised.
+        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        num_classes: Replace the head by a new one for so many classes; 0 removes it.
+        method: Method of resampling the position embeddings, such as bicubic (default: the checkpoint's own).
+        dtype: Type to store: bfloat16, float16, float32 or float64 (default: as it is).
+        set_: A field of the model's config that the source does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+        allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
+        overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
+            stay.
+        check: Open and run what was written.
+    """
+    opened = open_and_report(source, from_, set_, part)
+    check_apart(target, source, location(opened.origin))
+    check_outside_runs(target)
+    checkpoint = opened.adapt(image_size=image_size, num_classes=num_classes, position_embedding_method=method)
+    checkpoint = checkpoint.adapt(dtype=dtype)  # afterwards, so that positions are resampled from the stored values
+    if opened.format == "vit":
+        checkpoint = _with_source(checkpoint, source.name)
+    expressed = express_for(checkpoint, to, allow_lossy)
+    for note in expressed.notes:
+        console.say(note)
+    with console.working(f"writing {target}"):
+        notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite)
+    for note in notes:
+        console.say(note)
+    console.say(f"wrote {target} ({to})")
+    if not check:
+        return 0
+    with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
+        return int(not conversion_proof.is_same_model(checkpoint, target, to, expressed))
+
+
+def _with_source(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The checkpoint with the name of the one it was made from in its provenance."""
+    provenance = checkpoint.config.provenance.replace(source=name, source_format="vit-parity")
+    return checkpoint.with_config(checkpoint.config.replace(provenance=provenance))

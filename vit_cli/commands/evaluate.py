@@ -1,0 +1,100 @@
+"""`vit evaluate`"""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.training import require_training, stopped_by_signal
+from vit_cli.twins import Framework
+from vit_core.errors import InputError
+from vit_core.field_text import parse_preprocessing
+from vit_core.labels import LabelMatching
+from vit_core.storage import Location, absolute
+from vit_train.config import Data
+
+
+def evaluate(
+    checkpoint: Place,
+    /,
+    *,
+    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
+    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
+    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    held_out: float = 1.0,
+    split_seed: int = 0,
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+    framework: Framework = "torch",
+    image_size: OptionalSize = None,
+    batch_size: int = 100,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    allow_undecodable: Annotated[bool, Parameter(negative=())] = False,
+    labels: LabelMatching = "by-name",
+    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
+) -> int:
+    """Measure the accuracy of a checkpoint on a data set.
+
+    Every image counts once. Images are prepared as the checkpoint's own preprocessing says. The table shows top-1 and
+    top-5 accuracy, the loss, and the 95 % interval of top-1.
+
+    Examples:
+        vit evaluate runs/cifar10
+        vit evaluate ViT-B_16.npz --data ./photos/
+        vit evaluate runs/cifar10/steps/000100 --framework jax
+
+    Args:
+        checkpoint: Checkpoint of any format, training run or saved step.
+        data: A folder, written with a slash; the name of a tensorflow-datasets set; or digits. Default: the data of the
+            run that the checkpoint belongs to.
+        data_dir: Folder in which tensorflow-datasets sets are prepared.
+        split: Split of the data set. Default: the one that exists of test, validation and val.
+        held_out: Share of a folder without splits. Default: all of it; without --data, as in the run.
+        split_seed: Seed that chooses which images this share has.
+        from_: Format of the checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+        framework: Framework that computes.
+        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        batch_size: Images at once; this changes no result.
+        compute_dtype: Type of the forward pass.
+        allow_undecodable: Skip images that cannot be read, instead of stopping.
+        labels: How the data set's classes are matched with the model's. By name, in any order; a model without names by
+            position. By position: class i is output i. By number: the class called 7 is output 7.
+        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
+    """
+    require_training(framework)
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: expected 1 or more")
+    from vit_cli.reports.training import TerminalDisplay, print_evaluation
+    from vit_train.stages import evaluate_checkpoint
+
+    source = Data(name=data, held_out=held_out, split_seed=split_seed) if data else _data_of_run(checkpoint)
+    with stopped_by_signal():
+        found = evaluate_checkpoint(
+            open_and_report(checkpoint, from_, set_, part),
+            source.replace(directory=data_dir or source.directory),
+            framework,
+            split=split,
+            image_size=image_size,
+            batch_size=batch_size,
+            compute_dtype=compute_dtype,
+            allow_undecodable=allow_undecodable,
+            labels=labels,
+            preprocessing=parse_preprocessing(preprocessing),
+            display=TerminalDisplay(),
+        )
+    print_evaluation(found)
+    return 0
+
+
+def _data_of_run(checkpoint: Location) -> Data:
+    """The data of the training run that a folder is, or is in (checkpoint, steps/000100). InputError without a run."""
+    from vit_train.run import RUN, read_request
+
+    folder = absolute(checkpoint)
+    for run in (folder, folder.parent, folder.parent.parent):
+        if (run / RUN).is_file():
+            return read_request(run).config.data
+    raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")

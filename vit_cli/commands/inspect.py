@@ -1,0 +1,48 @@
+"""`vit inspect`"""
+
+import json as json_text
+import warnings
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vit_cli import console
+from vit_cli.option_types import FieldWords, PartName, Place, ReadFormat
+from vit_cli.reports.inspection import print_inspection
+from vit_core.checkpoints import inspection, open_checkpoint
+from vit_core.field_text import parse_fields
+
+
+def inspect(
+    source: Place,
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+) -> int:
+    """Show what a checkpoint of any format contains.
+
+    Prints the format, the model's config, the number of parameters of each module, their types, and values that look
+    wrong: parameters that are not finite, are all zeros or have outliers.
+
+    Examples:
+        vit inspect ViT-B_16.npz
+        vit inspect runs/cifar10 --json
+
+    Args:
+        source: Checkpoint file or folder of any format, training run or saved step; also an address in a store.
+        json: Print one JSON object instead of tables.
+        from_: Format to read, where it is not recognised.
+        set_: A field of the model's config that the file does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+    """
+    checkpoint = open_checkpoint(source, format=from_, fields=parse_fields(set_), part=part)
+    with warnings.catch_warnings(action="ignore"), console.working("reading every array"):  # the report has them
+        report = inspection.report(checkpoint)
+    if json:
+        print(json_text.dumps(report, indent=2))
+    else:
+        print_inspection(report, inspection.chosen(checkpoint.config.model))
+    return 0

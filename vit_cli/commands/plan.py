@@ -1,0 +1,47 @@
+"""`vit plan`"""
+
+import os
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vit_cli.recipe_options import Changes, recipe_command
+from vit_cli.requirements import require
+from vit_cli.training import Recipe, recipe_config
+from vit_train.planning import topologies
+
+
+@recipe_command
+def plan(
+    recipe: Recipe,
+    /,
+    changes: Changes,
+    *,
+    topology: Annotated[str, Parameter(metavar="SLICE")] = topologies.LOCAL,
+    fit: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Compile a recipe for a TPU slice and show the memory it needs.
+
+    The training step is compiled without the hardware. The report shows the memory of a device as XLA counts it, the
+    collectives, and the shortest time that a step can take. The exit status is 1 when the recipe does not fit.
+    Compilations are kept in ~/.cache/vit-parity.
+
+    Examples:
+        vit plan imagenet_l16 --topology v5e:16x16
+        vit plan imagenet_l16 --topology v5e:16x16 --fit
+
+    Args:
+        recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
+        topology: A slice of v4, v5e, v5p, v6e or tpu7x and the chips along each side, such as v5e:16x16 or v5p:8x8x4;
+            or local: the devices of this machine.
+        fit: Search batch size, rematerialisation and mesh for the largest batch that fits.
+    """
+    asked = None if topology == topologies.LOCAL else topologies.parse(topology)
+    require("jax", "jax", "flax", "optax")
+    if asked is not None:
+        require("tpu", "libtpu")
+        os.environ |= topologies.WITHOUT_HARDWARE
+    config = recipe_config(recipe, "pretrain", changes)
+    from vit_cli import plan_run  # imports jax, which reads the environment
+
+    return int(not plan_run.run(recipe, config, asked, fit))

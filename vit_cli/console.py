@@ -1,0 +1,91 @@
+"""The terminal: lines, tables, spinners and progress bars. Everything that `vit` prints goes through here."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from vit_core.errors import one_line
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+"""A file or a log has no width, and rich would take 80 columns."""
+
+
+def say(text: str) -> None:
+    """Prints a line as it is: no markup, no wrapping."""
+    console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def say_in(text: str, style: str) -> None:
+    """Prints a line in a style of rich, otherwise as it is."""
+    console.print(Text(one_line(text), style=style), soft_wrap=True)
+
+
+def working(text: str) -> Status:
+    """A spinner beside a text, for work whose steps cannot be counted; invisible where there is no terminal."""
+    return console.status(text)
+
+
+def progress(shown: bool = True) -> Progress:
+    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("<"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: bool = False) -> None:
+    """Prints a table; every column but the first is right-aligned, and the last too unless it holds notes."""
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        left = not i or (notes and i == len(columns) - 1)
+        drawn.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*map(str, row))
+    console.print(drawn)
+
+
+def verdict(ok: bool) -> str:
+    """A cell that says whether a difference is within its bound."""
+    return "[green]ok[/]" if ok else "[bold red]OUT[/]"
+
+
+@contextmanager
+def log_messages(name: str = "vit") -> Iterator[None]:
+    """Within it, what the training code logs is printed as lines: errors on stderr, all else on stdout."""
+    logger, handler = logging.getLogger(name), _LineHandler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _LineHandler(logging.Handler):
+    """Prints each record as one line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            print(f"vit: error: {one_line(text)}", file=sys.stderr, flush=True)
+        else:
+            say(f"warning: {text}" if record.levelno >= logging.WARNING else text)

@@ -1,0 +1,64 @@
+"""Proves that a written checkpoint is the model it was made from, as far as can be run on this machine."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vit_cli import console
+from vit_cli.twins import installed_twin, twin
+from vit_core import parity
+from vit_core.checkpoints import Checkpoint
+from vit_core.checkpoints.formats.expressing import Expressed
+from vit_core.checkpoints.verification import Difference, difference, outputs_of, read_back
+from vit_core.field_text import field_text
+from vit_core.storage import Location, StorePath, is_local
+
+
+def is_same_model(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> bool:
+    """Whether what was written gives the checkpoint's outputs; prints each difference, and what was not compared."""
+    written, missing = read_back(target, format, expressed.checkpoint.config.model)
+    if missing:
+        words = " ".join(f"--set {field_text(name, value)}" for name, value in missing.items())
+        console.say(f"the file alone does not contain: {words}")
+    if (framework := installed_twin()) is None:
+        console.say("not run: neither PyTorch nor JAX is installed")
+        return True
+    x_BHWC, _ = parity.probe(checkpoint.config.model, 0)
+    differences: list[Difference] = []
+    with console.working("running both sides"):
+        package = twin(framework)
+        before_BC = outputs_of(package, checkpoint, x_BHWC)
+        after_BC = outputs_of(package, written, x_BHWC)
+        differences.append(difference("read back", after_BC, before_BC, expressed.bound))
+        if framework == "torch":
+            from vit_cli.format_proofs import outputs_by_library
+            from vit_torch.references import NotInstalled
+
+            try:
+                with _on_this_machine(target) as path:
+                    theirs_BC = outputs_by_library(path, format, expressed.checkpoint.config.model, x_BHWC)
+                if theirs_BC is not None:
+                    differences.append(difference(f"{format} itself", theirs_BC, before_BC, expressed.bound))
+            except NotInstalled as error:
+                console.say(str(error))
+    for each in differences:
+        console.say(str(each))
+    return all(each.ok for each in differences)
+
+
+@contextmanager
+def _on_this_machine(path: Location) -> Iterator[Path]:
+    """A file or folder where other libraries can open it: itself, or a temporary copy of one in a store."""
+    if is_local(path):
+        yield path
+        return
+    assert isinstance(path, StorePath)
+    with tempfile.TemporaryDirectory(prefix="vit-") as scratch:
+        copy = Path(scratch) / path.name
+        if path.is_file():
+            path.download(copy)
+        for name, file in path.files().items() if path.is_dir() else ():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            file.download(copy / name)
+        yield copy

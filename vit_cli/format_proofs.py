@@ -1,0 +1,105 @@
+"""Small random models written in each format, opened by the library that the format belongs to, and read back."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+import vit_torch
+from vit_core import parity
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints import Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint
+from vit_core.checkpoints.containers import open_container
+from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, WRITERS
+from vit_core.checkpoints.verification import Difference, difference, different
+from vit_core.config import ViTConfig
+from vit_torch.references import reference
+
+_PLAIN: dict[str, Any] = {
+    "image_size": 16, "patch_size": 4, "width": 128, "depth": 2, "heads": 2, "mlp_dim": 256, "num_classes": 5
+}  # fmt: skip
+_OWN_EXAMPLES: dict[str, dict[str, Any]] = {
+    "class token": {},
+    "registers, gated MLP, LayerScale": {
+        "registers": 4, "mlp": "swiglu", "mlp_dim": 96, "layer_scale": 1.0, "activation": "gelu"
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found for one model in one format."""
+
+    format: str
+    model: str
+    same_bits: bool
+    """Whether all arrays and the config are the same, bit for bit, when the file is read back."""
+    same_file: bool
+    """Whether what was read, written again, gives the same arrays."""
+    difference: Difference | None
+    """From the outputs of the format's own library, in float64; None where no library has such a model."""
+
+    @property
+    def ok(self) -> bool:
+        return self.same_bits and self.same_file and (self.difference is None or self.difference.ok)
+
+
+def examples() -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Format that is written -> description of a model -> its fields beyond the plain ones."""
+    return {"vit": _OWN_EXAMPLES} | {name: FOREIGN_FORMATS[name].examples for name in WRITERS}
+
+
+def read_only_formats() -> list[str]:
+    """The formats that are not written."""
+    return [name for name in FOREIGN_FORMATS if name not in WRITERS]
+
+
+def proofs(seed: int = 0) -> Iterator[Proof]:
+    """One proof for each example, as soon as it is complete."""
+    for format, models in examples().items():
+        for what, fields in models.items():
+            with TemporaryDirectory() as folder:
+                yield _proof(format, what, ViTConfig(**{**_PLAIN, **fields}), Path(folder), seed)
+
+
+def _proof(format: str, what: str, model: ViTConfig, folder: Path, seed: int) -> Proof:
+    arrays = LazyArrays.of(parity.randomized(model, seed)).as_type("float32")
+    checkpoint = Checkpoint(CheckpointConfig(model=model), arrays)
+    container = "folder" if format == "vit" else WRITERS[format].containers[0]
+    suffix = "" if container == "folder" else container
+    first, second = folder / f"first{suffix}", folder / f"second{suffix}"
+    save_checkpoint(first, checkpoint, format=format)
+    missing = different(model, open_checkpoint(first, format=format).config.model)
+    opened = open_checkpoint(first, format=format, fields=missing)
+    save_checkpoint(second, opened, format=format)
+    same_config = not different(model, opened.config.model)
+    return Proof(
+        format,
+        what,
+        same_config and _same(opened.arrays, checkpoint.arrays),
+        _same(open_container(second).arrays, open_container(first).arrays),
+        _against_library(first, format, checkpoint, seed),
+    )
+
+
+def _same(a: LazyArrays, b: LazyArrays) -> bool:
+    return a.shapes == b.shapes and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def _against_library(path: Path, format: str, checkpoint: Checkpoint, seed: int) -> Difference | None:
+    x_BHWC, _ = parity.probe(checkpoint.config.model, seed)
+    theirs_BC = outputs_by_library(path, format, checkpoint.config.model, x_BHWC)
+    if theirs_BC is None:
+        return None
+    ours_BC = vit_torch.predict(vit_torch.load(checkpoint, dtype="float64"), x_BHWC)
+    return difference(format, theirs_BC, ours_BC)
+
+
+def outputs_by_library(path: Path, format: str, model: ViTConfig, x_BHWC: np.ndarray) -> np.ndarray | None:
+    """The outputs of the format's own library for images, in float64; None where it has no such model."""
+    theirs = reference(path, format, model)
+    return None if theirs is None else theirs(torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)).numpy()

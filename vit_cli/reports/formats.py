@@ -1,0 +1,43 @@
+"""How `vit formats` and `vit bench` show their results."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vit_cli.console import table, verdict
+
+if TYPE_CHECKING:
+    from vit_cli.benchmarks.conversion import Cost
+    from vit_cli.format_proofs import Proof
+
+
+def print_proofs(proofs: "Iterable[Proof]", read_only: Iterable[str]) -> None:
+    """Prints what was found for each model in each format."""
+    rows = []
+    for proof in proofs:
+        same = "equal bits" if proof.same_bits and proof.same_file else "[bold red]CHANGED[/]"
+        rows.append((proof.format, proof.model, same, _distance(proof), verdict(proof.ok)))
+    rows += [(format, "", "read only", "see parity_tests/formats", "") for format in read_only]
+    columns = ("format", "model", "there and back", "from its own library", "")
+    table("float64, relative to the largest output", columns, rows)
+
+
+def _distance(proof: "Proof") -> str:
+    if proof.format == "vit":
+        return ""
+    return "no such model there" if proof.difference is None else f"{proof.difference.relative:.1e}"
+
+
+def print_costs(title: str, costs: "Iterable[Cost]") -> None:
+    """Prints what conversions cost, beside a copy of the file."""
+    rows = (
+        (
+            f"{cost.source} to {cost.target}",
+            f"{cost.copy_seconds:.2f} s",
+            f"{cost.seconds:.2f} s",
+            f"{cost.times_copy:.1f}",
+            f"{cost.peak_bytes / 1e6:,.0f} MB",
+            f"{cost.times_file:.3f}",
+        )
+        for cost in costs
+    )
+    table(title, ("", "copy", "convert", "times the copy", "anonymous memory", "times the file"), rows)

@@ -1,0 +1,25 @@
+"""How `vit inspect` shows a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_cli.console import say, say_in, table
+
+
+def print_inspection(report: Mapping[str, Any], unlike_the_paper: Mapping[str, Any]) -> None:
+    """Prints a report of vit_core.checkpoints.inspection, and the config fields that are not the paper's."""
+    say(f"{report['path']}: {report['format']}, {report['parameters']:,} parameters")
+    for note in report["notes"]:
+        say(f"  {note}")
+    grid, types = "x".join(map(str, report["grid"])), ", ".join(f"{n:,} {t}" for t, n in report["dtypes"].items())
+    say(f"grid {grid}, prefix tokens {report['prefix_tokens']}, types {types}")
+    fields = ((name, _text(value)) for name, value in unlike_the_paper.items())
+    table("config, where it is not the paper's", ("field", "value"), fields)
+    rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
+    table("parameters", ("module", "number", "stored"), rows)
+    for line in report["suspicious"]:
+        say_in(f"suspicious: {line}", "yellow")
+
+
+def _text(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

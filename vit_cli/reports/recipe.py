@@ -1,0 +1,100 @@
+"""How `vit explain` shows what a recipe will do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vit_cli.console import say, table
+from vit_cli.field_options import value_text
+from vit_core import flops
+from vit_core.parameters import Parameter, count, parameters, spans
+from vit_train.config import TrainConfig, flatten
+
+
+def print_recipe(title: str, config: TrainConfig, examples: int | None = None) -> None:
+    """Prints the resolved config, the schedule, the parameter groups, tokens and FLOPs.
+
+    examples: number of training examples, which gives the epochs; None where it is not known.
+    """
+    config = config.replace(optimizer=config.optimizer.resolved())
+    fields = ((name, value_text(value)) for name, value in flatten(config.model_dump()).items())
+    table(title, ("field", "value"), fields)
+    steps = sorted({0, *milestones(config), config.steps - 1})
+    rates = [(step + 1, f"{config.learning_rate(step):.3e}", epochs(config, step + 1, examples)) for step in steps]
+    table("schedule", ("step", "learning rate", "epochs"), rates)
+    _print_groups(config)
+    forward = flops.forward(config.model)
+    total = sum(forward.values())
+    say(f"{count(config.model):,} parameters, {config.model.tokens} tokens an image")
+    shares = ", ".join(f"{name} {part / total:.0%}" for name, part in forward.items())
+    say(f"{total / 1e9:.3f} GFLOPs an image forward ({shares}), {3 * total / 1e9:.3f} in training")
+    images = config.steps * config.batch_size
+    say(f"the run: {images:,} images, {3 * total * images:.2e} FLOPs")
+
+
+def _print_groups(config: TrainConfig) -> None:
+    rows = (
+        (
+            group.where,
+            "yes" if group.decay else "no",
+            len(group.rows),
+            f"{sum(row.size for row in group.rows):,}",
+            "frozen" if group.factor is None else f"{config.optimizer.learning_rate * group.factor:.3e}",
+            "frozen" if group.factor is None else f"{decay_of_a_step(config, group):.1e}",
+        )
+        for group in groups(config)
+    )
+    columns = ("parameters of", "decayed", "tensors", "values", "peak learning rate", "weight decay of a step")
+    table("parameter groups", columns, rows)
+
+
+def milestones(config: TrainConfig) -> list[int]:
+    """Steps at which the schedule is shown: the end of the warm-up, the quarters, the beginning of the cooldown."""
+    quarters = [config.steps * quarter // 4 for quarter in (1, 2, 3)]
+    schedule = config.schedule
+    cooldown = [config.steps - schedule.cooldown_steps] if schedule.cooldown_steps else []
+    return [max(schedule.warmup_steps - 1, 0), *quarters, *cooldown]
+
+
+def epochs(config: TrainConfig, step: int, examples: int | None) -> str:
+    """How often every example has been seen after so many steps."""
+    return f"{step * config.batch_size / examples:.2f}" if examples else ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike."""
+
+    where: str
+    factor: float | None
+    """What the learning rate is multiplied by; None: the parameters are frozen."""
+    decay: bool
+    rows: tuple[Parameter, ...]
+
+
+def groups(config: TrainConfig) -> Iterator[Group]:
+    """The parameter groups in the order of the network."""
+    rows = parameters(config.model)
+    factors = config.optimizer.factors(rows)
+    alike: dict[tuple[float | None, bool], list[Parameter]] = {}
+    for name, row in rows.items():
+        alike.setdefault((factors.get(name), row.decay), []).append(row)
+    for (factor, decay), members in alike.items():
+        yield Group(place_in_network(config, members), factor, decay, tuple(members))
+
+
+def place_in_network(config: TrainConfig, rows: list[Parameter]) -> str:
+    """The part of the network that parameters belong to: "embeddings, blocks 0-11, head"."""
+    depths = sorted({row.depth for row in rows})
+    blocks = [depth - 1 for depth in depths if 0 < depth <= config.model.depth]
+    names = ["embeddings"] if 0 in depths else []
+    names += [f"{'blocks' if len(blocks) > 1 else 'block'} {spans(blocks).replace(',', ', ')}"] if blocks else []
+    return ", ".join(names + (["head"] if depths[-1] > config.model.depth else []))
+
+
+def decay_of_a_step(config: TrainConfig, group: Group) -> float:
+    """The share of itself that a parameter loses in a step at the peak of the schedule (coupled: before momentum)."""
+    optimizer = config.optimizer
+    if not group.decay or group.factor is None:
+        return 0.0
+    rate = 1.0 if optimizer.decay == "independent" else optimizer.learning_rate * group.factor
+    return rate * optimizer.weight_decay

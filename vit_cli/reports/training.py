@@ -1,0 +1,97 @@
+"""How training and evaluation are shown: progress, the preflight table, accuracies."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from rich.progress import Progress, TaskID
+
+from vit_cli import console
+from vit_cli.console import say, table
+from vit_train.display import Display, Task
+from vit_train.evaluation import Accuracy
+from vit_train.preflight import PreflightReport
+from vit_train.stages import Evaluation, StageResult
+
+
+class _BarTask(Task):
+    """A task with a progress bar."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self.bar, self.task = bar, task
+
+    def update(self, completed: int, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self.bar.update(self.task, completed=completed, **fields)  # type: ignore[arg-type]
+
+
+class TerminalDisplay(Display):
+    """Shows progress bars, spinners and the preflight table in the terminal."""
+
+    def task(self, title: str, total: int, completed: int = 0) -> AbstractContextManager[Task]:
+        """A progress bar."""
+        return _progress_bar(title, total, completed)
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """A spinner."""
+        with console.working(text):
+            yield
+
+    def preflight(self, report: PreflightReport) -> None:
+        """The table of processes, and what their devices hold."""
+        processes = len(report.processes)
+        table(
+            f"preflight: {report.engine}, {processes} process{'es' * (processes > 1)}",
+            ("process", "host", "devices", "rows of a batch", "images/s loaded"),
+            (
+                (i, process.host, process.devices, process.rows, f"{process.images_per_second:,.0f}")
+                for i, process in enumerate(report.processes)
+            ),
+        )
+        total, on_device = (sum(sizes) for sizes in zip(*report.state_bytes.values(), strict=True))
+        say(f"mesh       {report.mesh}")
+        say(f"state      {on_device / 2**20:,.1f} MiB on each device, of {total / 2**20:,.1f} MiB")
+        largest = sorted(report.state_bytes.items(), key=lambda item: -item[1][0])[:3]
+        for name, (size, part) in largest:
+            say(f"           {part / 2**20:,.2f} of {size / 2**20:,.2f} MiB: {name}")
+        say(f"loader     {report.images_per_second:,.0f} images/s in total: training cannot be faster")
+
+
+@contextmanager
+def _progress_bar(title: str, total: int, completed: int) -> Iterator[Task]:
+    with console.progress() as bar:
+        yield _BarTask(bar, bar.add_task(title, total=total, completed=completed, note="starting"))
+
+
+def print_stage(result: StageResult) -> None:
+    """Prints the accuracy that a run reached, and where its files are; nothing for a run that was stopped."""
+    fit = result.fit
+    if result.process or fit.accuracy is None:
+        return
+    rows = [("weights", fit.accuracy), ("moving average", fit.average)]
+    print_accuracies(f"evaluation after {fit.step} steps", [(name, found) for name, found in rows if found])
+    for folder in fit.folders:
+        say(f"checkpoint {folder}")
+    if result.curves is not None:
+        say(f"curves     {result.curves}")
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints the accuracy of a checkpoint, and how many images were skipped."""
+    if evaluation.process:
+        return
+    print_accuracies(evaluation.title, [("weights", evaluation.accuracy)])
+    if skipped := evaluation.images - evaluation.accuracy.total:
+        say(f"skipped, because they cannot be read: {skipped} of {evaluation.images} images")
+
+
+def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> None:
+    """Prints accuracies as a table."""
+    rows = []
+    for name, accuracy in accuracies:
+        low, high = accuracy.interval
+        interval = f"{low:.2%} - {high:.2%}"
+        rows.append(
+            (name, f"{accuracy.top1:.2%}", interval, f"{accuracy.top5:.2%}", f"{accuracy.loss:.4f}", accuracy.total)
+        )
+    table(title, ("", "top-1", "95 % interval", "top-5", "loss", "images"), rows)

@@ -1,0 +1,222 @@
+"""Finds the Vision Transformers in the tree of a container: under any keys, behind any prefix of the names.
+
+Trainers nest a state dict under a key ("state_dict", "model_ema", "target_encoder"), put the model's attribute before
+every name ("model.", "backbone.", "visual.trunk.") and wrap modules (DistributedDataParallel, torch.compile, FSDP). A
+model is identified by an array that each format has once, such as the patch projection: what stands before the name of
+that array is the prefix of the model in the file.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.errors import InputError, abbreviate, one_line, unknown_name
+
+_WRAPPER_PARTS = r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
+"""Parts of names that a wrapping module adds."""
+_OPTIMIZER_PARTS = frozenset(
+    ("mu", "nu", "m", "v", "trace", "momentum", "exp_avg", "exp_avg_sq", "grad_ema", "grad_sq_ema", "opt_state")
+    + ("param_states", "optimizer", "optimizer_states")
+)
+"""Keys under which optimizers keep arrays with the names of the parameters."""
+_BOXES = ("value", "raw_value")
+"""Under which of a variable's keys its array is: in nnx.State, by the version of Flax, and in linen.Partitioned."""
+_PREFERRED_PARTS = (
+    *("state_dict_ema", "model_ema", "ema_model", "ema", "ema_state_dict", "ema_params", "params_ema"),
+    *("target_encoder", "teacher"),
+)
+"""Keys and prefixes of averaged weights, which are chosen before the trained ones, and of distillation's teacher."""
+_LAST_PARTS = frozenset(("student", "txt", "text", "text_model", "textual"))
+"""Keys and prefixes of distillation's student and of text towers, which are chosen after all others."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model in a container."""
+
+    keys: tuple[str, ...]
+    """The keys of the tree that lead to the mapping that holds it."""
+    prefix: str
+    """What stands before all its names, without the wrappers' parts; "" if nothing does."""
+    arrays: LazyArrays
+    """Its arrays under their names without the prefix."""
+    beside: LazyArrays
+    """The other arrays of the same mapping."""
+    separator: str = "."
+    wrappers: tuple[str, ...] = ()
+    """The parts that wrapping modules added to the names, which are removed here."""
+
+    @property
+    def name(self) -> str:
+        """How `--part` names it: keys and prefix, such as "state_dict_ema" or "model/backbone"."""
+        return "/".join([*self.keys, *self.prefix.strip("./").split(self.separator)]).strip("/") or "the whole file"
+
+    @property
+    def prefix_parts(self) -> tuple[str, ...]:
+        """The parts of the prefix."""
+        return tuple(part for part in re.split(r"[./]", self.prefix) if part)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The keys and the parts of the prefix."""
+        return (*self.keys, *self.prefix_parts)
+
+
+def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[str]) -> list[Candidate]:
+    """Every model in a container's tree, the one to take by default first.
+
+    separator: what stands between the parts of array names. anchors: regular expressions of the end of a name that a
+    model has exactly once.
+    """
+    anchor = re.compile(rf"(?:^|(?<=[./]))(?:{'|'.join(anchors)})$")
+    found = [
+        candidate
+        for keys, arrays in _array_mappings(tree, separator)
+        for candidate in _candidates_in(keys, arrays, anchor, separator)
+    ]
+    models = [candidate for candidate in found if not _OPTIMIZER_PARTS.intersection(candidate.parts)]
+    return sorted(models, key=_preference)
+
+
+def choose_candidate(candidates: Sequence[Candidate], part: str | None, where: object) -> Candidate:
+    """The first candidate, or the one that a person names with `--part`. Raises InputError for an unknown name."""
+    if part is None:
+        return candidates[0]
+    for candidate in candidates:
+        if part.strip("/.") in (candidate.name, candidate.name.replace("/", "."), candidate.prefix.strip("./")):
+            return candidate
+    names = [one_line(candidate.name) for candidate in candidates]
+    raise InputError(f"{where}: {unknown_name('--part', part, names)}")
+
+
+def choice_notes(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
+    """Where the model was found, and what other models the file has."""
+    notes = [f"model found under '{one_line(chosen.name)}'"] if chosen.parts else []
+    if chosen.wrappers:
+        notes.append(f"names: without the wrappers' {', '.join(chosen.wrappers)}")
+    if others := [candidate.name for candidate in candidates if candidate is not chosen]:
+        notes.append(f"other models in the file: {abbreviate(others)}; choose one with --part NAME")
+    return notes
+
+
+def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArrays:
+    """The arrays beside a model that do not belong to another model: a head of its own, but not the student's head."""
+    others = [candidate.parts for candidate in candidates if candidate is not chosen]
+    return LazyArrays(
+        {
+            name: array
+            for name, array in chosen.beside.entries.items()
+            if not _belongs_to(others, (*chosen.keys, *_module(name, chosen.prefix_parts)))
+        }
+    )
+
+
+def keys_beside(chosen: Candidate, candidates: Sequence[Candidate], tree: Mapping[str, Any]) -> list[str]:
+    """The keys of the tree beside those that lead to a model, without those that lead to another model."""
+    others = [candidate.parts for candidate in candidates if candidate is not chosen]
+    beside, level = list[str](), tree
+    for depth, key in enumerate(chosen.keys):
+        names = (str(name) for name in level if name != key)
+        beside += [name[:60] for name in names if not _belongs_to(others, (*chosen.keys[:depth], name))]
+        level = level[key]
+    if chosen.separator == ".":  # with "/" these are the first parts of the arrays' names
+        beside += [str(name)[:60] for name, value in level.items() if not isinstance(value, LazyArray | Mapping)]
+    return list(dict.fromkeys(beside))
+
+
+def modules_of(arrays: Iterable[str], prefix: Sequence[str]) -> list[str]:
+    """The names of arrays beside a model, each cut to the module that is beside it: "params/txt", "head"."""
+    modules = (name[: len("x".join(_module(name, prefix)))] for name in arrays)
+    return list(dict.fromkeys(name[:60] for name in modules))
+
+
+def facts_beside(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The values in the tree that are not arrays, on the way to a model: `{"arch": ..., "args": ...}`."""
+    facts: dict[str, Any] = {}
+    level: Any = tree
+    for key in (*keys, None):
+        if not isinstance(level, Mapping):
+            break
+        facts |= {name: value for name, value in level.items() if not isinstance(value, LazyArray) and name != key}
+        level = level.get(key) if key is not None else None
+    return facts
+
+
+def _array_mappings(
+    tree: Mapping[str, Any], separator: str, keys: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, LazyArray]]]:
+    """Every mapping in which array names begin: of a tree with "/" the whole tree, flattened; of pickles each mapping
+    that holds arrays itself."""
+    if separator == "/":
+        yield keys, dict(_flattened(tree, separator))
+        return
+    own = {name: value for name, value in tree.items() if isinstance(value, LazyArray)}
+    if own:
+        yield keys, own
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _array_mappings(value, separator, (*keys, str(name)))
+
+
+def _flattened(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, LazyArray]]:
+    """Every array with the keys that lead to it, joined. The box that NNX puts each variable in has no name."""
+    if (boxed := _boxed(tree)) is not None and prefix:
+        yield prefix.removesuffix(separator), boxed
+        return
+    for name, value in tree.items():
+        if isinstance(value, LazyArray):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Mapping):
+            yield from _flattened(value, separator, f"{prefix}{name}{separator}")
+
+
+def _boxed(tree: Mapping[str, Any]) -> LazyArray | None:
+    """The array of a variable of NNX or of a boxed parameter of Linen: a mapping whose only array is its value."""
+    arrays = {key: value for key, value in tree.items() if isinstance(value, LazyArray | Mapping)}
+    boxed = next((arrays[key] for key in _BOXES if set(arrays) == {key}), None)
+    return boxed if isinstance(boxed, LazyArray) else None
+
+
+def _without_wrappers(arrays: Mapping[str, LazyArray]) -> tuple[dict[str, LazyArray], tuple[str, ...]]:
+    """The arrays without the parts of their names that wrapping modules added, and those parts; as they are where two
+    names would become one."""
+    stripped = {re.sub(rf"(?:(?<=^)|(?<=\.)){_WRAPPER_PARTS}\.", "", name): array for name, array in arrays.items()}
+    if len(stripped) < len(arrays) or stripped.keys() == arrays.keys():
+        return dict(arrays), ()
+    parts = {part for name in arrays for part in name.split(".") if re.fullmatch(_WRAPPER_PARTS, part)}
+    return stripped, tuple(sorted(parts))
+
+
+def _candidates_in(
+    keys: tuple[str, ...], wrapped: Mapping[str, LazyArray], anchor: re.Pattern[str], separator: str
+) -> Iterator[Candidate]:
+    arrays, wrappers = _without_wrappers(wrapped)
+    prefixes = dict.fromkeys(name[: match.start()] for name in arrays if (match := anchor.search(name)))
+    for prefix in prefixes:
+        within = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+        own = {name: array for name, array in arrays.items() if name.startswith(prefix) and not name.startswith(within)}
+        inside = {name[len(prefix) :]: array for name, array in own.items()}
+        beside = {name: array for name, array in arrays.items() if name not in own}
+        yield Candidate(keys, prefix, LazyArrays(inside), LazyArrays(beside), separator, wrappers)
+
+
+def _preference(candidate: Candidate) -> tuple[int, int]:
+    """Averages and teachers first, then what is nested least; students and text towers last."""
+    for rank, part in enumerate(_PREFERRED_PARTS):
+        if part in candidate.parts:
+            return rank - len(_PREFERRED_PARTS), len(candidate.parts)
+    return (1 if _LAST_PARTS.intersection(candidate.parts) else 0), len(candidate.parts)
+
+
+def _module(name: str, prefix: Sequence[str]) -> tuple[str, ...]:
+    """The first parts of an array's name, up to the one that is no part of a model's prefix."""
+    parts = re.split(r"[./]", name)
+    same = next((i for i, pair in enumerate(zip(parts, prefix, strict=False)) if pair[0] != pair[1]), len(prefix))
+    return tuple(parts[: same + 1])
+
+
+def _belongs_to(models: Iterable[tuple[str, ...]], path: tuple[str, ...]) -> bool:
+    """Whether a key or a module leads to one of the models, or is one."""
+    return any(model[: len(path)] == path for model in models)

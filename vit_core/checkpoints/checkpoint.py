@@ -1,0 +1,243 @@
+"""A checkpoint as data: the config of a model, where its weights come from, and its arrays; no reading or writing."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from vit_core import position_embeddings
+from vit_core.arrays import LazyArrays, convert
+from vit_core.config import Size, ViTConfig
+from vit_core.errors import InputError, unknown_name
+from vit_core.field_text import field_text
+from vit_core.parameters import initial_value, parameters
+from vit_core.position_embeddings import Method
+from vit_core.preprocess import Preprocessing
+from vit_core.schema import Flag, NonNegative, Schema
+
+
+class Resampling(Schema):
+    """One change of resolution that the position embeddings went through."""
+
+    method: Method
+    source: Size
+    """Grid before, in patches."""
+    target: Size
+    """Grid after, in patches."""
+    trained_since: Flag = False
+    """Whether the weights were trained at the new resolution afterwards. Resizing without training costs accuracy."""
+
+
+class Provenance(Schema):
+    """Where the weights of a checkpoint come from."""
+
+    run: str | None = None
+    """Name of the training run."""
+    step: NonNegative | None = None
+    """Training steps that the run had done."""
+    source: str | None = None
+    """Name of the file or folder they were converted from."""
+    source_format: str | None = None
+    """Format of that file or folder."""
+    position_resampling: tuple[Resampling, ...] = ()
+    """Changes of resolution, oldest first."""
+
+
+class CheckpointConfig(Schema):
+    """Everything in a checkpoint folder's config.json."""
+
+    format_version: Literal[1] = 1
+    model: ViTConfig
+    preprocessing: Preprocessing | None = None
+    """How the images it was trained on were made; none if unknown."""
+    labels: tuple[str, ...] | None = None
+    """Name of each class, in the order of the outputs."""
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        model, preprocessing = self.model, self.preprocessing
+        if self.labels is not None and len(self.labels) != model.num_classes:
+            raise ValueError(f"labels: {len(self.labels)} names for num_classes {model.num_classes}")
+        if preprocessing and (preprocessing.image_size, preprocessing.channels) != (model.image_size, model.channels):
+            raise ValueError(
+                f"preprocessing: gives {preprocessing.image_size} with {preprocessing.channels} channels, "
+                f"the model takes {model.image_size} with {model.channels}"
+            )
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        model: ViTConfig,
+        loaded_with: "CheckpointConfig | None",
+        preprocessing: Preprocessing | None,
+        labels: tuple[str, ...] | None,
+        provenance: Provenance | None,
+    ) -> Self:
+        """The config to save a model with: what is given, and otherwise what the model was loaded with."""
+        before = loaded_with or cls(model=model)
+        return cls(
+            model=model,
+            preprocessing=preprocessing or before.preprocessing,
+            labels=labels if labels is not None else before.labels,
+            provenance=provenance or before.provenance,
+        )
+
+    def to_json(self) -> tuple[str, str]:
+        """The text of config.json, and the stamp in it (a digest of the other fields)."""
+        fields = self.model_dump(mode="json")
+        stamp = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        return json.dumps({"stamp": stamp, **fields}, indent=2) + "\n", stamp
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> tuple[Self, str | None]:
+        """The config and its stamp, if it has one. InputError for anything but a text of to_json or an edit of one."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON ({error}); expected the config of a checkpoint") from None
+        if not isinstance(fields, dict) or "format_version" not in fields or "model" not in fields:
+            raise InputError(f"{where}: not the config of a vit-parity checkpoint (no format_version and model)")
+        stamp = fields.pop("stamp", None)
+        return cls.parse(fields, where), stamp if isinstance(stamp, str) else None
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON schema of config.json."""
+        schema = cls.model_json_schema()
+        stamp = {"type": "string", "description": "Ties this file to the weights it was written with."}
+        schema["properties"] = {"stamp": stamp, **schema["properties"]}
+        return schema
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A field of ViTConfig that a file of another project does not contain, and the value that was taken for it."""
+
+    field: str
+    value: Any
+    why: str
+    """Why this value, as a phrase: "as in ViT-B/16"."""
+    alternatives: str = ""
+    """How to choose another value; none: `--set FIELD=VALUE`."""
+
+    def __str__(self) -> str:
+        value = field_text(self.field, self.value).partition("=")[2]
+        alternatives = self.alternatives or f"--set {self.field}=VALUE for another"
+        return f"{self.field}: {value}, {self.why}; {alternatives}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The config and the parameters of a model; each parameter is read when it is asked for."""
+
+    config: CheckpointConfig
+    arrays: LazyArrays
+    """Canonical name -> array in the layout on disk (PyTorch's)."""
+    origin: str = "a checkpoint in memory"
+    """Where it was opened, for messages: the path of a file or folder."""
+    format: str = "vit"
+    """The format it was read from."""
+    notes: tuple[str, ...] = ()
+    """What people should know about how another project's file was read: assumptions, and what was left out."""
+    assumptions: tuple[Assumption, ...] = ()
+    """The fields of the config that the file does not contain."""
+
+    @classmethod
+    def of(cls, config: CheckpointConfig, arrays: Mapping[str, np.ndarray], dtype: object = None) -> Self:
+        """A checkpoint of arrays in memory (canonical name -> array in the layout on disk), to be stored as `dtype`
+        (None: each as it is)."""
+        return cls(config, LazyArrays.of(arrays).as_type(dtype))
+
+    @property
+    def dtype(self) -> str:
+        """The type that most of it is stored in: that of the patch projection."""
+        return self.arrays.entries["patch_embed.proj.weight"].dtype
+
+    def with_config(self, config: CheckpointConfig) -> "Checkpoint":
+        """The same arrays under another config."""
+        return dataclasses.replace(self, config=config)
+
+    def with_model(self, **fields: Any) -> "Checkpoint":
+        """The same arrays under a model config with some fields changed."""
+        return self.with_config(self.config.replace(model=self.config.model.replace(**fields)))
+
+    def with_arrays(self, arrays: LazyArrays) -> "Checkpoint":
+        """The same config with other arrays, in the order of the parameter table."""
+        return dataclasses.replace(self, arrays=arrays.select(parameters(self.config.model)))
+
+    def adapt(
+        self,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        num_classes: int | None = None,
+        position_embedding_method: str | None = None,
+        dtype: object = None,
+    ) -> "Checkpoint":
+        """The checkpoint with another type, image size or number of classes; arguments left out change nothing.
+
+        image_size: (height, width) in pixels; learned positions are resampled, and provenance records it.
+        num_classes: gives a new head, initialised as the config says. position_embedding_method: becomes the config's
+        own, for this resampling and later ones. dtype: of all arrays, converted before anything is resampled.
+        Raises InputError for values that the model cannot have.
+        """
+        adapted = self
+        if dtype is not None:
+            adapted = dataclasses.replace(adapted, arrays=adapted.arrays.as_type(dtype))
+        if position_embedding_method is not None:
+            if position_embedding_method not in position_embeddings.METHODS:
+                raise unknown_name("position-embedding method", position_embedding_method, position_embeddings.METHODS)
+            adapted = adapted.with_model(position_resampling=position_embedding_method)
+        if num_classes is not None and num_classes != self.config.model.num_classes:
+            adapted = adapted.with_head(num_classes)
+        if image_size is not None:
+            adapted = adapted._with_image_size(image_size)
+        return adapted
+
+    def with_head(self, num_classes: int) -> "Checkpoint":
+        """With a new head of so many outputs, initialised as the config says (zeros, unless head_bias_init is set); 0
+        removes the head. The labels are dropped."""
+        old = self.config.model
+        model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
+        arrays = self.arrays
+        for name, row in parameters(model).items():
+            if name.startswith(("head.", "head_dist.")):
+                arrays = arrays.with_array(name, convert(initial_value(row, 0), self.dtype))
+        return self.with_config(self.config.replace(model=model, labels=None)).with_arrays(arrays)
+
+    def with_outputs(self, order: Sequence[int]) -> "Checkpoint":
+        """With the outputs of the head in another order: output i is what output order[i] was. The labels move along.
+
+        order: each output once.
+        """
+        if sorted(order) != list(range(self.config.model.num_classes)):
+            raise ValueError(f"order {list(order)}: expected each of {self.config.model.num_classes} outputs once")
+        rows, entries = list(order), dict(self.arrays.entries)
+        for name, entry in self.arrays.entries.items():
+            if name.startswith(("head.", "head_dist.")):
+                entries[name] = entry.then(lambda array: array[rows], entry.shape, entry.dtype)
+        labels = self.config.labels and tuple(self.config.labels[i] for i in rows)
+        return dataclasses.replace(self, config=self.config.replace(labels=labels), arrays=LazyArrays(entries))
+
+    def _with_image_size(self, image_size: int | tuple[int, int]) -> "Checkpoint":
+        old = self.config.model
+        new = old.replace(image_size=image_size)
+        changes: dict[str, Any] = {"model": new}
+        if self.config.preprocessing:
+            changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size)
+        arrays = self.arrays
+        if old.position_embedding == "learned" and new.grid != old.grid:
+            pos_1ND = position_embeddings.resample(
+                arrays["pos_embed"], old.grid, new.grid, old.position_resampling, old.prefix_positions
+            )
+            arrays = arrays.with_array("pos_embed", pos_1ND)
+            resampled = Resampling(method=old.position_resampling, source=old.grid, target=new.grid)
+            provenance = self.config.provenance
+            changes["provenance"] = provenance.replace(position_resampling=(*provenance.position_resampling, resampled))
+        return dataclasses.replace(self, config=self.config.replace(**changes), arrays=arrays)

@@ -1,0 +1,157 @@
+"""Which weights of a folder are opened, and what a folder is that has none."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from vit_core.checkpoints.containers import dcp, orbax
+from vit_core.errors import InputError, abbreviate
+from vit_core.storage import Location
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+    "flax_model.msgpack.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""What libraries call a folder's weights; of several, the first one is taken."""
+_ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".msgpack", ".index.json")
+_NO_WEIGHTS = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|spiece|tokenizer|merges|events"
+    r"|(bf16_)?zero_pp_rank_)[\w.-]*"
+)
+"""What training scripts save beside the weights under such endings."""
+_MOST_NAMES = 10_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """What of a folder is opened."""
+
+    path: Location
+    """A file of weights, or a folder that is a checkpoint itself."""
+    reader: str
+    """ "file", "orbax" or "dcp"."""
+    notes: tuple[str, ...] = ()
+
+
+def find_weights(folder: Location) -> Found:
+    """The weights of a folder. InputError where there are none, or several of which none is the usual one."""
+    names = _names(folder)
+    if cached := _snapshot(folder, names):
+        inner = find_weights(cached)
+        return Found(inner.path, inner.reader, (f"read snapshot {cached.name[:12]} of a hub cache", *inner.notes))
+    if dcp.METADATA in names and any(name.endswith(".distcp") for name in names):
+        return Found(folder, "dcp")
+    if orbax.is_orbax_item(folder, names):
+        return Found(folder, "orbax")
+    for name in WEIGHTS:
+        if name in names and (folder / name).is_file():
+            return Found(folder / name, "file")
+    candidates = sorted(name for name in names if _looks_like_weights(name) and (folder / name).is_file())
+    if len(candidates) == 1:
+        return Found(folder / candidates[0], "file")
+    if candidates:
+        raise InputError(
+            f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like); name one of its files: "
+            f"{abbreviate(candidates, most=5)}"
+        )
+    return _found_below(folder, names)
+
+
+def describe_folder(folder: Location) -> str:
+    """What a folder is, in words with an article; also of those that are not read."""
+    names = _names(folder)
+    if _is_cache(names):
+        return "a repository in a hub cache"
+    if dcp.METADATA in names and any(name.endswith(".distcp") for name in names):
+        return "a folder of torch.distributed.checkpoint (DCP)"
+    if orbax.is_orbax_item(folder, names):
+        return "an Orbax checkpoint"
+    usual = next((name for name in WEIGHTS if name in names), None)
+    candidates = sorted(name for name in names if _looks_like_weights(name))
+    if usual or candidates:
+        return f"a folder with {usual or abbreviate(candidates, most=3)}"
+    items = [name for name in sorted(names) if _is_item(folder, name)]
+    if items:
+        return f"a folder with Orbax checkpoints ({abbreviate(items, most=3)})"
+    return _unread(names) or ("a folder without weights" if names else "an empty folder")
+
+
+def _names(folder: Location) -> set[str]:
+    try:
+        paths: Iterator[Location] = iter(folder.iterdir())
+        return {path.name for path in islice(paths, _MOST_NAMES)}
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
+def _looks_like_weights(name: str) -> bool:
+    return name.endswith(_ENDINGS) and not _NO_WEIGHTS.match(name) and not name.startswith(".")
+
+
+def _is_cache(names: Iterable[str]) -> bool:
+    return {"snapshots", "refs"} <= set(names) or {"snapshots", "blobs"} <= set(names)
+
+
+def _snapshot(folder: Location, names: set[str]) -> Location | None:
+    """The newest snapshot of a repository in a hub cache (models--OWNER--NAME); None for another folder."""
+    if not _is_cache(names):
+        return None
+    snapshots = folder / "snapshots"
+    commits = sorted(_names(snapshots))
+    main = folder / "refs" / "main"
+    if main.is_file() and main.stat().st_size <= 200 and (commit := main.read_text().strip()) in commits:
+        return snapshots / commit
+    if len(commits) == 1:
+        return snapshots / commits[0]
+    choice = (
+        f"name one of {abbreviate([f'snapshots/{c}' for c in commits], most=5)}" if commits else "download it again"
+    )
+    raise InputError(f"{folder}: a hub cache without the snapshot of refs/main; {choice}")
+
+
+def _is_item(folder: Location, name: str) -> bool:
+    path = folder / name
+    return "." not in name and path.is_dir() and orbax.is_orbax_item(path, _names(path))
+
+
+def _found_below(folder: Location, names: set[str]) -> Found:
+    """What is one level further down, where only one of the folders there can be opened."""
+    items = [name for name in sorted(names)[:200] if _is_item(folder, name)]
+    usual = [name for name in ("default", "params", "state") if name in items]
+    if usual or len(items) == 1:
+        name = (usual or items)[0]
+        others = [item for item in items if item != name]
+        note = f"read item '{name}'" + (f"; left out: {abbreviate(others, most=3)}" if others else "")
+        return Found(folder / name, "orbax", (note,))
+    known = _unread(names)
+    if known:
+        raise InputError(f"{folder}: {known}, which is not read; load it with its library, and save its arrays as .npz")
+    inner = [name for name in sorted(names)[:200] if (folder / name).is_dir() and _has_weights(folder / name)]
+    choice = f"; name one of the folders in it: {abbreviate(inner, most=5)}" if inner else ""
+    raise InputError(f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like){choice}")
+
+
+def _has_weights(folder: Location) -> bool:
+    names = _names(folder)
+    is_checkpoint = orbax.is_orbax_item(folder, names) or _is_cache(names) or dcp.METADATA in names
+    return is_checkpoint or any(map(_looks_like_weights, names)) or any(_is_item(folder, n) for n in sorted(names)[:20])
+
+
+def _unread(names: set[str]) -> str:
+    """The kind of a folder that is known and not read."""
+    if "saved_model.pb" in names:
+        return "a TensorFlow SavedModel"
+    if any(re.search(r"\.data-\d{5}-of-\d{5}$", name) for name in names):
+        return "a TensorFlow checkpoint"
+    if any(name.startswith("zero_pp_rank_") for name in names):
+        return "a DeepSpeed ZeRO checkpoint in parts (zero_to_fp32.py joins them)"
+    if "Manifest.json" in names:
+        return "a Core ML package"
+    return ""

@@ -1,0 +1,83 @@
+"""NumPy's .npz files, read without unpickling anything and written array by array."""
+
+import io
+import math
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vit_core.arrays import DTYPES, LazyArray, LazyArrays
+from vit_core.checkpoints.containers.archives import Archive
+from vit_core.checkpoints.containers.checked_arrays import checked
+from vit_core.checkpoints.containers.container import Container, nested
+from vit_core.checkpoints.containers.reading import FileRange, readable
+from vit_core.errors import InputError, abbreviate, one_line
+
+_LONGEST_HEADER = 2**16
+
+
+def read_npz(source: FileRange) -> Container:
+    """A .npz file. bfloat16, which NumPy writes as two raw bytes (V2), is read as what it is.
+
+    InputError where it is damaged or has Python objects only; beside other arrays these are left out with a note.
+    """
+    entries: dict[str, LazyArray] = {}
+    objects = []
+    with readable(source.path, "a complete .npz file"):
+        archive = Archive(source)
+        for member in archive.names:
+            shape, fortran, dtype, start = _header(archive.head(member, _LONGEST_HEADER))
+            name = member.removesuffix(".npy")
+            if dtype.hasobject:
+                objects.append(one_line(name)[:60])
+                continue
+            if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
+                dtype = DTYPES["bfloat16"]
+            size = archive.size(member) - start
+            if math.prod(shape) * dtype.itemsize != size:
+                raise ValueError(f"{member} has {size} bytes for shape {list(shape)}")
+            values = partial(archive.values, member, start, size)
+            read = partial(_read, source, name, values, dtype, shape, "F" if fortran else "C")
+            entries[name] = LazyArray(shape, dtype.name, read)
+    holds = f"{abbreviate(objects)} holds Python objects, which are never read"
+    if objects and not entries:
+        raise InputError(f"{source.path}: {holds}; save plain arrays instead")
+    return Container(source.path, "npz", nested(entries), notes=(holds,) if objects else (), separator="/")
+
+
+def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether in Fortran's order, type, and where the values begin."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return *np.lib.format.read_array_header_1_0(file), file.tell()
+    if version == (2, 0):
+        return *np.lib.format.read_array_header_2_0(file), file.tell()
+    raise ValueError(f".npy format {version}")
+
+
+def _read(
+    source: FileRange,
+    name: str,
+    values: Callable[[], np.ndarray],
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    order: Literal["C", "F"],
+) -> np.ndarray:
+    """Mapped if it is not compressed, so that one layer of a stacked array can be had without the others."""
+    with readable(source.path, f"complete (reading {one_line(name)[:60]})"):
+        array = values().view(dtype)
+        # An array that was written on another machine may be in the other byte order.
+        return array.astype(dtype.newbyteorder("="), copy=False).reshape(shape, order=order)
+
+
+def write_npz(path: Path, arrays: LazyArrays) -> None:
+    """Writes an uncompressed .npz file, array by array; the same arrays give the same bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, entry in arrays.entries.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, checked(name, entry, arrays[name]), allow_pickle=False)

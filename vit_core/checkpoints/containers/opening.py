@@ -1,0 +1,112 @@
+"""Opening whatever has named arrays in it: a file by its first bytes, a folder by what it contains."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from vit_core.checkpoints.containers.container import Container
+from vit_core.checkpoints.containers.dcp import read_dcp
+from vit_core.checkpoints.containers.folders import Found, describe_folder, find_weights
+from vit_core.checkpoints.containers.kinds import HEAD, Kind, file_kind
+from vit_core.checkpoints.containers.msgpack import read_msgpack
+from vit_core.checkpoints.containers.npz import read_npz
+from vit_core.checkpoints.containers.orbax import read_orbax
+from vit_core.checkpoints.containers.pth import read_pth
+from vit_core.checkpoints.containers.reading import FileRange, TemporaryFolder, readable
+from vit_core.checkpoints.containers.safetensors import read_safetensors
+from vit_core.checkpoints.containers.shards import read_shards
+from vit_core.errors import InputError
+from vit_core.storage import Location, StorePath, is_local
+
+_READERS: dict[str, Callable[[FileRange], Container]] = {
+    "safetensors": read_safetensors,
+    "npz": read_npz,
+    "pth": read_pth,
+    "msgpack": read_msgpack,
+}
+
+
+def open_container(path: Location) -> Container:
+    """The arrays of a file, or of a folder's weights, with what else stands beside them.
+
+    Nothing of a file is run and no value is read yet. From a store, the files are copied to a temporary folder, which
+    stays until nothing reads from it any more. InputError, in one line, names the kind of what is not read.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected a checkpoint")
+    found = find_weights(path) if path.is_dir() else Found(path, "file")
+    if found.reader == "file":
+        container = _open_file(found.path)
+    else:
+        folder, owner = _local_folder(found.path)
+        if found.reader == "orbax":
+            container = read_orbax(found.path, folder, owner)
+        else:
+            with readable(found.path, "a folder"):
+                files = {file.name: file for file in folder.iterdir() if file.is_file()}
+                ranges = {name: FileRange.whole(found.path / name, file, owner) for name, file in files.items()}
+            container = read_dcp(found.path, ranges)
+    return replace(container, notes=(*found.notes, *container.notes)) if found.notes else container
+
+
+def open_safetensors(path: Location) -> Container:
+    """The arrays of a safetensors file, whatever it is called. InputError for a file of another kind."""
+    with readable(path, "a file of weights"):
+        source = _local_file(path)
+    return read_safetensors(source)
+
+
+def describe_kind(path: Location) -> str:
+    """What a file or folder is, with its article, also if it is not read; reads a few bytes. InputError if there is
+    none."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; expected a checkpoint")
+    if path.is_dir():
+        return describe_folder(path)
+    if isinstance(path, StorePath):
+        return file_kind(path.read_head(HEAD), path.name).text
+    with readable(path, "a file of weights"):
+        source = FileRange.whole(path)
+        return file_kind(source.head(HEAD), path.name, source).text
+
+
+def _open_file(path: Location) -> Container:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a file of weights")
+    with readable(path, "a file of weights"):
+        source = _local_file(path)
+        kind = file_kind(source.head(HEAD), path.name, source)
+    if kind.reader == "shards":
+        return read_shards(source, _open_file)
+    if not kind.reader:
+        raise _unreadable(path, kind)
+    return _READERS[kind.reader](source)
+
+
+def _unreadable(path: Location, kind: Kind) -> InputError:
+    formats = "neither safetensors nor .npz nor .pth nor Flax's msgpack"
+    return InputError(f"{path}: {kind.text}, {formats}; {kind.advice}")
+
+
+def _local_file(path: Location) -> FileRange:
+    if is_local(path):
+        return FileRange.whole(path)
+    assert isinstance(path, StorePath)
+    folder = TemporaryFolder()
+    path.download(file := folder.path / "file")
+    return FileRange.whole(path, file, folder)
+
+
+def _local_folder(path: Location) -> tuple[Path, object]:
+    """A local folder with the same files, and what keeps it."""
+    if is_local(path):
+        return path, None
+    assert isinstance(path, StorePath)
+    folder = TemporaryFolder()
+    for name, stored in path.files().items():
+        if ".." in name.split("/"):
+            raise InputError(f"{stored}: a name with '..' in it; rename it")
+        file = folder.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stored.download(file)
+    return folder.path, folder

@@ -1,0 +1,278 @@
+"""Plain data of what the pickle reader has made: nested mappings of arrays, plain values and stand-ins.
+
+The result is a tree of bounded size and depth, whatever the file shares or nests: a structure that contains itself, is
+too deep, or would have more than a million values if it were written out becomes a stand-in.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_core.arrays import LazyArray
+from vit_core.checkpoints.containers.container import StandIn
+from vit_core.checkpoints.containers.pickle_arrays import NumpyArray, NumpyType
+from vit_core.checkpoints.containers.pickle_objects import Storage, UnreadTensor
+from vit_core.checkpoints.containers.pickle_reader import Global, Instance
+from vit_core.checkpoints.containers.reading import readable
+from vit_core.errors import InputError, abbreviate, one_line
+
+_MOST_VALUES = 1_000_000
+_DEEPEST, _HIGHEST = 50, 100
+"""Levels that are followed downwards, and those that a structure may have: a shared one is deep in itself already."""
+_MOST_COPIED = 1_000_000
+"""Members of modules, which are collected anew each time."""
+_LONGEST_KEY = 1000
+
+_ATTRIBUTES_ARE_THE_MAPPING = {"argparse.Namespace", "types.SimpleNamespace"}
+_ARE_MAPPINGS = {
+    "flax.core.frozen_dict.FrozenDict",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+}
+"""Kinds of dictionary, known as such even when they are empty."""
+_CONTENT = {
+    "omegaconf": ("_content", "_val"),
+    "ml_collections": ("_fields", "_value"),
+    "mmengine": ("_cfg_dict",),
+    "mmcv": ("_cfg_dict",),
+}
+"""Libraries of settings, and the attributes under which their objects keep the values."""
+
+_NOTHING: dict[Any, Any] = {}
+
+
+class _Plain(NamedTuple):
+    value: Any
+    size: int
+    """Values in it, as many times as they occur."""
+    height: int
+    has_arrays: bool
+
+
+def _stand_in(kind: str) -> _Plain:
+    return _Plain(StandIn(kind), 1, 0, False)
+
+
+class PlainTree:
+    """Converts objects that the pickle reader made. `notes` says what became a stand-in."""
+
+    def __init__(self, path: object) -> None:
+        self._path = path
+        self._known: dict[int, _Plain] = {}
+        """By the id of the object, which lives as long as what the pickle made."""
+        self._open: set[int] = set()
+        self._kinds: dict[str, None] = {}
+        self._unread: list[str] = []
+        self._copied = 0
+
+    def convert(self, value: Any) -> Any:
+        """The plain data of an object, which must live until the last conversion."""
+        return self._converted(value, ()).value
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, and the classes whose objects are kept as plain data."""
+        kinds = [one_line(kind)[:80] for kind in self._kinds]
+        notes = []
+        if self._unread:
+            notes.append(f"left out, since they are no plain arrays: {abbreviate(self._unread, most=3)}")
+        if kinds:
+            notes.append(f"kept as plain data, without running their code: objects of {abbreviate(kinds, most=3)}")
+        return tuple(notes)
+
+    def _converted(self, value: Any, keys: tuple[str, ...]) -> _Plain:
+        if value is None or isinstance(value, str | int | float):
+            return _Plain(value, 1, 0, False)
+        if isinstance(value, LazyArray):
+            return self._array(value, keys)
+        known = self._known.get(id(value))
+        if known:
+            return known
+        if id(value) in self._open:
+            return _stand_in("a structure that contains itself")
+        if len(keys) > _DEEPEST:
+            return _stand_in(f"a structure of more than {_DEEPEST} levels")
+        self._open.add(id(value))
+        result = self._composite(value, keys)
+        if result.size > _MOST_VALUES:
+            result = _stand_in(f"a structure of more than {_MOST_VALUES:,} values")
+        self._open.discard(id(value))
+        self._known[id(value)] = result
+        return result
+
+    def _composite(self, value: Any, keys: tuple[str, ...]) -> _Plain:
+        if isinstance(value, dict):
+            return self._mapping(value, keys)
+        if isinstance(value, list | tuple):
+            return self._list(value, keys)
+        if isinstance(value, Instance):
+            return self._instance(value, keys)
+        if isinstance(value, NumpyArray):
+            return _stand_in("an array of Python objects") if value.array is None else self._array(value.array, keys)
+        if isinstance(value, UnreadTensor):
+            return self._unread_tensor(value, keys)
+        if isinstance(value, Global):
+            is_value = value.name.startswith("torch.")  # a dtype or a layout
+            return _Plain(value.name, 1, 0, False) if is_value else _stand_in(value.name)
+        kinds = {NumpyType: "a NumPy type", Storage: "a storage without a tensor", bytes: "bytes"}
+        return _stand_in(kinds.get(type(value), "an object"))
+
+    def _mapping(self, entries: Mapping[Any, Any], keys: tuple[str, ...]) -> _Plain:
+        children: dict[str, _Plain] = {}
+        for i, (key, value) in enumerate(entries.items()):
+            name = _key_text(key, i)
+            children[name] = self._converted(value, (*keys, name))
+        return _assembled(children)
+
+    def _list(self, items: list[Any] | tuple[Any, ...], keys: tuple[str, ...]) -> _Plain:
+        if len(items) > _MOST_VALUES:
+            return _Plain(None, len(items), 1, False)
+        children = [self._converted(item, (*keys, str(i))) for i, item in enumerate(items)]
+        if any(isinstance(child.value, LazyArray | Mapping) for child in children):
+            return _assembled({str(i): child for i, child in enumerate(children)})
+        children = [_low(child) for child in children]
+        return _Plain([child.value for child in children], *_totals(children))
+
+    def _instance(self, value: Instance, keys: tuple[str, ...]) -> _Plain:
+        kind, state = value.kind, _attributes(value.state)
+        if kind.startswith("pathlib."):
+            parts = [part for part in value.arguments[:1000] if isinstance(part, str)]
+            return _Plain(str(PurePosixPath(*parts)), 1, 0, False)
+        if kind == "torch.device":
+            return _Plain(
+                ":".join(str(part) for part in value.arguments[:2] if isinstance(part, str | int)), 1, 0, False
+            )
+        for name in _CONTENT.get(kind.partition(".")[0], ()):
+            if name in state:
+                return self._converted(state[name], (*keys, name))
+        if kind in _ATTRIBUTES_ARE_THE_MAPPING:
+            return self._converted(state, keys)
+        self._kinds.setdefault(kind)
+        if isinstance(state.get("_parameters"), dict) and isinstance(state.get("_modules"), dict):
+            return self._module(state, keys)
+        if value.entries:
+            return self._converted(value.entries, keys)
+        if kind in _ARE_MAPPINGS:
+            given = value.arguments[0] if value.arguments else None
+            return self._converted(given if isinstance(given, dict) else value.entries, keys)
+        if value.elements:
+            return self._converted(value.elements, keys)
+        return self._object(value, state, keys)
+
+    def _module(self, state: Mapping[str, Any], keys: tuple[str, ...]) -> _Plain:
+        """What the `state_dict` of a pickled torch.nn.Module has, nested."""
+        buffers, temporary = state.get("_buffers"), state.get("_non_persistent_buffers_set")
+        groups = (state["_parameters"], buffers if isinstance(buffers, dict) else {}, state["_modules"])
+        skipped = temporary if isinstance(temporary, list) else []
+        self._copied += sum(map(len, groups)) + len(skipped)
+        if self._copied > _MOST_COPIED:
+            raise ValueError(f"more than {_MOST_COPIED:,} members of modules")
+        names = {name for name in skipped if isinstance(name, str)}
+        members = {k: v for group in groups for k, v in group.items() if v is not None and k not in names}
+        return self._mapping(members, keys)
+
+    def _object(self, value: Instance, state: dict[Any, Any], keys: tuple[str, ...]) -> _Plain:
+        """A stand-in; a mapping where the attributes have arrays in them, as a training state's or a compiled
+        module's."""
+        attributes = self._converted(state, keys)
+        if value.kind.startswith("__torch__.") or attributes.has_arrays:
+            return attributes
+        arguments = self._converted(value.arguments, keys)
+        inner = arguments.value.values() if isinstance(arguments.value, Mapping) else arguments.value
+        contained = tuple(inner) if isinstance(inner, Iterable) else (inner,)
+        known = attributes.value if isinstance(attributes.value, Mapping) else {}
+        return _Plain(StandIn(value.kind, contained, known), *_totals([attributes, arguments]))
+
+    def _array(self, array: LazyArray, keys: tuple[str, ...]) -> _Plain:
+        name = _name(keys)
+        return _Plain(LazyArray(array.shape, array.dtype, partial(_read, self._path, name, array)), 1, 0, True)
+
+    def _unread_tensor(self, tensor: UnreadTensor, keys: tuple[str, ...]) -> _Plain:
+        if not tensor.reason:
+            self._unread.append(f"{_name(keys)} ({one_line(tensor.kind)[:100]})")
+            return _stand_in(tensor.kind)
+        assert tensor.shape is not None
+        message = f"{self._path}: {_name(keys)} has shape {list(tensor.shape)}, {tensor.reason}"
+        return _Plain(LazyArray(tensor.shape, tensor.dtype, partial(_refuse, message)), 1, 0, True)
+
+
+def _refuse(message: str) -> np.ndarray:
+    raise InputError(message)
+
+
+def _read(path: object, name: str, array: LazyArray) -> np.ndarray:
+    with readable(path, f"complete (reading {name})"):
+        return array.read()
+
+
+def _low(child: _Plain) -> _Plain:
+    return child if child.height < _HIGHEST else _stand_in(f"a structure of more than {_HIGHEST} levels")
+
+
+def _name(keys: tuple[str, ...]) -> str:
+    return one_line(".".join(keys)[-60:])
+
+
+def _totals(children: Iterable[_Plain]) -> tuple[int, int, bool]:
+    """Count, height and whether there are arrays, of what has these children."""
+    count, height, has_arrays = 1, 0, False
+    for child in children:
+        count, height, has_arrays = count + child.size, max(height, child.height), has_arrays or child.has_arrays
+    return count, height + 1, has_arrays
+
+
+def _assembled(children: dict[str, _Plain]) -> _Plain:
+    """A mapping of converted children; the largest ones are left out if together they are too many."""
+    children = {name: _low(child) for name, child in children.items()}
+    count = 1 + sum(child.size for child in children.values())
+    for name in sorted(children, key=lambda name: -children[name].size) if count > _MOST_VALUES else ():
+        if count <= _MOST_VALUES:
+            break
+        count -= children[name].size - 1
+        children[name] = _stand_in("a structure of too many values")
+    tree: dict[str, Any] = {}
+    for name, child in children.items():
+        if "\0" in name:  # a tuple of text, as flax.traverse_util.flatten_dict makes
+            _insert(tree, name.split("\0"), child.value)
+        else:
+            tree[name] = child.value
+    _, height, has_arrays = _totals(children.values())
+    levels = max((name.count("\0") for name in children), default=0)
+    return _Plain(tree, count, height + levels, has_arrays)
+
+
+def _attributes(state: Any) -> dict[Any, Any]:
+    """What `__setstate__` is given is a dictionary of attributes, or a pair of two (the second one for slots)."""
+    pair = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    return next((part for part in pair if isinstance(part, dict) and part), _NOTHING)
+
+
+def _key_text(key: Any, index: int) -> str:
+    """The text of a key; what is no text or too long has its number in it, so that no two become one."""
+    if isinstance(key, tuple):
+        return "\0".join(_key_text(part, index) for part in key)
+    if isinstance(key, str):
+        key = key.replace("\0", " ") if "\0" in key else key
+        return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}... ({index})"
+    if isinstance(key, Global):
+        return key.name
+    if key is None or isinstance(key, int | float):
+        return str(key)
+    return f"key {index}"
+
+
+def _insert(tree: dict[str, Any], parts: list[str], value: Any) -> None:
+    node = tree
+    for part in parts[:-1]:
+        inner = node.get(part)
+        if not isinstance(inner, dict):
+            inner = node[part] = {}
+        node = inner
+    node[parts[-1]] = value

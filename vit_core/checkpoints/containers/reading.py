@@ -1,0 +1,153 @@
+"""Ranges of local files, from which every container reads, and the one way in which a broken file is reported."""
+
+import mmap
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from vit_core.errors import InputError
+from vit_core.storage import Location, StorageError
+
+_FEW = 2**20
+"""Bytes."""
+
+
+@contextmanager
+def readable(path: object, expected: str) -> Iterator[None]:
+    """Turns every error that a decoder raises on a broken file into one InputError of one line.
+
+    `path` is named in it, and `expected` says what the file should have been ("a complete .npz file").
+    """
+    try:
+        yield
+    except (InputError, StorageError):
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except MemoryError:
+        raise InputError(f"{path}: does not fit in memory") from None
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: not {expected} ({cause}); copy or save it again") from None
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A range of bytes of a local file: the whole file, or one of the items that it consists of."""
+
+    path: Location
+    """What messages call the file; for a download, its address in the store."""
+    file: Path
+    """Where the bytes are on this machine."""
+    start: int
+    length: int
+    owner: object = None
+    """Kept for as long as somebody may read: the temporary folder of a downloaded file ends with it."""
+
+    @classmethod
+    def whole(cls, path: Location, file: Path | None = None, owner: object = None) -> "FileRange":
+        """All of a file. `file` is where it lies if `path` is in a store."""
+        file = Path(path) if file is None else file
+        return cls(path, file, 0, file.stat().st_size, owner)
+
+    def part(self, offset: int, length: int) -> "FileRange":
+        """A range within this one. ValueError where it ends outside."""
+        self._check(offset, length)
+        return FileRange(self.path, self.file, self.start + offset, length, self.owner)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Some of the bytes. ValueError where they end outside or the file has become shorter."""
+        self._check(offset, length)
+        with self.file.open("rb") as file:
+            file.seek(self.start + offset)
+            content = file.read(length)
+        if len(content) != length:
+            raise ValueError("the file is cut short")
+        return content
+
+    def head(self, length: int) -> bytes:
+        """The first bytes, fewer if there are not as many."""
+        return self.read(0, min(length, self.length))
+
+    def map(self, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Bytes as uint8 [length], which may be written to without changing the file.
+
+        Many are read from the disk as they are used; few are read at once, since each mapping keeps a file open.
+        """
+        length = self.length - offset if length is None else length
+        if length < _FEW:
+            return np.frombuffer(bytearray(self.read(offset, length)), np.uint8)
+        self._check(offset, length)
+        first = self.start + offset
+        skipped = first % mmap.ALLOCATIONGRANULARITY
+        with self.file.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < first + length:
+                raise ValueError("the file is cut short")
+            pages = mmap.mmap(file.fileno(), length + skipped, access=mmap.ACCESS_COPY, offset=first - skipped)
+        return np.frombuffer(pages, np.uint8, length, skipped)
+
+    @contextmanager
+    def view(self) -> Iterator[mmap.mmap | bytes]:
+        """All bytes, to be scanned without being copied: sliced, indexed and searched like `bytes`, from index 0."""
+        if self.length == 0 or self.start % mmap.ALLOCATIONGRANULARITY:
+            yield self.read(0, self.length)
+            return
+        with (
+            self.file.open("rb") as file,
+            mmap.mmap(file.fileno(), self.length, access=mmap.ACCESS_READ, offset=self.start) as pages,
+        ):
+            yield pages
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The range as a file object, for zipfile."""
+        with self.file.open("rb") as file:
+            yield cast(BinaryIO, _Part(file, self))
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.length:
+            raise ValueError(f"bytes {offset} to {offset + length} of {self.length}: the file is cut short")
+
+
+class _Part:
+    """A range of an open file as a file of its own. Reads no more than there is: `read` of a file would take as much
+    memory as it is asked for, and sizes in an archive may be anything."""
+
+    def __init__(self, file: BinaryIO, source: FileRange) -> None:
+        self._file, self._source, self._position = file, source, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.length}[whence]
+        if base + offset < 0:
+            raise OSError("a position before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        rest = max(0, self._source.length - self._position)
+        self._file.seek(self._source.start + min(self._position, self._source.length))
+        content = self._file.read(rest if size < 0 else min(size, rest))
+        self._position += len(content)
+        return content
+
+
+class TemporaryFolder:
+    """A folder that is removed once nothing refers to this object any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="vit-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)

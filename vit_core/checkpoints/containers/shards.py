@@ -1,0 +1,34 @@
+"""Weights in several files, which an index in JSON names: {"weight_map": {name of an array: file}}."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from vit_core.arrays import LazyArray
+from vit_core.checkpoints.containers.container import Container, nested
+from vit_core.checkpoints.containers.reading import FileRange, readable
+from vit_core.storage import Location
+
+_LONGEST_INDEX = 2**26
+
+
+def read_shards(index: FileRange, open_file: Callable[[Location], Container]) -> Container:
+    """The arrays that an index names, of files that lie beside it. InputError where one is missing or elsewhere."""
+    with readable(index.path, "an index of shards"):
+        if index.length > _LONGEST_INDEX:
+            raise ValueError("too long")
+        shard_of = json.loads(index.read(0, index.length))["weight_map"]
+        for shard in set(shard_of.values()):
+            if not isinstance(shard, str) or "/" in shard or "\\" in shard or shard.endswith(".index.json"):
+                raise ValueError(f"shard '{str(shard)[:60]}' is not a file beside it")
+        opened = {shard: open_file(index.path.parent / shard) for shard in sorted(set(shard_of.values()))}
+        entries: dict[str, LazyArray] = {}
+        for name, shard in shard_of.items():
+            if name not in opened[shard].arrays:
+                raise ValueError(f"{shard} has no {name[:60]}")
+            entries[name] = opened[shard].arrays.entries[name]
+    first = next(iter(opened.values()), Container(index.path, "", {}))
+    notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
+    tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
+    return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)

@@ -1,0 +1,55 @@
+"""Which values of each field of ViTConfig a format can hold. Every field has an answer: none is allowed by omission."""
+
+from typing import Any, Literal, TypeAlias
+
+from vit_core.config import ViTConfig
+
+ANY: Literal["any"] = "any"
+"""The format holds every value of the field, or the field changes no output of a trained model."""
+Values: TypeAlias = tuple[Any, ...] | Literal["any"]
+"""The values of one field that a format can hold, the preferred one first; or ANY."""
+
+
+def plain_vit_with(
+    model: ViTConfig, *, activation: Values, norm_epsilon: Values, **exceptions: Values
+) -> dict[str, Values]:
+    """Field of ViTConfig -> its allowed values: those of the plain ViT (arXiv:2010.11929), except where given.
+
+    The activation and the epsilon have no common value, so each format gives its own. Raises TypeError for a name that
+    is no field.
+    """
+    values: dict[str, Values] = {
+        # What every format says by the shapes of its arrays, or its code by its arguments.
+        **dict.fromkeys(("image_size", "patch_size", "channels", "width", "depth", "heads", "mlp_dim"), ANY),
+        "num_classes": ANY,
+        # What changes no output of a trained model.
+        **dict.fromkeys(("dropout", "attention_dropout", "stochastic_depth", "head_bias_init"), ANY),
+        "patch_embedding": ANY,
+        # What applies at another resolution only; formats with another method say so in a note.
+        "position_resampling": ANY,
+        "class_token": (True,),
+        "position_embedding": ("learned",),  # before the fields that only learned positions have
+        "class_token_position": (True,),
+        "distillation": ("none",),
+        "registers": (0,),
+        "pre_norm": (False,),
+        "qk_norm": (False,),
+        "mlp": ("mlp",),
+        "pooling": ("cls",),
+        "final_norm": ("before_pooling",),
+        "representation": (None,),
+        "layer_scale": (None,),
+        "qkv_bias": (True,),
+        "proj_bias": (True,),
+        "patch_bias": (True,),
+        "head_bias": (True,),
+        "patch_norms": (False,),
+        "stem_layers": (None,),
+        "stem_width": ANY,  # read by models with a stem only
+        "head_dim": (None,) if model.width % model.heads else (None, model.width // model.heads),
+        "activation": activation,
+        "norm_epsilon": norm_epsilon,
+    }
+    if unknown := sorted(set(exceptions) - set(values)):
+        raise TypeError(f"no fields of ViTConfig, or fields without a plain value: {', '.join(unknown)}")
+    return {**values, **exceptions}

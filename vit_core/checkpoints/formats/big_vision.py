@@ -1,0 +1,103 @@
+"""google-research/big_vision's plain ViT: SigLIP's image towers, the ViT-S/16 baselines, FlexiViT at its own size.
+
+Its class token is put before the patches after the positions were added, so that it has none of its own; pooling is by
+a class token ("tok"), the mean ("gap"), attention ("map") or the first patch ("0"), and no array tells the last from
+the mean. Sin-cos positions are in no file either.
+"""
+
+from collections.abc import Mapping
+from math import isqrt, prod
+
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
+from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.example_models import SIGLIP
+from vit_core.checkpoints.formats.google.names import DETERMINED, PATCHES, PIXELS, Naming, Tree, rules, untold
+from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source, Writer, Writing, assume_image_size
+from vit_core.checkpoints.formats.rules import write_by_rules
+from vit_core.config import ViTConfig
+
+_POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
+"""Where the table is, and was before 2022, then with a row for the class token."""
+_POOLING = frozenset({"pooling"})
+"""Known by the arrays, but where it is assumed."""
+_FIRST = "--set pooling=first for that"
+_PUBLISHED = (224, 224)
+"""Image size of the published files without a table."""
+
+
+def recognises_source(source: Source) -> bool:
+    """By patches and blocks; google's are asked for before."""
+    return PATCHES in source.arrays and any(name.startswith("Transformer/encoderblock") for name in source.arrays)
+
+
+def read_source(source: Source, fields: Fields) -> Reading:
+    """From the shapes, and what no shape tells as their defaults have it."""
+    tree = Tree.of(source, *_POSITIONS)
+    found, assumed = tree.fields(), tuple[Assumption, ...]()
+    if "MAPHead_0/probe" in tree:
+        found["pooling"] = "map"
+    elif not found["class_token"] and "pooling" not in fields:
+        assumed = (Assumption("pooling", "gap", "which has the same arrays as the first token", _FIRST),)
+    if tree.naming.positions in tree:
+        positions = tree.shape(tree.naming.positions, "1 positions features")[1]
+        own = found["class_token"] and _has_own_position(positions, found["patch_size"], fields)
+        found["class_token_position"] = own
+        found["image_size"], square = assume_image_size(positions - own, found["patch_size"], fields, source.path)
+        assumed = (*square, *assumed)
+    else:
+        found |= {"position_embedding": "sincos2d_big_vision", "image_size": _PUBLISHED}
+        if "image_size" not in fields:
+            assumed = (Assumption("image_size", _PUBLISHED, "as of the published files without positions"), *assumed)
+    model = ViTConfig.parse({**found, **fields}, str(source.path))
+    named = rules(model, tree.naming)
+    stated = _POOLING - {one.field for one in assumed}
+    return Reading(
+        CheckpointConfig(model=model), named, tree.arrays, notes=(PIXELS,), assumptions=assumed, stated=stated
+    )
+
+
+def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
+    """A class token if and only if it is what pooling takes, and never with a position."""
+    return plain_vit_with(
+        model,
+        class_token=(model.pooling not in ("gap", "map", "first"),),
+        class_token_position=(False,),
+        position_embedding=("learned", "sincos2d_big_vision"),
+        pooling=("cls", "gap", "map", "first"),
+        representation=ANY,
+        activation=("gelu_tanh",),
+        norm_epsilon=(1e-6,),
+    )
+
+
+def write_checkpoint(checkpoint: Checkpoint) -> Writing:
+    """The parameters of a train state, no layers stacked."""
+    model = checkpoint.config.model
+    arrays = write_by_rules(rules(model, Naming(_POSITIONS[0], "params/")), model, checkpoint.arrays)
+    notes = untold(checkpoint.config)
+    if model.pooling == "first":
+        notes.append("pooling: no array tells 'first' from the mean; read it with --set pooling=first")
+    return Writing(arrays, notes=tuple(notes))
+
+
+def _has_own_position(positions: int, patch: tuple[int, int], fields: Fields) -> bool:
+    """Whether there is one more than the grid's, which is a square unless the image size is known."""
+    if "image_size" in fields:
+        size, _ = assume_image_size(0, patch, fields, "")
+        return positions == prod(side // length for side, length in zip(size, patch, strict=True)) + 1
+    return isqrt(positions) ** 2 != positions and isqrt(positions - 1) ** 2 == positions - 1
+
+
+FORMAT = Format(
+    "big_vision",
+    recognises=recognises_source,
+    read=read_source,
+    anchors=(PATCHES,),
+    determined=DETERMINED - {"pooling"},
+    writer=Writer((".npz",), allowed_values, write_checkpoint),
+    examples={
+        "attention pooling": SIGLIP,
+        "mean": {"pooling": "gap", "class_token": False},
+        "class token, sin-cos positions": {"position_embedding": "sincos2d_big_vision"},
+    },
+)

@@ -1,0 +1,9 @@
+"""Fields of ViTConfig that the examples of several formats share."""
+
+from typing import Any
+
+GELU: dict[str, Any] = {"activation": "gelu"}
+CLIP: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "activation": "quick_gelu", "norm_epsilon": 1e-5}
+SIGLIP: dict[str, Any] = {"pooling": "map", "class_token": False}
+DINOV2: dict[str, Any] = {"layer_scale": 1.0, **GELU}
+GATED_DINOV2: dict[str, Any] = {**DINOV2, "mlp": "swiglu", "mlp_dim": 96, "registers": 4}

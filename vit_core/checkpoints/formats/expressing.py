@@ -1,0 +1,165 @@
+"""Expresses a checkpoint under a config that a format can hold, without changing what the model computes.
+
+A format holds only certain values of some fields. Zeros stand in for a bias or a position that the model does not have,
+ones for LayerScale, a table for positions that a formula gives. A value that none of these reaches is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vit_core import parity
+from vit_core.arrays import convert
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.formats.allowed_values import ANY, Values
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.parameters import parameters
+from vit_core.position_embeddings import sincos2d
+
+_BIASES = ("qkv_bias", "proj_bias", "patch_bias", "head_bias")
+_ROUNDED = ", rounded to float32"
+_LOSSY = {"activation": ("gelu", "gelu_tanh"), "norm_epsilon": None}
+"""Field -> the values among which --allow-lossy may change it (None: all). The logits change little."""
+
+
+@dataclass(frozen=True)
+class Expressed:
+    """A checkpoint whose config a format can hold."""
+
+    checkpoint: Checkpoint
+    notes: tuple[str, ...] = ()
+    """What was filled in or changed, for people."""
+    rounded: bool = False
+    """Whether a value was computed in float64 and rounded to float32, the type that the format stores."""
+
+    @property
+    def bound(self) -> float:
+        """Bound of the outputs' relative difference in float64: one rounding more is float32's precision."""
+        return parity.FLOAT32_BOUND if self.rounded else parity.FLOAT64_BOUND
+
+
+def express(checkpoint: Checkpoint, allowed: Mapping[str, Values], target: str, allow_lossy: bool) -> Expressed:
+    """The same model under a config whose fields have allowed values only.
+
+    allowed: every field of ViTConfig -> the values that the format can hold. Raises InputError that names the fields
+    it cannot hold, and AssertionError for a format that does not answer for every field.
+    """
+    if undecided := set(ViTConfig.model_fields) - set(allowed):
+        raise AssertionError(f"the format {target} does not say whether it holds {', '.join(sorted(undecided))}")
+    refused, lossy = list[str](), list[str]()
+    changes: list[Expressed] = []
+    for field, values in allowed.items():
+        value = getattr(checkpoint.config.model, field)
+        if values == ANY or value in values:
+            continue
+        change = next((c for v in values if (c := _with_value(checkpoint, field, v)) is not None), None)
+        if change is not None:
+            checkpoint = change.checkpoint
+            changes.append(change)
+        elif _is_lossy(field, value, values):
+            lossy.append(f"{field} {_shown(value)} (there: {_shown(values[0])})")
+            checkpoint = checkpoint.with_model(**{field: values[0]})
+        else:
+            refused.append(f"{field} {_shown(value)} (there: {' or '.join(map(_shown, values))})")
+    if refused or (lossy and not allow_lossy):
+        hint = "; --allow-lossy goes on with theirs" if not refused else ""
+        raise InputError(f"{checkpoint.origin}: {target} cannot hold {', '.join(refused + lossy)}{hint}")
+    notes = [note for change in changes for note in change.notes]
+    notes += [f"lossy: {target} has no {field}" for field in lossy]
+    return Expressed(checkpoint, tuple(notes), any(change.rounded for change in changes))
+
+
+def at_least_float32(dtype: str) -> str:
+    """The type to store a computed value in beside arrays of this type: float32, or float64 beside float64."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _is_lossy(field: str, value: object, values: tuple[Any, ...]) -> bool:
+    if field not in _LOSSY:
+        return False
+    among = _LOSSY[field]
+    return among is None or (value in among and values[0] in among)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed | None:
+    """The same model with another value of a field; None where there is no way to get there."""
+    model = checkpoint.config.model
+    if field in _BIASES and value is True:
+        return Expressed(_filled(checkpoint, 0.0, **{field: True}), (f"{field}: zeros",))
+    if field == "layer_scale" and model.layer_scale is None:
+        return Expressed(_filled(checkpoint, 1.0, layer_scale=1.0), ("layer_scale: ones",))
+    if field == "position_embedding" and value == "learned":
+        rounded = model.position_embedding != "none" and at_least_float32(checkpoint.dtype) == "float32"
+        note = f"positions: the table of '{model.position_embedding}'{_ROUNDED if rounded else ''}"
+        return Expressed(_with_learned_positions(checkpoint), (note,), rounded)
+    if field == "class_token_position" and model.class_token and model.position_embedding == "learned":
+        return _with_class_token_position(checkpoint) if value else _without_class_token_position(checkpoint)
+    if field == "pooling" and value == "cls_gap" and model.pooling in ("cls", "gap"):
+        return _with_both_poolings(checkpoint)
+    return None
+
+
+def _filled(checkpoint: Checkpoint, value: float, **fields: Any) -> Checkpoint:
+    """With some fields changed, and every parameter that this adds filled with one value."""
+    changed = checkpoint.with_model(**fields)
+    dtype, rows = checkpoint.dtype, parameters(changed.config.model)
+    arrays = checkpoint.arrays
+    for name, row in rows.items():
+        if name not in arrays:
+            arrays = arrays.with_array(name, convert(np.full(row.shape, value), dtype))
+    return changed.with_arrays(arrays)
+
+
+def _with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:
+    model = checkpoint.config.model
+    if model.position_embedding == "none":
+        table_ND = np.zeros((model.grid[0] * model.grid[1], model.width))
+    else:
+        table_ND = sincos2d(model.grid, model.width, model.sincos_formula)
+    changed = checkpoint.with_model(position_embedding="learned", class_token_position=False)
+    arrays = checkpoint.arrays.with_array("pos_embed", convert(table_ND[None], at_least_float32(checkpoint.dtype)))
+    return changed.with_arrays(arrays)
+
+
+def _with_class_token_position(checkpoint: Checkpoint) -> Expressed:
+    """With a position of zeros for the class token, and for DeiT's distillation token."""
+    pos_1ND = checkpoint.arrays["pos_embed"]
+    changed = checkpoint.with_model(class_token_position=True)
+    zeros_1PD = np.zeros((1, changed.config.model.prefix_positions, pos_1ND.shape[2]), pos_1ND.dtype)
+    arrays = checkpoint.arrays.with_array("pos_embed", np.concatenate([zeros_1PD, pos_1ND], axis=1))
+    return Expressed(changed.with_arrays(arrays), ("position of the class token: zeros",))
+
+
+def _without_class_token_position(checkpoint: Checkpoint) -> Expressed:
+    """With the positions of the class token and of DeiT's distillation token added to the tokens."""
+    pos_1ND, arrays = checkpoint.arrays["pos_embed"], checkpoint.arrays
+    tokens = [name for name in ("cls_token", "dist_token") if name in arrays]
+    for i, name in enumerate(tokens):
+        dtype = at_least_float32(arrays.entries[name].dtype)
+        token_11D = arrays[name].astype("float64") + pos_1ND[:, i : i + 1].astype("float64")
+        arrays = arrays.with_array(name, convert(token_11D, dtype))
+    arrays = arrays.with_array("pos_embed", pos_1ND[:, len(tokens) :])
+    rounded = at_least_float32(checkpoint.dtype) == "float32"
+    note = f"position of the class token: added to it{_ROUNDED if rounded else ''}"
+    return Expressed(checkpoint.with_model(class_token_position=False).with_arrays(arrays), (note,), rounded)
+
+
+def _with_both_poolings(checkpoint: Checkpoint) -> Expressed | None:
+    """With a head over class token and mean side by side, whose weights of the one not used before are zeros."""
+    model = checkpoint.config.model
+    has_both = model.class_token and model.final_norm == "before_pooling" and model.distillation == "none"
+    if not (has_both and model.num_classes) or model.representation:
+        return None
+    head_CD = checkpoint.arrays["head.weight"]
+    halves = [head_CD, np.zeros_like(head_CD)]
+    arrays = checkpoint.arrays.with_array("head.weight", np.hstack(halves if model.pooling == "cls" else halves[::-1]))
+    unused = "mean" if model.pooling == "cls" else "class token"
+    changed = checkpoint.with_model(pooling="cls_gap").with_arrays(arrays)
+    return Expressed(changed, (f"pooling: zeros in the head for the {unused}",))

@@ -1,0 +1,232 @@
+"""What Google's two code bases call the arrays of a ViT in .npz files, and what the shapes of these tell.
+
+vision_transformer and big_vision write the same tree of Flax modules, slashes between the names. Its layouts are those
+of the JAX twin, so the rules are the parameter table with other names. The names differ in what `Naming` says: files
+from before Flax's Linen number a block's four parts through, later ones by class; a scan over the layers stacks them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.checkpoint import CheckpointConfig
+from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Source, layers_of
+from vit_core.checkpoints.formats.rules import Rule
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.parameters import parameters
+from vit_core.storage import Location
+
+PRE_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+PIXELS = "preprocessing: none in the file; its images ranged over -1 to 1 (mean = std = 0.5), however they were resized"
+RESAMPLING = "zoom_linear"
+"""How both change the resolution."""
+PATCHES = "embedding/kernel"
+"""The patch projection."""
+DETERMINED = FROM_ARRAYS | {
+    "heads",
+    "activation",
+    "norm_epsilon",
+    "position_resampling",
+    "class_token_position",
+    "pooling",
+}
+"""Fields that the arrays of both code bases determine, or of which the code has one value only."""
+_STACK = "Transformer/encoderblock"
+_MOST_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a file names what all of them hold."""
+
+    positions: str
+    """The table of learned positions."""
+    prefix: str = ""
+    """What stands before every name in a file that is written."""
+    parts: tuple[str, str, str, str] = LINEN
+    """Of a block."""
+    stacked: bool = False
+    """Whether one array holds a parameter of all blocks. Layer 3 of it goes by `encoderblock[3]` here."""
+    wide_norms: bool = False
+    """Whether the scales of GroupNorms are [1, 1, 1, channels], as Flax had them before 0.3.6."""
+
+    def block(self, layer: int) -> str:
+        """What stands before the names of a block's parts."""
+        return f"{_STACK}[{layer}]" if self.stacked else f"{_STACK}_{layer}"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The arrays of a file, stacked ones layer by layer, and their names."""
+
+    where: Location
+    arrays: LazyArrays
+    naming: Naming
+    depth: int
+
+    @classmethod
+    def of(cls, source: Source, *positions: str) -> "Tree":
+        """A file's; `positions` are the names that its table may have."""
+        arrays, stack = source.arrays, _STACK
+        if PATCHES not in arrays:
+            raise InputError(f"{source.path}: missing {PATCHES}")
+        stacked = any(name.startswith(f"{stack}/") for name in arrays)
+        if stacked:
+            arrays, depth = _layer_by_layer(source.path, arrays, stack)
+        else:
+            depth = layers_of(arrays.entries, f"{stack}_")
+        naming = Naming(
+            next((name for name in positions if name in arrays), positions[0]),
+            "",
+            PRE_LINEN if any(name.startswith(f"{stack}_0/{PRE_LINEN[3]}/") for name in arrays) else LINEN,
+            stacked,
+            "gn_root/scale" in arrays and len(arrays.entries["gn_root/scale"].shape) == 4,
+        )
+        return cls(source.path, arrays, naming, depth)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def shape(self, name: str, axes: str) -> tuple[int, ...]:
+        """That of an array which has to be there, with so many axes."""
+        expected = axes.split()
+        if name not in self.arrays:
+            raise InputError(f"{self.where}: missing {name} [{', '.join(expected)}]")
+        shape = self.arrays.entries[name].shape
+        if len(shape) != len(expected):
+            raise InputError(f"{self.where}: {name} expected [{', '.join(expected)}] found {list(shape)}")
+        return shape
+
+    def fields(self) -> dict[str, Any]:
+        """Of the config: what the shapes give, and what both code bases always do."""
+        block, attention, mlp = self.naming.block(0), self.naming.parts[1], self.naming.parts[3]
+        patch_height, patch_width, channels, width = self.shape("embedding/kernel", "height width channels features")
+        _, heads, head_dim = self.shape(f"{block}/{attention}/query/kernel", "features heads head_dim")
+        return {
+            "patch_size": (patch_height, patch_width),
+            "channels": channels,
+            "width": width,
+            "depth": self.depth,
+            "heads": heads,
+            "head_dim": None if heads * head_dim == width else head_dim,
+            "mlp_dim": self.shape(f"{block}/{mlp}/Dense_0/kernel", "features hidden")[1],
+            "num_classes": self._outputs("head"),
+            "representation": self._outputs("pre_logits") or None,
+            "class_token": "cls" in self,
+            "pooling": "cls" if "cls" in self else "gap",
+            "activation": "gelu_tanh",
+            "norm_epsilon": 1e-6,
+            "position_resampling": RESAMPLING,
+        }
+
+    def _outputs(self, layer: str) -> int:
+        """Of a layer after the blocks; 0 where there is none."""
+        return self.shape(f"{layer}/kernel", "features outputs")[1] if f"{layer}/kernel" in self else 0
+
+
+def rules(model: ViTConfig, naming: Naming, more: Mapping[str, str] | None = None) -> list[Rule]:
+    """Every row of the table under its name there; `more` names modules that not all files have."""
+    modules = {**_modules(model, naming), **(more or {})}
+    return flax_rules(model, modules, "Google's", prefix=naming.prefix, wide_norms=naming.wide_norms)
+
+
+def flax_rules(
+    model: ViTConfig, modules: Mapping[str, str], whose: str, *, prefix: str = "", wide_norms: bool = False
+) -> list[Rule]:
+    """A rule for every row of the table in a tree of Flax modules, whose layouts are those of the JAX twin.
+
+    modules: our modules (and parameters that are in none) -> theirs, several with a space between them where we have
+    one for all. whose: names the project in the InputError for a row that has no module there.
+    """
+    made = []
+    for row in parameters(model).values():
+        module, _, leaf = row.jax_name.rpartition(".")
+        if leaf not in ("kernel", "scale", "bias"):
+            module, leaf = row.name, ""
+        if module not in modules:
+            raise InputError(f"{whose} files have no {row.name}; leave out the field that asks for it")
+        layout = f"1 1 1 {row.jax}" if wide_norms and row.jax == "stem_out" else row.jax
+        theirs = (f"{prefix}{name}/{leaf}".rstrip("/") for name in modules[module].split())
+        made.append(Rule((row.name,), tuple(theirs), layout))
+    return made
+
+
+def untold(config: CheckpointConfig) -> list[str]:
+    """Notes of what such a file has no place for."""
+    model, seen, notes = config.model, config.preprocessing, []
+    if model.grid[0] != model.grid[1]:
+        size = f"{model.image_size[0]}x{model.image_size[1]}"
+        notes.append(f"image_size: {size} is not in the file; read it with --set image_size={size}")
+    if model.position_embedding == "learned" and model.position_resampling != RESAMPLING:
+        notes.append(f"position_resampling: {model.position_resampling} is not in the file; its code has {RESAMPLING}")
+    if seen:
+        other = {*seen.mean, *seen.std} != {0.5}
+        shown = f", not mean {list(seen.mean)} and std {list(seen.std)}" if other else ""
+        notes.append(f"preprocessing: not in the file; its code has images range over -1 to 1{shown}")
+    if config.labels:
+        notes.append("labels: not in the file")
+    return notes
+
+
+def _modules(model: ViTConfig, naming: Naming) -> dict[str, str]:
+    """Our modules (and what stands in none) -> theirs, several where we have one for all."""
+    modules = {
+        "patch_embed.proj": "embedding",
+        "cls_token": "cls",
+        "pos_embed": naming.positions,
+        "norm": "Transformer/encoder_norm",
+        "pre_logits.fc": "pre_logits",
+        "head": "head",
+        "attn_pool.latent": "MAPHead_0/probe",
+        "attn_pool.norm": "MAPHead_0/LayerNorm_0",
+        **_attention("attn_pool", f"MAPHead_0/{LINEN[1]}", {"q": ("query",), "kv": ("key", "value")}),
+        **_mlp("attn_pool", f"MAPHead_0/{LINEN[3]}"),
+    }
+    norm1, attention, norm2, mlp = naming.parts
+    for i in range(model.depth):
+        ours, theirs = f"blocks.{i}", naming.block(i)
+        modules |= {f"{ours}.norm1": f"{theirs}/{norm1}", f"{ours}.norm2": f"{theirs}/{norm2}"}
+        modules |= _attention(f"{ours}.attn", f"{theirs}/{attention}", {"qkv": ("query", "key", "value")})
+        modules |= _mlp(ours, f"{theirs}/{mlp}")
+    return modules
+
+
+def _attention(ours: str, theirs: str, projections: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    all_of = {**projections, "proj": ("out",)}
+    return {f"{ours}.{name}": " ".join(f"{theirs}/{part}" for part in parts) for name, parts in all_of.items()}
+
+
+def _mlp(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.mlp.fc{i + 1}": f"{theirs}/Dense_{i}" for i in range(2)}
+
+
+def _layer_by_layer(where: Location, arrays: LazyArrays, stack: str) -> tuple[LazyArrays, int]:
+    """With an entry for each layer of the stacked arrays, and how many there are. (Files are mapped into memory: a
+    layer is read without the others.)"""
+    first = f"{stack}/LayerNorm_0/scale"
+    if first not in arrays:
+        raise InputError(f"{where}: missing {first} [layers, features]")
+    (depth,) = arrays.entries[first].shape[:1] or (0,)
+    if not 1 <= depth <= _MOST_LAYERS:
+        raise InputError(f"{where}: {first} has {depth} layers, expected 1 to {_MOST_LAYERS}")
+    apart: dict[str, LazyArray] = {}
+    for name, entry in arrays.entries.items():
+        if not name.startswith(f"{stack}/"):
+            apart[name] = entry
+        elif entry.shape[:1] != (depth,):
+            raise InputError(f"{where}: {name} expected {depth} layers first found {list(entry.shape)}")
+        else:
+            for i in range(depth):
+                one = LazyArray(entry.shape[1:], entry.dtype, partial(_layer, entry, i))
+                apart[f"{stack}[{i}]{name.removeprefix(stack)}"] = one
+    return LazyArrays(apart), depth
+
+
+def _layer(stacked: LazyArray, i: int) -> np.ndarray:
+    return stacked.read()[i]

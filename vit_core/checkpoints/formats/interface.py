@@ -1,0 +1,198 @@
+"""What every foreign format is made of: the source it is given, the reading and the writing it returns.
+
+A format is a module (or a folder) that ends with `FORMAT = Format(...)`, and one line in `registry.py`. Its arrays are
+named by one list of rules (`rules.py`) for both directions.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isqrt, nextafter
+from typing import Any, Literal
+
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
+from vit_core.checkpoints.formats.allowed_values import Values
+from vit_core.checkpoints.formats.rules import Rule
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.storage import Location
+from vit_core.variants import VARIANTS
+
+Fields = Mapping[str, Any]
+"""Fields of ViTConfig that the user states, because the file does not contain them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found in a foreign file or folder, and what is known about it beside its arrays."""
+
+    path: Location
+    arrays: LazyArrays
+    """Names without the prefix of the model in the file, and without what wrapping modules added."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json beside the weights; empty where there is none."""
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    """preprocessor_config.json, or the image processor in processor_config.json; empty where there is none."""
+    open_clip_config: Mapping[str, Any] = field(default_factory=dict)
+    """open_clip_config.json beside weights of open_clip; empty where there is none."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Values in the same file that are not arrays, as training scripts keep them (`arch`, `args`)."""
+    keys: tuple[str, ...] = ()
+    """The keys of the file's tree under which the model was found."""
+    prefix: tuple[str, ...] = ()
+    """The parts of the prefix that all its names have in the file."""
+    beside: LazyArrays = field(default_factory=lambda: LazyArrays({}))
+    """Arrays of the same mapping that belong to no model, such as a head of its own; those that the reading does not
+    use are left out."""
+    keys_beside: tuple[str, ...] = ()
+    """The keys of the file's tree beside the model; those that the reading does not use are left out."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a source."""
+
+    config: CheckpointConfig
+    rules: Sequence[Rule]
+    arrays: LazyArrays
+    """The arrays that the rules name."""
+    left_out: str = r"(?!)"
+    """A regular expression that matches the names of arrays that are not part of the model."""
+    notes: tuple[str, ...] = ()
+    """What people should know, beyond the assumptions."""
+    assumptions: tuple[Assumption, ...] = ()
+    """Fields of the config that were chosen, not read."""
+    stated: frozenset[str] = frozenset()
+    """Fields that files beside the weights, or values in the same file, state."""
+    used: frozenset[str] = frozenset()
+    """What the reading uses beside the model in the file: names of facts, and of modules with a head of its own."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How to write a checkpoint."""
+
+    arrays: LazyArrays
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """File name -> contents, for a folder's other files."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How a format is written."""
+
+    containers: tuple[Literal["folder", ".safetensors", ".pth", ".npz"], ...]
+    """The kinds of files that it is written as, the default first."""
+    allowed_values: Callable[[ViTConfig], Mapping[str, Values]]
+    """Model -> the values that the format can hold, for every field of ViTConfig. Raises InputError for a model that it
+    cannot hold for a reason that is not one field's alone."""
+    write: Callable[[Checkpoint], Writing]
+    """Gives the arrays and files for a checkpoint with allowed values only."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A foreign checkpoint format."""
+
+    name: str
+    recognises: Callable[[Source], bool]
+    """Whether a source is of this format, by its content."""
+    read: Callable[[Source, Fields], Reading]
+    """Decides how to read a source. Raises InputError, with the reason, for a model that ViTConfig cannot express."""
+    anchors: tuple[str, ...]
+    """Regular expressions of the end of an array's name that a model of this format has exactly once: what stands
+    before it is the model's prefix in the file."""
+    determined: frozenset[str]
+    """The fields of ViTConfig that the arrays determine, or of which the format's code has one value only."""
+    writer: Writer | None = None
+    """None: the format is read only."""
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Short description of a model that the format holds -> its fields, beyond a small plain config. `vit formats`
+    writes, opens and reads back each."""
+
+
+FROM_ARRAYS = frozenset(
+    ("patch_size", "channels", "width", "depth", "mlp_dim", "num_classes", "class_token", "distillation", "registers")
+    + ("final_norm", "representation", "pre_norm", "mlp", "qkv_bias", "qk_norm", "proj_bias", "head_bias")
+    + ("layer_scale", "patch_bias", "patch_norms", "stem_layers", "stem_width", "position_embedding", "head_dim")
+)
+"""The fields that names and shapes of arrays determine in every format."""
+
+
+def assume_heads(width: int, depth: int, mlp_dim: int, fields: Fields) -> tuple[int, tuple[Assumption, ...]]:
+    """Attention heads where one matrix holds all of them: those of the published architecture of this size, or else one
+    for each 64 of the width; and the assumption, unless `fields` has them."""
+    if "heads" in fields:
+        return fields["heads"], ()
+    for name, sizes in VARIANTS.items():
+        if (sizes["width"], sizes["depth"], sizes["mlp_dim"]) == (width, depth, mlp_dim):
+            heads = sizes["heads"]
+            return heads, (Assumption("heads", heads, f"as in ViT-{name}", "--set heads=N for another number"),)
+    heads = max(width // 64, 1)
+    why = "one for each 64 of the width"
+    return heads, (Assumption("heads", heads, why, "--set heads=N for another number"),)
+
+
+def assume_image_size(
+    patches: int, patch_size: tuple[int, int], fields: Fields, where: object
+) -> tuple[tuple[int, int], tuple[Assumption, ...]]:
+    """The image size from the number of patches, as a square grid, unless `fields` has it; and the assumption.
+
+    Raises InputError where no square grid has so many patches.
+    """
+    if "image_size" in fields:
+        size = fields["image_size"]
+        return ((size, size) if isinstance(size, int) else tuple(size)), ()
+    side = isqrt(patches)
+    if side * side != patches or not patches:
+        raise InputError(f"{where}: {patches} positions form no square grid; use --set image_size=HEIGHTxWIDTH")
+    size = side * patch_size[0], side * patch_size[1]
+    return size, (square_grid(size, (side, side)),)
+
+
+def square_grid(image_size: tuple[int, int], grid: tuple[int, int], also: str = "") -> Assumption:
+    """The assumption that a table of positions belongs to a square grid."""
+    why = f"for a square grid of {grid[0]}x{grid[1]} patches{also}"
+    return Assumption("image_size", image_size, why, "--set image_size=HEIGHTxWIDTH for an oblong one")
+
+
+def axes_of(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int, where: object) -> tuple[int, ...]:
+    """The shape of an array that has so many axes. Raises InputError where it is missing or has another number."""
+    if len(shapes.get(name, ())) != axes:
+        found = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
+        raise InputError(f"{where}: {name} {found}; expected an array of {axes} axes")
+    return shapes[name]
+
+
+def layers_of(names: Mapping[str, Any], prefix: str) -> int:
+    """The number of layers: one more than the largest number after the prefix ("blocks.11.norm1": 12 layers)."""
+    found = (re.match(r"[0-9]{1,4}(?![0-9])", name.removeprefix(prefix)) for name in names if name.startswith(prefix))
+    return 1 + max((int(number[0]) for number in found if number), default=-1)
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio that gives a hidden width by int(width * ratio), as constructors of other projects compute it."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else nextafter(ratio, ratio + 1)
+
+
+def call(function: str, arguments: Mapping[str, Any]) -> str:
+    """The text of a call in Python, for messages."""
+    return f"{function}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+
+def not_in_state_dict(config: CheckpointConfig) -> tuple[str, ...]:
+    """A note of what a file of weights alone does not contain."""
+    lost = [name for name in ("preprocessing", "labels") if getattr(config, name)]
+    return (f"a state dict carries no {' or '.join(lost)}",) if lost else ()
+
+
+def not_carried(checkpoint: Checkpoint, resampling: str) -> tuple[str, ...]:
+    """Notes of what a state dict leaves behind; `resampling` is what its lineage does with positions."""
+    model, notes = checkpoint.config.model, [*not_in_state_dict(checkpoint.config)]
+    if model.position_embedding == "learned" and model.position_resampling != resampling:
+        notes.append(f"position_resampling: {resampling} when read again, not {model.position_resampling}")
+    return tuple(notes)

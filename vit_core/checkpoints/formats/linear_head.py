@@ -1,0 +1,52 @@
+"""Finds a classification head that people put on a backbone: one Linear, under whatever name."""
+
+import re
+from collections.abc import Iterable
+
+from vit_core.arrays import LazyArray, LazyArrays
+
+_HEAD_ROOTS = r"(head|heads|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls|last_layer)"
+
+
+def with_linear_head(
+    arrays: LazyArrays, beside: LazyArrays, width: int, name: str
+) -> tuple[LazyArrays, list[str], frozenset[str]]:
+    """The arrays with a head under `name` (`NAME.weight`, `NAME.bias`), where they have none yet; notes; and the name
+    of the module beside the model that the head is from, if it is.
+
+    arrays: of the model, canonical names. beside: arrays outside the model's prefix, where a head of its own may be.
+    A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a Sequential
+    (`head.1`). A module with other arrays too, such as a norm or a second Linear, is not taken.
+    """
+    if f"{name}.weight" in arrays:
+        return arrays, [], frozenset()
+    for group, where in ((arrays, "in the model"), (beside, "beside the model")):
+        for root in _roots(group):
+            members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
+            if (linear := _linear(members, width)) is None:
+                continue
+            kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
+            leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
+            head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
+            used = frozenset({root}) if group is beside else frozenset[str]()
+            return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
+    return arrays, [], frozenset()
+
+
+def _roots(arrays: Iterable[str]) -> list[str]:
+    """The names of modules that are called like a head, up to the part that says so."""
+    pattern = re.compile(rf"^(?!pre_logits\.)((?:\w+\.)??{_HEAD_ROOTS})\.")
+    return list(dict.fromkeys(match[1] for name in arrays if (match := pattern.match(name))))
+
+
+def _linear(members: dict[str, LazyArray], width: int) -> str | None:
+    """The name of the Linear that the arrays of a module consist of; None where they are something else."""
+    weights = [name for name in members if name.endswith(".weight")]
+    if len(weights) != 1 or len(members[weights[0]].shape) != 2:
+        return None
+    linear = weights[0].removesuffix(".weight")
+    classes, inputs = members[weights[0]].shape
+    bias = members.get(f"{linear}.bias")
+    if inputs not in (width, 2 * width) or set(members) - {f"{linear}.weight", f"{linear}.bias"}:
+        return None
+    return linear if bias is None or bias.shape == (classes,) else None

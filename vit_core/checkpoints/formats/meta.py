@@ -1,0 +1,176 @@
+"""DINO, DINOv2, MAE, DeiT (III too) and I-JEPA as Meta released them.
+
+The names are timm's, on whose code these projects built, but for DINOv2's registers and gated MLP, its blocks in chunks
+and DeiT III's LayerScale. All have LayerNorm's epsilon 1e-6 and the exact GELU; they differ in how they resample
+positions. Lineage: facebookresearch/dino, dinov2, mae, deit and ijepa.
+"""
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
+from vit_core.checkpoints.formats import meta_writer
+from vit_core.checkpoints.formats.example_models import DINOV2, GATED_DINOV2, GELU
+from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer
+from vit_core.checkpoints.formats.linear_head import with_linear_head
+from vit_core.checkpoints.formats.rules import rule
+from vit_core.checkpoints.formats.shapes import fields_from_shapes
+from vit_core.checkpoints.formats.timm import train_args
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.parameters import parameters
+
+_RENAMED = (
+    (r"^blocks\.[0-9]+\.([0-9]+)\.", r"blocks.\1."),  # DINOv2's chunks; the second number counts on
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+    (r"\.gamma_([12])$", r".ls\1.gamma"),
+    (r"^register_tokens$", "reg_token"),
+    (r"^linear_head\.", "head."),
+)
+_LEFT_OUT = r"^mask_token$|^decoder_|^(head\.(mlp|last_layer)|dino_head|ibot_head)\.|^(dino|ibot_patch)_loss\."
+"""Mask tokens, MAE's decoder, projection heads."""
+_SUPERVISED = (("model",), ("model_ema",))
+"""The keys under which the training scripts of MAE and DeiT keep the weights; timm's has other ones."""
+_SELF_SUPERVISED = ("teacher", "student", "target_encoder")
+"""Where those of DINO, DINOv2 and I-JEPA keep them; I-JEPA's also under the key "encoder", which is in no prefix."""
+_ALWAYS = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+_NEVER = r"^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\."
+
+
+def recognises_source(source: Source) -> bool:
+    """By a name that only Meta's files have, or by the keys under which the weights are.
+
+    Raises InputError for arrays that DeiT III and rotary ViTs (naver-ai/rope-vit) have alike.
+    """
+    names = set(source.arrays)
+    if source.config or not names >= _ALWAYS or any(re.search(_NEVER, name) for name in names):
+        return False
+    if train_args.hub_config(source):  # timm's train.py, which names the architecture
+        return False
+    recognised = _is_nested_by_them(source) or _has_own_names(source)
+    if recognised and _may_be_rotary(source):
+        raise InputError(
+            f"{source.path}: LayerScale as gamma_1 and positions for patches alone are those of DeiT III and of rotary "
+            "ViTs (rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III"
+        )
+    return recognised
+
+
+def _has_own_names(source: Source) -> bool:
+    return any(re.search(_LEFT_OUT, name) or _canonical(name) != name for name in source.arrays)
+
+
+def _may_be_rotary(source: Source) -> bool:
+    shapes = source.arrays.shapes
+    layer_scale = any(name.endswith(".gamma_1") for name in shapes) and "blocks.0.attn.qkv.bias" in shapes
+    rows = shapes.get("pos_embed", (1, 0, 0))[1]
+    return layer_scale and (rows == 0 or isqrt(rows) ** 2 == rows) and not _states_deit3(source)
+
+
+def _states_deit3(source: Source) -> bool:
+    """Whether the file's own `args` name an architecture of DeiT III, as its training script keeps them."""
+    attributes = getattr(source.facts.get("args"), "attributes", source.facts.get("args"))
+    name = attributes.get("model") if isinstance(attributes, Mapping) else None
+    return isinstance(name, str) and name.startswith("deit_") and "_LS" in name and "rope" not in name
+
+
+def read_source(source: Source, fields: Fields) -> Reading:
+    """From the names and shapes."""
+    where = source.path
+    names = [name for name in source.arrays if not re.search(_LEFT_OUT, name)]
+    renamed = {_canonical(name): name for name in names}
+    if len(renamed) < len(names):
+        raise InputError(f"{where}: two arrays have one meaning; expected the names of one of Meta's projects")
+    linear = _linear_head(source)
+    ours = LazyArrays({ours: source.arrays.entries[name] for ours, name in renamed.items()})
+    width = (ours.entries["patch_embed.proj.weight"].shape or (0,))[0] if "patch_embed.proj.weight" in ours else 0
+    ours, notes, used = with_linear_head(ours, source.beside, width, "head")
+    shapes = fields_from_shapes(ours.shapes, fields, where)
+    found = shapes.fields
+    if linear and found["pooling"] != "cls_gap":
+        raise InputError(
+            f"{where}: linear_head.weight {list(linear.shape)} reads more than the last "
+            f"block, which ViTConfig cannot express; expected {2 * width} columns (DINOv2's with layers=1)"
+        )
+    resampling = _resampling(source)
+    found |= {"activation": "gelu", "norm_epsilon": 1e-6, "position_resampling": resampling}
+    model = ViTConfig.parse({**found, **fields}, str(where))
+    left = {name: entry for name, entry in source.arrays.entries.items() if re.search(_LEFT_OUT, name)}
+    arrays = LazyArrays({renamed.get(name, name): entry for name, entry in ours.entries.items()} | left)
+    named = [rule(name, renamed.get(name, name)) for name in parameters(model)]
+    assumed = (*shapes.assumptions, *_assumptions(source, model))
+    assumed = tuple(one for one in assumed if one.field not in fields)
+    return Reading(CheckpointConfig(model=model), named, arrays, _LEFT_OUT, tuple(notes), assumed, used=used)
+
+
+def _assumptions(source: Source, model: ViTConfig) -> list[Assumption]:
+    by_project = "by the project that the names point to"
+    assumed = [
+        Assumption("pooling", model.pooling, "by the names of the arrays", "--set pooling=gap or another"),
+        Assumption("position_resampling", model.position_resampling, by_project),
+    ]
+    if _is_nested_by_them(source) and not _has_own_names(source):
+        nested = "as in Meta's projects, by the key of the weights"
+        assumed += [
+            Assumption("activation", model.activation, nested, "--from timm for timm's"),
+            Assumption("norm_epsilon", model.norm_epsilon, nested, "--from timm for timm's"),
+        ]
+    else:
+        assumed += [
+            Assumption("activation", model.activation, "as in Meta's projects"),
+            Assumption("norm_epsilon", model.norm_epsilon, "as in Meta's projects"),
+        ]
+    return assumed
+
+
+def _is_nested_by_them(source: Source) -> bool:
+    """Whether the weights are under a key of Meta's training scripts."""
+    return _is_nested(source, *_SELF_SUPERVISED) or (not source.prefix and source.keys in (*_SUPERVISED, ("encoder",)))
+
+
+def _is_nested(source: Source, *keys: str) -> bool:
+    return any(part in keys for part in (*source.keys, *source.prefix))
+
+
+def _linear_head(source: Source) -> LazyArray | None:
+    """The weight of DINOv2's linear classifier, which is beside the backbone."""
+    groups = (source.arrays.entries, source.beside.entries)
+    return next((group["linear_head.weight"] for group in groups if "linear_head.weight" in group), None)
+
+
+def _resampling(source: Source) -> str:
+    """DINOv2 antialiases where it has registers; without, it keeps DINO's offset of 0.1. MAE and DeiT do neither."""
+    arrays = source.arrays
+    if "register_tokens" in arrays:
+        return "bicubic_antialias"
+    dinov2 = len(arrays.shapes.get("mask_token", ())) == 2 or _linear_head(source) is not None
+    supervised = "head.weight" in arrays or "fc_norm.weight" in arrays or source.keys in _SUPERVISED
+    mae = any(name.startswith("decoder_") for name in arrays)
+    if "cls_token" not in arrays and _is_nested(source, "encoder", "target_encoder"):
+        return "bicubic"  # I-JEPA
+    return "bicubic" if (supervised or mae) and not dinov2 else "dinov2"
+
+
+def _canonical(name: str) -> str:
+    for pattern, new in _RENAMED:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+FORMAT = Format(
+    "meta",
+    recognises=recognises_source,
+    read=read_source,
+    anchors=(r"patch_embed\.proj\.weight",),
+    determined=FROM_ARRAYS | {"class_token_position"},
+    writer=Writer((".pth",), meta_writer.allowed_values, meta_writer.write_checkpoint),
+    examples={
+        "DINO": {"num_classes": 0, **GELU},
+        "DINOv2": {"num_classes": 0, **DINOV2},
+        "DINOv2 with registers, gated MLP": {"num_classes": 0, **GATED_DINOV2},
+        "DINOv2 with a linear head": {"pooling": "cls_gap", **DINOV2},
+    },
+)

@@ -1,0 +1,85 @@
+"""What a file holds that no format reads: names of arrays that show which network it is, for messages.
+
+Nothing is decided by these names but the text of an InputError, with one exception: arrays of rotary or relative
+positions show a network that computes other outputs than a plain Vision Transformer from arrays of the same names.
+"""
+
+import re
+
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.errors import InputError, abbreviate
+
+_OTHER_POSITIONS = (
+    (r"(^|[./])rope(_embed)?[./]|(^|[./])freqs(_cos|_sin)?$", "rotary positions, as in DINOv3, EVA-02 and rope-vit"),
+    (
+        r"relative_position_bias_table$|[./]rel_pos_[hw]$|[./]rel_pos[./]",
+        "relative positions, as in BEiT, Swin and SAM",
+    ),
+)
+_JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
+_NETWORKS = (
+    (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
+    (r"(^|[./])lora_[AB][./]|lora_(up|down)[./]", "LoRA adapters", "merge them into the model and save that"),
+    (
+        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$",
+        "quantized weights",
+        "save the model before quantization",
+    ),
+    (r"^visual\.layer1\.", "the ResNet tower of a CLIP model", ""),
+    (r"(^|[./])layer1[./]0[./]conv1[./]weight$", "a ResNet", ""),
+    (r"(^|[./])layers[./]0[./]blocks[./]0[./]attn[./]", "a Swin Transformer", ""),
+    (r"(^|[./])stages?[./]0[./](blocks[./])?0[./](conv_dw|dwconv|gamma)", "a ConvNeXt", ""),
+    (r"(^|[./])features[./]0[./]0[./]weight$", "a convolutional network of torchvision", ""),
+    (r"(^|[./])self_attn[./]q_proj[./]|[./]attn[./]c_attn[./]|token_embd", "a language model", ""),
+    (r"(^|[./])attention[./]self[./]query[./]", "a BERT or BEiT of transformers", ""),
+    (r"(^|[./])encoder[./]layers[./]layers_0[./]|(^|[./])decoder[./]", "a text model or a decoder", ""),
+    (r"(^|[./])down_blocks[./]0[./]|^model\.diffusion_model\.", "a diffusion model", ""),
+    (
+        r"(^|[./])(mu|nu|exp_avg|opt_state|momentum)[./]",
+        "the statistics of an optimizer",
+        "give the item with the parameters",
+    ),
+)
+_DEEPSPEED = ("ds_config", "ds_version", "param_shapes")
+"""Keys of DeepSpeed's own files."""
+_NEXT_STEP = (
+    "give the file of the image model, or save its state_dict with one of these libraries and name it by --from"
+)
+
+
+def check_positions(source: Source) -> None:
+    """InputError for arrays of positions that a plain Vision Transformer does not have."""
+    for pattern, what in _OTHER_POSITIONS:
+        if found := [name for name in source.arrays if re.search(pattern, name)]:
+            raise InputError(
+                f"{source.path}: {abbreviate(found, most=1)} belongs to {what}, which ViTConfig cannot express"
+            )
+
+
+def check_deepspeed(source: Source) -> None:
+    """InputError for a file of DeepSpeed whose weights are in the other files of its folder (ZeRO stage 3)."""
+    empty = [name for name, entry in source.arrays.entries.items() if 0 in entry.shape]
+    if 2 * len(empty) > len(source.arrays) and any(key in source.facts for key in _DEEPSPEED):
+        raise InputError(
+            f"{source.path}: a file of DeepSpeed ZeRO stage 3 with the names of {len(empty)} arrays but not their "
+            f"values; {_JOIN}"
+        )
+
+
+def unrecognised(source: Source, formats: tuple[str, ...]) -> InputError:
+    """Says what arrays were found, which network has such names if that is known, and what to do."""
+    names = list(source.arrays)
+    first = ", ".join(names[:3]) or "none"
+    more = ", ..." if len(names) > 3 else ""
+    looks, step = _look_alike(names)
+    return InputError(
+        f"{source.path}: found {len(names)} arrays ({first}{more}){looks}, and no Vision Transformer by the names of "
+        f"{', '.join(formats)}; {step}"
+    )
+
+
+def _look_alike(names: list[str]) -> tuple[str, str]:
+    for pattern, network, step in _NETWORKS:
+        if any(re.search(pattern, name) for name in names):
+            return f", as of {network}", step or _NEXT_STEP
+    return "", _NEXT_STEP

@@ -1,0 +1,183 @@
+"""Fields of ViTConfig that the shapes of arrays determine, for formats whose names are timm's or nearly so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from math import isqrt, prod
+from typing import Any
+
+from vit_core.checkpoints.checkpoint import Assumption
+from vit_core.checkpoints.formats.interface import Fields, assume_heads, layers_of, square_grid
+from vit_core.errors import InputError
+
+Size = tuple[int, int]
+
+
+class Shapes:
+    """Shapes by canonical name, and the file they come from."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
+        self.shapes, self.where = shapes, where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def of(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of an array. Raises InputError where it is missing or has another number of axes."""
+        if name not in self.shapes:
+            raise InputError(f"{self.where}: missing {name}; expected a whole Vision Transformer")
+        if len(shape := self.shapes[name]) != axes or not all(shape):
+            raise InputError(f"{self.where}: {name} has shape {list(shape)}; expected {axes} axes, none empty")
+        return shape
+
+
+@dataclass(frozen=True)
+class ShapeFields:
+    """What the shapes of a model's arrays say about its config."""
+
+    fields: dict[str, Any]
+    prefix_rows: int
+    """Rows of pos_embed before those of the grid."""
+    assumptions: tuple[Assumption, ...]
+
+
+def fields_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], known: Fields, where: object, near: Size | None = None
+) -> ShapeFields:
+    """The fields of the config that canonical names and their shapes determine.
+
+    known: fields that are stated elsewhere. near: an image size that is used if the number of positions agrees with it.
+    Raises InputError, naming `where`, for arrays that are no whole Vision Transformer.
+    """
+    s = Shapes(shapes, where)
+    fields: dict[str, Any] = {**_stem(s), **_tokens(s), **_block(s), **_head(s)}
+    width, patch = s.of("patch_embed.proj.weight", 4)[0], fields["patch_size"]
+    fields |= {"width": width, "depth": layers_of(shapes, "blocks.")}
+    heads, heads_assumed = _heads(s, width, fields, known)
+    image, prefix, image_assumed = _image(s, patch, _prefixes(fields), known, near)
+    fields |= heads | {
+        "image_size": image,
+        "position_embedding": "learned" if "pos_embed" in s else "none",
+        "class_token_position": bool(fields["class_token"] and prefix),
+    }
+    return ShapeFields(fields, prefix, (*image_assumed, *heads_assumed))
+
+
+def _stem(s: Shapes) -> dict[str, Any]:
+    """The patches, and Google's ResNet before them (timm's hybrids) where there is one."""
+    channels, *kernel = s.of("patch_embed.proj.weight", 4)[1:]
+    found: dict[str, Any] = {
+        "patch_bias": "patch_embed.proj.bias" in s,
+        "patch_norms": "patch_embed.norm_in.weight" in s,
+    }
+    backbone, stride = "patch_embed.backbone.", 1
+    if any(name.startswith(backbone) for name in s.shapes):
+        stages = [layers_of(s.shapes, f"{backbone}stages.{i}.blocks.") for i in range(8)]
+        layers = tuple(takewhile(bool, stages))
+        root = f"{backbone}stem.conv.weight" if layers else f"{backbone}conv.weight"
+        stem_width, channels, *_ = s.of(root, 4)
+        stride = 4 * 2 ** max(len(layers) - 1, 0)
+        found |= {"stem_layers": layers, "stem_width": stem_width}
+    return found | {"channels": channels, "patch_size": (kernel[0] * stride, kernel[1] * stride)}
+
+
+def _tokens(s: Shapes) -> dict[str, Any]:
+    distilled = "head" if "head_dist.weight" in s or "head.weight" not in s else "token"
+    return {
+        "class_token": "cls_token" in s,
+        "distillation": distilled if "dist_token" in s else "none",
+        "registers": s.of("reg_token", 3)[1] if "reg_token" in s else 0,
+        "pre_norm": "norm_pre.weight" in s,
+    }
+
+
+def _block(s: Shapes) -> dict[str, Any]:
+    mlp_dim = s.of("blocks.0.mlp.fc2.weight", 2)[1]
+    gated = s.of("blocks.0.mlp.fc1.weight", 2)[0] == 2 * mlp_dim
+    return {
+        "mlp_dim": mlp_dim,
+        "mlp": "swiglu" if gated else "mlp",
+        "qkv_bias": "blocks.0.attn.qkv.bias" in s,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in s,
+        "proj_bias": "blocks.0.attn.proj.bias" in s,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in s else None,
+    }
+
+
+def _head(s: Shapes) -> dict[str, Any]:
+    classes, features = s.of("head.weight", 2) if "head.weight" in s else (0, 0)
+    representation = None
+    if "pre_logits.fc.weight" in s:
+        representation, features = s.of("pre_logits.fc.weight", 2)
+    after = "fc_norm.weight" in s
+    pooling = "cls" if "cls_token" in s and not after else "gap"
+    if "attn_pool.latent" in s:
+        pooling = "map"
+    elif features == 2 * s.of("patch_embed.proj.weight", 4)[0] and "cls_token" in s:
+        pooling = "cls_gap"
+    return {
+        "num_classes": classes,
+        "head_bias": "head.bias" in s or not classes,
+        "representation": representation,
+        "pooling": pooling,
+        "final_norm": "after_pooling" if after else "before_pooling",
+    }
+
+
+def _heads(s: Shapes, width: int, found: Fields, known: Fields) -> tuple[dict[str, Any], tuple[Assumption, ...]]:
+    """Heads, and their width where it is not width / heads; the norms of queries and keys have that width."""
+    inner = s.of("blocks.0.attn.proj.weight", 2)[1]
+    head_dim = known.get("head_dim") or (s.of("blocks.0.attn.q_norm.weight", 1)[0] if found["qk_norm"] else None)
+    assumed: tuple[Assumption, ...] = ()
+    if head_dim and "heads" not in known:
+        heads = inner // head_dim
+    else:
+        heads, assumed = assume_heads(width, found["depth"], found["mlp_dim"], known)
+    return {"heads": heads, "head_dim": None if inner == width else inner // heads}, assumed
+
+
+def _prefixes(found: Fields) -> list[int]:
+    """Possible numbers of rows of pos_embed before the grid's, the likeliest first: one for each token that is no
+    register, none, one for each token (timm's so150m)."""
+    tokens = int(found["class_token"]) + (found["distillation"] != "none")
+    return list(dict.fromkeys((tokens, 0, tokens + found["registers"])))
+
+
+def _image(
+    s: Shapes, patch: Size, prefixes: list[int], known: Fields, near: Size | None
+) -> tuple[Size, int, tuple[Assumption, ...]]:
+    """The image size, the rows of pos_embed before the grid's, and the assumption of a square grid where no size is
+    known."""
+    size, near = (_whole(one, patch) for one in (known.get("image_size"), near))
+    if "pos_embed" not in s:
+        if whole := size or near:
+            return whole, 0, ()
+        raise InputError(
+            f"{s.where}: has no positions to compute the image size from; use --set image_size=HEIGHTxWIDTH"
+        )
+    rows = s.of("pos_embed", 3)[1]
+    if known.get("class_token_position") is False:
+        prefixes = [0]
+    for one in (size,) if size else (near,):
+        if one and (prefix := rows - prod(side // p for side, p in zip(one, patch, strict=True))) in prefixes:
+            return one, prefix, ()
+    if size:
+        raise InputError(
+            f"{s.where}: pos_embed has {rows} rows, which image_size {size} and patches of {patch} do not give "
+            f"(with {' or '.join(map(str, prefixes))} more)"
+        )
+    for prefix in prefixes:
+        side = isqrt(max(rows - prefix, 0))
+        if side and side * side == rows - prefix:
+            image = (side * patch[0], side * patch[1])
+            also = f" and {prefix} of the {rows} positions before them" if prefix else f", all of the {rows} positions"
+            return image, prefix, (square_grid(image, (side, side), also),)
+    raise InputError(f"{s.where}: {rows} positions form no square grid; use --set image_size=HEIGHTxWIDTH")
+
+
+def _whole(size: int | Size | None, patch: Size) -> Size | None:
+    """The part of an image that whole patches cover, which is all that timm reads (378 of SigLIP's 384 pixels)."""
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // patch[0] * patch[0], width // patch[1] * patch[1]

@@ -1,0 +1,227 @@
+"""timm's VisionTransformer (and distilled DeiT): state dicts, and the folders timm.create_model("local-dir:…") opens.
+
+Canonical names are timm's, so the rules are the parameter table itself. What has to be worked out is the config: from
+the shapes, and from a folder's config.json where there is one (architecture, model_args, pretrained_cfg).
+Lineage: huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_hybrid.py and deit.py.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint
+from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.example_models import CLIP, GATED_DINOV2, GELU, SIGLIP
+from vit_core.checkpoints.formats.expressing import at_least_float32
+from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
+from vit_core.checkpoints.formats.linear_head import with_linear_head
+from vit_core.checkpoints.formats.open_clip import config_json as open_clip
+from vit_core.checkpoints.formats.rules import Rule, rule, write_by_rules
+from vit_core.checkpoints.formats.shapes import fields_from_shapes
+from vit_core.checkpoints.formats.timm import config_json, train_args
+from vit_core.checkpoints.formats.timm.config_json import ACTIVATIONS, STEMS
+from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
+from vit_core.checkpoints.formats.timm.lookalikes import check_lookalikes
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.parameters import parameters
+from vit_core.preprocess import crop_rounding_matters
+
+_STEM_NOTE = "stem: with Google's epsilons (1e-6 in its norms, where timm has 1e-5), with which it was trained"
+_RESAMPLING = "bicubic_antialias"
+
+
+def recognises_source(source: Source) -> bool:
+    """By the names of the patch projection and of the first block's attention.
+
+    Raises InputError for arrays that architectures of another kind have alike.
+    """
+    recognised = "patch_embed.proj.weight" in source.arrays and "blocks.0.attn.qkv.weight" in source.arrays
+    if recognised:
+        check_lookalikes(source, _hub_config(source))
+    return recognised
+
+
+def read_source(source: Source, fields: Fields) -> Reading:
+    """From the shapes, and from what config.json or timm's train.py say in the file."""
+    where = source.path
+    config = _hub_config(source)
+    stated, size = config_json.stated_fields(config, where)
+    arrays, notes, used = _with_head(source)
+    known = {**stated, **fields}
+    _check_positions(arrays, known, config, where)
+    shapes = fields_from_shapes(arrays.shapes, known, where, size)
+    found, prefix = shapes.fields, shapes.prefix_rows
+    if size not in (None, found["image_size"]) and "image_size" not in fields:
+        notes.append(f"image_size: {found['image_size']}, by positions and whole patches; the file states {size}")
+    if found["registers"] and prefix == found["class_token"] + found["registers"]:
+        arrays = _without_positions(arrays, prefix)
+        notes.append("positions of class and register tokens: added to the tokens")
+        found["class_token_position"] = False
+    found |= {"activation": "gelu", "norm_epsilon": 1e-6, "position_resampling": _RESAMPLING}
+    if "stem_layers" in found:
+        notes.append(_STEM_NOTE)
+    if found["layer_scale"] is None:
+        stated.pop("layer_scale", None)
+    model = ViTConfig.parse({**found, **stated, **fields}, str(where))
+    config_json.check_gate(config, model.mlp, where)
+    if config and (model.mlp, model.pooling) == ("swiglu", "map"):
+        raise InputError(f"{where}: timm's attention pooling has SiLU beside SwiGLU, which ViTConfig cannot express")
+    checkpoint_config, more = config_json.checkpoint_config(model, config, where)
+    notes += train_args.unknown_options(source) if config is not source.config else unknown_hub_keys(config)
+    said = frozenset(stated) | (_BY_ARCHITECTURE if "architecture" in config else frozenset())
+    if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions agree with it
+        said |= {"image_size"}
+    if (
+        "" in (config.get("global_pool"), (config.get("model_args") or {}).get("global_pool"))
+        and "pooling" not in stated
+    ):
+        said -= {"pooling"}
+        notes.append("global_pool: the file states '', with which timm returns every token")
+    assumed = [a for a in shapes.assumptions if a.field not in said]
+    assumed += _assumptions(model, said, fields)
+    return Reading(
+        checkpoint_config,
+        rules(model),
+        arrays,
+        r"^n_averaged$",
+        (*notes, *more),
+        tuple(assumed),
+        said,
+        used | train_args.used_facts(source),
+    )
+
+
+def _hub_config(source: Source) -> Mapping[str, Any]:
+    """What the file, or the file beside it, says of the model in the form of a hub folder's config.json."""
+    stated = train_args.hub_config(source) or source.config
+    return stated or open_clip.timm_config(source.open_clip_config, source.path)
+
+
+_BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position_resampling"))
+"""Fields that the name of one of timm's architectures determines, where its arguments do not."""
+
+
+def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
+    if "patch_embed.proj.weight" not in source.arrays:
+        return source.arrays, [], frozenset()
+    width = (source.arrays.entries["patch_embed.proj.weight"].shape or (0,))[0]
+    return with_linear_head(source.arrays, source.beside, width, "head")
+
+
+def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
+    """InputError where no array has positions and nothing says that the model has none: rotary models look alike."""
+    if "pos_embed" not in arrays and "architecture" not in config and "position_embedding" not in known:
+        raise InputError(
+            f"{where}: has no positions, as models without them and models with rotary ones, which compute other "
+            "outputs; use --set position_embedding=none for the former"
+        )
+
+
+def _assumptions(model: ViTConfig, stated: frozenset[str], fields: Fields) -> list[Assumption]:
+    """Of the fields that neither the arrays nor a config say."""
+    clip = model.pre_norm and not model.patch_bias
+    like_clip = " (this looks like CLIP: OpenAI's have 1e-5 and quick_gelu, OpenCLIP's 1e-5 and gelu)" if clip else ""
+    assumed = [
+        Assumption("pooling", model.pooling, "by the names of the arrays", "--set pooling=gap or another"),
+        Assumption("activation", model.activation, f"timm's default{like_clip}"),
+        Assumption("norm_epsilon", model.norm_epsilon, f"timm's default{like_clip}"),
+        Assumption(
+            "position_resampling", model.position_resampling, "as timm does", "--from meta for DINO, DINOv2, MAE, DeiT"
+        ),
+    ]
+    return [one for one in assumed if one.field not in stated and one.field not in fields]
+
+
+def _without_positions(arrays: LazyArrays, prefix: int) -> LazyArrays:
+    """With the positions of the tokens before the patches added to the tokens: the same sums, but for rounding."""
+    entries, pos, start = dict(arrays.entries), arrays.entries["pos_embed"], 0
+    for name in ("cls_token", "reg_token"):
+        if name in entries:
+            token = entries[name]
+            stop = start + token.shape[1]
+            dtype = at_least_float32(token.dtype)
+            entries[name] = token.then(partial(_add, pos, start, stop, dtype), token.shape, dtype)
+            start = stop
+    grid = (1, pos.shape[1] - prefix, pos.shape[2])
+    entries["pos_embed"] = pos.then(lambda pos_1ND: pos_1ND[:, prefix:], grid, pos.dtype)
+    return LazyArrays(entries)
+
+
+def _add(pos: LazyArray, start: int, stop: int, dtype: str, token_1ND: np.ndarray) -> np.ndarray:
+    return (token_1ND.astype("float64") + pos.read()[:, start:stop].astype("float64")).astype(dtype)
+
+
+def rules(model: ViTConfig) -> list[Rule]:
+    """Every name is the canonical one."""
+    return [rule(name, name) for name in parameters(model)]
+
+
+def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
+    """timm sets epsilon, a gated MLP, a distillation token and stems by architecture only, one at a time."""
+    distilled, gated, stem = model.distillation != "none", model.mlp == "swiglu", model.stem_layers is not None
+    special = distilled or gated or stem
+    own: dict[str, Values] = {
+        "distillation": ("none", "head"),
+        "class_token": ANY,
+        "class_token_position": (True,) if distilled else (False,) if model.registers else (True, False),
+        "registers": (0,) if distilled else ANY,
+        "pre_norm": ANY,
+        "qk_norm": ANY,
+        "mlp": ("mlp",) if distilled or stem else ("mlp", "swiglu"),
+        "pooling": ("cls", "gap") if gated else ("cls", "gap", "map"),
+        "final_norm": ANY,
+        "layer_scale": ANY,
+        "qkv_bias": ANY,
+        "proj_bias": ANY,
+        "patch_bias": (not model.pre_norm,),
+        "stem_layers": (None,) if distilled or gated else (None, *STEMS),
+        "stem_width": (64,) if stem else ANY,
+        "norm_epsilon": (1e-6,) if special else (1e-6, 1e-5),
+        "activation": ACTIVATIONS,
+    }
+    # Positions first: what is learned by then may have a row for the class token.
+    positions = ("learned",) if distilled else ("learned", "none")
+    return plain_vit_with(model, position_embedding=positions, **own)
+
+
+def write_checkpoint(checkpoint: Checkpoint) -> Writing:
+    """The same names, and the config.json that builds the model."""
+    model, notes = checkpoint.config.model, []
+    if (preprocessing := checkpoint.config.preprocessing) is None:
+        notes.append("preprocessing: unknown, where timm takes ImageNet's mean and std")
+    elif preprocessing.exif_rotation:
+        notes.append("preprocessing: timm turns no image as its EXIF data says")
+    elif preprocessing.crop_rounding != "half_even" and crop_rounding_matters(preprocessing):
+        notes.append(
+            f"preprocessing: timm rounds the position of the crop half to even (crop_rounding half_even, here "
+            f"{preprocessing.crop_rounding}): one pixel apart where the margin is 3, 7, 11, ... pixels"
+        )
+    if model.position_embedding == "learned" and model.position_resampling != "bicubic_antialias":
+        notes.append(f"position_resampling: timm's own, bicubic_antialias, not {model.position_resampling}")
+    if model.stem_layers is not None:
+        notes.append(_STEM_NOTE)
+    texts = {"config.json": config_json.text_of(checkpoint.config)}
+    return Writing(write_by_rules(rules(model), model, checkpoint.arrays), texts, tuple(notes))
+
+
+FORMAT = Format(
+    "timm",
+    recognises=recognises_source,
+    read=read_source,
+    anchors=(r"patch_embed\.proj\.weight",),
+    determined=FROM_ARRAYS | {"class_token_position"},
+    writer=Writer(("folder", ".safetensors", ".pth"), allowed_values, write_checkpoint),
+    examples={
+        "class token": GELU,
+        "mean, fc_norm": {"pooling": "gap", "final_norm": "after_pooling", **GELU},
+        "attention pooling (SigLIP)": SIGLIP,
+        "registers, gated MLP, LayerScale (DINOv2)": {**GATED_DINOV2, "class_token_position": False},
+        "distilled (DeiT)": {"distillation": "head", **GELU},
+        "pre-norm, quick GELU (CLIP)": CLIP,
+        "qk-norm, no class position": {"qk_norm": True, "class_token_position": False, **GELU},
+    },
+)

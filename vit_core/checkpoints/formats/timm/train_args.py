@@ -1,0 +1,74 @@
+"""What training scripts keep in a checkpoint beside the weights, in the form of a hub folder's config.json.
+
+timm's train.py saves `arch` (the architecture's name) and `args` (its options, an argparse.Namespace). Lightning saves
+the constructor's arguments as `hyper_parameters`, often with the architecture's name among them.
+Lineage: huggingface/pytorch-image-models, train.py and timm/utils/checkpoint_saver.py.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.formats.known_keys import unknown_keys
+from vit_core.checkpoints.formats.timm.known_keys import MODEL_ARGS, OTHER_SCRIPTS, TRAIN_OPTIONS
+
+_ARCHITECTURE = re.compile(r"(?:(?:vit|deit|eva|beit|flexivit|naflexvit|samvit)(?:v?\d*)_\w+|test_vit\w*)(?:\.\w+)?")
+"""Names of architectures in timm that have the arrays of a Vision Transformer."""
+_OTHERS = re.compile(r"(?:vit|deit)(?:_conv)?_[a-z]+(?:_[0-9]+|_patch[0-9]+(?:_LS)?)?")
+"""Such names in other projects: DINO's and MoCo's vit_small, MAE's vit_base_patch16, torchvision's vit_b_16."""
+_ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "model", "backbone", "backbone_name", "timm_model")
+_MODEL_ARGS = {"gp": "global_pool", "img_size": "img_size", "drop": "drop_rate", "drop_path": "drop_path_rate"}
+"""Option of train.py -> argument of timm.create_model."""
+_PRETRAINED = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+"""Options of train.py that are about the images."""
+
+
+def hub_config(source: Source) -> dict[str, Any]:
+    """What a training script states in the file, in the form of a hub folder's config.json; empty if nothing."""
+    args, name = _options(source.facts.get("args")), source.facts.get("arch")
+    if not _is_architecture(name):
+        hyper_parameters = _options(source.facts.get("hyper_parameters"))
+        args, name = {**hyper_parameters, **args}, None
+    name = name or _architecture_in(args)
+    if name is None:
+        return {}
+    keywords = args.get("model_kwargs")
+    model_args = {**(keywords if isinstance(keywords, Mapping) else {})}
+    model_args |= {theirs: args[key] for key, theirs in _MODEL_ARGS.items() if args.get(key) not in (None, "")}
+    pretrained = {key: args[key] for key in _PRETRAINED if args.get(key) not in (None, "")}
+    if isinstance(size := args.get("input_size"), list | tuple) and len(size) == 3:
+        pretrained["input_size"] = list(size)
+    return {"architecture": name.partition(".")[0], "model_args": model_args, "pretrained_cfg": pretrained}
+
+
+def unknown_options(source: Source) -> list[str]:
+    """Notes of the options in the file that are unknown here, where `hub_config` reads any."""
+    if not hub_config(source):
+        return []
+    notes = []
+    for name in ("args", "hyper_parameters"):
+        if options := _options(source.facts.get(name)):
+            notes += unknown_keys(name, options, TRAIN_OPTIONS | OTHER_SCRIPTS)
+            if isinstance(keywords := options.get("model_kwargs"), Mapping):
+                notes += unknown_keys(f"{name}: model_kwargs", keywords, MODEL_ARGS)
+    return notes
+
+
+def used_facts(source: Source) -> frozenset[str]:
+    """The names of the facts that `hub_config` reads."""
+    return frozenset(("arch", "args", "hyper_parameters")) if hub_config(source) else frozenset()
+
+
+def _options(value: object) -> dict[str, Any]:
+    """Options as a mapping: of a mapping, or of the stand-in for an argparse.Namespace."""
+    attributes = getattr(value, "attributes", value)
+    return {str(key): item for key, item in attributes.items()} if isinstance(attributes, Mapping) else {}
+
+
+def _architecture_in(options: Mapping[str, Any]) -> str | None:
+    return next((options[key] for key in _ARCHITECTURE_KEYS if _is_architecture(options.get(key))), None)
+
+
+def _is_architecture(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and bool(_ARCHITECTURE.fullmatch(name)) and not _OTHERS.fullmatch(name)

@@ -1,0 +1,324 @@
+"""Which config of ours a file of transformers has: by its arrays' shapes, and by its config.json.
+
+The values in that may be anything: what is used of it is either held against the shapes or validated by ViTConfig.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from vit_core.checkpoints.checkpoint import Assumption
+from vit_core.checkpoints.formats.interface import Fields, Source, assume_heads, assume_image_size, layers_of
+from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError, abbreviate
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
+}
+"""hidden_act -> ours; the first for one of ours is written."""
+_HEAD_OF = {
+    "ForImageClassification": "classifier",
+    "WithTeacher": "cls_classifier",
+    "WithProjection": "visual_projection",
+    "CLIPModel": "visual_projection",
+}
+"""What the name of an architecture ends in -> its head."""
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def model_type_of(source: Source, names: Mapping[str, object]) -> str:
+    """That of the image tower: config.json's, or what names tell. InputError for what has no place in our schema."""
+    said = source.config.get("model_type")
+    if said is None:
+        telling = {
+            "embeddings.class_embedding": "clip_vision_model",
+            "embeddings.patch_embedding.weight": "siglip_vision_model",
+            "embeddings.register_tokens": "dinov2_with_registers",
+            ".layer_scale1.lambda1": "dinov2",
+            "embeddings.distillation_token": "deit",
+        }
+        told = next((kind for end, kind in telling.items() if any(name.endswith(end) for name in names)), None)
+        has_class_token = any(name.endswith("embeddings.cls_token") for name in names)
+        return told or ("vit" if has_class_token else "ijepa")
+    model_type = TOWER_OF.get(said, said) if isinstance(said, str) else None
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"{source.path}: config.json states model_type {shown(said)}, which is not read; of transformers' model "
+            f"types are read: {', '.join([*FAMILIES, *TOWER_OF])}"
+        )
+    return model_type
+
+
+def _said_of_tower(source: Source) -> Mapping[str, Any]:
+    """What config.json says of the image tower. (A vision_config_dict, which CLIP may have, outdoes vision_config.)"""
+    config = source.config
+    said = config.get("vision_config_dict") or config.get("vision_config")
+    if config.get("model_type") in TOWER_OF and said is not None:
+        if not isinstance(said, dict):
+            raise InputError(
+                f"{source.path}: config.json says vision_config {shown(said)}; expected an object of fields"
+            )
+        return said
+    return config
+
+
+@dataclass
+class Tower:
+    """The image tower of a file, while its config is being found."""
+
+    source: Source
+    shapes: Shapes
+    names: Names
+    fields: Fields
+    notes: list[str] = field(default_factory=list)
+    assumptions: list[Assumption] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Regular expressions of names that are no part of it."""
+
+    def __post_init__(self) -> None:
+        self.where, self.top = self.source.path, self.source.config
+        self.said = _said_of_tower(self.source)
+        self.family = FAMILIES[self.names.model_type]
+        architectures = self.top.get("architectures")
+        self.architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+
+    def config(self) -> dict[str, Any]:
+        """Fields of ViTConfig, those that the user says among them."""
+        found = self.sizes()
+        self.agrees(found)
+        found |= self.ends()
+        found["heads"] = self.heads(found)
+        found["activation"] = self.activation()
+        found["norm_epsilon"] = self.said.get("layer_norm_eps", self.family.epsilon)
+        found["position_resampling"] = self.family.resampling
+        if self.family.kind == "dinov2":
+            found["layer_scale"] = self.said.get("layerscale_value", 1.0)
+        if self.said.get("head_dim") is not None:  # transformers 5 heeds it, where its config class has no such field
+            found["head_dim"] = self.said["head_dim"]
+        found["image_size"] = self.image_size(found)
+        if not self.top:
+            why = f"transformers' default for {self.names.model_type}, without a config.json"
+            defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
+            self.assumptions += [one for one in defaults if one.field not in self.fields]
+        if self.family.kind == "dinov2":
+            check_grid(found["image_size"], found["patch_size"], self.where)
+        return {**found, **self.fields}
+
+    def sizes(self) -> dict[str, Any]:
+        """What the shapes alone tell."""
+        names, gated = self.names, self.names.gated
+        width, channels, *patch = self.shape(names.of("patch_embed.proj.weight"), 4)
+        fc1 = names.in_block("mlp.fc1.weight")
+        hidden = self.shape(fc1[0], 2)[0]
+        found = {
+            "patch_size": tuple(patch),
+            "channels": channels,
+            "width": width,
+            "depth": layers_of(self.shapes, names.layers),
+            "mlp": "swiglu" if gated else "mlp",
+            "mlp_dim": hidden // 2 if gated and len(fc1) == 1 else hidden,
+            "qkv_bias": names.in_block("attn.qkv.bias")[0] in self.shapes,
+        }
+        if names.model_type == "dinov2_with_registers":
+            found["registers"] = self.shape(names.of("reg_token"), 3)[1]
+        return found
+
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """Of an array that has to be there, with so many axes."""
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) != axes:
+            found = "is missing" if shape is None else f"has shape {list(shape)}, expected {axes} axes"
+            raise InputError(
+                f"{self.where}: {name} {found}; expected the arrays of transformers' {self.names.model_type}"
+            )
+        return shape
+
+    def agrees(self, found: Mapping[str, Any]) -> None:
+        """InputError where config.json says other sizes than the shapes."""
+        patch, kind = found["patch_size"], self.family.kind
+        expected = {
+            "hidden_size": (found["width"],),
+            "num_hidden_layers": (found["depth"],),
+            "num_channels": (found["channels"],),
+            "patch_size": (list(patch), *patch[: patch[0] == patch[1]]),
+            "qkv_bias": (found["qkv_bias"],) if kind != "clip" else (),
+            "intermediate_size": (found["mlp_dim"],) if kind != "dinov2" else (),
+            "use_swiglu_ffn": (found["mlp"] == "swiglu",) if kind == "dinov2" else (),
+            "num_register_tokens": (found["registers"],) if "registers" in found else (),
+        }
+        for key, values in expected.items():
+            if values and (said := self.said.get(key)) is not None and said not in values:
+                self.disagree(key, said, values[-1])
+        ratio = self.said.get("mlp_ratio") if kind == "dinov2" else None
+        if ratio is not None:
+            number = isinstance(ratio, int | float) and 0 < ratio < 2**24
+            if not number or dinov2_mlp_dim(found["width"], ratio, self.names.gated) != found["mlp_dim"]:
+                self.disagree("mlp_ratio", ratio, f"mlp_dim {found['mlp_dim']} for width {found['width']}")
+
+    def disagree(self, key: str, said: object, found: object) -> None:
+        raise InputError(
+            f"{self.where}: config.json says {key} {shown(said)}, its arrays {found}; "
+            "one of the two belongs to another checkpoint"
+        )
+
+    def ends(self) -> dict[str, Any]:
+        """What stands before the patches and after the blocks."""
+        classes = self.classes()
+        fields: dict[str, Any]
+        pooled = f"{self.names.prefix}pooler.dense.weight"
+        match self.names.model_type:
+            case "siglip_vision_model":
+                return self.siglip(classes)
+            case "clip_vision_model":
+                if "classifier" in classes:
+                    raise InputError(
+                        f"{self.where}: CLIPForImageClassification takes the mean of tokens before their norm, "
+                        "which the schema cannot say; save its vision_model alone"
+                    )
+                fields = {"pre_norm": True, "patch_bias": False, "head_bias": not classes}
+                return {**fields, "num_classes": classes.get("visual_projection", 0)}
+            case "dinov2" | "dinov2_with_registers":
+                beside = "classifier" in classes or self.architecture.endswith("ForImageClassification")
+                return {"pooling": "cls_gap" if beside else "cls", "num_classes": classes.get("classifier", 0)}
+            case "deit" if "cls_classifier" in classes or self.architecture.endswith("WithTeacher"):
+                return {"distillation": "head", "num_classes": classes.get("cls_classifier", 0)}
+            case "ijepa":
+                return self.ijepa(classes)
+        fields = {"distillation": "token"} if self.names.model_type == "deit" else {}
+        if classes:
+            self.left_out.append(r"(^|\.)pooler\.")  # the classifier does not read it
+        elif pooled in self.shapes:
+            if self.said.get("pooler_act", "tanh") != "tanh":
+                raise InputError(
+                    f"{self.where}: config.json says pooler_act {shown(self.said['pooler_act'])}; known: tanh"
+                )
+            fields["representation"] = self.shape(pooled, 2)[0]
+        return {**fields, "num_classes": classes.get("classifier", 0)}
+
+    def classes(self) -> dict[str, int]:
+        """Head -> its outputs; InputError where config.json promises one that is missing, or other labels."""
+        heads = sorted(set(_HEAD_OF.values()))
+        found = {head: self.shape(f"{head}.weight", 2)[0] for head in heads if f"{head}.weight" in self.shapes}
+        labels = self.top.get("id2label")
+        for end, head in _HEAD_OF.items():
+            if self.architecture.endswith(end) and labels != {} and self.fields.get("num_classes") != 0:
+                self.shape(f"{head}.weight", 2)
+        for head, outputs in found.items():
+            if isinstance(labels, dict) and len(labels) != outputs and head != "visual_projection":
+                self.disagree("number of labels (id2label)", len(labels), f"{outputs} (rows of {head}.weight)")
+        return found
+
+    def siglip(self, classes: Mapping[str, int]) -> dict[str, Any]:
+        fields: dict[str, Any] = {"class_token": False}
+        if "classifier" in classes or self.architecture.endswith("ForImageClassification"):
+            self.left_out.append(r"^vision_model\.head\.")  # the classifier reads the mean of the tokens instead
+            return {**fields, "pooling": "gap", "num_classes": classes.get("classifier", 0)}
+        there = self.names.of("attn_pool.latent") in self.shapes
+        if there or (self.top and self.said.get("vision_use_head") is not False):
+            return {**fields, "pooling": "map", "num_classes": 0}
+        if "pooling" not in self.fields:
+            self.assumptions.append(Assumption("pooling", "gap", "as there is no attention pooling in the file"))
+        return {**fields, "pooling": "gap", "num_classes": 0}
+
+    def ijepa(self, classes: Mapping[str, int]) -> dict[str, Any]:
+        """No class token: the classifier reads the mean of the tokens, and the model alone gives all of them."""
+        self.left_out.append(r"(^|\.)pooler\.")
+        if "classifier" not in classes and "pooling" not in self.fields:
+            why = "as IJepaForImageClassification does; IJepaModel gives all tokens"
+            self.assumptions.append(Assumption("pooling", "gap", why))
+        return {"class_token": False, "pooling": "gap", "num_classes": classes.get("classifier", 0)}
+
+    def heads(self, found: Mapping[str, Any]) -> Any:
+        if self.top:
+            return self.said.get("num_attention_heads", 12)  # every one of these config classes' default
+        heads, assumed = assume_heads(found["width"], found["depth"], found["mlp_dim"], self.fields)
+        self.assumptions += assumed
+        return heads
+
+    def activation(self) -> str | None:
+        said = self.said.get("hidden_act", self.family.activation)
+        if "activation" in self.fields:
+            return None
+        if not isinstance(said, str) or said not in ACTIVATIONS:
+            raise InputError(
+                f"{self.where}: config.json says hidden_act {shown(said)}, which the schema cannot say; "
+                f"known: {', '.join(ACTIVATIONS)}"
+            )
+        return ACTIVATIONS[said]
+
+    def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
+        """config.json's in whole patches (what is left at the right and the bottom is read by none of them)."""
+        patch, table = found["patch_size"], self.names.of("pos_embed")
+        rows = self.shape(table, 2 if self.family.kind == "clip" else 3)[-2]
+        patches = rows - (found.get("class_token", True) + (found.get("distillation", "none") != "none"))
+        said = self.said_image_size
+        if said is None:
+            size, assumed = assume_image_size(patches, patch, self.fields, self.where)
+            self.assumptions += assumed
+            return size
+        if prod(side // size for side, size in zip(said, patch, strict=True)) != patches:
+            self.disagree("image_size", self.said["image_size"], f"{patches} positions of patches {list(patch)}")
+        height, width = (side // size * size for side, size in zip(said, patch, strict=True))
+        if (height, width) != said:
+            self.notes.append(f"image_size: {height}x{width}, what whole patches cover of {said[0]}x{said[1]}")
+        return height, width
+
+    @property
+    def said_image_size(self) -> tuple[int, int] | None:
+        """In pixels, whole patches or not; none where the file does not say it, or the user does."""
+        said = self.said.get("image_size")
+        sides = [said, said] if isinstance(said, int) else said
+        if said is None or "image_size" in self.fields:
+            return None
+        if isinstance(sides, list) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
+            return sides[0], sides[1]
+        raise InputError(
+            f"{self.where}: config.json says image_size {shown(said)}; expected pixels, or [height, width]"
+        )
+
+
+def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: object) -> None:
+    """InputError for what transformers' Dinov2 does not compute: it resamples positions whenever the image is not
+    square, and from a square grid, whatever theirs is."""
+    (height, width), (patch_height, patch_width) = image_size, patch_size
+    if height != width and height // patch_height != width // patch_width:
+        raise InputError(
+            f"{where}: image_size {height}x{width} with patch_size {patch_height}x{patch_width}: transformers' Dinov2 "
+            "takes the positions of an image that is not square for a square grid; resize to a square image first"
+        )
+
+
+def dinov2_mlp_dim(width: int, mlp_ratio: float, gated: bool) -> int:
+    """Dinov2Config has no hidden width: two thirds of the ratio's where gated, in eights."""
+    hidden = int(width * mlp_ratio)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
+
+
+def labels_of(source: Source, model: ViTConfig) -> tuple[tuple[str, ...] | None, list[str]]:
+    """The names in id2label, and notes. None without a note where there is no id2label, or where it has the names that
+    transformers itself puts there."""
+    said = source.config.get("id2label")
+    if said is None or not model.num_classes:
+        return None, []
+    if not isinstance(said, dict):
+        return None, [f"left out: labels, for id2label is {shown(said)}"]
+    names = {str(key): name for key, name in said.items()}
+    missing = [str(i) for i in range(model.num_classes) if not isinstance(names.get(str(i)), str)]
+    if missing:
+        return None, [f"left out: labels, for id2label has no name for class {abbreviate(missing)}"]
+    if len(names) != model.num_classes:
+        return None, [f"left out: labels, for id2label has {len(names)} names for {model.num_classes} classes"]
+    ordered = tuple(names[str(i)] for i in range(model.num_classes))
+    return (None if ordered == tuple(f"LABEL_{i}" for i in range(model.num_classes)) else ordered), []
+
+
+def shown(value: object) -> str:
+    """A value of a file that may hold anything."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."

@@ -1,0 +1,204 @@
+"""transformers' preprocessor_config.json, as far as Preprocessing expresses it: a fixed size, by Pillow's filters.
+
+Its processors stretch (ViT, SigLIP), stretch and crop (DeiT), or scale the shortest edge and crop (Bit, which is
+DINOv2's, and CLIP). The pixels are those of the PIL backend, bit for bit; the torchvision backend, which is the default
+where torchvision is installed, resizes with other roundings and differs by a few levels of 255.
+"""
+
+import json
+from collections.abc import Mapping
+from math import floor, nextafter
+from typing import Any, Literal
+
+from vit_core.checkpoints.formats.channel_constants import equal_in_one, per_channel
+from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.formats.known_keys import unknown_keys
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.preprocess import Preprocessing, crop_rounding_matters
+
+_HALF = [0.5, 0.5, 0.5]
+_CLIP: dict[str, Any] = {
+    "size": {"shortest_edge": 224},
+    "crop_size": 224,
+    "do_center_crop": True,
+    "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ViT": {"size": 224, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
+    "DeiT": {**_CLIP, "size": 256, "image_mean": _HALF, "image_std": _HALF},
+    "Siglip": {"size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
+    "Bit": _CLIP,
+    "CLIP": _CLIP,
+}
+"""Processor -> what it does where the file says nothing."""
+_OF_MODEL = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "vit_mae": "ViT",
+    "vit_msn": "ViT",
+    "ijepa": "ViT",
+    "dinov2": "Bit",
+    "dinov2_with_registers": "Bit",
+    "siglip_vision_model": "Siglip",
+    "clip_vision_model": "CLIP",
+}
+_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's number of a filter -> its name."""
+_PROCESSOR = {"crop": "BitImageProcessor", "squash": "ViTImageProcessor", "squash, cropped": "DeiTImageProcessor"}
+_ROUNDING: Literal["floor"] = "floor"
+"""How the position of every processor's center crop is rounded, in both backends."""
+_KNOWN = frozenset(
+    ("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "_valid_processor_keys")
+    + ("do_convert_rgb", "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size")
+    + ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad", "pad_size", "device")
+    + ("data_format", "input_data_format", "return_tensors", "disable_grouping", "image_seq_length")
+    + ("model_input_names", "transformers_version", "_auto_class")
+)
+"""Keys that are read here, or that change no pixel."""
+FILE = "preprocessor_config.json"
+
+
+def read_preprocessing(
+    source: Source, model: ViTConfig, model_type: str, said_size: object
+) -> tuple[Preprocessing | None, list[str]]:
+    """What the file says, for the model's image size (as transformers would resample positions to another); and notes.
+
+    None, with the reason, where Preprocessing cannot say it. InputError for values that make no sense.
+    """
+    if not source.preprocessor:
+        return None, []
+    notes = unknown_keys(FILE, source.preprocessor, _KNOWN, "pixels")
+    try:
+        if said_size not in (None, model.image_size):
+            raise _Unsaid(f"it is for {said_size[0]}x{said_size[1]} pixels, some of which no patch reads")  # type: ignore[index]
+        fields, size = _preprocessing_fields(source.preprocessor, _OF_MODEL.get(model_type, "ViT"), model)
+    except _Unsaid as reason:
+        return None, [f"{FILE} left out: {reason}", *notes]
+    where = f"{source.path}: {FILE}"
+    try:
+        preprocessing = Preprocessing.parse({**fields, "image_size": model.image_size}, where)
+    except InputError as reason:
+        return None, [f"left out: preprocessing ({reason})", *notes]
+    if source.preprocessor.get("do_normalize") is not False:
+        constants = {key: source.preprocessor.get(key) for key in ("image_mean", "image_std")}
+        notes += equal_in_one(FILE, constants, model.channels)
+    if size != model.image_size:
+        notes.append(f"{FILE} is for {size[0]}x{size[1]} pixels; taken over for the model's")
+    return preprocessing, notes
+
+
+class _Unsaid(Exception):
+    """Preprocessing cannot express what the file states."""
+
+
+def _preprocessing_fields(
+    file: Mapping[str, Any], usual: str, model: ViTConfig
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Fields of Preprocessing but for the image size, and the image size."""
+    kind = str(file.get("image_processor_type") or file.get("feature_extractor_type") or usual)
+    for end in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
+        kind = kind.removesuffix(end)
+    if kind not in _DEFAULTS:
+        raise _Unsaid(f"it is for {kind[:60]}ImageProcessor")
+    said = {**_DEFAULTS[kind], **{key: value for key, value in file.items() if value is not None}}
+    if model.channels not in (1, 3):
+        raise _Unsaid(f"images of {model.channels} channels")
+    if not (said.get("do_resize", True) is said.get("do_rescale", True) is True):
+        raise _Unsaid("images are taken as they are (do_resize or do_rescale false)")
+    if said.get("rescale_factor", 1 / 255) not in (1 / 255, 0.00392156862745098):
+        raise _Unsaid("rescale_factor is not 1/255")
+    if said.get("do_pad", False) is not False:
+        raise _Unsaid("images are padded (do_pad)")
+    square = said.get("default_to_square", kind in ("ViT", "DeiT"))
+    resize, whole = _size(said["size"], "squash" if square else "crop")
+    cropped = said.get("do_center_crop", False)
+    if cropped:
+        _, size = _size(said.get("crop_size"), "squash")
+    elif resize == "squash":
+        size = whole
+    else:
+        raise _Unsaid("the shortest edge is scaled and nothing is cropped")
+    fractions = {_fraction(side, full) for side, full in zip(size, whole, strict=True)}
+    if len(fractions) > 1:
+        raise _Unsaid(f"a crop of {size[0]}x{size[1]} from {whole[0]}x{whole[1]}")
+    normalized = said.get("do_normalize", True)
+    return {
+        "channels": model.channels,
+        "mean": per_channel(said["image_mean"] if normalized else 0.0, model.channels),
+        "std": per_channel(said["image_std"] if normalized else 1.0, model.channels),
+        "interpolation": _filter(said["resample"]),
+        "resize": resize,
+        "crop_fraction": fractions.pop(),
+        **({"crop_rounding": _ROUNDING} if cropped and (resize == "crop" or size != whole) else {}),
+    }, size
+
+
+def _filter(said: object) -> str:
+    """The name of a filter: of Pillow's number, or of a name ("bicubic", "BICUBIC", "PILImageResampling.BICUBIC")."""
+    if isinstance(said, int) and not isinstance(said, bool) and said in _FILTERS:
+        return _FILTERS[said]
+    name = said.rpartition(".")[2].lower() if isinstance(said, str) else ""
+    if name not in _FILTERS.values():
+        raise _Unsaid(f"resample {str(said)[:60]}")
+    return name
+
+
+def _size(said: object, one_number: str) -> tuple[str, tuple[int, int]]:
+    """How an image is resized, and to what (height, width); `one_number`: what a single number means there."""
+    fields = said if isinstance(said, dict) else {}
+    edges = {"crop": (fields.get("shortest_edge"),) * 2, "squash": (fields.get("height"), fields.get("width"))}
+    if type(said) is int:
+        edges[one_number] = (said, said)
+    elif isinstance(said, list) and len(said) == 2:
+        edges["squash"] = (said[0], said[1])
+    for resize, (height, width) in edges.items():
+        if type(height) is type(width) is int and min(height, width) > 0 and "longest_edge" not in fields:
+            return resize, (height, width)
+    raise _Unsaid(f"size {str(said)[:60]}")
+
+
+def _fraction(side: int, whole: int) -> float:
+    """The crop_fraction that gives back this very size of the whole, in Preprocessing's arithmetic."""
+    for fraction in (side / whole, nextafter(side / whole, 0)):
+        if side <= whole and floor(side / fraction) == whole:
+            return fraction
+    raise _Unsaid(f"a crop of {side} from {whole}")
+
+
+def preprocessor_texts(preprocessing: Preprocessing | None) -> tuple[dict[str, str], list[str]]:
+    """The file, by its name, and notes; none where no processor does the same."""
+    if preprocessing is None:
+        return {}, []
+    p, (height, width) = preprocessing, preprocessing.image_size
+    if p.exif_rotation or p.resize == "border" or (p.resize == "crop" and height != width):
+        what = "covers and crops to a size that is not square"
+        if p.exif_rotation or p.resize == "border":
+            what = "turns images by EXIF" if p.exif_rotation else "fits images into borders of the mean"
+        return {}, [f"no {FILE}: no processor of transformers {what}"]
+    notes = []
+    if p.crop_rounding != _ROUNDING and crop_rounding_matters(p):
+        notes.append(
+            f"{FILE}: transformers rounds the position of the crop down (crop_rounding floor, here {p.crop_rounding}): "
+            "one pixel apart where the margin is 3, 7, 11, ... pixels"
+        )
+    whole_height, whole_width = (floor(side / p.crop_fraction) for side in p.image_size)
+    cropped = p.resize == "crop" or p.crop_fraction < 1
+    size = {"shortest_edge": whole_height} if p.resize == "crop" else {"height": whole_height, "width": whole_width}
+    fields = {
+        "image_processor_type": _PROCESSOR["squash, cropped" if p.resize == "squash" and cropped else p.resize],
+        "do_resize": True,
+        "size": size,
+        "resample": next(code for code, name in _FILTERS.items() if name == p.interpolation),
+        "do_center_crop": cropped,
+        **({"crop_size": {"height": height, "width": width}} if cropped else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(p.mean),
+        "image_std": list(p.std),
+        "do_convert_rgb": p.channels == 3,
+    }
+    return {FILE: json.dumps(fields, indent=2) + "\n"}, notes

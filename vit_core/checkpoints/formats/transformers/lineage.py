@@ -1,0 +1,266 @@
+"""Hugging Face transformers' folders of ViT, DeiT, ViTMAE, ViTMSN, I-JEPA, Dinov2, SigLIP and CLIP image towers.
+
+Sizes come from the arrays' shapes, with which config.json has to agree; heads, activation, epsilon and image size from
+config.json, or, where a file comes without, from its names and the defaults of their config class.
+The trees of its former Flax classes are read too. Lineage: huggingface/transformers, src/transformers/models/{vit,deit,
+vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,siglip,clip}.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vit_core.arrays import LazyArrays, convert
+from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.example_models import CLIP, DINOV2, GATED_DINOV2, GELU, SIGLIP
+from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
+from vit_core.checkpoints.formats.linear_head import with_linear_head
+from vit_core.checkpoints.formats.rules import write_by_rules
+from vit_core.checkpoints.formats.transformers import image_processors as images
+from vit_core.checkpoints.formats.transformers.config_json import (
+    ACTIVATIONS,
+    Tower,
+    check_grid,
+    dinov2_mlp_dim,
+    labels_of,
+    model_type_of,
+)
+from vit_core.checkpoints.formats.transformers.flax_names import as_pytorch, is_flax
+from vit_core.checkpoints.formats.transformers.known_keys import unknown_config_keys
+from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+
+_PATCHES = ("patch_embeddings.projection.weight", "patch_embedding.weight")
+_FLAX_PATCHES = re.compile(r"(?:^|[./])embeddings[./](?:patch_embeddings[./]projection|patch_embedding)[./]kernel$")
+_ANCHOR = (
+    rf"(?:(?:{'|'.join(dict.fromkeys(family.prefix.rstrip('.') for family in FAMILIES.values()))})[./])?"
+    r"embeddings[./](?:patch_embeddings[./]projection|patch_embedding)[./](?:weight|kernel)"
+)
+_TIMM_WRAPPER = "timm_wrapper"
+"""The model_type of folders that hold a model of timm, whose names they have."""
+_STATED = frozenset(("heads", "activation", "norm_epsilon", "image_size"))
+"""Fields that config.json states, or of which its config class has a default."""
+_DETERMINED = FROM_ARRAYS | {"class_token_position", "pooling", "position_resampling"}
+_LEFT_OUT = (
+    r"^decoder\.",  # ViTMAE's, masked image modelling's
+    r"(^|\.)mask_token$",
+    r"^(text_model|text_projection)\.",
+    r"^logit_(scale|bias)$",
+    r"(^|\.)position_ids$",  # a buffer that old versions saved
+)
+
+
+def recognises_source(source: Source) -> bool:
+    """By the patch projection's name, or a config.json with a model_type (which may be refused then, by its name)."""
+    if source.config.get("model_type") == _TIMM_WRAPPER:
+        return False
+    names = source.arrays
+    return "model_type" in source.config or any(name.endswith(_PATCHES) or _FLAX_PATCHES.search(name) for name in names)
+
+
+def read_source(source: Source, fields: Fields) -> Reading:
+    """From the shapes and config.json."""
+    if is_flax(source.arrays):
+        source = dataclasses.replace(source, arrays=as_pytorch(source.arrays), beside=as_pytorch(source.beside))
+    source = dataclasses.replace(source, arrays=_with_one_prefix(source.arrays))
+    model_type = model_type_of(source, source.arrays)
+    arrays, head_notes, used = _with_head(source, model_type)
+    names = Names.found(model_type, arrays)
+    tower = Tower(source, arrays.shapes, names, fields)
+    model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
+    preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
+    labels, label_notes = labels_of(source, model)
+    config = CheckpointConfig(model=model, labels=labels, preprocessing=preprocessing)
+    left_out = "|".join([*_LEFT_OUT, *tower.left_out])
+    unknown = unknown_config_keys(source.config, tower.said, names.model_type)
+    all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
+    stated = frozenset(_STATED - {one.field for one in tower.assumptions}) if source.config else frozenset[str]()
+    return Reading(config, names.rules(model), arrays, left_out, all_notes, tuple(tower.assumptions), stated, used)
+
+
+def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
+    """With the prefix "vit." before the layers too: transformers 5 leaves it out there in files of ViTMSN."""
+    layers = "encoder.layer."
+    if not any(name.startswith("vit.") for name in arrays) or not any(name.startswith(layers) for name in arrays):
+        return arrays
+    return LazyArrays(
+        {f"vit.{name}" if name.startswith(layers) else name: entry for name, entry in arrays.entries.items()}
+    )
+
+
+def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], frozenset[str]]:
+    """With a Linear in a Sequential (`classifier.1`) as the classifier."""
+    patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(_PATCHES)), None)
+    if patches is None or model_type in ("clip_vision_model", "siglip_vision_model"):
+        return source.arrays, [], frozenset()
+    if any(name in source.arrays for name in ("classifier.weight", "cls_classifier.weight")):
+        return source.arrays, [], frozenset()
+    return with_linear_head(source.arrays, source.beside, (patches.shape or (0,))[0], "classifier")
+
+
+def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
+    """Those of the one model_type that has what this model has."""
+    model_type, architecture = _architecture_of(model)
+    either = (True, False)
+    own = partial(plain_vit_with, model, activation=tuple(dict.fromkeys(ACTIVATIONS.values())), norm_epsilon=ANY)
+    match FAMILIES[TOWER_OF.get(model_type, model_type)].kind:
+        case "dinov2":
+            check_grid(model.image_size, model.patch_size, "--to transformers")
+            _dinov2_mlp_ratio(model)
+            return own(
+                registers=ANY,
+                mlp=("mlp", "swiglu"),
+                layer_scale=(1.0,) if model.layer_scale is None else ANY,
+                pooling=("cls",) if architecture.endswith("Model") else ("cls_gap",),
+                qkv_bias=either,
+            )
+        case "clip":
+            for field in ("image_size", "patch_size"):
+                height, width = getattr(model, field)
+                if height != width:
+                    raise InputError(
+                        f"--to transformers: its {architecture} takes squares only, found {field} {height}x{width}"
+                    )
+            if model_type == "clip_vision_model":
+                head_bias = (False,) if model.num_classes else either
+                return own(pre_norm=(True,), patch_bias=(False,), head_bias=head_bias)
+            without: dict[str, Values] = {"class_token": (False,), "class_token_position": (False,)}
+            if model_type == "siglip":
+                return own(**without, pooling=("gap",))
+            return own(**without, pooling=("map", "gap"), num_classes=(0,))
+    representation: Values = ANY if architecture.endswith("Model") else (None,)
+    return own(distillation=("none", "token", "head"), representation=representation, qkv_bias=either)
+
+
+def write_checkpoint(checkpoint: Checkpoint) -> Writing:
+    """config.json, the files' names of all versions, preprocessor_config.json."""
+    config, model = checkpoint.config, checkpoint.config.model
+    model_type, architecture = _architecture_of(model)
+    tower = TOWER_OF.get(model_type, model_type)
+    # The tower's classes had the prefix too before transformers 5, which takes it off.
+    prefixed = FAMILIES[tower].kind == "clip" or not architecture.endswith("Model")
+    names = Names(tower, prefixed, gated=model.mlp == "swiglu")
+    arrays = write_by_rules(names.rules(model), model, checkpoint.arrays)
+    dtype = checkpoint.arrays.entries["patch_embed.proj.weight"].dtype
+    texts, notes = images.preprocessor_texts(config.preprocessing)
+    if FAMILIES[tower].kind == "dinov2":
+        arrays = LazyArrays.with_array(arrays, names.of("mask_token"), convert(np.zeros((1, model.width)), dtype))
+        notes.append(f"{names.of('mask_token')}: zeros, as no image needs it")
+    if (tower, model.pooling, model.num_classes) == ("siglip_vision_model", "gap", 0):
+        notes.append("SiglipVisionModel gives tokens: their mean is left to whoever opens it")
+    if model.position_embedding == "learned" and model.position_resampling != FAMILIES[tower].resampling:
+        there = FAMILIES[tower].resampling
+        notes.append(f"positions: resampled by '{there}' there (here: '{model.position_resampling}')")
+    texts = {"config.json": json.dumps(_config_of(model, config.labels, dtype), indent=2) + "\n", **texts}
+    return Writing(arrays, texts, tuple(notes))
+
+
+def _dinov2_mlp_ratio(model: ViTConfig) -> int:
+    """The whole number (Dinov2Config takes no other) that gives the hidden width. InputError where none does."""
+    gated = model.mlp == "swiglu"
+    near = round(model.mlp_dim * (1.5 if gated else 1.0) / model.width)
+    for ratio in (near, near - 1, near + 1):
+        if ratio > 0 and dinov2_mlp_dim(model.width, ratio, gated) == model.mlp_dim:
+            return ratio
+    raise InputError(
+        f"transformers' Dinov2 has MLPs of a whole multiple of the width {model.width} only (gated: two thirds of it, "
+        f"in eights); found mlp_dim {model.mlp_dim}"
+    )
+
+
+def _architecture_of(model: ViTConfig) -> tuple[str, str]:
+    """The model_type and the class that hold a model, if any do: by what only one family has."""
+    if model.distillation == "head":
+        return "deit", "DeiTForImageClassificationWithTeacher"
+    pooler = model.representation is not None and not model.num_classes
+    if model.distillation == "token":
+        return "deit", "DeiTModel" if pooler else "DeiTForImageClassification"
+    if model.pre_norm:
+        return "clip_vision_model", "CLIPVisionModelWithProjection" if model.num_classes else "CLIPVisionModel"
+    if not model.class_token:
+        if model.pooling == "gap" and model.num_classes:
+            return "siglip", "SiglipForImageClassification"
+        return "siglip_vision_model", "SiglipVisionModel"
+    by_both = model.pooling == "cls_gap" or (model.pooling == "gap" and model.num_classes > 0)
+    if model.registers or model.layer_scale is not None or model.mlp == "swiglu" or by_both:
+        name = "Dinov2WithRegisters" if model.registers else "Dinov2"
+        classifies = by_both or model.num_classes > 0
+        model_type = "dinov2_with_registers" if model.registers else "dinov2"
+        return model_type, f"{name}{'ForImageClassification' if classifies else 'Model'}"
+    return "vit", "ViTModel" if pooler else "ViTForImageClassification"
+
+
+def _config_of(model: ViTConfig, labels: tuple[str, ...] | None, dtype: str) -> dict[str, Any]:
+    """config.json of a model that its family holds."""
+    model_type, architecture = _architecture_of(model)
+    kind = FAMILIES[TOWER_OF.get(model_type, model_type)].kind
+    acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    tower = {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "hidden_act": acts[model.activation],
+        "layer_norm_eps": model.norm_epsilon,
+        "image_size": _side(model.image_size),
+        "patch_size": _side(model.patch_size),
+        "num_channels": model.channels,
+    }
+    if kind == "dinov2":
+        tower |= {
+            "mlp_ratio": _dinov2_mlp_ratio(model),
+            "use_swiglu_ffn": model.mlp == "swiglu",
+            "layerscale_value": model.layer_scale,
+        }
+    else:
+        tower["intermediate_size"] = model.mlp_dim
+    if kind != "clip":
+        tower["qkv_bias"] = model.qkv_bias
+    if model.registers:
+        tower["num_register_tokens"] = model.registers
+    if model.representation:
+        tower |= {"pooler_output_size": model.representation, "pooler_act": "tanh"}
+    if architecture == "CLIPVisionModelWithProjection":
+        tower["projection_dim"] = model.num_classes
+    if not model.class_token:
+        tower["vision_use_head"] = model.pooling == "map"
+    if model_type == "siglip":  # its class looks for the tower one level down
+        tower = {"vision_config": {**tower, "model_type": "siglip_vision_model"}}
+    named = labels or tuple(f"LABEL_{i}" for i in range(model.num_classes))
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **tower,
+        "id2label": {str(i): name for i, name in enumerate(named)},
+        "label2id": {name: i for i, name in enumerate(named)},
+        "torch_dtype": dtype,
+    }
+
+
+def _side(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+FORMAT = Format(
+    "transformers",
+    recognises=recognises_source,
+    read=read_source,
+    anchors=(_ANCHOR,),
+    determined=_DETERMINED,
+    writer=Writer(("folder",), allowed_values, write_checkpoint),
+    examples={
+        "ViT": GELU,
+        "ViTModel with pooler": {"representation": 128, "num_classes": 0, **GELU},
+        "DeiT with teacher": {"distillation": "head", **GELU},
+        "Dinov2": {"num_classes": 0, **DINOV2},
+        "Dinov2WithRegisters, gated MLP": {"num_classes": 0, **GATED_DINOV2, "mlp_dim": 344},
+        "SigLIP": {"num_classes": 0, **SIGLIP},
+        "CLIP with projection": {**CLIP, "head_bias": False},
+    },
+)

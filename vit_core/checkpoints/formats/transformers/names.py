@@ -1,0 +1,184 @@
+"""What Hugging Face transformers calls the arrays of its image towers: three kinds of names, of two ages.
+
+Files have the names of the old versions, and those of today still write them; the modules of transformers 5 have
+others in memory, which a state dict saved by hand brings along. Both are read, the files' are written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_core.checkpoints.formats.rules import Rule, rule
+from vit_core.config import ViTConfig
+from vit_core.parameters import parameters
+from vit_core.position_embeddings import Method
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model_type of config.json: how its arrays are named, and what its config class says where a file does not."""
+
+    kind: Literal["vit", "dinov2", "clip"]
+    prefix: str
+    """Before the tower's names in classes that have something beside it."""
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    resampling: Method = "bicubic"
+    """Of positions: without antialias, A = -0.75, wherever nothing else is said."""
+
+
+FAMILIES = {
+    "vit": Family("vit", "vit.", epsilon=1e-12),
+    "deit": Family("vit", "deit.", epsilon=1e-12),
+    "vit_mae": Family("vit", "vit.", epsilon=1e-12),
+    "vit_msn": Family("vit", "vit."),
+    "ijepa": Family("vit", "ijepa.", epsilon=1e-12),
+    "dinov2": Family("dinov2", "dinov2."),
+    "dinov2_with_registers": Family("dinov2", "dinov2_with_registers.", resampling="bicubic_antialias"),
+    "siglip_vision_model": Family("clip", "vision_model.", "gelu_pytorch_tanh"),
+    "clip_vision_model": Family("clip", "vision_model.", "quick_gelu", 1e-5),
+}
+TOWER_OF = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
+"""The image tower of two."""
+
+_Theirs = Mapping[str, str | tuple[str, ...]]
+_VIT = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "reg_token": "embeddings.register_tokens",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "norm": "layernorm",
+    "pre_logits.fc": "pooler.dense",
+}
+_CLIP = {
+    "patch_embed.proj": "embeddings.patch_embedding",
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding.weight",
+    "norm_pre": "pre_layrnorm",  # so spelt
+    "norm": "post_layernorm",
+    "attn_pool.latent": "head.probe",
+    "attn_pool.proj": "head.attention.out_proj",
+    "attn_pool.norm": "head.layernorm",
+    "attn_pool.mlp.fc1": "head.mlp.fc1",
+    "attn_pool.mlp.fc2": "head.mlp.fc2",
+}
+_TOWERS: Mapping[str, Mapping[str, str]] = {"vit": _VIT, "dinov2": _VIT, "clip": _CLIP}
+_LAYOUTS = {"embeddings.class_embedding": "width", "embeddings.position_embedding.weight": "positions width"}
+
+_NORMS: Mapping[str, _Theirs] = {
+    "vit": {"norm1": "layernorm_before", "norm2": "layernorm_after"},
+    "dinov2": {
+        "norm1": "norm1",
+        "norm2": "norm2",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+    },
+    "clip": {"norm1": "layer_norm1", "norm2": "layer_norm2"},
+}
+_ATTENTION: Mapping[str, _Theirs] = {
+    "files": {
+        "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "attn.proj": "attention.output.dense",
+    },
+    "memory": {
+        "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "attn.proj": "attention.o_proj",
+    },
+    "clip": {
+        "attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attn.proj": "self_attn.out_proj",
+    },
+}
+_MLPS: Mapping[str, _Theirs] = {
+    "mlp": {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
+    "vit, files": {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"},
+    "gated, files": {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"},
+    "gated, memory": {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc2": "mlp.down_proj"},
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one file."""
+
+    model_type: str
+    prefixed: bool
+    """Whether the tower's names have its prefix."""
+    gated: bool = False
+    """Whether its MLPs are."""
+    age: Literal["files", "memory"] = "files"
+
+    @classmethod
+    def found(cls, model_type: str, names: Mapping[str, object]) -> "Names":
+        """Those that a file has."""
+
+        def any_ends(*ends: str) -> bool:
+            return any(name.endswith(ends) for name in names)
+
+        prefixed = any(name.startswith(FAMILIES[model_type].prefix) for name in names)
+        gated = any_ends(".mlp.weights_in.weight", ".mlp.gate_proj.weight")
+        return cls(model_type, prefixed, gated, "memory" if any_ends(".attention.q_proj.weight") else "files")
+
+    @property
+    def kind(self) -> str:
+        return FAMILIES[self.model_type].kind
+
+    @property
+    def prefix(self) -> str:
+        return FAMILIES[self.model_type].prefix if self.prefixed else ""
+
+    @property
+    def layers(self) -> str:
+        """What the names of all blocks begin with."""
+        if self.kind == "clip":
+            return f"{self.prefix}encoder.layers."
+        return f"{self.prefix}layers." if (self.kind, self.age) == ("vit", "memory") else f"{self.prefix}encoder.layer."
+
+    @property
+    def block(self) -> _Theirs:
+        """Of our names within a block."""
+        attention = _ATTENTION["clip" if self.kind == "clip" else self.age]
+        mlp = f"gated, {self.age}" if self.gated else f"{self.kind}, {self.age}"
+        return {**_NORMS[self.kind], **attention, **_MLPS.get(mlp, _MLPS["mlp"])}
+
+    def of(self, ours: str) -> str:
+        """The name of what stands before or after the blocks, the head aside."""
+        theirs, leaf = _look_up(_TOWERS[self.kind], ours)
+        return f"{self.prefix}{theirs}{leaf}"
+
+    def in_block(self, ours: str, layer: int | str = 0) -> tuple[str, ...]:
+        """The names of what holds one of a block's."""
+        theirs, leaf = _look_up(self.block, ours)
+        parts = (theirs,) if isinstance(theirs, str) else theirs
+        return tuple(f"{self.layers}{layer}.{part}{leaf}" for part in parts)
+
+    def rules(self, model: ViTConfig) -> list[Rule]:
+        """For every parameter."""
+        rows = [name for name in parameters(model) if not name.startswith("attn_pool.kv.")]  # beside q, in one rule
+        return [self._rule(name, model) for name in rows]
+
+    def _rule(self, ours: str, model: ViTConfig) -> Rule:
+        stem, _, leaf = ours.rpartition(".")
+        if stem == "attn_pool.q":  # as in torch's MultiheadAttention
+            return rule((ours, f"attn_pool.kv.{leaf}"), f"{self.prefix}head.attention.in_proj_{leaf}")
+        if ours.startswith("blocks."):
+            _, layer, within = ours.split(".", 2)
+            return rule(ours, self.in_block(within, layer))
+        if stem == "head_dist":
+            return rule(ours, f"distillation_classifier.{leaf}")
+        if stem == "head" and model.distillation == "head":
+            return rule(ours, f"cls_classifier.{leaf}")
+        if stem == "head":
+            return rule(
+                ours, f"{'visual_projection' if self.model_type == 'clip_vision_model' else 'classifier'}.{leaf}"
+            )
+        theirs = self.of(ours)
+        return rule(ours, theirs, _LAYOUTS.get(theirs.removeprefix(self.prefix)))
+
+
+def _look_up(names: _Theirs, ours: str) -> tuple[str | tuple[str, ...], str]:
+    """Theirs, and what of ours stands behind it: ".weight", ".bias" or nothing."""
+    stem, dot, leaf = (ours, "", "") if ours in names else ours.rpartition(".")
+    return names[stem], dot + leaf

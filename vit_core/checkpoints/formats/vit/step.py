@@ -1,0 +1,342 @@
+"""A training step saved by Orbax, read without JAX, one array at a time.
+
+The JAX engine's state is a flat dict of arrays, called leaves here. Orbax stores each leaf as one Zarr array in
+TensorStore's OCDBT database, in the same form for every mesh and number of processes. Neither has a checksum over the
+values, so `step.json` beside them has one for every file, and lists what the step contains. It is written last: a
+folder that has it is complete. TensorStore reads the leaves rather than Orbax because Orbax would start JAX, which
+takes most of a GPU's memory.
+"""
+
+import hashlib
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zlib import crc32
+
+import numpy as np
+from pydantic import Field, JsonValue
+
+from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.config import ViTConfig
+from vit_core.errors import DamagedError, InputError
+from vit_core.parameters import Stack, parameters
+from vit_core.schema import Flag, NonNegative, Schema
+from vit_core.storage import Location, StorePath, absolute, is_local, local_copy, location
+
+MANIFEST = "step.json"
+COMMITTED = "commit_success.txt"
+"""The file that marks a step in a store as complete for Orbax: stores cannot rename a folder."""
+WRITTEN_AFTER_MANIFEST = ("_CHECKPOINT_METADATA", COMMITTED)
+"""Files that Orbax writes after step.json; no value depends on them."""
+PARAMETERS = "params"
+"""Leaves of the parameters are named "params/<stack>"; those of the optimizer "<statistic>/<stack>"."""
+
+_BLOCK_BYTES = 2**22
+_NOT_AS_WRITTEN = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors of the file system that mean damage; any other (no permission, no connection) says nothing about the files."""
+_UNDECODABLE = (ValueError, NotImplementedError, LookupError)
+"""Errors of TensorStore for contents that it cannot decode."""
+
+
+class Leaf(Schema):
+    """Type and shape of one array of a step."""
+
+    dtype: Literal["bfloat16", "float16", "float32", "float64", "int32"]
+    shape: tuple[NonNegative, ...]
+
+
+class LocalFile(Schema):
+    """Size and checksum of a file when the step was saved."""
+
+    bytes: NonNegative
+    crc32: NonNegative
+
+    @classmethod
+    def of(cls, path: Location) -> Self:
+        """The present size and checksum of a file."""
+        size, checksum = 0, 0
+        with local_copy(path) as copy, copy.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                size, checksum = size + len(block), crc32(block, checksum)
+        return cls(bytes=size, crc32=checksum)
+
+
+class StoredFile(Schema):
+    """Size and checksum of an object in a store, which computes one as it receives the object: nothing is read back."""
+
+    bytes: NonNegative
+    md5: str
+
+    @classmethod
+    def of(cls, path: Location) -> Self:
+        """The present size and checksum of an object in a store, or of a local copy of it."""
+        if isinstance(path, StorePath) and (known := path.md5):
+            return cls(bytes=path.stat().st_size, md5=known)
+        with local_copy(path) as copy:
+            with copy.open("rb") as file:
+                digest = hashlib.file_digest(file, "md5").digest()
+            return cls(bytes=copy.stat().st_size, md5=b64encode(digest).decode())
+
+
+class Manifest(Schema):
+    """The contents of step.json, except its stamp (a digest of the other fields)."""
+
+    format_version: Literal[1] = 1
+    metadata: dict[str, JsonValue]
+    """The fields of the checkpoint's config."""
+    structured: Flag = False
+    """Whether the optimizer's statistics are kept by matrix (LAMB, Adafactor) instead of in the JAX layout."""
+    leaves: dict[Annotated[str, Field(min_length=1)], Leaf]
+    files: dict[str, LocalFile | StoredFile]
+
+    @classmethod
+    def read(cls, folder: Location) -> Self:
+        """Reads a step's manifest. DamagedError where it is missing, not complete or changed."""
+        path = folder / MANIFEST
+        try:
+            fields = json.loads(path.read_text())
+        except (*_NOT_AS_WRITTEN, ValueError, RecursionError) as error:
+            raise DamagedError(f"{path}: cannot be read ({error}); restore an earlier step") from None
+        stamp = fields.pop("stamp", None) if isinstance(fields, dict) else None
+        try:
+            manifest = cls.parse(fields, str(path))
+        except InputError as error:
+            raise DamagedError(f"{error}; restore an earlier step") from None
+        if stamp != manifest.stamp:
+            raise DamagedError(f"{path}: damaged (its contents do not match its stamp); restore an earlier step")
+        return manifest
+
+    def write(self, folder: Location) -> None:
+        """Writes the manifest into a step's folder, which is complete from then on."""
+        fields = {"stamp": self.stamp, **self.model_dump(mode="json")}
+        (folder / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n")
+
+    @property
+    def stamp(self) -> str:
+        """A digest of all fields."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, folder: Location, names: Collection[str] = ()) -> None:
+        """DamagedError that names the first file that is missing or has another size; files in `names` are read, and
+        their checksums compared."""
+        try:
+            present = step_files(folder)
+            for name, expected in self.files.items():
+                if name not in present:
+                    raise DamagedError(f"{folder / name}: missing; restore an earlier step")
+                if (size := present[name].stat().st_size) != expected.bytes:
+                    raise DamagedError(
+                        f"{folder / name}: {size} bytes, expected {expected.bytes}; restore an earlier step"
+                    )
+                if name in names and type(expected).of(present[name]) != expected:
+                    raise DamagedError(f"{folder / name}: damaged (another checksum); restore an earlier step")
+        except _NOT_AS_WRITTEN as error:
+            raise DamagedError(f"{folder}: cannot be read ({error}); restore an earlier step") from None
+
+
+def step_files(folder: Location) -> Mapping[str, Location]:
+    """The files of a step that its manifest lists, by their path in the folder."""
+    if is_local(folder):
+        files: Mapping[str, Location] = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    else:
+        assert isinstance(folder, StorePath)
+        files = folder.files()
+    return {name: path for name, path in files.items() if name not in (MANIFEST, *WRITTEN_AFTER_MANIFEST)}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def is_orbax_step(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a complete step that Orbax saved."""
+    return (location(folder) / MANIFEST).is_file()
+
+
+def step_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the checkpoint's config that was saved with a step. DamagedError for a damaged manifest."""
+    return dict(Manifest.read(location(folder)).metadata)
+
+
+def step_leaves(folder: str | os.PathLike[str]) -> LazyArrays:
+    """Every leaf of a step under its name in the JAX engine's state, in the layout it was saved in.
+
+    DamagedError for a damaged manifest or a file of another size; damage inside a file is found when the first leaf is
+    read.
+    """
+    step = OrbaxStep(location(folder))
+    return LazyArrays({leaf: step.lazy_leaf(leaf) for leaf in step.manifest.leaves})
+
+
+def step_parameters(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
+    """Canonical name -> array in PyTorch's layout, of a step.
+
+    InputError where the step does not have this config's parameters; DamagedError as for `step_leaves`.
+    """
+    return OrbaxStep(location(folder)).parameters(config)
+
+
+class OrbaxStep:
+    """An opened step: its manifest, and reading of whole leaves or parts of them.
+
+    DamagedError for a damaged manifest, and for a file that is missing or has another size.
+    """
+
+    def __init__(self, folder: Location) -> None:
+        self.folder, self.manifest = folder, Manifest.read(folder)
+        self.manifest.check(folder)
+
+    def parameters(self, config: ViTConfig) -> LazyArrays:
+        """Canonical name -> array in PyTorch's layout. InputError where the step has other parameters."""
+        rows = parameters(config)
+        arrays = {
+            row.name: LazyArray(row.shape, self.manifest.leaves[leaf].dtype, partial(self.read_row, leaf, stack, i))
+            for leaf, stack in self.stacks(config, (PARAMETERS,))
+            for i, row in enumerate(stack.rows)
+        }
+        if missing := [name for name in rows if name not in arrays]:
+            raise self.not_of_config(f"no {PARAMETERS} for {', '.join(missing)}")
+        return LazyArrays(arrays).select(rows)
+
+    def not_of_config(self, what: str) -> InputError:
+        """The error for leaves that are not those of a config."""
+        return InputError(f"{self.folder}: {what}; was it saved by another config?")
+
+    def stacks(
+        self,
+        config: ViTConfig,
+        kinds: Collection[str],
+        shape_of: Callable[[str, Stack], tuple[int, ...]] = lambda kind, stack: stack.jax_shape,
+    ) -> Iterator[tuple[str, Stack]]:
+        """Every leaf "<kind>/<stack>" of these kinds with its stack; `shape_of` gives the expected shape.
+
+        InputError for a leaf that the config does not have, or that has another shape.
+        """
+        rows, seen = parameters(config), set[tuple[str, str]]()
+        for leaf, found in self.manifest.leaves.items():
+            kind, _, name = leaf.partition("/")
+            if kind not in kinds:
+                continue
+            members = [rows.get(member) for member in _stack_members(name, config.depth)]
+            stack = Stack(tuple(row for row in members if row is not None))
+            if None in members or not members or stack.name != name or seen & {(kind, row.name) for row in stack.rows}:
+                raise self.not_of_config(f"unexpected {leaf}")
+            seen |= {(kind, row.name) for row in stack.rows}
+            if found.shape != (expected := shape_of(kind, stack)):
+                raise self.not_of_config(f"{leaf} expected {list(expected)} found {list(found.shape)}")
+            yield leaf, stack
+
+    def read_row(self, leaf: str, stack: Stack, i: int) -> np.ndarray:
+        """Row i of a leaf that is in the JAX layout, as an array in PyTorch's layout."""
+        array = self.read_leaf(leaf) if stack.layers is None else self.read_leaf(leaf, i)
+        return np.ascontiguousarray(stack.rows[i].to_torch(array))
+
+    def lazy_leaf(self, leaf: str) -> LazyArray:
+        """A leaf in the layout it was saved in."""
+        expected = self.manifest.leaves[leaf]
+        return LazyArray(expected.shape, expected.dtype, partial(self.read_leaf, leaf))
+
+    def read_leaf(self, leaf: str, part: int | slice | None = None) -> np.ndarray:
+        """A leaf, or a part of it along its first axis. DamagedError where a file of the step is damaged."""
+        self.verify()
+        expected = self.manifest.leaves[leaf]
+        try:
+            spec = _tensorstore_spec(self.folder, leaf)
+            store = self._tensorstore.open(spec, open=True, read=True, context=self._context).result()
+            if (tuple(store.shape), store.dtype.name) != (expected.shape, expected.dtype):
+                raise ValueError(f"{leaf} is {store.dtype.name} {list(store.shape)}, unlike {MANIFEST}")
+            array: np.ndarray = (store if part is None else store[part]).read().result()
+        except InputError:
+            raise
+        except _UNDECODABLE as error:
+            raise DamagedError(
+                f"{self.folder}: {leaf} cannot be read ({one_line_cause(error)}); restore an earlier step"
+            ) from None
+        return array
+
+    def verify(self) -> None:
+        """Reads every file and compares its checksum, the first time it is called. DamagedError for another one."""
+        _ = self._verified
+
+    @cached_property
+    def _verified(self) -> None:
+        self.manifest.check(self.folder, self.manifest.files)
+
+    @cached_property
+    def _context(self) -> Any:
+        """Of reads from a store: keeps the database's index between them, and limits the number of retries."""
+        if is_local(self.folder):
+            return None
+        retries = {f"{driver}_request_retries": {"max_retries": 6} for driver in ("gcs", "s3")}
+        return self._tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**24}, **retries})
+
+    @property
+    def _tensorstore(self) -> Any:
+        try:
+            import tensorstore
+        except ImportError:
+            raise InputError(
+                f"{self.folder}: reading a step that Orbax saved needs tensorstore: pip install 'vit-parity[train]'"
+            ) from None
+        return tensorstore
+
+
+def _tensorstore_spec(folder: Location, leaf: str) -> dict[str, Any]:
+    database = {"driver": "ocdbt", "base": _key_value_store(folder), "path": f"{leaf}/"}
+    once = {} if is_local(folder) else {"recheck_cached_data": False, "recheck_cached_metadata": False}
+    return {"driver": "zarr", "kvstore": database, **once}
+
+
+def _key_value_store(folder: Location) -> dict[str, Any]:
+    """TensorStore's specification of a folder. InputError for a store that TensorStore does not know."""
+    if is_local(folder):
+        return {"driver": "file", "path": f"{absolute(folder)}/"}
+    assert isinstance(folder, StorePath)
+    bucket, _, path = folder.key.partition("/")
+    if folder.protocol == "gs":
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
+    if folder.protocol == "s3":
+        return {"driver": "s3", "bucket": bucket, "path": f"{path}/", **s3_options()}
+    raise InputError(f"{folder}: steps that Orbax saved are read from this machine, gs:// and s3:// only")
+
+
+def s3_options() -> dict[str, str]:
+    """TensorStore's options for S3 and for servers that speak its protocol, from the environment variables that other
+    clients of S3 read. (TensorStore itself reads only the credentials from there.)"""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    options = {"aws_region": region} if region else {}
+    return options | ({"endpoint": endpoint, "aws_region": region or "us-east-1"} if endpoint else {})
+
+
+def _stack_members(name: str, depth: int) -> list[str]:
+    """Names of a stack's parameters: "blocks.0-1,5.norm1.bias" has three; any other name has itself only."""
+    match = re.fullmatch(r"blocks\.([\d,-]{1,4096})\.(.+)", name)
+    return [f"blocks.{layer}.{match[2]}" for layer in _layers(match[1], depth)] if match else [name]
+
+
+def _layers(spans: str, depth: int) -> Iterable[int]:
+    """The numbers that parameters.spans wrote, below depth."""
+    for span in spans.split(","):
+        first, _, last = span.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            yield from range(int(first), min(int(last or first), depth) + 1)
+
+
+def one_line_cause(error: BaseException) -> str:
+    """The message of an error of TensorStore in one line, without the positions in its source."""
+    return str(error).partition("\n")[0].partition(" [source locations")[0][:300] or type(error).__name__
+
+
+def leaf_summary(arrays: Mapping[str, Any]) -> dict[str, Leaf]:
+    """What a manifest says of arrays of any library, by name."""
+    return {name: Leaf(dtype=np.dtype(x.dtype).name, shape=tuple(x.shape)) for name, x in arrays.items()}

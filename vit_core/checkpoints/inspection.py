@@ -1,0 +1,90 @@
+"""What `vit inspect` tells of a checkpoint of any format: what it is, what is in it, and what looks wrong."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vit_core.arrays import DTYPES
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.config import ViTConfig
+from vit_core.parameters import parameters
+
+OUTLIER = 1000.0
+"""An element so many times the median magnitude of its array is told: those of a normal distribution stay below 10."""
+_EXPECTED_ZERO = (".bias",)
+
+
+@dataclass(frozen=True)
+class Module:
+    """The parameters of a module: their number, and bytes as stored."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+def modules(checkpoint: Checkpoint) -> list[Module]:
+    """By first part of their names; blocks are one."""
+    found: dict[str, list[int]] = {}
+    for name, row in parameters(checkpoint.config.model).items():
+        module = name.split(".")[0] if not name.startswith("blocks.") else "blocks"
+        size = row.size * DTYPES[checkpoint.arrays.entries[name].dtype].itemsize
+        counted = found.setdefault(module, [0, 0])
+        counted[0] += row.size
+        counted[1] += size
+    return [Module(name, *counted) for name, counted in found.items()]
+
+
+def dtypes(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many parameters have each type."""
+    counted: Counter[str] = Counter()
+    for name, entry in checkpoint.arrays.entries.items():
+        counted[entry.dtype] += parameters(checkpoint.config.model)[name].size
+    return dict(counted)
+
+
+def suspicious(checkpoint: Checkpoint) -> list[str]:
+    """Every parameter that is not finite, all zeros where zeros say nothing, or has outliers. Reads every array."""
+    found = []
+    for name in checkpoint.arrays:
+        array = checkpoint.arrays[name].astype(np.float32)
+        if bad := int(array.size - np.isfinite(array).sum()):
+            found.append(f"{name}: {bad} of {array.size} values are not finite")
+            continue
+        if not array.any():
+            if not name.endswith(_EXPECTED_ZERO):
+                found.append(f"{name}: all zeros")
+            continue
+        sizes = np.abs(array[array != 0])
+        largest, median = float(sizes.max()), float(np.median(sizes))
+        if largest > OUTLIER * median:
+            found.append(f"{name}: an outlier of {largest:.3g}, {largest / median:,.0f} times the median magnitude")
+    return found
+
+
+def chosen(config: ViTConfig) -> dict[str, Any]:
+    """The fields of a config that are not the paper's."""
+    return {
+        name: getattr(config, name)
+        for name, field in ViTConfig.model_fields.items()
+        if field.is_required() or getattr(config, name) != field.get_default()
+    }
+
+
+def report(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything, for --json."""
+    config = checkpoint.config
+    return {
+        "path": str(checkpoint.origin),
+        "format": checkpoint.format,
+        "notes": list(checkpoint.notes),
+        "config": config.model_dump(mode="json"),
+        "grid": list(config.model.grid),
+        "prefix_tokens": config.model.prefix_tokens,
+        "parameters": sum(module.parameters for module in modules(checkpoint)),
+        "modules": {m.name: {"parameters": m.parameters, "bytes": m.bytes} for m in modules(checkpoint)},
+        "dtypes": dtypes(checkpoint),
+        "suspicious": suspicious(checkpoint),
+    }

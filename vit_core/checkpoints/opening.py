@@ -1,0 +1,241 @@
+"""Opens a checkpoint of any format: location -> container -> format -> canonical parameters."""
+
+import dataclasses
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vit_core.checkpoints.candidates import (
+    arrays_beside,
+    choice_notes,
+    choose_candidate,
+    facts_beside,
+    find_candidates,
+    keys_beside,
+    modules_of,
+)
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
+from vit_core.checkpoints.containers import Container, open_container, readable
+from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
+from vit_core.checkpoints.formats.other_networks import check_deepspeed, check_positions, unrecognised
+from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
+from vit_core.checkpoints.formats.rules import read_by_rules
+from vit_core.checkpoints.formats.vit import step
+from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
+from vit_core.checkpoints.run_folder import checkpoint_in
+from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
+from vit_core.config import TRAINING_ONLY
+from vit_core.errors import InputError, abbreviate, one_line
+from vit_core.field_text import field_text
+from vit_core.storage import Location, location
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
+_LONGEST_JSON = 2**24
+"""Bytes."""
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    part: str | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint file or folder, a training run or a saved step; no parameter is read yet.
+
+    path: on this machine or in a store (gs://, s3://). format: one of `registry.FORMATS`, where it is not recognised.
+    fields: of the model's config, where a file of another project does not contain them (`{"heads": 6}`).
+    part: the model to open where a file holds several, by the keys and the prefix that lead to it ("state_dict").
+    Every name and shape is checked. Raises InputError that names what is missing, damaged or does not fit.
+    """
+    opened, fields = checkpoint_in(location(path)), fields or {}
+    if step.is_orbax_step(opened):
+        _refuse_choices(opened, format, fields)
+        return _open_step(opened)
+    chosen = None if format in (None, "vit") else foreign_format(str(format))
+    container = None if format == "vit" else _foreign_container(opened)
+    if container is None:
+        if opened.is_file() or (opened / WEIGHTS).is_file():
+            _refuse_choices(opened, format, fields)
+        return open_folder(opened)
+    source = _source_of(opened, container, part)
+    return read_source(chosen or recognised_format(source), source, fields)
+
+
+def open_with_warning(
+    path: str | os.PathLike[str] | Checkpoint, format: str | None, fields: Mapping[str, Any] | None, part: str | None
+) -> Checkpoint:
+    """`open_checkpoint` for use from Python: a warning names the config fields that were assumed. A checkpoint that is
+    open already is returned as it is."""
+    if isinstance(path, Checkpoint):
+        return path
+    checkpoint = open_checkpoint(path, format=format, fields=fields, part=part)
+    if checkpoint.assumptions:
+        assumed = ", ".join(field_text(one.field, one.value) for one in checkpoint.assumptions)
+        warnings.warn(
+            f"{checkpoint.origin}: not in the file, assumed: {assumed}; set others with fields=", stacklevel=3
+        )
+    return checkpoint
+
+
+def _refuse_choices(path: Location, format: str | None, fields: Fields) -> None:
+    """InputError for options that a checkpoint of our own does not need."""
+    if format not in (None, "vit"):
+        raise InputError(f"{path}: a checkpoint of this project; leave out --from {format}")
+    if fields:
+        raise InputError(f"{path}: its own config has {', '.join(fields)}; edit {CONFIG} instead of --set")
+
+
+def _open_step(path: Location) -> Checkpoint:
+    config = CheckpointConfig.parse(step.step_config(path), f"{path / step.MANIFEST}: metadata")
+    return Checkpoint(config, with_value_checks(path, step.step_parameters(path, config.model)), str(path))
+
+
+def _foreign_container(path: Location) -> Container | None:
+    """What holds the weights at a path; None for a checkpoint of our own, and where there is nothing at all."""
+    if not path.exists() or (path.is_dir() and "format_version" in _read_json(path / CONFIG)):
+        return None
+    if path.is_dir() and not (path / WEIGHTS).exists() and not any(path.iterdir()):
+        return None
+    container = open_container(path)
+    return None if "format_version" in container.metadata.get("config", "") else container
+
+
+def _source_of(path: Location, container: Container, part: str | None) -> Source:
+    (config, preprocessor), notes = _read_sidecars(path, container)
+    open_clip_config = _read_open_clip_config(path, container)
+    if open_clip_config and container.path.name.startswith("open_clip"):
+        config = preprocessor = {}  # they belong to other weights in the folder
+    source = Source(path, container.arrays, config, preprocessor, open_clip_config, notes=tuple(notes))
+    return find_source(container, part, source)
+
+
+def find_source(container: Container, part: str | None, source: Source) -> Source:
+    """A source with the arrays of one model of a container: the first one, or the one that `part` names.
+
+    A container in which no model is found gives all its arrays.
+    """
+    anchors = [anchor for format in FOREIGN_FORMATS.values() for anchor in format.anchors]
+    candidates = find_candidates(container.tree, container.separator, anchors)
+    notes = (*container.notes, *source.notes)
+    if not candidates:
+        return dataclasses.replace(source, notes=notes)
+    chosen = choose_candidate(candidates, part, source.path)
+    return dataclasses.replace(
+        source,
+        arrays=chosen.arrays,
+        facts=facts_beside(container.tree, chosen.keys),
+        keys=chosen.keys,
+        prefix=chosen.prefix_parts,
+        beside=arrays_beside(chosen, candidates),
+        keys_beside=tuple(keys_beside(chosen, candidates, container.tree)),
+        notes=(*notes, *choice_notes(chosen, candidates)),
+    )
+
+
+def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str, Any], dict[str, Any]], list[str]]:
+    """config.json and the image processor's config beside the weights, and notes. For a file, those of its folder if
+    the file has one of the names that a folder's weights have."""
+    if path.is_dir():
+        folder = container.path if container.path.is_dir() else container.path.parent  # also in a hub cache
+        notes = list[str]()
+    elif path.name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") and (path.parent / CONFIG).is_file():
+        folder, notes = path.parent, [f"config: from {CONFIG} beside the file"]
+    else:
+        return ({}, {}), []
+    config, preprocessor = _read_json(folder / CONFIG), _read_json(folder / PREPROCESSOR_CONFIG)
+    if not preprocessor:
+        processor = _read_json(folder / PROCESSOR_CONFIG).get("image_processor")
+        preprocessor = processor if isinstance(processor, dict) else {}
+    return (config, preprocessor), notes
+
+
+def _read_open_clip_config(path: Location, container: Container) -> dict[str, Any]:
+    """open_clip_config.json beside open_clip's weights, or in a folder without a config.json."""
+    folder = path if path.is_dir() else path.parent
+    named = container.path.name.startswith("open_clip")
+    if named or (path.is_dir() and not (folder / CONFIG).is_file()):
+        return _read_json(folder / OPEN_CLIP_CONFIG)
+    return {}
+
+
+def _read_json(path: Location) -> dict[str, Any]:
+    """The fields of a JSON object in a file; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    with readable(path, "JSON"):
+        if path.stat().st_size > _LONGEST_JSON:
+            raise ValueError("too long")
+        fields = json.loads(path.read_text())
+    return fields if isinstance(fields, dict) else {}
+
+
+def recognised_format(source: Source) -> Format:
+    """The format of a source, by its content. Raises InputError where it is of none."""
+    check_deepspeed(source)
+    check_positions(source)
+    for format in FOREIGN_FORMATS.values():
+        if format.recognises(source):
+            return format
+    raise unrecognised(source, FORMATS)
+
+
+def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
+    """A foreign source as a checkpoint: every array is used, left out by name, or an InputError."""
+    with _named_as_in_file(source):
+        with readable(source.path, f"a checkpoint of {format.name}"):
+            reading = format.read(source, fields)
+        left_out = _left_out(format, source, reading)
+        arrays = read_by_rules(reading.rules, reading.config.model, reading.arrays, source.path)
+    arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
+    assumptions = (*reading.assumptions, *_unsaid(format, reading, fields))
+    left = [f"left out: {abbreviate(left_out)}"] if left_out else []
+    notes = (*map(str, assumptions), *source.notes, *reading.notes, *left)
+    provenance = reading.config.provenance.replace(source=source.path.name, source_format=format.name)
+    config = reading.config.replace(provenance=provenance)
+    return Checkpoint(config, arrays, str(source.path), format.name, notes, assumptions)
+
+
+@contextmanager
+def _named_as_in_file(source: Source) -> Iterator[None]:
+    """Adds to messages where in the file the model is whose arrays they name: without its keys and its prefix."""
+    try:
+        yield
+    except InputError as error:
+        where, text = f"{source.path}: ", str(error)
+        inside = "/".join((*source.keys, *source.prefix))
+        if not inside or not text.startswith(where):
+            raise
+        raise type(error)(f"{where}in '{one_line(inside)}': {text.removeprefix(where)}") from None
+
+
+def _left_out(format: Format, source: Source, reading: Reading) -> list[str]:
+    """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
+    used = {name for rule in reading.rules for name in rule.theirs}
+    unused = [name for name in reading.arrays if name not in used]
+    left_out = [name for name in unused if re.search(reading.left_out, name)]
+    if unexpected := [name for name in unused if name not in left_out]:
+        raise InputError(
+            f"{source.path}: arrays with no place in {format.name}'s model as read: {abbreviate(unexpected)}; "
+            "nothing is dropped in silence"
+        )
+    modules = tuple(f"{module}." for module in reading.used)
+    beside = [name for name in source.beside if name not in reading.used and not name.startswith(modules)]
+    keys = [name for name in source.keys_beside if name not in reading.used]
+    return [*left_out, *keys, *modules_of(beside, source.prefix)]
+
+
+def _unsaid(format: Format, reading: Reading, fields: Fields) -> list[Assumption]:
+    """An assumption for every field that nothing else accounts for, so that none is assumed in silence."""
+    said = format.determined | reading.stated | set(fields) | {one.field for one in reading.assumptions}
+    model = reading.config.model
+    return [
+        Assumption(name, getattr(model, name), f"the usual value in {format.name}")
+        for name in type(model).model_fields
+        if name not in said and name not in TRAINING_ONLY
+    ]

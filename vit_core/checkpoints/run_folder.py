@@ -1,0 +1,23 @@
+"""What a training run's folder holds that can be opened as a checkpoint: saved steps, and the finished checkpoint."""
+
+from vit_core.checkpoints.formats.vit.folder import WEIGHTS
+from vit_core.checkpoints.formats.vit.step import is_orbax_step
+from vit_core.storage import Location
+
+FINISHED = "checkpoint"
+"""Name of the folder in a run's folder that holds the checkpoint of the finished run."""
+STEPS = "steps"
+"""Name of the folder in a run's folder that holds the saved steps, each in a folder named by its number."""
+
+
+def saved_steps(run: Location) -> list[Location]:
+    """The completely saved steps of a run, newest first."""
+    folders: list[Location] = [folder for folder in run.glob(f"{STEPS}/[0-9]*") if folder.name.isdigit()]
+    steps = [folder for folder in folders if (folder / WEIGHTS).exists() or is_orbax_step(folder)]
+    return sorted(steps, key=lambda step: int(step.name), reverse=True)
+
+
+def checkpoint_in(path: Location) -> Location:
+    """What to open at a path: in a run's folder the finished checkpoint or else the newest step; otherwise the path."""
+    finished = path / FINISHED
+    return finished if (finished / WEIGHTS).is_file() else next(iter(saved_steps(path)), path)

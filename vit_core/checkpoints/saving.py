@@ -1,0 +1,91 @@
+"""Writes a checkpoint in any format: checkpoint -> what the format can hold -> arrays and files -> location."""
+
+import os
+from pathlib import Path
+
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.containers import write_npz, write_pth, write_safetensors
+from vit_core.checkpoints.formats.expressing import Expressed, express
+from vit_core.checkpoints.formats.interface import Writing, not_in_state_dict
+from vit_core.checkpoints.formats.registry import TARGETS, WRITERS
+from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, write_folder
+from vit_core.checkpoints.overwriting import check_target, remove_replaced
+from vit_core.errors import InputError, unknown_name
+from vit_core.storage import Location, location, staged_files
+
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+"""Endings that nobody gives to a folder."""
+
+
+def express_for(checkpoint: Checkpoint, format: str, allow_lossy: bool = False) -> Expressed:
+    """The same model under a config that a format of `TARGETS` can hold, with notes of what was filled in.
+
+    Raises InputError, with the reason, for what the format cannot hold; with allow_lossy small differences of the
+    logits are accepted, and noted.
+    """
+    if format not in TARGETS:
+        raise unknown_name("format to write", format, TARGETS)
+    if format == "vit":
+        return Expressed(checkpoint)
+    return express(checkpoint, WRITERS[format].allowed_values(checkpoint.config.model), format, allow_lossy)
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    *,
+    format: str = "vit",
+    allow_lossy: bool = False,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Writes a checkpoint in a format of `TARGETS` and returns notes of what was filled in or is not in the files.
+
+    path: on this machine or in a store (gs://, s3://). A name that ends in .safetensors, .pth or .npz becomes such a
+    file if the format has them; any other name becomes a folder. A checkpoint of the same format is replaced, or
+    unchanged if writing fails; anything else is replaced only with `overwrite`. Raises InputError, before anything is
+    written, for what the format cannot hold and for a target that is not to be replaced.
+    """
+    target = location(path)
+    expressed = express_for(checkpoint, format, allow_lossy)
+    container = _container(target, format)
+    replaced = check_target(target, format, overwrite)
+    if format == "vit":
+        write_folder(target, expressed.checkpoint)
+        remove_replaced(replaced, (WEIGHTS, CONFIG))
+        return expressed.notes
+    writing = WRITERS[format].write(expressed.checkpoint)
+    if container == "folder":
+        _write_folder(target, writing)
+        remove_replaced(replaced, (WEIGHTS, *writing.texts))
+        return (*expressed.notes, *writing.notes)
+    with staged_files(target.parent, (target.name,)) as stage:
+        _write_file(stage / target.name, container, writing)
+    lost = not_in_state_dict(expressed.checkpoint.config) if writing.texts else ()
+    return (*expressed.notes, *writing.notes, *lost)
+
+
+def _container(target: Location, format: str) -> str:
+    """The kind of file or folder that a name asks for. InputError where the format has no such kind."""
+    containers = ("folder",) if format == "vit" else WRITERS[format].containers
+    container = target.suffix if target.suffix in containers else containers[0]
+    if target.suffix != container and (container != "folder" or target.suffix in _FILE_SUFFIXES):
+        kinds = ["a folder" if kind == "folder" else f"a {kind} file" for kind in containers]
+        raise InputError(f"{target}: {format} is written as {' or '.join(kinds)}; choose such a name")
+    return container
+
+
+def _write_folder(target: Location, writing: Writing) -> None:
+    with staged_files(target, (WEIGHTS, *writing.texts)) as stage:
+        write_safetensors(stage / WEIGHTS, writing.arrays, {"format": "pt"})
+        for name, text in writing.texts.items():
+            (stage / name).write_text(text)
+
+
+def _write_file(file: Path, container: str, writing: Writing) -> None:
+    match container:
+        case ".npz":
+            write_npz(file, writing.arrays)
+        case ".safetensors":
+            write_safetensors(file, writing.arrays, {"format": "pt"})
+        case _:
+            write_pth(file, writing.arrays)

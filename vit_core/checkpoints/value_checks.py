@@ -1,0 +1,46 @@
+"""Checks on the parameters of an opened checkpoint: their types at once, their values when they are read."""
+
+import warnings
+from functools import partial
+
+import numpy as np
+
+from vit_core.arrays import DTYPES, LazyArrays
+from vit_core.errors import InputError
+
+
+def with_value_checks(origin: object, arrays: LazyArrays) -> LazyArrays:
+    """The same parameters; reading one that is not finite warns, and so does reading a head of zeros.
+
+    origin: where they were read, for messages. Raises InputError for a type that parameters cannot have.
+    """
+    checked = {}
+    for name, entry in arrays.entries.items():
+        if entry.dtype not in DTYPES:
+            raise InputError(f"{origin}: parameter {name} has type {entry.dtype}; expected one of {', '.join(DTYPES)}")
+        checked[name] = entry.then(partial(_warn_not_finite, origin, name), entry.shape, entry.dtype)
+    return LazyArrays(checked)
+
+
+def with_zero_head_warning(origin: object, arrays: LazyArrays) -> LazyArrays:
+    """The same parameters; reading a head of zeros warns.
+
+    Released models pretrained on ImageNet-21k may have one, which classifies nothing.
+    """
+    if "head.weight" not in arrays:
+        return arrays
+    head = arrays.entries["head.weight"]
+    warned = head.then(partial(_warn_zero_head, origin), head.shape, head.dtype)
+    return LazyArrays({**arrays.entries, "head.weight": warned})
+
+
+def _warn_not_finite(origin: object, name: str, array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(array).all():
+        warnings.warn(f"{origin}: parameter {name} holds values that are not finite", stacklevel=2)
+    return array
+
+
+def _warn_zero_head(origin: object, head_CD: np.ndarray) -> np.ndarray:
+    if not head_CD.any():
+        warnings.warn(f"{origin}: the head is all zeros; replace it with num_classes", stacklevel=2)
+    return head_CD

@@ -1,0 +1,98 @@
+"""Verifies that a written checkpoint is still the same model: reads it back and compares configs and outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit_core import parity
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.formats.vit.folder import WEIGHTS
+from vit_core.checkpoints.opening import open_checkpoint
+from vit_core.config import TRAINING_ONLY, ViTConfig
+from vit_core.errors import InputError
+from vit_core.storage import Location, absolute
+
+
+class Twin(Protocol):
+    """What verification needs of a twin: the packages vit_jax and vit_torch."""
+
+    def load(self, path: Checkpoint, *, dtype: str) -> Any: ...
+
+    def predict(self, model: Any, x_BHWC: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two sets of outputs on the same random images are apart."""
+
+    what: str
+    max_abs: float
+    relative: float
+    equal_rounded: int
+    outputs: int
+    bound: float
+    """Upper bound of `relative`."""
+
+    @property
+    def ok(self) -> bool:
+        return self.relative <= self.bound
+
+    def __str__(self) -> str:
+        if not np.isfinite(self.max_abs):
+            return f"{self.what}: cannot be compared, the outputs are not finite"
+        return (
+            f"{self.what}: largest difference {self.max_abs:.1e} (relative {self.relative:.1e}, bound "
+            f"{self.bound:.0e}), equal bit for bit once rounded to float32: "
+            f"{self.equal_rounded} of {self.outputs}"
+        )
+
+
+def check_apart(target: Location, *sources: Location) -> None:
+    """Raises InputError where writing `target` would replace files of a source."""
+    target = absolute(target)
+    for source in map(absolute, sources):
+        holds_it = target == source.parent and (target / WEIGHTS).exists()
+        part_of_it = target.parent == source and target.is_file()
+        if target == source or holds_it or part_of_it:
+            raise InputError(f"{target}: is the source, or part of it; choose another name for the target")
+
+
+def read_back(path: Location, format: str, written: ViTConfig) -> tuple[Checkpoint, dict[str, Any]]:
+    """Opens a written checkpoint, and returns it with the config fields that had to be given because its files do not
+    contain them."""
+    missing: dict[str, Any] = {}
+    try:
+        opened = open_checkpoint(path, format=format)
+    except InputError:  # a grid that is not square, in a format without a config
+        missing = {"image_size": written.image_size}
+        opened = open_checkpoint(path, format=format, fields=missing)
+    if more := different(written, opened.config.model):
+        missing |= more
+        opened = open_checkpoint(path, format=format, fields=missing)
+    return opened, missing
+
+
+def different(expected: ViTConfig, found: ViTConfig) -> dict[str, Any]:
+    """The expected values of those fields in which two configs give different outputs."""
+    a, b = _effective(expected), _effective(found)
+    return {name: getattr(expected, name) for name in a if a[name] != b[name]}
+
+
+def _effective(config: ViTConfig) -> Mapping[str, Any]:
+    fields = {name: getattr(config, name) for name in ViTConfig.model_fields if name not in TRAINING_ONLY}
+    return {**fields, "head_dim": config.attention_dim, "layer_scale": config.layer_scale is None}
+
+
+def outputs_of(twin: Twin, checkpoint: Checkpoint, x_BHWC: np.ndarray) -> np.ndarray:
+    """The outputs in float64. The model is freed afterwards, so that two large ones need not fit in memory together."""
+    return twin.predict(twin.load(checkpoint, dtype="float64"), x_BHWC)
+
+
+def difference(what: str, a_BC: np.ndarray, b_BC: np.ndarray, bound: float = parity.FLOAT64_BOUND) -> Difference:
+    """Compares two sets of outputs. Raises InputError where their shapes differ."""
+    if a_BC.shape != b_BC.shape:
+        raise InputError(f"{what}: outputs of shape {a_BC.shape}, expected {b_BC.shape}")
+    max_abs, relative = parity.difference(a_BC, b_BC)
+    return Difference(what, max_abs, relative, int((np.float32(a_BC) == np.float32(b_BC)).sum()), b_BC.size, bound)

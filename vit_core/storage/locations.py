@@ -1,0 +1,79 @@
+"""A location is a local path or an address in an object store; both are used through the same methods."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias, TypeGuard
+
+from vit_core.errors import InputError
+from vit_core.storage.object_store import StorageError, StorePath
+
+Location: TypeAlias = Path | StorePath
+"""Where a file or folder is: `location` makes one from text."""
+
+
+def location(path: str | os.PathLike[str]) -> Location:
+    """A local path, or the address of an object or folder in a store (gs://BUCKET/..., s3://..., memory://...).
+
+    Raises InputError for another scheme, and for an address without a bucket.
+    """
+    text = os.fspath(path)
+    return StorePath.parse(text) if "://" in text and not isinstance(path, Path) else Path(path)
+
+
+def is_local(path: Location) -> TypeGuard[Path]:
+    """Whether a location is on this machine."""
+    return isinstance(path, Path)
+
+
+def require_local(path: Location, option: str) -> Path:
+    """The path. InputError, naming the option that gave it, for one in a store."""
+    if not is_local(path):
+        raise InputError(f"{option} {path}: expected a folder on this machine")
+    return path
+
+
+def absolute(path: Location) -> Location:
+    """The one spelling of a location: absolute, symbolic links resolved."""
+    return path.resolve() if is_local(path) else path
+
+
+@contextmanager
+def local_copy(path: Location) -> Iterator[Path]:
+    """A local file with the contents of a location: the file itself, or a copy that lasts as long as the context."""
+    if is_local(path):
+        yield path
+        return
+    assert isinstance(path, StorePath)
+    with tempfile.TemporaryDirectory(prefix="vit-") as folder:
+        path.download(copy := Path(folder) / path.name)
+        yield copy
+
+
+def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
+    """Removes a folder with everything in it. FileNotFoundError where there is none, unless errors are ignored."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+        return
+    try:
+        folder.remove_tree()
+    except (FileNotFoundError, StorageError):
+        if not ignore_errors:
+            raise
+
+
+def check_writable(folder: Location, option: str = "--out") -> None:
+    """Creates the folder if it is missing. InputError, naming the option that gave it, where it cannot be written to;
+    StorageError where a store refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot write there ({error.strerror}); choose another folder with {option}"
+        ) from None

@@ -1,0 +1,67 @@
+"""Locks that end with the process that holds them, however it ends."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vit_core.errors import InputError
+from vit_core.storage.locations import Location, check_writable, is_local
+
+try:
+    import fcntl
+except ImportError:  # Windows: checkpoints are read and converted there, but nothing is trained
+    fcntl = None  # type: ignore[assignment]
+HAS_LOCKS = fcntl is not None
+"""Whether this system has locks that end with the process."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a local folder for this process alone. BlockingIOError where another process holds it.
+
+    Does nothing where the system has no such locks (Windows).
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Location) -> Iterator[None]:
+    """Creates a folder if it is missing and holds it for this process alone; removes it again if it stays empty.
+
+    InputError where another process holds it or it cannot be written to. A store has no locks: a folder of this machine
+    is locked in its place, which keeps out other processes here, not those of other machines.
+    """
+    if fcntl is None:
+        raise InputError("training needs file locks, which this system lacks; train on Linux or macOS")
+    lock = folder if is_local(folder) else _local_substitute(folder)
+    created = not lock.exists()
+    check_writable(folder)
+    lock.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            with locked(lock):
+                yield
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is using it; wait, or choose another --out") from None
+    finally:
+        if created and lock.is_dir() and not any(lock.iterdir()):
+            lock.rmdir()
+
+
+def _local_substitute(folder: Location) -> Path:
+    """A local folder to lock instead of one in a store."""
+    # The same bucket name at another endpoint is another bucket.
+    endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.environ.get("AWS_ENDPOINT_URL", "")
+    name = hashlib.sha256(f"{endpoint} {folder}".encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"vit-{os.getuid()}-{name}"

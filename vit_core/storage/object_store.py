@@ -1,0 +1,255 @@
+"""Objects in a store under the part of pathlib's interface that this project uses, through fsspec.
+
+A store has whole objects only: none is renamed in place, appended to or half written. fsspec's own errors differ from
+store to store, so every call here raises one of three: FileNotFoundError, InputError (an address or a client that
+cannot work) or StorageError (the store refuses or does not answer).
+"""
+
+import errno
+import logging
+import os
+import re
+import threading
+import warnings
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any, cast
+
+from vit_core.errors import InputError
+
+SLOW_RESPONSE_SECONDS = 5.0
+"""Seconds without a response after which a warning says that the store is slow."""
+
+CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3"), "memory": ("fsspec", "train")}
+"""Protocol -> the package that implements it, and the extra of vit-parity that installs that."""
+
+_LOGIN = {
+    "gs": "log in (gcloud auth application-default login), or ask for access to the bucket",
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), or ask for access to the bucket",
+}
+
+
+class StorageError(RuntimeError):
+    """A store that refuses a request or does not answer, in one line.
+
+    Neither an InputError nor an OSError: what lies in the store is not at fault, so it must not be taken for damaged.
+    """
+
+
+@dataclass(frozen=True, order=True)
+class StorePath:
+    """An object in a store, or the folder formed by the names that begin with its own: PROTOCOL://BUCKET/NAME."""
+
+    protocol: str
+    key: str
+    """BUCKET/NAME, without slashes at its ends."""
+    listed: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What the listing that this path comes from says of the object; saves one request."""
+
+    @classmethod
+    def parse(cls, address: str) -> "StorePath":
+        """From an address such as gs://bucket/run. InputError for another protocol, or without a bucket."""
+        protocol, _, key = address.partition("://")
+        key = re.sub("/+", "/", key.strip("/"))
+        if protocol not in CLIENTS:
+            known = ", ".join(f"{name}://BUCKET/..." for name in CLIENTS)
+            raise InputError(f"{address}: expected a folder or one of {known}; other stores have to be mounted")
+        if not key:
+            raise InputError(f"{address}: names no bucket; expected {protocol}://BUCKET/...")
+        return cls(protocol, key)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.key}"
+
+    __fspath__ = __str__
+
+    def __truediv__(self, name: str | os.PathLike[str]) -> "StorePath":
+        return StorePath(self.protocol, f"{self.key}/{os.fspath(name).strip('/')}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the name."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the last part, with its dot."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> "StorePath":
+        """The folder it is in; of a bucket, the bucket."""
+        return StorePath(self.protocol, self.key.rpartition("/")[0] or self.key)
+
+    def with_name(self, name: str) -> "StorePath":
+        """The object of another name in the same folder."""
+        return self.parent / name
+
+    def exists(self) -> bool:
+        """Whether there is such an object or folder."""
+        return self._info() is not None
+
+    def is_file(self) -> bool:
+        """Whether there is such an object."""
+        return (self._info() or {}).get("type") == "file"
+
+    def is_dir(self) -> bool:
+        """Whether there are objects whose names begin with this one and a slash."""
+        return (self._info() or {}).get("type") == "directory"
+
+    def stat(self) -> SimpleNamespace:
+        """An object with `st_size`, in bytes. FileNotFoundError where there is no such object."""
+        if (info := self._info()) is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
+        return SimpleNamespace(st_size=info["size"])
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Does nothing: a folder exists as soon as an object's name contains it."""
+
+    def iterdir(self) -> Iterator["StorePath"]:
+        """What is directly in the folder, sorted by name."""
+        entries: list[dict[str, Any]] = self._call("ls", detail=True)
+        # Some tools create an object for the folder itself.
+        keys = {entry["name"].strip("/") for entry in entries} - {self.key}
+        return iter([StorePath(self.protocol, key) for key in sorted(keys)])
+
+    def glob(self, pattern: str) -> Iterator["StorePath"]:
+        """What matches in a folder below; only the last part of the pattern may have wildcards."""
+        *folders, last = pattern.split("/")
+        folder = self / "/".join(folders) if folders else self
+        try:
+            return (path for path in folder.iterdir() if fnmatch(path.name, last))
+        except FileNotFoundError:
+            return iter(())
+
+    def files(self) -> dict[str, "StorePath"]:
+        """Every object below the folder, by its name relative to it."""
+        entries: dict[str, dict[str, Any]] = self._call("find", detail=True)
+        keys = {entry["name"].lstrip("/"): entry for entry in entries.values() if not entry["name"].endswith("/")}
+        return {key[len(self.key) + 1 :]: StorePath(self.protocol, key, entry) for key, entry in sorted(keys.items())}
+
+    @property
+    def md5(self) -> str | None:
+        """Base64 of the MD5 digest that the store computed when it received the object.
+
+        None where the store has none, as for an object that was put together from several uploads.
+        """
+        info = self._info() or {}
+        if self.protocol == "s3":
+            etag = str(info.get("ETag", "")).strip('"')
+            return b64encode(bytes.fromhex(etag)).decode() if re.fullmatch("[0-9a-f]{32}", etag) else None
+        return info.get("md5Hash")
+
+    def read_bytes(self) -> bytes:
+        """The whole object."""
+        return cast(bytes, self._call("cat_file"))
+
+    def read_head(self, length: int) -> bytes:
+        """The first bytes of the object, fewer if it is shorter."""
+        return cast(bytes, self._call("cat_file", start=0, end=length))
+
+    def read_text(self) -> str:
+        """The whole object, as UTF-8."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, content: bytes) -> None:
+        """Creates or replaces the object; readers see the old one or the new one."""
+        self._call("pipe_file", content)
+
+    def write_text(self, text: str) -> None:
+        """Creates or replaces the object, as UTF-8."""
+        self.write_bytes(text.encode())
+
+    def download(self, file: Path) -> None:
+        """Copies the object to a local file."""
+        with _translated_errors(self):
+            _client(self.protocol).get_file(self.key, str(file))
+
+    def upload(self, file: Path) -> None:
+        """Creates or replaces the object by a local file."""
+        with _translated_errors(self):
+            _client(self.protocol).put_file(str(file), self.key)
+
+    def rename(self, target: "StorePath") -> None:
+        """Copies everything below the folder, then removes it; interrupted, it leaves both."""
+        for name in self.files():
+            with _translated_errors(self):
+                _client(self.protocol).cp_file((self / name).key, (target / name).key)
+        self.remove_tree()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object."""
+        try:
+            self._call("rm_file")
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove_tree(self) -> None:
+        """Removes everything below the folder."""
+        self._call("rm", recursive=True)
+
+    def _info(self) -> Mapping[str, Any] | None:
+        if self.listed is not None:
+            return self.listed
+        try:
+            return cast(dict[str, Any], self._call("info"))
+        except FileNotFoundError:
+            return None
+
+    def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls the store's client; warns where the response takes long."""
+        warning = threading.Timer(
+            SLOW_RESPONSE_SECONDS, warnings.warn, (f"{self}: no response from the store yet; still trying",)
+        )
+        warning.daemon = True
+        warning.start()
+        try:
+            with _translated_errors(self):
+                call: Callable[..., Any] = getattr(_client(self.protocol), verb)
+                return call(self.key, *args, **kwargs)
+        finally:
+            warning.cancel()
+
+
+@cache
+def _client(protocol: str) -> Any:
+    """fsspec's file system. InputError where its package is not installed."""
+    import fsspec
+
+    package, extra = CLIENTS[protocol]
+    logging.getLogger(package).addHandler(logging.NullHandler())  # what it logs, it raises as well
+    try:
+        # Other processes write meanwhile: a cached listing would be out of date.
+        options = {} if protocol == "memory" else {"use_listings_cache": False}
+        return fsspec.filesystem(protocol, **options)
+    except ImportError:
+        raise InputError(f"{protocol}:// needs {package}: pip install 'vit-parity[{extra}]'") from None
+
+
+@contextmanager
+def _translated_errors(path: StorePath) -> Iterator[None]:
+    """Raises the client's errors as the three that the module's docstring names."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(path)) from None
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        denied = getattr(error, "code", None) == 401 or isinstance(error, PermissionError) or "Forbidden" in text
+        if (denied or "credentials" in text.lower()) and path.protocol in _LOGIN:
+            text += f"; {_LOGIN[path.protocol]}"
+        raise StorageError(f"{path}: {text}") from error

@@ -1,0 +1,147 @@
+"""Files that appear complete or not at all, on a local disk and in a store."""
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vit_core.errors import InputError
+from vit_core.storage.locations import Location, is_local
+from vit_core.storage.locks import HAS_LOCKS, locked
+from vit_core.storage.object_store import StorePath
+
+_STAGE, _NEW_STAGE = ".saving-", ".new-saving-"
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_ABANDONED_SECONDS = 600.0
+"""A stage that has been new for this long was left by a process that was killed before it could lock it."""
+
+
+@contextmanager
+def staged_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
+    """A local folder to write the files `names` in; at the end they replace those in `folder`, in this order.
+
+    Everything is on the disk before the first file is replaced, and stages that killed processes left are removed.
+    Several processes may write into one folder. In a store each file is replaced whole. Raises InputError where the
+    file system refuses or there is no such bucket; the folder is then as it was.
+    """
+    if is_local(folder):
+        with _local_stage(folder, names) as stage:
+            yield stage
+    else:
+        assert isinstance(folder, StorePath)
+        with _upload_stage(folder, names) as stage:
+            yield stage
+
+
+@contextmanager
+def _upload_stage(folder: StorePath, names: Sequence[str]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vit-") as stage:
+        yield Path(stage)
+        try:
+            for name in names:
+                (folder / name).upload(Path(stage) / name)
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no such bucket; create it first, or choose another") from None
+
+
+@contextmanager
+def _local_stage(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(f"{folder / name} is a directory")
+        _remove_stages_of_killed_processes(folder)
+        with _new_stage(folder) as stage:
+            yield stage
+            _publish(stage, folder, names)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error}); choose a writable folder with room") from None
+    finally:
+        if created:
+            with suppress(OSError):  # it is not empty: the files were written
+                folder.rmdir()
+
+
+@contextmanager
+def _new_stage(folder: Path) -> Iterator[Path]:
+    """A stage that is locked from before it can be seen as one until it is removed."""
+    new = Path(tempfile.mkdtemp(prefix=f"{_NEW_STAGE}{_HOST}-{os.getpid()}-", dir=folder))
+    stage = new.with_name(_STAGE + new.name.removeprefix(_NEW_STAGE))
+    try:
+        with locked(new):
+            new.rename(stage)
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _remove_stages_of_killed_processes(folder: Path) -> None:
+    """Removes stages that no process holds. Without file locks (Windows), only those that are old."""
+    for stage in folder.glob(f"{_STAGE}*"):
+        with suppress(OSError):  # BlockingIOError, an OSError: its process is alive
+            if HAS_LOCKS or _is_abandoned(stage):
+                with locked(stage):
+                    shutil.rmtree(stage)
+    for stage in folder.glob(f"{_NEW_STAGE}*"):
+        with suppress(OSError):
+            if _is_abandoned(stage) or _has_dead_owner(stage):
+                shutil.rmtree(stage)
+
+
+def _is_abandoned(stage: Path) -> bool:
+    return time.time() - stage.stat().st_mtime > _ABANDONED_SECONDS
+
+
+def _has_dead_owner(stage: Path) -> bool:
+    """Whether a process of this machine that no longer exists left a stage before it could lock it."""
+    host, _, owner = stage.name.removeprefix(_NEW_STAGE).partition("-")
+    number = owner.partition("-")[0]
+    if host != _HOST or not number.isdigit() or os.name == "nt":  # os.kill ends processes on Windows
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _publish(stage: Path, folder: Path, names: Sequence[str]) -> None:
+    mode = _default_mode(stage)
+    for name in names:
+        (stage / name).chmod(mode)  # libraries that write through temporary files leave them private
+        _flush(stage / name)
+    for name in names:
+        os.replace(stage / name, folder / name)
+    _flush(folder)
+
+
+def _default_mode(folder: Path) -> int:
+    """Permissions of a file that this process creates. (os.umask can only be read by changing it for all threads.)"""
+    probe = folder / ".mode"
+    os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666))
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
+
+
+def _flush(path: Path) -> None:
+    """Writes what the system still holds of a file or folder to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

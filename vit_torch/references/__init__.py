@@ -1,0 +1,46 @@
+"""Opens a written checkpoint in the library that its format belongs to: what `vit convert` compares our model with.
+
+One module per format, named after it, with a function `open_reference`; a format without a module has no library to
+compare with. The libraries are imported when needed. Nothing is downloaded, and no code comes from a file: a folder's
+config.json only chooses among the architectures that timm or transformers have registered.
+"""
+
+import contextlib
+import importlib
+import io
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_torch.references.interface import NotInstalled, Reference
+
+__all__ = ["NotInstalled", "Reference", "reference"]
+
+
+def reference(path: Path, format: str, model: ViTConfig) -> Reference | None:
+    """A function from images x_BCHW in float64 to logits (features, where there is no head) by the format's library.
+
+    model: the config of the checkpoint at `path`. None where no library has such a model, or none loads such a file.
+    Raises NotInstalled where the library is missing, InputError where it does not open the checkpoint.
+    """
+    if find_spec(f"vit_torch.references.{format}") is None:
+        return None
+    adapter = importlib.import_module(f"vit_torch.references.{format}")
+    try:
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stderr(io.StringIO()):  # initial values, progress
+            opened: Reference | None = adapter.open_reference(path, model)
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        library = adapter.LIBRARY
+        raise NotInstalled(f"to compare with {library}, {error.name} is missing: pip install {library}") from None
+    except Exception as error:  # each library raises its own errors for what it cannot open
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{path}: {adapter.LIBRARY} itself does not open it ({reason})") from None
+    if opened is None:
+        return None
+    model_of_library = opened
+    return torch.no_grad()(lambda x_BCHW: model_of_library(x_BCHW.double()))

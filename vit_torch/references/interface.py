@@ -1,0 +1,37 @@
+"""What the adapters in this package share: their result, the loading of a state dict, pooling of token outputs."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+
+Reference = Callable[[Tensor], Tensor]
+"""Images x_BCHW -> outputs."""
+
+
+class NotInstalled(InputError):
+    """The library that a format belongs to is not installed."""
+
+
+def load_state_dict(path: Path, build: Callable[[], Any]) -> Any:
+    """A library's module in float64 with the state dict of a file; every name must match."""
+    if path.suffix == ".safetensors":
+        state = importlib.import_module("safetensors.torch").load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        module = build()
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.double().eval()
+
+
+def pool_tokens(x_BND: Tensor, model: ViTConfig) -> Tensor:
+    """The features that pooling by class token, mean, or both takes from a model's token outputs."""
+    mean_BD = x_BND[:, model.prefix_tokens :].mean(dim=1)
+    return {"cls": x_BND[:, 0], "gap": mean_BD, "cls_gap": torch.cat([x_BND[:, 0], mean_BD], dim=1)}[model.pooling]
