@@ -108,7 +108,7 @@ def _read_numpy(content: bytes, dtype: np.dtype, shape: tuple[int, ...], order: 
     array = np.frombuffer(bytearray(content), dtype).astype(dtype.newbyteorder("="), copy=False)
     if array.dtype == np.dtype("V2"):  # as NumPy writes bfloat16
         array = array.view(ml_dtypes.bfloat16)
-    return array.reshape(shape, order=order)  # type: ignore[call-overload,no-any-return]
+    return array.reshape(shape, order=order)  # type: ignore[call-overload]
 
 
 def _jax_array(function: object, arguments: object, state: object, *_: Any) -> NumpyArray:
