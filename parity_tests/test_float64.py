@@ -145,7 +145,11 @@ def configs(draw: st.DrawFn) -> ViTConfig:
     channels = draw(st.integers(1, 4))
     class_token, classes = draw(st.booleans()), draw(st.integers(0, 9))
     positions = draw(st.sampled_from(["learned", "sincos2d_big_vision", "sincos2d_mae", "none"]))
-    pooling = draw(st.sampled_from(["cls", "gap", "map", "cls_gap"] if class_token else ["gap", "map", "first"]))
+    # Over a single key the softmax is constant: queries (the pooling's latent, a norm of queries) have gradients of
+    # zero in exact arithmetic, and a relative difference would compare rounding noise with nothing.
+    several = grid[0] * grid[1] > 1
+    poolings = ["cls", "gap", "cls_gap"] if class_token else ["gap", "first"]
+    pooling = draw(st.sampled_from([*poolings, "map"] if several else poolings))
     distillation = draw(st.sampled_from(["none", "token", "head"])) if pooling == "cls" else "none"
     only_before = pooling == "cls_gap" or distillation == "head"
     return ViTConfig(
@@ -171,7 +175,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         activation=draw(st.sampled_from(["gelu_tanh", "gelu", "quick_gelu"])),
         norm_epsilon=draw(st.sampled_from([1e-6, 1e-5, 1e-12])),
         qkv_bias=draw(st.booleans()),
-        qk_norm=head_dim != 1 and draw(st.booleans()),
+        qk_norm=several and head_dim != 1 and draw(st.booleans()),
         proj_bias=draw(st.booleans()),
         head_bias=draw(st.booleans()),
         patch_bias=draw(st.booleans()),

@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(recipe: Path) -> None:
     for out in ("two", "one"):
         status, said, error = ended(start(recipe, out))
         assert status == 0, error
-        assert (f"going on after step {stopped} of 300" in said) == (out == "two")
+        assert (f"resuming after step {stopped} of 300" in said) == (out == "two")
     one, two = (read_metrics(folder / run / "metrics.jsonl") for run in ("one", "two"))
     assert curve(one, "fingerprint") == curve(two, "fingerprint"), "bitwise the same batches"
     assert len(curve(one, "fingerprint")[0]) == 300

@@ -105,7 +105,7 @@ def main() -> None:
     for name, mesh in MESHES.items():
         engine = TorchEngine(RUN.replace(mesh=mesh))
         found |= {f"{name}/{key}": array for key, array in trained(engine).items()}
-        whole, held = (sum(sizes) for sizes in zip(*engine.held.values(), strict=True))
+        whole, held = (sum(sizes) for sizes in zip(*engine.state_bytes.values(), strict=True))
         found[f"{name}, held"] = np.asarray(held / whole)
         low = few_steps(TorchEngine(LOW.replace(mesh=mesh)))
         found |= {f"{name}, bfloat16/{key}": array for key, array in low.items()}

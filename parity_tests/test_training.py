@@ -180,7 +180,7 @@ def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> N
         alike = [other for other in true if re.sub(r"\d+", "", other) == re.sub(r"\d+", "", name)]
         table = {**true, **{other: replace(true[other], **wrong) for other in alike}}
         with monkeypatch.context() as patched:
-            module = {"jax": "train.step_jax", "torch": "train.engine_torch"}[engine]
+            module = {"jax": "vit_train.engines.jax.train_step", "torch": "vit_train.engines.torch.engine"}[engine]
             patched.setattr(f"{module}.parameters", lambda _: table)
             engines = JaxEngine(run, weights), TorchEngine(run, weights)
             for step, batch in enumerate(batches(run)):

@@ -108,7 +108,7 @@ main()
         ("numpy", ["schema"]),
         ("numpy._core._multiarray_umath", ["schema"]),
         ("vit_cli.commands.schema", ["schema"]),
-        ("vit_train.planning", ["schema"]),
+        ("vit_core.schema", ["schema"]),
         ("vit_train.config", ["pretrain", "digits"]),
         ("torch._C", ["formats"]),
     ],
@@ -200,7 +200,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 def test_libtpu_is_silenced_without_a_tpu(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a command may import jax."""
-    monkeypatch.setattr("vit_train.planning.topologies.find_spec", lambda name: object())
+    monkeypatch.setattr("vit_core.libtpu.find_spec", lambda name: object())
     for name in ("TPU_STDERR_LOG_LEVEL", "TPU_SKIP_MDS_QUERY"):
         monkeypatch.delenv(name, raising=False)
     json.loads(vit("schema"))

@@ -140,7 +140,7 @@ def test_variants_are_configs(name: str) -> None:
         ("b/16", "did you mean 'B'"),
         ("So400/14", "did you mean 'So400m'"),
         ("huge/16", "'huge'; known: mu, Ti, S, M"),
-        ("B", "does not name its patch size: write for example 'B/16'"),
+        ("B", "does not name its patch size; write, for example, 'B/16'"),
         ("B/0", "patch size"),
         ("B/-16", "patch size"),
     ],

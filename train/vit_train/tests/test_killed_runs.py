@@ -32,10 +32,11 @@ def test_a_killed_run_that_is_started_again_is_the_same_run(tmp_path: Path) -> N
 
 
 def trained_since(begin: float, run: Path) -> bool:
-    """Whether a process that began then has logged a step of its own. (As it begins, it only removes lines.)"""
+    """Whether a run has a saved step, and a process that began then has logged a later one. (As it begins, it only
+    removes lines.)"""
     lines = run / "metrics.jsonl"
-    newest = max((int(step.name) for step in saved_steps(run)), default=0)
-    return lines.exists() and lines.stat().st_mtime > begin and logged(run) > newest and lines.stat().st_size > 0
+    saved = [int(step.name) for step in saved_steps(run)]
+    return bool(saved) and lines.stat().st_mtime > begin and logged(run) > max(saved) and lines.stat().st_size > 0
 
 
 KILLS = 20

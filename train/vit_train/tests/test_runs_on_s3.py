@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from vit_core import InputError, open_checkpoint
 from vit_core.checkpoints.formats.vit.step import step_files
 from vit_core.checkpoints.run_folder import saved_steps
 from vit_core.storage import StorePath, location
-from vit_core.storage.object_store import _client
+from vit_core.storage.tests.s3_server import s3_server
 from vit_train import loop
 from vit_train.data.batches import Batches
 from vit_train.engines.jax import saving
@@ -22,20 +21,8 @@ SPLIT = quadrants()
 
 @pytest.fixture(scope="module", autouse=True)
 def _s3() -> Iterator[None]:
-    """An S3 server with an empty bucket `bucket`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        _client.cache_clear()
-        _client("s3").mkdir("bucket")
+    with s3_server():
         yield
-    _client.cache_clear()
-    server.stop()
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from vit_core.errors import InputError
 from vit_core.storage import (
@@ -22,29 +21,13 @@ from vit_core.storage import (
     remove_tree,
     require_local,
 )
-from vit_core.storage.object_store import _client
+from vit_core.storage.tests.s3_server import s3_server
 
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """The address of an S3 server on this machine with an empty bucket `bucket`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        _client.cache_clear()
-        _client("s3").mkdir("bucket")
-        yield variables["AWS_ENDPOINT_URL"]
-    _client.cache_clear()
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -51,7 +51,7 @@ Replicated arrays of so many bytes are divided among the replicas for writing; e
 
 _UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 """Errors of the system for a folder that cannot be written to, or has no room."""
 
@@ -90,6 +90,7 @@ class OrbaxSaver:
         with self._removing_failed_step():
             if _is_first():
                 _remove_incomplete(self.folder)
+                _create_and_remove(self.folder)
             target = self._local_folder(self.folder) if self.handler.upload_to else self.folder
             self.checkpointer.save(epath.Path(os.fspath(target)), args=_SaveArgs(dict(leaves), save_args=layers))
 
@@ -276,6 +277,15 @@ def _remove_incomplete(folder: Location) -> None:
         remove_tree(folder)
     for stale in folder.parent.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}") if folder.parent.exists() else ():
         remove_tree(stale)
+
+
+def _create_and_remove(folder: Location) -> None:
+    """OSError where a local folder cannot be created. Orbax finds that out in threads of which others then wait for the
+    folder for minutes, and the process does not end before they do."""
+    if is_local(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        folder.rmdir()
 
 
 def _is_unwritable(error: Exception) -> bool:

@@ -4,6 +4,7 @@ import resource
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,9 +151,12 @@ def test_a_full_disk_leaves_the_step_before_and_no_incomplete_one(tmp_path: Path
 
 
 def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    """No thread is left that waits for the folder, and would keep the process from ending for minutes."""
     (tmp_path / "file").write_text("")
+    before = set(threading.enumerate())
     with pytest.raises(InputError, match="file/000001: cannot write there"):
         saved_step(tmp_path / "file/000001", {"params/a": drawn("a", (4,))})
+    assert [thread for thread in threading.enumerate() if thread not in before and not thread.daemon] == []
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
