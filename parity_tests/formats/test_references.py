@@ -29,6 +29,8 @@ SMALL = ViTConfig(image_size=12, patch_size=4, width=24, depth=2, heads=3, mlp_d
 LUCIDRAINS: dict[str, Any] = {"norm_epsilon": 1e-5, "qkv_bias": False, "patch_norms": True}
 MEAN: dict[str, Any] = {"class_token": False, "pooling": "gap"}
 NO_TOKEN_MAP: dict[str, Any] = {"class_token": False, "pooling": "map"}
+DINO: dict[str, Any] = {"norm_epsilon": 1e-6, "num_classes": 0}
+DINOV2: dict[str, Any] = {**DINO, "layer_scale": 0.1}
 CLIP: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "activation": "quick_gelu"}
 
 
@@ -58,6 +60,13 @@ def agree(run: Any, config: ViTConfig, weights: Any) -> None:
         ("timm", ".pth", {**CLIP, "norm_epsilon": 1e-5}),
         ("timm", ".pth", {"mlp_dim": 41, "qk_norm": True, "layer_scale": 0.1, "proj_bias": False}),
         ("timm", ".pth", {"registers": 2, "class_token_position": False, "channels": 1}),
+        ("open_clip", ".safetensors", {**CLIP, "head_bias": False}),
+        ("open_clip", ".pth", {**CLIP, "activation": "gelu", "num_classes": 0, "norm_epsilon": 1e-5}),
+        ("open_clip", ".pth", {"patch_bias": False, "pooling": "gap", "head_bias": False, "image_size": (8, 16)}),
+        ("meta", ".pth", {**DINO, "proj_bias": True, "mlp_dim": 41}),
+        ("meta", ".pth", DINOV2),
+        ("meta", ".pth", {**DINOV2, "registers": 4, "mlp": "swiglu"}),
+        ("meta", ".pth", {**DINOV2, "registers": 4, "num_classes": 5, "pooling": "cls_gap"}),
     ],
     ids=str,
 )
@@ -190,7 +199,7 @@ def test_files_of_google(format: str, fields: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("format", "fields"),
     [
-        ("meta", {}),
+        ("bonsai", {}),
         ("vit", {}),
         ("google", {"representation": 16}),
         ("google", {"stem_layers": (), "patch_size": 4}),

@@ -65,6 +65,17 @@ def test_what_a_file_does_not_contain_is_printed_as_one_types_it(vit: Vit, tmp_p
     assert open_checkpoint(tmp_path / "again").config.model == model
 
 
+def test_what_was_assumed_is_not_proved(vit: Vit, tmp_path: Path) -> None:
+    save_random(tmp_path / "ours", MODEL)
+    vit("convert", tmp_path / "ours", tmp_path / "t.pth", "--to", "timm")
+    given = ("--set", "activation=gelu_tanh", "--set", "heads=2", "--set", "norm_epsilon=1e-6")
+    out = vit("convert", tmp_path / "t.pth", tmp_path / "a", *given)
+    (line,) = (line for line in out.splitlines() if line.startswith("not proved: "))
+    assert line.startswith("not proved: image_size=8x8 pooling=cls position_resampling=bicubic_antialias; the source")
+    out = vit("convert", tmp_path / "a", tmp_path / "b")
+    assert "not proved" not in out
+
+
 def test_parity_of_two_files(vit: Vit, folder: Path, tmp_path: Path) -> None:
     vit("convert", folder, tmp_path / "g.npz", "--to", "google", "--no-check")
     out = vit("parity", folder, tmp_path / "g.npz")

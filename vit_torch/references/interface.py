@@ -19,14 +19,16 @@ class NotInstalled(InputError):
     """The library that a format belongs to is not installed."""
 
 
-def load_state_dict(path: Path, build: Callable[[], Any]) -> Any:
-    """A library's module in float64 with the state dict of a file; every name must match."""
+def load_state_dict(path: Path, build: Callable[[], Any], prefix: str = "") -> Any:
+    """A library's module in float64 with the state dict of a file, whose names have a prefix that the module's lack;
+    every name must match."""
     if path.suffix == ".safetensors":
         state = importlib.import_module("safetensors.torch").load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):
         module = build()
+    state = {name.removeprefix(prefix): x for name, x in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
     return module.double().eval()
 

@@ -36,7 +36,7 @@ from vit_core.errors import InputError
 from vit_core.parameters import parameters
 
 _RESAMPLING = "bicubic_antialias"
-_PREFIX = "visual."
+PREFIX = "visual."
 _LAYERS = "transformer.resblocks."
 _NAMES = {
     "patch_embed.proj": "conv1",
@@ -178,8 +178,8 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     """The image tower of a state dict of open_clip's CLIP."""
     model = checkpoint.config.model
-    arrays = write_by_rules(rules(model, _PREFIX), model, checkpoint.arrays)
-    opens = f"opens (without '{_PREFIX}') in open_clip.transformer.{call('VisionTransformer', arguments(model))}"
+    arrays = write_by_rules(rules(model, PREFIX), model, checkpoint.arrays)
+    opens = f"opens (without '{PREFIX}') in open_clip.transformer.{call('VisionTransformer', arguments(model))}"
     notes = [opens, "the text tower is not in the file"]
     if not model.num_classes:
         notes.append("it has no projection: set model.proj = None before loading")
