@@ -1,6 +1,7 @@
 """Twenty optimizer steps in both engines from one checkpoint on one stream of batches: the same losses and weights."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, masks, parity
-from vit_core.parameters import parameters
+from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation, Optimizer, Schedule, TrainConfig
 from vit_train.data.augmentation import draw_mix
@@ -168,38 +169,39 @@ def test_bfloat16_compute_is_comparable() -> None:
     assert max(errors) <= parity.COMPARABLE * min(errors), errors
 
 
-@pytest.mark.parametrize("mutant", ["decay", "key_bias", "key_bias of a norm"])
+ENGINES: dict[str, Any] = {"vit_train.engines.jax.train_step": JaxEngine, "vit_train.engines.torch.engine": TorchEngine}
+"""Module that reads the table of parameters -> the engine that trains by it."""
+MUTANTS: dict[str, tuple[ViTConfig, list[str], Callable[[Parameter], dict[str, Any]]]] = {
+    "decay": (MODEL, ["pos_embed", "blocks.1.mlp.fc1.weight"], lambda row: {"decay": not row.decay}),
+    "key_bias": (MODEL, ["blocks.1.attn.qkv.bias"], lambda row: {"key_bias": slice(2, 3)}),
+    "key_bias of a norm": (DESCENDANT, ["blocks.1.attn.k_norm.bias"], lambda row: {"key_bias": None}),
+}
+"""Model, some of its parameters, and what is made wrong in their rows."""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only training reads of the table: wrong in one engine, the runs part."""
-    model = DESCENDANT if mutant == "key_bias of a norm" else MODEL
+    """What only training reads of the table: wrong in one engine, its run is apart from both right ones."""
+    model, names, wrong = MUTANTS[mutant]
     run = config(optimizer=ADAMW, steps=4, schedule=Schedule(), model=model)
     weights, true = checkpoint(run.model), parameters(run.model)
 
-    def parted(engine: str, name: str, **wrong: object) -> bool:
-        """With the parameter wrong in one engine, and its like in every layer: JAX keeps them as one."""
-        alike = [other for other in true if re.sub(r"\d+", "", other) == re.sub(r"\d+", "", name)]
-        table = {**true, **{other: replace(true[other], **wrong) for other in alike}}
-        with monkeypatch.context() as patched:
-            module = {"jax": "vit_train.engines.jax.train_step", "torch": "vit_train.engines.torch.engine"}[engine]
-            patched.setattr(f"{module}.parameters", lambda _: table)
-            engines = JaxEngine(run, weights), TorchEngine(run, weights)
-            for step, batch in enumerate(batches(run)):
-                for one in engines:
-                    one.train_step(batch, step)
-        a, b = (one.export()[name] for one in engines)
-        return parity.difference(a, b)[1] > parity.FLOAT64_BOUND
+    def trained(make: Any) -> Any:
+        engine = make(run, weights)
+        for step, batch in enumerate(batches(run)):
+            engine.train_step(batch, step)
+        return engine.export()
 
-    names = {
-        "decay": ["pos_embed", "blocks.1.mlp.fc1.weight"],
-        "key_bias": ["blocks.1.attn.qkv.bias"],
-        "key_bias of a norm": ["blocks.1.attn.k_norm.bias"],
-    }
-    for name in names[mutant]:
-        wrong = {
-            "decay": {"decay": not true[name].decay},
-            "key_bias": {"key_bias": slice(2, 3)},
-            "key_bias of a norm": {"key_bias": None},
-        }[mutant]
-        assert parted("jax", name, **wrong)
-        assert parted("torch", name, **wrong)
-    assert not parted("torch", "cls_token")
+    right = [trained(make) for make in ENGINES.values()]
+    for name in true:
+        assert parity.difference(right[0][name], right[1][name])[1] <= parity.FLOAT64_BOUND, name
+    for name in names:
+        # Its like in every layer too: JAX keeps them as one.
+        alike = [other for other in true if re.sub(r"\d+", "", other) == re.sub(r"\d+", "", name)]
+        table = {**true, **{other: replace(true[other], **wrong(true[other])) for other in alike}}
+        for module, make in ENGINES.items():
+            with monkeypatch.context() as patched:
+                patched.setattr(f"{module}.parameters", lambda _, table=table: table)
+                found = trained(make)[name]
+            for expected in right:
+                assert parity.difference(found, expected[name])[1] > parity.FLOAT64_BOUND, (module, name)

@@ -134,8 +134,9 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if known:
         raise InputError(f"{folder}: {known}, which is not read; load it with its library, and save its arrays as .npz")
     inner = [name for name in sorted(names)[:200] if (folder / name).is_dir() and _has_weights(folder / name)]
-    choice = f"; name one of the folders in it: {abbreviate(inner, most=5)}" if inner else ""
-    raise InputError(f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like){choice}")
+    found = f"found {abbreviate(sorted(names), most=5)}" if names else "it is empty"
+    choice = f"name one of the folders in it: {abbreviate(inner, most=5)}" if inner else found
+    raise InputError(f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like); {choice}")
 
 
 def _has_weights(folder: Location) -> bool:
