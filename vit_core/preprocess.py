@@ -11,6 +11,7 @@ Decoded JPEG pixels depend on the libjpeg that Pillow was built with; nothing la
 import io
 import math
 import os
+from functools import cache
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -63,6 +64,16 @@ class Preprocessing(Schema):
         return self
 
 
+@cache
+def register_formats() -> None:
+    """Lets Pillow read HEIC, where the package pillow-heif is installed. (It reads AVIF by itself.)"""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
+
+
 def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif_rotation: bool = False) -> Image.Image:
     """The image in a file (or in the bytes of one), mode "RGB" or "L" by `channels`: its first frame, in full.
 
@@ -73,6 +84,7 @@ def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif
     if channels not in MODES:
         raise InputError(f"cannot decode to {channels} channels: expected 1 (grayscale) or 3 (RGB)")
     name = "image bytes" if isinstance(source, bytes) else f"image {os.fspath(source)!r}"
+    register_formats()
     # Half a picture must never pass for a whole one, but other libraries lift Pillow's check for the whole process.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     size = -1

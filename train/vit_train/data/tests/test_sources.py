@@ -17,8 +17,8 @@ from PIL import Image
 
 from vit_core.errors import InputError
 from vit_train.config import Data
-from vit_train.data import sources
-from vit_train.data.sources import Split, open_split
+from vit_train.data.sources import Split, Which, folders, open_split
+from vit_train.data.sources.prepared import PREPARED
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -29,7 +29,7 @@ def fill(folder: Path, *names: str) -> Path:
     return folder
 
 
-def folder_split(folder: Path, which: sources.Which, **fields: Any) -> Split:
+def folder_split(folder: Path, which: Which, **fields: Any) -> Split:
     return open_split(Data(name=str(folder), **fields), which)
 
 
@@ -67,7 +67,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Pets(data_dir=str(root), file_format="array_record").download_and_prepare(download_config=config)
     older = root / "pets/1.9.0"
     older.mkdir()
-    for name in sources.PREPARED:
+    for name in PREPARED:
         (older / name).write_text((root / "pets/1.10.0" / name).read_text().replace("1.10.0", "1.9.0"))
     (root / "pets/2.0.0").mkdir()
     (root / "pets/2.0.0/features.json").write_text((older / "features.json").read_text())
@@ -102,10 +102,72 @@ def test_folders_with_splits(tmp_path: Path) -> None:
     assert folder_split(root, "train", train_split="extra").title == "photos/extra"
 
 
-def test_the_evaluation_split_is_the_first_of_three_names(tmp_path: Path) -> None:
-    for split in ("val", "validation", "test"):
-        fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{split}/a/1.jpg")
-        assert folder_split(tmp_path, "eval").title == f"{tmp_path.name}/{split}"
+def test_training_evaluates_on_a_validation_split_and_a_finished_model_on_a_test_split(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
+    for folder, training, finished in (
+        ("test", "test", "test"), ("val", "val", "test"), ("validation", "validation", "test"),
+    ):  # fmt: skip
+        fill(tmp_path, f"{folder}/a/1.jpg")
+        assert folder_split(tmp_path, "eval").title == f"{tmp_path.name}/{training}"
+        assert folder_split(tmp_path, "test").title == f"{tmp_path.name}/{finished}"
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation"),
+    [("Train", "Val"), ("TRAIN", "Test"), ("training", "valid"), ("train", "dev"), ("Training", "Validation")],
+)
+def test_splits_in_any_case_and_spelling(tmp_path: Path, train: str, evaluation: str) -> None:
+    fill(tmp_path, f"{train}/a/1.jpg", f"{train}/b/1.jpg", f"{evaluation}/a/2.jpg")
+    for fields in ({}, {"train_split": train.lower(), "eval_split": evaluation.upper()}):
+        training, evaluated = (folder_split(tmp_path, which, **fields) for which in ("train", "eval"))
+        assert training.labels == evaluated.labels == ("a", "b")
+        assert held(evaluated) == [(f"{evaluation}/a/2.jpg", 0)]
+
+
+def test_two_spellings_of_a_split_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "Val/a/1.jpg", "VAL/b/1.jpg")
+    with pytest.raises(InputError, match="split 'val': found as VAL and Val; keep one of them"):
+        folder_split(tmp_path, "eval")
+    assert folder_split(tmp_path, "eval", eval_split="Val").title == f"{tmp_path.name}/Val"
+
+
+def test_split_folders_of_unknown_names_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "holdout/a/1.jpg", "holdout/b/1.jpg")
+    (note,) = folder_split(tmp_path, "train").notes
+    assert note.startswith(f"{tmp_path.name}: split 'holdout' not used; known names are train, training, validation")
+    assert folder_split(tmp_path, "eval", eval_split="holdout").notes == ()
+
+
+def test_files_that_are_no_images_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a/1.jpg", "b/1.avif", "b/2.txt", "b/3.TXT", "b/.DS_Store", "b/4.heic", "b/LICENCE")
+    formats = folders.extensions()
+    monkeypatch.setattr(folders, "extensions", lambda: formats - {b".heic"})
+    split = folder_split(tmp_path, "train", held_out=0.0)
+    assert [name for name, _ in held(split)] == ["a/1.jpg", "b/1.avif"]
+    (note,) = split.notes
+    assert "ignored, as no images that are read: 2 .txt, 1 .heic, 1 without extension; pip install" in note
+
+
+def test_a_training_run_inside_the_data_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg", "b/1.jpg", "runs/folder/run.json", "runs/folder/curves.png")
+    with pytest.raises(InputError, match=r"runs/folder: a training run is inside the data folder; move it elsewhere"):
+        folder_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", [".", "./", "../photos", "../photos/", "..//photos", "../link", "../link/."])
+def test_every_spelling_of_a_folder_is_the_same_data(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "photos", *(f"{label}/{i}.jpg" for label in ("cat", "dog") for i in range(9)))
+    (tmp_path / "link").symlink_to(root)
+    expected = folder_split(root, "train")
+    monkeypatch.chdir(root)
+    split = open_split(Data(name=name), "train")
+    assert held(split) == held(expected)
+    assert split.fingerprint() == expected.fingerprint()
+    assert Path(split.name(3)).read_text() == held(expected)[3][0]
+    monkeypatch.chdir(root / "cat")
+    assert held(open_split(Data(name=".."), "train")) == held(expected)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -196,7 +258,7 @@ FAULTY_FOLDERS = [
     (["1.jpg"], {}, "train", "photos: no class folders; expected .*photos/CLASS/image files"),
     (["a/1.jpg"], {"held_out": 0.0}, "train", "photos: classes: a; expected two or more"),
     (["a/1.jpg", "b/1.txt"], {}, "train", "photos/b: no images; expected files as .jpg or .png, or remove the folder"),
-    (["a/1.jpg", "b/1.jpg"], {"train_split": "train"}, "train", "photos: no split 'train'; found: only class"),
+    (["a/1.jpg", "b/1.jpg"], {"train_split": "train"}, "train", "photos: no split 'train'; found: no splits"),
     (
         ["train/a/1.jpg", "val/a/1.jpg"],
         {"eval_split": "tset"},
