@@ -1,8 +1,10 @@
 """What the commands say of a person's data before they train on it, and of what they score."""
 
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vit_cli.tests.printed import Vit
@@ -85,3 +87,22 @@ def test_no_room_for_a_saved_step(
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     line = vit(*pretrain(recipe, images, tmp_path / "run"), status=2)
     assert "0.0 GiB free, and a saved step takes 0.00; free some space, or choose another --out" in line
+
+
+def test_sixteen_bits_in_five_channels(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    """From NumPy files to an accuracy that both engines agree on; the class is in the last channel's lowest bits."""
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        pixels = rng.integers(30_000, 30_100, (8, 8, 5), np.uint16)
+        pixels[(i % 4) // 2 * 4 :, i % 2 * 4 :, 4] += 4000
+        file = tmp_path / f"photos/{i % 4}/{i:02}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, pixels)
+    channels = ["--model.channels", "5", "--preprocessing.bit-depth", "16", "--fingerprints"]
+    for framework in ("torch", "jax"):
+        vit(*pretrain(recipe, tmp_path / "photos", tmp_path / framework), *channels, "--framework", framework)
+    text = vit("compare", tmp_path / "torch", tmp_path / "jax")
+    assert "batches with equal fingerprints: 2 of 2" in text
+    differences = [float(value) for value in re.findall(r"\d\.\d{6} +\d\.\d{6} +(\S+) ", text)]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4, "float32 rounding, eight small steps"

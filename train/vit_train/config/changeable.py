@@ -33,7 +33,8 @@ move to another place; that they are the same is checked by fingerprints of the 
 
 FIXED_ON_RESUME = {
     "data.train_split", "data.held_out", "data.split_seed", "data.group",
-    "preprocessing.image_size", "preprocessing.channels", "preprocessing.mean", "preprocessing.std",
+    "preprocessing.image_size", "preprocessing.channels", "preprocessing.bit_depth", "preprocessing.mean",
+    "preprocessing.std",
     "preprocessing.crop_fraction", "preprocessing.interpolation", "preprocessing.resize",
     "preprocessing.crop_rounding", "preprocessing.exif_rotation",
     "augmentation.crop_area", "augmentation.crop_ratio", "augmentation.flip", "augmentation.rotation",

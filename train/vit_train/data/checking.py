@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from vit_core.errors import InputError, abbreviate
-from vit_core.preprocess import Preprocessing, decode_image, register_formats
+from vit_core.preprocess import Preprocessing, decode, register_formats
 from vit_core.storage import Location, is_local
 from vit_train.config import Data
 from vit_train.data.sources import Split
@@ -118,7 +118,7 @@ def _look(split: Split, i: int, whole: bool, preprocessing: Preprocessing) -> Lo
                 return Look(digest, orientation > 1)
         image = split.examples[i]["image"]
         digest = _digest(image)
-        decode_image(image, preprocessing.channels, preprocessing.exif_rotation)
+        decode(image, preprocessing)
     except InputError as error:
         return Look(digest, reason=str(error))
     return Look(digest, (_orientation(image[:HEAD]) or 1) > 1)

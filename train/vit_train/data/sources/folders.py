@@ -20,6 +20,8 @@ from vit_train.data.sources.split import Listed, Split, Which
 RUN = b"run.json"
 """A file that marks the folder of a training run."""
 HEIC = (b".heic", b".heif")
+NUMPY = b".npy"
+"""Arrays are images only where there are no others: they may be features beside them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +125,9 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
         if name not in label_of:
             raise InputError(f"{root / name}: no class of that name in training; expected one of those {len(labels)}")
         found = sorted(_walk(os.fsencode(folder), os.path.join(below, os.fsencode(name)), (), ignored))
+        if images := [path for path in found if not path.lower().endswith(NUMPY)]:
+            ignored[NUMPY] += len(found) - len(images)
+            found = images
         if not found:
             raise InputError(f"{root / name}: no images; expected files as .jpg or .png, or remove the folder")
         names += found
@@ -149,7 +154,7 @@ def _walk(root: bytes, below: bytes, above: tuple[tuple[int, int], ...], ignored
             extension = os.path.splitext(entry.name)[1].lower()
             if entry.is_dir():
                 yield from _walk(root, inside, (*above, here), ignored)
-            elif extension in extensions():
+            elif extension in extensions() or extension == NUMPY:
                 yield inside
             elif entry.name == RUN:
                 raise InputError(f"{os.fsdecode(path)}: a training run is inside the data folder; move it elsewhere")
@@ -167,7 +172,7 @@ def extensions() -> frozenset[bytes]:
 
 def _ignored_notes(where: str, ignored: Counter[bytes]) -> tuple[str, ...]:
     """A line on the files that are no images."""
-    if not ignored:
+    if not (ignored := +ignored):
         return ()
     kinds = ", ".join(f"{count:,} {os.fsdecode(kind) or 'without extension'}" for kind, count in ignored.most_common(6))
     more = f" and {len(ignored) - 6} more kinds" if len(ignored) > 6 else ""

@@ -390,8 +390,8 @@ FAULTY_SETS = [
     (
         "dataset_info.json",
         '"validation"',
-        '"dev"',
-        "pets: no split test, validation, val to evaluate on; found: train",
+        '"later"',
+        "pets: no split validation, val, valid, dev, test, testing to evaluate on; found: train",
     ),
     (
         "features.json",
