@@ -78,12 +78,12 @@ class Rows(Listed):
     def make_ready(self, display: Display = SILENT) -> None:
         """Unpacks the parquet files that contain these images."""
         for number in np.unique(self.file_N):
-            if self.files[number].endswith(SUFFIXES):
+            if _is_parquet(self.files[number]):
                 self._unpacked(self.files[number], display)
 
     def _read(self, i: int) -> bytes:
         file, row = self.files[self.file_N[i]], int(self.row_N[i])
-        if file.endswith(SUFFIXES):
+        if _is_parquet(file):
             return unpacked.record(self._unpacked(file), row)
         value = _arrow_table(file).column(self.column)[row].as_py()
         return _image_bytes(value)
@@ -118,6 +118,10 @@ def saved_dataset(folder: Path, data: Data) -> Listing:
     by_split = {name: _arrow_files(folder / name) for name in names}
     files = [file for files in by_split.values() for file in files]
     return _listing(folder, files, [name for name, files in by_split.items() for _ in files], data)
+
+
+def _is_parquet(file: str) -> bool:
+    return file.lower().endswith(SUFFIXES)
 
 
 def _arrow_files(folder: Path) -> list[str]:
@@ -221,7 +225,7 @@ def _small_columns(file: str, image: str, wanted: list[str]) -> tuple[list[str],
     struct = pa.types.is_struct(_schema(file).field(image).type) if image in _schema(file).names else None
     if struct is None or (missing := [name for name in wanted if name not in _schema(file).names]):
         raise InputError(f"{file}: no column {image if struct is None else missing[0]}, which the first file has")
-    if file.endswith(SUFFIXES):
+    if _is_parquet(file):
         table = _reading(file, lambda: _parquet_file(file).read([*wanted, *([f"{image}.path"] if struct else [])]))
         paths = table.column(image) if struct else None
     else:
@@ -250,7 +254,7 @@ def _image_bytes(value: Any) -> bytes:
 
 
 def _schema(file: str) -> Any:
-    return _parquet_file(file).schema_arrow if file.endswith(SUFFIXES) else _arrow_table(file).schema
+    return _parquet_file(file).schema_arrow if _is_parquet(file) else _arrow_table(file).schema
 
 
 @cache

@@ -1,5 +1,6 @@
 """What a table, parquet files or shards say of their images, and how that is divided into splits and classes."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -44,6 +45,7 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
         raise InputError(f"{listing.title}: data.group draws a split by group, and there is one: '{evaluation}'")
     name = train if which == "train" or evaluation is None else evaluation
     training_N, chosen_N = _rows(listing, train), _rows(listing, name)
+    listing = replace(listing, classes=listing.classes or _classes_in_keys(listing))
     labels = listing.classes or tuple(map(str, sorted({listing.cells[i] for i in training_N.tolist()})))
     labels_M = _numbered(listing, labels, chosen_N, name)
     order = np.lexsort((chosen_N, listing.images.keys_N[chosen_N], labels_M))
@@ -56,6 +58,19 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
         title = held_out.share_title(title, data, which)
     unknown = split_names.unknown_names_note(listing.title, found, data)
     return Split(examples, labels, title, (*listing.notes, *unknown))
+
+
+def _classes_in_keys(listing: Listing) -> tuple[str, ...] | None:
+    """The names of classes whose labels are numbers only, from keys as CLASS/NAME: where the numbers are those of the
+    folders, sorted. None where they are not."""
+    if not isinstance(listing.cells[0], int):
+        return None
+    folders = [os.path.basename(os.path.dirname(key)) for key in listing.images.keys_N.tolist()]
+    pairs = sorted(set(zip(listing.cells, folders, strict=True)))
+    names = sorted(os.fsdecode(folder) for _, folder in pairs)
+    if [number for number, _ in pairs] != [*range(len(pairs))] or "" in names:
+        return None
+    return tuple(names) if [os.fsdecode(folder) for _, folder in pairs] == names else None
 
 
 def _rows(listing: Listing, split: str | None) -> np.ndarray:

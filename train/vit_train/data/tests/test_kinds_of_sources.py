@@ -49,8 +49,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same images as photos/CLASS, labels.csv, labels.tsv, rows.parquet, saved/, shards/*.tar and
-    json.tar, each in another order."""
+    """A folder with the same images as photos/CLASS, labels.csv, labels.tsv, rows.parquet, saved/, shards/*.tar,
+    json.tar and numbers.tar, each in another order."""
     root, rng = tmp_path_factory.mktemp("sources"), np.random.default_rng(0)
     paths = [f"photos/{label}/{i:02}.png" for label in CLASSES for i in range(11)]
     for path in paths:
@@ -72,6 +72,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path, label in shuffled():
             content = {"__key__": path.removesuffix(".png"), "png": (root / path).read_bytes()}
             tar.write({**content, "json": {"label": label, "source": path}})
+    with webdataset.TarWriter(str(root / "numbers.tar")) as tar:
+        for path, label in shuffled():
+            content = {"__key__": path.removesuffix(".png"), "png": (root / path).read_bytes()}
+            tar.write({**content, "cls": CLASSES.index(label)})
     return root
 
 
@@ -84,7 +88,17 @@ def hugging_face(root: Path, rows: list[tuple[str, str]]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-KINDS = ["photos/", "labels.csv", "labels.tsv", "rows.parquet", "saved", "shards", "shards/*.tar", "json.tar"]
+KINDS = [
+    "photos/",
+    "labels.csv",
+    "labels.tsv",
+    "rows.parquet",
+    "saved",
+    "shards",
+    "shards/*.tar",
+    "json.tar",
+    "numbers.tar",
+]
 
 
 def opened(root: Path, name: str, **fields: Any) -> tuple[Split, Split]:
