@@ -85,7 +85,7 @@ def _shifted_and_rotated(
 ) -> Picture:
     """The image shifted, then rotated about its center, bicubic, black outside the border; the draws 0 and 1 give the
     largest changes."""
-    width, height = image.size
+    width, height = image.width, image.height
     radians = math.radians(augmentation.rotation) * (2 * angle - 1)
     cos, sin = math.cos(radians), math.sin(radians)
     x, y = width / 2, height / 2

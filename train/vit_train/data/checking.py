@@ -78,7 +78,7 @@ def check_split(
     found.digests_N = np.zeros(count, np.int64)
     mine = np.arange(share[0], limit, share[1])
     with display.task(f"check {split.title}", len(mine)) as task, ThreadPoolExecutor(os.cpu_count()) as threads:
-        looks = _in_threads(threads, split, preprocessing, [(int(order[n]), n < DECODED) for n in mine], task)
+        looks = _in_threads(threads, split, preprocessing, [(int(order[n]), bool(n < DECODED)) for n in mine], task)
         for i, whole, look in looks:
             found.digests_N[i] = look.digest
             found.decoded += whole
@@ -101,7 +101,7 @@ def _in_threads(
     for start in range(0, len(wanted), 256):  # few at a time: the threads would run ahead of an interrupt
         some = wanted[start : start + 256]
         with warnings.catch_warnings(action="ignore"):
-            found = list(threads.map(lambda one: _look(split, *one, preprocessing), some))
+            found = list(threads.map(lambda one: _look(split, one[0], one[1], preprocessing), some))
         done += len(some)
         task.update(done)
         yield from ((i, whole, look) for (i, whole), look in zip(some, found, strict=True))

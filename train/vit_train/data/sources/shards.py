@@ -124,6 +124,8 @@ def _index(file: str, data: Data) -> list[Sample]:
                     raise tarfile.ReadError(f"{member.name} goes beyond the end")
                 key, kind = _key_and_kind(member.name)
                 members.setdefault(key, {})[kind] = member
+            if tar.offset + tarfile.BLOCKSIZE > end:  # cut between two members, which tarfile does not mind
+                raise tarfile.ReadError("its end is missing")
             return [sample for key, kinds in members.items() if (sample := _sample(tar, file, key, kinds, data))]
     except tarfile.TarError as error:
         raise InputError(f"{file}: cannot be read ({error}); expected a whole, uncompressed tar file") from None

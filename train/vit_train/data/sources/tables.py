@@ -35,9 +35,7 @@ def table(file: Path, data: Data) -> Listing:
             raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
         if empty := [names[i] for i in wanted if not row[i].strip()]:
             raise InputError(f"{file}, line {line}: nothing in column {empty[0]}; fill it in, or remove the line")
-    cells = {
-        name: [row[names.index(name)].strip() for _, row in rows] for name in {image, label, split, group} - {None}
-    }
+    cells = {names[i]: [row[i].strip() for _, row in rows] for i in wanted}
     paths = [os.path.normpath(path) for path in cells[image]]
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
     _check_paths(file, paths, [line for line, _ in rows], values)

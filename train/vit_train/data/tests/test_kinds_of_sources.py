@@ -333,9 +333,10 @@ def test_shards_that_are_refused(sources: Path, tmp_path: Path) -> None:
     refused(r"label \[1, 2\]; expected a whole number or text", {"__key__": "k", "png": b"", "json": {"label": [1, 2]}})
     refused("k.json: cannot be read", {"__key__": "k", "png": b"", "json": b"{"})
     content = (sources / "json.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"cut\.tar: cannot be read \(.*\); expected a whole, uncompressed tar"):
-        open_split(Data(name=str(tmp_path / "cut.tar")), "train")
+    for length in (len(content) // 1024 * 512, len(content) // 2 + 100, len(content) // 2 - 300, 700, 100, 0):
+        (tmp_path / "cut.tar").write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"cut\.tar: cannot be read \(.*\); expected a whole, uncompressed tar"):
+            open_split(Data(name=str(tmp_path / "cut.tar")), "train")
     with pytest.raises(InputError, match=r"none\*\.tar: no file matches"):
         open_split(Data(name=str(tmp_path / "none*.tar")), "train")
 
