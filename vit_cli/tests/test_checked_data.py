@@ -18,8 +18,8 @@ def images(tmp_path: Path) -> Path:
     return folder_of_images(tmp_path / "photos")
 
 
-def pretrain(recipe: str, data: object, out: object) -> list[object]:
-    return ["pretrain", recipe, "--framework", "torch", "--data.name", data, "--out", out]
+def pretrain(recipe: str, data: object, out: object, framework: str = "torch") -> list[object]:
+    return ["pretrain", recipe, "--framework", framework, "--data.name", data, "--out", out]
 
 
 @pytest.mark.parametrize("data", [".", "./", "../photos", "../link/"])
@@ -100,7 +100,7 @@ def test_sixteen_bits_in_five_channels(vit: Vit, recipe: str, tmp_path: Path) ->
         np.save(file, pixels)
     channels = ["--model.channels", "5", "--preprocessing.bit-depth", "16", "--fingerprints"]
     for framework in ("torch", "jax"):
-        vit(*pretrain(recipe, tmp_path / "photos", tmp_path / framework), *channels, "--framework", framework)
+        vit(*pretrain(recipe, tmp_path / "photos", tmp_path / framework, framework), *channels)
     text = vit("compare", tmp_path / "torch", tmp_path / "jax")
     assert "batches with equal fingerprints: 2 of 2" in text
     differences = [float(value) for value in re.findall(r"\d\.\d{6} +\d\.\d{6} +(\S+) ", text)]

@@ -79,21 +79,23 @@ class Rows(Listed):
         """Unpacks the parquet files that contain these images."""
         for number in np.unique(self.file_N):
             if _is_parquet(self.files[number]):
-                self._unpacked(self.files[number], display)
+                _unpack(self.files[number], self.column, self.cache, display)
 
     def _read(self, i: int) -> bytes:
         file, row = self.files[self.file_N[i]], int(self.row_N[i])
         if _is_parquet(file):
-            return unpacked.record(self._unpacked(file), row)
+            return unpacked.record(_unpacked(file, self.column, self.cache), row)
         value = _arrow_table(file).column(self.column)[row].as_py()
         return _image_bytes(value)
 
-    def _unpacked(self, file: str, display: Display = SILENT) -> str:
-        parquet = _parquet_file(file)
-        count = parquet.metadata.num_rows
-        return unpacked.unpack(
-            file, self.column, count, lambda: _parquet_images(file, self.column), Path(self.cache), display
-        )
+
+def _unpack(file: str, name: str, cache: str, display: Display = SILENT) -> str:
+    """The ArrayRecord file with the images of a parquet file, written if it is missing."""
+    count = _parquet_file(file).metadata.num_rows
+    return unpacked.unpack(file, name, count, lambda: _parquet_images(file, name), Path(cache), display)
+
+
+_unpacked = cache(_unpack)  # so that reading an image does not ask the file system first
 
 
 def parquet(path: Path, files: list[Path], data: Data) -> Listing:

@@ -180,6 +180,35 @@ def test_no_group_is_on_both_sides(sources: Path, tmp_path: Path, seed: int) -> 
     assert [again.name(i) for i in range(len(again))] == drawn[-1]
 
 
+def test_groups_in_every_kind_of_source_are_drawn_alike(tmp_path: Path) -> None:
+    """A column of a table or of a parquet file, a field of the JSON in shards."""
+    rng = np.random.default_rng(0)
+    rows = [(f"{i:02}.png", "ab"[i % 2], f"site {rng.integers(6)}", png(rng)) for i in range(40)]
+    frame = pandas.DataFrame(rows, columns=["path", "label", "site", "bytes"])
+    for name, content in zip(frame["path"], frame["bytes"], strict=True):
+        (tmp_path / name).write_bytes(content)
+    frame[["path", "label", "site"]].to_csv(tmp_path / "t.csv", index=False)
+    images = [{"bytes": content, "path": name} for name, content in zip(frame["path"], frame["bytes"], strict=True)]
+    table = pyarrow.table({"image": images, "label": list(frame["label"]), "site": list(frame["site"])})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with webdataset.TarWriter(str(tmp_path / "t.tar")) as tar:
+        for name, label, site, content in rows:
+            tar.write({"__key__": name.removesuffix(".png"), "png": content, "json": {"label": label, "site": site}})
+    drawn = [opened(tmp_path, f"t.{kind}", group="site", held_out=0.3)[1] for kind in ("csv", "parquet", "tar")]
+    site_of = dict(zip(frame["bytes"], frame["site"], strict=True))
+    held = {site_of[example["image"]] for example in drawn[0].examples}
+    assert len(drawn[0]) == frame["site"].isin(held).sum(), "whole groups"
+    assert list(drawn[0].examples) == list(drawn[1].examples) == list(drawn[2].examples)
+    frame.assign(split=np.where(np.arange(40) < 30, "train", "val"))[["path", "label", "site", "split"]].to_csv(
+        tmp_path / "s.csv", index=False
+    )
+    with pytest.raises(InputError, match="s: data.group draws a split by group, and there is one: 'val'"):
+        opened(tmp_path, "s.csv", group="site")
+    (tmp_path / "folders/a").mkdir(parents=True)
+    with pytest.raises(InputError, match="data.group: site: class folders have no columns; expected a table"):
+        opened(tmp_path, "folders/", group="site")
+
+
 FAULTY_TABLES = [
     ("", {}, "t.csv: no rows; expected a line of names, as path,label, and a line for each image"),
     ("path,label\n", {}, "t.csv: no rows"),
