@@ -202,10 +202,10 @@ def test_groups_in_every_kind_of_source_are_drawn_alike(tmp_path: Path) -> None:
     frame.assign(split=np.where(np.arange(40) < 30, "train", "val"))[["path", "label", "site", "split"]].to_csv(
         tmp_path / "s.csv", index=False
     )
-    with pytest.raises(InputError, match="s: data.group draws a split by group, and there is one: 'val'"):
+    with pytest.raises(InputError, match=r"s: data\.group draws a split by group, and there is one: 'val'"):
         opened(tmp_path, "s.csv", group="site")
     (tmp_path / "folders/a").mkdir(parents=True)
-    with pytest.raises(InputError, match="data.group: site: class folders have no columns; expected a table"):
+    with pytest.raises(InputError, match=r"data\.group: site: class folders have no columns; expected a table"):
         opened(tmp_path, "folders/", group="site")
 
 
