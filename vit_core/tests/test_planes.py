@@ -1,6 +1,7 @@
 """Images of any number of channels: read as tifffile and NumPy write them, resampled as torch resamples in float64."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from vit_core import InputError
+from vit_core import Checkpoint, CheckpointConfig, InputError, open_checkpoint, save_checkpoint, variant
+from vit_core.parameters import initial_value, parameters
 from vit_core.planes import MAX_VALUES, Planes, read_pixels
 from vit_core.preprocess import Preprocessing, decode, load_image, resize_image
 
@@ -150,3 +152,14 @@ def test_changes_are_made_to_every_channel_alike() -> None:
     assert (planes.width, planes.height) == (6, 8)
     np.testing.assert_array_equal(planes.crop((1, 2, 5, 7)).pixels(), pixels[2:7, 1:5])
     np.testing.assert_array_equal(planes.transpose(Image.Transpose.FLIP_LEFT_RIGHT).pixels(), pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("format", ["timm", "transformers"])
+def test_formats_without_sixteen_bits_say_so(format: str, tmp_path: Path) -> None:
+    model = variant("mu/4", 8, 4)
+    preprocessing = Preprocessing(image_size=8, bit_depth=16)
+    arrays = {row.name: initial_value(row, 0).astype(np.float32) for row in parameters(model).values()}
+    checkpoint = Checkpoint.of(CheckpointConfig(model=model, preprocessing=preprocessing), arrays)
+    assert any("16" in note for note in save_checkpoint(tmp_path / "x", checkpoint, format=format))
+    save_checkpoint(tmp_path / "own", checkpoint)
+    assert open_checkpoint(tmp_path / "own").config.preprocessing == preprocessing
