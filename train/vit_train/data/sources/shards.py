@@ -1,25 +1,25 @@
 """Shards of images: tar files as WebDataset writes them.
 
 Members that share a key (their name up to the first dot after the last slash) are one example: an image, and its label
-in KEY.cls (a number, or text) or in a field of KEY.json. The headers are read once; images are then read at random, by
-their offsets. Nothing is extracted.
+in KEY.cls (a number, or text) or in a field of KEY.json. Images are read at random, by their offsets.
 """
 
 import json
 import os
 import re
-import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vit_core.errors import InputError, abbreviate
 from vit_train.config import Data
+from vit_train.data.sources import tar_members
 from vit_train.data.sources.folders import extensions
 from vit_train.data.sources.listing import Listing, optional_column
+from vit_train.data.sources.prepared import cache_folder
 from vit_train.data.sources.split import Listed
 from vit_train.data.sources.split_names import split_of_file
 from vit_train.data.sources.tables import LABELS, SPLITS
@@ -84,7 +84,8 @@ class Members(Listed):
 def shards(path: Path, files: list[Path], data: Data) -> Listing:
     """The images in tar files."""
     names = [str(file) for file in files]
-    indexes = [_index(file, data) for file in names]
+    tables = tar_members.tables(names, cache_folder(data) / "indexes")
+    indexes = [_index(file, table, data) for file, table in zip(names, tables, strict=True)]
     samples = [sample for index in indexes for sample in index]
     if not samples:
         raise InputError(f"{path}: no images; expected members as KEY.jpg with KEY.cls or KEY.json")
@@ -109,26 +110,18 @@ def shards(path: Path, files: list[Path], data: Data) -> Listing:
 
 Sample = tuple[int, int, bytes, str | int, str | None, str | None]
 """Offset and size of an image, the name of its member, its label, its split, its group."""
+Kinds = dict[str, tar_members.Member]
+"""The members of a key, by what they are of it: "png", "cls"."""
 
 
-def _index(file: str, data: Data) -> list[Sample]:
-    """The samples of a tar file, in its order. InputError for a damaged file, and for a sample without a label."""
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    end = os.path.getsize(file)
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if not member.isreg() or member.sparse is not None or os.path.basename(member.name).startswith("."):
-                    continue
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{member.name} goes beyond the end")
-                key, kind = _key_and_kind(member.name)
-                members.setdefault(key, {})[kind] = member
-            if tar.offset + tarfile.BLOCKSIZE > end:  # cut between two members, which tarfile does not mind
-                raise tarfile.ReadError("its end is missing")
-            return [sample for key, kinds in members.items() if (sample := _sample(tar, file, key, kinds, data))]
-    except tarfile.TarError as error:
-        raise InputError(f"{file}: cannot be read ({error}); expected a whole, uncompressed tar file") from None
+def _index(file: str, table: tar_members.Table, data: Data) -> list[Sample]:
+    """The samples of a tar file, in its order. InputError for a sample without a label."""
+    members: dict[str, Kinds] = {}
+    for name, offset, size in zip(*(array.tolist() for array in table), strict=True):
+        key, kind = _key_and_kind(os.fsdecode(name))
+        members.setdefault(key, {})[kind] = tar_members.Member(os.fsdecode(name), offset, size)
+    with open(file, "rb") as tar:
+        return [sample for key, kinds in members.items() if (sample := _sample(tar, file, key, kinds, data))]
 
 
 def _key_and_kind(name: str) -> tuple[str, str]:
@@ -137,7 +130,7 @@ def _key_and_kind(name: str) -> tuple[str, str]:
     return (found[1], found[2].lower()) if found else (name, "")
 
 
-def _sample(tar: tarfile.TarFile, file: str, key: str, kinds: dict[str, tarfile.TarInfo], data: Data) -> Sample | None:
+def _sample(tar: BinaryIO, file: str, key: str, kinds: Kinds, data: Data) -> Sample | None:
     """What the members of a key make; None for a key without an image."""
     # A kind with a dot, as "seg.png" beside "jpg", is no image of its own unless it is asked for.
     asked = data.image_column
@@ -163,12 +156,12 @@ def _sample(tar: tarfile.TarFile, file: str, key: str, kinds: dict[str, tarfile.
     group = optional_column(where, [*fields], data.group, (), "group")
     image = kinds[images[0]]
     return (
-        image.offset_data, image.size, os.fsencode(image.name), label,
+        image.offset, image.size, os.fsencode(image.name), label,
         str(fields[split]) if split else None, str(fields[group]) if group else None,
     )  # fmt: skip
 
 
-def _json_fields(tar: tarfile.TarFile, where: str, kinds: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+def _json_fields(tar: BinaryIO, where: str, kinds: Kinds) -> dict[str, Any]:
     if "json" not in kinds:
         return {}
     try:
@@ -178,11 +171,11 @@ def _json_fields(tar: tarfile.TarFile, where: str, kinds: dict[str, tarfile.TarI
     return fields if isinstance(fields, dict) else {}
 
 
-def _text(tar: tarfile.TarFile, where: str, member: tarfile.TarInfo) -> str:
-    content = tar.extractfile(member)
-    if content is None or member.size > MAX_TEXT:
+def _text(tar: BinaryIO, where: str, member: tar_members.Member) -> str:
+    if member.size > MAX_TEXT:
         raise InputError(f"{where}: {member.name} has {member.size} bytes; expected a short text")
+    tar.seek(member.offset)
     try:
-        return content.read().decode().strip()
+        return tar.read(member.size).decode().strip()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: {member.name} is no UTF-8 text ({error.reason})") from None

@@ -35,7 +35,7 @@ def unpack(
 
     detail: what else the contents depend on, such as a column. InputError where there is no room for it.
     """
-    target = folder / f"{Path(file).stem}-{_digest(file, detail)}.array_record"
+    target = folder / f"{Path(file).stem}-{digest(file, detail)}.array_record"
     if target.exists():
         return str(target)
     with _waiting_lock(folder):
@@ -68,7 +68,7 @@ def record(file: str, position: int) -> bytes:
 
 
 @cache
-def _digest(file: str, detail: str) -> str:
+def digest(file: str, detail: str = "") -> str:
     """A hash by which a file is recognised: its size, its time, both its ends, and the detail."""
     status = os.stat(file)
     with open(file, "rb") as content:
