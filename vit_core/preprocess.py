@@ -11,7 +11,9 @@ Decoded JPEG pixels depend on the libjpeg that Pillow was built with; nothing la
 import io
 import math
 import os
-from typing import Annotated, Literal, Self
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -19,10 +21,14 @@ from pydantic import Field, model_validator
 
 from vit_core.config import Size
 from vit_core.errors import InputError
-from vit_core.schema import Schema
+from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, read_pixels
+from vit_core.schema import Positive, Schema
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name for 8-bit pixels of so many channels."""
+
+Picture: TypeAlias = Image.Image | Planes
+"""A decoded image: Pillow's for 8-bit grayscale and RGB, otherwise planes."""
 
 MAX_RESIZED_PIXELS = 2**27
 """A 1 x 65535 image would grow to gigapixels before its crop; refused beyond this many (512 MiB in Pillow)."""
@@ -33,8 +39,11 @@ class Preprocessing(Schema):
 
     image_size: Size
     """(height, width) in pixels; an int means square."""
-    channels: Literal[1, 3] = 3
-    """1: grayscale; 3: RGB."""
+    channels: Positive = 3
+    """1: grayscale; 3: RGB; another number: all channels of a TIFF or NumPy file."""
+    bit_depth: Literal[8, 16] = 8
+    """Bits of a pixel in each channel. 16: uint16 all the way to the model, with 65535 as white; images of 8 bits are
+    multiplied by 257."""
     mean: tuple[float, ...] = Field(default_factory=lambda data: (0.5,) * data.get("channels", 3))
     """Subtracted, per channel, from pixels that range over [0, 1]."""
     std: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
@@ -55,12 +64,27 @@ class Preprocessing(Schema):
     exif_rotation: bool = False
     """Turn the image as its EXIF orientation says. Off, as in training everywhere (TIFF: Pillow always turns it)."""
 
+    @property
+    def pixel_type(self) -> np.dtype[Any]:
+        """Type of the pixels before they are normalised: uint8 or uint16."""
+        return np.dtype(TYPES[self.bit_depth])
+
     @model_validator(mode="after")
     def _one_per_channel(self) -> Self:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values, expected one for each of {self.channels} channels")
         return self
+
+
+@cache
+def register_formats() -> None:
+    """Lets Pillow read HEIC, where the package pillow-heif is installed. (It reads AVIF by itself.)"""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
 
 
 def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif_rotation: bool = False) -> Image.Image:
@@ -73,6 +97,7 @@ def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif
     if channels not in MODES:
         raise InputError(f"cannot decode to {channels} channels: expected 1 (grayscale) or 3 (RGB)")
     name = "image bytes" if isinstance(source, bytes) else f"image {os.fspath(source)!r}"
+    register_formats()
     # Half a picture must never pass for a whole one, but other libraries lift Pillow's check for the whole process.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     size = -1
@@ -109,16 +134,60 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def resize_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 [H, W, C] (C last, also when 1) from a decoded image, by `preprocessing`'s geometry.
+def decode(source: str | os.PathLike[str] | bytes, preprocessing: Preprocessing) -> Picture:
+    """The image in a file (or in the bytes of one), with the channels and bits of `preprocessing`.
+
+    8-bit grayscale and RGB: as `decode_image`. Others: from TIFF, NumPy (.npy, [H, W, C]) and what Pillow reads; their
+    number of channels has to be that of `preprocessing`. InputError as for `decode_image`.
+    """
+    ordinary = preprocessing.bit_depth == 8 and preprocessing.channels in MODES
+    if ordinary and not _is_numpy(source):
+        return decode_image(source, preprocessing.channels, preprocessing.exif_rotation)
+    name = "image bytes" if isinstance(source, bytes) else f"image {os.fspath(source)!r}"
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        planes = Planes.of(read_pixels(content, preprocessing.channels), preprocessing.bit_depth)
+    except Exception as error:  # decoders answer broken files with exceptions of every kind
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot decode {name}: {reason}") from error
+    if not ordinary:
+        return planes
+    pixels_HWC = planes.pixels()
+    return Image.fromarray(pixels_HWC[..., 0] if preprocessing.channels == 1 else pixels_HWC)
+
+
+def _is_numpy(source: str | os.PathLike[str] | bytes) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(NUMPY)
+    return os.fspath(source).endswith(".npy")
+
+
+def resize_image(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] (C last, also when 1) from a decoded image, by `preprocessing`'s geometry.
+
+    InputError as for `resized`.
+    """
+    return np.array(pixels_of(resized(image, preprocessing), preprocessing))
+
+
+def pixels_of(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] of an image of the size of `preprocessing`; maybe read-only."""
+    if isinstance(image, Planes):
+        return image.pixels()
+    return np.asarray(image).reshape(*preprocessing.image_size, preprocessing.channels)
+
+
+def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
+    """A decoded image at the size of `preprocessing`, by its geometry.
 
     InputError where the image's mode is not that of `channels`, or the aspect ratio too extreme to resize in memory.
     """
     channels, (height, width) = preprocessing.channels, preprocessing.image_size
-    if image.mode != MODES[channels]:
-        raise InputError(f"cannot resize an image of mode {image.mode}: expected {MODES[channels]}")
+    if not isinstance(image, Planes) and image.mode != MODES.get(channels):
+        raise InputError(f"cannot resize an image of mode {image.mode}: expected {MODES.get(channels, 'planes')}")
     full_height, full_width = _resized_size(image.height, image.width, preprocessing)
-    if full_height * full_width > MAX_RESIZED_PIXELS:
+    if full_height * full_width * (len(image.planes) if isinstance(image, Planes) else 1) > MAX_RESIZED_PIXELS:
         raise InputError(
             f"cannot resize an image of {image.height} x {image.width} pixels to {full_height} x {full_width} before "
             f"the crop: expected at most {MAX_RESIZED_PIXELS} pixels; use resize 'squash' or a less extreme image"
@@ -128,7 +197,7 @@ def resize_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray
         image = _with_borders(image, preprocessing)
     top = crop_start(image.height - height, preprocessing.crop_rounding)
     left = crop_start(image.width - width, preprocessing.crop_rounding)
-    return np.array(image.crop((left, top, left + width, top + height))).reshape(height, width, channels)
+    return image.crop((left, top, left + width, top + height))
 
 
 def crop_start(margin: int, rounding: Literal["half_even", "floor"]) -> int:
@@ -144,12 +213,19 @@ def crop_rounding_matters(preprocessing: Preprocessing) -> bool:
     return any(crop_start(margin, "floor") != crop_start(margin, "half_even") for margin in margins)
 
 
-def _with_borders(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _with_borders(image: Picture, preprocessing: Preprocessing) -> Picture:
     """The image in the center of one that covers image_size, the rest filled with the mean; timm's CenterCropOrPad."""
-    height, width = preprocessing.image_size
+    fill = tuple(round(LEVELS[preprocessing.bit_depth] * mean) for mean in preprocessing.mean)
+    if isinstance(image, Planes):
+        pairs = zip(image.planes, fill, strict=True)
+        return Planes(tuple(_bordered(plane, preprocessing.image_size, level) for plane, level in pairs), image.bits)
+    return _bordered(image, preprocessing.image_size, fill if len(fill) > 1 else fill[0])
+
+
+def _bordered(image: Image.Image, image_size: tuple[int, int], fill: Any) -> Image.Image:
+    height, width = image_size
     size = (max(image.width, width), max(image.height, height))
-    fill = tuple(round(255 * mean) for mean in preprocessing.mean)
-    bordered = Image.new(image.mode, size, fill if len(fill) > 1 else fill[0])
+    bordered = Image.new(image.mode, size, fill)
     bordered.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return bordered
 
@@ -172,23 +248,27 @@ def _resized_size(height: int, width: int, preprocessing: Preprocessing) -> tupl
 
 
 def offset_and_scale(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [C] and float32 [C] for `(pixels - offset) * scale`: 255 mean and 1 / (255 std), each rounded once."""
-    offset = 255.0 * np.array(preprocessing.mean, np.float64)
-    scale = 1.0 / (255.0 * np.array(preprocessing.std, np.float64))
+    """float32 [C] and float32 [C] for `(pixels - offset) * scale`: 255 mean and 1 / (255 std), each rounded once; 65535
+    instead of 255 for pixels of 16 bits."""
+    levels = float(LEVELS[preprocessing.bit_depth])
+    offset = levels * np.array(preprocessing.mean, np.float64)
+    scale = 1.0 / (levels * np.array(preprocessing.std, np.float64))
     return offset.astype(np.float32), scale.astype(np.float32)
 
 
 def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """float32 [..., H, W, C] from uint8 [..., H, W, C]: (x / 255 - mean) / std, as one subtraction and one product.
+    From uint16 and with 65535, where `preprocessing` has 16 bits.
 
     A product after a difference is no fused multiply-add, and both round correctly on every device, so the twins may
     do the same there, from `offset_and_scale`, and get these very bits. A division would not do: XLA compiles x / s
     with s broadcast to x * (1 / s), and its division on NVIDIA GPUs is not correctly rounded. InputError for other
-    than uint8 or another number of channels.
+    than the type of these bits or another number of channels.
     """
-    if pixels.dtype != np.uint8 or pixels.shape[-1:] != (preprocessing.channels,):
+    if pixels.dtype != preprocessing.pixel_type or pixels.shape[-1:] != (preprocessing.channels,):
         raise InputError(
-            f"cannot normalise {pixels.dtype} {list(pixels.shape)}: expected uint8 [..., {preprocessing.channels}]"
+            f"cannot normalise {pixels.dtype} {list(pixels.shape)}: expected {preprocessing.pixel_type} "
+            f"[..., {preprocessing.channels}]"
         )
     offset, scale = offset_and_scale(preprocessing)
     normalized: np.ndarray = (pixels.astype(np.float32) - offset) * scale
@@ -197,5 +277,5 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 def load_image(source: str | os.PathLike[str] | bytes, preprocessing: Preprocessing) -> np.ndarray:
     """float32 [H, W, C], ready for either twin: decode, resize, normalise. Errors are those of the three."""
-    image = decode_image(source, preprocessing.channels, preprocessing.exif_rotation)
+    image = decode(source, preprocessing)
     return normalise(resize_image(image, preprocessing), preprocessing)

@@ -99,6 +99,7 @@ class _Loop:
             while not ending:
                 with throughput.waiting():
                     batch = next(made)
+                monitor.before_step(step + 1, batch)
                 result = engine.train_step(batch, step, stop() is not None)
                 step += 1
                 monitor.after_step(step, batch, result)

@@ -1,7 +1,11 @@
-"""Checks before a run that all its processes are about to do the same, and reports what they will do it with."""
+"""Checks before a run: that its data can be read and its folder written, and that all its processes are about to do the
+same; reports what they will do it with.
+"""
 
 import json
+import logging
 import platform
+import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +17,19 @@ from typing import Any
 import numpy as np
 
 from vit_core.checkpoints.run_folder import saved_steps
-from vit_core.errors import InputError
-from vit_core.storage import absolute
-from vit_train.config import Mesh, flatten
+from vit_core.errors import InputError, abbreviate
+from vit_core.storage import Location, absolute, is_local
+from vit_train.config import Mesh, TrainConfig, flatten
+from vit_train.data import checking
 from vit_train.data.batches import Batches, stream
+from vit_train.data.checking import Checked
+from vit_train.data.sources import Split
+from vit_train.display import SILENT, Display
 from vit_train.engine import Engine
 from vit_train.processes import Processes
 from vit_train.run import Run
+
+logger = logging.getLogger("vit")
 
 PACKAGES = ("vit-parity", "numpy", "jax", "jaxlib", "torch", "grain", "Pillow")
 """Packages that influence the numbers a run computes."""
@@ -52,6 +62,64 @@ class PreflightReport:
     """Bytes of each array of the state, in total and on one device."""
     images_per_second: float
     """Speed at which all processes together make batches: training cannot be faster."""
+
+
+def check_space(out: Location, engine: Engine) -> None:
+    """InputError where the disk of a run's folder has no room for one saved step; a warning where it has none for all
+    that the run keeps."""
+    if not is_local(out):
+        return
+    state = sum(total for total, _ in engine.state_bytes.values())
+    config, free = engine.config, shutil.disk_usage(next(p for p in (out, *out.resolve().parents) if p.exists())).free
+    needed = state * (config.keep + config.keep_best + 1)
+    text = f"{out}: {free / 2**30:.1f} GiB free, and a saved step takes {state / 2**30:.2f}"
+    if free < state:
+        raise InputError(f"{text}; free some space, or choose another --out")
+    if free < needed:
+        logger.warning("%s, of which the run keeps up to %d", text, config.keep + config.keep_best + 1)
+
+
+def check_data(
+    processes: Processes, training: Split, evaluation: Split, config: TrainConfig, display: Display = SILENT
+) -> None:
+    """Looks at the images of both splits before a run begins; logs what was checked and what was found.
+
+    Processes share the work. InputError for what would stop the run later: more unreadable images than it allows.
+    """
+    first = processes.index == 0
+    checked = [_checked(processes, split, config, display if first else SILENT) for split in (training, evaluation)]
+    for one, limit in zip(checked, (config.undecodable_limit, None if config.allow_undecodable else 0), strict=True):
+        if limit is not None and len(one.unreadable) > limit:
+            option = "--allow-undecodable to skip them" if one.split is evaluation else "a larger undecodable_limit"
+            raise InputError(f"{checking.unreadable_line(one)}; fix or remove them, or set {option}")
+    if not first:
+        return
+    logger.info("checked %s", "; ".join(one.summary for one in checked))
+    for one in checked:
+        if one.unreadable:
+            logger.warning("%s; they will be skipped", checking.unreadable_line(one))
+        if one.turned and not config.preprocessing.exif_rotation:
+            logger.warning(
+                "%s: %d images are to be turned, as their EXIF data say, and are not; --preprocessing.exif-rotation "
+                "turns them", one.split.title, one.turned,
+            )  # fmt: skip
+        if missing := checking.missing_classes(one.split):
+            logger.warning("%s: no image of %s", one.split.title, abbreviate(missing))
+    if pairs := checking.duplicates(*checked):
+        a, b = pairs[0]
+        logger.warning(
+            "%d of the %d images of %s are in %s too, byte for byte (%s is %s): its accuracy will be too high",
+            len(pairs), len(evaluation), evaluation.title, training.title, evaluation.name(b), training.name(a),
+        )  # fmt: skip
+
+
+def _checked(processes: Processes, split: Split, config: TrainConfig, display: Display) -> Checked:
+    """What all processes together find in a split."""
+    ours = checking.check_split(split, config.preprocessing, display, (processes.index, processes.count))
+    decoded, headers, turned = map(int, processes.total(np.array([ours.decoded, ours.headers, ours.turned])))
+    found = gather_texts(processes, json.dumps(ours.unreadable))
+    unreadable = {int(i): reason for text in found for i, reason in json.loads(text).items()}
+    return Checked(split, decoded, headers, processes.total(ours.digests_N), unreadable, turned)
 
 
 def check_agreement(processes: Processes, run: Run) -> None:

@@ -13,6 +13,7 @@ from vit_core.labels import LabelMatching, match_labels
 from vit_core.preprocess import Preprocessing
 from vit_core.storage import Location, exclusive
 from vit_train.config import Data, EvaluationOptions, TrainConfig
+from vit_train.data.checking import check_apart, images_in_common
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Framework
@@ -20,9 +21,9 @@ from vit_train.evaluation import Accuracy, evaluate
 from vit_train.frameworks import engine_class, join_processes, predictor_class
 from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
-from vit_train.preflight import check_agreement, preflight
-from vit_train.processes import end_together
-from vit_train.run import Request, Run
+from vit_train.preflight import check_agreement, check_data, check_space, preflight
+from vit_train.processes import Processes, end_together
+from vit_train.run import RUN, Request, Run
 from vit_train.signals import stop_signals
 
 logger = logging.getLogger("vit")
@@ -66,6 +67,7 @@ class Evaluation:
 
 def pretrain(config: TrainConfig, out: Location, launch: Launch) -> StageResult:
     """Trains from new weights in the folder `out`, or resumes the run there."""
+    check_apart(out, config.data)
     training, evaluation = open_splits(config)
     return train("pretrain", config, None, training, evaluation, out, launch)
 
@@ -73,6 +75,7 @@ def pretrain(config: TrainConfig, out: Location, launch: Launch) -> StageResult:
 def finetune(config: TrainConfig, init: Checkpoint, out: Location, launch: Launch) -> StageResult:
     """Trains from a checkpoint, its positions resampled and its head replaced where the config or the labels differ;
     or resumes the run in the folder `out`."""
+    check_apart(out, config.data)
     training, evaluation = open_splits(config)
     weights, config, changes = adapted(init, config, training.labels)
     if init.config.preprocessing is None:
@@ -150,9 +153,11 @@ def train(
         if run.finished:
             logger.info("%s: this run is finished; its checkpoint is %s", out, out / FINISHED)
             return StageResult(FitResult(config.steps), processes.index)
+        _check_splits(processes, run, training, evaluation, launch.display)
         with launch.display.working(f"starting {launch.framework}"):
             engine, start = run.start(engine_class(launch.framework, config.dtype), weights)
         batches, first = batches_for(engine, training), engine.process == 0
+        check_space(out, engine)
         if processes.count > 1 or launch.preflight:
             report = preflight(processes, engine, batches)
             if first:
@@ -165,6 +170,19 @@ def train(
                 logger.info("%s", line)
         result = fit(engine, run, batches, evaluation, start=start, title=stage, display=launch.display)
         return StageResult(result, processes.index, _finish_stage(run, result) if first else None)
+
+
+def _check_splits(processes: Processes, run: Run, training: Split, evaluation: Split, display: Display) -> None:
+    """Makes the data ready to be read at random and, where the run only begins, checks them and logs what a person
+    should know of them."""
+    shown = display if processes.index == 0 else SILENT
+    for split in (training, evaluation):
+        split.make_ready(shown)
+    if (run.folder / RUN).exists():
+        return
+    for note in dict.fromkeys((*training.notes, *evaluation.notes)) if processes.index == 0 else ():
+        logger.info("%s", note)
+    check_data(processes, training, evaluation, run.request.config, display)
 
 
 def _finish_stage(run: Run, result: FitResult) -> Location | None:
@@ -194,16 +212,19 @@ def evaluate_checkpoint(
     allow_undecodable: bool = False,
     labels: LabelMatching = "by-name",
     preprocessing: Mapping[str, Any] | None = None,
+    trained_on: Data | None = None,
     display: Display = SILENT,
 ) -> Evaluation:
     """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
-    taken instead of the checkpoint's. Logs what was assumed. Raises InputError where a class of the data set is none of
-    the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
+    taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
+    the title says how many of the images it was trained on. Logs what was assumed. Raises InputError where a class of
+    the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
-    examples = open_split(data.replace(eval_split=split) if split else data, "eval")
+    examples = open_split(data.replace(eval_split=split) if split else data, "test")
+    examples.make_ready(display)
     _warn_of_resampled_positions(checkpoint)
     outputs, made = _matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
     # The predictor normalizes by what the checkpoint records.
@@ -217,9 +238,24 @@ def evaluate_checkpoint(
     with stop_signals() as stop:
         predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
         accuracy = evaluate(predictor, examples, options, outputs=outputs, stop=stop, display=display)
-    return Evaluation(
-        f"{checkpoint.origin} on {examples.title}, {framework}", accuracy, len(examples), predictor.process
+    title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
+    return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process)
+
+
+def _trained_share(trained_on: Data, examples: Split) -> str:
+    """How many of the examples a run was trained on, in words for a title, with a warning; nothing where none is, or
+    the run's data are not here."""
+    try:
+        count = images_in_common(open_split(trained_on, "train"), examples)
+    except InputError as error:
+        logger.info("whether these are images that the run was trained on is not known: %s", error)
+        return ""
+    if not count:
+        return ""
+    logger.warning(
+        "the run was trained on %d of these %d images: the accuracy is not that on new images", count, len(examples)
     )
+    return f" ({count:,} of {len(examples):,} trained on)"
 
 
 def _warn_of_resampled_positions(checkpoint: Checkpoint) -> None:

@@ -16,7 +16,7 @@ logger = logging.getLogger("vit")
 
 
 class StepMonitor:
-    """Checks each step's result one step later, so that the host does not wait for the device.
+    """Checks the images of each step before it, and its result one step later, so that no host waits for a device.
 
     As a context: where bad input stops the run, the state reached so far is saved.
     """
@@ -28,6 +28,8 @@ class StepMonitor:
         self.stop_requested = False
         """Whether a process wants to stop, in the last step that was checked."""
         self.unchecked: StepResult | None = None
+        self.without_images = False
+        """Whether this process could read none of its images of the step that is unchecked."""
         self.undecodable: dict[int, str] = {}
 
     def __enter__(self) -> None: ...
@@ -41,11 +43,18 @@ class StepMonitor:
             if not self.failed:
                 self._save(self.step)
 
+    def before_step(self, step: int, batch: Batch) -> None:
+        """InputError where no image of the batch of step number `step` (from 1) can be read: the update would train on
+        nothing. Of several processes, none knows the images of the others: `check` finds it out."""
+        if self.engine.processes == 1 and not batch.weights_B.any():
+            raise self._no_images(step)
+
     def after_step(self, step: int, batch: Batch, result: StepResult) -> None:
         """Checks the step before, and the images of step number `step` (from 1); InputError as for `check`, and for
         more unreadable images than the config allows."""
         self.check()
         self.step, self.unchecked = step, result
+        self.without_images = not batch.weights_B.any()
         for i in batch.ids_B[batch.weights_B == 0]:
             if int(i) not in self.undecodable:
                 self.undecodable[int(i)] = self.split.name(int(i))
@@ -63,6 +72,8 @@ class StepMonitor:
             return
         result, self.unchecked = self.unchecked, None
         self.stop_requested = int(result.stop_requests) > 0
+        if self.without_images and float(result.loss) == 0 == result.gradient_norm:  # so it is in all processes
+            raise self._no_images(self.step)
         if not (invalid := result.invalid(self.engine.trained, self.engine.config.loss_limit)):
             return
         examples = [self.split.name(int(i)) for i in self.batches.ids(self.step - 1)]
@@ -81,6 +92,14 @@ class StepMonitor:
             f"step {self.step}: {what}; examples {abbreviate(examples, most=4)} (all in {METRICS}); the state before "
             f"is saved in {self.run.folder}; fix the data, or continue from there with a lower learning rate (vit "
             "finetune --init)"
+        )
+
+    def _no_images(self, step: int) -> InputError:
+        """The error for an update that no image takes part in."""
+        names = [self.split.name(int(i)) for i in self.batches.ids(step - 1)]
+        return InputError(
+            f"step {step}: none of the {len(names)} images of its batch can be read ({abbreviate(names, most=4)}); fix "
+            "or remove them: an update without images trains nothing"
         )
 
     def _described(self, result: StepResult, invalid: list[str]) -> str:

@@ -37,7 +37,8 @@ def evaluate(
     """Measure the accuracy of a checkpoint on a data set.
 
     Every image counts once. Images are prepared as the checkpoint's own preprocessing says. The table shows top-1 and
-    top-5 accuracy, the loss, and the 95 % interval of top-1.
+    top-5 accuracy, the loss, and the 95 % interval of top-1. Where the checkpoint's own run was trained on some of the
+    images, that is reported.
 
     Examples:
         vit evaluate runs/cifar10
@@ -49,7 +50,7 @@ def evaluate(
         data: A folder, written with a slash; the name of a tensorflow-datasets set; or digits. Default: the data of the
             run that the checkpoint belongs to.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
-        split: Split of the data set. Default: the one that exists of test, validation and val.
+        split: Split of the data set. Default: test if there is one, else a validation split.
         held_out: Share of a folder without splits. Default: all of it; without --data, as in the run.
         split_seed: Seed that chooses which images this share has.
         from_: Format of the checkpoint, where it is not recognised.
@@ -70,7 +71,10 @@ def evaluate(
     from vit_cli.reports.training import TerminalDisplay, print_evaluation
     from vit_train.stages import evaluate_checkpoint
 
-    source = Data(name=data, held_out=held_out, split_seed=split_seed) if data else _data_of_run(checkpoint)
+    of_run = _data_of_run(checkpoint)
+    source = _other_data(data, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
+    if source is None:
+        raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
     with stopped_by_signal():
         found = evaluate_checkpoint(
             open_and_report(checkpoint, from_, set_, part),
@@ -83,18 +87,25 @@ def evaluate(
             allow_undecodable=allow_undecodable,
             labels=labels,
             preprocessing=parse_preprocessing(preprocessing),
+            trained_on=of_run if data or split else None,
             display=TerminalDisplay(),
         )
     print_evaluation(found)
     return 0
 
 
-def _data_of_run(checkpoint: Location) -> Data:
-    """The data of the training run that a folder is, or is in (checkpoint, steps/000100). InputError without a run."""
+def _other_data(name: str, of_run: Data | None) -> Data:
+    """Data of another name, with columns called as in those of the run."""
+    columns = ("image_column", "label_column", "split_column")
+    return Data(name=name, **{column: getattr(of_run, column, None) for column in columns})
+
+
+def _data_of_run(checkpoint: Location) -> Data | None:
+    """The data of the training run that a folder is, or is in (checkpoint, steps/000100); None without a run."""
     from vit_train.run import RUN, read_request
 
     folder = absolute(checkpoint)
     for run in (folder, folder.parent, folder.parent.parent):
         if (run / RUN).is_file():
             return read_request(run).config.data
-    raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
+    return None

@@ -191,13 +191,16 @@ def test_torchrun_is_for_torch(vit: Vit, recipe: str, tmp_path: Path, monkeypatc
 
 
 def test_unreadable_images_in_evaluation(vit: Vit, recipe: str, tmp_path: Path) -> None:
-    """An error, unless allowed; what was trained is finished all the same."""
+    """An error before anything is trained, unless allowed."""
     images = folder_of_images(tmp_path / "images")
     words = ["pretrain", recipe, "--framework", "torch", "--data.name", images, "--out", tmp_path / "run"]
     held_out = open_split(Data(name=f"{images}/"), "eval")
     Path(held_out.name(0)).write_bytes(b"no image")
-    assert f"{held_out.name(0)}: cannot decode" in vit(*words, status=2)
-    assert "this run is finished" in vit(*words)
+    line = vit(*words, status=2)
+    assert f"1 images of images (held out) cannot be read: {held_out.name(0)}: cannot decode" in line
+    assert "fix or remove them, or set --allow-undecodable to skip them" in line
+    assert not (tmp_path / "run").exists()
+    assert "they will be skipped" in vit(*words, "--allow-undecodable")
     assert "cannot decode" in vit("evaluate", tmp_path / "run", status=2)
     out = vit("evaluate", tmp_path / "run", "--allow-undecodable")
     assert "skipped, because they cannot be read: 1 of 8 images" in out

@@ -275,8 +275,8 @@ def test_json_round_trip():
     [
         {"image_size": 0},
         {"image_size": (8, 8, 8)},
-        {"channels": 2},
-        {"channels": 4},
+        {"channels": 0},
+        {"bit_depth": 12},
         {"mean": (0.5,)},
         {"std": (0.5, 0.5)},
         {"std": (0.5, 0.5, 0.0)},

@@ -22,7 +22,8 @@ FIXED_MODEL_FIELDS = {
 """Fields of a model that given weights determine."""
 
 CHANGEABLE_ON_RESUME = {
-    "data.name", "data.directory", "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "remat",
+    "data.name", "data.directory", "data.eval_split", "data.image_column", "data.label_column", "data.split_column",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "remat",
     "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
     "threads", "workers", "fingerprints", "tensorboard", "skippable", "explosion", "allow_undecodable",
     "undecodable_limit",
@@ -31,8 +32,9 @@ CHANGEABLE_ON_RESUME = {
 move to another place; that they are the same is checked by fingerprints of the splits."""
 
 FIXED_ON_RESUME = {
-    "data.train_split", "data.eval_split", "data.held_out", "data.split_seed",
-    "preprocessing.image_size", "preprocessing.channels", "preprocessing.mean", "preprocessing.std",
+    "data.train_split", "data.held_out", "data.split_seed", "data.group",
+    "preprocessing.image_size", "preprocessing.channels", "preprocessing.bit_depth", "preprocessing.mean",
+    "preprocessing.std",
     "preprocessing.crop_fraction", "preprocessing.interpolation", "preprocessing.resize",
     "preprocessing.crop_rounding", "preprocessing.exif_rotation",
     "augmentation.crop_area", "augmentation.crop_ratio", "augmentation.flip", "augmentation.rotation",

@@ -15,18 +15,30 @@ class Data(Schema):
     """Where examples come from."""
 
     name: str
-    """"digits" (embedded); a folder, written with a slash ("./photos": class folders, or a prepared set); or the name
-    of a tensorflow-datasets set ("cifar10", "cifar10:3.0.2"). On this machine: stores have to be copied or mounted."""
+    """"digits" (embedded); a folder, written with a slash ("./photos": class folders, a prepared set, what Hugging Face
+    `datasets` saved, or shards); a table ("labels.csv"); a .parquet or .tar file, or a pattern ("./shards/*.tar"); or
+    the name of a tensorflow-datasets set ("cifar10", "cifar10:3.0.2"). On this machine: stores have to be copied or
+    mounted."""
     directory: str | None = None
-    """Where tensorflow-datasets sets are prepared (default: its own, ~/tensorflow_datasets)."""
+    """Where tensorflow-datasets sets are prepared (default: its own, ~/tensorflow_datasets), and where images are
+    unpacked that cannot be read at random (default: ~/.cache/vit-parity)."""
     train_split: str | None = None
     """Default "train"; slices are written as in tensorflow-datasets ("train[:98%]")."""
     eval_split: str | None = None
-    """Default: the first of test, validation and val that exists; else `held_out` of a folder's images."""
+    """Default: a validation split (validation, val, valid, dev) if there is one, else test; `vit evaluate` takes test
+    first. Without such splits: `held_out` of the images."""
     held_out: Fraction = 0.1
-    """Fraction of each class that is kept for evaluation in a folder without splits, drawn by `split_seed`."""
+    """Fraction of each class that is kept for evaluation in data without splits, drawn by `split_seed`."""
     split_seed: NonNegative = 0
     """Seed of that draw."""
+    group: str | None = None
+    """Column of a table, or field of the JSON in shards: images of equal value are held out together or not at all."""
+    image_column: str | None = None
+    """Column of the paths or images (default: path, image, file and the like); in shards the ending of the images."""
+    label_column: str | None = None
+    """Column of the labels (default: label, class, category and the like); in shards the ending or JSON field."""
+    split_column: str | None = None
+    """Column that says which split an image is in (default: split, if there is one)."""
 
 
 class Augmentation(Schema):

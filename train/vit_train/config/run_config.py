@@ -97,10 +97,13 @@ class TrainConfig(Schema):
         model = model if isinstance(model, ViTConfig) else ViTConfig(**model) if isinstance(model, dict) else None
         if model is None:
             return data
-        size = {"image_size": model.image_size, "channels": model.channels}
         if isinstance(preprocessing, Preprocessing):
-            return {**data, "preprocessing": preprocessing.replace(**size)}
-        return {**data, "preprocessing": {**preprocessing, **size}}
+            preprocessing = preprocessing.model_dump()
+        # A value that is the same for every channel stays so, however many channels there are.
+        each = {name: tuple(preprocessing.get(name) or ()) for name in ("mean", "std")}
+        same = {name: values[:1] * model.channels for name, values in each.items() if len(set(values)) == 1}
+        size = {"image_size": model.image_size, "channels": model.channels}
+        return {**data, "preprocessing": {**preprocessing, **same, **size}}
 
     @model_validator(mode="after")
     def _check_run(self) -> Self:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import betaincinv
 
-from vit_core.preprocess import Preprocessing, resize_image
+from vit_core.preprocess import Picture, Preprocessing, pixels_of, resized
 from vit_train.config import Augmentation
 
 CROP_TRIES = 10
@@ -21,33 +21,31 @@ CROP_TRIES = 10
 
 
 def augmented(
-    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+    image: Picture, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
-    """A training image, uint8 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate.
+    """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate.
 
-    image: in the mode that decode_image gives for `preprocessing.channels`. Consumes 10 * 4 + 4 uniform draws. Raises
-    InputError as resize_image does, where there is no random crop.
+    image: as `decode` gives it for `preprocessing`. Consumes 10 * 4 + 4 uniform draws. Raises InputError as `resized`
+    does, where there is no random crop.
     """
     draws = rng.random(4 * CROP_TRIES + 4).tolist()
     flip, *affine = draws[4 * CROP_TRIES :]
-    flips, moves = flip < augmentation.flip, bool(augmentation.rotation or augmentation.shift)
     if augmentation.crop_area:
         image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
     else:
-        pixels_HWC = resize_image(image, preprocessing)
-        if not (flips or moves):
-            return pixels_HWC
-        image = Image.fromarray(pixels_HWC[..., 0] if preprocessing.channels == 1 else pixels_HWC)
-    if flips:  # with Pillow: NumPy takes ten times as long to copy a mirrored view of three-byte pixels
+        image = resized(image, preprocessing)
+    if (
+        flip < augmentation.flip
+    ):  # with Pillow: NumPy takes ten times as long to copy a mirrored view of three-byte pixels
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if moves:
+    if augmentation.rotation or augmentation.shift:
         image = _shifted_and_rotated(image, augmentation, *affine)
-    return np.asarray(image).reshape(*preprocessing.image_size, preprocessing.channels)
+    return pixels_of(image, preprocessing)
 
 
 def _random_resized_crop(
-    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
-) -> Image.Image:
+    image: Picture, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
+) -> Picture:
     """An image of image_size: torchvision's RandomResizedCrop (arXiv:1409.4842), equal bit for bit for the same draws.
 
     draws: uniform in [0, 1), for each try its area, ratio, top and left.
@@ -83,11 +81,11 @@ def _crop(height: int, width: int, augmentation: Augmentation, draws: Sequence[f
 
 
 def _shifted_and_rotated(
-    image: Image.Image, augmentation: Augmentation, angle: float, down: float, across: float
-) -> Image.Image:
+    image: Picture, augmentation: Augmentation, angle: float, down: float, across: float
+) -> Picture:
     """The image shifted, then rotated about its center, bicubic, black outside the border; the draws 0 and 1 give the
     largest changes."""
-    width, height = image.size
+    width, height = image.width, image.height
     radians = math.radians(augmentation.rotation) * (2 * angle - 1)
     cos, sin = math.cos(radians), math.sin(radians)
     x, y = width / 2, height / 2

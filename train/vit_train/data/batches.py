@@ -17,7 +17,7 @@ from absl import flags
 
 from vit_core import masks
 from vit_core.errors import InputError
-from vit_core.preprocess import Preprocessing, decode_image, resize_image
+from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import TrainConfig
 from vit_train.data.augmentation import augmented, draw_mix
 from vit_train.data.sources import Split
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     """What an engine is given for one step: a process's rows of the global batch."""
 
     images_BHWC: Array
-    """uint8; normalised, then mixed, by the engine."""
+    """uint8 or uint16; normalised, then mixed, by the engine."""
     targets_BC: Array
     """float32 class weights, summing to one; already mixed."""
     weights_B: Array
@@ -123,16 +123,17 @@ class Batches:
         return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
 
     def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """uint8 image [H, W, C], label and weight of the run's example `number`, which is example i of the split."""
+        """Image [H, W, C], label and weight of the run's example `number`, which is example i of the split."""
         rng = np.random.default_rng([self.config.seed, IMAGE_STREAM, number])
         preprocessing, label = self.config.preprocessing, 0
         try:
             example = self.split.examples[i]
             label = int(example["label"])
-            image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
+            image = decode(example["image"], preprocessing)
             pixels_HWC, weight = augmented(image, preprocessing, self.config.augmentation, rng), 1
         except InputError:  # the training loop names it: it sees the weight
-            pixels_HWC, weight = np.zeros((*preprocessing.image_size, preprocessing.channels), np.uint8), 0
+            shape = (*preprocessing.image_size, preprocessing.channels)
+            pixels_HWC, weight = np.zeros(shape, preprocessing.pixel_type), 0
         check_label(label, self.split, i)
         return pixels_HWC, np.asarray(label), np.asarray(weight, np.float32)
 
@@ -159,7 +160,7 @@ class EvaluationBatch(NamedTuple):
     """Some examples of a split."""
 
     images_BHWC: np.ndarray
-    """uint8, by the evaluation transform."""
+    """uint8 or uint16, by the evaluation transform."""
     labels_B: np.ndarray
     """int64; 0 where counts_B is false."""
     counts_B: np.ndarray
@@ -187,7 +188,8 @@ class EvaluationBatches:
 
     def __getitem__(self, i: int) -> EvaluationBatch:
         ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
-        images_BHWC = np.zeros((len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels), np.uint8)
+        shape = (len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels)
+        images_BHWC = np.zeros(shape, self.preprocessing.pixel_type)
         labels_B, counts_B = np.zeros(len(ids_B), np.int64), ids_B < len(self.split)
         for row in np.flatnonzero(counts_B):
             try:
@@ -220,9 +222,8 @@ def _start_worker(worker: int, workers: int) -> None:
 
 
 def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 [H, W, C]: an example's image by the evaluation transform. InputError where it cannot be decoded."""
-    image = decode_image(example["image"], preprocessing.channels, preprocessing.exif_rotation)
-    return resize_image(image, preprocessing)
+    """uint8 or uint16 [H, W, C]: an example's image by the evaluation transform. InputError where it cannot be read."""
+    return resize_image(decode(example["image"], preprocessing), preprocessing)
 
 
 def check_label(label: int, split: Split, i: int) -> None:

@@ -29,7 +29,11 @@ from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
 from vit_core.storage import exclusive, staged_files
 from vit_train.config import Data
-from vit_train.data.sources import EVALUATION, PREPARED, Files, Split, open_split, split_folders
+from vit_train.data.checking import check_apart
+from vit_train.data.sources import Split, open_split
+from vit_train.data.sources.folders import Files, split_folders
+from vit_train.data.sources.prepared import PREPARED
+from vit_train.data.sources.split_names import PREFERRED, spelled
 from vit_train.display import SILENT, Display
 from vit_train.processes import end_with_parent
 
@@ -100,6 +104,7 @@ def prepare(
     for option, number in (("workers", workers), ("shard-size-mib", shard_size_mib)):
         if number is not None and number < 1:
             raise InputError(f"--{option} {number}: expected 1 or more")
+    check_apart(out, Data(name=f"{folder}{os.sep}"))
     name = valid_name(folder, name)
     set_folder = out / name / VERSION
     work = set_folder.with_name(f"{VERSION}.incomplete")
@@ -131,16 +136,16 @@ def valid_name(folder: Path, name: str | None) -> str:
 def find_splits(folder: Path, data: Data) -> dict[str, Split]:
     """The folder's splits by name. InputError also for a name of a class that the set could not contain."""
     train = open_split(data, "train")
-    if not isinstance(train.examples, Files):
-        raise InputError(f"{folder}: a prepared set already; expected class folders")
+    if not isinstance(train.examples, Files) or not folder.is_dir():
+        raise InputError(f"{folder}: a data set of another kind; expected class folders")
     for label in train.labels:
         if label != label.strip() or not label.isprintable():  # label.labels.txt has a line for each, stripped
             raise InputError(f"class folder {label!r}: expected a name of printable characters, no space at its ends")
     known = split_folders(folder)
     splits = {"train": train}
-    for name in EVALUATION:
-        if name in known:
-            splits[name] = open_split(data.replace(eval_split=name), "eval")
+    for name in PREFERRED["test"]:
+        if (found := spelled(name, known)) is not None:
+            splits[name] = open_split(data.replace(eval_split=found), "test")
     if len(splits) == 1 and data.held_out:
         splits["test"] = open_split(data, "eval")
     return splits
@@ -156,7 +161,7 @@ def plan_shards(
         assert isinstance(files, Files)
         order_N = np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(len(files))
         files = files.take(order_N)
-        status_N2 = np.array([_size_and_time(files.path(i)) for i in range(len(files))])
+        status_N2 = np.array([_size_and_time(files.name(i)) for i in range(len(files))])
         count = math.ceil(max(status_N2[:, 0].sum() / shard_bytes, len(files) / MAX_RECORDS, 1))
         template = naming.ShardedFileTemplate(work, dataset_name=name, split=split, filetype_suffix="array_record")
         for i, part_N in enumerate(np.array_split(np.arange(len(files)), min(count, len(files)))):

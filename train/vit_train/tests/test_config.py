@@ -107,7 +107,10 @@ def test_preprocessing_follows_the_model() -> None:
         ({"batch_size": 15}, "batch_size: 15 examples taken at once cannot be paired; mixup and CutMix need an even"),
         ({"augmentation": {"crop_area": (0.5, 0.2)}}, "crop_area: expected 0 < smallest <= largest"),
         ({"augmentation": {"flip": 1.5}}, "augmentation: flip: Input should be less than or equal to 1, found 1.5"),
-        ({"preprocessing": Preprocessing(image_size=8, channels=3)}, "mean has 3 values, expected one for each of 1"),
+        (
+            {"preprocessing": Preprocessing(image_size=8, mean=(0.4, 0.5, 0.6))},
+            "mean has 3 values, expected one for each of 1",
+        ),
     ],
 )
 def test_impossible_runs_are_refused_in_one_line(change: dict[str, Any], message: str) -> None:

@@ -109,7 +109,7 @@ def test_a_checkpoint_is_evaluated_without_a_training_config(tmp_path: Any, capl
     results = [evaluate_checkpoint(randomized(), data, name, batch_size=24) for name in ("jax", "torch")]
     expected = evaluate(TorchPredictor(randomized()), SPLIT, OPTIONS)
     for result, framework in zip(results, ("jax", "torch"), strict=True):
-        assert result.title == f"a checkpoint in memory on images (held out), {framework}"
+        assert result.title == f"a checkpoint in memory on images (all images), {framework}"
         assert (result.images, result.process, result.accuracy.correct) == (64, 0, expected.correct)
         assert result.accuracy.loss == pytest.approx(expected.loss, rel=1e-5)
     assert caplog.records == []

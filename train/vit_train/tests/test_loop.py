@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from vit_train.data.batches import Batches
 from vit_train.data.sources import Split
 from vit_train.evaluation import evaluate
 from vit_train.loop import FitResult
+from vit_train.metrics import Metrics
+from vit_train.step_monitor import StepMonitor
+from vit_train.step_result import StepResult
 from vit_train.tests.small_run import CONFIG, ENGINES, LABELS, SGD, quadrants, run_in, train_steps
 
 SPLIT = quadrants()
@@ -107,6 +111,47 @@ def test_unreadable_images_are_named_and_counted(name: str, tmp_path: Path, capl
         fit(ENGINES[name](CONFIG.replace(undecodable_limit=1)), tmp_path / "strict", split=split)
     (kept,) = saved_steps(tmp_path / "strict")
     assert str(error.value).startswith(f"step {int(kept.name)}:"), "what was trained until then is kept"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_update_without_images_stops_the_run(name: str, tmp_path: Path) -> None:
+    """Here after the first epoch, in which all images were readable; what was trained until then is kept."""
+    examples = list(SPLIT.examples)
+    split = Split(examples, LABELS, "mine")
+    engine, first = ENGINES[name](CONFIG), 64 // CONFIG.batch_size
+    train_step, kept = engine.train_step, []
+
+    def damaging(*args: Any) -> Any:
+        result = train_step(*args)
+        if args[1] == first - 1:
+            kept.append(engine.export())
+            examples[:] = [{"image": b"no image", "label": 0}] * 64
+        return result
+
+    engine.train_step = damaging
+    config = CONFIG.replace(threads=1)
+    batches = Batches(split, config)
+    run = run_in(tmp_path, config)
+    with pytest.raises(InputError, match=r"step \d: none of the 16 images of its batch can be read \(mine\[") as error:
+        loop.fit(engine, run, batches, split)
+    (saved,) = saved_steps(tmp_path)
+    assert str(error.value).startswith(f"step {int(saved.name) + 1}: ")
+
+
+def test_several_processes_find_an_update_without_images_in_its_result(tmp_path: Path) -> None:
+    """None knows whether another could read its images: the loss and the gradient are 0 only if none could."""
+    engine = SimpleNamespace(processes=2, skipped=0, skippable=0, trained=("a",), config=CONFIG)
+    batches = Batches(SPLIT, CONFIG)
+    unread = batches[0]._replace(weights_B=np.zeros(16, np.float32))
+    with Metrics(tmp_path, 0, False) as metrics:
+        monitor = StepMonitor(engine, run_in(tmp_path), batches, metrics)  # type: ignore[arg-type]
+        for batch, loss, square in ((unread, 0.7, 0.1), (batches[0], 0.0, 0.0)):  # another process had images; has some
+            monitor.before_step(1, batch)
+            monitor.after_step(1, batch, StepResult(np.float32(loss), np.array([square])))
+            monitor.check()
+        monitor.after_step(2, unread, StepResult(np.float32(0), np.array([0.0])))
+        with pytest.raises(InputError, match="step 2: none of the 16 images of its batch can be read"):
+            monitor.check()
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, engine: Any, method: str, call: int, number: int) -> list[int]:

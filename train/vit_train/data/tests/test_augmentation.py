@@ -10,6 +10,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
+from vit_core.planes import Planes
 from vit_core.preprocess import Preprocessing, resize_image
 from vit_train.config import Augmentation
 from vit_train.data.augmentation import Mix, augmented, draw_mix
@@ -240,3 +241,17 @@ def test_only_what_is_switched_on_is_drawn() -> None:
     assert {mix.weight for mix in cutmix} == {1.0}
     assert all(mix in pair for mix, pair in zip(both, zip(mixup, cutmix, strict=True), strict=True))
     assert abs(sum(map(Mix.__eq__, both, mixup)) - 500) < 5 * np.sqrt(1000 / 4)  # five standard deviations
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_number_of_channels_is_augmented_as_grayscale_is(seed: int) -> None:
+    """Each channel as an image of its own, by the same draws; Pillow rounds 8-bit images after each of three steps."""
+    changes = Augmentation(crop_area=(0.5, 1.0), flip=0.5, rotation=20, shift=0.1)
+    y_H1, x_1W = np.mgrid[:40, :50]
+    pixels = np.stack([20 + 4 * y_H1 + x_1W, 200 - x_1W * 3, 100 + y_H1, 30 + y_H1 * x_1W // 9, y_H1], -1)
+    five, one = (Preprocessing(image_size=(24, 32), channels=channels) for channels in (5, 1))
+    found = augmented(Planes.of(pixels.astype(np.uint8), 8), five, changes, np.random.default_rng(seed)).astype(int)
+    for c in range(5):
+        image = Image.fromarray(pixels[..., c].astype(np.uint8))
+        alone = augmented(image, one, changes, np.random.default_rng(seed))[..., 0].astype(int)
+        assert np.abs(found[..., c] - alone).max() <= 3

@@ -336,7 +336,7 @@ def test_options_that_are_refused(photos: Path, tmp_path: Path, options: Any, me
 def test_folders_that_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nix: No such file or directory; expected a readable folder"):
         packed(tmp_path / "nix", tmp_path / "out")
-    with pytest.raises(InputError, match=re.escape("1.0.0: a prepared set already; expected class folders")):
+    with pytest.raises(InputError, match=re.escape("1.0.0: a data set of another kind; expected class folders")):
         packed(packed(photos, tmp_path / "out").folder, tmp_path / "again")
     for name in ("c ", "c\n", "c\nd", os.fsdecode(b"c\xff")):
         folder = fill(tmp_path / name.encode(errors="replace").hex(), {"a/1.png": image(1), f"{name}/1.png": image(1)})

@@ -1,12 +1,10 @@
-"""Every kind of source returns the bytes of the files with their labels, whatever the order of the file system."""
+"""Prepared sets return what tensorflow-datasets reads; splits are read in other processes and threads."""
 
 import json
-import os
 import pickle
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,9 @@ from PIL import Image
 
 from vit_core.errors import InputError
 from vit_train.config import Data
-from vit_train.data import sources
-from vit_train.data.sources import Split, open_split
-
-
-def fill(folder: Path, *names: str) -> Path:
-    """A folder of files that contain their own names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    return folder
-
-
-def folder_split(folder: Path, which: sources.Which, **fields: Any) -> Split:
-    return open_split(Data(name=str(folder), **fields), which)
-
-
-def held(split: Split) -> list[tuple[str, int]]:
-    return [(example["image"].decode(), example["label"]) for example in split.examples]
+from vit_train.data.sources import open_split
+from vit_train.data.sources.prepared import PREPARED
+from vit_train.data.tests.text_folders import fill, folder_split
 
 
 class Pets(tfds.core.GeneratorBasedBuilder):
@@ -67,7 +50,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Pets(data_dir=str(root), file_format="array_record").download_and_prepare(download_config=config)
     older = root / "pets/1.9.0"
     older.mkdir()
-    for name in sources.PREPARED:
+    for name in PREPARED:
         (older / name).write_text((root / "pets/1.10.0" / name).read_text().replace("1.10.0", "1.9.0"))
     (root / "pets/2.0.0").mkdir()
     (root / "pets/2.0.0/features.json").write_text((older / "features.json").read_text())
@@ -79,162 +62,6 @@ def by_tfds(directory: Path, split: str) -> list[tuple[bytes, int]]:
     builder = tfds.builder_from_directory(str(directory / "pets/1.10.0"))
     source = builder.as_data_source(split, decoders={"portrait": tfds.decode.SkipDecoding()})
     return [(example["portrait"], example["kind"]) for example in source]
-
-
-# Class folders
-
-
-def test_folders_with_splits(tmp_path: Path) -> None:
-    root = fill(
-        tmp_path / "photos",
-        "train/dog/2.jpg", "train/dog/deep/er/1.PNG", "train/cat/a.webp", "train/cat/.hidden.jpg",
-        "train/cat/notes.txt", "train/cat/table.pdf", "train/.cache/x.jpg", "readme.jpg",
-        "val/dog/3.jpg", "extra/cat/4.jpeg", "extra/dog/5.jpg",
-    )  # fmt: skip
-    train, evaluation = folder_split(root, "train"), folder_split(root, "eval")
-    assert held(train) == [("train/cat/a.webp", 0), ("train/dog/2.jpg", 1), ("train/dog/deep/er/1.PNG", 1)]
-    assert held(evaluation) == [("val/dog/3.jpg", 1)]
-    assert train.labels == evaluation.labels == ("cat", "dog")
-    assert (train.title, evaluation.title, len(train)) == ("photos/train", "photos/val", 3)
-    assert evaluation.name(0) == str(root / "val/dog/3.jpg")
-    named = folder_split(root, "eval", eval_split="extra")
-    assert held(named) == [("extra/cat/4.jpeg", 0), ("extra/dog/5.jpg", 1)]
-    assert folder_split(root, "train", train_split="extra").title == "photos/extra"
-
-
-def test_the_evaluation_split_is_the_first_of_three_names(tmp_path: Path) -> None:
-    for split in ("val", "validation", "test"):
-        fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{split}/a/1.jpg")
-        assert folder_split(tmp_path, "eval").title == f"{tmp_path.name}/{split}"
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    fill(tmp_path, "train/1.jpg", "bus/1.jpg", "test/1.jpg")
-    assert folder_split(tmp_path, "train", held_out=0.0).labels == ("bus", "test", "train")
-
-
-@pytest.mark.parametrize("below", ["", "train/"])
-def test_a_share_of_each_class_is_held_out(tmp_path: Path, below: str) -> None:
-    sizes = {"a": 30, "b": 8, "c": 2, "d": 1}
-    names = [f"{below}{label}/{i:02}.jpg" for label, size in sizes.items() for i in range(size)]
-    fill(tmp_path, *names)
-
-    def draw(**fields: Any) -> tuple[list[str], list[str]]:
-        train, evaluation = (folder_split(tmp_path, which, **fields) for which in ("train", "eval"))
-        assert evaluation.title == train.title + " (held out)"
-        assert train.labels == evaluation.labels == tuple(sizes)
-        for name, label in held(train) + held(evaluation):
-            assert name.removeprefix(below).split("/")[0] == train.labels[label]
-        return [name for name, _ in held(train)], [name for name, _ in held(evaluation)]
-
-    train, evaluation = draw(held_out=0.2)
-    assert sorted(train + evaluation) == names
-    assert [sum(name.startswith(below + label) for name in evaluation) for label in sizes] == [6, 2, 1, 0]
-    assert draw(held_out=0.2) == (train, evaluation)
-    assert draw(held_out=0.2, split_seed=1) != (train, evaluation)
-    assert [sum(name.startswith(below + label) for name in draw(held_out=0.99)[0]) for label in sizes] == [1, 1, 1, 1]
-    fill(tmp_path, f"{below}aa/1.jpg", f"{below}aa/2.jpg")  # another class changes nothing in these
-    sizes = {"a": 30, "aa": 2, "b": 8, "c": 2, "d": 1}
-    assert [name for name in draw(held_out=0.2)[1] if "aa" not in name] == evaluation
-
-
-def test_fractions_of_zero_and_one(tmp_path: Path) -> None:
-    fill(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg")
-    assert len(folder_split(tmp_path, "train", held_out=0.0)) == len(folder_split(tmp_path, "eval", held_out=1.0)) == 3
-    with pytest.raises(InputError, match=r"data\.held_out 0 leaves nothing to evaluate on; set another fraction"):
-        folder_split(tmp_path, "eval", held_out=0.0)
-    with pytest.raises(InputError, match=r"data\.held_out 1 leaves nothing to train on"):
-        folder_split(tmp_path, "train", held_out=1.0)
-
-
-def test_the_order_of_the_file_system_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, *(f"{label}/{i}.jpg" for label in "abc" for i in range(9)))
-    expected = [held(folder_split(tmp_path, which)) for which in ("train", "eval")]
-    scandir, backwards = os.scandir, []
-
-    @contextmanager
-    def reversed_scandir(path: Any) -> Iterator[Any]:
-        with scandir(path) as entries:
-            backwards.append(sorted(entries, key=lambda entry: entry.name, reverse=True))
-            yield backwards[-1]
-
-    monkeypatch.setattr(os, "scandir", reversed_scandir)
-    assert [held(folder_split(tmp_path, which)) for which in ("train", "eval")] == expected
-    assert len(backwards) >= 8
-
-
-def test_links_are_followed_except_in_circles(tmp_path: Path) -> None:
-    fill(tmp_path / "store", "x.jpg", "y.jpg")
-    root = fill(tmp_path / "photos", "a/1.jpg", "b/1.jpg")
-    (root / "a/2.jpg").symlink_to(tmp_path / "store/x.jpg")
-    (root / "c").symlink_to(tmp_path / "store")
-    assert [name for name, _ in held(folder_split(root, "train", held_out=0.0))] == [
-        "a/1.jpg", "x.jpg", "b/1.jpg", "x.jpg", "y.jpg",
-    ]  # fmt: skip
-    (root / "b/up").symlink_to(root)
-    with pytest.raises(InputError, match=r"photos/b/up/b: a link back to a folder that it is in; remove it"):
-        folder_split(root, "train")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    split = folder_split(fill(tmp_path, "a/1.jpg", "b/1.jpg"), "train", held_out=0.0)
-    (tmp_path / "b/1.jpg").unlink()
-    assert split.examples[0]["image"] == b"a/1.jpg"
-    with pytest.raises(InputError, match=r"cannot read image '.*b/1\.jpg': No such file"):
-        split.examples[1]
-
-
-def test_names_of_any_bytes(tmp_path: Path) -> None:
-    fill(tmp_path, "a/1.jpg", "b/ü ñ.jpg")
-    (tmp_path / "b" / os.fsdecode(b"\xff.jpg")).write_text("bytes")
-    split = folder_split(tmp_path, "train", held_out=0.0)
-    assert [name for name, _ in held(split)] == ["a/1.jpg", "b/ü ñ.jpg", "bytes"]
-
-
-FAULTY_FOLDERS = [
-    ([], {}, "train", "photos: No such file or directory; expected a readable folder of class folders, or a prepared"),
-    (["1.jpg"], {}, "train", "photos: no class folders; expected .*photos/CLASS/image files"),
-    (["a/1.jpg"], {"held_out": 0.0}, "train", "photos: classes: a; expected two or more"),
-    (["a/1.jpg", "b/1.txt"], {}, "train", "photos/b: no images; expected files as .jpg or .png, or remove the folder"),
-    (["a/1.jpg", "b/1.jpg"], {"train_split": "train"}, "train", "photos: no split 'train'; found: only class"),
-    (
-        ["train/a/1.jpg", "val/a/1.jpg"],
-        {"eval_split": "tset"},
-        "eval",
-        "photos: no split 'tset'; found: train, val$",
-    ),
-    (["train/a/1.jpg", "val/a/1.jpg"], {"eval_split": "tset"}, "train", "photos: no split 'tset'"),
-    (["val/a/1.jpg", "more/b/1.jpg"], {}, "train", "photos: no split 'train'; found: more, val$"),
-    (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], {}, "eval", "photos/val/c: no class of that name in training"),
-]
-
-
-@pytest.mark.parametrize(("names", "fields", "which", "message"), FAULTY_FOLDERS)
-def test_folders_that_are_refused(tmp_path: Path, names: list[str], fields: Any, which: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        folder_split(fill(tmp_path / "photos", *names), which, **fields)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_permission_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Any) -> None:
-        raise PermissionError(13, "Permission denied", path)
-
-    fill(tmp_path, "a/1.jpg", "b/1.jpg")
-    monkeypatch.setattr(os, "scandir", refuse)  # file modes do not bind root
-    with pytest.raises(InputError, match=f"{tmp_path}: Permission denied; expected a readable folder"):
-        folder_split(tmp_path, "train")
-
-
-@pytest.mark.parametrize("address", ["gs://bucket/photos", "s3://bucket/photos", "memory://photos/"])
-@pytest.mark.parametrize("field", ["name", "directory"])
-def test_data_in_a_store_are_refused(address: str, field: str) -> None:
-    with pytest.raises(InputError, match=rf"data\.{field}: {address} is in a store, .*copy them to a folder") as caught:
-        open_split(Data(**{"name": "cifar10", field: address}), "train")
-    assert "\n" not in str(caught.value)
-
-
-# Prepared sets
 
 
 @pytest.mark.parametrize("split", ["train", "train[:25%]", "train[13:]+validation[:-3]", "extra[6:8]", None])
@@ -328,8 +155,8 @@ FAULTY_SETS = [
     (
         "dataset_info.json",
         '"validation"',
-        '"dev"',
-        "pets: no split test, validation, val to evaluate on; found: train",
+        '"later"',
+        "pets: no split validation, val, valid, dev, test, testing to evaluate on; found: train",
     ),
     (
         "features.json",

@@ -107,7 +107,7 @@ class TrainStep:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, layout))
 
         return Batch(
-            images_BHWC=array((B, *model.image_size, model.channels), np.uint8),
+            images_BHWC=array((B, *model.image_size, model.channels), self.config.preprocessing.pixel_type),
             targets_BC=array((B, model.num_classes), np.float32),
             weights_B=array((B,), np.float32),
             own_share_B=array((B,), np.float32),

@@ -173,6 +173,8 @@ def preprocessor_texts(preprocessing: Preprocessing | None) -> tuple[dict[str, s
     if preprocessing is None:
         return {}, []
     p, (height, width) = preprocessing, preprocessing.image_size
+    if p.bit_depth != 8:
+        return {}, [f"no {FILE}: no processor of transformers keeps 16 bits of a pixel"]
     if p.exif_rotation or p.resize == "border" or (p.resize == "crop" and height != width):
         what = "covers and crops to a size that is not square"
         if p.exif_rotation or p.resize == "border":

@@ -1,0 +1,194 @@
+"""Checks of the data before a run begins: unreadable images, missing classes, images that are in both splits."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from vit_core.errors import InputError, abbreviate
+from vit_core.preprocess import Preprocessing, decode, register_formats
+from vit_core.storage import Location, is_local
+from vit_train.config import Data
+from vit_train.data.sources import Split
+from vit_train.data.sources.opening import data_path
+from vit_train.data.sources.split import Listed, Source
+from vit_train.display import SILENT, Display, Task
+
+DECODED = 10_000
+"""Images of a split whose pixels are decoded, at most; of the others only the header is read."""
+HEAD = 65536
+"""First bytes of an image file that are read for its header, and by which copies are recognised."""
+COMPARED = 20_000
+"""Images, at most, that are read to find out whether two data sets have images in common."""
+
+
+class Look(NamedTuple):
+    """What one image file is like."""
+
+    digest: int
+    turned: bool = False
+    reason: str | None = None
+    """Why it cannot be read."""
+
+
+@dataclass
+class Checked:
+    """What is known of a split's images."""
+
+    split: Split
+    decoded: int = 0
+    headers: int = 0
+    """Images of which only the header was read."""
+    digests_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Hashes of each file's first bytes; 0: not read."""
+    unreadable: dict[int, str] = field(default_factory=dict)
+    """Reasons, by example."""
+    turned: int = 0
+    """Images whose EXIF data say that they have to be turned."""
+
+    @property
+    def summary(self) -> str:
+        """What was checked: "photos/train: pixels of 10,000 images, headers of 90,000"."""
+        total = len(self.split)
+        every = "all" if self.decoded == total else "of"
+        text = f"{self.split.title}: pixels {every} {self.decoded:,} images"
+        text += f", headers of {self.headers:,}" if self.headers else ""
+        rest = total - self.decoded - self.headers
+        return text + (f"; {rest:,} were not opened" if rest else "")
+
+
+def check_split(
+    split: Split, preprocessing: Preprocessing, display: Display = SILENT, share: tuple[int, int] = (0, 1)
+) -> Checked:
+    """Decodes the images of a split, at most `DECODED` that are drawn at random, and reads the headers of the others
+    where that does not need the whole record.
+
+    share: this process's number, and how many processes check every so many images each.
+    """
+    count, found = len(split), Checked(split)
+    order = np.random.default_rng(0).permutation(count)
+    limit = count if isinstance(split.examples, Listed) else min(count, DECODED)
+    found.digests_N = np.zeros(count, np.int64)
+    mine = np.arange(share[0], limit, share[1])
+    with display.task(f"check {split.title}", len(mine)) as task, ThreadPoolExecutor(os.cpu_count()) as threads:
+        looks = _in_threads(threads, split, preprocessing, [(int(order[n]), bool(n < DECODED)) for n in mine], task)
+        for i, whole, look in looks:
+            found.digests_N[i] = look.digest
+            found.decoded += whole
+            found.headers += not whole
+            found.turned += look.turned
+            if look.reason is not None:
+                found.unreadable[i] = look.reason
+    return found
+
+
+def _in_threads(
+    threads: ThreadPoolExecutor,
+    split: Split,
+    preprocessing: Preprocessing,
+    wanted: Sequence[tuple[int, bool]],
+    task: Task,
+) -> Iterator[tuple[int, bool, Look]]:
+    """(example, whether its pixels were decoded, what was seen) of each that is wanted."""
+    done = 0
+    for start in range(0, len(wanted), 256):  # few at a time: the threads would run ahead of an interrupt
+        some = wanted[start : start + 256]
+        with warnings.catch_warnings(action="ignore"):
+            found = list(threads.map(lambda one: _look(split, one[0], one[1], preprocessing), some))
+        done += len(some)
+        task.update(done)
+        yield from ((i, whole, look) for (i, whole), look in zip(some, found, strict=True))
+
+
+def _look(split: Split, i: int, whole: bool, preprocessing: Preprocessing) -> Look:
+    """Reads example i: the whole image, or its first bytes where they suffice."""
+    digest = 0
+    try:
+        if not whole and isinstance(split.examples, Listed):
+            head = split.examples.head(i, HEAD)
+            digest, orientation = _digest(head), _orientation(head)
+            if orientation is not None:
+                return Look(digest, orientation > 1)
+        image = split.examples[i]["image"]
+        digest = _digest(image)
+        decode(image, preprocessing)
+    except InputError as error:
+        return Look(digest, reason=str(error))
+    return Look(digest, (_orientation(image[:HEAD]) or 1) > 1)
+
+
+def _digest(image: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(image[:HEAD], digest_size=7).digest(), "little") or 1
+
+
+def _orientation(head: bytes) -> int | None:
+    """The EXIF orientation of an image, 1 where there is none; None where the first bytes of its file do not suffice
+    for Pillow to recognise it. (A TIFF's directory may be at its end.)"""
+    register_formats()
+    try:
+        with Image.open(io.BytesIO(head)) as image:
+            turned_by_pillow = image.format == "TIFF"
+            return 1 if turned_by_pillow else int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # decoders answer broken files with SyntaxError, struct.error and more
+        return None
+
+
+def unreadable_line(checked: Checked) -> str:
+    """The images that cannot be read, and why, in one line."""
+    named = [f"{checked.split.name(i)}: {reason}" for i, reason in sorted(checked.unreadable.items())]
+    return f"{len(named):,} images of {checked.split.title} cannot be read: {abbreviate(named, '; ', most=3)}"
+
+
+def missing_classes(split: Split) -> tuple[str, ...]:
+    """Classes without an image in a split. None for prepared sets, whose labels are in the records."""
+    if not isinstance(split.examples, Listed):
+        return ()
+    present = set(np.unique(split.examples.labels_N).tolist())
+    return tuple(label for i, label in enumerate(split.labels) if i not in present)
+
+
+def duplicates(training: Checked, evaluation: Checked) -> list[tuple[int, int]]:
+    """(training example, evaluation example) for each evaluation image that is a training image too, byte for byte."""
+    first = {digest: i for i, digest in reversed(list(enumerate(training.digests_N.tolist()))) if digest}
+    pairs = [(first[digest], i) for i, digest in enumerate(evaluation.digests_N.tolist()) if digest in first]
+    return [(a, b) for a, b in pairs if _bytes(training.split, a) == _bytes(evaluation.split, b) != b""]
+
+
+def _bytes(split: Split, i: int) -> bytes:
+    try:
+        return bytes(split.examples[i]["image"])
+    except InputError:
+        return b""
+
+
+def check_apart(out: Location, data: Data) -> None:
+    """InputError for an output folder inside the data folder: its files would become images of the next run."""
+    folder = data_path(data)
+    if folder is None or not folder.is_dir() or not is_local(out):
+        return
+    inside, around = out.resolve(), folder.resolve()
+    if around in (inside, *inside.parents):
+        raise InputError(
+            f"{out}: this output folder is inside the data folder {folder}, where its files would be taken for data; "
+            f"choose another, such as --out {around.parent / 'runs' / inside.name}"
+        )
+
+
+def images_in_common(training: Split, examples: Split) -> int:
+    """How many of the examples are training images: the same files or records, or, in sets that are not large, files
+    of the same bytes."""
+    if isinstance(training.examples, Source) and isinstance(examples.examples, Source):
+        places = set(training.examples.places())
+        if same := sum(place in places for place in examples.examples.places()):
+            return same
+    if len(training) + len(examples) > COMPARED:
+        return 0
+    contents = {hashlib.sha256(_bytes(training, i)).digest() for i in range(len(training))}
+    return sum(hashlib.sha256(_bytes(examples, i)).digest() in contents for i in range(len(examples)))

@@ -1,0 +1,9 @@
+"""Where examples come from, one module for each kind of source; `open_split` finds the kind by the name of the data.
+
+Images are returned as the bytes of their files. TensorFlow is never imported, and nothing is downloaded.
+"""
+
+from vit_train.data.sources.opening import open_split
+from vit_train.data.sources.split import Example, Split, Which
+
+__all__ = ["Example", "Split", "Which", "open_split"]

@@ -1,0 +1,180 @@
+"""Class folders, and image files below a folder."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vit_core.errors import InputError
+from vit_core.preprocess import register_formats
+from vit_train.config import Data
+from vit_train.data.sources import held_out, split_names
+from vit_train.data.sources.split import Listed, Split, Which
+
+RUN = b"run.json"
+"""A file that marks the folder of a training run."""
+HEIC = (b".heic", b".heif")
+NUMPY = b".npy"
+"""Arrays are images only where there are no others: they may be features beside them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Files(Listed):
+    """Image files below a folder. Millions of them stay small: two arrays, no Python object for each."""
+
+    root: str
+    names_N: np.ndarray
+    """Bytes: paths below the root."""
+    labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names_N)
+
+    def name(self, i: int) -> str:
+        """Path of file i."""
+        return os.path.join(self.root, os.fsdecode(self.names_N[i]))
+
+    def __getitem__(self, i: Any) -> Any:
+        return {"image": self._read(i), "label": int(self.labels_N[i])}
+
+    def head(self, i: int, length: int) -> bytes:
+        """The first bytes of file i."""
+        return self._read(i, length)
+
+    def _read(self, i: int, length: int = -1) -> bytes:
+        try:
+            with open(self.name(i), "rb") as file:
+                return file.read(length)
+        except OSError as error:
+            raise InputError(f"cannot read image {self.name(i)!r}: {error.strerror}") from None
+
+    @property
+    def keys_N(self) -> np.ndarray:
+        """Paths below the root."""
+        return self.names_N
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Paths below the root, and labels."""
+        return self.names_N.tobytes(), self.labels_N.tobytes()
+
+    def places(self) -> Iterable[object]:
+        """The path of each file, with links resolved in the folders above it."""
+        root = os.fsencode(os.path.realpath(self.root))
+        return (os.path.join(root, name) for name in self.names_N.tolist())
+
+
+def class_folders(folder: Path, data: Data, which: Which) -> Split:
+    """A split of FOLDER/<split>/<class>/... or FOLDER/<class>/...; without a split to evaluate on, one is drawn."""
+    if data.group is not None:
+        raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table (.csv, .tsv)")
+    splits = split_folders(folder, {data.train_split, data.eval_split} - {None})
+    train = split_names.choose(str(folder), splits, data, "train") or ""
+    evaluation = split_names.choose(str(folder), splits, data, "eval" if which == "train" else which) or ""
+    labels = subfolders(folder / train)
+    title = os.path.basename(os.path.abspath(folder))
+    unknown = split_names.unknown_names_note(title, splits, data)
+    if evaluation and which != "train":
+        files, notes = _image_files(folder, evaluation, labels)
+        return Split(files, tuple(labels), f"{title}/{evaluation}", (*unknown, *notes))
+    files, notes = _image_files(folder, train, labels)
+    title += f"/{train}" if train else ""
+    if not evaluation:
+        files = held_out.part(files, labels, data, which, str(folder))
+        title = held_out.share_title(title, data, which)
+    return Split(files, tuple(labels), title, (*unknown, *notes))
+
+
+def split_folders(folder: Path, asked: Collection[str | None] = ()) -> list[str]:
+    """Names of the split folders in a folder; none where it has class folders directly.
+
+    They are splits if one of them has a known name of a split, or one asked for, and contains folders: a class of
+    trains may be called "train".
+    """
+    inside = subfolders(folder)
+    wanted = {name.casefold() for name in asked if name}
+    known = [
+        name
+        for name in inside
+        if (split_names.is_known(name) or name.casefold() in wanted) and subfolders(folder / name)
+    ]
+    return [name for name in inside if subfolders(folder / name)] if known else []
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files, tuple[str, ...]]:
+    """All images in a split's class folders, sorted by class and path, whatever the order of the file system; and
+    notes on the files that are none."""
+    root, below = folder / split, os.fsencode(split)
+    label_of = {name: label for label, name in enumerate(labels)}
+    names: list[bytes] = []
+    counts: dict[int, int] = {}
+    ignored: Counter[bytes] = Counter()
+    for name in subfolders(root):
+        if name not in label_of:
+            raise InputError(f"{root / name}: no class of that name in training; expected one of those {len(labels)}")
+        found = sorted(_walk(os.fsencode(folder), os.path.join(below, os.fsencode(name)), (), ignored))
+        if images := [path for path in found if not path.lower().endswith(NUMPY)]:
+            ignored[NUMPY] += len(found) - len(images)
+            found = images
+        if not found:
+            raise InputError(f"{root / name}: no images; expected files as .jpg or .png, or remove the folder")
+        names += found
+        counts[label_of[name]] = len(found)
+    if not names:
+        raise InputError(f"{root}: no class folders; expected {root}/CLASS/image files")
+    labels_N = np.repeat(np.array([*counts], np.int32), [*counts.values()])
+    return Files(str(folder), np.array(names), labels_N), _ignored_notes(str(root), ignored)
+
+
+def _walk(root: bytes, below: bytes, above: tuple[tuple[int, int], ...], ignored: Counter[bytes]) -> Iterator[bytes]:
+    """Image files in the folder `below` a root, as paths below the root; recognized by their extensions, no file is
+    opened. Counts the extensions of all others."""
+    path = os.path.join(root, below)
+    status = os.stat(path)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise InputError(f"{os.fsdecode(path)}: a link back to a folder that it is in; remove it")
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            inside = os.path.join(below, entry.name)
+            extension = os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir():
+                yield from _walk(root, inside, (*above, here), ignored)
+            elif extension in extensions() or extension == NUMPY:
+                yield inside
+            elif entry.name == RUN:
+                raise InputError(f"{os.fsdecode(path)}: a training run is inside the data folder; move it elsewhere")
+            else:
+                ignored[extension] += 1
+
+
+@cache
+def extensions() -> frozenset[bytes]:
+    """Extensions of the formats that Pillow reads. (It writes some formats that it does not read, such as PDF.)"""
+    register_formats()
+    known = Image.registered_extensions()
+    return frozenset(os.fsencode(extension) for extension, format in known.items() if format in Image.OPEN)
+
+
+def _ignored_notes(where: str, ignored: Counter[bytes]) -> tuple[str, ...]:
+    """A line on the files that are no images."""
+    if not (ignored := +ignored):
+        return ()
+    kinds = ", ".join(f"{count:,} {os.fsdecode(kind) or 'without extension'}" for kind, count in ignored.most_common(6))
+    more = f" and {len(ignored) - 6} more kinds" if len(ignored) > 6 else ""
+    heic = "; pip install pillow-heif to read HEIC" if any(ignored[kind] for kind in HEIC) else ""
+    return (f"{where}: ignored, as no images that are read: {kinds}{more}{heic}",)

@@ -1,0 +1,69 @@
+"""Draws the examples that are held out for evaluation, where the data have no split for it."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from vit_core.errors import InputError
+from vit_train.config import Data
+from vit_train.data.sources.split import Listed, Which
+from vit_train.data.sources.split_names import KNOWN
+
+L = TypeVar("L", bound=Listed)
+
+
+def part(
+    examples: L, labels: Sequence[str], data: Data, which: Which, where: str, groups: Sequence[str] | None = None
+) -> L:
+    """The examples that are held out, or the others. They are sorted by label.
+
+    By class: a fraction of each class (at least one of two or more; all only for a fraction of 1). By group, where
+    groups are given, one for each example: whole groups. InputError where nothing is left.
+    """
+    held_N = _by_class(examples.labels_N, labels, data) if groups is None else _by_group(groups, data)
+    chosen = examples.take(np.flatnonzero(held_N == (which != "train")))
+    if not len(chosen):
+        purpose = "train" if which == "train" else "evaluate"
+        raise InputError(
+            f"{where}: data.held_out {data.held_out:g} leaves nothing to {purpose} on; set another fraction, or name "
+            f"splits ({', '.join(KNOWN)})"
+        )
+    return chosen
+
+
+def share_title(title: str, data: Data, which: Which) -> str:
+    """A title with what `part` takes of it: "photos (held out)"."""
+    if which == "train":
+        return title
+    return f"{title} (all images)" if data.held_out == 1 else f"{title} (held out)"
+
+
+def _by_class(labels_N: np.ndarray, labels: Sequence[str], data: Data) -> np.ndarray:
+    """bool [N]: whether an example is held out, the same fraction of each class."""
+    held_N = np.zeros(len(labels_N), bool)
+    bounds = np.searchsorted(labels_N, np.arange(len(labels) + 1))
+    for label, start, stop in zip(labels, bounds, bounds[1:], strict=False):
+        count = round(data.held_out * (stop - start))
+        if 0 < data.held_out < 1:
+            count = max(min(max(count, 1), stop - start - 1), 0)
+        # Seeded by the class's name, not its number: adding another class changes nothing in this one.
+        rng = np.random.default_rng([data.split_seed, zlib.crc32(os.fsencode(label))])
+        held_N[start + rng.permutation(stop - start)[:count]] = True
+    return held_N
+
+
+def _by_group(groups: Sequence[str], data: Data) -> np.ndarray:
+    """bool [N]: whether an example's group is held out: groups in a random order, as many as bring the number of
+    examples nearest to the fraction (at least one group and not all, unless the fraction is 0 or 1)."""
+    names, group_of_N, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    # A number for each group, by its name: adding another group does not change their order.
+    draws = [np.random.default_rng([data.split_seed, zlib.crc32(name.encode())]).random() for name in names.tolist()]
+    order = np.argsort(draws, kind="stable")
+    totals = np.concatenate(([0], np.cumsum(sizes[order])))
+    count = int(np.argmin(np.abs(totals - data.held_out * len(groups))))
+    if 0 < data.held_out < 1:
+        count = max(min(max(count, 1), len(names) - 1), 0)
+    return np.isin(group_of_N, order[:count])

@@ -1,0 +1,115 @@
+"""What a table, parquet files or shards say of their images, and how that is divided into splits and classes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from vit_core.errors import InputError, abbreviate
+from vit_train.config import Data
+from vit_train.data.sources import held_out, split_names
+from vit_train.data.sources.split import Listed, Split, Which
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a data set, before they are divided, with an entry of each sequence for each image."""
+
+    title: str
+    images: Listed
+    """In any order, without labels (all 0)."""
+    cells: Sequence[str] | Sequence[int]
+    """The label of each image as it is written; text, or else numbers."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes 0, 1, ..., where labels are numbers that have names."""
+    splits: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def split_of(listing: Listing, data: Data, which: Which) -> Split:
+    """A split of a listing; one to evaluate on is drawn where none is named.
+
+    Classes are those of the training split: text in the order of its letters, as class folders are; numbers in their
+    order. Examples are sorted by class, then by key, then as they are listed, so that the same images have the same
+    order in every kind of source.
+    """
+    found = list(dict.fromkeys(listing.splits or ()))
+    train = split_names.choose(listing.title, found, data, "train")
+    evaluation = split_names.choose(listing.title, found, data, "eval" if which == "train" else which)
+    if listing.groups is not None and evaluation is not None:
+        raise InputError(f"{listing.title}: data.group draws a split by group, and there is one: '{evaluation}'")
+    name = train if which == "train" or evaluation is None else evaluation
+    training_N, chosen_N = _rows(listing, train), _rows(listing, name)
+    listing = replace(listing, classes=listing.classes or _classes_in_keys(listing))
+    labels = listing.classes or tuple(map(str, sorted({listing.cells[i] for i in training_N.tolist()})))
+    labels_M = _numbered(listing, labels, chosen_N, name)
+    order = np.lexsort((chosen_N, listing.images.keys_N[chosen_N], labels_M))
+    chosen_N = chosen_N[order]
+    examples = replace(listing.images.take(chosen_N), labels_N=labels_M[order])  # type: ignore[type-var]
+    title = f"{listing.title}/{name}" if name else listing.title
+    if evaluation is None:
+        groups = None if listing.groups is None else [listing.groups[i] for i in chosen_N.tolist()]
+        examples = held_out.part(examples, labels, data, which, title, groups)
+        title = held_out.share_title(title, data, which)
+    unknown = split_names.unknown_names_note(listing.title, found, data)
+    return Split(examples, labels, title, (*listing.notes, *unknown))
+
+
+def _classes_in_keys(listing: Listing) -> tuple[str, ...] | None:
+    """The names of classes whose labels are numbers only, from keys as CLASS/NAME: where the numbers are those of the
+    folders, sorted. None where they are not."""
+    if not isinstance(listing.cells[0], int):
+        return None
+    folders = [os.path.basename(os.path.dirname(key)) for key in listing.images.keys_N.tolist()]
+    pairs = sorted(set(zip(listing.cells, folders, strict=True)))
+    names = sorted(os.fsdecode(folder) for _, folder in pairs)
+    if [number for number, _ in pairs] != [*range(len(pairs))] or "" in names:
+        return None
+    return tuple(names) if [os.fsdecode(folder) for _, folder in pairs] == names else None
+
+
+def _rows(listing: Listing, split: str | None) -> np.ndarray:
+    """Indices of the images of a split; of all images, where there are no splits."""
+    if split is None or listing.splits is None:
+        return np.arange(len(listing.images))
+    return np.flatnonzero(np.array(listing.splits) == split)
+
+
+def _numbered(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, split: str | None) -> np.ndarray:
+    """int32 [M]: the label of each row. InputError for a label that is none of the training classes."""
+    if listing.classes is not None:
+        return np.array([listing.cells[i] for i in rows_M.tolist()], np.int32)
+    number = {label: i for i, label in enumerate(labels)}
+    cells = [str(listing.cells[i]) for i in rows_M.tolist()]
+    if unknown := sorted(set(cells) - set(number)):
+        raise InputError(
+            f"{listing.title}/{split}: no class of that name in training: {abbreviate(unknown)}; expected one of "
+            f"those {len(labels)}"
+        )
+    return np.array([number[cell] for cell in cells], np.int32)
+
+
+def column(where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:
+    """The column of a table that is asked for, or else the first of the usual names in any case. InputError where
+    there is none."""
+    if (found := optional_column(where, names, asked, usual, option)) is not None:
+        return found
+    fix = f"set --data.{option.replace('_', '-')}"
+    raise InputError(f"{where}: no column {' or '.join(usual[:3])}; found: {abbreviate(names)}; {fix}")
+
+
+def optional_column(
+    where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str
+) -> str | None:
+    """As `column`; None where no column has a usual name."""
+    if asked is not None:
+        if asked not in names:
+            raise InputError(f"{where}: data.{option}: no column '{asked}'; found: {abbreviate(names)}")
+        return asked
+    lower = {name.casefold(): name for name in reversed(names)}
+    return next((lower[name] for name in usual if name in lower), None)

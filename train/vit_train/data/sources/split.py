@@ -1,0 +1,90 @@
+"""What every kind of source gives: its examples at random, and where a person finds each of them."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from vit_train.display import SILENT, Display
+
+Example = Mapping[str, Any]
+"""{"image": the bytes of an image file, "label": int}"""
+Which = Literal["train", "eval", "test"]
+"""Training examples; those that training evaluates on (a validation split, where there is one); those that a finished
+model is measured on (a test split, where there is one)."""
+
+
+class Source(Sequence[Example]):
+    """Examples of one kind of storage, each read when it is asked for; picklable, so that other processes can read
+    them. Reading one raises InputError for a file or record that cannot be read."""
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """Where a person finds example i: its file, or its position in one."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> tuple[object, ...]:
+        """What distinguishes these examples, in their order, from others; moving the data does not change it."""
+
+    @abstractmethod
+    def places(self) -> Iterable[object]:
+        """Where each example is on this machine: two examples at equal places are the same."""
+
+    def make_ready(self, display: Display = SILENT) -> None:
+        """Does once what random access needs, such as unpacking."""
+
+
+class Listed(Source):
+    """Examples with a label and a key each, sorted by both; fields that end in _N are arrays with an entry for each."""
+
+    labels_N: np.ndarray
+    """int32"""
+
+    @property
+    @abstractmethod
+    def keys_N(self) -> np.ndarray:
+        """Bytes: what the examples of a class are sorted by."""
+
+    @abstractmethod
+    def head(self, i: int, length: int) -> bytes:
+        """The first bytes of image file i, at least as many as it has or `length`. InputError as for reading it."""
+
+    def take(self, indices_M: np.ndarray) -> Self:
+        """The examples of these indices, in their order."""
+        arrays = [field.name for field in fields(self) if field.name.endswith("_N")]  # type: ignore[arg-type]
+        return replace(self, **{name: getattr(self, name)[indices_M] for name in arrays})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of a split, each read when it is asked for; picklable, so that other processes can read them."""
+
+    examples: Sequence[Example]
+    """A Source, or examples in memory."""
+    labels: tuple[str, ...]
+    """Names of the classes, by label."""
+    title: str
+    """For people: "cifar10 train", "photos/val"."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the data were read, such as files that were ignored."""
+
+    def name(self, i: int) -> str:
+        """Where a person finds example i: its file, or its position ("cifar10 train[123]")."""
+        return self.examples.name(i) if isinstance(self.examples, Source) else f"{self.title}[{i}]"
+
+    def fingerprint(self) -> str:
+        """A hash of the examples' identities, their order and the labels' names; moving the data does not change it."""
+        identity = self.examples.identity if isinstance(self.examples, Source) else ()
+        return hashlib.sha256(repr((len(self), self.labels, *identity)).encode()).hexdigest()[:16]
+
+    def make_ready(self, display: Display = SILENT) -> None:
+        """Does once what reading the examples at random needs, such as unpacking."""
+        if isinstance(self.examples, Source):
+            self.examples.make_ready(display)
+
+    def __len__(self) -> int:
+        return len(self.examples)

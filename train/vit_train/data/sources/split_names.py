@@ -1,0 +1,82 @@
+"""Which split of a data set is which, by the names that people use, in any case."""
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from vit_core.errors import InputError
+from vit_train.config import Data
+from vit_train.data.sources.split import Which
+
+TRAIN = ("train", "training")
+VALIDATION = ("validation", "val", "valid", "dev")
+TEST = ("test", "testing")
+KNOWN = (*TRAIN, *VALIDATION, *TEST)
+"""Names that a split is recognised by, in any case."""
+PREFERRED: dict[Which, tuple[str, ...]] = {"train": TRAIN, "eval": VALIDATION + TEST, "test": TEST + VALIDATION}
+"""The names in the order in which they are looked for, where none is asked for."""
+
+
+def choose(where: str, found: Collection[str], data: Data, which: Which) -> str | None:
+    """The split that is asked for, or else the first of the preferred names; None where there is none to evaluate on.
+
+    InputError for a split that is asked for and is not there, and for a missing training split.
+    """
+    asked = data.train_split if which == "train" else data.eval_split
+    if asked is None and not found:
+        return None
+    for name in (asked,) if asked is not None else PREFERRED[which]:
+        if (same := spelled(name, found)) is not None:
+            return same
+    if asked is not None or which == "train":
+        raise no_split(where, asked or "train", found or ["no splits"])
+    return None
+
+
+def spelled(name: str, found: Collection[str]) -> str | None:
+    """The name as it is spelled among those found: equal, or else equal in lower case. InputError for several."""
+    if name in found:
+        return name
+    same = [one for one in found if one.casefold() == name.casefold()]
+    if len(same) > 1:
+        raise InputError(f"split '{name}': found as {' and '.join(sorted(same))}; keep one of them")
+    return same[0] if same else None
+
+
+def is_known(name: str) -> bool:
+    """Whether a folder or a file of this name is taken for a split."""
+    return name.casefold() in KNOWN
+
+
+def unknown_names_note(where: str, found: Collection[str], data: Data) -> tuple[str, ...]:
+    """A note on the splits that are used by no command, because their names are not known."""
+    asked = {name.casefold() for name in (data.train_split, data.eval_split) if name}
+    unknown = [name for name in found if not is_known(name) and name.casefold() not in asked]
+    if not unknown:
+        return ()
+    what = f"split{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}"
+    return (f"{where}: {what} not used; known names are {', '.join(KNOWN)}; or set --data.eval-split",)
+
+
+def no_split(where: str, name: str, known: Collection[str]) -> InputError:
+    """The error for a split that does not exist."""
+    return InputError(f"{where}: no split '{name}'; found: {', '.join(known)}")
+
+
+def split_of_file(files: Sequence[str], root: Path) -> list[str] | None:
+    """The split of each file, where one of them has a known name in its own name or in that of its folder
+    ("train-00000-of-00002.parquet", "val/0000.tar"); None where no file has.
+
+    InputError for a file without a split beside files that have one.
+    """
+    base = root if root.is_dir() else root.parent
+    parts = [os.path.relpath(file, base).replace(os.sep, " ") for file in files]
+    words = [[word for word in re.split(r"[^a-zA-Z]+", part) if word] for part in parts]
+    found = [next((word for word in those if is_known(word)), None) for those in words]
+    if not any(found):
+        return None
+    if None in found:
+        file = files[found.index(None)]
+        raise InputError(f"{file}: no split in its name, and others have one; expected one of {', '.join(KNOWN)} in it")
+    return [str(name) for name in found]

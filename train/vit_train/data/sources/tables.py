@@ -1,0 +1,79 @@
+"""Tables of images: a .csv or .tsv file with a column of paths and a column of labels."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vit_core.errors import InputError
+from vit_train.config import Data
+from vit_train.data.sources.folders import Files
+from vit_train.data.sources.listing import Listing, column, optional_column
+
+SUFFIXES = (".csv", ".tsv")
+PATHS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath", "img")
+LABELS = ("label", "labels", "class", "class_name", "category", "target")
+SPLITS = ("split", "subset", "partition")
+"""Names of columns that are looked for where none is asked for, in this order and in any case."""
+
+
+def table(file: Path, data: Data) -> Listing:
+    """The images that a table lists, by paths relative to the table's folder.
+
+    The first line has the names of the columns. InputError, naming the line, for a row that cannot be used.
+    """
+    names, rows = _rows(file)
+    where = str(file)
+    image = column(where, names, data.image_column, PATHS, "image_column")
+    label = column(where, names, data.label_column, LABELS, "label_column")
+    split = optional_column(where, names, data.split_column, SPLITS, "split_column")
+    group = None if data.group is None else column(where, names, data.group, (), "group")
+    wanted = [names.index(name) for name in (image, label, split, group) if name is not None]
+    for line, row in rows:
+        if len(row) != len(names):
+            raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
+        if empty := [names[i] for i in wanted if not row[i].strip()]:
+            raise InputError(f"{file}, line {line}: nothing in column {empty[0]}; fill it in, or remove the line")
+    cells = {names[i]: [row[i].strip() for _, row in rows] for i in wanted}
+    paths = [os.path.normpath(path) for path in cells[image]]
+    values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
+    _check_paths(file, paths, [line for line, _ in rows], values)
+    images = Files(str(file.parent), np.array([os.fsencode(path) for path in paths]), np.zeros(len(rows), np.int32))
+    return Listing(
+        file.stem, images, cells[label], None, cells[split] if split else None, cells[group] if group else None
+    )
+
+
+def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns, and the other lines, each with its number. InputError for text that is no table."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            first = text.readline()
+            text.seek(0)
+            delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: cannot be read as a table ({error}); expected UTF-8 text") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{file}: two columns are called '{twice[0]}'; rename one")
+    if not rows:
+        raise InputError(f"{file}: no rows; expected a line of names, as path,label, and a line for each image")
+    return names, rows
+
+
+def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:
+    """InputError for an image that is listed twice with different values, and where the first image is not there."""
+    first: dict[str, int] = {}
+    for i, path in enumerate(paths):
+        earlier = first.setdefault(path, i)
+        if values[earlier] != values[i]:
+            raise InputError(
+                f"{file}, line {lines[i]}: {path} is in line {lines[earlier]} too, with other values; keep one of them"
+            )
+    if not os.path.exists(file.parent / paths[0]):
+        raise InputError(
+            f"{file}, line {lines[0]}: no file {file.parent / paths[0]}; paths are relative to the table's folder"
+        )

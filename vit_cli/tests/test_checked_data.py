@@ -1,0 +1,108 @@
+"""What the commands say of a person's data before they train on it, and of what they score."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vit_cli.tests.printed import Vit
+from vit_train.config import Data
+from vit_train.data.sources import open_split
+from vit_train.tests.small_run import folder_of_images
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return folder_of_images(tmp_path / "photos")
+
+
+def pretrain(recipe: str, data: object, out: object, framework: str = "torch") -> list[object]:
+    return ["pretrain", recipe, "--framework", framework, "--data.name", data, "--out", out]
+
+
+@pytest.mark.parametrize("data", [".", "./", "../photos", "../link/"])
+@pytest.mark.parametrize("out", ["runs/x", "../photos/runs", "../link/a/b", "."])
+def test_an_output_folder_inside_the_data_is_refused(
+    vit: Vit, recipe: str, images: Path, data: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images.parent / "link").symlink_to(images)
+    monkeypatch.chdir(images)
+    before = sorted(images.rglob("*"))
+    line = vit(*pretrain(recipe, data, out), status=2)
+    assert "this output folder is inside the data folder" in line
+    assert f"choose another, such as --out {images.parent}/runs/" in line
+    assert sorted(images.rglob("*")) == before, "nothing was written"
+
+
+def test_a_set_is_not_packed_into_the_images(vit: Vit, images: Path) -> None:
+    assert "inside the data folder" in vit("prepare", images, "--out", images / "set", status=2)
+
+
+def test_training_in_the_folder_of_images(
+    vit: Vit, recipe: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--data.name .` trains on the images that ./photos names: the batches are equal."""
+    monkeypatch.chdir(images)
+    for data, out in ((".", "here"), ("../photos", "there")):
+        text = vit(*pretrain(recipe, data, tmp_path / out), "--fingerprints")
+        assert "checked photos: pixels all 56 images; photos (held out): pixels all 8 images" in text
+    assert "batches with equal fingerprints" in vit("compare", tmp_path / "here", tmp_path / "there")
+
+
+def test_what_is_found_is_said_once(vit: Vit, recipe: str, images: Path, tmp_path: Path) -> None:
+    held_out = open_split(Data(name=f"{images}/"), "eval")
+    training = open_split(Data(name=f"{images}/"), "train")
+    Path(held_out.name(5)).write_bytes(Path(training.name(9)).read_bytes())
+    Path(training.name(3)).write_bytes(b"no image")
+    (images / "northeast/notes.txt").write_text("mine")
+    text = vit(*pretrain(recipe, images, tmp_path / "run"))
+    assert "ignored, as no images that are read: 1 .txt" in text
+    assert f"1 images of photos cannot be read: {training.name(3)}: cannot decode" in text
+    assert "1 of the 8 images of photos (held out) are in photos too, byte for byte" in text
+    assert f"({held_out.name(5)} is {training.name(9)})" in text
+    assert "checked" not in vit(*pretrain(recipe, images, tmp_path / "run")), "a run that goes on is not checked again"
+
+
+def test_scores_of_training_images_are_named_as_that(vit: Vit, recipe: str, images: Path, tmp_path: Path) -> None:
+    vit(*pretrain(recipe, images, tmp_path / "run"))
+    for checkpoint in ("run", "run/checkpoint", "run/steps/000008"):
+        text = " ".join(vit("evaluate", tmp_path / checkpoint, "--data", f"{images}/").split())
+        assert "the run was trained on 56 of these 64 images" in text
+        assert "photos (all images) (56 of 64 trained on)" in text
+    new = folder_of_images(tmp_path / "new", seed=1)
+    for data in ([], ["--data", f"{new}/"], ["--data", f"{images}/", "--held-out", "0.1"]):
+        assert "trained on" not in vit("evaluate", tmp_path / "run", *data)
+    os.rename(images, tmp_path / "moved")
+    text = vit("evaluate", tmp_path / "run", "--data", f"{tmp_path}/moved/")
+    assert "whether these are images that the run was trained on is not known" in " ".join(text.split())
+
+
+def test_no_room_for_a_saved_step(
+    vit: Vit, recipe: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vit_train import preflight
+
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    line = vit(*pretrain(recipe, images, tmp_path / "run"), status=2)
+    assert "0.0 GiB free, and a saved step takes 0.00; free some space, or choose another --out" in line
+
+
+def test_sixteen_bits_in_five_channels(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    """From NumPy files to an accuracy that both engines agree on; the class is in the last channel's lowest bits."""
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        pixels = rng.integers(30_000, 30_100, (8, 8, 5), np.uint16)
+        pixels[(i % 4) // 2 * 4 :, i % 2 * 4 :, 4] += 4000
+        file = tmp_path / f"photos/{i % 4}/{i:02}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, pixels)
+    channels = ["--model.channels", "5", "--preprocessing.bit-depth", "16", "--fingerprints"]
+    for framework in ("torch", "jax"):
+        vit(*pretrain(recipe, tmp_path / "photos", tmp_path / framework, framework), *channels)
+    text = vit("compare", tmp_path / "torch", tmp_path / "jax")
+    assert "batches with equal fingerprints: 2 of 2" in text
+    differences = [float(value) for value in re.findall(r"\d\.\d{6} +\d\.\d{6} +(\S+) ", text)]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4, "float32 rounding, eight small steps"
