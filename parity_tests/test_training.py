@@ -60,6 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "adafactor, bfloat16 momentum": {"optimizer": ADAFACTOR.replace(moment_dtype="bfloat16")},
     "accumulation": {"optimizer": ADAMW.replace(clip_norm=0.5), "accumulation": 4},
     "moving average": {"optimizer": ADAMW, "ema": 0.8},
+    "moving average, warm-up": {"optimizer": ADAMW, "ema": 0.999, "ema_warmup": True},
     "linear schedule": {"optimizer": ADAMW, "schedule": Schedule(name="linear", warmup_steps=3, final=0.1)},
     "constant, cooldown": {"optimizer": ADAMW, "schedule": Schedule(name="constant", warmup_steps=4, cooldown_steps=9)},
     "rsqrt, cooldown": {

@@ -26,7 +26,8 @@ from vit_train.config import Data
 from vit_train.data import digits
 
 Example = Mapping[str, Any]
-"""{"image": the bytes of an image file, "label": int}"""
+"""{"image": the bytes of an image file, "label": the number of its class}; of a multi-label split the label is a
+sequence of such numbers, which may be empty."""
 Which = Literal["train", "eval"]
 
 EVALUATION = ("test", "validation", "val")
@@ -40,11 +41,14 @@ class Split:
     """Examples of a split, each read when it is asked for; picklable, so that other processes can read them."""
 
     examples: Sequence[Example]
-    """Reading one raises InputError for a file or record that cannot be read."""
+    """Reading one raises InputError for a file or record that cannot be read. They may have an attribute `labels_N`,
+    the label of each: then class weights and balanced sampling need not read every example first."""
     labels: tuple[str, ...]
     """Names of the classes, by label."""
     title: str
     """For people: "cifar10 train", "photos/val"."""
+    multilabel: bool = False
+    """Whether an example may have any number of classes, instead of exactly one."""
 
     def name(self, i: int) -> str:
         """Where a person finds example i: its file, or its position ("cifar10 train[123]")."""
@@ -52,7 +56,9 @@ class Split:
 
     def fingerprint(self) -> str:
         """A hash of the examples' identities, their order and the labels' names; moving the data does not change it."""
-        return hashlib.sha256(repr((len(self), self.labels, *_identity(self.examples))).encode()).hexdigest()[:16]
+        kind = ("multilabel",) if self.multilabel else ()
+        identity = len(self), self.labels, *_identity(self.examples), *kind
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.examples)
