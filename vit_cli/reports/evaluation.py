@@ -79,10 +79,10 @@ def _cells(accuracy: Accuracy) -> Iterator[object]:
 
 def _print_classes(report: ClassReport) -> None:
     f1_C, count = report.f1_C, len(report.labels)
-    shown, title = np.arange(count), f"{count} classes, mean F1 {_percent(report.macro_f1)}"
+    shown, which = np.arange(count), ""
     if count > ALL_LISTED:
         shown = np.argsort(f1_C, kind="stable")[:WORST_LISTED]  # nan, of classes without examples, comes last
-        title += f"; the {WORST_LISTED} with the lowest F1 (all with --json FILE)"
+        which = f"; shown are the {WORST_LISTED} with the lowest F1, --json FILE has all"
     recall = "recall" if report.pairs is None else "accuracy"
     columns = {recall: report.recall_C, "precision": report.precision_C, "F1": f1_C}
     if report.average_precision_C is not None:
@@ -91,7 +91,8 @@ def _print_classes(report: ClassReport) -> None:
         (one_line(report.labels[i]), report.examples_C[i], *(_percent(values_C[i]) for values_C in columns.values()))
         for i in shown
     )
-    table(title, ("class", "images", *columns), rows)
+    table("classes", ("class", "images", *columns), rows)
+    say(f"{count} classes, macro F1 {_percent(report.macro_f1)}, micro F1 {_percent(report.micro_f1)}{which}")
 
 
 def _percent(value: float | None) -> str:

@@ -73,7 +73,8 @@ def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str])
     assert len(shown) == 10
     assert "00" in shown, "its images are right, its answers mostly wrong"
     assert set(shown) - {"00"} == {f"{i:02d}" for i in range(21, 30)}
-    assert "the 10 with the lowest F1 (all with --json FILE)" in out
+    assert "31 classes, macro F1 " in out
+    assert "; shown are the 10 with the lowest F1, --json FILE has all\n" in out
     assert "skipped, because they cannot be read: 1 of 3001 images" in out
 
 
