@@ -54,7 +54,9 @@ def trained(engine: Engine) -> dict[str, np.ndarray]:
 def class_metrics(engine: Engine) -> dict[str, np.ndarray]:
     """The metrics of every class, of images with one class each, and of images with several."""
     one, options = quadrants(50, seed=1), engine.config.evaluation
-    several = Split([{**each, "label": (each["label"], 3)} for each in one.examples], one.labels, "several", True)
+    several = Split(
+        [{**each, "label": (each["label"], 3)} for each in one.examples], one.labels, "several", multilabel=True
+    )
     found = {}
     for split, loss in ((one, "softmax"), (several, "sigmoid")):
         report = evaluate(engine, split, options.replace(loss=loss), ranked=True).classes

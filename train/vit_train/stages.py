@@ -121,10 +121,13 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
 
 
 def open_splits(config: TrainConfig) -> tuple[Split, Split]:
-    """The config's training and evaluation splits. InputError where their labels differ."""
+    """The config's training and evaluation splits. InputError where their labels differ, or only one is multi-label."""
     training, evaluation = open_split(config.data, "train"), open_split(config.data, "eval")
     if training.labels != evaluation.labels:
         raise InputError(f"{evaluation.title}: its labels are not those of {training.title}")
+    if training.multilabel != evaluation.multilabel:
+        several, one = (training, evaluation) if training.multilabel else (evaluation, training)
+        raise InputError(f"{one.title}: each image has one label, and those of {several.title} any number of them")
     return training, evaluation
 
 

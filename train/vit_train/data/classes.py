@@ -49,18 +49,26 @@ class Occurrences:
     @classmethod
     def of(cls, split: Split) -> "Occurrences":
         """Those of a split. Examples without the attribute `labels_N` (the label of each) are all read once."""
-        given = getattr(split.examples, "labels_N", None)
-        if given is None:
-            logger.info("%s: reading %d examples to count their classes", split.title, len(split))
-        labels = (example["label"] for example in split.examples) if given is None else given
-        sets, none = [], np.array([len(split.labels)])
-        for i, label in enumerate(labels):
-            check_classes(classes := classes_of(label), split, i)
-            sets.append(np.unique(classes) if len(classes) else none)
-        classes_P = np.concatenate(sets)
-        examples_P = np.repeat(np.arange(len(sets)), [len(each) for each in sets])
+        examples_P, classes_P = _pairs(split)
         counts_G = np.bincount(classes_P, minlength=len(split.labels) + 1)
         return cls(examples_P[np.argsort(classes_P, kind="stable")], np.cumsum(counts_G))
+
+
+def _pairs(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """int64: every pair of an example and one of its classes, by example; len(labels) stands for none."""
+    labels = getattr(split.examples, "labels_N", None)
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":  # millions, at once
+        for i in np.flatnonzero((labels < 0) | (labels >= len(split.labels))):
+            check_classes(classes_of(labels[i]), split, int(i))
+        return np.arange(len(labels)), labels.astype(np.int64)
+    if labels is None:
+        logger.info("%s: reading %d examples to count their classes", split.title, len(split))
+        labels = (example["label"] for example in split.examples)
+    sets, none = [], np.array([len(split.labels)])
+    for i, label in enumerate(labels):
+        check_classes(classes := classes_of(label), split, i)
+        sets.append(np.unique(classes) if len(classes) else none)
+    return np.repeat(np.arange(len(sets)), [len(each) for each in sets]), np.concatenate(sets)
 
 
 def balanced_weights(counts_C: np.ndarray) -> np.ndarray:

@@ -60,6 +60,11 @@ def test_labels_that_a_split_knows_are_not_read() -> None:
 
     known = Known([{"image": b"", "label": 1}] * 3)
     assert Occurrences.of(Split(known, LABELS, "mine")).counts_C.tolist() == [1, 0, 2, 0]
+    assert Occurrences.of(Split(known, LABELS, "mine")).examples_P.tolist() == [2, 0, 1]
+    with pytest.raises(InputError, match=r"mine\[0\]: label 2, expected 0 to 1"):
+        Occurrences.of(Split(known, LABELS[:2], "mine"))
+    known.labels_N = [(0, 3), (), (3,)]  # type: ignore[assignment]
+    assert Occurrences.of(Split(known, LABELS, "mine", multilabel=True)).examples_P.tolist() == [0, 0, 2, 1]
     assert Occurrences.of(Split([*known], LABELS, "mine")).counts_C.tolist() == [0, 3, 0, 0]
 
 
