@@ -48,6 +48,24 @@ def trained(engine: Engine) -> dict[str, np.ndarray]:
         assert predictor is not None
         accuracy = evaluate(predictor, quadrants(50, seed=1), engine.config.evaluation)
         found["accuracy" + ".average" * averaged] = np.array([accuracy.correct, accuracy.total, accuracy.loss])
+    return found | class_metrics(engine)
+
+
+def class_metrics(engine: Engine) -> dict[str, np.ndarray]:
+    """The metrics of every class, of images with one class each, and of images with several."""
+    one, options = quadrants(50, seed=1), engine.config.evaluation
+    several = Split(
+        [{**each, "label": (each["label"], 3)} for each in one.examples], one.labels, "several", multilabel=True
+    )
+    found = {}
+    for split, loss in ((one, "softmax"), (several, "sigmoid")):
+        report = evaluate(engine, split, options.replace(loss=loss), ranked=True).classes
+        assert report is not None
+        assert report.average_precision_C is not None
+        found[f"average precision, {split.title}"] = report.average_precision_C
+        found[f"f1, {split.title}"] = report.f1_C
+        if report.confusion_matrix is not None:
+            found["confusion matrix"] = report.confusion_matrix.astype(np.float64)
     return found
 
 
@@ -65,5 +83,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     assert found.keys() == expected.keys()
     for name in expected:
         assert parity.difference(found[name], expected[name])[1] <= parity.FLOAT64_BOUND, name
+        if "average precision" in name or "f1" in name or name == "confusion matrix":
+            np.testing.assert_array_equal(found[name], expected[name])
     assert found["accuracy"][1] == 50
     assert found["stop"].tolist() == [0, 0, 0, 1, 0, 0]

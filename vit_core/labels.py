@@ -71,6 +71,15 @@ def match_labels(
     return LabelMatch(order, (note,))
 
 
+def kept_outputs(model_labels: Sequence[str] | None, data_labels: Sequence[str]) -> tuple[int | None, ...]:
+    """For each class of a data set the output of a model for the class of that name; None where the model has no class
+    of the name, or where it is the name of several classes of either."""
+    model_names = _names(model_labels) or ()
+    counts = Counter(model_names), Counter(data_labels)
+    position = {name: i for i, name in enumerate(model_names)}
+    return tuple(position[name] if all(count[name] == 1 for count in counts) else None for name in data_labels)
+
+
 def _names(labels: Sequence[str] | None) -> Labels | None:
     """The names of a model's classes; None for placeholders, which are no names."""
     if labels is None or all(_PLACEHOLDER.fullmatch(name) for name in labels):

@@ -1,15 +1,16 @@
-"""Evaluation: accuracy and loss of a predictor over a split."""
+"""Evaluation: accuracy, loss and the metrics of every class, of a predictor over a split."""
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import log_softmax
 
 from vit_core.errors import InputError
+from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets
 from vit_train.config import EvaluationOptions, Loss
-from vit_train.data.batches import EvaluationBatches, stream
+from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss, stream
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display
 from vit_train.engine import BatchRows, Predictor
@@ -21,17 +22,21 @@ DEFAULT_SIGNAL = int(signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy over a split: how many of `total` images had their label first, or among the first five."""
+    """Accuracy over a split of `total` images."""
 
     correct: int
+    """Images whose label came first; of a multi-label split, images for which exactly their classes were answered."""
     correct5: int
+    """Images whose label, or one of whose classes, was among the first five."""
     total: int
     loss: float
-    """Mean cross entropy."""
+    """Mean over the images of the loss of training, without label smoothing and class weights."""
+    classes: ClassReport | None = field(default=None, compare=False, repr=False)
+    """How well each class was recognised."""
 
     @property
     def top1(self) -> float:
-        """Fraction of the images whose label came first."""
+        """Fraction of the images that are `correct`."""
         return self.correct / self.total
 
     @property
@@ -47,6 +52,21 @@ class Accuracy:
         interval = binomtest(self.correct, self.total).proportion_ci(0.95, method="wilson")
         return float(interval.low), float(interval.high)
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.classes is not None and self.classes.pairs is None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The values that a run logs, the one that steps are compared by first; without those that are nan."""
+        found = {"top1": self.top1, "top5": self.top5}
+        if self.classes is not None:
+            f1 = {"macro_f1": self.classes.macro_f1, "micro_f1": self.classes.micro_f1}
+            ranking = {"mean_average_precision": self.classes.mean_average_precision or 0.0}
+            found = {**ranking, **f1, "exact": self.top1} if self.multilabel else {**found, "macro_f1": f1["macro_f1"]}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
 
 def evaluate(
     predictor: Predictor,
@@ -54,35 +74,94 @@ def evaluate(
     options: EvaluationOptions,
     *,
     outputs: Sequence[int] | None = None,
+    ranked: bool = False,
     stop: StopSignal = never,
     display: Display = SILENT,
 ) -> Accuracy:
     """Accuracy over a split, each example once; processes share the work.
 
     outputs: class of the split -> output of the model that stands for it; None: the output of the same number.
-    stop: asked before each batch. Raises InputError for an image that cannot be read, unless the options allow it, and
-    for a label that is no class; StoppedBySignal, in every process, when `stop` gives a signal in one.
+    ranked: also compute the average precision of each class where examples have one class; it takes the logits of all
+    examples into memory, as it always does where they have several. stop: asked before each batch. Raises InputError
+    for an image that cannot be read, unless the options allow it, and for a label that is no class; StoppedBySignal, in
+    every process, when `stop` gives a signal in one.
     """
+    check_loss(split, options.loss)
     size = -(-options.batch_size // predictor.batch_shards) * predictor.batch_shards
     rows = predictor.rows(size)
     batches = EvaluationBatches(split, options.preprocessing, size, options.allow_undecodable, rows)
-    sums, output_of_class = np.zeros(4), np.arange(len(split.labels)) if outputs is None else np.array(outputs)
+    answers = _Answers(
+        split, options.loss, np.arange(len(split.labels)) if outputs is None else np.array(outputs), ranked
+    )
     shown = display if predictor.process == 0 else SILENT
     with shown.task(f"evaluate ({predictor.name})", len(batches)) as task:
         for i, batch in enumerate(stream(batches, slice(None), options.threads, options.workers)):
             if (number := signal_in_any_process(predictor, stop())) is not None:
                 raise StoppedBySignal(number)
-            logits_BC = predictor.predict(batch.images_BHWC)[batch.counts_B].astype(np.float64)
-            labels_B = output_of_class[batch.labels_B[batch.counts_B]]
-            first_B5 = np.argsort(-logits_BC, axis=-1, kind="stable")[:, :5]
-            hits_B5 = first_B5 == labels_B[:, None]
-            loss = cross_entropy(logits_BC, labels_B, options.loss)
-            sums += hits_B5[:, 0].sum(), hits_B5.sum(), len(labels_B), loss
+            answers.add(batch, predictor.predict(batch.images_BHWC).astype(np.float64))
             task.update(i + 1, split.title)
-    correct, correct5, total, loss = predictor.total(sums if predictor.primary else 0 * sums)
-    if not total:
-        raise InputError(f"{split.title}: none of its images can be read")
-    return Accuracy(int(correct), int(correct5), int(total), float(loss / total))
+    return answers.accuracy(predictor)
+
+
+class _Answers:
+    """What a predictor answered to the examples of a split: of this process's at first, then of all.
+
+    Scores are kept in float32, to which the logits of both engines in float64 round alike: otherwise the last bits
+    would decide the order of equal images.
+    """
+
+    def __init__(self, split: Split, loss: Loss, outputs: np.ndarray, ranked: bool) -> None:
+        self.split, self.loss, self.outputs = split, loss, outputs
+        N, C = len(split), len(split.labels)
+        self.sums = np.zeros(4)
+        """Correct, correct among the first five, examples, loss."""
+        self.counted_N = np.zeros(N, np.uint8)
+        self.labels_N = np.zeros((N, C), np.uint8) if split.multilabel else np.zeros(N, np.int64)
+        self.answers_N = np.zeros(N, np.int64)
+        self.scores_NC = np.zeros((N, C), np.float32) if ranked or split.multilabel else None
+
+    def add(self, batch: EvaluationBatch, logits_BO: np.ndarray) -> None:
+        """Adds a batch; logits_BO: [B, outputs of the model], float64."""
+        ids, labels, logits_BO = (x[batch.counts_B] for x in (batch.ids_B, batch.labels_B, logits_BO))
+        first_B5 = np.argsort(-logits_BO, axis=-1, kind="stable")[:, :5]
+        if self.split.multilabel:
+            wanted = np.zeros(logits_BO.shape, bool)
+            wanted[:, self.outputs] = labels
+            correct_B = ((logits_BO[:, self.outputs] > 0) == labels).all(axis=-1)
+            correct5_B = np.take_along_axis(wanted, first_B5, axis=-1).any(axis=-1)
+        else:
+            wanted = self.outputs[labels]
+            hits_B5 = first_B5 == wanted[:, None]
+            correct_B, correct5_B = hits_B5[:, 0], hits_B5.any(axis=-1)
+            class_of_output = np.full(logits_BO.shape[1], len(self.outputs))
+            class_of_output[self.outputs] = np.arange(len(self.outputs))
+            self.answers_N[ids] = class_of_output[first_B5[:, 0]]
+        self.sums += correct_B.sum(), correct5_B.sum(), len(ids), cross_entropy(logits_BO, wanted, self.loss)
+        self.counted_N[ids], self.labels_N[ids] = 1, labels
+        if self.scores_NC is not None:
+            # Of one class among several, by probability: the logits of different images have no common zero.
+            scores_BO = logits_BO if self.loss == "sigmoid" else log_softmax(logits_BO, axis=-1)
+            self.scores_NC[ids] = scores_BO[:, self.outputs]
+
+    def accuracy(self, processes: BatchRows) -> Accuracy:
+        """The accuracy over the examples of all processes. InputError where none could be read."""
+
+        def total(ours: np.ndarray) -> np.ndarray:
+            return processes.total(ours if processes.primary else 0 * ours)
+
+        correct, correct5, count, loss = total(self.sums)
+        if not count:
+            raise InputError(f"{self.split.title}: none of its images can be read")
+        counted_N = total(self.counted_N) > 0
+        labels_N, scores_NC = total(self.labels_N)[counted_N], None
+        if self.scores_NC is not None:
+            scores_NC = total(self.scores_NC)[counted_N]
+        if self.split.multilabel:
+            assert scores_NC is not None
+            report = report_of_sets(self.split.labels, labels_N > 0, scores_NC)
+        else:
+            report = report_of_answers(self.split.labels, labels_N, total(self.answers_N)[counted_N], scores_NC)
+        return Accuracy(int(correct), int(correct5), int(count), float(loss / count), report)
 
 
 def signal_in_any_process(processes: BatchRows, number: int | None) -> int | None:
@@ -93,9 +172,12 @@ def signal_in_any_process(processes: BatchRows, number: int | None) -> int | Non
     return (number or DEFAULT_SIGNAL) if arrived else None
 
 
-def cross_entropy(logits_BC: np.ndarray, labels_B: np.ndarray, loss: Loss) -> float:
-    """The loss of training without label smoothing, summed over examples; float64."""
+def cross_entropy(logits_BC: np.ndarray, labels: np.ndarray, loss: Loss) -> float:
+    """The loss of training without label smoothing, summed over examples; float64.
+
+    labels: int64 [B], or for sigmoid also bool [B, classes]: which classes an example has.
+    """
     if loss == "softmax":
-        return -float(np.take_along_axis(log_softmax(logits_BC, axis=-1), labels_B[:, None], axis=-1).sum())
-    signs_BC = np.where(np.arange(logits_BC.shape[1]) == labels_B[:, None], -1, 1)
-    return float(np.logaddexp(0, signs_BC * logits_BC).sum())
+        return -float(np.take_along_axis(log_softmax(logits_BC, axis=-1), labels[:, None], axis=-1).sum())
+    has_BC = one_hot(labels, logits_BC.shape[1]) if labels.ndim == 1 else labels
+    return float(np.logaddexp(0, np.where(has_BC, -1, 1) * logits_BC).sum())

@@ -24,7 +24,8 @@ def training_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Loc
         panel.plot(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
         if (evaluated := metrics.curve(lines, "evaluation_loss"))[0]:
             panel.plot(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
-        reached = [f": top-1 {value:.1%}" for value in metrics.curve(lines, "top1")[1]]
+        names = {"top1": "top-1", "mean_average_precision": "mAP"}
+        reached = [f": {text} {value:.1%}" for name, text in names.items() for value in metrics.curve(lines, name)[1]]
         panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
         panel.grid(alpha=0.3)
         panel.legend(loc="upper right", fontsize=8)

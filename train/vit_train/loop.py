@@ -121,8 +121,11 @@ class _Loop:
         average = None
         if engine.average is not None:
             average = evaluate(engine.average, self.evaluation, options, stop=self.stop, display=self.display)
-        values = {"evaluation_loss": accuracy.loss, "top1": accuracy.top1, "top5": accuracy.top5}
-        self.metrics.write(step, **values, **({"top1_ema": average.top1} if average else {}))
+        values = {"evaluation_loss": accuracy.loss, **accuracy.values}
+        if average is not None:
+            name, value = next(iter(average.values.items()))
+            values[f"{name}_ema"] = value
+        self.metrics.write(step, **values)
         self.metrics.upload()
         return accuracy, average
 

@@ -26,6 +26,8 @@ logger = logging.getLogger("vit")
 RUN = "run.json"
 AVERAGE = f"{FINISHED}_ema"
 """Folder of a finished run's moving average."""
+SCORES = ("top1", "mean_average_precision")
+"""What evaluations are compared by: the second where images have several classes."""
 HOLDER = "holder"
 """File of a run in a store that names the process that works on the run."""
 THIS_PROCESS = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
@@ -146,7 +148,7 @@ class Run:
         if saver.process == 0:
             config, folders = self.request.config, {int(folder.name): folder for folder in saved_steps(self.folder)}
             lines = read_metrics(self.folder / METRICS)
-            scores = {line["step"]: line["top1"] for line in lines if "top1" in line}
+            scores = {line["step"]: line[name] for name in SCORES for line in lines if name in line}
             for step in steps_to_remove(folders, config.keep, config.keep_every, config.keep_best, scores):
                 remove_step(folders[step])
             remove_incomplete(self.folder, folders.values())

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from vit_core.checkpoints import Checkpoint, Provenance
 from vit_core.checkpoints.run_folder import FINISHED
-from vit_core.errors import InputError
-from vit_core.labels import LabelMatching, match_labels
+from vit_core.errors import InputError, abbreviate
+from vit_core.labels import LabelMatching, kept_outputs, match_labels
 from vit_core.preprocess import Preprocessing
 from vit_core.storage import Location, exclusive
 from vit_train.config import Data, EvaluationOptions, TrainConfig
@@ -87,20 +87,13 @@ def finetune(config: TrainConfig, init: Checkpoint, out: Location, launch: Launc
 def adapted(
     weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...] | None
 ) -> tuple[Checkpoint, TrainConfig, list[str]]:
-    """The checkpoint at the config's resolution, with a head for these labels; the config with so many classes; and
-    what was changed, in words."""
+    """The checkpoint at the config's resolution, with a head for these labels, in which rows of the same names are kept
+    unless the config wants a new one; the config with so many classes; and what was changed, in words."""
     before, changes = weights.config, []
     if labels is not None:
         config = config.replace(model=config.model.replace(num_classes=len(labels)))
-        if before.labels is None and before.model.num_classes == len(labels):
-            changes.append("the head is kept: the checkpoint has no class names, so its output i is taken as class i")
-        elif before.labels is not None and _is_permutation(before.labels, labels):
-            weights = weights.with_outputs(match_labels(before.labels, len(labels), labels).outputs)
-            changes.append("the head is kept: its outputs are put in the order of the data set's classes, by name")
-        elif before.labels != labels:
-            start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialized"
-            changes.append(f"a new head, {start}: {before.model.num_classes} classes before, {len(labels)} now")
-            weights = weights.with_head(len(labels))
+        weights, change = _with_head_for(weights, config, labels)
+        changes += [change] if change else []
     size, method = config.model.image_size, config.model.position_resampling
     if size != before.model.image_size:
         weights = weights.adapt(image_size=size, position_embedding_method=method)
@@ -109,16 +102,35 @@ def adapted(
     return weights, config, changes
 
 
-def _is_permutation(before: tuple[str, ...], labels: tuple[str, ...]) -> bool:
-    """Whether two lists of different names differ in their order only."""
-    return before != labels and len(set(before)) == len(before) and sorted(before) == sorted(labels)
+def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...]) -> tuple[Checkpoint, str]:
+    """The checkpoint with a head for these labels, and what was changed, in words; "" where nothing was."""
+    before, classes = weights.config.labels, weights.config.model.num_classes
+    start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialized"
+    if config.head == "matched" and before == labels:
+        return weights, ""
+    if config.head == "matched" and before is None and classes == len(labels):
+        return weights, "the head is kept: the checkpoint has no class names, so its output i is taken as class i"
+    order = kept_outputs(before, labels) if config.head == "matched" else (None,) * len(labels)
+    new = [label for label, output in zip(labels, order, strict=True) if output is None]
+    weights = weights.with_model(head_bias_init=config.model.head_bias_init)
+    if len(new) == len(labels):
+        return weights.with_head(len(labels)), f"a new head, {start}: {classes} classes before, {len(labels)} now"
+    adapted, dropped = weights.with_outputs(order), classes - (len(labels) - len(new))
+    if not new and not dropped:
+        return adapted, "the head is kept: its outputs are put in the order of the data set's classes, by name"
+    kept = f"the head is kept for the {len(labels) - len(new)} classes of the same name"
+    added = f"; {len(new)} new, {start} ({abbreviate(new, most=4)})" if new else ""
+    return adapted, f"{kept}{added}{f'; {dropped} of the checkpoint are dropped' if dropped else ''}"
 
 
 def open_splits(config: TrainConfig) -> tuple[Split, Split]:
-    """The config's training and evaluation splits. InputError where their labels differ."""
+    """The config's training and evaluation splits. InputError where their labels differ, or only one is multi-label."""
     training, evaluation = open_split(config.data, "train"), open_split(config.data, "eval")
     if training.labels != evaluation.labels:
         raise InputError(f"{evaluation.title}: its labels are not those of {training.title}")
+    if training.multilabel != evaluation.multilabel:
+        several, one = (training, evaluation) if training.multilabel else (evaluation, training)
+        raise InputError(f"{one.title}: each image has one label, and those of {several.title} any number of them")
     return training, evaluation
 
 
@@ -213,14 +225,16 @@ def evaluate_checkpoint(
     labels: LabelMatching = "by-name",
     preprocessing: Mapping[str, Any] | None = None,
     trained_on: Data | None = None,
+    ranked: bool = False,
     display: Display = SILENT,
 ) -> Evaluation:
     """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
     taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
-    the title says how many of the images it was trained on. Logs what was assumed. Raises InputError where a class of
-    the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
+    the title says how many of the images it was trained on. ranked: see `evaluate`. Logs what was assumed. Raises
+    InputError where a class of the data set is none of the model's or an image cannot be read; StoppedBySignal after
+    SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
@@ -232,12 +246,13 @@ def evaluate_checkpoint(
     options = EvaluationOptions(
         preprocessing=made,
         batch_size=batch_size,
+        loss="sigmoid" if examples.multilabel else "softmax",
         allow_undecodable=allow_undecodable,
     )
     join_processes(framework)
     with stop_signals() as stop:
         predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
-        accuracy = evaluate(predictor, examples, options, outputs=outputs, stop=stop, display=display)
+        accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
     title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
     return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process)
 

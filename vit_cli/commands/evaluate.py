@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
 from vit_cli.training import require_training, stopped_by_signal
 from vit_cli.twins import Framework
 from vit_core.errors import InputError
@@ -33,17 +33,19 @@ def evaluate(
     allow_undecodable: Annotated[bool, Parameter(negative=())] = False,
     labels: LabelMatching = "by-name",
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
+    json: Annotated[OptionalPlace, Parameter(metavar="FILE")] = None,
 ) -> int:
     """Measure the accuracy of a checkpoint on a data set.
 
-    Every image counts once. Images are prepared as the checkpoint's own preprocessing says. The table shows top-1 and
-    top-5 accuracy, the loss, and the 95 % interval of top-1. Where the checkpoint's own run was trained on some of the
-    images, that is reported.
+    Every image counts once. Images are prepared as the checkpoint's own preprocessing says. The first table shows top-1
+    and top-5 accuracy, the loss, and the 95 % interval of top-1; where images may have several classes, mean average
+    precision and F1 (a class is answered where its probability is above 0.5). The second table shows each class. Where
+    the checkpoint's own run was trained on some of the images, that is reported.
 
     Examples:
         vit evaluate runs/cifar10
         vit evaluate ViT-B_16.npz --data ./photos/
-        vit evaluate runs/cifar10/steps/000100 --framework jax
+        vit evaluate runs/cifar10/steps/000100 --framework jax --json report.json
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
@@ -64,13 +66,17 @@ def evaluate(
         labels: How the data set's classes are matched with the model's. By name, in any order; a model without names by
             position. By position: class i is output i. By number: the class called 7 is output 7.
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
+        json: File to write everything into: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
-    from vit_cli.reports.training import TerminalDisplay, print_evaluation
+    from vit_cli.reports.evaluation import check_json, print_evaluation, write_json
+    from vit_cli.reports.training import TerminalDisplay
     from vit_train.stages import evaluate_checkpoint
 
+    if json is not None:
+        check_json(json)
     of_run = _data_of_run(checkpoint)
     source = _other_data(data, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     if source is None:
@@ -88,9 +94,12 @@ def evaluate(
             labels=labels,
             preprocessing=parse_preprocessing(preprocessing),
             trained_on=of_run if data or split else None,
+            ranked=json is not None,
             display=TerminalDisplay(),
         )
     print_evaluation(found)
+    if json is not None:
+        write_json(json, found)
     return 0
 
 

@@ -1,16 +1,16 @@
-"""How training and evaluation are shown: progress, the preflight table, accuracies."""
+"""How training is shown: progress, the preflight table, what a run reached."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.progress import Progress, TaskID
 
 from vit_cli import console
 from vit_cli.console import say, table
+from vit_cli.reports.evaluation import print_accuracies
 from vit_train.display import Display, Task
-from vit_train.evaluation import Accuracy
 from vit_train.preflight import PreflightReport
-from vit_train.stages import Evaluation, StageResult
+from vit_train.stages import StageResult
 
 
 class _BarTask(Task):
@@ -74,24 +74,3 @@ def print_stage(result: StageResult) -> None:
         say(f"checkpoint {folder}")
     if result.curves is not None:
         say(f"curves     {result.curves}")
-
-
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Prints the accuracy of a checkpoint, and how many images were skipped."""
-    if evaluation.process:
-        return
-    print_accuracies(evaluation.title, [("weights", evaluation.accuracy)])
-    if skipped := evaluation.images - evaluation.accuracy.total:
-        say(f"skipped, because they cannot be read: {skipped} of {evaluation.images} images")
-
-
-def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> None:
-    """Prints accuracies as a table."""
-    rows = []
-    for name, accuracy in accuracies:
-        low, high = accuracy.interval
-        interval = f"{low:.2%} - {high:.2%}"
-        rows.append(
-            (name, f"{accuracy.top1:.2%}", interval, f"{accuracy.top5:.2%}", f"{accuracy.loss:.4f}", accuracy.total)
-        )
-    table(title, ("", "top-1", "95 % interval", "top-5", "loss", "images"), rows)

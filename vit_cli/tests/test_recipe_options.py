@@ -42,6 +42,9 @@ OPTIONS: dict[str, FieldOption] = {option.name: option for option in options_of(
         ("--model.stem-layers", "3 4 9", (3, 4, 9)),
         ("--model.stem-layers", "none", None),
         ("--preprocessing.mean", "0.5", (0.5,)),
+        ("--class-weights", "balanced", ("balanced",)),
+        ("--class-weights", "1 2.5", (1.0, 2.5)),
+        ("--class-weights", "none", ()),
     ],
 )
 def test_values(name: str, words: str, value: object) -> None:
@@ -64,6 +67,8 @@ def test_values(name: str, words: str, value: object) -> None:
         ("--augmentation.crop-area", "0.5 x", "--augmentation.crop-area: expected a number, found x"),
         ("--optimizer.name", "adamv", "--optimizer.name: unknown value 'adamv'; did you mean 'adamw'?"),
         ("--model.image-size", "big", "--model.image-size: image size 'big': expected pixels"),
+        ("--class-weights", "1 0", "--class-weights: expected more than 0, found 0"),
+        ("--class-weights", "even", "--class-weights: expected a number, found even"),
         ("--preprocessing.resize", "stretch", "--preprocessing.resize: unknown value 'stretch'"),
     ],
 )

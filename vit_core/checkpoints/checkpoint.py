@@ -5,13 +5,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
 from vit_core import position_embeddings
-from vit_core.arrays import LazyArrays, convert
+from vit_core.arrays import LazyArray, LazyArrays, convert
 from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import field_text
@@ -211,19 +212,26 @@ class Checkpoint:
                 arrays = arrays.with_array(name, convert(initial_value(row, 0), self.dtype))
         return self.with_config(self.config.replace(model=model, labels=None)).with_arrays(arrays)
 
-    def with_outputs(self, order: Sequence[int]) -> "Checkpoint":
-        """With the outputs of the head in another order: output i is what output order[i] was. The labels move along.
+    def with_outputs(self, order: Sequence[int | None]) -> "Checkpoint":
+        """With other outputs of the head: output i is what output order[i] was, or, for None, a new one, initialised as
+        by `with_head`. The labels move along; they are dropped where an output is new.
 
-        order: each output once.
+        order: each output at most once.
         """
-        if sorted(order) != list(range(self.config.model.num_classes)):
-            raise ValueError(f"order {list(order)}: expected each of {self.config.model.num_classes} outputs once")
-        rows, entries = list(order), dict(self.arrays.entries)
-        for name, entry in self.arrays.entries.items():
+        kept = [i for i in order if i is not None]
+        if len(set(kept)) < len(kept) or not set(kept) <= set(range(self.config.model.num_classes)):
+            raise ValueError(f"order {list(order)}: expected outputs of {self.config.model.num_classes}, each once")
+        changed = self.with_head(len(order))
+        if not kept:
+            return changed
+        positions, entries = [i for i, old in enumerate(order) if old is not None], dict(changed.arrays.entries)
+        for name, new in changed.arrays.entries.items():
             if name.startswith(("head.", "head_dist.")):
-                entries[name] = entry.then(lambda array: array[rows], entry.shape, entry.dtype)
-        labels = self.config.labels and tuple(self.config.labels[i] for i in rows)
-        return dataclasses.replace(self, config=self.config.replace(labels=labels), arrays=LazyArrays(entries))
+                old = self.arrays.entries[name]
+                entries[name] = old.then(partial(_with_rows, new, positions, kept), new.shape, old.dtype)
+        labels = self.config.labels and tuple(self.config.labels[i] for i in kept)
+        config = changed.config.replace(labels=labels if len(kept) == len(order) else None)
+        return dataclasses.replace(changed, config=config, arrays=LazyArrays(entries))
 
     def _with_image_size(self, image_size: int | tuple[int, int]) -> "Checkpoint":
         old = self.config.model
@@ -241,3 +249,10 @@ class Checkpoint:
             provenance = self.config.provenance
             changes["provenance"] = provenance.replace(position_resampling=(*provenance.position_resampling, resampled))
         return dataclasses.replace(self, config=self.config.replace(**changes), arrays=arrays)
+
+
+def _with_rows(new: LazyArray, positions: list[int], rows: list[int], old: np.ndarray) -> np.ndarray:
+    """A new array in the type of the old one, whose rows at `positions` are the `rows` of the old one."""
+    array = new.read().astype(old.dtype)
+    array[positions] = old[rows]
+    return array

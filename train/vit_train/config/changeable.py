@@ -43,7 +43,8 @@ FIXED_ON_RESUME = {
     "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum", "optimizer.moment_dtype", "optimizer.clip_norm",
     "optimizer.layer_decay", "optimizer.frozen",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
-    "loss", "label_smoothing", "steps", "batch_size", "accumulation", "ema", "seed", "dtype", "compute_dtype",
+    "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "ema", "ema_warmup",
+    "seed", "dtype", "compute_dtype", "head",
     *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
 }  # fmt: skip
 """Fields that make it another run: a folder that holds a run with another value is refused."""

@@ -1,9 +1,9 @@
 """Config of a whole training run."""
 
 from math import log
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
@@ -16,6 +16,9 @@ from vit_train.config.data import Above0, Augmentation, Data
 from vit_train.config.evaluation import EvaluationOptions, Loss
 from vit_train.config.mesh import Mesh
 from vit_train.config.optimization import Optimizer, Schedule
+
+ClassWeights = tuple[Above0 | Literal["balanced"], ...]
+"""Weights of classes in the loss: a number for each, or ("balanced",), or none: ()."""
 
 
 class TrainConfig(Schema):
@@ -34,6 +37,15 @@ class TrainConfig(Schema):
     """Cross entropy over classes; sigmoid: summed over classes. Then the mean over examples."""
     label_smoothing: Rate = 0.0
     """Targets become (1 - s) target + s / classes."""
+    class_weights: Annotated[
+        ClassWeights, BeforeValidator(lambda given: (given,) if given == "balanced" else given)
+    ] = ()
+    """The loss of an example is multiplied by the weight of its class (of several: by their mean), and the sum over a
+    batch divided by its number of examples: a number for each class; or balanced: labels / (classes * labels of this
+    class), whose mean over the training split is 1. Evaluation has no weights."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Order of the training examples. Shuffled: each once in an epoch. Balanced: drawn with replacement, every class
+    equally often, so an example with a probability inversely proportional to the frequency of its class."""
     steps: Positive
     """Updates of the weights in the whole run."""
     batch_size: Positive
@@ -47,8 +59,15 @@ class TrainConfig(Schema):
     """What the backward pass computes again to save memory: nothing; all but products with weights; each block."""
     ema: Rate | None = None
     """Keep a moving average of the weights: after each step, average <- ema average + (1 - ema) weights."""
+    ema_warmup: Flag = False
+    """Average over fewer steps at first: min(ema, (1 + t) / (10 + t)) in place of ema at step t (from 0), so about the
+    last tenth of a short run. Otherwise the average of a run of n steps still holds ema^n of the weights it began
+    with."""
     seed: NonNegative = 0
     """Seed of everything random: new weights, the order of the data, augmentation, stochastic depth."""
+    head: Literal["matched", "new"] = "matched"
+    """What fine-tuning does with the checkpoint's head. Matched: rows of classes that have the same name in the data
+    set are kept, rows of other classes are new. New: all rows are."""
     dtype: Literal["float32", "float64"] = "float32"
     """Type of parameters and optimizer state."""
     compute_dtype: Literal["bfloat16", "float32"] | None = None
@@ -64,7 +83,8 @@ class TrainConfig(Schema):
     keep_every: NonNegative = 0
     """Saved steps at multiples of this are kept too; 0: none."""
     keep_best: NonNegative = 0
-    """Number of saved steps with the best top-1 that are kept too (of those evaluated: see evaluate_every)."""
+    """Number of saved steps with the best top-1, or mAP where images have several classes, that are kept too (of those
+    evaluated: see evaluate_every)."""
     evaluation_batch: Positive = 100
     """Examples at once in evaluation."""
     threads: Positive = 2
@@ -128,6 +148,8 @@ class TrainConfig(Schema):
                 f"optimizer.epsilon: {epsilon:g} would drown the squared gradients that Adafactor adds it to; expected "
                 "at most 1e-12, or none for big_vision's 1e-30"
             )
+        if "balanced" in self.class_weights and len(self.class_weights) > 1:
+            raise ValueError("class_weights: expected one number for each class, or balanced alone")
         self.optimizer.factors(parameters(self.model))
         return self
 
@@ -175,3 +197,7 @@ class TrainConfig(Schema):
     def learning_rate(self, step: int) -> float:
         """Learning rate at `step` (from 0), before a layer's factor."""
         return self.optimizer.learning_rate * self.schedule.fraction(step, self.steps)
+
+    def average_decay(self, step: int) -> float:
+        """What the moving average keeps of itself after the update at `step` (from 0); 0 where there is none."""
+        return min(self.ema or 0.0, (1 + step) / (10 + step) if self.ema_warmup else 1.0)

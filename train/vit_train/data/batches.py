@@ -5,7 +5,7 @@ make them. Engines only apply them.
 
 import hashlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,8 +18,9 @@ from absl import flags
 from vit_core import masks
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, decode, resize_image
-from vit_train.config import TrainConfig
+from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import augmented, draw_mix
+from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
 
@@ -40,9 +41,12 @@ class Batch(NamedTuple):
     images_BHWC: Array
     """uint8 or uint16; normalised, then mixed, by the engine."""
     targets_BC: Array
-    """float32 class weights, summing to one; already mixed."""
+    """float32, from 0 to 1: how much of each class; already smoothed and mixed."""
     weights_B: Array
-    """float32; 0: the example is skipped (it could not be read)."""
+    """float32: what the example's loss is multiplied by: the weight of its class, else 1; mixed. 0: the example is
+    skipped (it could not be read). The sum of the losses is divided by the number of examples that are not skipped:
+    then the mean of the batches' gradients is the gradient over the whole split. Divided by the sum of the weights, it
+    would not be, and in a batch of one class the weights would have no effect."""
     own_share_B: Array
     """float32 weight of an image's own pixels; the rest comes from its partner, the other image of its pair
     (2k, 2k+1)."""
@@ -78,7 +82,7 @@ class Batches:
     """A run's training batches by index: `Batches(split, config)[i]`; the split is shuffled anew each epoch.
 
     rows: those of each batch that are made here, whole pairs (default: all). Raises InputError where a batch is larger
-    than the split.
+    than the split, and where its labels do not fit the config's loss or class weights.
     """
 
     split: Split
@@ -95,11 +99,35 @@ class Batches:
             )
         if size > len(self.split):
             raise InputError(f"batch_size: {size} is more than the {len(self.split)} examples of {self.split.title}")
+        check_loss(self.split, self.config.loss)
+        if "balanced" in (self.config.sampling, *self.config.class_weights):
+            _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
+        _ = self.class_weights_C
 
     @cached_property
-    def order(self) -> grain.MapDataset:
+    def order(self) -> grain.MapDataset | BalancedOrder:
         """Index in the split of each example of the run."""
+        if self.config.sampling == "balanced":
+            return BalancedOrder(self.occurrences, self.config.seed)
         return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+
+    @cached_property
+    def class_weights_C(self) -> np.ndarray:
+        """float64: the weight of each class in the loss."""
+        given, classes = self.config.class_weights, len(self.split.labels)
+        if given == ("balanced",):
+            return balanced_weights(self.occurrences.counts_C)
+        if given and len(given) != classes:
+            raise InputError(
+                f"class_weights: {len(given)} numbers for the {classes} classes of {self.split.title}; expected one "
+                "for each, in the order of the classes, or balanced"
+            )
+        return np.array(given or [1.0] * classes, np.float64)
+
+    @cached_property
+    def occurrences(self) -> Occurrences:
+        """Which examples have each class."""
+        return Occurrences.of(self.split)
 
     def ids(self, step: int) -> np.ndarray:
         """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
@@ -115,36 +143,39 @@ class Batches:
         numbers = [step * config.batch_size + int(row) for row in rows]
         ids_B = np.array([self.order[number] for number in numbers], np.int64)
         examples = [self._example(number, int(i)) for number, i in zip(numbers, ids_B, strict=True)]
-        images_BHWC, labels_B, weights_B = (np.stack(column) for column in zip(*examples, strict=True))
-        targets_BC, own_share_B, boxes_B4 = self._mix(numbers, smooth_targets(labels_B, config), weights_B)
+        images, labels, weights = zip(*examples, strict=True)
+        images_BHWC, weights_B, targets_BC = np.stack(images), np.stack(weights), smooth_targets(labels, config)
+        targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
         drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         # Sites in the blocks have a layer axis first.
         kept = {site: mask[rows] if site == masks.POSITIONS else mask[:, rows] for site, mask in drawn.items()}
         return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
 
     def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image [H, W, C], label and weight of the run's example `number`, which is example i of the split."""
+        """Image [H, W, C], classes and weight of the run's example `number`, which is example i of the split."""
         rng = np.random.default_rng([self.config.seed, IMAGE_STREAM, number])
-        preprocessing, label = self.config.preprocessing, 0
+        preprocessing, classes, readable = self.config.preprocessing, classes_of(0), True
         try:
             example = self.split.examples[i]
-            label = int(example["label"])
+            classes = classes_of(example["label"])
             image = decode(example["image"], preprocessing)
-            pixels_HWC, weight = augmented(image, preprocessing, self.config.augmentation, rng), 1
+            pixels_HWC = augmented(image, preprocessing, self.config.augmentation, rng)
         except InputError:  # the training loop names it: it sees the weight
             shape = (*preprocessing.image_size, preprocessing.channels)
-            pixels_HWC, weight = np.zeros(shape, preprocessing.pixel_type), 0
-        check_label(label, self.split, i)
-        return pixels_HWC, np.asarray(label), np.asarray(weight, np.float32)
+            pixels_HWC, readable = np.zeros(shape, preprocessing.pixel_type), False
+        check_classes(classes, self.split, i)
+        weight = self.class_weights_C[classes].mean() if len(classes) else 1.0
+        return pixels_HWC, classes, np.asarray(readable * weight, np.float32)
 
     def _mix(
         self, numbers: list[int], targets_BC: np.ndarray, weights_B: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mixed targets, and how the engine mixes the images; a pair with an unreadable image stays unmixed."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Mixed targets and weights, and how the engine mixes the images; a pair with an unreadable image stays
+        unmixed."""
         own_share_B, boxes_B4 = np.ones(len(numbers), np.float32), np.zeros((len(numbers), 4), np.int32)
         if not self.config.augmentation.mixes:
-            return targets_BC, own_share_B, boxes_B4
-        size, mixed_BC = self.config.model.image_size, targets_BC.copy()
+            return targets_BC, weights_B, own_share_B, boxes_B4
+        size, mixed_BC, mixed_B = self.config.model.image_size, targets_BC.copy(), weights_B.copy()
         for a in range(0, len(numbers), 2):
             pair = slice(a, a + 2)
             rng = np.random.default_rng([self.config.seed, MIX_STREAM, numbers[a] // 2])
@@ -153,7 +184,9 @@ class Batches:
                 share = mix.share(size)
                 own_share_B[pair], boxes_B4[pair] = mix.weight, mix.box
                 mixed_BC[pair] = share * targets_BC[pair] + (1 - share) * targets_BC[pair][::-1]
-        return mixed_BC, own_share_B, boxes_B4
+                if self.config.class_weights:  # share + (1 - share) may be less than 1 in the last bit
+                    mixed_B[pair] = share * weights_B[pair] + (1 - share) * weights_B[pair][::-1]
+        return mixed_BC, mixed_B, own_share_B, boxes_B4
 
 
 class EvaluationBatch(NamedTuple):
@@ -162,7 +195,8 @@ class EvaluationBatch(NamedTuple):
     images_BHWC: np.ndarray
     """uint8 or uint16, by the evaluation transform."""
     labels_B: np.ndarray
-    """int64; 0 where counts_B is false."""
+    """int64: class of each example; of a multilabel split bool [B, classes]: which it has. Zero where counts_B is
+    false."""
     counts_B: np.ndarray
     """bool; false: padding, or an image that could not be read."""
     ids_B: np.ndarray
@@ -190,18 +224,28 @@ class EvaluationBatches:
         ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
         shape = (len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels)
         images_BHWC = np.zeros(shape, self.preprocessing.pixel_type)
-        labels_B, counts_B = np.zeros(len(ids_B), np.int64), ids_B < len(self.split)
+        counts_B = ids_B < len(self.split)
+        classes_B = [classes_of(())] * len(ids_B)
         for row in np.flatnonzero(counts_B):
             try:
                 example = self.split.examples[int(ids_B[row])]
-                labels_B[row] = int(example["label"])
+                classes_B[row] = classes_of(example["label"])
                 images_BHWC[row] = evaluation_pixels(example, self.preprocessing)
             except InputError as error:
                 if not self.allow_undecodable:
                     raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
                 counts_B[row] = False
-            check_label(int(labels_B[row]), self.split, int(ids_B[row]))
-        return EvaluationBatch(images_BHWC, labels_B, counts_B, ids_B)
+            if counts_B[row]:
+                check_classes(classes_B[row], self.split, int(ids_B[row]))
+        return EvaluationBatch(images_BHWC, self._labels(classes_B), counts_B, ids_B)
+
+    def _labels(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
+        if not self.split.multilabel:
+            return np.array([classes[0] if len(classes) else 0 for classes in classes_B], np.int64)
+        has_BC = np.zeros((len(classes_B), len(self.split.labels)), bool)
+        for has_C, classes in zip(has_BC, classes_B, strict=True):
+            has_C[classes] = True
+        return has_BC
 
 
 def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
@@ -226,16 +270,16 @@ def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) 
     return resize_image(decode(example["image"], preprocessing), preprocessing)
 
 
-def check_label(label: int, split: Split, i: int) -> None:
-    """InputError for a label that is no class; tensorflow-datasets gives -1 to the examples of unlabeled splits."""
-    if not 0 <= label < len(split.labels):
-        unlabelled = "; is the split unlabeled? Name another" if label == -1 else ""
-        raise InputError(f"{split.name(i)}: label {label}, expected 0 to {len(split.labels) - 1}{unlabelled}")
+def check_loss(split: Split, loss: Loss) -> None:
+    """InputError for the cross entropy of one class where examples have several."""
+    if split.multilabel and loss != "sigmoid":
+        raise InputError(f"loss: {loss} is for one class in each image, and {split.title} is multi-label; use sigmoid")
 
 
-def smooth_targets(labels_B: np.ndarray, config: TrainConfig) -> np.ndarray:
-    """float32 [B, C]: one-hot targets of labels, smoothed as the config says."""
+def smooth_targets(labels: Sequence[Any], config: TrainConfig) -> np.ndarray:
+    """float32 [B, C]: 1 at the classes of each label (an integer or several), else 0, smoothed as the config says."""
     classes, smoothing = config.model.num_classes, config.label_smoothing
-    targets_BC = np.full((len(labels_B), classes), smoothing / classes, np.float32)
-    targets_BC[np.arange(len(labels_B)), labels_B] = 1 - smoothing + smoothing / classes
+    targets_BC = np.full((len(labels), classes), smoothing / classes, np.float32)
+    for targets_C, label in zip(targets_BC, labels, strict=True):
+        targets_C[classes_of(label)] = 1 - smoothing + smoothing / classes
     return targets_BC

@@ -19,6 +19,7 @@ def pretrain() -> TrainConfig:
         steps=20_000,
         batch_size=128,
         ema=0.999,
+        ema_warmup=True,  # with a folder of hundreds of images a run may be short
         evaluate_every=1000,
         save_every=500,
     )

@@ -55,6 +55,26 @@ def test_reciprocal_square_root() -> None:
     assert (np.diff(ours[3:]) < 0).all()
 
 
+def test_the_moving_average_warms_up() -> None:
+    """As num_updates in TensorFlow's ExponentialMovingAverage: 1/10, 2/11, 3/12, ..., until `ema`."""
+    warm = CONFIG.replace(ema=0.9, ema_warmup=True)
+    assert [warm.average_decay(step) for step in (0, 1, 2, 79)] == [1 / 10, 2 / 11, 3 / 12, 80 / 89]
+    assert [warm.average_decay(step) for step in (80, 81, 10**6)] == [0.9] * 3
+    assert [CONFIG.average_decay(step) for step in (0, 1, 1000)] == [0.9] * 3
+    # What is left in the average of the weights that a run of 200 steps began from.
+    left = [np.prod([each.average_decay(step) for step in range(200)]) for each in (warm, CONFIG.replace(ema=0.999))]
+    assert left[0] < 1e-12
+    assert left[1] == pytest.approx(0.999**200) == pytest.approx(0.819, abs=1e-3)
+
+
+def test_configs_of_before_open_unchanged() -> None:
+    """Without the fields that were added since."""
+    added = {"class_weights", "sampling", "ema_warmup", "head"}
+    before = {name: value for name, value in CONFIG.model_dump(mode="json").items() if name not in added}
+    assert TrainConfig.parse(before, "run.json") == CONFIG
+    assert (CONFIG.class_weights, CONFIG.sampling, CONFIG.ema_warmup, CONFIG.head) == ((), "shuffled", False, "matched")
+
+
 def test_cooldown_is_linear_from_its_first_step() -> None:
     ours = rates(Schedule(name="rsqrt", warmup_steps=3, timescale=50, cooldown_steps=10, final=0.1)) / PEAK
     before = np.sqrt(50 / (50 + 103 - 3 - 11))

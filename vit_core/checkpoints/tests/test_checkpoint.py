@@ -61,6 +61,27 @@ def test_non_contiguous_arrays_are_written_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_checkpoint(tmp_path).arrays["head.weight"], arrays()["head.weight"])
 
 
+def test_outputs_in_another_order_and_new_ones() -> None:
+    """In both heads of a distilled model, in the type of each array; the labels move along while all have one."""
+    model = MODEL.replace(distillation="head", representation=None, head_bias_init=-2.0)
+    before = {name: array.astype(np.float32) for name, array in parity.randomized(model, 0).items()}
+    weights = Checkpoint.of(CONFIGURED.replace(model=model), before | {"head.bias": before["head.bias"].astype("f8")})
+    moved, grown = weights.with_outputs([2, 0]), weights.with_outputs([None, 2, 0, None])
+    assert (moved.config.labels, grown.config.labels) == (("c", "a"), None)
+    assert (moved.config.model.num_classes, grown.config.model.num_classes) == (2, 4)
+    for head in ("head", "head_dist"):
+        for name, new in ((f"{head}.weight", 0), (f"{head}.bias", -2)):
+            np.testing.assert_array_equal(moved.arrays[name], before[name][[2, 0]])
+            np.testing.assert_array_equal(grown.arrays[name][[1, 2]], before[name][[2, 0]])
+            np.testing.assert_array_equal(grown.arrays[name][[0, 3]], np.full_like(before[name][:2], new))
+    assert grown.arrays["head.bias"].dtype == grown.arrays.entries["head.bias"].read().dtype == np.float64
+    assert grown.arrays["head.weight"].dtype == np.float32
+    np.testing.assert_array_equal(grown.arrays["patch_embed.proj.weight"], before["patch_embed.proj.weight"])
+    for wrong in ([0, 0], [3], [-1]):
+        with pytest.raises(ValueError, match="expected outputs of 3, each once"):
+            weights.with_outputs(wrong)
+
+
 def test_edits_of_the_config_count(folder: Path) -> None:
     (folder / CONFIG).write_text((folder / CONFIG).read_text().replace('"a"', '"zero"'))
     assert open_checkpoint(folder).config.labels == ("zero", "b", "c")

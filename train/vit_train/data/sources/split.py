@@ -11,7 +11,8 @@ import numpy as np
 from vit_train.display import SILENT, Display
 
 Example = Mapping[str, Any]
-"""{"image": the bytes of an image file, "label": int}"""
+"""{"image": the bytes of an image file, "label": the number of its class}; of a multi-label split the label is a
+sequence of such numbers, which may be empty."""
 Which = Literal["train", "eval", "test"]
 """Training examples; those that training evaluates on (a validation split, where there is one); those that a finished
 model is measured on (a test split, where there is one)."""
@@ -64,13 +65,16 @@ class Split:
     """Examples of a split, each read when it is asked for; picklable, so that other processes can read them."""
 
     examples: Sequence[Example]
-    """A Source, or examples in memory."""
+    """A Source, or examples in memory. They may have an attribute `labels_N`, the label of each: then class weights and
+    balanced sampling need not read every example first."""
     labels: tuple[str, ...]
     """Names of the classes, by label."""
     title: str
     """For people: "cifar10 train", "photos/val"."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the data were read, such as files that were ignored."""
+    multilabel: bool = False
+    """Whether an example may have any number of classes, instead of exactly one."""
 
     def name(self, i: int) -> str:
         """Where a person finds example i: its file, or its position ("cifar10 train[123]")."""
@@ -79,7 +83,8 @@ class Split:
     def fingerprint(self) -> str:
         """A hash of the examples' identities, their order and the labels' names; moving the data does not change it."""
         identity = self.examples.identity if isinstance(self.examples, Source) else ()
-        return hashlib.sha256(repr((len(self), self.labels, *identity)).encode()).hexdigest()[:16]
+        kind = ("multilabel",) if self.multilabel else ()
+        return hashlib.sha256(repr((len(self), self.labels, *identity, *kind)).encode()).hexdigest()[:16]
 
     def make_ready(self, display: Display = SILENT) -> None:
         """Does once what reading the examples at random needs, such as unpacking."""

@@ -19,7 +19,7 @@ from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.on_mesh import OnMesh, gather, place
 from vit_train.engines.jax.optimizers import from_disk_layout, to_disk_layout
 from vit_train.engines.jax.saving import OrbaxSaver, restore
-from vit_train.engines.jax.train_step import LAYOUTS, State, TrainStep, mask_layout
+from vit_train.engines.jax.train_step import LAYOUTS, State, TrainStep, mask_layout, step_rates
 from vit_train.processes import read_together
 from vit_train.step_folders import read_step
 from vit_train.step_result import StepResult
@@ -74,8 +74,6 @@ class JaxEngine(OnMesh):
         A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
         them than `skippable`, every later update does too.
         """
-        rates = self.config.learning_rate(step), self.config.schedule.fraction(step, self.config.steps)
-        dtype = self.config.dtype
         result: StepResult
         with jax.set_mesh(self.mesh):
             self.state, result = self.step.train(
@@ -83,8 +81,8 @@ class JaxEngine(OnMesh):
                 self._to_global(batch),
                 self._by_device(stop),
                 np.int32(step),
-                (np.asarray(rates[0], dtype), np.asarray(rates[1], dtype)),
-                (np.int32(self.skippable), np.asarray(self.config.loss_limit, dtype)),
+                step_rates(self.config, step),
+                (np.int32(self.skippable), np.asarray(self.config.loss_limit, self.config.dtype)),
             )
         return result
 

@@ -39,8 +39,8 @@ class TrainStep:
     """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
 
     train(state, batch, stop, step, rates, limits) -> (state, StepResult), jitted, the state donated. stop [devices]: 1
-    on the devices of processes that want to stop. rates: the learning rate, and its fraction of the peak. limits: how
-    many updates may be skipped, and the loss above which one is.
+    on the devices of processes that want to stop. rates: see `step_rates`. limits: how many updates may be skipped, and
+    the loss above which one is.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
@@ -81,7 +81,7 @@ class TrainStep:
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
         stop = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=self.by_device)
         with jax.set_mesh(self.mesh):
-            return self.train.lower(self.state, self.batch, stop, count, (rate, rate), (count, rate))
+            return self.train.lower(self.state, self.batch, stop, count, (rate,) * 4, (count, rate))
 
     def params(self, state: State, averaged: bool = False) -> Params:
         """The parameters in a state by stack; or their moving average, with the parameters that have none."""
@@ -122,20 +122,22 @@ class TrainStep:
         batch: Batch,
         stop: jax.Array,
         step: jax.Array,
-        rates: tuple[jax.Array, jax.Array],
+        rates: tuple[jax.Array, ...],
         limits: tuple[jax.Array, jax.Array],
     ) -> tuple[State, StepResult]:
         config, params = self.config, self.params(state)
+        learning_rate, fraction, kept, added = rates
         loss, gradients = self._gradients(params, batch)
         norms, position_of = squared_norms(gradients, self.trained), self.forward.position_of
         squares = jnp.stack([norms[stack][i] for stack, i in (position_of[name] for name in self.names)])
         total = squares.sum()
         if config.optimizer.clip_norm:
             gradients = clip(gradients, total, config.optimizer.clip_norm)
-        trained, after = self.update.update(params, gradients, state, step - state["skipped"], *rates)
+        count = step - state["skipped"]
+        trained, after = self.update.update(params, gradients, state, count, learning_rate, fraction)
         after |= {f"params/{name}": p for name, p in trained.items()}
-        if (ema := config.ema) is not None:
-            after |= {f"average/{name}": ema * state[f"average/{name}"] + (1 - ema) * p for name, p in trained.items()}
+        if config.ema is not None:
+            after |= {f"average/{name}": kept * state[f"average/{name}"] + added * p for name, p in trained.items()}
         skippable, loss_limit = limits
         valid = jnp.isfinite(loss) & jnp.isfinite(total) & (loss <= loss_limit)
         training = state["skipped"] <= skippable
@@ -146,7 +148,7 @@ class TrainStep:
     def _gradients(self, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
         """The mean loss over the examples that count, and its gradients, computed in `accumulation` parts."""
         dtype = jnp.dtype(self.config.dtype)
-        count = jnp.maximum(batch.weights_B.sum(), 1).astype(dtype)
+        count = jnp.maximum((batch.weights_B != 0).sum(), 1).astype(dtype)
         trained = {name: params[name] for name in self.trained}
 
         def loss_of(trained: Params, part: Batch) -> jax.Array:
@@ -181,6 +183,14 @@ class TrainStep:
         return parts._replace(masks=split_masks)
 
 
+def step_rates(config: TrainConfig, step: int) -> tuple[np.ndarray, ...]:
+    """What changes from step to step, in the type of the parameters: the learning rate, its fraction of the peak, and
+    how much the moving average keeps of itself and adds of the weights."""
+    kept = config.average_decay(step)
+    rates = config.learning_rate(step), config.schedule.fraction(step, config.steps), kept, 1 - kept
+    return tuple(np.asarray(rate, config.dtype) for rate in rates)
+
+
 def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:
     """The gradient with zeros at the bias of the keys (vit_core.parameters.Parameter.key_bias)."""
     key = stack.rows[0].key_bias
@@ -190,7 +200,7 @@ def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:
 
 
 def total_loss(config: TrainConfig, logits_BC: jax.Array, batch: Batch) -> jax.Array:
-    """The loss summed over the examples that count, in float32 at least."""
+    """The loss summed over the examples by their weights, in float32 at least."""
     logits_BC = logits_BC.astype(jnp.promote_types(logits_BC.dtype, jnp.float32))
     targets_BC, weights_B = batch.targets_BC.astype(logits_BC.dtype), batch.weights_B.astype(logits_BC.dtype)
     if config.loss == "softmax":

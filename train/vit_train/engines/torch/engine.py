@@ -118,7 +118,7 @@ class TorchEngine(Member):
             clip(gradients, norms_P, self.config.optimizer.clip_norm)
         fraction = self.config.schedule.fraction(step, self.config.steps)
         self.update.step(gradients, self.config.learning_rate(step), fraction)
-        self._update_averages()
+        self._update_averages(self.config.average_decay(step))
         return result
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ class TorchEngine(Member):
         """
         self.network.zero_grad()
         dtype = getattr(torch, self.config.dtype)
-        counts = torch.tensor((batch.weights_B.sum(), stop), dtype=dtype, device=self.device)
+        counts = torch.tensor(((batch.weights_B != 0).sum(), stop), dtype=dtype, device=self.device)
         if self.processes > 1:
             dist.all_reduce(counts)
         count, loss = counts[0].clamp(min=1), torch.zeros((), dtype=dtype, device=self.device)
@@ -205,10 +205,9 @@ class TorchEngine(Member):
         return parts
 
     @torch.no_grad()
-    def _update_averages(self) -> None:
+    def _update_averages(self, kept: float) -> None:
         for name, average in self.averages.items():
-            assert self.config.ema is not None
-            average.mul_(self.config.ema).add_(self.slices[name], alpha=1 - self.config.ema)
+            average.mul_(kept).add_(self.slices[name], alpha=1 - kept)
 
     @contextmanager
     def _averages_as_weights(self) -> Iterator[None]:

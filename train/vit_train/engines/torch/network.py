@@ -54,7 +54,7 @@ def mixed(x_BHWC: Tensor, batch: Batch) -> Tensor:
 
 
 def total_loss(config: TrainConfig, logits_BC: Tensor, batch: Batch) -> Tensor:
-    """The loss summed over the examples that count, in float32 at least."""
+    """The loss summed over the examples by their weights, in float32 at least."""
     logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
     targets_BC, weights_B = batch.targets_BC.to(logits_BC), batch.weights_B.to(logits_BC)
     if config.loss == "softmax":

@@ -1,0 +1,181 @@
+"""How well classes are recognised: accuracy by class, confusion matrix, F1 and average precision, in float64.
+
+The numbers are scikit-learn's (with zero_division=nan). They are computed here because the processes of a run add up
+counts, and scikit-learn takes the answers of all examples at once, from one process.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+OTHER = "(no class of the data set)"
+"""Column of the confusion matrix for outputs of the model that stand for no class of the data set."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReport:
+    """How well each class of a split was recognised. Arrays are [classes], in the order of the labels.
+
+    A class for which a quotient is 0 / 0 has the value nan, and is left out of means over classes.
+    """
+
+    labels: tuple[str, ...]
+    examples_C: np.ndarray
+    """int64: examples that have the class."""
+    answers_C: np.ndarray
+    """int64: examples for which the class was answered."""
+    correct_C: np.ndarray
+    """int64: examples that have the class and for which it was answered."""
+    average_precision_C: np.ndarray | None = None
+    """float64: area under precision over recall, summed as steps (sklearn.metrics.average_precision_score); nan for a
+    class without examples. None: not computed."""
+    pairs: tuple[np.ndarray, np.ndarray] | None = None
+    """int64 (class, answer) of each example, an answer of len(labels) being none of them; None where an example has any
+    number of classes, and so has no one answer."""
+
+    @property
+    def recall_C(self) -> np.ndarray:
+        """Fraction of the examples of each class for which it was answered: with one class for each example, the
+        accuracy within the class."""
+        return _quotient(self.correct_C, self.examples_C)
+
+    @property
+    def precision_C(self) -> np.ndarray:
+        """Fraction of the answers of each class that were right."""
+        return _quotient(self.correct_C, self.answers_C)
+
+    @property
+    def f1_C(self) -> np.ndarray:
+        """Harmonic mean of precision and recall."""
+        return _quotient(2 * self.correct_C, self.examples_C + self.answers_C)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of F1 over the classes that occur or were answered."""
+        return _mean(self.f1_C)
+
+    @property
+    def micro_f1(self) -> float:
+        """F1 of all decisions together; with one class for each example, and all answers among them, the accuracy."""
+        return float(_quotient(2 * self.correct_C.sum(), self.examples_C.sum() + self.answers_C.sum()))
+
+    @property
+    def mean_average_precision(self) -> float | None:
+        """Mean of the average precision over the classes that occur. None: not computed."""
+        return None if self.average_precision_C is None else _mean(self.average_precision_C)
+
+    @cached_property
+    def confusion_matrix(self) -> np.ndarray | None:
+        """int64 [classes, answers]: examples of each class by the class answered. A last column holds the answers that
+        are no class of the split, where there are any. None where an example has any number of classes."""
+        if self.pairs is None:
+            return None
+        classes_N, answers_N = self.pairs
+        rows = len(self.labels)
+        columns = rows + bool((answers_N >= rows).any())
+        return np.bincount(classes_N * columns + answers_N, minlength=rows * columns).reshape(rows, columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers, for a JSON file; null stands for nan and for what was not computed."""
+        columns: Mapping[str, np.ndarray | None] = {
+            "examples": self.examples_C,
+            "answers": self.answers_C,
+            "recall": self.recall_C,
+            "precision": self.precision_C,
+            "f1": self.f1_C,
+            "average_precision": self.average_precision_C,
+        }
+        classes = [
+            {"label": label} | {name: None if x is None else _number(x[i]) for name, x in columns.items()}
+            for i, label in enumerate(self.labels)
+        ]
+        found: dict[str, Any] = {
+            "macro_f1": _number(self.macro_f1),
+            "micro_f1": _number(self.micro_f1),
+            "mean_average_precision": _number(self.mean_average_precision),
+            "classes": classes,
+        }
+        if (matrix := self.confusion_matrix) is not None:
+            answers = [*self.labels, OTHER][: matrix.shape[1]]
+            found["confusion_matrix"] = {"rows": [*self.labels], "columns": answers, "counts": matrix.tolist()}
+        return found
+
+
+def report_of_answers(
+    labels: tuple[str, ...], classes_N: np.ndarray, answers_N: np.ndarray, scores_NC: np.ndarray | None = None
+) -> ClassReport:
+    """The report for examples of one class each.
+
+    classes_N, answers_N: int64, numbers of labels; an answer of len(labels) is none of them. scores_NC: of each class
+    against the others (log probabilities), to rank examples by; None: without average precision.
+    """
+    count = len(labels)
+    return ClassReport(
+        labels,
+        examples_C=np.bincount(classes_N, minlength=count),
+        answers_C=np.bincount(answers_N, minlength=count)[:count],
+        correct_C=np.bincount(classes_N[classes_N == answers_N], minlength=count),
+        average_precision_C=None if scores_NC is None else average_precision(one_hot(classes_N, count), scores_NC),
+        pairs=(classes_N, answers_N),
+    )
+
+
+def report_of_sets(labels: tuple[str, ...], has_NC: np.ndarray, logits_NC: np.ndarray) -> ClassReport:
+    """The report for examples of any number of classes: a class is answered where its probability, the sigmoid of its
+    logit, is above 0.5.
+
+    has_NC: bool, whether an example has a class.
+    """
+    answered_NC = logits_NC > 0
+    return ClassReport(
+        labels,
+        examples_C=has_NC.sum(axis=0, dtype=np.int64),
+        answers_C=answered_NC.sum(axis=0, dtype=np.int64),
+        correct_C=(has_NC & answered_NC).sum(axis=0, dtype=np.int64),
+        average_precision_C=average_precision(has_NC, logits_NC),
+    )
+
+
+def average_precision(has_NC: np.ndarray, scores_NC: np.ndarray) -> np.ndarray:
+    """float64 [classes]: for each class, the sum over thresholds of precision times the growth of recall; examples of
+    equal score share a threshold. nan for a class that no example has."""
+    return np.array(
+        [_average_precision(has_N, scores_N) for has_N, scores_N in zip(has_NC.T, scores_NC.T, strict=True)]
+    )
+
+
+def one_hot(classes_N: np.ndarray, count: int) -> np.ndarray:
+    """bool [N, count]: true at the class of each example."""
+    return classes_N[:, None] == np.arange(count)
+
+
+def _average_precision(has_N: np.ndarray, scores_N: np.ndarray) -> float:
+    if not has_N.any():
+        return float("nan")
+    order = np.argsort(-scores_N, kind="stable")
+    found_N = np.cumsum(has_N[order])
+    last = np.append(np.flatnonzero(np.diff(scores_N[order])), len(order) - 1)
+    recalls, precisions = found_N[last] / found_N[-1], found_N[last] / (last + 1)
+    return float((np.diff(recalls, prepend=0.0) * precisions).sum())
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in float64; nan for 0 / 0."""
+    with np.errstate(invalid="ignore"):
+        return np.true_divide(part, whole)
+
+
+def _mean(values_C: np.ndarray) -> float:
+    """The mean of the values that are not nan; nan where all are."""
+    known = values_C[~np.isnan(values_C)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _number(value: Any) -> float | int | None:
+    """A number for JSON, which has no nan."""
+    if value is None or np.isnan(value):
+        return None
+    return int(value) if isinstance(value, np.integer) else float(value)

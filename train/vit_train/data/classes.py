@@ -1,0 +1,101 @@
+"""The classes of a split's examples: how often each occurs, and the class weights and balanced order that follow."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vit_core.errors import InputError
+from vit_train.data.sources import Split
+
+logger = logging.getLogger("vit")
+
+BALANCED_STREAM = 4
+"""Number of these random draws, beside those in data.batches."""
+
+
+def classes_of(label: Any) -> np.ndarray:
+    """int64 [n]: the classes of an example, from its label: an integer, or a sequence of them that may be empty."""
+    return np.atleast_1d(np.asarray(label, np.int64))
+
+
+def check_classes(classes: np.ndarray, split: Split, i: int) -> None:
+    """InputError for a number that is no class of the split (tensorflow-datasets gives -1 to the examples of unlabeled
+    splits), and for an example without exactly one class, unless the split is multilabel."""
+    for label in classes:
+        if not 0 <= label < len(split.labels):
+            unlabelled = "; is the split unlabeled? Name another" if label == -1 else ""
+            raise InputError(f"{split.name(i)}: label {label}, expected 0 to {len(split.labels) - 1}{unlabelled}")
+    if len(classes) != 1 and not split.multilabel:
+        raise InputError(f"{split.name(i)}: {len(classes)} labels, expected one: {split.title} is not multi-label")
+
+
+@dataclass(frozen=True, eq=False)
+class Occurrences:
+    """Which examples have each class, in two arrays: every pair of an example and one of its classes."""
+
+    examples_P: np.ndarray
+    """int64: index of an example in the split, by class; an example without classes stands once, after all others."""
+    ends_G: np.ndarray
+    """int64 [classes + 1]: where the examples of each class end; the last are those without classes."""
+
+    @property
+    def counts_C(self) -> np.ndarray:
+        """int64 [classes]: examples that have each class."""
+        return np.diff(self.ends_G[:-1], prepend=0)
+
+    @classmethod
+    def of(cls, split: Split) -> "Occurrences":
+        """Those of a split. Examples without the attribute `labels_N` (the label of each) are all read once."""
+        examples_P, classes_P = _pairs(split)
+        counts_G = np.bincount(classes_P, minlength=len(split.labels) + 1)
+        return cls(examples_P[np.argsort(classes_P, kind="stable")], np.cumsum(counts_G))
+
+
+def _pairs(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """int64: every pair of an example and one of its classes, by example; len(labels) stands for none."""
+    labels = getattr(split.examples, "labels_N", None)
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":  # millions, at once
+        for i in np.flatnonzero((labels < 0) | (labels >= len(split.labels))):
+            check_classes(classes_of(labels[i]), split, int(i))
+        return np.arange(len(labels)), labels.astype(np.int64)
+    if labels is None:
+        logger.info("%s: reading %d examples to count their classes", split.title, len(split))
+        labels = (example["label"] for example in split.examples)
+    sets, none = [], np.array([len(split.labels)])
+    for i, label in enumerate(labels):
+        check_classes(classes := classes_of(label), split, i)
+        sets.append(np.unique(classes) if len(classes) else none)
+    return np.repeat(np.arange(len(sets)), [len(each) for each in sets]), np.concatenate(sets)
+
+
+def balanced_weights(counts_C: np.ndarray) -> np.ndarray:
+    """float64 [classes]: labels / (classes that occur * labels of this class), as scikit-learn's compute_class_weight:
+    their mean over all labels is 1. 1 for a class that does not occur."""
+    occur_C = counts_C > 0
+    return np.where(occur_C, counts_C.sum() / (occur_C.sum() * np.maximum(counts_C, 1)), 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BalancedOrder(Sequence[int]):
+    """Index in the split of each example of a run, drawn with replacement: first one of the classes that occur, each
+    with equal probability, then one of its examples. Examples without classes count as a class of their own.
+
+    The draws of example `number` are a function of (seed, number).
+    """
+
+    occurrences: Occurrences
+    seed: int
+
+    def __len__(self) -> int:
+        return 2**63 - 1
+
+    def __getitem__(self, number: Any) -> Any:
+        ends_G = self.occurrences.ends_G
+        starts_G = np.append(0, ends_G[:-1])
+        occur = np.flatnonzero(ends_G > starts_G)
+        which, where = np.random.default_rng([self.seed, BALANCED_STREAM, number]).random(2)
+        group = occur[int(which * len(occur))]
+        return int(self.occurrences.examples_P[starts_G[group] + int(where * (ends_G[group] - starts_G[group]))])

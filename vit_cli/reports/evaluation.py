@@ -1,0 +1,100 @@
+"""How evaluation is shown, and written as JSON: accuracies, and how well each class was recognised."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_cli.console import say, table
+from vit_core.errors import InputError, one_line
+from vit_core.storage import Location, is_local, staged_files
+from vit_train.classification import ClassReport
+from vit_train.evaluation import Accuracy
+from vit_train.stages import Evaluation
+
+ALL_LISTED, WORST_LISTED = 20, 10
+"""So many classes are all listed; of more, so many that were recognised worst."""
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints the accuracy of a checkpoint, how well each class was recognised, and how many images were skipped."""
+    if evaluation.process:
+        return
+    accuracy = evaluation.accuracy
+    print_accuracies(evaluation.title, [("weights", accuracy)])
+    if accuracy.classes is not None:
+        _print_classes(accuracy.classes)
+    if skipped := evaluation.images - accuracy.total:
+        say(f"skipped, because they cannot be read: {skipped} of {evaluation.images} images")
+
+
+def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> None:
+    """Prints accuracies as a table."""
+    if any(accuracy.multilabel for _, accuracy in accuracies):
+        columns: tuple[str, ...] = ("", "mean AP", "macro F1", "micro F1", "all classes right", "loss", "images")
+    else:
+        columns = ("", "top-1", "95 % interval", "top-5", "loss", "images")
+    table(title, columns, [(name, *_cells(accuracy)) for name, accuracy in accuracies])
+
+
+def check_json(path: Location) -> None:
+    """InputError, before anything is evaluated, where a file of this path cannot be written."""
+    if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(f"--json {path}: {'is a folder' if path.is_dir() else 'its folder is missing'}; name a file")
+
+
+def write_json(path: Location, evaluation: Evaluation) -> None:
+    """Writes all numbers of an evaluation as a JSON file; process 0 does. InputError where it cannot be written."""
+    if evaluation.process:
+        return
+    with staged_files(path.parent, (path.name,)) as stage:
+        (stage / path.name).write_text(json.dumps(_json_of(evaluation), indent=1, allow_nan=False) + "\n")
+    say(f"written: {path}")
+
+
+def _json_of(evaluation: Evaluation) -> dict[str, Any]:
+    accuracy, classes = evaluation.accuracy, evaluation.accuracy.classes
+    interval = {} if accuracy.multilabel else {"top1_interval": accuracy.interval}
+    return {
+        "evaluated": evaluation.title,
+        "images": accuracy.total,
+        "skipped": evaluation.images - accuracy.total,
+        "loss": accuracy.loss if np.isfinite(accuracy.loss) else None,
+        **accuracy.values,
+        **interval,
+        **(classes.to_json() if classes else {}),
+    }
+
+
+def _cells(accuracy: Accuracy) -> Iterator[object]:
+    if accuracy.multilabel and accuracy.classes:
+        classes = accuracy.classes
+        yield from map(_percent, (classes.mean_average_precision, classes.macro_f1, classes.micro_f1, accuracy.top1))
+    else:
+        low, high = accuracy.interval
+        yield from (f"{accuracy.top1:.2%}", f"{low:.2%} - {high:.2%}", f"{accuracy.top5:.2%}")
+    yield from (f"{accuracy.loss:.4f}", accuracy.total)
+
+
+def _print_classes(report: ClassReport) -> None:
+    f1_C, count = report.f1_C, len(report.labels)
+    shown, which = np.arange(count), ""
+    if count > ALL_LISTED:
+        shown = np.argsort(f1_C, kind="stable")[:WORST_LISTED]  # nan, of classes without examples, comes last
+        which = f"; shown are the {WORST_LISTED} with the lowest F1, --json FILE has all"
+    recall = "recall" if report.pairs is None else "accuracy"
+    columns = {recall: report.recall_C, "precision": report.precision_C, "F1": f1_C}
+    if report.average_precision_C is not None:
+        columns["average precision"] = report.average_precision_C
+    rows = (
+        (one_line(report.labels[i]), report.examples_C[i], *(_percent(values_C[i]) for values_C in columns.values()))
+        for i in shown
+    )
+    table("classes", ("class", "images", *columns), rows)
+    say(f"{count} classes, macro F1 {_percent(report.macro_f1)}, micro F1 {_percent(report.micro_f1)}{which}")
+
+
+def _percent(value: float | None) -> str:
+    """A fraction in percent; "-" where there is none."""
+    return "-" if value is None or np.isnan(value) else f"{value:.2%}"

@@ -1,0 +1,97 @@
+"""What `vit evaluate` prints and writes of every class."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from vit_cli.reports import evaluation as report
+from vit_cli.tests.printed import Vit
+from vit_core import CheckpointConfig, parity, save_checkpoint
+from vit_core.checkpoints import Checkpoint
+from vit_train.classification import report_of_answers, report_of_sets
+from vit_train.data.batches import EvaluationBatches
+from vit_train.engines.torch.predictor import TorchPredictor
+from vit_train.evaluation import Accuracy
+from vit_train.stages import Evaluation
+from vit_train.tests.small_run import CONFIG, LABELS, MODEL, folder_of_images, quadrants
+
+
+@pytest.fixture
+def weights() -> Checkpoint:
+    """Its fifth class is none of the images'."""
+    model = MODEL.replace(num_classes=5)
+    config = CheckpointConfig(model=model, labels=(*LABELS, "east"), preprocessing=CONFIG.preprocessing)
+    return Checkpoint.of(config, {name: x.astype(np.float32) for name, x in parity.randomized(model, 0).items()})
+
+
+def test_json_has_what_scikit_learn_finds(vit: Vit, weights: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", weights)
+    images = folder_of_images(tmp_path / "images", 40)
+    where = ["evaluate", tmp_path / "model", "--data", images]
+    out = vit(*where, "--json", tmp_path / "report.json")
+    found = json.loads((tmp_path / "report.json").read_text())
+    # Files of a class stand together in a folder; the images are those of `quadrants`.
+    pixels_BHWC = EvaluationBatches(quadrants(40), CONFIG.preprocessing, 40)[0].images_BHWC
+    classes_N, answers_N = np.arange(40) % 4, TorchPredictor(weights).predict(pixels_BHWC).argmax(axis=1)
+    matrix = metrics.confusion_matrix(classes_N, answers_N, labels=range(5))[:4]
+    assert len(set(answers_N)) > 2, "a test of more than one answer"
+    columns = len(found["confusion_matrix"]["columns"])
+    assert found["confusion_matrix"]["counts"] == matrix[:, :columns].tolist()
+    assert found["top1"] == metrics.accuracy_score(classes_N, answers_N)
+    assert found["top1_interval"][0] < found["top1"] < found["top1_interval"][1]
+    f1 = metrics.f1_score(classes_N, answers_N, labels=range(4), average=None, zero_division=np.nan)
+    assert [each["f1"] for each in found["classes"]] == [None if np.isnan(x) else pytest.approx(x) for x in f1]
+    assert (found["images"], found["skipped"], len(found["classes"])) == (40, 0, 4)
+    assert 0 < found["mean_average_precision"] < 1
+    for each in found["classes"]:
+        (line,) = (line for line in out.splitlines() if line.startswith(f" {each['label']}"))
+        assert f"{each['recall']:.2%}" in line
+        assert f"{each['average_precision']:.2%}" in line
+    assert "average precision" not in vit(*where), "ranking takes all logits into memory, so only for the file"
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(refused: Vit, tmp_path: Path) -> None:
+    for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "its folder is missing")):
+        assert f"--json {path}: {why}; name a file" in refused("evaluate", tmp_path / "none", "--json", path)
+
+
+def of(accuracy: Accuracy) -> Evaluation:
+    return Evaluation("a model on some images", accuracy, accuracy.total + 1, 0)
+
+
+def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """The names of the classes are those that are recognised worse and worse; the last has no images."""
+    labels, rng = tuple(f"class {i:02d}" for i in range(31)), np.random.default_rng(0)
+    classes_N = np.repeat(np.arange(30), 100)
+    answers_N = np.where(rng.random(3000) < (30 - classes_N) / 30, classes_N, 0)
+    report.print_evaluation(of(Accuracy(1500, 2000, 3000, 1.0, report_of_answers(labels, classes_N, answers_N))))
+    out = capsys.readouterr().out
+    shown = [line.split()[1] for line in out.splitlines() if line.startswith(" class ") and "images" not in line]
+    assert len(shown) == 10
+    assert "00" in shown, "its images are right, its answers mostly wrong"
+    assert set(shown) - {"00"} == {f"{i:02d}" for i in range(21, 30)}
+    assert "31 classes, macro F1 " in out
+    assert "; shown are the 10 with the lowest F1, --json FILE has all\n" in out
+    assert "skipped, because they cannot be read: 1 of 3001 images" in out
+
+
+def test_several_classes_for_each_image(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    has_NC = rng.random((50, 3)) < 0.5
+    logits_NC = rng.normal(size=(50, 3)) + has_NC
+    classes = report_of_sets(("cat", "dog\x1b[2J", "bird"), has_NC, logits_NC)
+    exact = int(((logits_NC > 0) == has_NC).all(axis=1).sum())
+    report.print_evaluation(of(Accuracy(exact, 50, 50, 1.0, classes)))
+    out = capsys.readouterr().out
+    for value in (classes.mean_average_precision, classes.macro_f1, classes.micro_f1, exact / 50):
+        assert f"{value:.2%}" in out
+    assert "top-1" not in out
+    assert "\x1b[2J" not in out
+    report.write_json(tmp_path / "report.json", of(Accuracy(exact, 50, 50, 1.0, classes)))
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["exact"] == exact / 50
+    assert "top1" not in found
+    assert "confusion_matrix" not in found
