@@ -37,8 +37,21 @@ class Data(Schema):
     """Column of the paths or images (default: path, image, file and the like); in shards the ending of the images."""
     label_column: str | None = None
     """Column of the labels (default: label, class, category and the like); in shards the ending or JSON field."""
+    label_separator: str | None = None
+    """What separates the labels of an image with several of them in one cell, such as ";"; every image may then have
+    any number of classes (multi-label)."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of a table with 1 or 0 for each image, one for each class, instead of a column of labels: multi-label."""
     split_column: str | None = None
     """Column that says which split an image is in (default: split, if there is one)."""
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if self.label_columns and (self.label_separator is not None or self.label_column is not None):
+            raise ValueError("label_columns: there is a column for each class, so no label_column or label_separator")
+        if self.label_separator == "":
+            raise ValueError("label_separator: expected one character or more")
+        return self
 
 
 class Augmentation(Schema):

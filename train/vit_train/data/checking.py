@@ -16,6 +16,7 @@ from vit_core.errors import InputError, abbreviate
 from vit_core.preprocess import Preprocessing, decode, register_formats
 from vit_core.storage import Location, is_local
 from vit_train.config import Data
+from vit_train.data.classes import Occurrences
 from vit_train.data.sources import Split
 from vit_train.data.sources.opening import data_path
 from vit_train.data.sources.split import Listed, Source
@@ -150,8 +151,8 @@ def missing_classes(split: Split) -> tuple[str, ...]:
     """Classes without an image in a split. None for prepared sets, whose labels are in the records."""
     if not isinstance(split.examples, Listed):
         return ()
-    present = set(np.unique(split.examples.labels_N).tolist())
-    return tuple(label for i, label in enumerate(split.labels) if i not in present)
+    counts_C = Occurrences.of(split).counts_C
+    return tuple(label for label, count in zip(split.labels, counts_C, strict=True) if not count)
 
 
 def duplicates(training: Checked, evaluation: Checked) -> list[tuple[int, int]]:

@@ -20,10 +20,16 @@ def part(
 ) -> L:
     """The examples that are held out, or the others. They are sorted by label.
 
-    By class: a fraction of each class (at least one of two or more; all only for a fraction of 1). By group, where
-    groups are given, one for each example: whole groups. InputError where nothing is left.
+    By class: a fraction of each class (at least one of two or more; all only for a fraction of 1), or of all examples
+    together where they may have several classes. By group, where groups are given, one for each example: whole groups.
+    InputError where nothing is left.
     """
-    held_N = _by_class(examples.labels_N, labels, data) if groups is None else _by_group(groups, data)
+    if groups is not None:
+        held_N = _by_group(groups, data)
+    elif examples.labels_N.dtype == object:
+        held_N = _by_class(np.zeros(len(examples), np.int32), ("",), data)
+    else:
+        held_N = _by_class(examples.labels_N, labels, data)
     chosen = examples.take(np.flatnonzero(held_N == (which != "train")))
     if not len(chosen):
         purpose = "train" if which == "train" else "evaluate"

@@ -10,6 +10,7 @@ import numpy as np
 from vit_core.errors import InputError, abbreviate
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
+from vit_train.data.sources.several_labels import split_cell, with_labels
 from vit_train.data.sources.split import Listed, Split, Which
 
 T = TypeVar("T")
@@ -22,8 +23,9 @@ class Listing:
     title: str
     images: Listed
     """In any order, without labels (all 0)."""
-    cells: Sequence[str] | Sequence[int]
-    """The label of each image as it is written; text, or else numbers."""
+    cells: Sequence[str] | Sequence[int] | Sequence[tuple[str, ...]]
+    """The label of each image as it is written: text, or else numbers; the names of all its classes, where an image may
+    have several."""
     classes: tuple[str, ...] | None = None
     """Names of the classes 0, 1, ..., where labels are numbers that have names."""
     splits: Sequence[str] | None = None
@@ -46,18 +48,41 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
     name = train if which == "train" or evaluation is None else evaluation
     training_N, chosen_N = _rows(listing, train), _rows(listing, name)
     listing = replace(listing, classes=listing.classes or _classes_in_keys(listing))
-    labels = listing.classes or tuple(map(str, sorted({listing.cells[i] for i in training_N.tolist()})))
-    labels_M = _numbered(listing, labels, chosen_N, name)
-    order = np.lexsort((chosen_N, listing.images.keys_N[chosen_N], labels_M))
-    chosen_N = chosen_N[order]
-    examples = replace(listing.images.take(chosen_N), labels_N=labels_M[order])  # type: ignore[type-var]
+    multilabel = data.label_separator is not None or bool(data.label_columns)
+    if multilabel:
+        listing = replace(listing, cells=_name_sets(listing, data))
+    labels = listing.classes or _classes(listing, training_N)
+    if multilabel:
+        chosen_N = chosen_N[np.lexsort((chosen_N, listing.images.keys_N[chosen_N]))]
+        examples: Listed = with_labels(listing.images.take(chosen_N), _numbers(listing, labels, chosen_N, name))
+    else:
+        labels_M = np.array([number for (number,) in _numbers(listing, labels, chosen_N, name)], np.int32)
+        order = np.lexsort((chosen_N, listing.images.keys_N[chosen_N], labels_M))
+        chosen_N = chosen_N[order]
+        examples = replace(listing.images.take(chosen_N), labels_N=labels_M[order])  # type: ignore[type-var]
     title = f"{listing.title}/{name}" if name else listing.title
     if evaluation is None:
         groups = None if listing.groups is None else [listing.groups[i] for i in chosen_N.tolist()]
         examples = held_out.part(examples, labels, data, which, title, groups)
         title = held_out.share_title(title, data, which)
     unknown = split_names.unknown_names_note(listing.title, found, data)
-    return Split(examples, labels, title, (*listing.notes, *unknown))
+    return Split(examples, labels, title, (*listing.notes, *unknown), multilabel)
+
+
+def _name_sets(listing: Listing, data: Data) -> list[tuple[str, ...]]:
+    """The names of each image's classes."""
+    separator = data.label_separator
+    return [
+        cell if isinstance(cell, tuple) else split_cell(str(cell), separator) if separator else (str(cell),)
+        for cell in listing.cells
+    ]
+
+
+def _classes(listing: Listing, training_N: np.ndarray) -> tuple[str, ...]:
+    """The names of the classes that the training images have, sorted."""
+    cells = [listing.cells[i] for i in training_N.tolist()]
+    names = {name for cell in cells for name in (cell if isinstance(cell, tuple) else (cell,))}
+    return tuple(map(str, sorted(names)))  # type: ignore[type-var]
 
 
 def _classes_in_keys(listing: Listing) -> tuple[str, ...] | None:
@@ -80,18 +105,19 @@ def _rows(listing: Listing, split: str | None) -> np.ndarray:
     return np.flatnonzero(np.array(listing.splits) == split)
 
 
-def _numbered(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, split: str | None) -> np.ndarray:
-    """int32 [M]: the label of each row. InputError for a label that is none of the training classes."""
-    if listing.classes is not None:
-        return np.array([listing.cells[i] for i in rows_M.tolist()], np.int32)
+def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, split: str | None) -> list[tuple[int, ...]]:
+    """The numbers of each row's classes. InputError for a label that is none of the training classes."""
+    cells = [listing.cells[i] for i in rows_M.tolist()]
+    if listing.classes is not None and isinstance(cells[0], int):
+        return [(cell,) for cell in cells]  # type: ignore[misc]
+    names = [cell if isinstance(cell, tuple) else (str(cell),) for cell in cells]
     number = {label: i for i, label in enumerate(labels)}
-    cells = [str(listing.cells[i]) for i in rows_M.tolist()]
-    if unknown := sorted(set(cells) - set(number)):
+    if unknown := sorted({name for each in names for name in each} - set(number)):
         raise InputError(
             f"{listing.title}/{split}: no class of that name in training: {abbreviate(unknown)}; expected one of "
             f"those {len(labels)}"
         )
-    return np.array([number[cell] for cell in cells], np.int32)
+    return [tuple(number[name] for name in each) for each in names]
 
 
 def column(where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:

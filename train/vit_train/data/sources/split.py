@@ -43,7 +43,7 @@ class Listed(Source):
     """Examples with a label and a key each, sorted by both; fields that end in _N are arrays with an entry for each."""
 
     labels_N: np.ndarray
-    """int32"""
+    """int32; of a multi-label split objects: the tuple of each example's classes."""
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data.sources.folders import Files
 from vit_train.data.sources.listing import Listing, column, optional_column
+from vit_train.data.sources.several_labels import names_of_columns
 
 SUFFIXES = (".csv", ".tsv")
 PATHS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath", "img")
@@ -26,23 +27,38 @@ def table(file: Path, data: Data) -> Listing:
     names, rows = _rows(file)
     where = str(file)
     image = column(where, names, data.image_column, PATHS, "image_column")
-    label = column(where, names, data.label_column, LABELS, "label_column")
+    classes = [column(where, names, name, (), "label_columns") for name in data.label_columns]
+    label = None if classes else column(where, names, data.label_column, LABELS, "label_column")
     split = optional_column(where, names, data.split_column, SPLITS, "split_column")
     group = None if data.group is None else column(where, names, data.group, (), "group")
-    wanted = [names.index(name) for name in (image, label, split, group) if name is not None]
-    for line, row in rows:
-        if len(row) != len(names):
-            raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
-        if empty := [names[i] for i in wanted if not row[i].strip()]:
-            raise InputError(f"{file}, line {line}: nothing in column {empty[0]}; fill it in, or remove the line")
-    cells = {names[i]: [row[i].strip() for _, row in rows] for i in wanted}
+    wanted = [name for name in (image, label, split, group, *classes) if name is not None]
+    may_be_empty = {*classes, label} if data.label_separator is not None else {*classes}
+    _check_rows(file, names, rows, [names.index(name) for name in wanted if name not in may_be_empty])
+    cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
     paths = [os.path.normpath(path) for path in cells[image]]
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
     _check_paths(file, paths, [line for line, _ in rows], values)
     images = Files(str(file.parent), np.array([os.fsencode(path) for path in paths]), np.zeros(len(rows), np.int32))
-    return Listing(
-        file.stem, images, cells[label], None, cells[split] if split else None, cells[group] if group else None
-    )
+    named: list[str] | list[tuple[str, ...]]
+    if label is None:
+        lines = [f"{file}, line {line}" for line, _ in rows]
+        named = [
+            names_of_columns(where, classes, row)
+            for where, *row in zip(lines, *(cells[name] for name in classes), strict=True)
+        ]
+    else:
+        named = cells[label]
+    splits, groups = (cells[name] if name else None for name in (split, group))
+    return Listing(file.stem, images, named, tuple(classes) or None, splits, groups)
+
+
+def _check_rows(file: Path, names: list[str], rows: list[tuple[int, list[str]]], needed: list[int]) -> None:
+    """InputError for a line without a cell for each column, or with an empty cell that is needed."""
+    for line, row in rows:
+        if len(row) != len(names):
+            raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
+        if empty := [names[i] for i in needed if not row[i].strip()]:
+            raise InputError(f"{file}, line {line}: nothing in column {empty[0]}; fill it in, or remove the line")
 
 
 def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

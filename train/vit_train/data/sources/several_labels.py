@@ -1,0 +1,84 @@
+"""Images that may have several classes each: what one cell with a separator, or one column for each class, says."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from vit_core.errors import InputError
+from vit_train.data.sources.split import Listed
+from vit_train.display import SILENT, Display
+
+_TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
+"""What a cell of a class's own column may contain, in any case."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralLabels(Listed):
+    """Images of another source, each with any number of classes instead of one."""
+
+    images: Listed
+    labels_N: np.ndarray
+    """objects: a tuple of class numbers for each image."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: Any) -> Any:
+        return {**self.images[i], "label": self.labels_N[i]}
+
+    def name(self, i: int) -> str:
+        """As the other source names it."""
+        return self.images.name(i)
+
+    @property
+    def keys_N(self) -> np.ndarray:
+        """Those of the other source."""
+        return self.images.keys_N
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """That of the images, and their classes."""
+        return *self.images.identity, repr(self.labels_N.tolist()).encode()
+
+    def places(self) -> Iterable[object]:
+        """Those of the images."""
+        return self.images.places()
+
+    def head(self, i: int, length: int) -> bytes:
+        """As the other source reads it."""
+        return self.images.head(i, length)
+
+    def make_ready(self, display: Display = SILENT) -> None:
+        """What the other source needs."""
+        self.images.make_ready(display)
+
+    def take(self, indices_M: np.ndarray) -> Self:
+        """The examples of these indices, in their order."""
+        return replace(self, images=self.images.take(indices_M), labels_N=self.labels_N[indices_M])
+
+
+def with_labels(images: Listed, labels: Sequence[tuple[int, ...]]) -> SeveralLabels:
+    """Images with the numbers of their classes."""
+    labels_N = np.empty(len(labels), object)
+    for i, numbers in enumerate(labels):
+        labels_N[i] = numbers
+    return SeveralLabels(images, labels_N)
+
+
+def split_cell(cell: str, separator: str) -> tuple[str, ...]:
+    """The names in a cell, each once, in order: "cat; dog" -> ("cat", "dog"); an empty cell has none."""
+    return tuple(dict.fromkeys(name for part in cell.split(separator) if (name := part.strip())))
+
+
+def names_of_columns(where: str, columns: Sequence[str], cells: Sequence[str]) -> tuple[str, ...]:
+    """The columns whose cell in a row says that the image has the class. InputError for a cell that says neither."""
+    found = []
+    for column, cell in zip(columns, cells, strict=True):
+        word = cell.strip().lower()
+        if word in _TRUE:
+            found.append(column)
+        elif word not in _FALSE:
+            raise InputError(f"{where}: {column} is {cell!r}; expected 1 or 0")
+    return tuple(found)
