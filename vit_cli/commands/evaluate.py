@@ -77,7 +77,12 @@ def evaluate(
 
     if json is not None:
         check_json(json)
-    of_run = _data_of_run(checkpoint)
+    try:
+        of_run = _data_of_run(checkpoint)
+    except InputError:  # a damaged run.json: the checkpoint may be whole
+        if data is None:
+            raise
+        of_run = None
     source = _other_data(data, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     if source is None:
         raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
