@@ -74,7 +74,7 @@ class JaxEngine(OnMesh):
         A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
         them than `skippable`, every later update does too.
         """
-        rates = self.config.learning_rate(step), self.config.schedule.fraction(step, self.config.steps)
+        rates = self.config.learning_rate(step), self.config.schedule_fraction(step)
         dtype = self.config.dtype
         result: StepResult
         with jax.set_mesh(self.mesh):
