@@ -15,16 +15,23 @@ from mkdocs.structure.files import File, Files
 
 from vit_cli.application import COMMANDS, build
 from vit_cli.help_text import default_text, joined_lines, split_examples
+from vit_cli.other_spellings import HINTS, RECIPE_COMMANDS, SAME
 from vit_cli.recipe_options import SHORT_NAMES, field_options
 
 COMMANDS_PAGE, FIELDS_PAGE = "reference/commands.md", "reference/recipe-fields.md"
+SPELLINGS_PAGE = "reference/other-spellings.md"
 INFORMATION_WORDS = re.compile(r"^( *```(?:python|sh))(?: (?:slow|parse))+$", re.M)
 """Words after the language of a block of code, for the test that runs the blocks."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are generated from the code."""
-    for page, text in ((COMMANDS_PAGE, command_reference()), (FIELDS_PAGE, field_reference())):
+    pages = {
+        COMMANDS_PAGE: command_reference(),
+        FIELDS_PAGE: field_reference(),
+        SPELLINGS_PAGE: spelling_reference(),
+    }
+    for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files
 
@@ -108,6 +115,23 @@ def field_reference() -> str:
     for section in sorted(sections, key=lambda name: name != ""):
         lines.append(f"## {section or 'The run'}\n")
         lines.extend(_table(("option", "meaning"), sections[section]))
+    return "\n".join(lines)
+
+
+def spelling_reference() -> str:
+    """The page of options that users of other projects type, and what they mean here."""
+    lines = [
+        "# Options of other projects\n",
+        "Generated from the code. What you would type for timm, transformers, lightly-train or big_vision, and what "
+        "this command line does with it: an option that means the same as one of ours is read as ours; for any "
+        "other, the command prints one line with what to write instead.\n",
+    ]
+    for command in ("pretrain", *(name for name in SAME if name not in RECIPE_COMMANDS)):
+        others = f" (and {', '.join(RECIPE_COMMANDS[2:])}, explain)" if command == "pretrain" else ""
+        lines.append(f"## vit {command}{others}\n")
+        same = [(f"`{typed}`", f"is read as `{own}`") for typed, own in SAME[command].items()]
+        answered = [(f"`{typed}`", text) for typed, text in HINTS.get(command, {}).items()]
+        lines.extend(_table(("typed", "what happens"), [*same, *answered]))
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from cyclopts.exceptions import CycloptsError
 from vit_cli.help_text import default_text, prepare_help
 from vit_cli.interrupts import STATUS, Interrupts
 from vit_cli.option_words import join_sizes, with_hyphens
+from vit_cli.other_spellings import own_spellings
 
 _EPILOGUE = """`vit COMMAND --help` explains a command, with examples."""
 HELP_FLAGS = ("--help", "-h")
@@ -47,6 +48,9 @@ COMMANDS = {
         Command("explain", "Show what a recipe will do; nothing is run.", "Train", takes_recipe=True),
         Command("pretrain", "Train a model from new weights.", "Train", takes_recipe=True),
         Command("finetune", "Train a model that starts from a checkpoint.", "Train", takes_recipe=True),
+        Command(
+            "resume", "Go on with a run that was stopped, or train a finished one further.", "Train", takes_recipe=True
+        ),
         Command("evaluate", "Measure the accuracy of a checkpoint on a data set.", "Train"),
         Command("prepare", "Pack a folder of images into a data set that loads fast.", "Train"),
         Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
@@ -159,7 +163,7 @@ def parse(words: Sequence[str]) -> Parsed:
         raise no_command(COMMANDS)
     command = COMMANDS.get(words[0])
     app = build(with_summaries=command is None)
-    prepared = join_sizes(with_hyphens(words))
+    prepared = join_sizes(own_spellings(words[0], with_hyphens(words)))
     asks_for_help = any(flag in prepared for flag in HELP_FLAGS)
     try:
         if command is not None and command.takes_recipe:
@@ -215,4 +219,12 @@ def _report(error: Exception) -> None:
 
     if not isinstance(error, InputError | StorageError | OSError | MemoryError):
         raise error
-    print(f"vit: error: {one_line(' '.join(str(error).split())) or 'out of memory'}", file=sys.stderr)
+    print(f"vit: error: {one_line(' '.join(_message(error).split())) or 'out of memory'}", file=sys.stderr)
+
+
+def _message(error: Exception) -> str:
+    """An error in words: for one of the system, the file and what was refused ("a/b: Permission denied")."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        return f"{file}: {error.strerror}"
+    return str(error)

@@ -56,7 +56,7 @@ def demonstrate(out: Path, seed: int = 0) -> bool:
     """Runs the whole path in the folder `out`, replacing what is there, and returns whether both models are one."""
     recipe = digits.pretrain()
     pretrain = recipe.replace(seed=seed, data=recipe.data.replace(directory=str(out / "data")))
-    training, evaluation = open_splits(pretrain)
+    training, evaluation = open_splits(pretrain.data)
     say(f"digits: {len(training)} images to train on, {len(evaluation)} held out, 8 x 8 pixels")
     first = train("pretrain", pretrain, None, training, evaluation, out / "pretrain")
     checkpoint = open_checkpoint(out / "pretrain" / FINISHED)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,12 +14,14 @@ from vit_cli.option_words import is_option, words_of_size
 from vit_core.config import Size
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import parse_size
-from vit_core.schema import Schema
+from vit_core.schema import Schema, expectation
 
 NONE = ("none", "null")
 """How a user writes that a field has no value."""
 _LONGEST_PLACEHOLDER = 26
 """Characters of a list of choices that stands for the value; a longer one stands behind the explanation."""
+NO_OPTIONS = {"continues"}
+"""Fields that only a run sets, when it is resumed."""
 FOLLOW_THE_MODEL = {"preprocessing.image_size": "image_size", "preprocessing.channels": "channels"}
 """Fields that are always those of the model, and so are no options."""
 
@@ -161,7 +163,7 @@ class FieldOption:
             raise self._error(error.errors()[0], text) from None
 
     def _error(self, details: ErrorDetails, text: str) -> InputError:
-        return InputError(f"{self.name}: {_expectation(details)}, found {text}")
+        return InputError(f"{self.name}: {expectation(details)}, found {text}")
 
 
 def options_of(schema: type[Schema], path: tuple[str, ...] = ()) -> Iterator[FieldOption]:
@@ -170,13 +172,18 @@ def options_of(schema: type[Schema], path: tuple[str, ...] = ()) -> Iterator[Fie
         here = (*path, name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Schema):
             yield from options_of(field.annotation, here)
-        elif ".".join(here) not in FOLLOW_THE_MODEL:
+        elif ".".join(here) not in FOLLOW_THE_MODEL.keys() | NO_OPTIONS:
             yield FieldOption(here, field)
 
 
 def option_name(path: Sequence[str]) -> str:
     """The option of a field: --optimizer.learning-rate."""
     return "--" + ".".join(path).replace("_", "-")
+
+
+def value_at(config: Schema, path: Sequence[str]) -> Any:
+    """The value of a config's field."""
+    return reduce(getattr, path, config)
 
 
 def value_text(value: object) -> str:
@@ -191,31 +198,3 @@ def value_text(value: object) -> str:
 def _bare(annotation: Any) -> Any:
     """A type without its limits."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _expectation(details: ErrorDetails) -> str:
-    """What pydantic expected, in words."""
-    limits = {name: _number_text(limit) for name, limit in details.get("ctx", {}).items()}
-    match details["type"]:
-        case "int_parsing" | "int_type" | "int_from_float":
-            return "expected an integer"
-        case "float_parsing" | "float_type":
-            return "expected a number"
-        case "finite_number":
-            return "expected a finite number"
-        case "bool_parsing" | "bool_type":
-            return "expected true or false"
-        case "greater_than_equal":
-            return f"expected {limits['ge']} or more"
-        case "greater_than":
-            return f"expected more than {limits['gt']}"
-        case "less_than_equal":
-            return f"expected at most {limits['le']}"
-        case "less_than":
-            return f"expected less than {limits['lt']}"
-        case _:
-            return details["msg"].removeprefix("Value error, ")
-
-
-def _number_text(limit: object) -> str:
-    return str(int(limit)) if isinstance(limit, float) and limit.is_integer() else str(limit)

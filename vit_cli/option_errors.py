@@ -7,6 +7,7 @@ from cyclopts import exceptions
 from cyclopts.exceptions import CycloptsError
 
 from vit_cli.option_words import spaced
+from vit_cli.other_spellings import hint
 from vit_core.errors import InputError, unknown_name
 
 
@@ -38,6 +39,8 @@ def input_error(error: CycloptsError, commands: Mapping[str, Any]) -> InputError
 
 def _unknown_option(error: exceptions.UnknownOptionError, where: str) -> InputError:
     given = (error.token.keyword or error.token.value).partition("=")[0]
+    if (instead := hint((error.command_chain or ("",))[0], given)) is not None:
+        return InputError(f"{where}: {given}: {instead}")
     known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
     return InputError(f"{where}: {unknown_name('option', given, [name for name in known if name.startswith('--')])}")
 

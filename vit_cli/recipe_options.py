@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeAlias
 from cyclopts import App, Group, Parameter, Token
 from cyclopts.exceptions import CycloptsError
 
-from vit_cli.field_options import FOLLOW_THE_MODEL, FieldOption, option_name, options_of, value_text
+from vit_cli.field_options import FOLLOW_THE_MODEL, FieldOption, option_name, options_of, value_at, value_text
 from vit_cli.option_words import SEPARATOR
 from vit_core.checkpoints import CheckpointConfig
 from vit_core.errors import InputError
@@ -24,11 +24,17 @@ from vit_core.schema import Schema
 from vit_core.variants import variant
 from vit_train import recipes
 from vit_train.config import TrainConfig
+from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
 
 Changes: TypeAlias = Mapping[tuple[str, ...], Any]
 """Path of a config field -> the value that the command line gives it."""
-SHORT_NAMES = {"--model.image-size": "--image-size"}
-"""Options that have a second, shorter name."""
+SHORT_NAMES = {
+    "--model.image-size": "--image-size",
+    "--data.name": "--data",
+    "--data.directory": "--data-dir",
+    "--optimizer.learning-rate": "--lr",
+}
+"""Options that have a second, shorter name; a command with another option of the same meaning uses that name too."""
 
 
 @cache
@@ -56,10 +62,10 @@ def recipe_command(command: Callable[..., int]) -> Callable[..., int]:
     """The command with one keyword for each field of a recipe in place of its parameter `changes`."""
 
     @functools.wraps(command)
-    def with_fields(recipe: str, **keywords: Any) -> int:
+    def with_fields(subject: Any, **keywords: Any) -> int:
         options = field_options()
         changes = {options[name].path: keywords.pop(name) for name in list(keywords) if name in options}
-        return command(recipe, changes, **keywords)
+        return command(subject, changes, **keywords)
 
     _set_signature(with_fields, command, _parameters(None))
     return with_fields
@@ -75,18 +81,23 @@ def _set_signature(
     function.__annotations__ = {each.name: each.annotation for each in (*own, *fields)} | {"return": int}
 
 
-def _parameters(defaults: Mapping[tuple[str, ...], str] | None) -> list[inspect.Parameter]:
-    """A keyword for each field; shown in the help, with these defaults, where there are any."""
+def _parameters(defaults: Mapping[tuple[str, ...], str] | None, command: str = "pretrain") -> list[inspect.Parameter]:
+    """A keyword for each field; where there are defaults, those that the command can change are shown with them."""
     groups = {name: Group(f"Recipe: {name}" if name else "Recipe", sort_key=place) for place, name in _sections()}
     return [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=_annotation(option, groups[option.section], defaults),
+            annotation=_annotation(option, groups[option.section], None if _is_fixed(option, command) else defaults),
         )
         for name, option in field_options().items()
     ]
+
+
+def _is_fixed(option: FieldOption, command: str) -> bool:
+    """Whether a command refuses an option: a run that goes on keeps most of its fields."""
+    return command == "resume" and ".".join(option.path) not in CHANGEABLE_ON_RESUME | CHANGEABLE_IN_SEGMENTS
 
 
 def _sections() -> list[tuple[int, str]]:
@@ -184,7 +195,9 @@ def _naming_options(schema: type[Schema], message: str, path: tuple[str, ...]) -
 
 def show_defaults(app: App, name: str, words: Sequence[str]) -> None:
     """Prepares the help of a recipe command: the fields with their defaults, if the words name a recipe."""
-    if (recipe := _recipe_of(app, words)) is not None:
+    if name == "resume":
+        show_fields(app, name, {})
+    elif (recipe := _recipe_of(app, words)) is not None:
         show_fields(app, name, _defaults(recipe, "finetune" if name == "finetune" else "pretrain"))
 
 
@@ -195,20 +208,18 @@ def show_fields(app: App, name: str, defaults: Mapping[tuple[str, ...], str]) ->
     command = inspect.unwrap(with_fields)
 
     @functools.wraps(command)
-    def shown(recipe: str, **keywords: Any) -> int:
-        status: int = with_fields(recipe, **keywords)
+    def shown(subject: Any, **keywords: Any) -> int:
+        status: int = with_fields(subject, **keywords)
         return status
 
-    _set_signature(shown, command, _parameters(defaults))
+    _set_signature(shown, command, _parameters(defaults, name))
     app[name].default_command = shown
 
 
 def _recipe_of(app: App, words: Sequence[str]) -> str | None:
-    """The recipe among words that ask for help, if there is one; they may lack --init, which is required otherwise."""
+    """The recipe among words that ask for help, if there is one."""
     with suppress(CycloptsError, InputError):
         asked = [word for word in words if word not in ("--help", "-h")]
-        if words[0] == "finetune" and not any(word.partition("=")[0] == "--init" for word in words):
-            asked.append("--init=CHECKPOINT")
         _, bound, *_ = app.parse_known_args(asked)
         recipe: str | None = bound.arguments.get("recipe")
         return recipe
@@ -219,7 +230,7 @@ def _defaults(recipe: str, stage: str) -> dict[tuple[str, ...], str]:
     """Path of each field -> its value in the recipe, as text."""
     if stage == "pretrain":
         config = recipes.load(recipe, stage)
-        return {option.path: value_text(_value(config, option.path)) for option in field_options().values()}
+        return {option.path: value_text(value_at(config, option.path)) for option in field_options().values()}
     # What a recipe takes from the checkpoint differs between checkpoints: ask with two.
     first, second = (
         recipes.load(recipe, stage, CheckpointConfig(model=variant(name, size, classes)))
@@ -227,8 +238,8 @@ def _defaults(recipe: str, stage: str) -> dict[tuple[str, ...], str]:
     )
     found = {}
     for option in field_options().values():
-        value = _value(first, option.path)
-        same = value == _value(second, option.path) and value != _stand_in_value(option.path)
+        value = value_at(first, option.path)
+        same = value == value_at(second, option.path) and value != _stand_in_value(option.path)
         from_checkpoint = option.section in ("model", "preprocessing") and not same
         found[option.path] = "the checkpoint's" if from_checkpoint else value_text(value)
     return found
@@ -237,7 +248,3 @@ def _defaults(recipe: str, stage: str) -> dict[tuple[str, ...], str]:
 def _stand_in_value(path: tuple[str, ...]) -> Any:
     """What a checkpoint of the paper's model has in a field of the model, and None elsewhere."""
     return getattr(variant("B/16", 224, 1000), path[1], None) if path[0] == "model" else None
-
-
-def _value(config: TrainConfig, path: tuple[str, ...]) -> Any:
-    return functools.reduce(getattr, path, config)

@@ -4,24 +4,36 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from vit_cli.console import say
+from vit_cli.field_options import option_name, value_at, value_text
 from vit_cli.recipe_options import Changes, changed
 from vit_cli.requirements import TRAINING, TWINS, require
 from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
+from vit_core.storage import Location, location
+from vit_core.variants import variant
 from vit_train import recipes
-from vit_train.config import TrainConfig
+from vit_train.config import Data, TrainConfig
 
 if TYPE_CHECKING:
+    from vit_train.data.sources import Split
     from vit_train.stages import Launch, StageResult
 
 Recipe = Annotated[str, Parameter(metavar="RECIPE")]
 """Name of a shipped recipe, or a Python file."""
 Stage = Literal["pretrain", "finetune"]
+Variant = Annotated[str, Parameter(metavar="VARIANT")]
+"""A published architecture: B/16."""
+Epochs = Annotated[float, Parameter(metavar="NUMBER")]
+STEPS = ("steps",)
 
 
 def require_training(framework: Framework) -> None:
@@ -32,9 +44,110 @@ def require_training(framework: Framework) -> None:
         raise InputError("torchrun starts processes for PyTorch: add --framework torch, or start JAX without torchrun")
 
 
-def recipe_config(recipe: str, stage: Stage, changes: Changes, init: Checkpoint | None = None) -> TrainConfig:
-    """The config of a recipe's stage with the changes of the command line."""
-    return changed(recipes.load(recipe, stage, init.config if init else None), changes)
+@dataclass(frozen=True)
+class Wish:
+    """What a command line asks of a recipe."""
+
+    recipe: str
+    stage: Stage
+    changes: Changes
+    model: str | None = None
+    """A variant, such as B/16."""
+    epochs: float | None = None
+    init: Checkpoint | None = None
+
+    @property
+    def chosen(self) -> dict[tuple[str, ...], Any]:
+        """The fields that the user has chosen; a field's own option counts more than the variant that it is part of."""
+        if self.epochs is not None and STEPS in self.changes:
+            raise InputError("--epochs and --steps both set the length of the run; remove one")
+        if self.epochs is not None and not 0 < self.epochs < inf:
+            raise InputError(f"--epochs {self.epochs:g}: expected more than 0")
+        return {**(variant_fields(self.model) if self.model else {}), **self.changes}
+
+    def unfitted(self) -> TrainConfig:
+        """The recipe's config with the user's changes, whatever the data. InputError for --epochs."""
+        if self.epochs is not None:
+            raise InputError("--epochs: the training images have to be counted, and they are not on this machine")
+        return changed(self._config(), self.chosen)
+
+    def data(self) -> Data:
+        """The data of the run. InputError, before they are opened, for wishes that contradict each other."""
+        fields = {path: value for path, value in self.chosen.items() if path[0] == "data"}
+        return changed(self._config(), fields).data
+
+    def fitted(self, training: "Split", out: Location | None = None) -> TrainConfig:
+        """The recipe's config with the user's changes, and what they leave open fitted to the training images; prints
+        what was fitted. A run that is in the folder `out` already keeps what was fitted when it began."""
+        from vit_train.fitting import KEPT_ON_RESUME, TrainingSet, fitted_fields
+        from vit_train.run import RUN, read_request
+
+        chosen, data, config = self.chosen, TrainingSet.of(training), self._config()
+        fields = fitted_fields(
+            config, chosen, data, epochs=self.epochs, most_epochs=self._most_epochs(), new_weights=self.init is None
+        )
+        if out is not None and (out / RUN).exists():
+            begun = read_request(out).config
+            kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
+            fields |= {path: value_at(begun, path) for path in kept}
+        result = changed(config, {**fields, **chosen})
+        if fields:
+            options = (f"{option_name(path)} {value_text(value_at(result, path))}" for path in fields)
+            say(f"fitted to {training.title}: {len(training)} images of {data.classes} classes: {' '.join(options)}")
+        epochs = result.steps * result.batch_size / len(training)
+        say(f"{result.steps} steps of {result.batch_size} images: {epochs:.3g} epochs")
+        return result
+
+    def _config(self) -> TrainConfig:
+        return self._recipe.config(self.stage, self.init.config if self.init else None)
+
+    @cached_property
+    def _recipe(self) -> "recipes.Recipe":
+        return recipes.open_recipe(self.recipe)
+
+    def _most_epochs(self) -> int | None:
+        return self._recipe.most_epochs(self.stage)
+
+
+def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
+    """The fields of the model that a variant such as B/16 sets. InputError for an unknown one."""
+    patch = spelled.rpartition("/")[2]
+    found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
+    names = ("patch_size", "width", "depth", "mlp_dim", "heads")
+    return {("model", name): getattr(found, name) for name in names}
+
+
+def run_of(word: str) -> Location | None:
+    """The folder of a run, where a user has written one in the place of a recipe."""
+    from vit_train.run import RUN
+
+    folder = location(word)
+    return folder if word not in recipes.names() and (folder / RUN).is_file() else None
+
+
+def go_on(
+    run: Location, changes: Changes, framework: Framework | None, distributed: str | None, preflight: bool
+) -> int:
+    """Resumes a run with some fields changed, and prints how it ended; without a framework, in the one of its log."""
+    require("train", *TRAINING)
+    from vit_train.metrics import METRICS, read_metrics
+
+    engines = [line["engine"] for line in read_metrics(run / METRICS) if "engine" in line]
+    framework = framework or (engines[-1] if engines else "jax")
+    require_training(framework)
+    from vit_train.stages import resume
+
+    fields = {".".join(path): value for path, value in changes.items()}
+    return finish(resume(run, fields, launch(framework, distributed, preflight)))
+
+
+def only_for_new_runs(**options: object) -> None:
+    """InputError for an option that a run which goes on cannot take."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"--{name}: is for a new run; a run goes on as it was begun, and --steps changes its length"
+            )
 
 
 def launch(framework: Framework, distributed: str | None, preflight: bool) -> "Launch":

@@ -20,6 +20,12 @@ def abbreviate(names: Iterable[str], separator: str = ", ", most: int = 6) -> st
     return separator.join(map(one_line, names[:most])) + more
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """The text in one line, with " ..." where it is cut, between two words, because it is longer than `most`."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most].rpartition(' ')[0] or line[:most]} ..."
+
+
 def one_line(text: str) -> str:
     """The text without characters that move a terminal's cursor, which names in an untrusted file may contain."""
     return "".join(char if char.isprintable() else " " for char in text)

@@ -1,6 +1,7 @@
 """Fields of ViTConfig and Preprocessing as text on a command line: `heads=6`, `image_size=224x336`, `mean=0.5`."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,8 +58,11 @@ def field_text(name: str, value: Any) -> str:
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
-    """An image size in pixels: `384`, or height x width as `384x512`. Raises InputError for any other text."""
-    numbers = text.lower().split("x")
+    """An image size in pixels: `384`, or height x width as `384x512` and as it is printed: `384 512`, `384 x 512`.
+
+    Raises InputError for any other text.
+    """
+    numbers = re.split(r" *[x ] *", text.lower())
     if len(numbers) > 2 or not all(number.isascii() and number.isdigit() and len(number) < 7 for number in numbers):
         raise InputError(f"image size '{text}': expected pixels, such as 384, or height x width, such as 384x512")
     return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))

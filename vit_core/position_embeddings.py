@@ -16,7 +16,7 @@ and the PyTorch model then apply the same numbers. The methods differ in four ch
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -36,20 +36,24 @@ METHODS: tuple[str, ...] = get_args(Method)
 SincosFormula = Literal["big_vision", "mae"]
 
 
-def _linear(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(0.0, 1.0 - np.abs(distance))
+Array = Any
+"""An array of NumPy, or of the library `xp` that stands in its place (torch, while it traces a model)."""
 
 
-def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+def _linear(distance: Array, xp: Any) -> Array:
+    return xp.clip(1.0 - xp.abs(distance), 0.0, None)
+
+
+def _cubic(distance: Array, xp: Any, a: float) -> Array:
     """Keys' cubic convolution kernel; `a` is its slope at distance 1."""
-    x = np.abs(distance)
+    x = xp.abs(distance)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    return xp.where(x <= 1, near, xp.where(x < 2, far, 0.0))
 
 
 class _Rule(NamedTuple):
-    kernel: Callable[[np.ndarray], np.ndarray]
+    kernel: Callable[[Array, Any], Array]
     corners: bool = False  # True: first and last points coincide; False: the outer edges of the cells coincide
     antialias: bool = False  # True: widen the kernel when shrinking, and renormalise what is left at the border
     offset: float = 0.0  # added to the target size, in the step between samples only
@@ -84,23 +88,32 @@ def resampling_matrix(method: str, source: int, target: int) -> np.ndarray:
         raise unknown_name("position-embedding method", method, METHODS)
     if source < 1 or target < 1:
         raise InputError(f"a position grid needs sizes of at least 1, found {source} -> {target}")
-    rule = _RULES[method]
-    if rule.corners:
-        centres = np.arange(target) * ((source - 1) / max(target - 1, 1))  # a single point is the first one
-    else:
-        centres = (np.arange(target) + 0.5) * (source / (target + rule.offset)) - 0.5
-
-    if rule.antialias:
-        matrix = rule.kernel((np.arange(source) - centres[:, None]) / max(source / target, 1.0))
-        matrix /= matrix.sum(axis=1, keepdims=True)
-    else:
-        # A kernel reaches 2 points beyond a centre, and a centre half a point beyond the grid: 3 cover both.
-        # Weights that fall outside go to the border point, as if it were repeated.
-        points = np.arange(-3, source + 3)
-        repeated = np.clip(points, 0, source - 1)[:, None] == np.arange(source)
-        matrix = rule.kernel(points - centres[:, None]) @ repeated.astype(np.float64)
+    matrix: np.ndarray = filled_matrix(method, source, target, np)
     matrix.flags.writeable = False  # the cache hands the same array to everyone
     return matrix
+
+
+def filled_matrix(method: str, source: int, target: Any, xp: Any) -> Array:
+    """The matrix of `resampling_matrix`, for sizes that were checked, by NumPy or by torch: `xp`.
+
+    target: an integer, or a symbol that stands for one while torch traces a model; nothing here asks for its value.
+    """
+    rule, numbers = _RULES[method], xp.arange(target, dtype=xp.float64)
+    size = numbers[-1] + 1.0  # the target as an array
+    if rule.corners:
+        centres = numbers * ((source - 1) / xp.clip(size - 1, 1.0, None))  # a single point is the first one
+    else:
+        centres = (numbers + 0.5) * (source / (size + rule.offset)) - 0.5
+
+    if rule.antialias:
+        points = xp.arange(source, dtype=xp.float64)
+        matrix = rule.kernel((points - centres[:, None]) / xp.clip(source / size, 1.0, None), xp)
+        return matrix / matrix.sum(axis=1, keepdims=True)
+    # A kernel reaches 2 points beyond a centre, and a centre half a point beyond the grid: 3 cover both.
+    # Weights that fall outside go to the border point, as if it were repeated.
+    points = xp.arange(-3, source + 3, dtype=xp.float64)
+    repeated = xp.clip(points, 0, source - 1)[:, None] == xp.arange(source, dtype=xp.float64)
+    return rule.kernel(points - centres[:, None], xp) @ xp.asarray(repeated, dtype=xp.float64)
 
 
 def axis_matrices(method: str, source: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,9 +187,17 @@ def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.nd
             f"sine-cosine position embeddings ('{formula}') need a width that is a multiple of 4 "
             f"and at least {smallest}, found {width}"
         )
-    bands = width // 4
-    frequencies = 10_000.0 ** -(np.arange(bands) / (bands - 1 if formula == "big_vision" else bands))
-    y, x = (axis.reshape(-1, 1) * frequencies for axis in np.indices(grid))
-    table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    table: np.ndarray = filled_sincos2d(grid, width, formula, np)
     table.flags.writeable = False
     return table
+
+
+def filled_sincos2d(grid: tuple[Any, Any], width: int, formula: SincosFormula, xp: Any) -> Array:
+    """The table of `sincos2d`, for values that were checked, by NumPy or by torch: `xp`; see `filled_matrix`."""
+    bands = width // 4
+    exponents = xp.arange(bands, dtype=xp.float64) / (bands - 1 if formula == "big_vision" else bands)
+    frequencies = 10_000.0**-exponents
+    rows, columns = (xp.arange(size, dtype=xp.float64)[:, None] * frequencies for size in grid)
+    y, x = rows[:, None] + 0.0 * columns[None], 0.0 * rows[:, None] + columns[None]
+    table = xp.concatenate([xp.sin(x), xp.cos(x), xp.sin(y), xp.cos(y)], axis=2)
+    return table.reshape(-1, 4 * bands)

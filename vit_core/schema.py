@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from vit_core.errors import InputError, unknown_name
 
@@ -52,12 +53,44 @@ def one_line(error: ValidationError, schema: type[BaseModel]) -> str:
         if fault["type"] == "extra_forbidden":
             faults.append(str(unknown_name("key", path, schema.model_fields)))
         else:
-            message = fault["msg"].removeprefix("Value error, ")
+            message = expectation(fault)
             value = repr(fault["input"])
             shown = value if len(value) <= 60 else value[:60] + "..."
             found = f", found {shown}" if path and not isinstance(fault["input"], dict) else ""
             faults.append((f"{path}: " if path else "") + message + found)
     return "; ".join(dict.fromkeys(faults)).replace("\n", " ")
+
+
+def expectation(fault: ErrorDetails) -> str:
+    """What a value should have been, in the words of this project: "expected 1 or more"."""
+    limits = {name: _number_text(limit) for name, limit in fault.get("ctx", {}).items()}
+    match fault["type"]:
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "expected an integer"
+        case "float_parsing" | "float_type":
+            return "expected a number"
+        case "finite_number":
+            return "expected a finite number"
+        case "bool_parsing" | "bool_type":
+            return "expected true or false"
+        case "string_type":
+            return "expected text"
+        case "missing":
+            return "missing"
+        case "greater_than_equal":
+            return f"expected {limits['ge']} or more"
+        case "greater_than":
+            return f"expected more than {limits['gt']}"
+        case "less_than_equal":
+            return f"expected at most {limits['le']}"
+        case "less_than":
+            return f"expected less than {limits['lt']}"
+        case _:
+            return fault["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+
+
+def _number_text(limit: object) -> str:
+    return str(int(limit)) if isinstance(limit, float) and limit.is_integer() else str(limit)
 
 
 def _is_branch(part: object) -> bool:

@@ -273,7 +273,7 @@ class ViT(nnx.Module):
 
     def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]."""
-        self.check(x_BHWC.shape[1:], interpolate)
+        self.check(x_BHWC, interpolate)
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
@@ -324,12 +324,16 @@ class ViT(nnx.Module):
         mean_BD = patches_BND.mean(axis=1)
         return mean_BD if config.pooling == "gap" else jnp.concatenate([x_BND[:, 0], mean_BD], axis=1)
 
-    def check(self, shape: tuple[int, ...], interpolate: bool) -> None:
-        """Raises InputError for images [H, W, C] that the model cannot take."""
-        (H, W, C), config = shape, self.config
+    def check(self, x_BHWC: Array, interpolate: bool) -> None:
+        """Raises InputError for images that the model cannot take."""
+        if x_BHWC.ndim != 4:
+            raise InputError(f"images have shape {list(x_BHWC.shape)}, the model takes [B, H, W, C]; for one, x[None]")
+        if not jnp.issubdtype(x_BHWC.dtype, jnp.floating):
+            raise InputError(f"images are {x_BHWC.dtype}, the model takes floats: vit_core.preprocess.normalise first")
+        (_, H, W, C), config = x_BHWC.shape, self.config
         if config.channels != C:
             raise InputError(f"images have {C} channels, the model takes {config.channels} (NHWC)")
-        if config.image_size != (H, W) and not interpolate:
+        if not interpolate and config.image_size != (H, W):
             raise InputError(f"images are {H}x{W}, the model takes {config.image_size}; resize, or interpolate=True")
         if H % config.patch_size[0] or W % config.patch_size[1]:
             raise InputError(f"images are {H}x{W}, not a multiple of the patch {config.patch_size}")

@@ -20,7 +20,7 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_torch import arrays, stacking
+from vit_torch import arrays, stacking, traced_positions
 from vit_torch.masks import Masks, draw_masks
 from vit_torch.stacking import Remat
 from vit_torch.stem import backbone
@@ -248,6 +248,7 @@ class ViT(nn.Module):
     def forward_features(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
         if masks is None and self.training:
+            self.check(x_BCHW, interpolate)
             h, w = x_BCHW.shape[2] // self.config.patch_size[0], x_BCHW.shape[3] // self.config.patch_size[1]
             tokens = self.config.prefix_tokens + h * w
             masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
@@ -275,11 +276,11 @@ class ViT(nn.Module):
 
     def embed(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]."""
-        self.check(x_BCHW.shape[1:], interpolate)
+        self.check(x_BCHW, interpolate)
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = x_BhwD.reshape(B, h * w, D)
-        pos_1ND = self.positions((h, w), x_BND)
+        pos_1ND = self.positions((h, w) if interpolate else None, x_BND)
         prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
         return self.norm_pre(drop(x_BND, POSITIONS, masks))
@@ -298,22 +299,29 @@ class ViT(nn.Module):
             tokens.append(self.reg_token)
         return tokens
 
-    def positions(self, grid: tuple[int, int], like: Array) -> Array:
-        """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""
-        config = self.config
+    def positions(self, grid: tuple[int, int] | None, like: Array) -> Array:
+        """Position embeddings [1, N, D] for a grid of patches (None: the own); resampled or computed for others."""
+        config, traced = self.config, grid is not None and torch.compiler.is_compiling()  # then the sides are symbols
+        grid = grid or config.grid
         if config.position_embedding == "none":
             return like.new_zeros((1, 1, config.width))
         if config.position_embedding != "learned":
+            if traced:
+                return traced_positions.sincos2d(config, grid).to(like)[None]
             return like.new_tensor(sincos2d(grid, config.width, config.sincos_formula))[None]
         pos_1ND = self.pos_embed
-        if grid == config.grid:
+        if not traced and grid == config.grid:
             return pos_1ND
         # At least in float32, and rounded once, as when resized at load.
         like = like.to(torch.promote_types(like.dtype, torch.float32))
-        rows, columns = (like.new_tensor(m) for m in axis_matrices(config.position_resampling, config.grid, grid))
         prefix = config.prefix_positions
         pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width).to(like.dtype)
-        pos_ND = torch.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width).to(pos_1ND.dtype)
+        if traced:
+            pos_yxD = traced_positions.resampled(config, grid, pos_hwD)
+        else:
+            rows, columns = (like.new_tensor(m) for m in axis_matrices(config.position_resampling, config.grid, grid))
+            pos_yxD = torch.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD)
+        pos_ND = pos_yxD.reshape(-1, config.width).to(pos_1ND.dtype)
         return torch.cat([pos_1ND[:, :prefix], pos_ND[None]], dim=1)
 
     def pool(self, x_BND: Array) -> Array:
@@ -326,12 +334,16 @@ class ViT(nn.Module):
         mean_BD = patches_BND.mean(dim=1)
         return mean_BD if config.pooling == "gap" else torch.cat([x_BND[:, 0], mean_BD], dim=1)
 
-    def check(self, shape: tuple[int, ...], interpolate: bool) -> None:
-        """Raises InputError for images [C, H, W] that the model cannot take."""
-        (C, H, W), config = shape, self.config
+    def check(self, x_BCHW: Array, interpolate: bool) -> None:
+        """Raises InputError for images that the model cannot take."""
+        if x_BCHW.ndim != 4:
+            raise InputError(f"images have shape {list(x_BCHW.shape)}, the model takes [B, C, H, W]; for one, x[None]")
+        if not x_BCHW.is_floating_point():
+            raise InputError(f"images are {x_BCHW.dtype}, the model takes floats: vit_core.preprocess.normalise first")
+        (_, C, H, W), config = x_BCHW.shape, self.config
         if config.channels != C:
             raise InputError(f"images have {C} channels, the model takes {config.channels} (NCHW)")
-        if config.image_size != (H, W) and not interpolate:
+        if not interpolate and config.image_size != (H, W):
             raise InputError(f"images are {H}x{W}, the model takes {config.image_size}; resize, or interpolate=True")
         if H % config.patch_size[0] or W % config.patch_size[1]:
             raise InputError(f"images are {H}x{W}, not a multiple of the patch {config.patch_size}")

@@ -32,4 +32,4 @@ def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
     """The outputs for images, any float type (NHWC, as for the other twin), as in evaluation."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        return arrays.to_numpy(model.eval()(torch.as_tensor(x_BHWC, device=device).permute(0, 3, 1, 2)))
+        return arrays.to_numpy(model.eval()(torch.as_tensor(x_BHWC, device=device).movedim(-1, 1)))

@@ -385,4 +385,4 @@ def test_shapes_of_a_damaged_file(hybrid: bool) -> None:
             assert damaged != shape
             fault(lineage, {**whole, name: LazyArray(damaged, "float32", whole[name].read)})
     many = {f"Transformer/encoderblock_{i}/LayerNorm_0/scale": LazyArray.of(np.ones(24)) for i in (4096, 9999)}
-    assert "depth: Input should be less than or equal to 4096, found 10000" in fault(lineage, {**whole, **many})
+    assert "depth: expected at most 4096, found 10000" in fault(lineage, {**whole, **many})

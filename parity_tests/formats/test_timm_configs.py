@@ -231,7 +231,7 @@ def test_padding_to_a_border(tmp_path: Path) -> None:
 
 ONLY_THEMSELVES: list[tuple[dict[str, Any], str]] = [
     ({"mean": "0.5"}, "left out: preprocessing (mean:"),
-    ({"std": [1, 1, 0]}, "left out: preprocessing (std.2: Input should be greater than 0"),
+    ({"std": [1, 1, 0]}, "left out: preprocessing (std.2: expected more than 0"),
     ({"crop_pct": 1e999}, "left out: preprocessing (crop_fraction:"),
     ({"crop_mode": "corner"}, "left out: preprocessing (crop_mode corner cannot be expressed by Preprocessing)"),
     ({"label_names": [1, 2, 3, 4, 5]}, "left out: label_names, which are not 5 names"),

@@ -10,7 +10,7 @@ from vit_train.data.batches import Batch, Batches, fingerprint, stream
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display, Task
 from vit_train.engine import Engine, Trainer
-from vit_train.evaluation import DEFAULT_SIGNAL, Accuracy, evaluate
+from vit_train.evaluation import DEFAULT_SIGNAL, Accuracy, evaluate, signal_in_any_process
 from vit_train.metrics import Metrics
 from vit_train.run import Run
 from vit_train.signals import StoppedBySignal, StopSignal, stop_signals
@@ -50,11 +50,12 @@ def fit(
     evaluation: Split,
     *,
     start: int = 0,
+    until: int | None = None,
     title: str = "train",
     display: Display = SILENT,
 ) -> FitResult:
     """Trains from step `start` to the config's last, writes the checkpoint, evaluates; only process 0 writes and shows
-    anything.
+    anything. `until`: an earlier last step, where a segment of the run ends; it is saved, and that is all.
 
     SIGINT and SIGTERM end training after the step in progress, which is saved, and evaluation after the batch in
     progress. Raises InputError for a loss or gradient that is not finite (the state before it is saved), and for more
@@ -63,11 +64,14 @@ def fit(
     display = display if engine.process == 0 else SILENT
     metrics = Metrics(run.folder, start, engine.config.tensorboard, written=engine.process == 0)
     with metrics, stop_signals() as stop:
+        end = engine.config.steps if until is None else until
         loop = _Loop(engine, run, batches, evaluation, metrics, stop, display)
-        step = loop.train(start, title)
-        if step < engine.config.steps:
+        step = loop.train(start, end, title)
+        if step < end:
             # The signal may have come to another process.
             return FitResult(step, stop() or DEFAULT_SIGNAL, folders=(run.step_folder(step),))
+        if end < engine.config.steps:
+            return FitResult(step, signal_in_any_process(engine, stop()), folders=(run.step_folder(step),))
         folders = run.finish(engine, step)
         try:
             accuracy, average = loop.evaluate(step)
@@ -88,13 +92,13 @@ class _Loop:
     stop: StopSignal
     display: Display
 
-    def train(self, start: int, title: str) -> int:
-        """Trains, saves and evaluates from step `start` on; returns the number of steps done."""
+    def train(self, start: int, end: int, title: str) -> int:
+        """Trains, saves and evaluates from step `start` to `end`; returns the number of steps done."""
         engine, config, stop = self.engine, self.engine.config, self.stop
         monitor = StepMonitor(engine, self.run, self.batches, self.metrics)
         throughput = Throughput(config.batch_size)
-        made = stream(self.batches, slice(start, config.steps), config.threads, config.workers)
-        step, ending = start, start == config.steps
+        made = stream(self.batches, slice(start, end), config.threads, config.workers)
+        step, ending = start, start == end
         with self.display.task(f"{title} ({engine.name})", config.steps, start) as task, monitor:
             while not ending:
                 with throughput.waiting():
@@ -105,7 +109,7 @@ class _Loop:
                 monitor.after_step(step, batch, result)
                 # Several processes end after the same step: once all have seen the wish to stop in a step's result.
                 stopping = monitor.stop_requested if engine.processes > 1 else stop() is not None
-                ending = step == config.steps or stopping
+                ending = step == end or stopping
                 if ending or step % config.log_every == 0:
                     monitor.check()
                     self._log(step, batch, result, throughput, task)

@@ -180,7 +180,9 @@ def preflight(processes: Processes, engine: Engine, batches: Batches) -> Preflig
 def loader_speed(batches: Batches) -> float:
     """Images that this process makes in a second, measured over the run's first batches."""
     config, made = batches.config, 0
-    probe = islice(stream(batches, slice(0, PROBE_BATCHES), config.threads, config.workers), PROBE_BATCHES)
+    first = config.continues.step if config.continues else 0
+    which = slice(first, first + PROBE_BATCHES)
+    probe = islice(stream(batches, which, config.threads, config.workers), PROBE_BATCHES)
     next(probe)  # workers take seconds to start
     begin = time.perf_counter()
     for batch in probe:

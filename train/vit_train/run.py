@@ -5,8 +5,9 @@ import logging
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import DamagedError, InputError
 from vit_core.schema import Schema
 from vit_core.storage import Location, absolute, is_local, staged_files
-from vit_train.config import TrainConfig, flatten
-from vit_train.config.changeable import CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
+from vit_train.config import TrainConfig, field_value, flatten
+from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
 from vit_train.engine import Engine, MakeEngine, Saver
 from vit_train.metrics import METRICS, read_metrics
+from vit_train.segments import Segment, config_at, with_change
 from vit_train.step_folders import remove_incomplete, remove_step, set_aside, steps_to_remove
 
 logger = logging.getLogger("vit")
@@ -45,6 +47,22 @@ class Request(Schema):
     """Provenance of the checkpoint that the run began from."""
     examples: tuple[str, ...] = ()
     """Fingerprints of the training and evaluation splits: of their contents, not of where they are."""
+    segments: tuple[Segment, ...] = ()
+    """What was changed when the run was resumed; before the first of them, the run followed `config`."""
+
+    def config_at(self, step: int) -> TrainConfig:
+        """The config that update number `step` (from 0) follows."""
+        return config_at(self.config, self.segments, step)
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        last = self.segments[-1].step if self.segments else 0
+        return self.config_at(last).steps
+
+    def end_of_segment(self, step: int) -> int:
+        """Number of updates after which the config of update number `step` no longer holds."""
+        return min((segment.step for segment in self.segments if segment.step > step), default=self.steps)
 
 
 CHANGEABLE = {"init", *(f"config.{name}" for name in CHANGEABLE_ON_RESUME)}
@@ -59,6 +77,7 @@ FIXED = {
     "provenance.source_format",
     "provenance.position_resampling",
     "examples",
+    "segments",
     *(f"config.{name}" for name in FIXED_ON_RESUME),
 }
 """Fields of a request that make it another run. Every field is in one of both sets; one in neither counts as fixed."""
@@ -71,16 +90,41 @@ class Run:
     folder: Location
     request: Request
 
-    def compare(self) -> None:
-        """InputError where the folder holds another run."""
+    def resumed(self) -> "Run":
+        """This run with the segments that its folder records. InputError where the folder holds another run."""
         if not (self.folder / RUN).exists():
             if saved_steps(self.folder):
                 raise InputError(f"{self.folder}: holds saved steps but no {RUN}; choose another --out")
-        elif found := differences(self.request, read_request(self.folder)):
+            return self
+        there = read_request(self.folder)
+        run = Run(self.folder, self.request.replace(segments=there.segments))
+        if found := differences(run.request, there):
             raise InputError(
-                f"{self.folder}: holds a run of another config: {'; '.join(found)}; repeat its options to resume, or "
-                "choose another --out"
+                f"{self.folder}: holds a run of another config: {'; '.join(found)}; vit resume {self.folder} goes on "
+                "with it; for another run, choose another --out"
             )
+        return run
+
+    def with_change(self, fields: Mapping[str, Any]) -> "Run":
+        """This run, going on from its newest saved step with other values of some fields (segments.with_change)."""
+        if not fields:
+            return self
+        step = next((int(folder.name) for folder in saved_steps(self.folder)), 0)
+        before, request = self.request.config_at(step), self.request
+        changed = self.request.replace(segments=with_change(request.config, request.segments, step, fields))
+        after = changed.config_at(step)
+        words = [
+            f"{name} {field_value(before, name)} -> {field_value(after, name)}"
+            for name in sorted(CHANGEABLE_IN_SEGMENTS)
+            if field_value(before, name) != field_value(after, name)
+        ]
+        if words:
+            rate = after.learning_rate(step)
+            logger.info(
+                "from step %d on, after %d examples: %s (learning rate %.3g)",
+                step, after.examples_before(step), ", ".join(words), rate,
+            )  # fmt: skip
+        return Run(self.folder, changed)
 
     def write(self) -> None:
         """Writes run.json; fields that may change on resume have the values of the last start."""
@@ -100,7 +144,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the checkpoint of the last step is there."""
         try:
-            return open_checkpoint(self.folder / FINISHED).config.provenance.step == self.request.config.steps
+            return open_checkpoint(self.folder / FINISHED).config.provenance.step == self.request.steps
         except InputError:
             return False
 
@@ -113,7 +157,7 @@ class Run:
         folders, damaged = saved_steps(self.folder), []
         for folder in folders:
             try:
-                engine = make_engine(self.request.config, saved=folder)
+                engine = make_engine(self.request.config_at(int(folder.name)), saved=folder)
             except DamagedError as error:  # raised in all processes, which therefore all go back together
                 if folder == folders[-1]:
                     raise
@@ -123,7 +167,7 @@ class Run:
             for newer in damaged if engine.process == 0 else ():
                 set_aside(newer)
             return engine, int(folder.name)
-        return make_engine(self.request.config, init), 0
+        return make_engine(self.request.config_at(0), init), 0
 
     def step_folder(self, step: int) -> Location:
         """RUN/steps/NNNNNN."""
@@ -182,6 +226,10 @@ def read_request(run: Location) -> Request:
     """What a run was asked for. InputError where that cannot be read."""
     try:
         fields = json.loads((run / RUN).read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{run}: no training run (no {RUN} in it); name the folder that a run was written to"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{run / RUN}: cannot be read ({error})") from None
     return Request.parse(fields, str(run / RUN))

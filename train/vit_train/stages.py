@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vit_core.checkpoints import Checkpoint, Provenance
-from vit_core.checkpoints.run_folder import FINISHED
+from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import InputError, abbreviate
 from vit_core.labels import LabelMatching, kept_outputs, match_labels
 from vit_core.preprocess import Preprocessing
 from vit_core.storage import Location, exclusive
-from vit_train.config import Data, EvaluationOptions, TrainConfig
+from vit_train.config import Data, EvaluationOptions, TrainConfig, with_fields
+from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
+from vit_train.data.batches import Batches
 from vit_train.data.checking import check_apart, images_in_common
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
-from vit_train.engine import Framework
+from vit_train.engine import Engine, Framework
 from vit_train.evaluation import Accuracy, evaluate
 from vit_train.frameworks import engine_class, join_processes, predictor_class
 from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
 from vit_train.preflight import check_agreement, check_data, check_space, preflight
 from vit_train.processes import Processes, end_together
-from vit_train.run import RUN, Request, Run
+from vit_train.run import RUN, Request, Run, read_request
 from vit_train.signals import stop_signals
 
 logger = logging.getLogger("vit")
@@ -65,18 +67,28 @@ class Evaluation:
     """Number of this process, from 0."""
 
 
-def pretrain(config: TrainConfig, out: Location, launch: Launch) -> StageResult:
-    """Trains from new weights in the folder `out`, or resumes the run there."""
+def pretrain(
+    config: TrainConfig, out: Location, launch: Launch, splits: tuple[Split, Split] | None = None
+) -> StageResult:
+    """Trains from new weights in the folder `out`, or resumes the run there.
+
+    splits: the training and evaluation examples, where the caller has opened them already.
+    """
     check_apart(out, config.data)
-    training, evaluation = open_splits(config)
+    training, evaluation = splits or open_splits(config.data)
     return train("pretrain", config, None, training, evaluation, out, launch)
 
 
-def finetune(config: TrainConfig, init: Checkpoint, out: Location, launch: Launch) -> StageResult:
+def finetune(
+    config: TrainConfig, init: Checkpoint, out: Location, launch: Launch, splits: tuple[Split, Split] | None = None
+) -> StageResult:
     """Trains from a checkpoint, its positions resampled and its head replaced where the config or the labels differ;
-    or resumes the run in the folder `out`."""
+    or resumes the run in the folder `out`.
+
+    splits: the training and evaluation examples, where the caller has opened them already.
+    """
     check_apart(out, config.data)
-    training, evaluation = open_splits(config)
+    training, evaluation = splits or open_splits(config.data)
     weights, config, changes = adapted(init, config, training.labels)
     if init.config.preprocessing is None:
         options = ", ".join(f"--preprocessing.{name.replace('_', '-')}" for name in _IMAGE_FIELDS)
@@ -123,15 +135,41 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
     return adapted, f"{kept}{added}{f'; {dropped} of the checkpoint are dropped' if dropped else ''}"
 
 
-def open_splits(config: TrainConfig) -> tuple[Split, Split]:
-    """The config's training and evaluation splits. InputError where their labels differ, or only one is multi-label."""
-    training, evaluation = open_split(config.data, "train"), open_split(config.data, "eval")
+def open_splits(data: Data) -> tuple[Split, Split]:
+    """The training and evaluation splits of a run's data. InputError where their labels differ, or only one is
+    multi-label."""
+    training, evaluation = open_split(data, "train"), open_split(data, "eval")
     if training.labels != evaluation.labels:
         raise InputError(f"{evaluation.title}: its labels are not those of {training.title}")
     if training.multilabel != evaluation.multilabel:
         several, one = (training, evaluation) if training.multilabel else (evaluation, training)
         raise InputError(f"{one.title}: each image has one label, and those of {several.title} any number of them")
     return training, evaluation
+
+
+def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageResult:
+    """Goes on with the run in a folder, or finishes it; its config is that of its run.json.
+
+    fields: other values from now on, by dotted name: those of CHANGEABLE_ON_RESUME, which change no weights, and those
+    of CHANGEABLE_IN_SEGMENTS, which begin a new segment of the run. InputError for any other field, for a folder
+    without a run, and for data that are not the run's.
+    """
+    there = read_request(out)
+    for name in fields.keys() - CHANGEABLE_ON_RESUME - CHANGEABLE_IN_SEGMENTS:
+        raise InputError(
+            f"{name}: cannot change in a run; begin another one, with vit finetune --init {out}. What can: "
+            f"{', '.join(sorted(CHANGEABLE_IN_SEGMENTS))}, and what changes no weights (vit resume --help)"
+        )
+    config = with_fields(there.config, {name: fields[name] for name in fields if name in CHANGEABLE_ON_RESUME})
+    training, evaluation = open_splits(config.data)
+    if there.init is not None and not saved_steps(out):
+        raise InputError(f"{out}: has no saved step yet; repeat the command that began it, with --init {there.init}")
+    request = there.replace(
+        config=config, labels=training.labels, examples=(training.fingerprint(), evaluation.fingerprint())
+    )
+    segment = {name: value for name, value in fields.items() if name in CHANGEABLE_IN_SEGMENTS}
+    stage = "pretrain" if there.init is None else "finetune"
+    return _train(stage, Run(out, request), None, training, evaluation, launch, segment=segment)
 
 
 def train(
@@ -156,20 +194,33 @@ def train(
         )
     provenance = weights.config.provenance if weights else Provenance()
     examples = training.fingerprint(), evaluation.fingerprint()
-    run = Run(out, Request(config=config, init=init, labels=training.labels, provenance=provenance, examples=examples))
+    request = Request(config=config, init=init, labels=training.labels, provenance=provenance, examples=examples)
+    return _train(stage, Run(out, request), weights, training, evaluation, launch, changes)
+
+
+def _train(
+    stage: str,
+    run: Run,
+    weights: Checkpoint | None,
+    training: Split,
+    evaluation: Split,
+    launch: Launch,
+    changes: Sequence[str] = (),
+    segment: Mapping[str, Any] | None = None,
+) -> StageResult:
+    """Trains a run in its folder; `segment`: fields that it changes from its newest saved step on."""
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
-    with end_together(processes), exclusive(out) if processes.index == 0 else nullcontext():
+    with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():
+        run = run.resumed().with_change(segment or {})
         check_agreement(processes, run)
-        run.compare()
         if run.finished:
-            logger.info("%s: this run is finished; its checkpoint is %s", out, out / FINISHED)
-            return StageResult(FitResult(config.steps), processes.index)
+            logger.info("%s: this run is finished; its checkpoint is %s", run.folder, run.folder / FINISHED)
+            return StageResult(FitResult(run.request.steps), processes.index)
         _check_splits(processes, run, training, evaluation, launch.display)
-        with launch.display.working(f"starting {launch.framework}"):
-            engine, start = run.start(engine_class(launch.framework, config.dtype), weights)
-        batches, first = batches_for(engine, training), engine.process == 0
-        check_space(out, engine)
+        engine, batches, start = _start(run, weights, training, launch)
+        first = engine.process == 0
+        check_space(run.folder, engine)
         if processes.count > 1 or launch.preflight:
             report = preflight(processes, engine, batches)
             if first:
@@ -178,10 +229,24 @@ def train(
             return StageResult(FitResult(start), processes.index)
         if first:
             run.write()
-            for line in [f"{out}: resuming after step {start} of {config.steps}"] if start else changes:
+            for line in [f"{run.folder}: resuming after step {start} of {run.request.steps}"] if start else changes:
                 logger.info("%s", line)
-        result = fit(engine, run, batches, evaluation, start=start, title=stage, display=launch.display)
-        return StageResult(result, processes.index, _finish_stage(run, result) if first else None)
+        while True:
+            until = run.request.end_of_segment(start)
+            result = fit(
+                engine, run, batches, evaluation, start=start, until=until, title=stage, display=launch.display
+            )
+            if result.signal is not None or result.step == run.request.steps:
+                return StageResult(result, processes.index, _finish_stage(run, result) if first else None)
+            del engine  # before the next segment's takes the same memory
+            engine, batches, start = _start(run, weights, training, launch)
+
+
+def _start(run: Run, weights: Checkpoint | None, training: Split, launch: Launch) -> tuple[Engine, Batches, int]:
+    """An engine at the run's newest saved step, the batches of that step's segment, and the step."""
+    with launch.display.working(f"starting {launch.framework}"):
+        engine, start = run.start(engine_class(launch.framework, run.request.config.dtype), weights)
+    return engine, batches_for(engine, training), start
 
 
 def _check_splits(processes: Processes, run: Run, training: Split, evaluation: Split, display: Display) -> None:
@@ -200,9 +265,9 @@ def _check_splits(processes: Processes, run: Run, training: Split, evaluation: S
 def _finish_stage(run: Run, result: FitResult) -> Location | None:
     """Logs that a run was stopped, or else draws its curves and returns the figure."""
     if result.signal is not None:
-        if result.step < run.request.config.steps:
+        if result.step < run.request.steps:
             logger.info(
-                "stopped after step %d, saved in %s; the same command resumes it", result.step, result.folders[0]
+                "stopped after step %d, saved in %s; vit resume %s goes on", result.step, result.folders[0], run.folder
             )
         else:
             logger.info("stopped in evaluation; the run is finished, its checkpoint is %s", result.folders[0])

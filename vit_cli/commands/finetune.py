@@ -4,10 +4,22 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalPlace, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import FieldWords, OptionalPlace, PartName, ReadFormat, open_and_report
 from vit_cli.recipe_options import Changes, recipe_command
-from vit_cli.training import Recipe, finish, launch, recipe_config, require_training, run_name
+from vit_cli.training import (
+    Epochs,
+    Recipe,
+    Wish,
+    finish,
+    go_on,
+    launch,
+    only_for_new_runs,
+    require_training,
+    run_name,
+    run_of,
+)
 from vit_cli.twins import Framework
+from vit_core.errors import InputError
 from vit_core.storage import location
 
 
@@ -17,11 +29,12 @@ def finetune(
     /,
     changes: Changes,
     *,
-    init: Place,
+    init: OptionalPlace = None,
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
-    framework: Framework = "torch",
+    epochs: Epochs | None = None,
+    framework: Framework | None = None,
     out: OptionalPlace = None,
     distributed: Annotated[str, Parameter(metavar="ADDRESS")] | None = None,
     preflight: Annotated[bool, Parameter(negative=())] = False,
@@ -34,23 +47,33 @@ def finetune(
 
     Examples:
         vit finetune cifar10 --init runs/cifar10 --data.directory DIR
-        vit finetune folder --init ViT-B_16.npz --data.name ./photos --image-size 384
+        vit finetune folder --init ViT-B_16.npz --data ./photos --image-size 384
 
     Args:
-        recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
-        init: Checkpoint of any format, training run or saved step to start from.
+        recipe: Name of a recipe, or a Python file (see `vit pretrain --help`). The folder of a run: as `vit resume`.
+        init: Checkpoint of any format, training run or saved step to start from. Required for a new run.
         from_: Format of that checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
-        framework: Framework that trains; either continues a run of the other.
+        epochs: Length of the run in passes over the training images, instead of --steps.
+        framework: Framework that trains (default: torch); either continues a run of the other.
         out: Folder of the run (default: runs/RECIPE_finetune); also an address in a store.
         distributed: See `vit pretrain --help`.
         preflight: Check that all processes agree, print devices, mesh and the loader's speed, and train nothing.
     """
+    if (run := run_of(recipe)) is not None:
+        only_for_new_runs(init=init, epochs=epochs, out=out)
+        return go_on(run, changes, framework, distributed, preflight)
+    if init is None:
+        raise InputError("vit finetune: the option --init is missing; see vit finetune --help")
+    framework = framework or "torch"
     require_training(framework)
     from vit_train.stages import finetune as train
+    from vit_train.stages import open_splits
 
     checkpoint = open_and_report(init, from_, set_, part)
-    config = recipe_config(recipe, "finetune", changes, checkpoint)
+    wish = Wish(recipe, "finetune", changes, epochs=epochs, init=checkpoint)
     folder = out or location(f"runs/{run_name(recipe)}_finetune")
-    return finish(train(config, checkpoint, folder, launch(framework, distributed, preflight)))
+    splits = open_splits(wish.data())
+    config = wish.fitted(splits[0], folder)
+    return finish(train(config, checkpoint, folder, launch(framework, distributed, preflight), splits))

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import FieldWords, OptionalPlace, Place, not_negative, open_and_report
+from vit_cli.option_types import (
+    FieldWords,
+    OptionalPlace,
+    PartName,
+    Place,
+    ReadFormat,
+    not_negative,
+    open_and_report,
+)
 from vit_cli.reports.parity import print_oracle_report, print_parity
 from vit_cli.twins import TITLES, Framework, twin
 from vit_core import parity as measures
@@ -25,7 +33,9 @@ def parity(
     twins: tuple[Framework, Framework] = ("jax", "torch"),
     seed: int = 0,
     every_parameter: Annotated[bool, Parameter(negative=())] = False,
+    from_: ReadFormat | None = None,
     set_: FieldWords = (),
+    part: PartName | None = None,
 ) -> int:
     """Compare the JAX and the PyTorch model on one checkpoint, layer by layer.
 
@@ -47,12 +57,15 @@ def parity(
         twins: Which twin runs the first model and which one the second.
         seed: Seed of the random images.
         every_parameter: Print the gradient of each parameter (float64), instead of the worst one of each block.
+        from_: Format of the checkpoint, where it is not recognised; with two, of the first.
         set_: A field of the model's config that the files do not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema; with two checkpoints, of the first.
     """
     not_negative("--seed", seed)
     if other is not None and dtype != "float64":
         raise InputError(f"--dtype {dtype}: two checkpoints are compared in float64; leave out --dtype")
-    opened = [open_and_report(path, fields=set_) for path in (checkpoint, other) if path is not None]
+    opened = [open_and_report(checkpoint, from_, set_, part)]
+    opened += [open_and_report(other, fields=set_)] if other is not None else []
     packages = [twin(name) for name in twins]
     if len(opened) == 2:
         with console.working("running both"):

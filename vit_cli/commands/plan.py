@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.requirements import require
-from vit_cli.training import Recipe, recipe_config
+from vit_cli.training import Recipe, Variant, Wish
 from vit_train.planning import topologies
 
 
@@ -17,6 +17,7 @@ def plan(
     /,
     changes: Changes,
     *,
+    model: Variant | None = None,
     topology: Annotated[str, Parameter(metavar="SLICE")] = topologies.LOCAL,
     fit: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -32,6 +33,7 @@ def plan(
 
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
+        model: A published architecture, such as B/16 (see `vit pretrain --help`).
         topology: A slice of v4, v5e, v5p, v6e or tpu7x and the chips along each side, such as v5e:16x16 or v5p:8x8x4;
             or local: the devices of this machine.
         fit: Search batch size, rematerialisation and mesh for the largest batch that fits.
@@ -41,7 +43,7 @@ def plan(
     if asked is not None:
         require("tpu", "libtpu")
         os.environ |= topologies.WITHOUT_HARDWARE
-    config = recipe_config(recipe, "pretrain", changes)
+    config = Wish(recipe, "pretrain", changes, model).unfitted()
     from vit_cli import plan_run  # imports jax, which reads the environment
 
     return int(not plan_run.run(recipe, config, asked, fit))

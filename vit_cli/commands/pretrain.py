@@ -6,7 +6,19 @@ from cyclopts import Parameter
 
 from vit_cli.option_types import OptionalPlace
 from vit_cli.recipe_options import Changes, recipe_command
-from vit_cli.training import Recipe, finish, launch, recipe_config, require_training, run_name
+from vit_cli.training import (
+    Epochs,
+    Recipe,
+    Variant,
+    Wish,
+    finish,
+    go_on,
+    launch,
+    only_for_new_runs,
+    require_training,
+    run_name,
+    run_of,
+)
 from vit_cli.twins import Framework
 from vit_core.storage import location
 
@@ -17,7 +29,9 @@ def pretrain(
     /,
     changes: Changes,
     *,
-    framework: Framework = "jax",
+    model: Variant | None = None,
+    epochs: Epochs | None = None,
+    framework: Framework | None = None,
     out: OptionalPlace = None,
     distributed: Annotated[str, Parameter(metavar="ADDRESS")] | None = None,
     preflight: Annotated[bool, Parameter(negative=())] = False,
@@ -28,25 +42,37 @@ def pretrain(
     train/vit_train/recipes. Every field of the recipe is an option: `vit pretrain RECIPE --help` lists them with the
     recipe's values.
 
+    What neither the recipe nor an option sets is fitted to the training images, and printed: the number of classes, and
+    for the recipe `folder` a batch, a number of steps and a warm-up that suit a small set.
+
     The same command continues a run that was stopped, in either framework. The devices of all processes share a run as
     --mesh.data, --mesh.fsdp and --mesh.tensor say (default: each device takes a part of the batch).
 
     Examples:
         vit pretrain cifar10 --data.directory DIR
-        vit pretrain folder --data.name ./photos --model.num-classes 5 --steps 2000
+        vit pretrain folder --data ./photos --model S/16 --epochs 100
         vit pretrain cifar10 --framework torch --optimizer.learning-rate 1e-3 --out runs/slower
 
     Args:
-        recipe: Name of a recipe, or a Python file.
-        framework: Framework that trains; either continues a run of the other.
+        recipe: Name of a recipe, or a Python file. The folder of a run: as `vit resume`.
+        model: A published architecture: mu, Ti, S, M, B, L, So400m, H, g, G or e, a slash, and the patch size.
+        epochs: Length of the run in passes over the training images, instead of --steps.
+        framework: Framework that trains (default: jax); either continues a run of the other.
         out: Folder of the run (default: runs/RECIPE); also an address in a store.
         distributed: For several JAX processes: HOST:PORT,INDEX/COUNT, with the address of the first process and the
             number of this one; or `off`. Default: found on TPU pods, under SLURM and Open MPI. (PyTorch: torchrun.)
         preflight: Check that all processes agree, print devices, mesh and the loader's speed, and train nothing.
     """
+    if (run := run_of(recipe)) is not None:
+        only_for_new_runs(model=model, epochs=epochs, out=out)
+        return go_on(run, changes, framework, distributed, preflight)
+    framework = framework or "jax"
     require_training(framework)
+    from vit_train.stages import open_splits
     from vit_train.stages import pretrain as train
 
-    config = recipe_config(recipe, "pretrain", changes)
+    wish = Wish(recipe, "pretrain", changes, model, epochs)
     folder = out or location(f"runs/{run_name(recipe)}")
-    return finish(train(config, folder, launch(framework, distributed, preflight)))
+    splits = open_splits(wish.data())
+    config = wish.fitted(splits[0], folder)
+    return finish(train(config, folder, launch(framework, distributed, preflight), splits))

@@ -164,7 +164,7 @@ def test_bad_words_are_answered_in_one_line(vit: Vit, recipe: str, tmp_path: Pat
     assert "unknown option '--optimizer.learning-rat'; did you mean '--optimizer.learning-rate'?" in line
     line = refused("pretrain", recipe, "--optimizer.beta1", "1.5")
     assert line == "vit: error: --optimizer.beta1: expected less than 1, found 1.5\n"
-    line = refused("pretrain", recipe, "--steps", "1")
+    line = refused("pretrain", recipe, "--steps", "1", "--schedule.warmup-steps", "2")
     assert line.startswith("vit: error: schedule: 2 steps of warm-up"), line
     assert "set --model.image-size" in refused("pretrain", recipe, "--preprocessing.image_size", "8")
     line = refused("pretrain", recipe, "--model.image-size", "9")
@@ -213,7 +213,9 @@ def test_a_broken_recipe_is_one_line(vit: Vit, tmp_path: Path) -> None:
 
     assert "mine.py, line 2: SyntaxError" in refused("x = 1\ndef pretrain(:")
     assert "mine.py, line 3: ZeroDivisionError: division by zero" in refused("\ndef pretrain():\n    return 1 / 0")
-    assert "has no function pretrain, only finetune" in refused("def finetune(init): ...")
+    assert "has no function pretrain; it has finetune\n" in refused("def finetune(init): ...")
+    assert "has no function pretrain; a recipe has pretrain or finetune, or both\n" in refused("")
+    assert "mine.py: SyntaxError: source code string cannot contain null bytes" in refused("\0")
     assert "pretrain returns dict; expected a vit_train.config.TrainConfig" in refused("def pretrain(): return {}")
     text = SMALL.format(folder="./x").replace("width=16", "widht=16")
     assert "unknown key 'widht'; did you mean 'width'?" in refused(text)

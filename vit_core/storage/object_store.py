@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, cast
 
-from vit_core.errors import InputError
+from vit_core.errors import InputError, shortened
 
 SLOW_RESPONSE_SECONDS = 5.0
 """Seconds without a response after which a warning says that the store is slow."""
@@ -248,7 +248,7 @@ def _translated_errors(path: StorePath) -> Iterator[None]:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(path)) from None
     except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        text = shortened(str(error)) or type(error).__name__
         denied = getattr(error, "code", None) == 401 or isinstance(error, PermissionError) or "Forbidden" in text
         if (denied or "credentials" in text.lower()) and path.protocol in _LOGIN:
             text += f"; {_LOGIN[path.protocol]}"

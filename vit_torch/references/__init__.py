@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
+from vit_core.errors import InputError, shortened
 from vit_torch.references.interface import NotInstalled, Reference
 
 __all__ = ["NotInstalled", "Reference", "reference"]
@@ -38,7 +38,7 @@ def reference(path: Path, format: str, model: ViTConfig) -> Reference | None:
         library = adapter.LIBRARY
         raise NotInstalled(f"to compare with {library}, {error.name} is missing: pip install {library}") from None
     except Exception as error:  # each library raises its own errors for what it cannot open
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = shortened(str(error)) or type(error).__name__
         raise InputError(f"{path}: {adapter.LIBRARY} itself does not open it ({reason})") from None
     if opened is None:
         return None

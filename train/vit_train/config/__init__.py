@@ -2,14 +2,15 @@
 
 from vit_train.config.data import Augmentation, Data
 from vit_train.config.evaluation import EvaluationOptions, Loss
-from vit_train.config.fields import flatten, leaf_fields
+from vit_train.config.fields import field_value, flatten, leaf_fields, with_fields
 from vit_train.config.mesh import Mesh
 from vit_train.config.optimization import FACTORED_FROM, Optimizer, Schedule
-from vit_train.config.run_config import TrainConfig
+from vit_train.config.run_config import Continued, TrainConfig
 
 __all__ = [
     "FACTORED_FROM",
     "Augmentation",
+    "Continued",
     "Data",
     "EvaluationOptions",
     "Loss",
@@ -17,6 +18,8 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "TrainConfig",
+    "field_value",
     "flatten",
     "leaf_fields",
+    "with_fields",
 ]

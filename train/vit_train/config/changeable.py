@@ -21,6 +21,10 @@ FIXED_MODEL_FIELDS = {
 }  # fmt: skip
 """Fields of a model that given weights determine."""
 
+CHANGEABLE_IN_SEGMENTS = {"steps", "batch_size", "accumulation", "compute_dtype", "optimizer.learning_rate"}
+"""Fields that `vit resume` changes from a saved step on, which begins a new segment of the run (vit_train.run.Segment).
+They are among those of FIXED_ON_RESUME: the command that began the run does not change them."""
+
 CHANGEABLE_ON_RESUME = {
     "data.name", "data.directory", "data.eval_split", "data.image_column", "data.label_column", "data.split_column",
     "data.label_separator", "data.label_columns",
@@ -44,8 +48,8 @@ FIXED_ON_RESUME = {
     "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum", "optimizer.moment_dtype", "optimizer.clip_norm",
     "optimizer.layer_decay", "optimizer.frozen",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
-    "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "ema", "ema_warmup",
-    "seed", "dtype", "compute_dtype", "head",
+    "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
+    "ema_warmup", "seed", "dtype", "compute_dtype", "head",
     *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
 }  # fmt: skip
 """Fields that make it another run: a folder that holds a run with another value is refused."""

@@ -40,10 +40,11 @@ class Schedule(Schema):
             raise ValueError(f"cooldown_steps: {self.name} ends at `final` without one; for constant and rsqrt")
         return self
 
-    def fraction(self, step: int, steps: int) -> float:
-        """Learning rate at `step` (from 0) of a run of `steps`, as a fraction of the peak."""
+    def fraction(self, step: float, steps: float) -> float:
+        """Learning rate at `step` (from 0) of a run of `steps`, as a fraction of the peak; between two steps where a
+        run's batch size was changed."""
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return min((step + 1) / self.warmup_steps, 1.0)
         since, until = step - self.warmup_steps, steps - self.warmup_steps
         if self.name == "cosine":
             return self.final + (1 - self.final) * float(0.5 * (1 + np.cos(np.pi * since / until)))

@@ -21,8 +21,24 @@ ClassWeights = tuple[Above0 | Literal["balanced"], ...]
 """Weights of classes in the loss: a number for each, or ("balanced",), or none: ()."""
 
 
+class Continued(Schema):
+    """What a run had done before it followed a config: that of a segment which began when the run was resumed."""
+
+    step: NonNegative
+    """Number of updates."""
+    examples: NonNegative
+    """Number of examples used, each counted as often as it was used."""
+    first_batch: Positive
+    """Batch size of the run's first segment."""
+
+
 class TrainConfig(Schema):
-    """A training run. Batch i is a function of (seed, i) and nothing else."""
+    """A training run, or a segment of one. Batch i is a function of the config and i, and nothing else.
+
+    Where a run was changed when it was resumed, the examples go on where they were, and the learning rate is that of a
+    run which had the new values from its start, at the same number of examples. For that, the lengths of the schedule
+    (warm-up, cooldown, timescale) count batches of the size that the run began with.
+    """
 
     model: ViTConfig
     data: Data = Data(name="digits")
@@ -50,6 +66,8 @@ class TrainConfig(Schema):
     """Updates of the weights in the whole run."""
     batch_size: Positive
     """Examples of one update, over all devices and processes."""
+    continues: Continued | None = None
+    """What came before this config in a run that was changed when it was resumed; none: nothing."""
     accumulation: Positive = 1
     """Parts that a batch is split into, one after the other, to save memory; their gradients are summed."""
     mesh: Mesh = Mesh()
@@ -127,11 +145,11 @@ class TrainConfig(Schema):
 
     @model_validator(mode="after")
     def _check_run(self) -> Self:
-        schedule = self.schedule
-        if schedule.warmup_steps + schedule.cooldown_steps >= self.steps:
+        schedule, length = self.schedule, self._on_schedule(self.steps)
+        if schedule.warmup_steps + schedule.cooldown_steps >= length:
             raise ValueError(
                 f"schedule: {schedule.warmup_steps} steps of warm-up and {schedule.cooldown_steps} of cooldown leave "
-                f"nothing of {self.steps} steps"
+                f"nothing of {length:g} steps"
             )
         if not self.model.num_classes:
             raise ValueError("model.num_classes: 0 leaves nothing to train towards")
@@ -196,8 +214,21 @@ class TrainConfig(Schema):
 
     def learning_rate(self, step: int) -> float:
         """Learning rate at `step` (from 0), before a layer's factor."""
-        return self.optimizer.learning_rate * self.schedule.fraction(step, self.steps)
+        return self.optimizer.learning_rate * self.schedule_fraction(step)
+
+    def schedule_fraction(self, step: int) -> float:
+        """Learning rate at `step` (from 0) as a fraction of its peak."""
+        return self.schedule.fraction(self._on_schedule(step), self._on_schedule(self.steps))
 
     def average_decay(self, step: int) -> float:
         """What the moving average keeps of itself after the update at `step` (from 0); 0 where there is none."""
         return min(self.ema or 0.0, (1 + step) / (10 + step) if self.ema_warmup else 1.0)
+
+    def examples_before(self, step: int) -> int:
+        """Number of the run's first example in batch `step` (from 0)."""
+        before = self.continues
+        return step * self.batch_size if before is None else before.examples + (step - before.step) * self.batch_size
+
+    def _on_schedule(self, step: int) -> float:
+        """A step as the schedule counts them: in batches of the run's first size."""
+        return step if self.continues is None else self.examples_before(step) / self.continues.first_batch

@@ -131,7 +131,7 @@ class Batches:
 
     def ids(self, step: int) -> np.ndarray:
         """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
-        first = step * self.config.batch_size
+        first = self.config.examples_before(step)
         return np.array([self.order[number] for number in range(first, first + self.config.batch_size)], np.int64)
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         config = self.config
         rows = np.arange(config.batch_size) if self.rows is None else self.rows
-        numbers = [step * config.batch_size + int(row) for row in rows]
+        numbers = [config.examples_before(step) + int(row) for row in rows]
         ids_B = np.array([self.order[number] for number in numbers], np.int64)
         examples = [self._example(number, int(i)) for number, i in zip(numbers, ids_B, strict=True)]
         images, labels, weights = zip(*examples, strict=True)

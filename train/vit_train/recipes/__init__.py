@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -28,25 +29,58 @@ def names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("[!_]*.py"))
 
 
-def load(recipe: str, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
-    """The config of a recipe's stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config.
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was found and imported."""
 
-    recipe: one of `names()`, or a Python file, which is executed. Raises InputError for a recipe that is not there,
-    lacks the stage, or fails.
+    name: str
+    """As the user wrote it."""
+    path: Path
+    module: ModuleType
+
+    def config(self, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
+        """The config of a stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config.
+
+        InputError for a recipe that lacks the stage, or fails.
+        """
+        if not callable(function := getattr(self.module, stage, None)):
+            raise InputError(f"{self.name}: has no function {stage}; {self._has_instead()}")
+        result = _call(self.path, partial(function, init) if stage == "finetune" else function)
+        if not isinstance(result, TrainConfig):
+            found = type(result).__name__
+            raise InputError(f"{self.name}: {stage} returns {found}; expected a vit_train.config.TrainConfig")
+        return result
+
+    def most_epochs(self, stage: str) -> int | None:
+        """The recipe's `MOST_EPOCHS[stage]`, or None: such a recipe is not fitted to small sets (vit_train.fitting)."""
+        limits = getattr(self.module, "MOST_EPOCHS", {})
+        if not isinstance(limits, dict) or not all(isinstance(value, int) and value > 0 for value in limits.values()):
+            raise InputError(
+                f"{self.name}: MOST_EPOCHS: expected numbers of epochs by stage, such as {{'pretrain': 300}}"
+            )
+        return limits.get(stage)
+
+    def _has_instead(self) -> str:
+        defined = [name for name in STAGES if callable(getattr(self.module, name, None))]
+        return f"it has {defined[0]}" if defined else f"a recipe has {' or '.join(STAGES)}, or both"
+
+
+def open_recipe(recipe: str) -> Recipe:
+    """A recipe by name or by file: one of `names()`, or a Python file, which is executed.
+
+    Raises InputError for a recipe that is not there or cannot be imported.
     """
     path = Path(recipe) if recipe.endswith(".py") else SHIPPED / f"{recipe}.py"
     if not path.is_file():
         if recipe.endswith(".py"):
             raise InputError(f"{recipe}: no such file; a recipe is a Python file, or one of {', '.join(names())}")
         raise unknown_name("recipe", recipe, names())
-    module = _call(path, partial(_import, path))
-    if not callable(function := getattr(module, stage, None)):
-        defined = [name for name in STAGES if callable(getattr(module, name, None))]
-        raise InputError(f"{recipe}: has no function {stage}, only {', '.join(defined) or 'neither of the two'}")
-    result = _call(path, partial(function, init) if stage == "finetune" else function)
-    if not isinstance(result, TrainConfig):
-        raise InputError(f"{recipe}: {stage} returns {type(result).__name__}; expected a vit_train.config.TrainConfig")
-    return result
+    return Recipe(recipe, path, _call(path, partial(_import, path)))
+
+
+def load(recipe: str, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
+    """The config of a recipe's stage. Raises InputError as `open_recipe` and `Recipe.config` do."""
+    return open_recipe(recipe).config(stage, init)
 
 
 def _import(path: Path) -> ModuleType:
@@ -80,8 +114,9 @@ def _call(path: Path, call: Callable[[], Result]) -> Result:
         if str(error).startswith(f"{path}, line "):
             raise
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        number = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        where = f"{path}, line {number}" if number else str(path)  # a file that cannot be read fails at no line
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         old = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "train"
         hint = "; the package train of earlier versions is now vit_train" if old else ""
-        raise InputError(f"{path}, line {line}: {kind}{error}{hint}") from None
+        raise InputError(f"{where}: {kind}{error}{hint}") from None

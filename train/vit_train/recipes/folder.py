@@ -1,14 +1,19 @@
 """Own images in class folders: `vit finetune folder --init CHECKPOINT --data.name ./photos`.
 
-Fine-tuning keeps the checkpoint's resolution unless --image-size is given; the new head has the folder's classes.
+What no option sets is fitted to the training images (vit_train.fitting): the classes; for small sets the batch, the
+steps and the warm-up; for small images, when pretraining, the image size. Fine-tuning keeps the checkpoint's
+resolution unless --image-size is given.
 """
 
 from vit_core import CheckpointConfig, variant
 from vit_train.config import Augmentation, Data, Optimizer, Schedule, TrainConfig
 
+MOST_EPOCHS = {"pretrain": 300, "finetune": 50}
+"""A run is not longer than this unless --steps or --epochs is given: so a small set gets fewer steps."""
+
 
 def pretrain() -> TrainConfig:
-    """From new weights: for tens of thousands of images or more."""
+    """From new weights: best with tens of thousands of images or more."""
     return TrainConfig(
         model=variant("Ti/16", image_size=224, num_classes=2, pooling="gap", class_token=False, stochastic_depth=0.1),
         data=Data(name="./images"),

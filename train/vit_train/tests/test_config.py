@@ -114,7 +114,7 @@ def test_preprocessing_follows_the_model() -> None:
     [
         ({"schedule": Schedule(warmup_steps=12)}, "12 steps of warm-up and 0 of cooldown leave nothing of 12 steps"),
         ({"schedule": {"name": "cosine", "cooldown_steps": 3}}, "cosine ends at `final` without one"),
-        ({"schedule": {"name": "cosin"}}, "schedule: name: Input should be 'cosine', 'linear'"),
+        ({"schedule": {"name": "cosin"}}, "schedule: name: expected 'cosine', 'linear'"),
         ({"model": MODEL.replace(num_classes=0)}, "num_classes: 0 leaves nothing"),
         ({"optimizer": {"name": "adamw", "decay": "coupled"}}, "'coupled' is for name 'sgd', not 'adamw'"),
         ({"optimizer": {"name": "lamb", "decay": "independent"}}, "only 'decoupled' is for name 'lamb'"),
@@ -126,7 +126,7 @@ def test_preprocessing_follows_the_model() -> None:
         ({"accumulation": 3}, "accumulation: 3 does not divide batch_size 16"),
         ({"batch_size": 15}, "batch_size: 15 examples taken at once cannot be paired; mixup and CutMix need an even"),
         ({"augmentation": {"crop_area": (0.5, 0.2)}}, "crop_area: expected 0 < smallest <= largest"),
-        ({"augmentation": {"flip": 1.5}}, "augmentation: flip: Input should be less than or equal to 1, found 1.5"),
+        ({"augmentation": {"flip": 1.5}}, "augmentation: flip: expected at most 1, found 1.5"),
         (
             {"preprocessing": Preprocessing(image_size=8, mean=(0.4, 0.5, 0.6))},
             "mean has 3 values, expected one for each of 1",

@@ -83,18 +83,18 @@ def test_a_run_of_another_config_is_refused(tmp_path: Path) -> None:
     run_in(tmp_path)
     other = CONFIG.replace(optimizer=CONFIG.optimizer.replace(learning_rate=0.5), seed=3)
     with pytest.raises(InputError) as error:
-        Run(tmp_path, Request(config=other, labels=LABELS)).compare()
+        Run(tmp_path, Request(config=other, labels=LABELS)).resumed()
     assert "optimizer.learning_rate is 0.003 there and 0.5 here; seed is 0 there and 3 here" in str(error.value)
-    Run(tmp_path, Request(config=CONFIG.replace(log_every=1, workers=2), labels=LABELS)).compare()
+    Run(tmp_path, Request(config=CONFIG.replace(log_every=1, workers=2), labels=LABELS)).resumed()
     with pytest.raises(InputError, match="labels is "):
-        Run(tmp_path, Request(config=CONFIG, labels=LABELS[::-1])).compare()
+        Run(tmp_path, Request(config=CONFIG, labels=LABELS[::-1])).resumed()
     moved = CONFIG.replace(data=CONFIG.data.replace(name="./elsewhere/", directory="/data"))
-    Run(tmp_path, Request(config=moved, labels=LABELS, init="other/path")).compare()
+    Run(tmp_path, Request(config=moved, labels=LABELS, init="other/path")).resumed()
     with pytest.raises(InputError, match=r"examples is \[\] there and \['abc', 'def'\] here"):
-        Run(tmp_path, Request(config=CONFIG, labels=LABELS, examples=("abc", "def"))).compare()
+        Run(tmp_path, Request(config=CONFIG, labels=LABELS, examples=("abc", "def"))).resumed()
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run.json: cannot be read"):
-        Run(tmp_path, Request(config=CONFIG, labels=LABELS)).compare()
+        Run(tmp_path, Request(config=CONFIG, labels=LABELS)).resumed()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vit_core.checkpoints.containers.container import Container, StandIn
 from vit_core.checkpoints.containers.element_types import ELEMENT_TYPES
 from vit_core.checkpoints.containers.msgpack import is_msgpack, load_msgpack
 from vit_core.checkpoints.containers.reading import FileRange, readable
-from vit_core.errors import InputError
+from vit_core.errors import InputError, shortened
 from vit_core.storage import Location, StorePath
 
 METADATA, DATABASE, AGGREGATE, STRINGS = "_METADATA", "manifest.ocdbt", "checkpoint", "_strings.json"
@@ -180,7 +180,7 @@ def _imported(path: Location) -> Any:
 
 def cause(error: BaseException) -> str:
     """What an error of TensorStore's says, in one line, without the places in its source."""
-    return str(error).partition("\n")[0].partition(" [source locations")[0][:300] or type(error).__name__
+    return shortened(str(error).partition("\n")[0].partition(" [source locations")[0]) or type(error).__name__
 
 
 def _size(folder: Path) -> int:

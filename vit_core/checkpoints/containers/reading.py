@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from vit_core.errors import InputError
+from vit_core.errors import InputError, shortened
 from vit_core.storage import Location, StorageError
 
 _FEW = 2**20
@@ -35,7 +35,7 @@ def readable(path: object, expected: str) -> Iterator[None]:
     except MemoryError:
         raise InputError(f"{path}: does not fit in memory") from None
     except Exception as error:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = shortened(str(error), 200) or type(error).__name__
         raise InputError(f"{path}: not {expected} ({cause}); copy or save it again") from None
 
 

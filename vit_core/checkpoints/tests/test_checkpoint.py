@@ -205,7 +205,7 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
         ("{", "not JSON"),
         ("[]", "not the config of a vit-parity checkpoint"),
         ('{"model_type": "vit"}', "not the config of a vit-parity checkpoint"),
-        ('{"format_version": 2, "model": {}}', "format_version: Input should be 1"),
+        ('{"format_version": 2, "model": {}}', "format_version: expected 1"),
     ],
 )
 def test_config_of_another_kind(folder: Path, text: str, message: str) -> None:

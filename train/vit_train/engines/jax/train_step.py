@@ -187,7 +187,7 @@ def step_rates(config: TrainConfig, step: int) -> tuple[np.ndarray, ...]:
     """What changes from step to step, in the type of the parameters: the learning rate, its fraction of the peak, and
     how much the moving average keeps of itself and adds of the weights."""
     kept = config.average_decay(step)
-    rates = config.learning_rate(step), config.schedule.fraction(step, config.steps), kept, 1 - kept
+    rates = config.learning_rate(step), config.schedule_fraction(step), kept, 1 - kept
     return tuple(np.asarray(rate, config.dtype) for rate in rates)
 
 

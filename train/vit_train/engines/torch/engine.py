@@ -116,7 +116,7 @@ class TorchEngine(Member):
             return result
         if self.config.optimizer.clip_norm:
             clip(gradients, norms_P, self.config.optimizer.clip_norm)
-        fraction = self.config.schedule.fraction(step, self.config.steps)
+        fraction = self.config.schedule_fraction(step)
         self.update.step(gradients, self.config.learning_rate(step), fraction)
         self._update_averages(self.config.average_decay(step))
         return result

@@ -23,7 +23,7 @@ from pydantic import Field, JsonValue
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.config import ViTConfig
-from vit_core.errors import DamagedError, InputError
+from vit_core.errors import DamagedError, InputError, shortened
 from vit_core.parameters import Stack, parameters
 from vit_core.schema import Flag, NonNegative, Schema
 from vit_core.storage import Location, StorePath, absolute, is_local, local_copy, location
@@ -334,7 +334,7 @@ def _layers(spans: str, depth: int) -> Iterable[int]:
 
 def one_line_cause(error: BaseException) -> str:
     """The message of an error of TensorStore in one line, without the positions in its source."""
-    return str(error).partition("\n")[0].partition(" [source locations")[0][:300] or type(error).__name__
+    return shortened(str(error).partition("\n")[0].partition(" [source locations")[0]) or type(error).__name__
 
 
 def leaf_summary(arrays: Mapping[str, Any]) -> dict[str, Leaf]:
