@@ -82,7 +82,7 @@ def _classes(listing: Listing, training_N: np.ndarray) -> tuple[str, ...]:
     """The names of the classes that the training images have, sorted."""
     cells = [listing.cells[i] for i in training_N.tolist()]
     names = {name for cell in cells for name in (cell if isinstance(cell, tuple) else (cell,))}
-    return tuple(map(str, sorted(names)))  # type: ignore[type-var]
+    return tuple(map(str, sorted(names)))
 
 
 def _classes_in_keys(listing: Listing) -> tuple[str, ...] | None:
@@ -109,7 +109,7 @@ def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, spli
     """The numbers of each row's classes. InputError for a label that is none of the training classes."""
     cells = [listing.cells[i] for i in rows_M.tolist()]
     if listing.classes is not None and isinstance(cells[0], int):
-        return [(cell,) for cell in cells]  # type: ignore[misc]
+        return [(cell,) for cell in cells]
     names = [cell if isinstance(cell, tuple) else (str(cell),) for cell in cells]
     number = {label: i for i, label in enumerate(labels)}
     if unknown := sorted({name for each in names for name in each} - set(number)):
