@@ -105,26 +105,23 @@ class Run:
             )
         return run
 
-    def with_change(self, fields: Mapping[str, Any]) -> "Run":
-        """This run, going on from its newest saved step with other values of some fields (segments.with_change)."""
+    def with_change(self, fields: Mapping[str, Any]) -> tuple["Run", list[str]]:
+        """This run, going on from its newest saved step with other values of some fields (segments.with_change), and
+        what changes, in words."""
         if not fields:
-            return self
-        step = next((int(folder.name) for folder in saved_steps(self.folder)), 0)
-        before, request = self.request.config_at(step), self.request
-        changed = self.request.replace(segments=with_change(request.config, request.segments, step, fields))
-        after = changed.config_at(step)
+            return self, []
+        step, request = next((int(folder.name) for folder in saved_steps(self.folder)), 0), self.request
+        changed = request.replace(segments=with_change(request.config, request.segments, step, fields))
+        before, after = request.config_at(step), changed.config_at(step)
         words = [
             f"{name} {field_value(before, name)} -> {field_value(after, name)}"
             for name in sorted(CHANGEABLE_IN_SEGMENTS)
             if field_value(before, name) != field_value(after, name)
         ]
         if words:
-            rate = after.learning_rate(step)
-            logger.info(
-                "from step %d on, after %d examples: %s (learning rate %.3g)",
-                step, after.examples_before(step), ", ".join(words), rate,
-            )  # fmt: skip
-        return Run(self.folder, changed)
+            where = f"from step {step} on, after {after.examples_before(step)} examples"
+            words = [f"{where}: {', '.join(words)} (learning rate {after.learning_rate(step):.3g})"]
+        return Run(self.folder, changed), words
 
     def write(self) -> None:
         """Writes run.json; fields that may change on resume have the values of the last start."""

@@ -212,7 +212,7 @@ def _train(
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
     with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():
-        run = run.resumed().with_change(segment or {})
+        run, changed = run.resumed().with_change(segment or {})
         check_agreement(processes, run)
         if run.finished:
             logger.info("%s: this run is finished; its checkpoint is %s", run.folder, run.folder / FINISHED)
@@ -229,7 +229,8 @@ def _train(
             return StageResult(FitResult(start), processes.index)
         if first:
             run.write()
-            for line in [f"{run.folder}: resuming after step {start} of {run.request.steps}"] if start else changes:
+            resuming = [*changed, f"{run.folder}: resuming after step {start} of {run.request.steps}"]
+            for line in resuming if start else (*changes, *changed):
                 logger.info("%s", line)
         while True:
             until = run.request.end_of_segment(start)
