@@ -58,8 +58,9 @@ def _pairs(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """int64: every pair of an example and one of its classes, by example; len(labels) stands for none."""
     labels = getattr(split.examples, "labels_N", None)
     if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":  # millions, at once
-        for wrong in np.flatnonzero((labels < 0) | (labels >= len(split.labels))).tolist():
-            check_classes(classes_of(labels[wrong]), split, wrong)
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(split.labels)))
+        if len(wrong):
+            check_classes(classes_of(labels[wrong[0]]), split, int(wrong[0]))
         return np.arange(len(labels)), labels.astype(np.int64)
     if labels is None:
         logger.info("%s: reading %d examples to count their classes", split.title, len(split))

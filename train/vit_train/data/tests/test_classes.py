@@ -25,7 +25,7 @@ SETS = [(0,), (1, 3), (), (2,), (0, 1, 2, 3), (0,), (3, 0), (0,)]
 def split(labels: list[Any], multilabel: bool = False) -> Split:
     rng = np.random.default_rng(0)
     examples = [{"image": png(0, rng), "label": label} for label in labels]
-    return Split(examples, LABELS, "mine", multilabel)
+    return Split(examples, LABELS, "mine", multilabel=multilabel)
 
 
 def labels_of(counts: tuple[int, ...]) -> list[int]:

@@ -132,7 +132,7 @@ def test_arguments_are_the_arrays_of_a_run() -> None:
     state = {name: x.nbytes for name, x in engine.state.items()}
     assert made.shares["parameters"] == sum(held for name, held in state.items() if name.startswith("params/"))
     assert made.shares["batch"] == sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
-    scalars = {"step": 4, "stop": 4, "rate": 4, "skippable": 4, "loss limit": 4}
+    scalars = {"step": 4, "stop": 4, "rate": 4, "kept": 4, "added": 4, "skippable": 4, "loss limit": 4}
     assert made.compiled.memory is not None
     assert made.compiled.memory.arguments == sum(state.values()) + made.shares["batch"] + sum(scalars.values())
 
