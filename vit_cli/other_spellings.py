@@ -94,7 +94,7 @@ HINTS: dict[str, dict[str, str]] = {
 def own_spellings(command: str, words: Sequence[str]) -> list[str]:
     """The words with a command's own options in place of others that mean the same."""
     same: Mapping[str, str] = SAME.get(command, {})
-    spelled = []
+    spelled: list[str] = []
     for place, word in enumerate(words):
         if word == "--":
             return [*spelled, *words[place:]]
