@@ -81,7 +81,8 @@ def _scanned(file: str) -> Table:
                     raise tarfile.ReadError(f"{member.name} goes beyond the end")
                 if member.isreg() and member.sparse is None and not os.path.basename(member.name).startswith("."):
                     found.append((os.fsencode(member.name), member.offset_data, member.size))
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps what it has read: gigabytes
+                # It keeps what it has read, which would take gigabytes.
+                tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it
             if tar.offset + tarfile.BLOCKSIZE > end:  # cut between two members, which tarfile does not mind
                 raise tarfile.ReadError("its end is missing")
     except tarfile.TarError as error:
