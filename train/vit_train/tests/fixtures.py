@@ -12,24 +12,27 @@ from vit_train.planning.topologies import WITHOUT_HARDWARE
 Vit = Callable[..., str]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@cache
+def _shared(program: TrainConfig, mesh: Any) -> Any:
+    from vit_train.engines.jax.train_step import TrainStep
+
+    return TrainStep(program, mesh)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def share_compiled_steps() -> Iterator[None]:
     """Engines of runs whose train steps are the same program share the compiled one: tracing it again takes a second,
-    compiling it ten."""
-    from vit_train.engines.jax import engine, train_step
+    compiling it ten. Not beyond a module: tests elsewhere replace what a train step is made from."""
+    from vit_train.engines.jax import engine
 
-    @cache
-    def shared(program: TrainConfig, mesh: Any) -> train_step.TrainStep:
-        return train_step.TrainStep(program, mesh)
-
-    def step_of(config: TrainConfig, mesh: Any) -> train_step.TrainStep:
+    def step_of(config: TrainConfig, mesh: Any) -> Any:
         optimizer = config.optimizer.replace(learning_rate=1.0)
         program = config.replace(
             optimizer=optimizer, data=Data(name="digits"), seed=0, skippable=0, explosion=1.0, log_every=1, keep=1,
             evaluate_every=0, save_every=0, keep_every=0, keep_best=0, evaluation_batch=1, threads=1, workers=0,
             allow_undecodable=False, undecodable_limit=0, fingerprints=False, tensorboard=False,
         )  # fmt: skip
-        return shared(program, mesh)
+        return _shared(program, mesh)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "TrainStep", step_of)
