@@ -229,7 +229,8 @@ def _client(protocol: str) -> Any:
     import fsspec
 
     package, extra = CLIENTS[protocol]
-    logging.getLogger(package).addHandler(logging.NullHandler())  # what it logs, it raises as well
+    logging.getLogger(package).propagate = False  # what it logs, it raises as well
+    logging.getLogger(package).addHandler(logging.NullHandler())
     try:
         # Other processes write meanwhile: a cached listing would be out of date.
         options = {} if protocol == "memory" else {"use_listings_cache": False}

@@ -227,5 +227,6 @@ def test_a_store_that_cannot_be_reached_is_one_line(store: Store, recipe: Path) 
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     lines = [line for line in ended.stderr.splitlines() if line.startswith("vit:")]
     assert (ended.returncode, len(lines)) == (2, 2), ended.stderr
-    assert lines[0] == "vit: warning: gs://bucket/run/.writable: no response from the store yet; still trying"
-    assert lines[1].startswith("vit: error: gs://bucket/run/.writable: Cannot connect to host 127.0.0.1:9")
+    assert lines[0] == "vit: warning: gs://bucket/run/run.json: no response from the store yet; still trying"
+    assert lines[1].startswith("vit: error: gs://bucket/run/run.json: Cannot connect to host 127.0.0.1:9")
+    assert "Traceback" not in ended.stderr
