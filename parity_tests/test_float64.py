@@ -132,7 +132,7 @@ def test_another_resolution_beside_every_prefix_token(class_token_position: bool
 
 
 def test_another_resolution_after_a_stem() -> None:
-    """Of which "SAME" padding makes another at each."""
+    """The padding "SAME" differs between the two resolutions."""
     a, b = traces(SMALL.replace(**STEM, stem_layers=(1, 1)), image_size=(24, 56))
     assert_one_model(parity.compare(a, b))
 

@@ -91,7 +91,7 @@ CASES = [(of, what, mutant) for of, row in ROWS.items() if not blind(row) for wh
 
 
 class Proof:
-    """Of one config: what PyTorch computes, and whether the JAX twin with given parameters computes something else."""
+    """For one config: what PyTorch computes, and whether the JAX twin with given parameters computes something else."""
 
     def __init__(self, config: ViTConfig) -> None:
         self.images, self.weights = parity.probe(config, 1), checkpoint(config)

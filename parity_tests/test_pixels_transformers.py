@@ -49,7 +49,7 @@ def assert_same_pixels(theirs: Any, preprocessing: Preprocessing, image: Image.I
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=str)
 def test_processors_give_our_pixels(processor: Processor) -> None:
-    """Of the file that it saves, and of the file that we write of it again."""
+    """By the file that the processor saves, and by the file that is written from it here."""
     theirs, preprocessing = processor.build("pil"), processor.preprocessing()
     for height, width in IMAGE_SIZES:
         assert_same_pixels(theirs, preprocessing, picture(height, width))

@@ -162,7 +162,7 @@ def published(shapes: Shapes) -> Source:
 
 
 def full_size(spelled: str, **file: Any) -> Shapes:
-    """Of a published architecture; after the slash stands the kernel of its patch projection."""
+    """Shapes of a published architecture; after the slash stands the kernel of its patch projection."""
     name, _, kernel = spelled.partition("/")
     sizes = variants.VARIANTS[name]
     geometry = {"width": sizes["width"], "depth": sizes["depth"], "heads": sizes["heads"], "mlp": sizes["mlp_dim"]}

@@ -79,7 +79,7 @@ TIMM: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "token, no head": ({"classes": 0}, {"num_classes": 0}, ""),
     "gap": ({"pool": "gap"}, {"global_pool": "avg", "fc_norm": False, "class_token": False}, ""),
 }
-"""Of the file, of timm's model, and what stands before the names."""
+"""Fields of the file, arguments of timm's model, and the prefix of the names."""
 FILES: dict[str, dict[str, Any]] = {
     "token": {},
     "no head": {"classes": 0},

@@ -63,7 +63,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "depth 12": ({"depth": 12}, {"heads": 3}, {"depth": 12}),
 }
-"""Of vit-pytorch's constructor; what the user has to say; what the config is then."""
+"""Arguments of vit-pytorch's constructor; fields that the user has to set; fields of the config that is read then."""
 
 
 def theirs(**options: Any) -> Any:

@@ -97,7 +97,7 @@ def test_against_transformers(registers: int, swiglu: bool, tmp_path: Path) -> N
 
 
 def _transformers_names(state: State, prefix: str) -> State:
-    """Of the files that transformers writes."""
+    """The arrays under the names of the files that transformers writes."""
     whole = {
         "cls_token": f"{prefix}.embeddings.cls_token",
         "pos_embed": f"{prefix}.embeddings.position_embeddings",

@@ -209,7 +209,7 @@ def test_libtpu_is_silenced_without_a_tpu(vit: Vit, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_help_imports_a_framework() -> None:
-    """Of any command, in one process; the parser needs the config of a recipe, but no model."""
+    """The help of every command, in one process. The parser needs the config of a recipe, but no model."""
     program = (
         "import sys\n"
         "from vit_cli.application import COMMANDS, run\n"

@@ -23,7 +23,7 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """Of all parts."""
+        """The names of all parts of the archive."""
         return list(self._members)
 
     def size(self, name: str) -> int:

@@ -120,7 +120,7 @@ class _Store:
         return content
 
     def _names(self) -> list[str]:
-        """Of all arrays, where nothing lists them."""
+        """The names of all arrays, found by looking, as no list of them is stored."""
         if not self._in_database:
             return sorted(file.parent.name for file in self.folder.glob("*/.zarray"))
         keys = self._tensorstore.KvStore.open(self._database()).result().list().result()

@@ -47,9 +47,9 @@ class Instance:
         self.state: Any = None
         """What `__setstate__` or the object's attributes would have been given."""
         self.entries: dict[Any, Any] = {}
-        """Of a kind of dictionary."""
+        """The entries of an object that is a kind of dictionary."""
         self.elements: list[Any] = []
-        """Of a kind of list or set."""
+        """The elements of an object that is a kind of list or set."""
 
 
 class Key:

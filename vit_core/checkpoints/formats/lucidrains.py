@@ -229,7 +229,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """Of vit-pytorch's ViT, for a model that it holds."""
+    """The arguments of vit-pytorch's ViT for a model that it can hold."""
     return {
         "image_size": model.image_size,
         "patch_size": model.patch_size,

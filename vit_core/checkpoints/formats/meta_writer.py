@@ -105,7 +105,7 @@ def opened_by(model: ViTConfig, dinov2: bool) -> str:
 
 
 def dino_arguments(model: ViTConfig) -> dict[str, Any]:
-    """Of DINO's VisionTransformer, with norm_layer=partial(LayerNorm, eps=1e-6)."""
+    """The arguments of DINO's VisionTransformer, beside norm_layer=partial(LayerNorm, eps=1e-6)."""
     return {
         "img_size": [model.image_size[0]],
         "patch_size": model.patch_size[0],
@@ -120,7 +120,8 @@ def dino_arguments(model: ViTConfig) -> dict[str, Any]:
 
 
 def dinov2_arguments(model: ViTConfig) -> dict[str, Any]:
-    """Of DINOv2's DinoVisionTransformer (whose blocks are NestedTensorBlock, or Block with MemEffAttention)."""
+    """The arguments of DINOv2's DinoVisionTransformer (blocks: NestedTensorBlock, or Block with
+    MemEffAttention)."""
     gated = model.mlp == "swiglu"
     hidden = model.mlp_dim * 3 // 2 if gated else model.mlp_dim  # its SwiGLU takes two thirds, in eights
     return {

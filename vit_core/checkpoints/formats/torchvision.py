@@ -144,7 +144,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """Of torchvision's VisionTransformer, for a model that it holds."""
+    """The arguments of torchvision's VisionTransformer for a model that it can hold."""
     return {
         "image_size": model.image_size[0],
         "patch_size": model.patch_size[0],

@@ -124,7 +124,7 @@ def test_flips_have_the_asked_probability() -> None:
 
 @pytest.mark.parametrize(("draw", "turns"), [(1.0, -1), (0.0, 1)])
 def test_rotation_by_90_degrees_equals_numpys(draw: float, turns: int) -> None:
-    """Of shifted pixels, as the shift comes first. Bicubic at pixel centers, up to rounding: one level at most."""
+    """The pixels are shifted first, then rotated. Bicubic at pixel centers, up to rounding: one level at most."""
     image = noise(8, 8)
     preprocessing, both = Preprocessing(image_size=8), Augmentation(rotation=90, shift=0.5)
     turned = augmented(image, preprocessing, both, FixedDraws(draw, 0.75, 0.5))  # type: ignore[arg-type]

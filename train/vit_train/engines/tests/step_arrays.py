@@ -189,7 +189,7 @@ def save_in_two_processes(folder: Path, port: int, process: int) -> None:
 
 
 def go_back_together(folder: Path, process: int, sync: Callable[[str], None]) -> None:
-    """Of a run's newest step one file is damaged, which only the process sees that checks this file: both processes
+    """One file of a run's newest step is damaged. Only the process that checks this file sees it, and both processes
     resume at the step before."""
     config = CONFIG.replace(mesh=config_mesh(fsdp=2))
     run, engine = Run(folder, Request(config=config, labels=LABELS)), JaxEngine(config)

@@ -27,7 +27,7 @@ from vit_core.checkpoints.containers import write_npz, write_pth
 from vit_core.checkpoints.containers.tests import fuzzing
 
 EXAMPLES, SLOW_EXAMPLES = 400, 120
-"""Of each kind; fewer of the folders, which take longer to open."""
+"""Damaged files of each kind; fewer of the folders, which take longer to open."""
 MEMORY = 2**28
 """Bytes of address space beyond what opening the whole file takes."""
 

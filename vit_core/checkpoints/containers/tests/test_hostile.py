@@ -15,14 +15,14 @@ from vit_core.checkpoints.containers.tests import hostile
 from vit_core.errors import InputError
 
 MEMORY_LIMIT = 2 * 2**30
-"""Of address space: Python with NumPy takes a quarter of it."""
+"""Bytes of address space. Python with NumPy takes a quarter of them."""
 SECONDS = 20
 """Enough for a busy machine; on a quiet one none takes more than 3."""
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, tuple[str, float, bool]]:
-    """Of every hostile pickle: the error, the seconds, and whether the weights beside it were read."""
+    """For every hostile pickle: the error, the seconds, and whether the weights beside it were read."""
     command = [sys.executable, hostile.__file__, str(MEMORY_LIMIT)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]

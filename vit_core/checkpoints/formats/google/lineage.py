@@ -92,7 +92,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def _stem_fields(tree: Tree) -> dict[str, Any]:
-    """Of the ResNet before the patches, which its units' names count; patch_size is then the kernel by its stride."""
+    """Fields of the ResNet before the patches, from the names of its units; patch_size is then kernel times stride."""
     if "conv_root/kernel" not in tree:
         return {}
     _, _, channels, width = tree.shape("conv_root/kernel", "height width channels features")

@@ -50,7 +50,7 @@ class Naming:
     prefix: str = ""
     """What stands before every name in a file that is written."""
     parts: tuple[str, str, str, str] = LINEN
-    """Of a block."""
+    """Names of the parts of a block."""
     stacked: bool = False
     """Whether one array holds a parameter of all blocks. Layer 3 of it goes by `encoderblock[3]` here."""
     wide_norms: bool = False
@@ -104,7 +104,7 @@ class Tree:
         return shape
 
     def fields(self) -> dict[str, Any]:
-        """Of the config: what the shapes give, and what both code bases always do."""
+        """Fields of the config that the shapes give, and those that both code bases always have."""
         block, attention, mlp = self.naming.block(0), self.naming.parts[1], self.naming.parts[3]
         patch_height, patch_width, channels, width = self.shape("embedding/kernel", "height width channels features")
         _, heads, head_dim = self.shape(f"{block}/{attention}/query/kernel", "features heads head_dim")
@@ -126,7 +126,7 @@ class Tree:
         }
 
     def _outputs(self, layer: str) -> int:
-        """Of a layer after the blocks; 0 where there is none."""
+        """The number of outputs of a layer after the blocks; 0 where there is no such layer."""
         return self.shape(f"{layer}/kernel", "features outputs")[1] if f"{layer}/kernel" in self else 0
 
 

@@ -142,7 +142,7 @@ def _stated_image_size(source: Source, positions: int, patch: tuple[int, int]) -
 
 
 def _assumptions(source: Source, model: ViTConfig) -> list[Assumption]:
-    """Of what no array shows, where there is no open_clip_config.json."""
+    """An assumption for each field that no array shows, where there is no open_clip_config.json."""
     why = "as in open_clip; OpenAI's models and open_clip's *-quickgelu have quick_gelu"
     if _is_openai(source):
         why = "as in OpenAI's models, by the numbers beside the arrays"
@@ -191,7 +191,8 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """Of open_clip's VisionTransformer, for a model that it holds; activation and epsilon aside, which are classes."""
+    """The arguments of open_clip's VisionTransformer for a model that it can hold, except those that are classes:
+    activation and norm."""
     return {
         "image_size": model.image_size,
         "patch_size": model.patch_size,

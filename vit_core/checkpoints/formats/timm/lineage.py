@@ -122,7 +122,7 @@ def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any
 
 
 def _assumptions(model: ViTConfig, stated: frozenset[str], fields: Fields) -> list[Assumption]:
-    """Of the fields that neither the arrays nor a config say."""
+    """An assumption for each field that neither the arrays nor a config contain."""
     clip = model.pre_norm and not model.patch_bias
     like_clip = " (this looks like CLIP: OpenAI's have 1e-5 and quick_gelu, OpenCLIP's 1e-5 and gelu)" if clip else ""
     assumed = [

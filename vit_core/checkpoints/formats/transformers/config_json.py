@@ -130,7 +130,7 @@ class Tower:
         return found
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
-        """Of an array that has to be there, with so many axes."""
+        """The shape of an array. InputError unless it is there, with so many axes."""
         shape = self.shapes.get(name)
         if shape is None or len(shape) != axes:
             found = "is missing" if shape is None else f"has shape {list(shape)}, expected {axes} axes"

@@ -24,7 +24,7 @@ class Family:
     activation: str = "gelu"
     epsilon: float = 1e-6
     resampling: Method = "bicubic"
-    """Of positions: without antialias, A = -0.75, wherever nothing else is said."""
+    """How the class resamples positions; by default bicubic with A = -0.75, without antialiasing."""
 
 
 FAMILIES = {
@@ -138,7 +138,7 @@ class Names:
 
     @property
     def block(self) -> _Theirs:
-        """Of our names within a block."""
+        """The class's names for our names within a block."""
         attention = _ATTENTION["clip" if self.kind == "clip" else self.age]
         mlp = f"gated, {self.age}" if self.gated else f"{self.kind}, {self.age}"
         return {**_NORMS[self.kind], **attention, **_MLPS.get(mlp, _MLPS["mlp"])}

@@ -273,7 +273,8 @@ class OrbaxStep:
 
     @cached_property
     def _context(self) -> Any:
-        """Of reads from a store: keeps the database's index between them, and limits the number of retries."""
+        """TensorStore's context for reads from a store: keeps the database's index between them, and limits the
+        number of retries."""
         if is_local(self.folder):
             return None
         retries = {f"{driver}_request_retries": {"max_retries": 6} for driver in ("gcs", "s3")}
