@@ -18,6 +18,7 @@ from torch import nn
 
 import vit_torch
 from parity_tests.formats.foreign import randomized, save
+from parity_tests.formats.timm_models import with_googles_epsilons
 from vit_core import parity
 from vit_core.arrays import LazyArray
 from vit_core.checkpoints import open_checkpoint
@@ -30,8 +31,6 @@ from vit_core.errors import InputError
 ARCHITECTURES = re.compile(r"(vit|eva|beit|deit|flexivit|test_vit|cait|aim|samvit|deepseek_vit|qwen3_vit)(?!amin)")
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 POOLING = {"token": "cls", "avg": "gap", "map": "map"}
-STEM_BOUND = 1e-3
-"""Hybrids have Google's epsilons in their stem here (a note says so), where timm has others."""
 DIFFERENT = ("vit_pe_core_base_patch16_224", "vit_base_patch16_rpn_224", "test_vit3")
 """Architectures with the arrays of a plain one that compute something else."""
 
@@ -91,11 +90,12 @@ def test_each_computes_the_same_or_is_refused() -> None:
             refused.append(name)
             continue
         x_BCHW = torch.from_numpy(parity.probe(found.config.model, 1)[0]).permute(0, 3, 1, 2)
+        if found.config.model.stem_layers is not None:
+            model = with_googles_epsilons(model)
         with torch.no_grad():
             expected: np.ndarray = model(x_BCHW).numpy()
             ours = vit_torch.load(found, dtype="float64")(x_BCHW).numpy()
-        bound = STEM_BOUND if found.config.model.stem_layers is not None else parity.FLOAT64_BOUND
-        (opens if parity.difference(ours, expected)[1] <= bound else wrong).append(name)
+        (opens if parity.difference(ours, expected)[1] <= parity.FLOAT64_BOUND else wrong).append(name)
     assert wrong == []
     assert len(opens) > 25
     assert len(refused) > 25

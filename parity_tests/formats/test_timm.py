@@ -13,12 +13,10 @@ import pytest
 import timm
 import torch
 from safetensors.numpy import load_file, save_file
-from timm.layers import StdConv2dSame, pad_same
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from parity_tests.formats.foreign import assumed, other_notes
-from parity_tests.formats.timm_models import ADDED, MODELS, OBLONG, TINY, built, fields_of, saved
+from parity_tests.formats.timm_models import ADDED, MODELS, OBLONG, TINY, built, fields_of, saved, with_googles_epsilons
 from parity_tests.formats.torch_models import (
     assert_same_checkpoint,
     distance,
@@ -288,7 +286,7 @@ def test_what_names_do_not_tell_is_assumed(tmp_path: Path) -> None:
         pytest.param("vit_base_r50_s16_224", 32, marks=pytest.mark.slow),
     ],
 )
-def test_hybrids(architecture: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hybrids(architecture: str, size: int, tmp_path: Path) -> None:
     theirs = randomised(timm.create_model(architecture, img_size=(size, 2 * size), **TINY))
     read = open_checkpoint(saved(theirs, tmp_path / "theirs"))
     assert any("epsilon" in note for note in read.notes)
@@ -301,16 +299,4 @@ def test_hybrids(architecture: str, size: int, tmp_path: Path, monkeypatch: pyte
     assert_same_checkpoint(open_checkpoint(tmp_path / "ours"), read)
     logits = ours(read, x_BCHW)
     assert not np.array_equal(logits, expected)
-    for module in theirs.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.eps = 1e-6
-    monkeypatch.setattr(StdConv2dSame, "forward", _google)
-    assert distance(logits, outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
-
-
-def _google(convolution: nn.Conv2d, x_BIHW: torch.Tensor) -> torch.Tensor:
-    """timm's forward with Google's epsilon: beside the deviation, not in the variance."""
-    weight_OIHW = convolution.weight - convolution.weight.mean((1, 2, 3), keepdim=True)
-    weight_OIHW = weight_OIHW / (weight_OIHW.std((1, 2, 3), correction=0, keepdim=True) + 1e-5)
-    x_BIHW = pad_same(x_BIHW, convolution.kernel_size, convolution.stride) if convolution.same_pad else x_BIHW
-    return nn.functional.conv2d(x_BIHW, weight_OIHW, None, convolution.stride, convolution.padding)
+    assert distance(logits, outputs(with_googles_epsilons(theirs), x_BCHW)) <= parity.FLOAT64_BOUND

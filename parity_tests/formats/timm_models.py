@@ -1,10 +1,12 @@
 """Small models of timm's own making, and what their modules say of the config: what timm's files are tested on."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.layers import GluMlp
+import torch
+from timm.layers import GluMlp, StdConv2dSame, pad_same
 from timm.models import save_for_hf
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
@@ -109,3 +111,21 @@ def fields_of(model: VisionTransformer) -> dict[str, Any]:
         "attention_dropout": block.attn.attn_drop.p,
         "stochastic_depth": round(getattr(last.drop_path1, "drop_prob", 0.0), 6),  # of a linspace in float32
     }
+
+
+def with_googles_epsilons(model: Any) -> Any:
+    """A hybrid of timm's whose stem has the epsilons of Google's code, with which its weights were trained."""
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.eps = 1e-6
+        elif isinstance(module, StdConv2dSame):
+            module.forward = partial(_standardised_as_googles, module)
+    return model
+
+
+def _standardised_as_googles(convolution: nn.Conv2d, x_BIHW: torch.Tensor) -> torch.Tensor:
+    """timm's forward with Google's epsilon: beside the deviation, not in the variance."""
+    weight_OIHW = convolution.weight - convolution.weight.mean((1, 2, 3), keepdim=True)
+    weight_OIHW = weight_OIHW / (weight_OIHW.std((1, 2, 3), correction=0, keepdim=True) + 1e-5)
+    x_BIHW = pad_same(x_BIHW, convolution.kernel_size, convolution.stride) if convolution.same_pad else x_BIHW
+    return nn.functional.conv2d(x_BIHW, weight_OIHW, None, convolution.stride, convolution.padding)
