@@ -1,6 +1,7 @@
 """What one process trains, two under torchrun train too: each with the whole state (DDP), or half of it (FSDP2)."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
     (stopped,) = saved_steps(tmp_path / "two")[:1]
     assert int(stopped.name) % 50, "saved where the signal came, not only every 50 steps"
     for command in ([*TORCHRUN, *vit, str(tmp_path / "two")], [*vit, str(tmp_path / "one")]):
-        subprocess.run([sys.executable, *command], env=environment, check=True)
+        done = subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True, text=True)
+        assert len(re.findall(r"^\d+ steps of \d+ images", done.stdout, re.MULTILINE)) == 1, "one process says it"
     one, two = (open_checkpoint(tmp_path / run / "checkpoint").arrays for run in ("one", "two"))
     for name in one:
         # 300 steps amplify rounding; a batch shared wrongly is apart in the first digits.

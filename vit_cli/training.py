@@ -91,6 +91,8 @@ class Wish:
             kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
             fields |= {path: value_at(begun, path) for path in kept}
         result = changed(config, {**fields, **chosen})
+        if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes prints it for all
+            return result
         if fields:
             options = (f"{option_name(path)} {value_text(value_at(result, path))}" for path in fields)
             say(f"fitted to {training.title}: {len(training)} images of {data.classes} classes: {' '.join(options)}")

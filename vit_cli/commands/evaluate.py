@@ -1,5 +1,6 @@
 """`vit evaluate`"""
 
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -14,12 +15,31 @@ from vit_core.storage import Location, absolute
 from vit_train.config import Data
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table, of parquet files or of shards are used, as in `vit_train.config.Data`."""
+
+    image_column: Annotated[str | None, Parameter(name="--data.image-column", metavar="NAME")] = None
+    """Column of the paths or images of --data. Default: as in the run, else path, image, file and the like."""
+    label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None
+    """Column of the labels. Default: as in the run, else label, class, category and the like."""
+    label_separator: Annotated[str | None, Parameter(name="--data.label-separator", metavar="TEXT")] = None
+    """What separates several labels in one cell, such as ";". Default: as in the run."""
+    label_columns: Annotated[
+        tuple[str, ...], Parameter(name="--data.label-columns", metavar="NAMES", consume_multiple=True)
+    ] = ()
+    """Columns with 1 or 0, one for each class, instead of a column of labels. Default: as in the run."""
+    split_column: Annotated[str | None, Parameter(name="--data.split-column", metavar="NAME")] = None
+    """Column that says which split an image is in. Default: as in the run, else split, if there is one."""
+
+
 def evaluate(
     checkpoint: Place,
     /,
     *,
     data: Annotated[str, Parameter(metavar="DATA")] | None = None,
     data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
+    columns: Annotated[Columns, Parameter(name="*")] = Columns(),
     split: Annotated[str, Parameter(metavar="NAME")] | None = None,
     held_out: float = 1.0,
     split_seed: int = 0,
@@ -52,6 +72,7 @@ def evaluate(
         data: A folder, written with a slash; the name of a tensorflow-datasets set; or digits. Default: the data of the
             run that the checkpoint belongs to.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
+        columns: Columns of the data.
         split: Split of the data set. Default: test if there is one, else a validation split.
         held_out: Share of a folder without splits. Default: all of it; without --data, as in the run.
         split_seed: Seed that chooses which images this share has.
@@ -83,7 +104,7 @@ def evaluate(
         if data is None:
             raise
         of_run = None
-    source = _other_data(data, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
+    source = _other_data(data, columns, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     if source is None:
         raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
     with stopped_by_signal():
@@ -108,10 +129,20 @@ def evaluate(
     return 0
 
 
-def _other_data(name: str, of_run: Data | None) -> Data:
-    """Data of another name, with columns called as in those of the run."""
-    columns = ("image_column", "label_column", "split_column")
-    return Data(name=name, **{column: getattr(of_run, column, None) for column in columns})
+def _other_data(name: str, columns: Columns, of_run: Data | None) -> Data:
+    """Data of another name, with the columns that are given, or else those of the run."""
+    given = {column: value for column, value in asdict(columns).items() if value}
+    labels_given = any(column.startswith("label") for column in given)
+    inherited = (
+        {}
+        if of_run is None
+        else {
+            column: getattr(of_run, column)
+            for column in asdict(columns)
+            if not (labels_given and column.startswith("label"))
+        }
+    )
+    return Data(name=name, **{**inherited, **given})
 
 
 def _data_of_run(checkpoint: Location) -> Data | None:

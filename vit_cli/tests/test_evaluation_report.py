@@ -53,6 +53,23 @@ def test_json_has_what_scikit_learn_finds(vit: Vit, weights: Checkpoint, tmp_pat
     assert "average precision" not in vit(*where), "ranking takes all logits into memory, so only for the file"
 
 
+def test_columns_of_a_table_are_chosen_by_options(vit: Vit, refused: Vit, weights: Checkpoint, tmp_path: Path) -> None:
+    """The same accuracy as from class folders, from a table whose columns have unusual names."""
+    save_checkpoint(tmp_path / "model", weights)
+    images = folder_of_images(tmp_path / "images", 40)
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}\n" for path in sorted(images.rglob("*.png"))]
+    table = tmp_path / "scans.csv"
+    table.write_text("scan,finding\n" + "".join(rows))
+    where = ["evaluate", tmp_path / "model", "--data", table]
+    assert "no column path or" in refused(*where)
+    columns = ["--data.image-column", "scan", "--data.label-column", "finding"]
+    vit(*where, *columns, "--json", tmp_path / "table.json")
+    vit("evaluate", tmp_path / "model", "--data", images, "--json", tmp_path / "folders.json")
+    table_report, folders = (json.loads((tmp_path / name).read_text()) for name in ("table.json", "folders.json"))
+    assert table_report["confusion_matrix"] == folders["confusion_matrix"]
+    assert np.sum(folders["confusion_matrix"]["counts"]) == 40
+
+
 def test_a_file_that_cannot_be_written_is_refused_first(refused: Vit, tmp_path: Path) -> None:
     for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "its folder is missing")):
         assert f"--json {path}: {why}; name a file" in refused("evaluate", tmp_path / "none", "--json", path)

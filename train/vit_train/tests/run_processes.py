@@ -30,13 +30,16 @@ def pretrain():
 
 def start(recipe: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
     """Starts `vit pretrain` as a process; what it prints is appended to a log beside the recipe."""
-    command = [sys.executable, "-m", "vit_cli", "pretrain", str(recipe), *words]
-    log = open(recipe.parent / "log", "ab")  # noqa: SIM115 (the process uses it)
+    return start_command(recipe.parent / "log", "pretrain", str(recipe), *words, "--out", str(recipe.parent / out))
+
+
+def start_command(log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Starts a `vit` command as a process; what it prints is appended to a log."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if cache := jax.config.jax_compilation_cache_dir:
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    out = str(recipe.parent / out)
-    return subprocess.Popen([*command, "--out", out], stdout=log, stderr=log, env=environment)
+    with open(log, "ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "vit_cli", *words], stdout=file, stderr=file, env=environment)
 
 
 def logged(run: Path) -> int:

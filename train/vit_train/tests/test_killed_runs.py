@@ -1,6 +1,7 @@
 """A killed run that is started again is the same run, bit for bit."""
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vit_core.checkpoints.run_folder import saved_steps
-from vit_train.tests.run_processes import RECIPE, assert_the_same_run, logged, start
+from vit_train.run import RUN, read_request
+from vit_train.tests.run_processes import RECIPE, assert_the_same_run, logged, start, start_command
 from vit_train.tests.small_run import assert_ended, children, folder_of_images
 
 
@@ -29,6 +31,30 @@ def test_a_killed_run_that_is_started_again_is_the_same_run(tmp_path: Path) -> N
         assert start(recipe, out, *torch).wait() == 0, (tmp_path / "log").read_text()
     assert "resuming after step" in (tmp_path / "log").read_text()
     assert_the_same_run(tmp_path / "cut", tmp_path / "whole", 40)
+
+
+@pytest.mark.slow
+def test_a_changed_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
+    """A finished run gets more steps of smaller batches, is killed among them, and goes on by `vit resume`."""
+    recipe, log = tmp_path / "recipe.py", tmp_path / "log"
+    recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
+    assert start(recipe, "cut", "--framework", "torch").wait() == 0, log.read_text()
+    shutil.copytree(tmp_path / "cut", tmp_path / "whole")
+    process = start_command(log, "resume", str(tmp_path / "cut"), "--batch-size", "8", "--steps", "80")
+    while logged(tmp_path / "cut") < 57 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, log.read_text()
+    assert 57 <= logged(tmp_path / "cut") < 80
+    assert start_command(log, "resume", str(tmp_path / "cut")).wait() == 0, log.read_text()
+    assert start_command(log, "resume", str(tmp_path / "whole"), "--batch-size", "8", "--steps", "80").wait() == 0, (
+        log.read_text()
+    )
+    assert [(segment.step, segment.fields["batch_size"]) for segment in read_request(tmp_path / "cut").segments] == [
+        (40, 8)
+    ]
+    assert (tmp_path / "cut" / RUN).read_bytes() == (tmp_path / "whole" / RUN).read_bytes()
+    assert_the_same_run(tmp_path / "cut", tmp_path / "whole", 80)
 
 
 def trained_since(begin: float, run: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_core.errors import InputError
+from vit_core.errors import InputError, abbreviate
 from vit_core.preprocess import register_formats
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
@@ -121,6 +121,7 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
     names: list[bytes] = []
     counts: dict[int, int] = {}
     ignored: Counter[bytes] = Counter()
+    beside = _images_beside_classes(root, ignored)
     for name in subfolders(root):
         if name not in label_of:
             raise InputError(f"{root / name}: no class of that name in training; expected one of those {len(labels)}")
@@ -135,7 +136,20 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
     if not names:
         raise InputError(f"{root}: no class folders; expected {root}/CLASS/image files")
     labels_N = np.repeat(np.array([*counts], np.int32), [*counts.values()])
-    return Files(str(folder), np.array(names), labels_N), _ignored_notes(str(root), ignored)
+    return Files(str(folder), np.array(names), labels_N), (*beside, *_ignored_notes(str(root), ignored))
+
+
+def _images_beside_classes(root: Path, ignored: Counter[bytes]) -> tuple[str, ...]:
+    """A line on the images that lie beside the class folders, in none of them; counts the extensions of other files
+    there."""
+    with os.scandir(os.fsencode(root)) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(b".")]
+    images = sorted(name for name in names if os.path.splitext(name)[1].lower() in extensions())
+    ignored.update(os.path.splitext(name)[1].lower() for name in set(names).difference(images))
+    if not images:
+        return ()
+    which = abbreviate(map(os.fsdecode, images))
+    return (f"{root}: ignored, as they are in no class folder: {len(images):,} images ({which})",)
 
 
 def _walk(root: bytes, below: bytes, above: tuple[tuple[int, int], ...], ignored: Counter[bytes]) -> Iterator[bytes]:

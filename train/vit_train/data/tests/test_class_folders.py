@@ -78,6 +78,16 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path, monkeypatch: pytes
     assert "ignored, as no images that are read: 2 .txt, 1 .heic, 1 without extension; pip install" in note
 
 
+def test_files_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg", "b/1.jpg", "stray.JPG", "cat.png", "classes.txt", ".hidden.png")
+    split = folder_split(tmp_path, "train", held_out=0.0)
+    assert [name for name, _ in held(split)] == ["a/1.jpg", "b/1.jpg"]
+    assert split.notes == (
+        f"{tmp_path}: ignored, as they are in no class folder: 2 images (cat.png, stray.JPG)",
+        f"{tmp_path}: ignored, as no images that are read: 1 .txt",
+    )
+
+
 def test_a_training_run_inside_the_data_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.jpg", "b/1.jpg", "runs/folder/run.json", "runs/folder/curves.png")
     with pytest.raises(InputError, match=r"runs/folder: a training run is inside the data folder; move it elsewhere"):
