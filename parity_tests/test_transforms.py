@@ -1,18 +1,22 @@
 """Resizing and cropping are torchvision's and timm's transforms on Pillow, and normalization has the same bits from
 NumPy, PyTorch and JAX."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import timm.data
 import torch
-from PIL import Image
+import transformers.image_utils
+from datasets import Image as HubImage
+from PIL import ExifTags, Image
 from timm.data.transforms_factory import create_transform
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 from vit_core.preprocess import Preprocessing, decode_image, normalise, offset_and_scale, resize_image
-from vit_core.tests.pictures import Jpegs, write_jpegs
+from vit_core.tests.pictures import Jpegs, pixels_of, write_jpegs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
@@ -63,6 +67,23 @@ def test_geometry_is_timms(jpegs: Jpegs, interpolation: Any, mode: Any, size: An
     for shape, path in jpegs.items():
         expected = np.asarray(theirs(Image.open(path).convert("RGB"))).transpose(1, 2, 0)
         np.testing.assert_array_equal(resize_image(decode_image(path), preprocessing), expected, err_msg=str(shape))
+
+
+def test_who_turns_images_by_their_exif_data(tmp_path: Path) -> None:
+    """Training code reads the stored pixels; transformers' pipelines and Hugging Face datasets turn them."""
+    upright = Image.fromarray(pixels_of(40, 24))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter, clockwise
+    path = tmp_path / "class" / "turned.png"
+    path.parent.mkdir()
+    upright.save(path, exif=exif)
+    stored, turned = np.asarray(upright), np.rot90(np.asarray(upright), -1)
+    np.testing.assert_array_equal(np.asarray(decode_image(path)), stored)
+    np.testing.assert_array_equal(np.asarray(datasets.ImageFolder(tmp_path)[0][0]), stored)
+    np.testing.assert_array_equal(np.asarray(timm.data.create_dataset("", str(tmp_path))[0][0]), stored)
+    np.testing.assert_array_equal(np.asarray(decode_image(path, exif_rotation=True)), turned)
+    np.testing.assert_array_equal(np.asarray(transformers.image_utils.load_image(str(path))), turned)
+    np.testing.assert_array_equal(np.asarray(HubImage().decode_example({"path": str(path), "bytes": None})), turned)
 
 
 @pytest.mark.parametrize("constants", [{}, IMAGENET, CLIP, {"mean": (0.1, 0.2, 0.3), "std": (1.0, 0.3, 0.7)}])
