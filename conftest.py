@@ -1,11 +1,20 @@
-"""Programs that several tests compile are compiled once: a cache for all processes of the session, gone with it."""
+"""What all tests share: compiled programs, and how many examples a randomized test tries.
+
+Programs that several tests compile are compiled once: a cache for all processes of the session, gone with it.
+"""
 
 import atexit
 import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
 from vit_core.libtpu import silence_libtpu
+
+for profile, examples in {"quick": 100, "release": 400}.items():
+    settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True)
+settings.load_profile("quick")  # `make test-release` asks for the other one
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first of the session's processes
     cache = tempfile.mkdtemp(prefix="compiled-")

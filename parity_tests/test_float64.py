@@ -188,7 +188,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
     )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings().max_examples // 20, suppress_health_check=[HealthCheck.too_slow])
 @given(config=configs(), seed=st.integers(0, 2**16))
 def test_random_configs(config: ViTConfig, seed: int) -> None:
     drawn = masks.draw(config, 2, np.random.default_rng(seed))
