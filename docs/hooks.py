@@ -20,7 +20,7 @@ from vit_cli.recipe_options import SHORT_NAMES, field_options
 
 COMMANDS_PAGE, FIELDS_PAGE = "reference/commands.md", "reference/recipe-fields.md"
 SPELLINGS_PAGE = "reference/other-spellings.md"
-INFORMATION_WORDS = re.compile(r"^( *```(?:python|sh))(?: (?:slow|parse))+$", re.M)
+INFORMATION_WORDS = re.compile(r"^( *```(?:python|sh)) parse$", re.M)
 """Words after the language of a block of code, for the test that runs the blocks."""
 
 

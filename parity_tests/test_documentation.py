@@ -1,9 +1,9 @@
 """The documentation: its code runs, what it names exists, its tables are complete, and its site is built strictly.
 
 Every block of code is `python`, `sh` or `text`. Blocks of `python` and `sh` are run in their order, page by page, in an
-empty folder. A word after the language changes that: `slow` leaves this block and those after it to `make test-slow`;
-`parse` says that it needs hardware, a network or a file of another project, so only commands and options are checked.
-A comment behind `print(...)` is the line that it prints.
+empty folder, by `make test-slow`. The word `parse` after the language says that a block needs hardware, a network or a
+file of another project, so only commands and options are checked. A comment behind `print(...)` is the line that it
+prints.
 """
 
 import importlib
@@ -68,17 +68,6 @@ def blocks(page: Path) -> list[Block]:
 BLOCKS = {name: blocks(page) for name, page in PROSE.items()}
 
 
-def runnable(name: str, slow: bool) -> list[Block]:
-    """The blocks of a page that a test runs: with `slow` all, otherwise those before the first slow one."""
-    chosen = []
-    for block in BLOCKS[name]:
-        if "slow" in block.words and not slow:
-            break
-        if block.runs:
-            chosen.append(block)
-    return chosen
-
-
 def run_block(block: Block, folder: Path, where: str) -> None:
     """Runs a block, and compares what it prints with the comments behind its calls of print."""
     environment = {
@@ -95,17 +84,12 @@ def run_block(block: Block, folder: Path, where: str) -> None:
         assert done.stdout.splitlines() == expected, f"{where}:{block.line}"
 
 
-@pytest.mark.parametrize("name", [name for name in BLOCKS if runnable(name, slow=False)])
-def test_code_runs(name: str, tmp_path: Path) -> None:
-    for block in runnable(name, slow=False):
-        run_block(block, tmp_path, name)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BLOCKS if any("slow" in block.words for block in BLOCKS[name])])
-def test_slow_code_runs(name: str, tmp_path: Path) -> None:
-    for block in runnable(name, slow=True):
-        run_block(block, tmp_path, name)
+@pytest.mark.parametrize("name", [name for name in BLOCKS if any(block.runs for block in BLOCKS[name])])
+def test_code_runs(name: str, tmp_path: Path) -> None:
+    for block in BLOCKS[name]:
+        if block.runs:
+            run_block(block, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -115,7 +99,7 @@ def test_blocks_are_well_formed(name: str) -> None:
     for block in BLOCKS[name]:
         where = f"{name}:{block.line}"
         assert block.language in ("python", "sh", "text"), where
-        assert set(block.words) <= {"slow", "parse"}, where
+        assert set(block.words) <= {"parse"}, where
         if block.language == "python":
             compile(block.code, where, "exec")
         if block.language == "sh":

@@ -53,6 +53,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(recipe: Path) -> None:
     """The second one gets the signal; both stop after the same step, which one process alone goes on from."""
     folder = recipe.parent
@@ -84,6 +85,7 @@ def test_two_processes_train_as_one(recipe: Path) -> None:
             assert parity.difference(shared[name], alone[name])[1] < 1e-8, name
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_do_not_begin(recipe: Path) -> None:
     processes = pair(recipe, "never", second=("--optimizer.learning-rate", "0.5"))
     for status, _, error in map(ended, processes):

@@ -61,7 +61,7 @@ def on_devices(count: int, *words: str) -> None:
     environment = {
         **os.environ,
         "PYTHONPATH": os.getcwd(),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
         "JAX_ENABLE_X64": "1",
         "OMP_NUM_THREADS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
@@ -92,6 +92,7 @@ def one() -> dict[str, np.ndarray]:
     return trained(JaxEngine(RUN))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: dict[str, np.ndarray]) -> None:
     found = np.load(eight / f"{mesh}.npz")
@@ -100,6 +101,7 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
         assert parity.difference(found[name], expected)[1] <= BOUND, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_device_holds_its_shard(mesh: str, eight: Path) -> None:
     shards = json.loads((eight / "shards.json").read_text())[mesh]
@@ -107,6 +109,7 @@ def test_every_device_holds_its_shard(mesh: str, eight: Path) -> None:
         assert {tuple(shape) for shape in shards[leaf]} == {expected[list(MESHES).index(mesh)]}, leaf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
     """And none that gathers the layers of a matrix together, as a careless reshape of a gradient would."""
@@ -115,7 +118,7 @@ def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
     assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_float32_is_a_single_devices(tmp_path: Path) -> None:
     on_devices(8, "float32", str(tmp_path))
     expected = trained(JaxEngine(RUN.replace(dtype="float32")))
@@ -125,6 +128,7 @@ def test_float32_is_a_single_devices(tmp_path: Path) -> None:
             assert parity.difference(found[f"loss.{step}"], expected[f"loss.{step}"])[1] <= parity.FLOAT32_BOUND
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Saved by 8 as 2 x 2 x 2 after 2 steps, gone on with by 4 after 3, by 1 to the end."""
     on_devices(4, "four", str(eight))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from parity_tests.parallel import RUN, STEPS, assert_same, in_processes, trained
 from vit_core import open_checkpoint, parity
@@ -41,6 +42,7 @@ def few_steps(engine: TorchEngine) -> dict[str, np.ndarray]:
     return train_steps(engine, batches, 1, 3).export() | {"first": np.array([first.loss, *first.squared_norms])}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Also after saving: a run of one process goes on in two halves, then in two whole ones, then in one again."""
     alone, run = TorchEngine(RUN), run_in(tmp_path / "run", RUN)
@@ -75,6 +77,7 @@ def of(found: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{what}/"): array for key, array in found.items() if key.startswith(f"{what}/")}
 
 
+@pytest.mark.slow
 def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
     """Two processes by the command line: stopped by a signal with half of the state each, gone on with by two that hold
     it whole, evaluated; what one process gives alone."""

@@ -111,7 +111,24 @@ def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
     return made
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = (
+    "adamw, clipped",
+    "sgd, coupled, clipped, sigmoid",
+    "lion, clipped, independent decay",
+    "adafactor",
+    "lamb, clipped, layer decay",
+    "accumulation",
+    "moving average, warm-up",
+    "constant, cooldown",
+    "nothing mixed",
+    "descendant, adamw",
+)
+"""Runs in which every field of the others occurs, of each kind once; the others are slow."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_twenty_steps_are_the_same(name: str) -> None:
     run = config(**RUNS[name])
     weights = checkpoint(run.model)

@@ -43,6 +43,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 """What a format requires of a model."""
 
+
 def written(folder: Path, format: str) -> Path:
     """A small checkpoint of a format, with random weights."""
     model = MODEL.replace(**FIELDS.get(format, {}))

@@ -128,6 +128,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_every_recipe_runs(vit: Vit, name: str, stage: str, framework: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]])
 def test_training_imports_nothing_from_the_working_directory(hostile: Path, launcher: list[str]) -> None:
     """By `python -m vit_cli`, and by torchrun, which starts the same module."""

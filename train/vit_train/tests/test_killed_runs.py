@@ -14,6 +14,7 @@ from vit_train.tests.run_processes import RECIPE, assert_the_same_run, logged, s
 from vit_train.tests.small_run import assert_ended, children, folder_of_images
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_is_started_again_is_the_same_run(tmp_path: Path) -> None:
     """A real process, killed during a step; its workers end too."""
     recipe, torch = tmp_path / "recipe.py", ("--framework", "torch")
@@ -33,7 +34,7 @@ def test_a_killed_run_that_is_started_again_is_the_same_run(tmp_path: Path) -> N
     assert_the_same_run(tmp_path / "cut", tmp_path / "whole", 40)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_changed_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
     """A finished run gets more steps of smaller batches, is killed among them, and goes on by `vit resume`."""
     recipe, log = tmp_path / "recipe.py", tmp_path / "log"
@@ -68,7 +69,7 @@ def trained_since(begin: float, run: Path) -> bool:
 KILLS = 20
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_run_killed_twenty_times_is_the_same_run(tmp_path: Path) -> None:
     """Killed at random moments of training and saving, it resumes by the same command."""
     recipe, steps, rng = tmp_path / "recipe.py", 4000, random.Random(0)

@@ -20,6 +20,7 @@ from vit_train.tests.small_run import ENGINES
 __all__ = ["gcs_server", "recipe", "store"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_and_started_again_is_the_same_run(store: Store, recipe: Path, vit: Vit) -> None:
     """In JAX, by real processes: the store then has an incomplete step, and at the end the same as a folder."""
     kill_at(store, "put", r"steps/000010/step\.json", recipe)
@@ -71,7 +72,7 @@ REQUESTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_run_killed_at_any_request_is_the_same_run(name: str, store: Store, recipe: Path) -> None:
     framework = ("--framework", name)
@@ -84,7 +85,7 @@ def test_a_run_killed_at_any_request_is_the_same_run(name: str, store: Store, re
     assert {step.split("/")[2] for step in store.names("run/steps")} == {"000024", "000020"}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_write_one_run(store: Store, recipe: Path) -> None:
     """Each its own shards; killed while saving, and both started again: the weights are those of one process alone."""
     words = ("--mesh.fsdp", "2", "--dtype", "float64", "--optimizer.epsilon", "1e-6")

@@ -170,6 +170,7 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     assert is_orbax_step(tmp_path / "000003")
 
 
+@pytest.mark.slow
 def test_two_processes_save_one_step_and_go_back_together(tmp_path: Path) -> None:
     """See save_in_two_processes."""
     with socket.socket() as free:
