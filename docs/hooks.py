@@ -1,4 +1,4 @@
-"""Hooks of the documentation's build (mkdocs.yml): the command reference, and code blocks with information words.
+"""Hooks of the documentation's build (mkdocs.yml): the command reference, and code blocks with an information word.
 
 The commands and their options are read from the application that the `vit` command runs, so the pages cannot differ
 from `vit COMMAND --help`.
@@ -20,8 +20,8 @@ from vit_cli.recipe_options import SHORT_NAMES, field_options
 
 COMMANDS_PAGE, FIELDS_PAGE = "reference/commands.md", "reference/recipe-fields.md"
 SPELLINGS_PAGE = "reference/other-spellings.md"
-INFORMATION_WORDS = re.compile(r"^( *```(?:python|sh)) parse$", re.M)
-"""Words after the language of a block of code, for the test that runs the blocks."""
+INFORMATION_WORD = re.compile(r"^( *```(?:python|sh)) parse$", re.M)
+"""The word after the language of a block of code that is only parsed by the test that runs the blocks."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,8 +37,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Removes the information words of code blocks, which Python-Markdown does not accept."""
-    return INFORMATION_WORDS.sub(r"\1", markdown)
+    """Removes the information word of code blocks, which Python-Markdown does not accept."""
+    return INFORMATION_WORD.sub(r"\1", markdown)
 
 
 def command_reference() -> str:
