@@ -7,6 +7,7 @@ silence_libtpu()  # before jax is imported
 from vit_jax.checkpoint import from_seed, load, save  # noqa: E402
 from vit_jax.masks import draw_masks  # noqa: E402
 from vit_jax.model import ViT  # noqa: E402
+from vit_jax.prediction import pipeline  # noqa: E402
 from vit_jax.trace import predict, trace  # noqa: E402
 
-__all__ = ["ViT", "draw_masks", "from_seed", "load", "predict", "save", "trace"]
+__all__ = ["ViT", "draw_masks", "from_seed", "load", "pipeline", "predict", "save", "trace"]
