@@ -106,6 +106,10 @@ class CheckpointConfig(Schema):
             provenance=provenance or before.provenance,
         )
 
+    def with_head_of(self, model: ViTConfig) -> Self:
+        """The config of a model with a new head: what belongs to the outputs of the old one is dropped."""
+        return self.replace(model=model, labels=None, probabilities=None)
+
     def preparation(self, changes: Mapping[str, Any] | None = None) -> tuple[Preprocessing, tuple[str, ...]]:
         """How images are made for this model: as it was trained, with some fields of Preprocessing changed.
 
@@ -236,7 +240,7 @@ class Checkpoint:
         for name, row in parameters(model).items():
             if name.startswith(("head.", "head_dist.")):
                 arrays = arrays.with_array(name, convert(initial_value(row, 0), self.dtype))
-        return self.with_config(self.config.replace(model=model, labels=None, probabilities=None)).with_arrays(arrays)
+        return self.with_config(self.config.with_head_of(model)).with_arrays(arrays)
 
     def with_outputs(self, order: Sequence[int | None]) -> "Checkpoint":
         """With other outputs of the head: output i is what output order[i] was, or, for None, a new one, initialised as
