@@ -2,15 +2,26 @@
 
 import importlib
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
 
 from vit_cli import console
 from vit_cli.pictures import Pictures
 from vit_cli.requirements import TWINS, require
 from vit_cli.twins import Framework
+from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError, one_line
+from vit_core.features import Pool, check_features, features_shape
+from vit_core.pipeline import preparation_with_warnings
+from vit_core.preprocess import PictureSource, Preprocessing
+from vit_core.streaming import DeviceFunction, compute
 
 Unreadable = Literal["skip", "error"]
 Value = TypeVar("Value")
@@ -24,6 +35,57 @@ def import_twin(framework: Framework, dtype: str = "float32") -> Any:
     if framework == "jax" and dtype == "float64":
         importlib.import_module("jax").config.update("jax_enable_x64", True)
     return twin
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Features of a checkpoint's model on the devices of this machine."""
+
+    function: DeviceFunction
+    preprocessing: Preprocessing
+    shape: tuple[int, ...]
+    """Of the features of one picture."""
+
+    @classmethod
+    def of(
+        cls,
+        twin: Any,
+        checkpoint: Checkpoint,
+        *,
+        layer: int = -1,
+        pool: Pool | None = None,
+        norm: bool = False,
+        dtype: str = "float32",
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """pool: None is the class token if there is one, otherwise the mean of the patch tokens. InputError for a layer
+        or a token that the model does not have."""
+        model = checkpoint.config.model
+        pool = pool or ("cls" if model.class_token else "gap")
+        check_features(model, layer, pool)
+        made = preparation_with_warnings(checkpoint.config, preprocessing)
+        extract = partial(twin.features, layer=layer, pool=pool, norm=norm)
+        function = twin.OnDevices(twin.load(checkpoint, dtype=dtype), made, extract)
+        return cls(function, made, features_shape(model, pool))
+
+    def stream(
+        self, pictures: Iterable[PictureSource], batch_size: int = 32, threads: int | None = None
+    ) -> Iterator[np.ndarray | InputError]:
+        """The features of each picture, in their order; for one that cannot be read the error."""
+        for computed in compute(self.function, pictures, self.preprocessing, batch_size, threads):
+            for values, error in zip(computed.values_N, computed.errors, strict=True):
+                yield error or values
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Within it, warnings of this project's Python functions are lines among the others, so that an error afterwards is
+    alone on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            console.say(f"warning: {warning.message}")
 
 
 def positive(**options: int | None) -> None:

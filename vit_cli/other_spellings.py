@@ -59,6 +59,7 @@ SAME: dict[str, dict[str, str]] = {
     "prepare": _PREPARE,
     "convert": _CONVERT,
     "predict": _PREDICT,
+    "features": {option: own for option, own in _PREDICT.items() if own not in ("--top-k", "--to")},
     "demo": {"--output": "--out"},
     "compare": {"--output": "--out"},
 }

@@ -17,6 +17,21 @@ class Pictures:
     paths: Iterable[str]
     count: int | None
     """Their number; None where paths are still being read."""
+    folders: tuple[str, ...] = ()
+    """The folders that are named."""
+
+    def label_of(self, path: str) -> str | None:
+        """The name of the folder that a picture is in, directly below a folder that is named; None where it is not."""
+        for folder in self.folders:
+            if path.startswith(os.path.join(folder, "")):
+                inside = os.path.relpath(path, folder).split(os.sep)
+                return text_of(inside[0]) if len(inside) > 1 else None
+        return None
+
+
+def text_of(path: str) -> str:
+    """A path as text that can be encoded, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def named_pictures(words: Sequence[str], stdin: bool = False) -> Pictures:
@@ -32,7 +47,7 @@ def named_pictures(words: Sequence[str], stdin: bool = False) -> Pictures:
     if not words:
         raise InputError("no pictures: name files, folders or patterns, or write - for paths on standard input")
     paths = [path for word in words for path in _expanded(word)]
-    return Pictures(paths, len(paths))
+    return Pictures(paths, len(paths), tuple(word for word in words if os.path.isdir(word)))
 
 
 def _expanded(word: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import PictureSource, Preprocessing, assumed_preprocessing
 from vit_core.streaming import DeviceFunction, compute
@@ -67,11 +67,7 @@ class Pipeline:
                 raise InputError(f"{name} {number}: expected 1 or more")
         self.labels = _labels_of(checkpoint, labels)
         self.probabilities = config.probabilities or "softmax"
-        self.preprocessing, assumed = config.preparation(preprocessing)
-        if assumed:
-            warnings.warn(f"{assumed_preprocessing(self.preprocessing)}; set others with preprocessing", stacklevel=3)
-        if (resampled := config.provenance.resampling_warning) is not None:
-            warnings.warn(resampled, stacklevel=3)
+        self.preprocessing = preparation_with_warnings(config, preprocessing, stacklevel=4)
         self.top_k = min(top_k or len(self.labels), len(self.labels))
         self.batch_size, self.threads = batch_size, threads
         self.function = on_devices(self.preprocessing)
@@ -105,6 +101,19 @@ class Pipeline:
         return Prediction(
             tuple(self.labels[i] for i in first), tuple(probabilities(logits_C, self.probabilities)[first].tolist())
         )
+
+
+def preparation_with_warnings(
+    config: CheckpointConfig, changes: Mapping[str, Any] | None, stacklevel: int = 2
+) -> Preprocessing:
+    """How images are made for a model. Warns where that is assumed, and where positions were resampled and not trained
+    since."""
+    found, assumed = config.preparation(changes)
+    if assumed:
+        warnings.warn(f"{assumed_preprocessing(found)}; set others with preprocessing", stacklevel=stacklevel)
+    if (resampled := config.provenance.resampling_warning) is not None:
+        warnings.warn(resampled, stacklevel=stacklevel)
+    return found
 
 
 def probabilities(logits_C: np.ndarray, how: str) -> np.ndarray:

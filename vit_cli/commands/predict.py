@@ -64,23 +64,24 @@ def predict(
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
     """
-    from vit_cli.inference import each_picture, fitting_batch, import_twin, positive
+    from vit_cli.inference import each_picture, fitting_batch, import_twin, positive, warnings_said
     from vit_cli.pictures import named_pictures
     from vit_cli.reports.prediction import kind_of, writing
 
     positive(top_k=top_k, batch_size=batch_size, threads=threads)
     twin, kind, named = import_twin(framework), kind_of(to, out), named_pictures(pictures, stdin)
     with writing(kind, out) as write:
-        pipeline = twin.pipeline(
-            open_and_report(checkpoint, from_, set_, part),
-            top_k=top_k,
-            batch_size=fitting_batch(named, batch_size),
-            labels=None if class_names is None else _lines_of(class_names),
-            preprocessing=parse_preprocessing(preprocessing),
-            image_size=image_size,
-            dtype=compute_dtype,
-            threads=threads,
-        )
+        with warnings_said():
+            pipeline = twin.pipeline(
+                open_and_report(checkpoint, from_, set_, part),
+                top_k=top_k,
+                batch_size=fitting_batch(named, batch_size),
+                labels=None if class_names is None else _lines_of(class_names),
+                preprocessing=parse_preprocessing(preprocessing),
+                image_size=image_size,
+                dtype=compute_dtype,
+                threads=threads,
+            )
         each_picture(
             f"predict ({framework})",
             named,

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
 from vit_cli import console
+from vit_cli.pictures import text_of
 from vit_cli.requirements import require
 from vit_core.errors import InputError, one_line
 from vit_core.pipeline import Prediction
@@ -58,11 +58,6 @@ def writing(kind: Kind, out: Location | None) -> Iterator[Write]:
         else:
             file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
             yield (_csv if kind == "csv" else _json_lines)(file)
-
-
-def text_of(path: str) -> str:
-    """A path as text that can be encoded, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 @contextmanager

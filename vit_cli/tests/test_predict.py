@@ -154,9 +154,9 @@ def test_names_of_classes_from_a_file(printed: Printing, refused: Vit, photos: P
 
 def test_what_is_assumed_is_said(printed: Printing, photos: Path, tmp_path: Path) -> None:
     folder = saved(tmp_path / "unrecorded", labels=LABELS, preprocessing=None)
-    warned = printed("predict", folder, photos / "0.png", "--image-size", 24).err
-    assert "vit: warning: preprocessing: the checkpoint does not record how its images were made; assumed " in warned
-    assert "vit: warning: positions resampled from a 2 x 2 grid to 3 x 3 and not trained since" in warned
+    warned = printed("predict", folder, photos / "0.png", "--image-size", 24).out
+    assert "warning: preprocessing: the checkpoint does not record how its images were made; assumed " in warned
+    assert "warning: positions resampled from a 2 x 2 grid to 3 x 3 and not trained since" in warned
 
 
 def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
