@@ -1,4 +1,4 @@
-"""What `vit predict` and `vit features` share: a twin, and pictures that pass through it one after the other."""
+"""What `vit predict`, `vit features` and `vit probe` share: pictures that pass through a twin."""
 
 import importlib
 import time
@@ -24,6 +24,7 @@ from vit_core.preprocess import PictureSource, Preprocessing
 from vit_core.streaming import DeviceFunction, compute
 
 Unreadable = Literal["skip", "error"]
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -102,38 +103,42 @@ def fitting_batch(named: Pictures, batch_size: int) -> int:
 
 def each_picture(
     title: str,
-    named: Pictures,
-    compute: Callable[[Iterable[str]], Iterator[Value | InputError]],
-    use: Callable[[str, Value], None],
+    pictures: Iterable[Item],
+    count: int | None,
+    compute: Callable[[Iterable[Item]], Iterator[Value | InputError]],
+    use: Callable[[Item, Value], None],
     *,
+    name: Callable[[Item], str] | None = None,
     unreadable: Unreadable,
     batch_size: int,
     hardware: str,
 ) -> int:
     """Computes the value of each picture, uses it, shows progress, and prints how many images each second passed.
 
-    compute: from paths to values, in the same order, an error for a picture that cannot be read. Returns the number of
-    values. InputError for a picture that cannot be read where `unreadable` is "error", and where none can be read.
+    count: of the pictures, where it is known. compute: from pictures to values, in the same order, an error for a
+    picture that cannot be read. name: of a picture, where the error does not have it. Returns the number of values.
+    InputError for a picture that cannot be read where `unreadable` is "error", and where none can be read.
     """
-    waiting: deque[str] = deque()
+    waiting: deque[Item] = deque()
 
-    def paths() -> Iterator[str]:
-        for path in named.paths:
-            waiting.append(path)
-            yield path
+    def remembered() -> Iterator[Item]:
+        for picture in pictures:
+            waiting.append(picture)
+            yield picture
 
     rate, used, skipped = _Rate(2 * batch_size), 0, 0
     with console.progress() as bar:
-        task = bar.add_task(title, total=named.count, note="starting")
-        for found in compute(paths()):
-            path = waiting.popleft()
+        task = bar.add_task(title, total=count, note="starting")
+        for found in compute(remembered()):
+            picture = waiting.popleft()
             if isinstance(found, InputError):
+                error = f"{name(picture)}: {found}" if name else str(found)
                 if unreadable == "error":
-                    raise found
-                console.say(f"skipped: {found}")
+                    raise InputError(error)
+                console.say(f"skipped: {error}")
                 skipped += 1
             else:
-                use(path, found)
+                use(picture, found)
                 used += 1
             rate.count()
             bar.update(task, advance=1, note=one_line(hardware))

@@ -87,7 +87,8 @@ def features(
     with feature_file(out, extraction.shape, "float64" if compute_dtype == "float64" else "float32") as add:
         used = each_picture(
             f"features ({framework})",
-            named,
+            named.paths,
+            named.count,
             partial(extraction.stream, batch_size=fitting_batch(named, batch_size), threads=threads),
             lambda path, values: add(text_of(path), named.label_of(path), values),
             unreadable=unreadable,

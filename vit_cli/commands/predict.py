@@ -84,7 +84,8 @@ def predict(
             )
         each_picture(
             f"predict ({framework})",
-            named,
+            named.paths,
+            named.count,
             pipeline.stream,
             write,
             unreadable=unreadable,
