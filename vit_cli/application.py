@@ -52,6 +52,9 @@ COMMANDS = {
             "resume", "Go on with a run that was stopped, or train a finished one further.", "Train", takes_recipe=True
         ),
         Command("evaluate", "Measure the accuracy of a checkpoint on a data set.", "Train"),
+        Command("predict", "Name what is on pictures.", "Use"),
+        Command("features", "Write the features of pictures: the tokens after a block of the model.", "Use"),
+        Command("probe", "Measure how well classes are told apart by a model's features.", "Use"),
         Command("prepare", "Pack a folder of images into a data set that loads fast.", "Train"),
         Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
         Command("inspect", "Show what a checkpoint of any format contains.", "Checkpoints"),

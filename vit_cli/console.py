@@ -48,11 +48,13 @@ def progress(shown: bool = True) -> Progress:
     )
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: bool = False) -> None:
-    """Prints a table; every column but the first is right-aligned, and the last too unless it holds notes."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: bool = False, names: int = 1
+) -> None:
+    """Prints a table; every column but the first `names` is right-aligned, and the last too unless it holds notes."""
     drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        left = not i or (notes and i == len(columns) - 1)
+        left = i < names or (notes and i == len(columns) - 1)
         drawn.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*map(str, row))
@@ -62,6 +64,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], 
 def verdict(ok: bool) -> str:
     """A cell that says whether a difference is within its bound."""
     return "[green]ok[/]" if ok else "[bold red]OUT[/]"
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Within it, all that is printed goes to standard error: standard output is for data."""
+    console.stderr = True
+    try:
+        yield
+    finally:
+        console.stderr = False
 
 
 @contextmanager

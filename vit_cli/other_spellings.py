@@ -38,6 +38,12 @@ _EVALUATE = {
     "--model.image-size": "--image-size", "--img-size": "--image-size",
     "-b": "--batch-size", "--batch": "--batch-size", "--evaluation-batch": "--batch-size",
 }  # fmt: skip
+_PREDICT = {
+    "-": "--stdin", "--topk": "--top-k", "--output": "--out", "--results-file": "--out", "--format": "--to",
+    "--results-format": "--to", "--model.image-size": "--image-size", "--img-size": "--image-size",
+    "-b": "--batch-size", "--batch": "--batch-size", "-j": "--threads", "--num-workers": "--threads",
+    "--workers": "--threads",
+}  # fmt: skip
 _PREPARE = {
     "--data.held-out": "--held-out", "--data.split-seed": "--split-seed", "--output": "--out", "--output-dir": "--out",
     "-j": "--workers", "--num-workers": "--workers",
@@ -52,6 +58,8 @@ SAME: dict[str, dict[str, str]] = {
     "evaluate": _EVALUATE,
     "prepare": _PREPARE,
     "convert": _CONVERT,
+    "predict": _PREDICT,
+    "features": {option: own for option, own in _PREDICT.items() if own not in ("--top-k", "--to")},
     "demo": {"--output": "--out"},
     "compare": {"--output": "--out"},
 }
@@ -83,6 +91,12 @@ HINTS: dict[str, dict[str, str]] = {
     "evaluate": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--resume"), "the checkpoint is the first word: vit evaluate PATH"),
+        **dict.fromkeys(("--device", "--devices", "--gpus"), _DEVICES),
+    },
+    "predict": {
+        **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
+        **dict.fromkeys(("--checkpoint", "--model", "--init"), "the checkpoint is the first word: vit predict PATH"),
+        **dict.fromkeys(("--data", "--data-dir"), "the pictures are the second word: vit predict PATH FOLDER"),
         **dict.fromkeys(("--device", "--devices", "--gpus"), _DEVICES),
     },
     "prepare": dict.fromkeys(("--data", "--data.name"), "the images are the first word: vit prepare FOLDER --out OUT"),

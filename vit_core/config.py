@@ -175,6 +175,10 @@ class ViTConfig(Schema):
             changes["class_token_position"] = False
         return super().replace(**changes)
 
+    def with_classes(self, num_classes: int) -> Self:
+        """A copy with another number of classes; 0 removes the head, and the representation that only it reads."""
+        return self.replace(num_classes=num_classes, representation=self.representation if num_classes else None)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Patches down and across."""

@@ -94,6 +94,11 @@ def read_pixels(content: bytes, channels: int) -> np.ndarray:
         pixels = _from_tiff(content)
     else:
         pixels = _from_pillow(content)
+    return checked_pixels(pixels, channels)
+
+
+def checked_pixels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] from [H, W, C] or [H, W]. InputError for another number of channels or type."""
     pixels_HWC = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels_HWC.ndim != 3 or pixels_HWC.shape[-1] != channels:
         raise InputError(f"its shape is {list(pixels.shape)}; expected [height, width, {channels}]")
@@ -135,8 +140,13 @@ def _from_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         if image.format == "PNG" and len(content) > 25 and content[24] == 16 and content[25] != 0:
             raise InputError("it is a PNG of 16-bit colours, which Pillow reads as 8 bits; save it as TIFF")
-        image.load()
-        if image.mode == "P":
-            raise InputError("its colours are in a palette; expected one value for each channel")
-        pixels = np.asarray(image)
-        return pixels.astype(np.uint16) if image.mode.startswith("I") else pixels
+        return image_pixels(image)
+
+
+def image_pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of an image of Pillow's, [H, W] or [H, W, C]. InputError where they are numbers of colours."""
+    image.load()
+    if image.mode == "P":
+        raise InputError("its colours are in a palette; expected one value for each channel")
+    pixels = np.asarray(image)
+    return pixels.astype(np.uint16) if image.mode.startswith("I") else pixels

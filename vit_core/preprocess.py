@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from vit_core.config import Size
 from vit_core.errors import InputError
-from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, read_pixels
+from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, checked_pixels, image_pixels, read_pixels
 from vit_core.schema import Positive, Schema
 
 MODES = {1: "L", 3: "RGB"}
@@ -29,6 +29,8 @@ MODES = {1: "L", 3: "RGB"}
 
 Picture: TypeAlias = Image.Image | Planes
 """A decoded image: Pillow's for 8-bit grayscale and RGB, otherwise planes."""
+PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+"""Where an image comes from: a file, the bytes of one, an image of Pillow's, or pixels [H, W, C] or [H, W]."""
 
 MAX_RESIZED_PIXELS = 2**27
 """A 1 x 65535 image would grow to gigapixels before its crop; refused beyond this many (512 MiB in Pillow)."""
@@ -75,6 +77,20 @@ class Preprocessing(Schema):
             if len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values, expected one for each of {self.channels} channels")
         return self
+
+
+IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
+"""The fields of Preprocessing that another project's images differ in."""
+
+
+def assumed_preprocessing(preprocessing: Preprocessing) -> str:
+    """What to print where a checkpoint has no preprocessing: the values of `IMAGE_FIELDS` that are taken instead."""
+    values = {name: getattr(preprocessing, name) for name in IMAGE_FIELDS}
+    words = (
+        f"{name}={','.join(f'{number:g}' for number in value) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+    )
+    return f"preprocessing: the checkpoint does not record how its images were made; assumed {' '.join(words)}"
 
 
 @cache
@@ -134,13 +150,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def decode(source: str | os.PathLike[str] | bytes, preprocessing: Preprocessing) -> Picture:
-    """The image in a file (or in the bytes of one), with the channels and bits of `preprocessing`.
+def decode(source: PictureSource, preprocessing: Preprocessing) -> Picture:
+    """The image in a file (or in the bytes of one, or in memory), with the channels and bits of `preprocessing`.
 
-    8-bit grayscale and RGB: as `decode_image`. Others: from TIFF, NumPy (.npy, [H, W, C]) and what Pillow reads; their
-    number of channels has to be that of `preprocessing`. InputError as for `decode_image`.
+    8-bit grayscale and RGB: as `decode_image`. Others: from TIFF, NumPy (.npy, [H, W, C]), arrays and what Pillow
+    reads; their number of channels has to be that of `preprocessing`. InputError as for `decode_image`.
     """
     ordinary = preprocessing.bit_depth == 8 and preprocessing.channels in MODES
+    if isinstance(source, Image.Image | np.ndarray):
+        return _from_memory(source, preprocessing, ordinary)
     if ordinary and not _is_numpy(source):
         return decode_image(source, preprocessing.channels, preprocessing.exif_rotation)
     name = "image bytes" if isinstance(source, bytes) else f"image {os.fspath(source)!r}"
@@ -151,10 +169,32 @@ def decode(source: str | os.PathLike[str] | bytes, preprocessing: Preprocessing)
     except Exception as error:  # decoders answer broken files with exceptions of every kind
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot decode {name}: {reason}") from error
-    if not ordinary:
-        return planes
-    pixels_HWC = planes.pixels()
-    return Image.fromarray(pixels_HWC[..., 0] if preprocessing.channels == 1 else pixels_HWC)
+    return _as_image(planes.pixels()) if ordinary else planes
+
+
+def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing, ordinary: bool) -> Picture:
+    """The same picture as from a file of these pixels; what is given is not changed."""
+    channels, ordinary_pixels = preprocessing.channels, False
+    try:
+        if isinstance(source, np.ndarray):
+            known = source.ndim == 2 or (source.ndim == 3 and source.shape[2] <= 4)
+            ordinary_pixels = ordinary and known and source.dtype == np.uint8
+        if isinstance(source, Image.Image) or ordinary_pixels:
+            image = source.copy() if isinstance(source, Image.Image) else _as_image(source)
+            if preprocessing.exif_rotation:
+                ImageOps.exif_transpose(image, in_place=True)
+            if ordinary:
+                return _eight_bits(image).convert(MODES[channels])
+            source = image_pixels(image)
+        planes = Planes.of(checked_pixels(source, channels), preprocessing.bit_depth)
+    except Exception as error:  # an image that was opened from a file is decoded here
+        raise InputError(f"cannot use the image: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return _as_image(planes.pixels()) if ordinary else planes
+
+
+def _as_image(pixels: np.ndarray) -> Image.Image:
+    """Pillow's image of uint8 [H, W] or [H, W, C]."""
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
 def _is_numpy(source: str | os.PathLike[str] | bytes) -> bool:
@@ -275,7 +315,7 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return normalized
 
 
-def load_image(source: str | os.PathLike[str] | bytes, preprocessing: Preprocessing) -> np.ndarray:
+def load_image(source: PictureSource, preprocessing: Preprocessing) -> np.ndarray:
     """float32 [H, W, C], ready for either twin: decode, resize, normalise. Errors are those of the three."""
     image = decode(source, preprocessing)
     return normalise(resize_image(image, preprocessing), preprocessing)

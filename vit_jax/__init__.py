@@ -5,8 +5,11 @@ from vit_core.libtpu import silence_libtpu
 silence_libtpu()  # before jax is imported
 
 from vit_jax.checkpoint import from_seed, load, save  # noqa: E402
+from vit_jax.features import features  # noqa: E402
 from vit_jax.masks import draw_masks  # noqa: E402
 from vit_jax.model import ViT  # noqa: E402
+from vit_jax.on_devices import OnDevices  # noqa: E402
+from vit_jax.prediction import pipeline  # noqa: E402
 from vit_jax.trace import predict, trace  # noqa: E402
 
-__all__ = ["ViT", "draw_masks", "from_seed", "load", "predict", "save", "trace"]
+__all__ = ["OnDevices", "ViT", "draw_masks", "features", "from_seed", "load", "pipeline", "predict", "save", "trace"]

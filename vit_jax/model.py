@@ -6,7 +6,6 @@ layout (kernels with the input's axes first, heads apart); images are NHWC.
 """
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -21,6 +20,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, stacking
+from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerNorm, conv, linear, to_width
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Remat
@@ -190,7 +190,7 @@ class PreLogits(nnx.Module):
         return jnp.tanh(self.fc(x_BD))
 
 
-class ViT(nnx.Module):
+class ViT(Classifier):
     """Images [B, H, W, C] to logits [B, classes] (to the features it would read where num_classes is 0).
 
     attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, whose
@@ -232,10 +232,7 @@ class ViT(nnx.Module):
             self.attn_pool = AttentionPool(config, attention)
         self.fc_norm = identity if before else layer_norm(config)
         self.pre_logits = PreLogits(config, config.representation) if config.representation else identity
-        head = partial(linear, config.features, config.num_classes, use_bias=config.head_bias)
-        self.head = head() if config.num_classes else identity
-        if config.distillation == "head":
-            self.head_dist = head() if config.num_classes else identity
+        self.add_heads(config)
         arrays.initialize(self, rngs.params())
 
     def __call__(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
@@ -251,12 +248,12 @@ class ViT(nnx.Module):
         x_BND = self.embed(x_BHWC, masks, interpolate=interpolate)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
-    def forward_head(self, x_BND: Array) -> Array:
-        """Logits [B, classes] from the tokens that forward_features returns."""
-        x_BD = constrain(self.pool(x_BND), "batch width")
-        x_BC = self.head(self.pre_logits(self.fc_norm(x_BD)))
+    def forward_head(self, x_BND: Array, pre_logits: bool = False) -> Array:
+        """Logits [B, classes] from the tokens that forward_features returns; pre_logits: what the head reads."""
+        x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND), "batch width")))
+        x_BC = x_BD if pre_logits else self.head(x_BD)
         if self.config.distillation == "head":
-            x_BC = (x_BC + self.head_dist(x_BND[:, 1])) / 2
+            x_BC = (x_BC + (x_BND[:, 1] if pre_logits else self.head_dist(x_BND[:, 1]))) / 2
         return constrain(x_BC, "batch classes")
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:

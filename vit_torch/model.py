@@ -6,7 +6,6 @@ layout and under its names, which are timm's; images are NCHW.
 """
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Literal, cast, get_args
 
@@ -21,6 +20,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_torch import arrays, stacking, traced_positions
+from vit_torch.classifier import Classifier
 from vit_torch.masks import Masks, draw_masks
 from vit_torch.stacking import Remat
 from vit_torch.stem import backbone
@@ -191,7 +191,7 @@ class PreLogits(nn.Module):
         return torch.tanh(self.fc(x_BD))
 
 
-class ViT(nn.Module):
+class ViT(Classifier):
     """Images [B, C, H, W] to logits [B, classes] (to the features it would read where num_classes is 0).
 
     attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" spells it out.
@@ -231,10 +231,7 @@ class ViT(nn.Module):
             self.attn_pool = AttentionPool(config, attention)
         self.fc_norm = nn.Identity() if before else layer_norm(config)
         self.pre_logits = PreLogits(config, config.representation) if config.representation else nn.Identity()
-        head = partial(nn.Linear, config.features, config.num_classes, bias=config.head_bias)
-        self.head = head() if config.num_classes else nn.Identity()
-        if config.distillation == "head":
-            self.head_dist = head() if config.num_classes else nn.Identity()
+        self.add_heads(config)
         arrays.initialize(self, generator)
 
     def forward(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
@@ -255,11 +252,12 @@ class ViT(nn.Module):
         x_BND = self.embed(x_BCHW, masks, interpolate=interpolate)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
 
-    def forward_head(self, x_BND: Array) -> Array:
-        """Logits [B, classes] from the tokens that forward_features returns."""
-        x_BC = self.head(self.pre_logits(self.fc_norm(self.pool(x_BND))))
+    def forward_head(self, x_BND: Array, pre_logits: bool = False) -> Array:
+        """Logits [B, classes] from the tokens that forward_features returns; pre_logits: what the head reads."""
+        x_BD = self.pre_logits(self.fc_norm(self.pool(x_BND)))
+        x_BC = x_BD if pre_logits else self.head(x_BD)
         if self.config.distillation == "head":
-            x_BC = (x_BC + self.head_dist(x_BND[:, 1])) / 2
+            x_BC = (x_BC + (x_BND[:, 1] if pre_logits else self.head_dist(x_BND[:, 1]))) / 2
         return x_BC
 
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:

@@ -179,3 +179,11 @@ def _number(value: Any) -> float | int | None:
     if value is None or np.isnan(value):
         return None
     return int(value) if isinstance(value, np.integer) else float(value)
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a fraction."""
+    from scipy.stats import binomtest  # takes a second to import
+
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from vit_core.errors import InputError
-from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets
+from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets, wilson_interval
 from vit_train.config import EvaluationOptions, Loss
 from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss, stream
 from vit_train.data.sources import Split
@@ -47,10 +47,7 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % confidence interval of the top-1."""
-        from scipy.stats import binomtest  # takes a second to import
-
-        interval = binomtest(self.correct, self.total).proportion_ci(0.95, method="wilson")
-        return float(interval.low), float(interval.high)
+        return wilson_interval(self.correct, self.total)
 
     @property
     def multilabel(self) -> bool:

@@ -215,6 +215,7 @@ class Run:
             model=request.config.model,
             preprocessing=request.config.preprocessing,
             labels=request.labels,
+            probabilities=request.config.loss,
             provenance=before.replace(run=absolute(self.folder).name, step=step, position_resampling=resampled),
         )
 

@@ -10,7 +10,7 @@ from vit_core.checkpoints import Checkpoint, Provenance
 from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import InputError, abbreviate
 from vit_core.labels import LabelMatching, kept_outputs, match_labels
-from vit_core.preprocess import Preprocessing
+from vit_core.preprocess import IMAGE_FIELDS, Preprocessing, assumed_preprocessing
 from vit_core.storage import Location, exclusive
 from vit_train.config import Data, EvaluationOptions, TrainConfig, with_fields
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
@@ -91,8 +91,8 @@ def finetune(
     training, evaluation = splits or open_splits(config.data)
     weights, config, changes = adapted(init, config, training.labels)
     if init.config.preprocessing is None:
-        options = ", ".join(f"--preprocessing.{name.replace('_', '-')}" for name in _IMAGE_FIELDS)
-        changes.append(f"preprocessing: {_NOT_RECORDED}; assumed {_described(config.preprocessing)}; set {options}")
+        options = ", ".join(f"--preprocessing.{name.replace('_', '-')}" for name in IMAGE_FIELDS)
+        changes.append(f"{assumed_preprocessing(config.preprocessing)}; set {options}")
     return train("finetune", config, weights, training, evaluation, out, launch, init.origin, changes)
 
 
@@ -305,7 +305,8 @@ def evaluate_checkpoint(
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
     examples.make_ready(display)
-    _warn_of_resampled_positions(checkpoint)
+    if (resampled := checkpoint.config.provenance.resampling_warning) is not None:
+        logger.warning("%s", resampled)
     outputs, made = _matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
     # The predictor normalizes by what the checkpoint records.
     checkpoint = checkpoint.with_config(checkpoint.config.replace(preprocessing=made))
@@ -339,18 +340,6 @@ def _trained_share(trained_on: Data, examples: Split) -> str:
     return f" ({count:,} of {len(examples):,} trained on)"
 
 
-def _warn_of_resampled_positions(checkpoint: Checkpoint) -> None:
-    """Warns where a checkpoint was resized without training since, which costs accuracy."""
-    untrained = [done for done in checkpoint.config.provenance.position_resampling if not done.trained_since]
-    if untrained:
-        logger.warning(
-            "positions resampled from a %s grid to %s and not trained since: expect less accuracy than after "
-            "fine-tuning at this size",
-            _by(untrained[0].source),
-            _by(untrained[-1].target),
-        )
-
-
 def _matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
     """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
     config = checkpoint.config
@@ -367,29 +356,10 @@ def _matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatch
 
 def _preprocessing_of(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> Preprocessing:
     """A checkpoint's preprocessing with some fields changed; logs what is assumed where it records none."""
-    model, recorded = checkpoint.config.model, checkpoint.config.preprocessing
-    found = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
-    if changes:
-        found = found.replace(**changes)
-    if recorded is None and (assumed := [name for name in _IMAGE_FIELDS if name not in changes]):
-        logger.warning(
-            "preprocessing: %s; assumed %s; set --preprocessing %s=VALUE", _NOT_RECORDED, _described(found), assumed[0]
-        )
+    found, assumed = checkpoint.config.preparation(changes)
+    if assumed:
+        logger.warning("%s; set --preprocessing %s=VALUE", assumed_preprocessing(found), assumed[0])
     return found
-
-
-_IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
-"""The fields of Preprocessing that another project's images differ in."""
-_NOT_RECORDED = "the checkpoint does not record how its images were made"
-
-
-def _described(preprocessing: Preprocessing) -> str:
-    """The fields of `_IMAGE_FIELDS` in words: "mean=0.5,0.5,0.5 ..."."""
-    values = {name: getattr(preprocessing, name) for name in _IMAGE_FIELDS}
-    return " ".join(
-        f"{name}={','.join(f'{number:g}' for number in value) if isinstance(value, tuple) else value}"
-        for name, value in values.items()
-    )
 
 
 def _by(size: tuple[int, int]) -> str:

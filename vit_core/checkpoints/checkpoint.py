@@ -18,7 +18,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import field_text
 from vit_core.parameters import initial_value, parameters
 from vit_core.position_embeddings import Method
-from vit_core.preprocess import Preprocessing
+from vit_core.preprocess import IMAGE_FIELDS, Preprocessing
 from vit_core.schema import Flag, NonNegative, Schema
 
 
@@ -48,6 +48,18 @@ class Provenance(Schema):
     position_resampling: tuple[Resampling, ...] = ()
     """Changes of resolution, oldest first."""
 
+    @property
+    def resampling_warning(self) -> str | None:
+        """What to print where the weights were resized without training since, which costs accuracy."""
+        untrained = [done for done in self.position_resampling if not done.trained_since]
+        if not untrained:
+            return None
+        source, target = (f"{height} x {width}" for height, width in (untrained[0].source, untrained[-1].target))
+        return (
+            f"positions resampled from a {source} grid to {target} and not trained since: expect less accuracy than "
+            "after fine-tuning at this size"
+        )
+
 
 class CheckpointConfig(Schema):
     """Everything in a checkpoint folder's config.json."""
@@ -58,6 +70,9 @@ class CheckpointConfig(Schema):
     """How the images it was trained on were made; none if unknown."""
     labels: tuple[str, ...] | None = None
     """Name of each class, in the order of the outputs."""
+    probabilities: Literal["softmax", "sigmoid"] | None = None
+    """How the outputs were made into probabilities in training. Softmax: an image has one class. Sigmoid: each class is
+    there or not by itself. None if unknown."""
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -87,8 +102,23 @@ class CheckpointConfig(Schema):
             model=model,
             preprocessing=preprocessing or before.preprocessing,
             labels=labels if labels is not None else before.labels,
+            probabilities=before.probabilities,
             provenance=provenance or before.provenance,
         )
+
+    def with_head_of(self, model: ViTConfig) -> Self:
+        """The config of a model with a new head: what belongs to the outputs of the old one is dropped."""
+        return self.replace(model=model, labels=None, probabilities=None)
+
+    def preparation(self, changes: Mapping[str, Any] | None = None) -> tuple[Preprocessing, tuple[str, ...]]:
+        """How images are made for this model: as it was trained, with some fields of Preprocessing changed.
+
+        Also returns the names of the fields that had to be assumed, because no preprocessing is recorded.
+        """
+        changes = changes or {}
+        recorded = self.preprocessing or Preprocessing(image_size=self.model.image_size, channels=self.model.channels)
+        assumed = () if self.preprocessing else tuple(name for name in IMAGE_FIELDS if name not in changes)
+        return recorded.replace(**changes) if changes else recorded, assumed
 
     def to_json(self) -> tuple[str, str]:
         """The text of config.json, and the stamp in it (a digest of the other fields)."""
@@ -203,14 +233,14 @@ class Checkpoint:
 
     def with_head(self, num_classes: int) -> "Checkpoint":
         """With a new head of so many outputs, initialised as the config says (zeros, unless head_bias_init is set); 0
-        removes the head. The labels are dropped."""
+        removes the head. The labels, and how outputs become probabilities, are dropped."""
         old = self.config.model
         model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
         arrays = self.arrays
         for name, row in parameters(model).items():
             if name.startswith(("head.", "head_dist.")):
                 arrays = arrays.with_array(name, convert(initial_value(row, 0), self.dtype))
-        return self.with_config(self.config.replace(model=model, labels=None)).with_arrays(arrays)
+        return self.with_config(self.config.with_head_of(model)).with_arrays(arrays)
 
     def with_outputs(self, order: Sequence[int | None]) -> "Checkpoint":
         """With other outputs of the head: output i is what output order[i] was, or, for None, a new one, initialised as
@@ -230,7 +260,9 @@ class Checkpoint:
                 old = self.arrays.entries[name]
                 entries[name] = old.then(partial(_with_rows, new, positions, kept), new.shape, old.dtype)
         labels = self.config.labels and tuple(self.config.labels[i] for i in kept)
-        config = changed.config.replace(labels=labels if len(kept) == len(order) else None)
+        config = changed.config.replace(
+            labels=labels if len(kept) == len(order) else None, probabilities=self.config.probabilities
+        )
         return dataclasses.replace(changed, config=config, arrays=LazyArrays(entries))
 
     def _with_image_size(self, image_size: int | tuple[int, int]) -> "Checkpoint":

@@ -4,15 +4,13 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vit_core.errors import InputError, abbreviate
-from vit_core.preprocess import register_formats
+from vit_core.picture_files import extensions, files_below
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
 from vit_train.data.sources.split import Listed, Split, Which
@@ -125,7 +123,7 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
     for name in subfolders(root):
         if name not in label_of:
             raise InputError(f"{root / name}: no class of that name in training; expected one of those {len(labels)}")
-        found = sorted(_walk(os.fsencode(folder), os.path.join(below, os.fsencode(name)), (), ignored))
+        found = sorted(_images(os.fsencode(folder), os.path.join(below, os.fsencode(name)), ignored))
         if images := [path for path in found if not path.lower().endswith(NUMPY)]:
             ignored[NUMPY] += len(found) - len(images)
             found = images
@@ -152,36 +150,17 @@ def _images_beside_classes(root: Path, ignored: Counter[bytes]) -> tuple[str, ..
     return (f"{root}: ignored, as they are in no class folder: {len(images):,} images ({which})",)
 
 
-def _walk(root: bytes, below: bytes, above: tuple[tuple[int, int], ...], ignored: Counter[bytes]) -> Iterator[bytes]:
-    """Image files in the folder `below` a root, as paths below the root; recognized by their extensions, no file is
-    opened. Counts the extensions of all others."""
-    path = os.path.join(root, below)
-    status = os.stat(path)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise InputError(f"{os.fsdecode(path)}: a link back to a folder that it is in; remove it")
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            inside = os.path.join(below, entry.name)
-            extension = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
-                yield from _walk(root, inside, (*above, here), ignored)
-            elif extension in extensions() or extension == NUMPY:
-                yield inside
-            elif entry.name == RUN:
-                raise InputError(f"{os.fsdecode(path)}: a training run is inside the data folder; move it elsewhere")
-            else:
-                ignored[extension] += 1
-
-
-@cache
-def extensions() -> frozenset[bytes]:
-    """Extensions of the formats that Pillow reads. (It writes some formats that it does not read, such as PDF.)"""
-    register_formats()
-    known = Image.registered_extensions()
-    return frozenset(os.fsencode(extension) for extension, format in known.items() if format in Image.OPEN)
+def _images(root: bytes, below: bytes, ignored: Counter[bytes]) -> Iterator[bytes]:
+    """Image files in the folder `below` a root, as paths below the root. Counts the extensions of all others."""
+    for name in files_below(root, below):
+        extension = os.path.splitext(name)[1].lower()
+        if extension in extensions() or extension == NUMPY:
+            yield name
+        elif os.path.basename(name) == RUN:
+            folder = os.path.join(root, os.path.dirname(name))
+            raise InputError(f"{os.fsdecode(folder)}: a training run is inside the data folder; move it elsewhere")
+        else:
+            ignored[extension] += 1
 
 
 def _ignored_notes(where: str, ignored: Counter[bytes]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
 from vit_core.parameters import Stack, parameters, stacks
-from vit_core.preprocess import Preprocessing
 from vit_jax.sharding import of_parameter
 from vit_train import config
 from vit_train.engines.jax.forward import Forward
@@ -35,8 +34,7 @@ class JaxPredictor(OnMesh):
         if dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
         self.dtype = dtype
-        preprocessing = checkpoint.config.preprocessing
-        preprocessing = preprocessing or Preprocessing(image_size=model.image_size, channels=model.channels)
+        preprocessing, _ = checkpoint.config.preparation()
         by_name = stacks(parameters(model).values())
         self.forward = Forward(model, preprocessing, by_name, self.mesh, compute_dtype or dtype)
         self.params = {name: self._place(stack, checkpoint.arrays) for name, stack in by_name.items()}

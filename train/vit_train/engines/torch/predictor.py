@@ -6,7 +6,6 @@ import torch
 import vit_torch
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
-from vit_core.preprocess import Preprocessing
 from vit_train.config import Mesh
 from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network
@@ -27,9 +26,7 @@ class TorchPredictor(Member):
         super().__init__()
         if mesh is not None and (mesh.fsdp > 1 or mesh.tensor > 1):
             raise InputError(f"mesh: {mesh}: in PyTorch every process predicts by the whole model; use mesh.data only")
-        model = checkpoint.config.model
-        preprocessing = checkpoint.config.preprocessing
-        preprocessing = preprocessing or Preprocessing(image_size=model.image_size, channels=model.channels)
+        preprocessing, _ = checkpoint.config.preparation()
         self.dtype: torch.dtype = getattr(torch, dtype)
         compute: torch.dtype = getattr(torch, compute_dtype or dtype)
         network = Network(vit_torch.load(checkpoint, dtype=dtype), preprocessing, compute)

@@ -45,6 +45,8 @@ _ANCHOR = (
 )
 _TIMM_WRAPPER = "timm_wrapper"
 """The model_type of folders that hold a model of timm, whose names they have."""
+_MULTILABEL = "multi_label_classification"
+"""The problem_type of models whose outputs become probabilities by the sigmoid."""
 _STATED = frozenset(("heads", "activation", "norm_epsilon", "image_size"))
 """Fields that config.json states, or of which its config class has a default."""
 _DETERMINED = FROM_ARRAYS | {"class_token_position", "pooling", "position_resampling"}
@@ -77,7 +79,10 @@ def read_source(source: Source, fields: Fields) -> Reading:
     model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
     preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
     labels, label_notes = labels_of(source, model)
-    config = CheckpointConfig(model=model, labels=labels, preprocessing=preprocessing)
+    probabilities = "sigmoid" if source.config.get("problem_type") == _MULTILABEL else None
+    config = CheckpointConfig(
+        model=model, labels=labels, preprocessing=preprocessing, probabilities=probabilities if labels else None
+    )
     left_out = "|".join([*_LEFT_OUT, *tower.left_out])
     unknown = unknown_config_keys(source.config, tower.said, names.model_type)
     all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
@@ -158,7 +163,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     if model.position_embedding == "learned" and model.position_resampling != FAMILIES[tower].resampling:
         there = FAMILIES[tower].resampling
         notes.append(f"positions: resampled by '{there}' there (here: '{model.position_resampling}')")
-    texts = {"config.json": json.dumps(_config_of(model, config.labels, dtype), indent=2) + "\n", **texts}
+    texts = {"config.json": json.dumps(_config_of(model, config, dtype), indent=2) + "\n", **texts}
     return Writing(arrays, texts, tuple(notes))
 
 
@@ -197,7 +202,7 @@ def _architecture_of(model: ViTConfig) -> tuple[str, str]:
     return "vit", "ViTModel" if pooler else "ViTForImageClassification"
 
 
-def _config_of(model: ViTConfig, labels: tuple[str, ...] | None, dtype: str) -> dict[str, Any]:
+def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[str, Any]:
     """config.json of a model that its family holds."""
     model_type, architecture = _architecture_of(model)
     kind = FAMILIES[TOWER_OF.get(model_type, model_type)].kind
@@ -232,7 +237,9 @@ def _config_of(model: ViTConfig, labels: tuple[str, ...] | None, dtype: str) -> 
         tower["vision_use_head"] = model.pooling == "map"
     if model_type == "siglip":  # its class looks for the tower one level down
         tower = {"vision_config": {**tower, "model_type": "siglip_vision_model"}}
-    named = labels or tuple(f"LABEL_{i}" for i in range(model.num_classes))
+    if config.probabilities == "sigmoid":
+        tower["problem_type"] = _MULTILABEL
+    named = config.labels or tuple(f"LABEL_{i}" for i in range(model.num_classes))
     return {
         "architectures": [architecture],
         "model_type": model_type,

@@ -1,0 +1,100 @@
+"""`vit features`"""
+
+from functools import partial
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.requirements import require
+from vit_cli.twins import Framework
+from vit_core.features import Pool
+from vit_core.field_text import parse_preprocessing
+
+
+def features(
+    checkpoint: Place,
+    pictures: Annotated[tuple[str, ...], Parameter(metavar="PICTURE")] = (),
+    /,
+    *,
+    out: Annotated[Place, Parameter(metavar="FILE")],
+    stdin: Annotated[bool, Parameter(negative=())] = False,
+    layer: int = -1,
+    pool: Pool | None = None,
+    norm: Annotated[bool, Parameter(negative=())] = False,
+    unreadable: Literal["skip", "error"] = "skip",
+    framework: Framework = "torch",
+    batch_size: int = 32,
+    threads: int | None = None,
+    image_size: OptionalSize = None,
+    compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
+    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+) -> int:
+    """Write the features of pictures: the tokens after a block of the model.
+
+    They equal those of timm's forward_intermediates. Rows are written as they are computed, so memory does not grow
+    with the number of pictures; the file appears at the end, whole. Beside an array (.npy, which can be opened as a
+    memory map, and .safetensors) a table of the same name (.csv) has the path of each row's picture; a parquet file has
+    it in itself. For pictures in folders of a folder, the name of the folder is their label: `vit probe` learns it.
+
+    Examples:
+        vit features ViT-B_16.npz ./photos/train --out train.npy
+        vit features runs/folder ./photos --layer 5 --pool tokens --out tokens.safetensors
+
+    Args:
+        checkpoint: Checkpoint of any format, training run or saved step.
+        pictures: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
+        out: File to write, which ends in .npy, .safetensors or .parquet.
+        stdin: Take the paths of pictures from standard input, one in each line; - is short for it.
+        layer: Block after which the tokens are taken, from 0; -1 is the last.
+        pool: The class token, the mean of the patch tokens (gap), or all tokens: class and register tokens first.
+            Default: the class token if there is one, otherwise gap.
+        norm: Apply the model's last LayerNorm to the tokens first.
+        unreadable: What to do with a picture that cannot be read: name and skip it, or end with an error.
+        framework: Framework that computes.
+        batch_size: Pictures at once; the last batch is filled up to this size.
+        threads: Threads that decode. Default: one for each processor, at most 8.
+        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        compute_dtype: Type of the weights and the computation. Features are stored in float32, or in float64.
+        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
+        from_: Format of the checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+    """
+    from vit_cli.console import say
+    from vit_cli.inference import Extraction, each_picture, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.pictures import named_pictures, text_of
+    from vit_core.feature_files import check_target, feature_file, table_beside
+
+    positive(batch_size=batch_size, threads=threads)
+    check_target(out)
+    if out.suffix == ".parquet":
+        require("parquet", "pyarrow")
+    twin, named = import_twin(framework, compute_dtype), named_pictures(pictures, stdin)
+    with warnings_said():
+        extraction = Extraction.of(
+            twin,
+            open_and_report(checkpoint, from_, set_, part).adapt(image_size=image_size),
+            layer=layer,
+            pool=pool,
+            norm=norm,
+            dtype=compute_dtype,
+            preprocessing=parse_preprocessing(preprocessing),
+        )
+    with feature_file(out, extraction.shape, "float64" if compute_dtype == "float64" else "float32") as add:
+        used = each_picture(
+            f"features ({framework})",
+            named.paths,
+            named.count,
+            partial(extraction.stream, batch_size=fitting_batch(named, batch_size), threads=threads),
+            lambda path, values: add(text_of(path), named.label_of(path), values),
+            unreadable=unreadable,
+            batch_size=batch_size,
+            hardware=extraction.function.hardware,
+        )
+    beside = "" if out.suffix == ".parquet" else f", images in {table_beside(out)}"
+    say(f"written: {out}, {' x '.join(map(str, (used, *extraction.shape)))}{beside}")
+    return 0

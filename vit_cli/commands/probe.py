@@ -1,0 +1,96 @@
+"""`vit probe`"""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat
+from vit_cli.requirements import require
+from vit_cli.twins import Framework
+from vit_core.errors import InputError
+
+
+def probe(
+    source: Place,
+    test: OptionalPlace = None,
+    /,
+    *,
+    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
+    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
+    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    held_out: float = 0.2,
+    split_seed: int = 0,
+    neighbours: int = 20,
+    c: float = 1.0,
+    max_steps: int = 1000,
+    layer: int = -1,
+    pool: Literal["cls", "gap"] | None = None,
+    norm: Annotated[bool, Parameter(negative=())] = False,
+    unreadable: Literal["skip", "error"] = "skip",
+    framework: Framework = "torch",
+    batch_size: int = 32,
+    threads: int | None = None,
+    image_size: OptionalSize = None,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+) -> int:
+    """Measure how well classes are told apart by a model's features.
+
+    Two classifiers of scikit-learn are fitted to the features of the training images: the nearest neighbours by cosine,
+    and a logistic regression on standardized features (the linear probe). The table shows their accuracy on the test
+    images with its 95 % interval. The model itself is not trained.
+
+    Examples:
+        vit probe train.npy test.npy
+        vit probe ViT-B_16.npz --data ./photos
+
+    Args:
+        source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
+        test: File of the test images' features. Default: a share of each class is held out of the first file.
+        data: Images to take features of: a folder, written with a slash; the name of a tensorflow-datasets set; or
+            digits.
+        data_dir: Folder in which tensorflow-datasets sets are prepared.
+        split: Split of the data to test on. Default: test if there is one, else a validation split.
+        held_out: Share of each class to test with, where there is no test file or split.
+        split_seed: Seed that chooses which images this share has.
+        neighbours: Number of neighbours that vote.
+        c: C of the logistic regression: the larger, the less it is regularized.
+        max_steps: Steps after which the logistic regression stops.
+        layer: Block after which the tokens are taken, from 0; -1 is the last.
+        pool: The class token, or the mean of the patch tokens (gap). Default: the class token if there is one.
+        norm: Apply the model's last LayerNorm to the tokens first.
+        unreadable: What to do with a picture that cannot be read: name and skip it, or end with an error.
+        framework: Framework that computes.
+        batch_size: Pictures at once; the last batch is filled up to this size.
+        threads: Threads that decode. Default: one for each processor, at most 8.
+        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        compute_dtype: Type of the weights and the computation.
+        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
+        from_: Format of the checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+    """
+    from vit_cli.inference import positive
+
+    positive(neighbours=neighbours, max_steps=max_steps, batch_size=batch_size, threads=threads)
+    if not 0 < held_out < 1:
+        raise InputError(f"--held-out {held_out:g}: expected more than 0 and less than 1")
+    if not c > 0:
+        raise InputError(f"--c {c:g}: expected more than 0")
+    if data is not None and test is not None:
+        raise InputError(f"{test}: with --data the images are those of {data}; leave out the second file")
+    require("train", "sklearn", "scipy")
+    from vit_cli import probing
+    from vit_train.probing import probe as probes
+
+    if data is None:
+        train, tested = probing.from_files(source, test, held_out, split_seed)
+    else:
+        model = probing.Model(source, from_, set_, part, framework, image_size, compute_dtype, preprocessing)
+        images = probing.Images(data, data_dir, split, held_out, split_seed, unreadable, batch_size, threads)
+        train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
+    probing.print_probes(train, tested, probes(train, tested, neighbours=neighbours, c=c, steps=max_steps))
+    return 0

@@ -1,0 +1,166 @@
+"""What `vit predict`, `vit features` and `vit probe` share: pictures that pass through a twin."""
+
+import importlib
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+
+from vit_cli import console
+from vit_cli.pictures import Pictures
+from vit_cli.requirements import TWINS, require
+from vit_cli.twins import Framework
+from vit_core.checkpoints import Checkpoint
+from vit_core.errors import InputError, one_line
+from vit_core.features import Pool, check_features, features_shape
+from vit_core.pipeline import preparation_with_warnings
+from vit_core.preprocess import PictureSource, Preprocessing
+from vit_core.streaming import DeviceFunction, compute
+
+Unreadable = Literal["skip", "error"]
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+def import_twin(framework: Framework, dtype: str = "float32") -> Any:
+    """The package of a twin, with 64-bit types allowed where `dtype` is one. InputError where its framework is not
+    installed."""
+    require(framework, *TWINS[framework])
+    twin = importlib.import_module(f"vit_{framework}")
+    if framework == "jax" and dtype == "float64":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    return twin
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Features of a checkpoint's model on the devices of this machine."""
+
+    function: DeviceFunction
+    preprocessing: Preprocessing
+    shape: tuple[int, ...]
+    """Of the features of one picture."""
+
+    @classmethod
+    def of(
+        cls,
+        twin: Any,
+        checkpoint: Checkpoint,
+        *,
+        layer: int = -1,
+        pool: Pool | None = None,
+        norm: bool = False,
+        dtype: str = "float32",
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """pool: None is the class token if there is one, otherwise the mean of the patch tokens. InputError for a layer
+        or a token that the model does not have."""
+        model = checkpoint.config.model
+        pool = pool or ("cls" if model.class_token else "gap")
+        check_features(model, layer, pool)
+        made = preparation_with_warnings(checkpoint.config, preprocessing)
+        extract = partial(twin.features, layer=layer, pool=pool, norm=norm)
+        function = twin.OnDevices(twin.load(checkpoint, dtype=dtype), made, extract)
+        return cls(function, made, features_shape(model, pool))
+
+    def stream(
+        self, pictures: Iterable[PictureSource], batch_size: int = 32, threads: int | None = None
+    ) -> Iterator[np.ndarray | InputError]:
+        """The features of each picture, in their order; for one that cannot be read the error."""
+        for computed in compute(self.function, pictures, self.preprocessing, batch_size, threads):
+            for values, error in zip(computed.values_N, computed.errors, strict=True):
+                yield error or values
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Within it, warnings of this project's Python functions are lines among the others, so that an error afterwards is
+    alone on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            console.say(f"warning: {warning.message}")
+
+
+def positive(**options: int | None) -> None:
+    """InputError for an option that is below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+
+
+def fitting_batch(named: Pictures, batch_size: int) -> int:
+    """The size of a batch: for few pictures a smaller one, because the last batch is filled up."""
+    return batch_size if named.count is None else min(batch_size, 1 << (named.count - 1).bit_length())
+
+
+def each_picture(
+    title: str,
+    pictures: Iterable[Item],
+    count: int | None,
+    compute: Callable[[Iterable[Item]], Iterator[Value | InputError]],
+    use: Callable[[Item, Value], None],
+    *,
+    name: Callable[[Item], str] | None = None,
+    unreadable: Unreadable,
+    batch_size: int,
+    hardware: str,
+) -> int:
+    """Computes the value of each picture, uses it, shows progress, and prints how many images each second passed.
+
+    count: of the pictures, where it is known. compute: from pictures to values, in the same order, an error for a
+    picture that cannot be read. name: of a picture, where the error does not have it. Returns the number of values.
+    InputError for a picture that cannot be read where `unreadable` is "error", and where none can be read.
+    """
+    waiting: deque[Item] = deque()
+
+    def remembered() -> Iterator[Item]:
+        for picture in pictures:
+            waiting.append(picture)
+            yield picture
+
+    rate, used, skipped = _Rate(2 * batch_size), 0, 0
+    with console.progress() as bar:
+        task = bar.add_task(title, total=count, note="starting")
+        for found in compute(remembered()):
+            picture = waiting.popleft()
+            if isinstance(found, InputError):
+                error = f"{name(picture)}: {found}" if name else str(found)
+                if unreadable == "error":
+                    raise InputError(error)
+                console.say(f"skipped: {error}")
+                skipped += 1
+            else:
+                use(picture, found)
+                used += 1
+            rate.count()
+            bar.update(task, advance=1, note=one_line(hardware))
+    if not used:
+        raise InputError(f"none of the {skipped} pictures can be read" if skipped else "no pictures on standard input")
+    console.say(f"{used:,} images{f' ({skipped:,} skipped)' if skipped else ''}: {rate}, {hardware}")
+    return used
+
+
+class _Rate:
+    """Images each second, without the start: the first `start` images are computed before the first value is seen."""
+
+    def __init__(self, start: int) -> None:
+        self.start, self.done, self.begun = start, 0, time.perf_counter()
+        self.first = self.last = self.begun
+
+    def count(self) -> None:
+        self.done, self.last = self.done + 1, time.perf_counter()
+        if self.done == 1:
+            self.first = self.last
+
+    def __str__(self) -> str:
+        if self.done > 2 * self.start:
+            return f"{(self.done - self.start) / (self.last - self.first):,.1f} images/s"
+        return f"{self.last - self.begun:.1f} s with the start"

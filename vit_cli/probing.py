@@ -1,0 +1,154 @@
+"""What `vit probe` measures with: features from files, or of the images of a data set."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vit_cli import console
+from vit_cli.inference import Extraction, Unreadable, each_picture, import_twin, warnings_said
+from vit_cli.option_types import FieldWords, open_and_report
+from vit_cli.requirements import TRAINING, require
+from vit_cli.twins import Framework
+from vit_core.errors import InputError
+from vit_core.feature_files import read_features
+from vit_core.features import Pool
+from vit_core.field_text import parse_preprocessing
+from vit_core.storage import Location
+from vit_train.probing import Labelled, Probed, held_out
+
+if TYPE_CHECKING:
+    from vit_train.data.sources import Split
+
+
+def from_files(source: Location, test: Location | None, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
+    """Training and test features of one file, of which a fraction is held out, or of two."""
+    train, *rest = (_labelled(path) for path in (source, test) if path is not None)
+    return (train, rest[0]) if rest else held_out(train, fraction, seed)
+
+
+def _labelled(path: Location) -> Labelled:
+    found = read_features(path)
+    return Labelled.of(found.values_N, found.labels, str(path))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model whose features are taken, as a command line names it."""
+
+    checkpoint: Location
+    format: str | None
+    fields: FieldWords
+    part: str | None
+    framework: Framework
+    image_size: int | tuple[int, int] | None
+    dtype: str
+    preprocessing: tuple[str, ...]
+
+    def extraction(self, layer: int, pool: Pool | None, norm: bool) -> Extraction:
+        """The features of this model."""
+        twin = import_twin(self.framework, self.dtype)
+        checkpoint = open_and_report(self.checkpoint, self.format, self.fields, self.part)
+        changes = parse_preprocessing(self.preprocessing)
+        with warnings_said():
+            return Extraction.of(
+                twin,
+                checkpoint.adapt(image_size=self.image_size),
+                layer=layer,
+                pool=pool,
+                norm=norm,
+                dtype=self.dtype,
+                preprocessing=changes,
+            )
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images whose features are taken, as a command line names them."""
+
+    data: str
+    directory: str | None
+    split: str | None
+    held_out: float
+    seed: int
+    unreadable: Unreadable
+    batch_size: int
+    threads: int | None
+
+    def splits(self) -> "tuple[Split, Split]":
+        """Training and test images. InputError where an image may have several classes."""
+        require("train", *TRAINING)
+        from vit_cli.reports.training import TerminalDisplay
+        from vit_train.config import Data
+        from vit_train.data.sources import open_split
+
+        data = Data(
+            name=self.data,
+            directory=self.directory,
+            eval_split=self.split,
+            held_out=self.held_out,
+            split_seed=self.seed,
+        )
+        train, test = open_split(data, "train"), open_split(data, "test")
+        for split in (train, test):
+            if split.multilabel:
+                raise InputError(f"{split.title}: its images may have several classes; a probe is for one in each")
+            split.make_ready(TerminalDisplay())
+        for note in dict.fromkeys((*train.notes, *test.notes)):
+            console.say(note)
+        return train, test
+
+
+def from_images(
+    model: Model, images: Images, *, layer: int, pool: Pool | None, norm: bool
+) -> tuple[Labelled, Labelled]:
+    """Training and test features of the images of a data set."""
+    splits, extraction = images.splits(), model.extraction(layer, pool, norm)
+    train, test = (_features_of(split, model, images, extraction) for split in splits)
+    return train, test
+
+
+def _features_of(split: "Split", model: Model, images: Images, extraction: Extraction) -> Labelled:
+    values_ND = np.empty((len(split), *extraction.shape), np.float32)
+    label_of, rows = dict[int, str](), list[int]()
+
+    def pictures(numbers: Iterable[int]) -> Iterator[bytes]:
+        for i in numbers:
+            try:
+                example = split.examples[i]
+            except InputError:  # no picture: reported as all that cannot be read
+                yield b""
+                continue
+            label_of[i] = split.labels[int(example["label"])]
+            yield example["image"]
+
+    def use(i: int, values: np.ndarray) -> None:
+        values_ND[i] = values
+        rows.append(i)
+
+    each_picture(
+        f"features of {split.title} ({model.framework})",
+        range(len(split)),
+        len(split),
+        lambda numbers: extraction.stream(pictures(numbers), images.batch_size, images.threads),
+        use,
+        name=split.name,
+        unreadable=images.unreadable,
+        batch_size=images.batch_size,
+        hardware=extraction.function.hardware,
+    )
+    return Labelled.of(values_ND[rows], [label_of[i] for i in rows], split.title)
+
+
+def print_probes(train: Labelled, test: Labelled, probes: Iterable[Probed]) -> None:
+    """Prints the accuracy of each probe as a table, and notes."""
+    with console.working(f"fitting probes to {len(train):,} images"):
+        found = list(probes)
+    rows = ((each.title, f"{each.accuracy:.2%}", "{:.2%} - {:.2%}".format(*each.interval)) for each in found)
+    classes, width = len(set(train.labels_N.tolist())), train.values_ND.shape[1]
+    console.table(f"probes of {width} features on {test.title}", ("", "accuracy", "95 % interval"), rows)
+    console.say(f"fitted to {len(train):,} images of {classes} classes ({train.title}), tested on {len(test):,}")
+    for each in found:
+        if each.note:
+            console.say(each.note)

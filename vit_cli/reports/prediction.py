@@ -1,0 +1,119 @@
+"""How predictions are written: as a table, or row by row as CSV, JSON lines or parquet."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+from vit_cli import console
+from vit_cli.pictures import text_of
+from vit_cli.requirements import require
+from vit_core.errors import InputError, one_line
+from vit_core.pipeline import Prediction
+from vit_core.storage import Location, is_local, staged_files
+
+Kind = Literal["table", "csv", "jsonl", "parquet"]
+Write = Callable[[str, Prediction], None]
+"""Writes the prediction for the picture at a path."""
+COLUMNS = ("image", "rank", "label", "probability")
+_ROWS_AT_ONCE = 2**14
+"""Of a parquet file, held in memory."""
+
+
+def kind_of(to: Kind | None, out: Location | None) -> Kind:
+    """What to write: what is asked for, or else what the name of the file says. InputError where they do not fit."""
+    if out is None:
+        if to == "parquet":
+            raise InputError("--to parquet: is not for the terminal; add --out FILE.parquet")
+        return to or "table"
+    if to == "table":
+        raise InputError(f"--to table: is for the terminal; leave out --out {out}, or write csv, jsonl or parquet")
+    suffix = out.name.rpartition(".")[2]
+    if to is None and suffix not in get_args(Kind)[1:]:
+        raise InputError(f"--out {out}: expected a name that ends in .csv, .jsonl or .parquet, or add --to")
+    if is_local(out) and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--out {out}: {'is a folder' if out.is_dir() else 'its folder is missing'}; name a file")
+    return to or suffix  # type: ignore[return-value]
+
+
+@contextmanager
+def writing(kind: Kind, out: Location | None) -> Iterator[Write]:
+    """Within it, predictions are written to a file, which appears at the end and only where nothing failed, or to
+    standard output, where messages then go to standard error."""
+    with ExitStack() as stack:
+        if kind == "table":
+            yield stack.enter_context(_table())
+            return
+        if out is None:
+            stack.enter_context(console.messages_on_stderr())
+            yield (_csv if kind == "csv" else _json_lines)(sys.stdout)
+            sys.stdout.flush()
+            return
+        path = stack.enter_context(staged_files(out.parent, (out.name,))) / out.name
+        if kind == "parquet":
+            yield stack.enter_context(_parquet(path))
+        else:
+            file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+            yield (_csv if kind == "csv" else _json_lines)(file)
+
+
+@contextmanager
+def _table() -> Iterator[Write]:
+    rows: list[tuple[str, ...]] = []
+
+    def write(path: str, prediction: Prediction) -> None:
+        image = one_line(text_of(path))
+        for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
+            rows.append((image, one_line(label), f"{probability:.2%}"))
+            image = ""
+
+    yield write
+    if rows:
+        console.table("predictions", ("image", "class", "probability"), rows, names=2)
+
+
+def _csv(file: TextIO) -> Write:
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    return lambda path, prediction: rows.writerows(_rows(path, prediction))
+
+
+def _json_lines(file: TextIO) -> Write:
+    def write(path: str, prediction: Prediction) -> None:
+        fields = {"image": text_of(path), "labels": prediction.labels, "probabilities": prediction.probabilities}
+        file.write(json.dumps(fields) + "\n")
+
+    return write
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Write]:
+    require("parquet", "pyarrow")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema(zip(COLUMNS, (pa.string(), pa.int32(), pa.string(), pa.float64()), strict=True))
+    waiting: list[tuple[Any, ...]] = []
+    with parquet.ParquetWriter(path, schema) as file:
+
+        def flush() -> None:
+            columns = zip(*waiting, strict=True) if waiting else [[]] * len(COLUMNS)
+            file.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema))
+            waiting.clear()
+
+        def write(image: str, prediction: Prediction) -> None:
+            waiting.extend(_rows(image, prediction))
+            if len(waiting) >= _ROWS_AT_ONCE:
+                flush()
+
+        yield write
+        flush()
+
+
+def _rows(path: str, prediction: Prediction) -> Iterator[tuple[str, int, str, float]]:
+    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+    for rank, (label, probability) in enumerate(pairs, start=1):
+        yield text_of(path), rank, label, probability

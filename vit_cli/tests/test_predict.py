@@ -1,0 +1,179 @@
+"""`vit predict`: what it writes, what it skips, and what it refuses."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from PIL import Image
+
+import vit_torch
+from vit_cli.tests.printed import Printing, Vit
+from vit_core import Checkpoint, CheckpointConfig, ViTConfig, parity, save_checkpoint
+from vit_core.preprocess import Preprocessing
+
+MODEL = ViTConfig(image_size=16, patch_size=8, width=16, depth=2, heads=2, mlp_dim=32, num_classes=4)
+LABELS = ("north", "east, or so", "south", "west")
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("predict") / "checkpoint", labels=LABELS)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in a folder and in one below it, a hidden one, and a file that is no picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for i in range(COUNT):
+        pixels_HWC = np.random.default_rng(i).integers(0, 256, (20 + i, 30 - i, 3), np.uint8)
+        Image.fromarray(pixels_HWC).save(folder / ("more" if i % 3 else ".") / f"{i}.png")
+    (folder / "notes.txt").write_text("no picture")
+    Image.fromarray(pixels_HWC).save(folder / ".hidden.png")
+    return folder
+
+
+def saved(folder: Path, model: ViTConfig = MODEL, **fields: object) -> Path:
+    fields = {"preprocessing": Preprocessing(image_size=model.image_size), **fields}
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(model, 0).items()}
+    save_checkpoint(folder, Checkpoint.of(CheckpointConfig(model=model, **fields), arrays))  # type: ignore[arg-type]
+    return folder
+
+
+def expected_rows(checkpoint: Path, photos: Path, top_k: int = 4) -> list[tuple[str, int, str, float]]:
+    """What Python's pipeline finds; by the same batches, so to the last bit."""
+    paths = sorted(map(str, photos.glob("[!.]*.png"))) + sorted(map(str, photos.glob("more/*.png")))
+    assert len(paths) == COUNT
+    found = vit_torch.pipeline(checkpoint, top_k=top_k, batch_size=4).stream(paths)
+    return [
+        (path, rank, label, probability)
+        for path, each in zip(paths, found, strict=True)
+        for rank, (label, probability) in enumerate(zip(each.labels, each.probabilities, strict=True), start=1)
+    ]
+
+
+def test_every_kind_of_output_has_pythons_predictions(printed: Printing, checkpoint: Path, photos: Path) -> None:
+    words = ["predict", checkpoint, photos, "--top-k", 4, "--batch-size", 4]
+    expected, out = expected_rows(checkpoint, photos), photos.parent / "out"
+    out.mkdir(exist_ok=True)
+    shown = printed(*words).out
+    assert [line.split()[0] for line in shown.splitlines() if ".png" in line] == [row[0] for row in expected[::4]]
+    assert f"{COUNT} images: " in shown
+    on_stdout = printed(*words, "--to", "csv")
+    assert f"{COUNT} images: " in on_stdout.err
+    printed(*words, "--out", out / "rows.csv")
+    assert (out / "rows.csv").read_text() == on_stdout.out
+    rows = [(image, int(rank), label, float(p)) for image, rank, label, p in csv.reader(on_stdout.out.splitlines()[1:])]
+    assert rows == expected
+    printed(*words, "--out", out / "rows.parquet")
+    assert list(pandas.read_parquet(out / "rows.parquet").itertuples(index=False, name=None)) == expected
+    lines = [json.loads(line) for line in printed(*words, "--to", "jsonl").out.splitlines()]
+    assert [line["image"] for line in lines] == [row[0] for row in expected[::4]]
+    assert [label for line in lines for label in line["labels"]] == [row[2] for row in expected]
+    assert [p for line in lines for p in line["probabilities"]] == [row[3] for row in expected]
+
+
+def test_two_devices_in_jax_share_each_batch(checkpoint: Path, photos: Path) -> None:
+    """Probabilities of both twins, whose logits of at most 10 differ by parity.FLOAT32_BOUND of their scale."""
+    command = [sys.executable, "-m", "vit_cli", "predict", str(checkpoint), str(photos), "--framework", "jax"]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = ["--to", "csv", "--batch-size", "3"]
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=True)
+    assert "2 x cpu" in done.stderr
+    found = pandas.read_csv(io.StringIO(done.stdout))
+    expected = expected_rows(checkpoint, photos)
+    assert [*zip(found["image"], found["rank"], found["label"], strict=True)] == [row[:3] for row in expected]
+    assert found["probability"].tolist() == pytest.approx([row[3] for row in expected], abs=10 * parity.FLOAT32_BOUND)
+
+
+def test_pictures_are_named_in_several_ways(
+    printed: Printing, checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def images(*words: object) -> list[str]:
+        rows = printed("predict", checkpoint, *words, "--to", "csv", "--top-k", 1).out.splitlines()[1:]
+        return [row.split(",")[0] for row in rows]
+
+    one, below = str(photos / "0.png"), str(photos / "more/1.png")
+    assert images(below, one) == [below, one]
+    assert images(f"{photos}/more/[12].png") == [below, str(photos / "more/2.png")]
+    assert images(f"{photos}/**/1.png") == [below]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{below}\n\n{one}\n"))
+    assert images("-") == [below, one]
+
+
+def test_an_unreadable_picture_is_named_and_skipped_or_an_error(
+    printed: Printing, refused: Vit, checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    words = ["predict", checkpoint, photos, tmp_path, "--out", tmp_path / "rows.csv"]
+    shown = printed(*words).out
+    assert f"skipped: cannot decode image '{tmp_path}/broken.jpg': " in shown
+    assert f"{COUNT} images (1 skipped): " in shown
+    assert "broken" not in (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text("before")
+    assert f"cannot decode image '{tmp_path}/broken.jpg': " in refused(*words, "--unreadable", "error")
+    assert (tmp_path / "rows.csv").read_text() == "before", "what was there is still there"
+    assert "none of the 1 pictures can be read" in refused("predict", checkpoint, tmp_path / "broken.jpg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "rows.csv"]
+
+
+def test_a_run_says_how_its_outputs_become_probabilities(printed: Printing, photos: Path, tmp_path: Path) -> None:
+    """By sigmoid each class has a probability of its own."""
+    sums = {}
+    for how in ("softmax", "sigmoid"):
+        folder = saved(tmp_path / how, labels=LABELS, probabilities=how)
+        line = printed("predict", folder, photos / "0.png", "--to", "jsonl").out
+        sums[how] = sum(json.loads(line)["probabilities"])
+    assert sums["softmax"] == pytest.approx(1.0, abs=1e-12)  # a few roundings of float64
+    assert abs(sums["sigmoid"] - 1.0) > 0.01
+
+
+def test_names_of_classes_from_a_file(printed: Printing, refused: Vit, photos: Path, tmp_path: Path) -> None:
+    without = saved(tmp_path / "without", labels=None)
+    assert "has no names for its 4 classes; give them in their order: " in refused("predict", without, photos)
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    words = ["predict", without, photos / "0.png", "--to", "jsonl", "--class-names", tmp_path / "names.txt"]
+    assert set(json.loads(printed(*words).out)["labels"]) == set("abcd")
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    assert "2 names of classes for its 4 outputs" in refused(*words)
+    (tmp_path / "names.txt").unlink()
+    assert f"--class-names {tmp_path}/names.txt: cannot be read (No such file or directory)" in refused(*words)
+
+
+def test_what_is_assumed_is_said(printed: Printing, photos: Path, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "unrecorded", labels=LABELS, preprocessing=None)
+    warned = printed("predict", folder, photos / "0.png", "--image-size", 24).out
+    assert "warning: preprocessing: the checkpoint does not record how its images were made; assumed " in warned
+    assert "warning: positions resampled from a 2 x 2 grid to 3 x 3 and not trained since" in warned
+
+
+def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    headless = saved(tmp_path / "headless", MODEL.replace(num_classes=0))
+    (tmp_path / "empty").mkdir()
+    for words, why in (
+        ([headless, photos], f"{headless}: has no head, so no classes to predict; fine-tune it first"),
+        ([checkpoint], "no pictures: name files, folders or patterns, or write - for paths on standard input"),
+        ([checkpoint, tmp_path / "empty"], f"{tmp_path}/empty: no images; expected files as .jpg or .png in it"),
+        ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such picture; expected a file, a folder"),
+        ([checkpoint, tmp_path / "*.jpg"], f"{tmp_path}/*.jpg: no file has a name of this pattern"),
+        ([checkpoint, photos, "-"], f"-: takes the pictures from standard input; leave out {photos}"),
+        ([checkpoint, photos, "--to", "parquet"], "--to parquet: is not for the terminal; add --out FILE.parquet"),
+        ([checkpoint, photos, "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .jsonl or .parquet"),
+        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; name a file"),
+        ([checkpoint, photos, "--out", "x.csv", "--to", "table"], "--to table: is for the terminal; leave out --out"),
+        ([checkpoint, photos, "--top-k", 0], "--top-k 0: expected 1 or more"),
+        ([checkpoint, photos, "--gpus", 2], "all devices that the framework finds are used"),
+    ):
+        assert why in refused("predict", *words)

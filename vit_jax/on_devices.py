@@ -1,0 +1,54 @@
+"""A function of a model on the devices of this machine: uint8 images in, arrays out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_jax.model import ViT
+
+
+class OnDevices:
+    """A function of a model and normalised images, on one or several devices: each has the model and a part of a batch.
+
+    function: from the model and images [B, H, W, C], in the model's type, to values [B, ...]; it is compiled once for
+    each size of a batch. devices: by default all of this process. A `vit_core.streaming.DeviceFunction`.
+    """
+
+    def __init__(
+        self,
+        model: ViT,
+        preprocessing: Preprocessing,
+        function: Callable[[ViT, jax.Array], jax.Array] = ViT.__call__,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        self.places = list(devices or jax.local_devices())
+        self.devices = len(self.places)
+        mesh = Mesh(np.array(self.places), ("batch",))
+        self.by_image = NamedSharding(mesh, PartitionSpec("batch"))
+        graph, state = nnx.split(model)
+        self.state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        offset, scale = offset_and_scale(preprocessing)
+
+        def values(state: Any, pixels_BHWC: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, state)
+            x_BHWC = (pixels_BHWC.astype(jnp.float32) - offset) * scale
+            return function(model, x_BHWC.astype(model.patch_embed.proj.kernel.dtype))
+
+        self.values = jax.jit(values, out_shardings=self.by_image)
+
+    @property
+    def hardware(self) -> str:
+        """The devices in words."""
+        return f"{self.devices} x {self.places[0].device_kind}"
+
+    def start(self, pixels_BHWC: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
+        them."""
+        values = self.values(self.state, jax.device_put(pixels_BHWC, self.by_image))
+        return lambda: np.asarray(values)

@@ -1,0 +1,48 @@
+"""The model's head, and the methods by which timm's users change it."""
+
+from functools import partial
+
+from torch import nn
+
+from vit_core.checkpoints.checkpoint import CheckpointConfig
+from vit_core.config import ViTConfig
+from vit_core.parameters import initial_value, parameters
+from vit_torch import arrays
+
+
+class Classifier(nn.Module):
+    """A model that ends in a head, or in two with distillation; without classes in none."""
+
+    config: ViTConfig
+    checkpoint: CheckpointConfig | None
+    pre_logits: nn.Module
+
+    def add_heads(self, config: ViTConfig) -> None:
+        """Sets `head`, and with distillation `head_dist`, without initial values."""
+        head = partial(nn.Linear, config.features, config.num_classes, bias=config.head_bias)
+        self.head = head() if config.num_classes else nn.Identity()
+        if config.distillation == "head":
+            self.head_dist = head() if config.num_classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The head; with distillation both heads. nn.Identity without classes."""
+        return (self.head, self.head_dist) if self.config.distillation == "head" else self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the head by a new one for so many classes, with the initial values of the config (zeros, unless
+        head_bias_init is set), as `vit_torch.load(..., num_classes=...)` does. 0: by none; the model then gives the
+        features that it would read.
+
+        Labels are dropped. Make the optimizer afterwards: the head's parameters are new ones.
+        """
+        self.config = self.config.with_classes(num_classes)
+        if self.config.representation is None:
+            self.pre_logits = nn.Identity()
+        self.add_heads(self.config)
+        rows, like = parameters(self.config), next(self.parameters())
+        for name, parameter in self.named_parameters():
+            if name.startswith(("head.", "head_dist.")):
+                parameter.data = arrays.from_numpy(initial_value(rows[name], 0)).to(like)
+        if self.checkpoint is not None:
+            self.checkpoint = self.checkpoint.with_head_of(self.config)
+        self.train(self.training)

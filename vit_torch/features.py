@@ -1,0 +1,26 @@
+"""Features: the tokens between two blocks."""
+
+from itertools import islice
+
+from torch import Tensor
+
+from vit_core.features import Pool, check_features
+from vit_torch.model import ViT
+
+
+def features(model: ViT, x_BCHW: Tensor, layer: int = -1, pool: Pool = "cls", norm: bool = False) -> Tensor:
+    """The tokens after a block, as timm's `forward_intermediates` gives them; later blocks are not computed.
+
+    layer: number of the block from 0; -1 is the last. pool: "cls" the class token [B, D], "gap" the mean of the patch
+    tokens [B, D], "tokens" all [B, N, D], those before the patches first. norm: apply the model's last norm to all
+    tokens first (timm's `norm=True`). InputError for a layer or a token that the model does not have.
+    """
+    number = check_features(model.config, layer, pool)
+    x_BND = model.embed(x_BCHW)
+    for block in islice(model.blocks, number + 1):
+        x_BND = block(x_BND)
+    if norm:
+        x_BND = model.norm(x_BND)
+    if pool == "tokens":
+        return x_BND
+    return x_BND[:, 0] if pool == "cls" else x_BND[:, model.config.prefix_tokens :].mean(dim=1)

@@ -1,0 +1,55 @@
+"""A function of a model on the devices of this machine: uint8 images in, arrays out."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_torch import arrays
+from vit_torch.model import ViT
+
+
+class OnDevices:
+    """A function of a model and normalised images, on one or several devices: each has the model and a part of a batch.
+
+    function: from the model and images [B, C, H, W], in the model's type, to values [B, ...]. devices: by default all
+    CUDA devices, without any the processor. A `vit_core.streaming.DeviceFunction`.
+    """
+
+    def __init__(
+        self,
+        model: ViT,
+        preprocessing: Preprocessing,
+        function: Callable[[ViT, Tensor], Tensor] = ViT.__call__,
+        devices: Sequence[str | torch.device] | None = None,
+    ) -> None:
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        places = [torch.device(device) for device in devices or cuda or ["cpu"]]
+        self.models = [deepcopy(model).to(device).eval() for device in places[1:]]
+        self.models.insert(0, model.to(places[0]).eval())
+        self.function, self.places, self.devices = function, places, len(places)
+        self.constants = [torch.from_numpy(constant) for constant in offset_and_scale(preprocessing)]
+
+    @property
+    def hardware(self) -> str:
+        """The devices in words."""
+        place = self.places[0]
+        kind = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
+        return f"{self.devices} x {kind}"
+
+    def start(self, pixels_BHWC: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
+        them. (A processor computes them here.)"""
+        with torch.inference_mode():
+            parts = torch.from_numpy(pixels_BHWC).chunk(self.devices)
+            values = [self._values(model, part) for model, part in zip(self.models, parts, strict=True)]
+        return lambda: np.concatenate([arrays.to_numpy(part) for part in values])
+
+    def _values(self, model: ViT, pixels_BHWC: Tensor) -> Tensor:
+        weight = model.patch_embed.proj.weight
+        offset, scale = (constant.to(weight.device) for constant in self.constants)
+        x_BHWC = (pixels_BHWC.to(weight.device, non_blocking=True).float() - offset) * scale
+        return self.function(model, x_BHWC.permute(0, 3, 1, 2).to(weight.dtype))
