@@ -38,8 +38,13 @@ def trace(
     return stages | {f"grad.{name}": arrays.to_numpy(rows[name], value) for name, value in gradients.items()}
 
 
-def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
+def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.ndarray:
     """The outputs for images, any float type, as in evaluation."""
     graph, state = nnx.split(model)
+
+    @jax.jit
+    def compute(state, x_BHWC):  # type: ignore[no-untyped-def]
+        return nnx.merge(graph, state)(x_BHWC, interpolate=interpolate)
+
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(lambda state, x_BHWC: nnx.merge(graph, state)(x_BHWC))(state, jnp.asarray(x_BHWC)))
+        return np.asarray(compute(state, jnp.asarray(x_BHWC)))

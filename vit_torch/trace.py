@@ -28,8 +28,9 @@ def trace(
     return {name: arrays.to_numpy(stage) for name, stage in {**stages, "output": output_BC}.items()} | gradients
 
 
-def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
+def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.ndarray:
     """The outputs for images, any float type (NHWC, as for the other twin), as in evaluation."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        return arrays.to_numpy(model.eval()(torch.as_tensor(x_BHWC, device=device).movedim(-1, 1)))
+        x_BCHW = torch.as_tensor(x_BHWC, device=device).movedim(-1, 1)
+        return arrays.to_numpy(model.eval()(x_BCHW, interpolate=interpolate))

@@ -306,7 +306,7 @@ def evaluate_checkpoint(
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
     examples.make_ready(display)
     _warn_of_resampled_positions(checkpoint)
-    outputs, made = _matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
+    outputs, made = matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
     # The predictor normalizes by what the checkpoint records.
     checkpoint = checkpoint.with_config(checkpoint.config.replace(preprocessing=made))
     options = EvaluationOptions(
@@ -351,7 +351,7 @@ def _warn_of_resampled_positions(checkpoint: Checkpoint) -> None:
         )
 
 
-def _matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
+def matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
     """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
     config = checkpoint.config
     if not config.model.num_classes:
