@@ -127,7 +127,9 @@ def on_data(
     outputs: class of the split -> output of the model; None: images may have several classes. InputError for an image
     that cannot be read.
     """
-    ids = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
+    from vit_train.answers import spread_over
+
+    ids = spread_over(split, count)
     found, size = OnData(split.title), deployment.batch or (1 if deployment.input == "image" else CHUNK)
     with display.task("from file to label", len(ids)) as task:
         for begin in range(0, len(ids), size):

@@ -18,7 +18,7 @@ from vit_cli.requirements import TRAINING, TWINS, require
 from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
-from vit_core.storage import Location, location
+from vit_core.storage import Location, absolute, location
 from vit_core.variants import variant
 from vit_train import recipes
 from vit_train.config import Data, TrainConfig
@@ -139,6 +139,28 @@ def go_on(
 
     fields = {".".join(path): value for path, value in changes.items()}
     return finish(resume(run, fields, launch(framework, distributed, preflight)))
+
+
+def other_data(name: str, of_run: Data | None) -> Data:
+    """Data of another name, with columns called as in those of the run."""
+    columns = ("image_column", "label_column", "split_column")
+    return Data(name=name, **{column: getattr(of_run, column, None) for column in columns})
+
+
+def data_of_run(checkpoint: Location) -> Data | None:
+    """The data of the training run that a folder is, or is in; None without a run."""
+    from vit_train.run import read_request
+
+    run = run_containing(checkpoint)
+    return None if run is None else read_request(run).config.data
+
+
+def run_containing(checkpoint: Location) -> Location | None:
+    """The training run that a folder is, or is in (checkpoint, steps/000100)."""
+    from vit_train.run import RUN
+
+    folder = absolute(checkpoint)
+    return next((run for run in (folder, folder.parent, folder.parent.parent) if (run / RUN).is_file()), None)
 
 
 def only_for_new_runs(**options: object) -> None:

@@ -5,13 +5,11 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
-from vit_cli.training import require_training, stopped_by_signal
+from vit_cli.training import data_of_run, other_data, require_training, stopped_by_signal
 from vit_cli.twins import Framework
 from vit_core.errors import InputError
 from vit_core.field_text import parse_preprocessing
 from vit_core.labels import LabelMatching
-from vit_core.storage import Location, absolute
-from vit_train.config import Data
 
 
 def evaluate(
@@ -78,12 +76,12 @@ def evaluate(
     if json is not None:
         check_json(json)
     try:
-        of_run = _data_of_run(checkpoint)
+        of_run = data_of_run(checkpoint)
     except InputError:  # a damaged run.json: the checkpoint may be whole
         if data is None:
             raise
         of_run = None
-    source = _other_data(data, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
+    source = other_data(data, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     if source is None:
         raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
     with stopped_by_signal():
@@ -106,20 +104,3 @@ def evaluate(
     if json is not None:
         write_json(json, found)
     return 0
-
-
-def _other_data(name: str, of_run: Data | None) -> Data:
-    """Data of another name, with columns called as in those of the run."""
-    columns = ("image_column", "label_column", "split_column")
-    return Data(name=name, **{column: getattr(of_run, column, None) for column in columns})
-
-
-def _data_of_run(checkpoint: Location) -> Data | None:
-    """The data of the training run that a folder is, or is in (checkpoint, steps/000100); None without a run."""
-    from vit_train.run import RUN, read_request
-
-    folder = absolute(checkpoint)
-    for run in (folder, folder.parent, folder.parent.parent):
-        if (run / RUN).is_file():
-            return read_request(run).config.data
-    return None
