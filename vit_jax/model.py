@@ -19,7 +19,7 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_jax import arrays, stacking
+from vit_jax import arrays, stacking, traced_positions
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerNorm, conv, linear, to_width
 from vit_jax.sharding import constrain
@@ -298,17 +298,24 @@ class ViT(Classifier):
         config = self.config
         if config.position_embedding == "none":
             return jnp.zeros((1, 1, config.width), dtype)
+        traced = traced_positions.is_traced(grid)
         if config.position_embedding != "learned":
+            if traced:
+                return traced_positions.sincos2d(config, grid).astype(dtype)[None]
             return jnp.asarray(sincos2d(grid, config.width, config.sincos_formula), dtype)[None]
         pos_1ND = self.pos_embed[...]
-        if grid == config.grid:
+        if not traced and grid == config.grid:
             return pos_1ND
         # At least in float32, and rounded once, as when resized at load.
-        precise = jnp.promote_types(dtype, jnp.float32)
-        rows, columns = (jnp.asarray(m, precise) for m in axis_matrices(config.position_resampling, config.grid, grid))
-        prefix = config.prefix_positions
+        precise, prefix = jnp.promote_types(dtype, jnp.float32), config.prefix_positions
         pos_hwD = pos_1ND[0, prefix:].reshape(*config.grid, config.width).astype(precise)
-        pos_ND = jnp.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD).reshape(-1, config.width).astype(dtype)
+        if traced:
+            pos_yxD = traced_positions.resampled(config, grid, pos_hwD)
+        else:
+            matrices = axis_matrices(config.position_resampling, config.grid, grid)
+            rows, columns = (jnp.asarray(matrix, precise) for matrix in matrices)
+            pos_yxD = jnp.einsum("yh,xw,hwd->yxd", rows, columns, pos_hwD)
+        pos_ND = pos_yxD.reshape(-1, config.width).astype(dtype)
         return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
 
     def pool(self, x_BND: Array) -> Array:

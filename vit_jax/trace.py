@@ -38,8 +38,26 @@ def trace(
     return stages | {f"grad.{name}": arrays.to_numpy(rows[name], value) for name, value in gradients.items()}
 
 
-def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
+def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.ndarray:
     """The outputs for images, any float type, as in evaluation."""
     graph, state = nnx.split(model)
+
+    @jax.jit
+    def compute(state, x_BHWC):  # type: ignore[no-untyped-def]
+        return nnx.merge(graph, state)(x_BHWC, interpolate=interpolate)
+
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(lambda state, x_BHWC: nnx.merge(graph, state)(x_BHWC))(state, jnp.asarray(x_BHWC)))
+        return np.asarray(compute(state, jnp.asarray(x_BHWC)))
+
+
+def attention_weights(model: ViT, x_BHWC: np.ndarray) -> list[np.ndarray]:
+    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation."""
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def compute(state, x_BHWC):  # type: ignore[no-untyped-def]
+        stages = nnx.merge(graph, state).forward_intermediates(x_BHWC)
+        return [stages[f"blocks.{i}.attn"] for i in range(model.config.depth)]
+
+    with jax.default_matmul_precision("highest"):
+        return [np.asarray(weights) for weights in compute(state, jnp.asarray(x_BHWC))]

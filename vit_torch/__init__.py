@@ -6,6 +6,18 @@ from vit_torch.masks import draw_masks
 from vit_torch.model import ViT
 from vit_torch.on_devices import OnDevices
 from vit_torch.prediction import pipeline
-from vit_torch.trace import predict, trace
+from vit_torch.trace import attention_weights, predict, trace
 
-__all__ = ["OnDevices", "ViT", "draw_masks", "features", "from_seed", "load", "pipeline", "predict", "save", "trace"]
+__all__ = [
+    "OnDevices",
+    "ViT",
+    "attention_weights",
+    "draw_masks",
+    "features",
+    "from_seed",
+    "load",
+    "pipeline",
+    "predict",
+    "save",
+    "trace",
+]

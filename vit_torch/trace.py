@@ -28,8 +28,17 @@ def trace(
     return {name: arrays.to_numpy(stage) for name, stage in {**stages, "output": output_BC}.items()} | gradients
 
 
-def predict(model: ViT, x_BHWC: np.ndarray) -> np.ndarray:
+def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.ndarray:
     """The outputs for images, any float type (NHWC, as for the other twin), as in evaluation."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        return arrays.to_numpy(model.eval()(torch.as_tensor(x_BHWC, device=device).movedim(-1, 1)))
+        x_BCHW = torch.as_tensor(x_BHWC, device=device).movedim(-1, 1)
+        return arrays.to_numpy(model.eval()(x_BCHW, interpolate=interpolate))
+
+
+def attention_weights(model: ViT, x_BHWC: np.ndarray) -> list[np.ndarray]:
+    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        stages = model.eval().forward_intermediates(torch.as_tensor(x_BHWC, device=device).movedim(-1, 1))
+    return [arrays.to_numpy(stages[f"blocks.{i}.attn"]) for i in range(model.config.depth)]

@@ -1,6 +1,7 @@
 """Figures of runs and models, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -8,32 +9,65 @@ import numpy as np
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import PercentFormatter
 
+from vit_core import attention_maps
+from vit_core.attention_maps import tiled
 from vit_core.storage import Location, staged_files
 from vit_train import metrics
 
+FILTER_COLUMNS = 7
+ACCURACIES = {
+    "top1": ("top-1", "C2"),
+    "top5": ("top-5", "C4"),
+    "mean_average_precision": ("mAP", "C3"),
+    "macro_f1": ("macro F1", "C5"),
+}
+"""Logged values between 0 and 1 -> their names and colours."""
+
 
 def training_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Location:
-    """Draws loss, learning rate and, where a run was evaluated, accuracy over steps.
+    """Draws loss and learning rate over steps and, where a run was evaluated, its accuracy below.
 
-    runs: (title, metrics.jsonl), a panel for each. Returns the path of the PNG file.
+    runs: (title, metrics.jsonl), a column for each. Returns the path of the PNG file.
     """
-    figure, panels = plt.subplots(1, len(runs), figsize=(5.6 * len(runs), 3.8), squeeze=False, layout="tight")
-    for panel, (title, file) in zip(panels[0], runs, strict=True):
-        lines = metrics.read_metrics(file)
-        panel.plot(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
-        if (evaluated := metrics.curve(lines, "evaluation_loss"))[0]:
-            panel.plot(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
-        names = {"top1": "top-1", "mean_average_precision": "mAP"}
-        reached = [f": {text} {value:.1%}" for name, text in names.items() for value in metrics.curve(lines, name)[1]]
-        panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
-        panel.grid(alpha=0.3)
-        panel.legend(loc="upper right", fontsize=8)
-        rate = panel.twinx()
-        rate.plot(*metrics.curve(lines, "learning_rate"), color="C1", linewidth=1, linestyle="--")
-        rate.set_ylabel("learning rate", color="C1")
-        rate.set_ylim(bottom=0)
-    return _save(figure, path)
+    lines_of = [metrics.read_metrics(file) for _, file in runs]
+    evaluated = any(metrics.curve(lines, name)[0] for lines in lines_of for name in ACCURACIES)
+    heights = [1.6, 1] if evaluated else [1]
+    size = (5.6 * len(runs), 3.8 + 2.2 * evaluated)
+    figure, panels = plt.subplots(
+        len(heights), len(runs), figsize=size, squeeze=False, layout="tight", height_ratios=heights, sharex="col"
+    )
+    for column, (title, _), lines in zip(panels.T, runs, lines_of, strict=True):
+        _draw_loss(column[0], title, lines)
+        if evaluated:
+            _draw_accuracy(column[1], lines)
+    return save_figure(figure, path)
+
+
+def _draw_loss(panel: plt.Axes, title: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    panel.plot(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
+    if (evaluated := metrics.curve(lines, "evaluation_loss"))[0]:
+        panel.plot(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
+    names = {"top1": "top-1", "mean_average_precision": "mAP"}
+    reached = [f": {text} {value:.1%}" for name, text in names.items() for value in metrics.curve(lines, name)[1]]
+    panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
+    panel.grid(alpha=0.3)
+    panel.legend(loc="upper right", fontsize=8)
+    rate = panel.twinx()
+    rate.plot(*metrics.curve(lines, "learning_rate"), color="C1", linewidth=1, linestyle="--")
+    rate.set_ylabel("learning rate", color="C1")
+    rate.set_ylim(bottom=0)
+
+
+def _draw_accuracy(panel: plt.Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    for name, (text, color) in ACCURACIES.items():
+        if (curve := metrics.curve(lines, name))[0]:
+            panel.plot(*curve, color=color, marker="o", markersize=3, label=text)
+    panel.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    panel.grid(alpha=0.3)
+    panel.legend(loc="lower right", fontsize=8)
 
 
 def compared_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Location:
@@ -51,7 +85,7 @@ def compared_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Loc
     below.set(xlabel="step", ylabel="relative difference (at least 1e-8)")
     for panel in (above, below):
         panel.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def position_similarity(tables: Sequence[tuple[str, np.ndarray, tuple[int, int]]], path: Location) -> Location:
@@ -59,38 +93,36 @@ def position_similarity(tables: Sequence[tuple[str, np.ndarray, tuple[int, int]]
 
     tables: (title, pos_ND without prefix tokens, grid (h, w)), drawn side by side.
     """
-    figure = plt.figure(figsize=(4.4 * len(tables) + 0.8, 4.8))
-    for panel, (title, pos_ND, (height, width)) in zip(
-        figure.subfigures(1, len(tables), squeeze=False)[0], tables, strict=True
-    ):
-        unit_ND = pos_ND / np.linalg.norm(pos_ND, axis=1, keepdims=True)
-        similarity = (unit_ND @ unit_ND.T).reshape(height, width, height, width)
-        panel.suptitle(title, fontsize=10)
-        axes = panel.subplots(height, width, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
-        for y in range(height):
-            for x in range(width):
-                image = axes[y, x].imshow(similarity[y, x], vmin=-1, vmax=1, cmap="viridis")
-                axes[y, x].set(xticks=[], yticks=[])
-        panel.colorbar(image, ax=axes, shrink=0.7, label="cosine similarity")
-    return _save(figure, path)
+    figure, panels = plt.subplots(1, len(tables), figsize=(4.8 * len(tables), 4.4), squeeze=False, layout="constrained")
+    for panel, (title, pos_ND, grid) in zip(panels[0], tables, strict=True):
+        similarity = tiled(attention_maps.position_similarity(pos_ND, grid))
+        image = panel.imshow(similarity, vmin=-1, vmax=1, cmap="viridis", interpolation="nearest")
+        panel.set_title(title, fontsize=10)
+        panel.axis("off")
+    figure.colorbar(image, ax=panels, shrink=0.8, label="cosine similarity")
+    return save_figure(figure, path)
 
 
-def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, columns: int = 12) -> Location:
-    """Draws the first filters of patch embeddings (title, weight [D, C, P, Q]), each filter on its own scale."""
-    figure = plt.figure(figsize=(5.2 * len(kernels), 4.6))
-    for panel, (title, weight_DCPQ) in zip(figure.subfigures(1, len(kernels), squeeze=False)[0], kernels, strict=True):
-        panel.suptitle(title, fontsize=10)
-        rows = -(-len(weight_DCPQ) // columns)
-        spacing = {"wspace": 0.1, "hspace": 0.1}
-        for axis in panel.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).flat:
-            axis.axis("off")
-        for axis, filter_CPQ in zip(panel.axes, weight_DCPQ, strict=False):
-            spread = np.ptp(filter_CPQ) or 1.0
-            axis.imshow(((filter_CPQ - filter_CPQ.min()) / spread).transpose(1, 2, 0), cmap="gray")
-    return _save(figure, path)
+def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, count: int = 28) -> Location:
+    """Draws the first principal components of patch filters (title, weight [D, C, P, Q]), each on its own scale, as in
+    figure 7 of arXiv:2010.11929. Of filters with other than 1 or 3 channels the mean over channels is drawn."""
+    figure, panels = plt.subplots(1, len(kernels), figsize=(4.8 * len(kernels), 3.2), squeeze=False, layout="tight")
+    for panel, (title, weight_DCPQ) in zip(panels[0], kernels, strict=True):
+        if weight_DCPQ.shape[1] not in (1, 3):
+            weight_DCPQ = weight_DCPQ.mean(axis=1, keepdims=True)
+        filters_KPQC = attention_maps.principal_filters(weight_DCPQ, count)
+        rows = -(-len(filters_KPQC) // FILTER_COLUMNS)
+        grid_KPQC = np.ones((rows * FILTER_COLUMNS, *filters_KPQC.shape[1:]))
+        grid_KPQC[: len(filters_KPQC)] = filters_KPQC
+        canvas = np.nan_to_num(tiled(grid_KPQC.reshape(rows, FILTER_COLUMNS, *filters_KPQC.shape[1:])), nan=1.0)
+        panel.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        panel.set_title(title, fontsize=10)
+        panel.axis("off")
+    return save_figure(figure, path)
 
 
-def _save(figure: plt.Figure, path: Location) -> Location:
+def save_figure(figure: plt.Figure, path: Location) -> Location:
+    """Writes a figure as a PNG file and forgets it; returns the path."""
     with staged_files(path.parent, (path.name,)) as stage:
         figure.savefig(stage / path.name, dpi=110)
     plt.close(figure)

@@ -307,7 +307,7 @@ def evaluate_checkpoint(
     examples.make_ready(display)
     if (resampled := checkpoint.config.provenance.resampling_warning) is not None:
         logger.warning("%s", resampled)
-    outputs, made = _matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
+    outputs, made = matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
     # The predictor normalizes by what the checkpoint records.
     checkpoint = checkpoint.with_config(checkpoint.config.replace(preprocessing=made))
     options = EvaluationOptions(
@@ -340,7 +340,7 @@ def _trained_share(trained_on: Data, examples: Split) -> str:
     return f" ({count:,} of {len(examples):,} trained on)"
 
 
-def _matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
+def matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
     """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
     config = checkpoint.config
     if not config.model.num_classes:

@@ -1,36 +1,16 @@
 """`vit evaluate`"""
 
-from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
 from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
 from vit_cli.training import require_training, stopped_by_signal
 from vit_cli.twins import Framework
 from vit_core.errors import InputError
 from vit_core.field_text import parse_preprocessing
 from vit_core.labels import LabelMatching
-from vit_core.storage import Location, absolute
-from vit_train.config import Data
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a table, of parquet files or of shards are used, as in `vit_train.config.Data`."""
-
-    image_column: Annotated[str | None, Parameter(name="--data.image-column", metavar="NAME")] = None
-    """Column of the paths or images of --data. Default: as in the run, else path, image, file and the like."""
-    label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None
-    """Column of the labels. Default: as in the run, else label, class, category and the like."""
-    label_separator: Annotated[str | None, Parameter(name="--data.label-separator", metavar="TEXT")] = None
-    """What separates several labels in one cell, such as ";". Default: as in the run."""
-    label_columns: Annotated[
-        tuple[str, ...], Parameter(name="--data.label-columns", metavar="NAMES", consume_multiple=True)
-    ] = ()
-    """Columns with 1 or 0, one for each class, instead of a column of labels. Default: as in the run."""
-    split_column: Annotated[str | None, Parameter(name="--data.split-column", metavar="NAME")] = None
-    """Column that says which split an image is in. Default: as in the run, else split, if there is one."""
 
 
 def evaluate(
@@ -39,7 +19,7 @@ def evaluate(
     *,
     data: Annotated[str, Parameter(metavar="DATA")] | None = None,
     data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    columns: Annotated[Columns, Parameter(name="*")] = Columns(),
+    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
     split: Annotated[str, Parameter(metavar="NAME")] | None = None,
     held_out: float = 1.0,
     split_seed: int = 0,
@@ -99,12 +79,12 @@ def evaluate(
     if json is not None:
         check_json(json)
     try:
-        of_run = _data_of_run(checkpoint)
+        of_run = data_of_run(checkpoint)
     except InputError:  # a damaged run.json: the checkpoint may be whole
         if data is None:
             raise
         of_run = None
-    source = _other_data(data, columns, of_run).replace(held_out=held_out, split_seed=split_seed) if data else of_run
+    source = other_data(data, of_run, columns).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     if source is None:
         raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
     with stopped_by_signal():
@@ -127,30 +107,3 @@ def evaluate(
     if json is not None:
         write_json(json, found)
     return 0
-
-
-def _other_data(name: str, columns: Columns, of_run: Data | None) -> Data:
-    """Data of another name, with the columns that are given, or else those of the run."""
-    given = {column: value for column, value in asdict(columns).items() if value}
-    labels_given = any(column.startswith("label") for column in given)
-    inherited = (
-        {}
-        if of_run is None
-        else {
-            column: getattr(of_run, column)
-            for column in asdict(columns)
-            if not (labels_given and column.startswith("label"))
-        }
-    )
-    return Data(name=name, **{**inherited, **given})
-
-
-def _data_of_run(checkpoint: Location) -> Data | None:
-    """The data of the training run that a folder is, or is in (checkpoint, steps/000100); None without a run."""
-    from vit_train.run import RUN, read_request
-
-    folder = absolute(checkpoint)
-    for run in (folder, folder.parent, folder.parent.parent):
-        if (run / RUN).is_file():
-            return read_request(run).config.data
-    return None

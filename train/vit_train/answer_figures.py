@@ -1,0 +1,58 @@
+"""Figures of what a model answered to the images of a data set, as PNG files."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from vit_core.errors import shortened
+from vit_core.storage import Location
+from vit_train.answers import Answered
+from vit_train.attention_figures import draw_image
+from vit_train.figures import save_figure
+
+MOST_CLASSES = 40
+"""Rows of a confusion matrix that is drawn with names; of more classes, those that are confused most."""
+
+
+def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequence[str], path: Location) -> Location:
+    """Draws how often each class (rows) was answered with which (columns), each row as shares of its images. Of many
+    classes, those with the most wrong answers, by them or to them."""
+    wrong_CA = counts_CA.copy()
+    np.fill_diagonal(wrong_CA, 0)
+    if len(labels) > MOST_CLASSES:
+        by_class = wrong_CA.sum(axis=1) + wrong_CA[:, : len(labels)].sum(axis=0)
+        kept = np.sort(np.argsort(-by_class, kind="stable")[:MOST_CLASSES])
+        counts_CA, labels, answers = counts_CA[np.ix_(kept, kept)], [labels[i] for i in kept], [labels[i] for i in kept]
+    shares_CA = counts_CA / np.maximum(counts_CA.sum(axis=1, keepdims=True), 1)
+    side = max(4.0, 0.42 * len(labels) + 2)
+    figure, panel = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    image = panel.imshow(shares_CA, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts_CA):
+        if count and len(labels) <= 20:
+            dark = shares_CA[row, column] > 0.5
+            panel.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    names = [[_text(name, 18) for name in each] for each in (answers, labels)]
+    panel.set_xticks(range(len(answers)), names[0], rotation=90, fontsize=8)
+    panel.set_yticks(range(len(labels)), names[1], fontsize=8)
+    panel.set(xlabel="answer", ylabel="class")
+    figure.colorbar(image, ax=panel, shrink=0.8, label="share of the class")
+    return save_figure(figure, path)
+
+
+def answered_images(images: Sequence[Answered], path: Location, columns: int = 8) -> Location:
+    """Draws images with their class, the answer and its probability."""
+    rows = -(-len(images) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows), squeeze=False, layout="tight")
+    for panel in panels.flat:
+        panel.axis("off")
+    for panel, image in zip(panels.flat, images, strict=False):
+        draw_image(panel, image.pixels_HWC)
+        title = f"{_text(image.label, 16)}\n→ {_text(image.answer, 16)} {image.probability:.0%}"
+        panel.set_title(title, fontsize=7)
+    return save_figure(figure, path)
+
+
+def _text(name: str, most: int) -> str:
+    """A name of at most so many characters, in which matplotlib finds no formula."""
+    return shortened(name, most).replace("$", r"\$")

@@ -1,0 +1,125 @@
+"""What a predictor answers to single images of a split: which are worst, and which classes are confused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import log_softmax
+
+from vit_core.errors import InputError
+from vit_core.preprocess import Preprocessing
+from vit_train.classification import OTHER, ClassReport, report_of_answers
+from vit_train.data.batches import evaluation_pixels
+from vit_train.data.sources import Split
+from vit_train.display import SILENT, Display
+from vit_train.engine import Predictor
+
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An image of a data set, and what was answered."""
+
+    pixels_HWC: np.ndarray
+    label: str
+    answer: str
+    probability: float
+    """Probability of the answer."""
+    loss: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A predictor's answers to N images of a split, each of which has one class."""
+
+    split: Split
+    preprocessing: Preprocessing
+    ids_N: np.ndarray
+    """Index of each image in the split."""
+    classes_N: np.ndarray
+    """Class of each image."""
+    outputs: np.ndarray
+    """Class of the split -> output of the model."""
+    log_probabilities_NO: np.ndarray
+    """Of all outputs of the model, float64."""
+
+    @cached_property
+    def answers_N(self) -> np.ndarray:
+        """The class answered; the number of classes, where it is none of the split's."""
+        class_of_output = np.full(self.log_probabilities_NO.shape[1], len(self.outputs))
+        class_of_output[self.outputs] = np.arange(len(self.outputs))
+        return class_of_output[self.log_probabilities_NO.argmax(axis=1)]
+
+    @cached_property
+    def losses_N(self) -> np.ndarray:
+        """Cross entropy of each image."""
+        return -self.log_probabilities_NO[np.arange(len(self.ids_N)), self.outputs[self.classes_N]]
+
+    @property
+    def report(self) -> ClassReport:
+        """How well each class was recognised."""
+        return report_of_answers(self.split.labels, self.classes_N, self.answers_N)
+
+    def worst(self, count: int) -> list[Answered]:
+        """The images that were answered wrongly with the largest loss, worst first."""
+        wrong_W = np.flatnonzero(self.answers_N != self.classes_N)
+        order = np.argsort(-self.losses_N[wrong_W], kind="stable")
+        return [self._image(n) for n in wrong_W[order][:count]]
+
+    def confused(self, pairs: int, images: int) -> list[Answered]:
+        """Images of those pairs (class, answer) that occur most often, each pair's with the largest loss first."""
+        found = []
+        wrong_W = np.flatnonzero(self.answers_N != self.classes_N)
+        both_W2 = np.stack([self.classes_N[wrong_W], self.answers_N[wrong_W]], axis=1)
+        kinds_K2, counts_K = np.unique(both_W2, axis=0, return_counts=True)
+        for kind_2 in kinds_K2[np.argsort(-counts_K, kind="stable")][:pairs]:
+            of_kind = wrong_W[(both_W2 == kind_2).all(axis=1)]
+            found += [self._image(n) for n in of_kind[np.argsort(-self.losses_N[of_kind], kind="stable")][:images]]
+        return found
+
+    def _image(self, n: int) -> Answered:
+        names = (*self.split.labels, OTHER)
+        example = self.split.examples[int(self.ids_N[n])]
+        return Answered(
+            pixels_HWC=evaluation_pixels(example, self.preprocessing),
+            label=names[self.classes_N[n]],
+            answer=names[self.answers_N[n]],
+            probability=float(np.exp(self.log_probabilities_NO[n].max())),
+            loss=float(self.losses_N[n]),
+        )
+
+
+def spread_over(split: Split, count: int) -> np.ndarray:
+    """Indices of `count` examples of a split (of all, where it has fewer), evenly spread, ascending."""
+    return np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
+
+
+def answers_to(
+    predictor: Predictor,
+    split: Split,
+    preprocessing: Preprocessing,
+    outputs: Sequence[int],
+    count: int,
+    display: Display = SILENT,
+) -> Answers:
+    """A predictor's answers to `count` images of a split, evenly spread over it.
+
+    outputs: class of the split -> output of the model. InputError for an image that cannot be read.
+    """
+    ids_N, classes, logits = spread_over(split, count), [], []
+    with display.task("answers", len(ids_N)) as task:
+        for begin in range(0, len(ids_N), BATCH):
+            pixels = []
+            for i in ids_N[begin : begin + BATCH]:
+                example = split.examples[int(i)]
+                try:
+                    pixels.append(evaluation_pixels(example, preprocessing))
+                except InputError as error:
+                    raise InputError(f"{split.name(int(i))}: {error}") from None
+                classes.append(int(example["label"]))
+            logits.append(predictor.predict(np.stack(pixels)).astype(np.float64))
+            task.update(begin + len(pixels), split.title)
+    probabilities = log_softmax(np.concatenate(logits), axis=-1)
+    return Answers(split, preprocessing, ids_N, np.array(classes), np.array(outputs), probabilities)

@@ -1,0 +1,219 @@
+"""`vit export`"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from vit_cli import console
+from vit_cli.export_proof import on_data, on_random_images
+from vit_cli.exported_files import (
+    Runner,
+    names_of_files,
+    open_file,
+    operators_of,
+    require_packages,
+    target_of,
+    write_files,
+)
+from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.reports.export import print_on_data, print_program, print_random_images
+from vit_cli.requirements import TRAINING, require
+from vit_core.checkpoints import Checkpoint
+from vit_core.checkpoints.overwriting import check_outside_runs
+from vit_core.checkpoints.verification import check_apart
+from vit_core.deployment import Deployment, Input, Precision, Target
+from vit_core.errors import InputError, abbreviate
+from vit_core.field_text import parse_preprocessing
+from vit_core.labels import LabelMatching
+from vit_core.preprocess import Preprocessing
+from vit_core.storage import Location, location, staged_files
+from vit_core.traced_pixels import why_not_traceable
+
+
+def export(
+    source: Place,
+    target: Place,
+    /,
+    *,
+    to: Target | None = None,
+    input: Input | None = None,
+    batch: Annotated[int | Literal["any"] | None, Parameter(metavar="NUMBER|any")] = None,
+    any_size: Annotated[bool, Parameter(negative=())] = False,
+    precision: Precision = "float32",
+    image_size: OptionalSize = None,
+    opset: int | None = None,
+    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
+    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
+    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
+    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    images: int = 1000,
+    labels: LabelMatching = "by-name",
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    check: bool = True,
+) -> int:
+    """Write a checkpoint as a program for other runtimes, and prove that it is the same model.
+
+    The program contains the weights, the preprocessing (as far as --input says), the labels and the provenance; whoever
+    runs it does not need this package. Before the file appears at TARGET, it is run on random images: in onnxruntime,
+    by torch.export.load, or by JAX. Where its outputs are not those of the model, nothing is written and the exit
+    status is 1. With --data it also answers images of a data set, from file to label, beside the model.
+
+    Examples:
+        vit export runs/cifar10 cifar10.onnx
+        vit export runs/cifar10 cifar10_int8.onnx --precision int8 --data cifar10
+        vit export ViT-B_16.npz b16.pt2 --input pixels --any-size
+        vit export runs/cifar10 cifar10.mlirbc --batch 8
+
+    Args:
+        source: Checkpoint of any format, training run or saved step.
+        target: File to write. Its ending says the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
+            (stablehlo).
+        to: Target, where the ending of the file is another one.
+        input: What the program takes. image: decoded uint8 images of any size, which it resizes as the checkpoint's
+            preprocessing says. pixels: images of the model's size, which it normalises. normalised: float32. Default:
+            image, where the target can express it.
+        batch: Number of images, or any (default: any, where the target can express it; otherwise 1).
+        any_size: Let the model run at any multiples of its patch (two or more for each side), with the position
+            embeddings resampled in the program.
+        precision: Type of weights and computation. int8: weights and inputs of matrix products in 8 bits, by
+            onnxruntime's dynamic quantization.
+        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        opset: Opset of an ONNX file (default: 20).
+        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
+        data: Images to compare on: a folder, written with a slash; the name of a tensorflow-datasets set; or digits.
+        data_dir: Folder in which tensorflow-datasets sets are prepared.
+        split: Split of the data set. Default: test if there is one, else a validation split.
+        images: So many images of it at most, evenly spread.
+        labels: How the data set's classes are matched with the model's, as for vit evaluate.
+        from_: Format of the checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+        overwrite: Replace files that are there.
+        check: Run what was written.
+    """
+    to = to or target_of(target)
+    require_packages(to)
+    if data is not None:
+        require("train", *TRAINING)
+    if images < 1:
+        raise InputError(f"--images {images}: expected 1 or more")
+    if any_size and data is not None:
+        raise InputError("--data: images are brought to one size, so --any-size cannot be compared on them; remove one")
+    if opset is not None and to != "onnx":
+        raise InputError(f"--opset {opset}: is of ONNX files; {to} has none")
+    opened = open_and_report(source, from_, set_, part)
+    check_apart(target, source, location(opened.origin))
+    check_outside_runs(target)
+    checkpoint = opened.adapt(image_size=image_size)
+    made = _preprocessing_of(checkpoint, preprocessing)
+    if batch is None:
+        batch = 1 if to == "stablehlo" else "any"
+    deployment = Deployment.of(
+        checkpoint,
+        made,
+        target=to,
+        input=input or _default_input(to, made, any_size),
+        batch=None if batch == "any" else batch,
+        any_size=any_size,
+        precision=precision,
+    )
+    names = names_of_files(target.name, checkpoint, deployment)
+    _check_free(target, names, overwrite)
+    comparison = None if data is None else _Comparison(data, data_dir, split, images, labels)
+    try:
+        with staged_files(target.parent, names) as stage:
+            path = stage / target.name
+            with console.working(f"tracing the model for {to}"):
+                write_files(path, checkpoint, deployment, opset)
+            size = sum((stage / name).stat().st_size for name in names)
+            print_program(target.name, deployment, size, *operators_of(path, deployment))
+            if check:
+                _prove(path, checkpoint, deployment, comparison)
+    except _DiffersError:
+        console.say(f"{target}: not written, because its outputs are not those of the model")
+        return 1
+    console.say(f"wrote {', '.join(str(target.parent / name) for name in reversed(names))}")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The images of a data set that a program is compared on."""
+
+    data: str
+    directory: str | None
+    split: str | None
+    images: int
+    labels: LabelMatching
+
+
+class _DiffersError(Exception):
+    """A program is not the model that it was made from."""
+
+
+def _default_input(target: Target, preprocessing: Preprocessing, any_size: bool) -> Input:
+    """Images, where the program can resize them; says why not, where it cannot."""
+    if any_size:
+        return "pixels"
+    reason = "a size that may change, which its modules cannot have" if target == "stablehlo" else None
+    if reason := reason or why_not_traceable(preprocessing):
+        console.say(f"input: pixels of the model's size, because the program cannot resize images: {reason}")
+        return "pixels"
+    return "image"
+
+
+def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str]) -> Preprocessing:
+    """The checkpoint's preprocessing with some fields changed; says what is assumed where it records none."""
+    model, recorded = checkpoint.config.model, checkpoint.config.preprocessing
+    if recorded is None:
+        console.say(
+            "warning: preprocessing: the checkpoint does not record how its images were made; what --preprocessing "
+            "does not set is assumed: mean=0.5 std=0.5 interpolation=bicubic resize=crop crop_fraction=1"
+        )
+    found = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
+    return found.replace(**parse_preprocessing(words))
+
+
+def _check_free(target: Location, names: Sequence[str], overwrite: bool) -> None:
+    """InputError where files are in the way and are not to be replaced."""
+    there = [name for name in names if (target.parent / name).exists()]
+    if there and not overwrite:
+        raise InputError(f"{target.parent}: has {abbreviate(there)} already; choose another name, or add --overwrite")
+
+
+def _prove(path: Path, checkpoint: Checkpoint, deployment: Deployment, comparison: _Comparison | None) -> None:
+    """Runs a written program beside the model and prints how far they are apart. _DiffersError beyond the bound."""
+    with console.working("running it"):
+        program = open_file(path, deployment)
+        found = on_random_images(checkpoint, deployment, program)
+    print_random_images(found)
+    if not all(each.ok for each in found):
+        raise _DiffersError
+    if comparison is not None:
+        _compare(path.name, checkpoint, deployment, program, comparison)
+
+
+def _compare(
+    name: str, checkpoint: Checkpoint, deployment: Deployment, program: Runner, comparison: _Comparison
+) -> None:
+    """Prints the answers of a program and of the model to images of a data set."""
+    from vit_cli.reports.training import TerminalDisplay
+    from vit_train.config import Data
+    from vit_train.data.sources import open_split
+    from vit_train.frameworks import predictor_class
+    from vit_train.stages import matched_outputs
+
+    data = Data(name=comparison.data, directory=comparison.directory or Data(name=comparison.data).directory)
+    split = open_split(data.replace(eval_split=comparison.split, held_out=1.0), "test")
+    split.make_ready(TerminalDisplay())
+    outputs = None if split.multilabel else matched_outputs(checkpoint, split, comparison.labels)
+    own = checkpoint.with_config(checkpoint.config.replace(preprocessing=deployment.preprocessing))
+    twin = predictor_class(deployment.framework, "float32")(own)
+    found = on_data(twin, deployment, program, split, outputs, comparison.images, TerminalDisplay())
+    print_on_data(name, deployment, found)

@@ -1,0 +1,211 @@
+"""`vit show`"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from cyclopts import Parameter
+
+from vit_cli import console
+from vit_cli.evaluation_data import data_of_run, other_data, run_containing
+from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.reports.page import GENERATOR, page
+from vit_cli.training import require_training
+from vit_cli.twins import Framework
+from vit_core.checkpoints import Checkpoint
+from vit_core.errors import InputError, abbreviate
+from vit_core.labels import LabelMatching
+from vit_core.parameters import parameters
+from vit_core.preprocess import Preprocessing, decode, resize_image
+from vit_core.storage import Location, absolute, local_copy, location, staged_files
+
+if TYPE_CHECKING:
+    from vit_cli.shown_figures import Shown
+    from vit_train.answers import Answers
+    from vit_train.data.sources import Split
+    from vit_train.display import Display
+
+PAGE = "index.html"
+
+
+def show(
+    checkpoint: Place,
+    image: Annotated[OptionalPlace, Parameter(metavar="IMAGE")] = None,
+    /,
+    *,
+    out: Annotated[OptionalPlace, Parameter(metavar="FOLDER")] = None,
+    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
+    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
+    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    images: int = 1000,
+    labels: LabelMatching = "by-name",
+    framework: Framework = "torch",
+    image_size: OptionalSize = None,
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Draw what a model has learned, where it looks and what it confuses.
+
+    Writes PNG files and index.html, a page with all of them that needs no other file: patch filters and position
+    embeddings; for an image, attention by head and layer, attention rollout, mean attention distance and the attention
+    of registers; for a training run the curves, and for its data set the confusion matrix and the images that were
+    answered worst. What cannot be drawn is named.
+
+    Examples:
+        vit show runs/cifar10
+        vit show ViT-B_16.npz cat.jpg --out cat
+        vit show runs/photos --data ./new_photos/ --images 200
+
+    Args:
+        checkpoint: Checkpoint of any format, training run or saved step.
+        image: Image that attention is drawn for. Default: the first of the data set.
+        out: Folder to write (default: the checkpoint's name followed by _figures).
+        data: A folder, written with a slash; the name of a tensorflow-datasets set; or digits. Default: the data of the
+            run that the checkpoint belongs to.
+        data_dir: Folder in which tensorflow-datasets sets are prepared.
+        split: Split of the data set. Default: test if there is one, else a validation split.
+        images: So many images of it at most, evenly spread.
+        labels: How the data set's classes are matched with the model's, as for vit evaluate.
+        framework: Framework that computes.
+        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        from_: Format of the checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+        overwrite: Write into a folder that has other files of these names.
+    """
+    require_training(framework)
+    if images < 1:
+        raise InputError(f"--images {images}: expected 1 or more")
+    from vit_cli.reports.training import TerminalDisplay
+    from vit_cli.shown_figures import Shown
+
+    folder = out or location(f"{absolute(checkpoint).name}_figures")
+    _check_free(folder, overwrite)
+    opened = open_and_report(checkpoint, from_, set_, part).adapt(image_size=image_size)
+    model, recorded = opened.config.model, opened.config.preprocessing
+    preprocessing = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
+    drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))
+    display = TerminalDisplay()
+    examples = _examples(checkpoint, data, data_dir, split, display)
+    if drawn_for is None and examples is not None:
+        drawn_for = (examples.name(0), _first_pixels(examples, preprocessing))
+    answers = None
+    if examples is not None:
+        answers = _answers(opened, preprocessing, examples, framework, images, labels, display)
+    shown = Shown(opened, preprocessing, framework, display, drawn_for, run_containing(checkpoint), examples, answers)
+    _write(folder, str(checkpoint), shown)
+    return 0
+
+
+def _check_free(folder: Location, overwrite: bool) -> None:
+    """InputError where a folder has files, and no page that `vit show` wrote."""
+    if not folder.exists() or overwrite:
+        return
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; choose another --out")
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if names and not ((folder / PAGE).is_file() and GENERATOR.encode() in (folder / PAGE).read_bytes()):
+        raise InputError(
+            f"{folder}: holds other files ({abbreviate(names, most=3)}); choose another --out, or add --overwrite"
+        )
+
+
+def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
+    """An image's pixels by the checkpoint's preprocessing. InputError where it cannot be read."""
+    if image.is_dir():
+        raise InputError(f"{image}: is a folder; name one image")
+    with local_copy(image) as file:
+        return resize_image(decode(file, preprocessing), preprocessing)
+
+
+def _first_pixels(examples: "Split", preprocessing: Preprocessing) -> np.ndarray:
+    from vit_train.data.batches import evaluation_pixels
+
+    return evaluation_pixels(examples.examples[0], preprocessing)
+
+
+def _examples(
+    checkpoint: Location, data: str | None, data_dir: str | None, split: str | None, display: "Display"
+) -> "Split | None":
+    """The images of --data, or else of the run; None, and a line that says why, where there are none."""
+    from vit_train.data.sources import open_split
+
+    of_run = data_of_run(checkpoint)
+    if data is None and of_run is None:
+        return None
+    source = of_run if data is None else other_data(data, of_run).replace(held_out=1.0)
+    assert source is not None
+    source = source.replace(directory=data_dir or source.directory, eval_split=split or source.eval_split)
+    try:
+        examples = open_split(source, "test")
+    except InputError as error:
+        if data is not None:
+            raise
+        console.say(f"not drawn: confusion matrix and worst images; the data of the run: {error}")
+        return None
+    examples.make_ready(display)
+    return examples
+
+
+def _answers(
+    checkpoint: Checkpoint,
+    preprocessing: Preprocessing,
+    examples: "Split",
+    framework: Framework,
+    images: int,
+    labels: LabelMatching,
+    display: "Display",
+) -> "Answers | None":
+    """The model's answers to a data set; None, and a line that says why, where images have several classes."""
+    from vit_train.answers import answers_to
+    from vit_train.frameworks import predictor_class
+    from vit_train.stages import matched_outputs
+
+    if examples.multilabel:
+        console.say("not drawn: confusion matrix and worst images; images may have several classes")
+        return None
+    if not checkpoint.config.model.num_classes:
+        console.say("not drawn: confusion matrix and worst images; the model has no head")
+        return None
+    outputs = matched_outputs(checkpoint, examples, labels)
+    own = checkpoint.with_config(checkpoint.config.replace(preprocessing=preprocessing))
+    predictor = predictor_class(framework, "float32")(own)
+    return answers_to(predictor, examples, preprocessing, outputs, images, display)
+
+
+def _write(folder: Location, title: str, shown: "Shown") -> None:
+    """Draws everything, and writes all files at once."""
+    with tempfile.TemporaryDirectory(prefix="vit-") as scratch:
+        drawn = []
+        for figure in shown.figures():
+            with console.working(f"drawing {figure.file}"):
+                figure.draw(Path(scratch) / figure.file)
+            drawn.append((figure.title, figure.text, Path(scratch) / figure.file))
+        names = (*(file.name for *_, file in drawn), PAGE)
+        with staged_files(folder, names) as stage:
+            for *_, file in drawn:
+                shutil.copyfile(file, stage / file.name)
+            (stage / PAGE).write_text(page(title, _facts(shown.checkpoint), drawn), encoding="utf-8")
+    for name in names:
+        console.say(f"wrote {folder / name}")
+
+
+def _facts(checkpoint: Checkpoint) -> list[tuple[str, object]]:
+    """What a page says of a checkpoint."""
+    config, model = checkpoint.config, checkpoint.config.model
+    provenance = {name: value for name, value in config.provenance.model_dump(mode="json").items() if value}
+    provenance.pop("position_resampling", None)
+    return [
+        ("format", checkpoint.format),
+        ("parameters", f"{sum(row.size for row in parameters(model).values()):,}"),
+        ("image size", "x".join(map(str, model.image_size))),
+        ("patch size", "x".join(map(str, model.patch_size))),
+        ("layers, heads, width", f"{model.depth}, {model.heads}, {model.width}"),
+        ("pooling", model.pooling),
+        ("classes", abbreviate(config.labels, most=12) if config.labels else model.num_classes),
+        ("provenance", ", ".join(f"{name} {value}" for name, value in provenance.items()) or "-"),
+    ]

@@ -1,0 +1,210 @@
+"""Proves that an exported program is the model: on random images, and on those of a data set, from file to label."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vit_cli.exported_files import Runner
+from vit_core import parity
+from vit_core.checkpoints import Checkpoint
+from vit_core.deployment import Deployment, Precision
+from vit_core.errors import InputError
+from vit_core.planes import Planes
+from vit_core.preprocess import MODES, Picture, decode, normalise, resize_image
+
+if TYPE_CHECKING:
+    from vit_train.data.sources import Split
+    from vit_train.display import Display
+    from vit_train.engine import Predictor
+
+BOUNDS: dict[Precision, float | None] = {
+    "float32": parity.FLOAT32_BOUND,
+    "float16": parity.FLOAT32_BOUND * 2**13,
+    "int8": None,
+}
+"""Largest difference of the outputs, in terms of their scale. float16 has 13 bits less than float32, so that as many
+roundings as the bound of float32 allows are 2**13 times as large. Rounding to 8 bits has no such bound."""
+SIZES = ((0.75, 1.5), (2.0, 1.25), (1.0, 1.0))
+"""Sizes of random images of any size, as multiples of the model's."""
+CHUNK = 50
+"""Images of a data set at once, where the number is not fixed and they are resized already."""
+
+
+@dataclass(frozen=True)
+class RandomImages:
+    """How far a program is from its twin on random images of one size."""
+
+    shape: tuple[int, ...]
+    """Shape of the program's input."""
+    relative: float
+    """max|file - twin| / max|twin|."""
+    bound: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is within the bound; finite where there is none."""
+        return self.relative <= self.bound if self.bound is not None else bool(np.isfinite(self.relative))
+
+
+@dataclass
+class OnData:
+    """Answers of a program and of its twin on the same images."""
+
+    title: str
+    twin: list[np.ndarray] = field(default_factory=list)
+    """Outputs [B, outputs] of each batch."""
+    file: list[np.ndarray] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+    """For each image the output that stands for its class; empty where images may have several."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"twin": 0.0, "file": 0.0})
+    """Time of all batches but the first, from decoded images to outputs."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(map(len, self.twin))
+
+    @property
+    def changed(self) -> int:
+        """Images whose first answer is another one than the twin's."""
+        return int((np.concatenate(self.twin).argmax(-1) != np.concatenate(self.file).argmax(-1)).sum())
+
+    @property
+    def relative(self) -> float:
+        """max|file - twin| / max|twin|."""
+        return parity.difference(np.concatenate(self.file), np.concatenate(self.twin))[1]
+
+    @property
+    def largest(self) -> float:
+        """max|file - twin|, in terms of the outputs."""
+        return parity.difference(np.concatenate(self.file), np.concatenate(self.twin))[0]
+
+    @property
+    def margins(self) -> np.ndarray:
+        """For each image by how much the twin's first answer exceeds its second, ascending."""
+        ordered = np.sort(np.concatenate(self.twin), axis=-1)
+        return np.sort(ordered[:, -1] - ordered[:, -2])
+
+    def accuracy(self, which: str) -> float | None:
+        """Top-1 of "twin" or "file"; None where images may have several classes."""
+        answers = np.concatenate(self.twin if which == "twin" else self.file).argmax(-1)
+        return float((answers == self.wanted).mean()) if self.wanted else None
+
+
+def on_random_images(checkpoint: Checkpoint, deployment: Deployment, program: Runner) -> list[RandomImages]:
+    """Compares a program with the float32 model of its framework; several sizes where its input may have any."""
+    twin = _twin(checkpoint, deployment)
+    rng, found = np.random.default_rng(0), []
+    for batch, size in zip((1, 3, 2), _sizes(deployment), strict=False):
+        images = [_random_image(rng, deployment, size) for _ in range(deployment.batch or batch)]
+        if deployment.input == "image":
+            pixels_BHWC = np.stack([resize_image(image, deployment.preprocessing) for image in images])
+            inputs = np.stack([deployment.input_of(image) for image in images])
+        else:
+            pixels_BHWC = np.stack([_pixels(image) for image in images])
+            inputs = np.ascontiguousarray(deployment.input_of_pixels(pixels_BHWC))
+        expected_BC = twin(normalise(pixels_BHWC, deployment.preprocessing))
+        _, relative = parity.difference(program(inputs), expected_BC)
+        found.append(RandomImages(inputs.shape, relative, BOUNDS[deployment.precision]))
+    return found
+
+
+def on_data(
+    twin: "Predictor",
+    deployment: Deployment,
+    program: Runner,
+    split: "Split",
+    outputs: Sequence[int] | None,
+    count: int,
+    display: "Display",
+) -> OnData:
+    """Answers of a program and its twin to `count` images of a split, evenly spread over it, from the files' bytes.
+
+    outputs: class of the split -> output of the model; None: images may have several classes. InputError for an image
+    that cannot be read.
+    """
+    from vit_train.answers import spread_over
+
+    ids = spread_over(split, count)
+    found, size = OnData(split.title), deployment.batch or (1 if deployment.input == "image" else CHUNK)
+    with display.task("from file to label", len(ids)) as task:
+        for begin in range(0, len(ids), size):
+            pictures = []
+            for i in ids[begin : begin + size]:
+                example = split.examples[int(i)]
+                try:
+                    pictures.append(decode(example["image"], deployment.preprocessing))
+                except InputError as error:
+                    raise InputError(f"{split.name(int(i))}: {error}") from None
+                found.wanted += [outputs[int(example["label"])]] if outputs is not None else []
+            _add(found, twin, deployment, program, pictures, size)
+            task.update(begin + len(pictures), split.title)
+    return found
+
+
+def _add(
+    found: OnData,
+    twin: "Predictor",
+    deployment: Deployment,
+    program: Runner,
+    pictures: Sequence[Picture],
+    size: int,
+) -> None:
+    """Adds the answers to some images; a fixed batch is filled up with its last image."""
+    padded = [*pictures, *[pictures[-1]] * (size - len(pictures))] if deployment.batch else pictures
+    begin = time.perf_counter()
+    pixels_BHWC = np.stack([resize_image(picture, deployment.preprocessing) for picture in padded])
+    of_twin = twin.predict(pixels_BHWC)[: len(pictures)]
+    middle = time.perf_counter()
+    of_file = _run(program, [deployment.input_of(picture) for picture in padded])[: len(pictures)]
+    end = time.perf_counter()
+    if found.twin:  # the first batch includes compiling
+        found.seconds["twin"] += middle - begin
+        found.seconds["file"] += end - middle
+    found.twin.append(of_twin)
+    found.file.append(of_file)
+
+
+def _run(program: Runner, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The outputs for images, which may have different sizes only if they are alone."""
+    return program(np.ascontiguousarray(np.stack(inputs)))
+
+
+def _twin(checkpoint: Checkpoint, deployment: Deployment) -> Runner:
+    """The float32 model of the deployment's framework, from normalised images [B, H, W, C]."""
+    if deployment.framework == "torch":
+        import vit_torch
+
+        in_torch = vit_torch.load(checkpoint, dtype="float32")
+        return lambda x_BHWC: vit_torch.predict(in_torch, x_BHWC, interpolate=deployment.any_size)
+    import vit_jax
+
+    in_jax = vit_jax.load(checkpoint, dtype="float32")
+    return lambda x_BHWC: vit_jax.predict(in_jax, x_BHWC, interpolate=deployment.any_size)
+
+
+def _sizes(deployment: Deployment) -> list[tuple[int, int]]:
+    """Sizes of the random images."""
+    (height, width), (P, Q) = deployment.model.image_size, deployment.model.patch_size
+    if deployment.input != "image" and not deployment.any_size:
+        return [(height, width)] * 2
+    P, Q, least = (P, Q, 2) if deployment.any_size else (1, 1, 1)
+    return [(max(round(height * y / P), least) * P, max(round(width * x / Q), least) * Q) for y, x in SIZES]
+
+
+def _random_image(rng: np.random.Generator, deployment: Deployment, size: tuple[int, int]) -> Picture:
+    preprocessing = deployment.preprocessing
+    pixels_HWC = rng.integers(
+        0, np.iinfo(preprocessing.pixel_type).max, (*size, preprocessing.channels), preprocessing.pixel_type, True
+    )
+    if preprocessing.bit_depth == 8 and preprocessing.channels in MODES:
+        return Image.fromarray(pixels_HWC[..., 0] if preprocessing.channels == 1 else pixels_HWC)
+    return Planes.of(pixels_HWC, preprocessing.bit_depth)
+
+
+def _pixels(image: Picture) -> np.ndarray:
+    return image.pixels() if isinstance(image, Planes) else np.asarray(image).reshape(image.height, image.width, -1)

@@ -1,0 +1,58 @@
+"""How `vit export` shows what it wrote, and the proof that this is the model."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from vit_cli.console import console, say, table, verdict
+from vit_cli.export_proof import OnData, RandomImages
+from vit_core.deployment import Deployment
+
+
+def print_program(name: str, deployment: Deployment, size: int, version: str, operators: Counter[str]) -> None:
+    """Prints what a program takes and gives, its size in bytes, and its operators."""
+    shape = ", ".join(map(str, deployment.input_shape))
+    outputs = deployment.model.num_classes or deployment.model.features
+    say(
+        f"{name}: {deployment.target}, {version}, {deployment.precision}, {size / 1e6:,.2f} MB; images "
+        f"{deployment.input_type} [{shape}] -> {deployment.output} float32 [{deployment.input_shape[0]}, {outputs}]"
+    )
+    say("operators: " + ", ".join(f"{operator} {count}" for operator, count in sorted(operators.items())))
+
+
+def print_random_images(found: Sequence[RandomImages]) -> None:
+    """Prints how far a program is from its twin on random images."""
+    for each in found:
+        shape = "x".join(map(str, each.shape))
+        bound = (
+            f"(bound {each.bound:.1g})" if each.bound is not None else "(rounding to 8 bits has no bound; see --data)"
+        )
+        console.print(
+            f"random images {shape}: largest difference {each.relative:.1e} of the scale {bound} {verdict(each.ok)}",
+            highlight=False,
+        )
+
+
+def print_on_data(name: str, deployment: Deployment, found: OnData) -> None:
+    """Prints the answers of a program beside those of its twin."""
+
+    def percent(which: str) -> str:
+        accuracy = found.accuracy(which)
+        return "-" if accuracy is None else f"{accuracy:.2%}"
+
+    rates = {
+        which: (found.images - len(found.twin[0])) / seconds if seconds else 0.0
+        for which, seconds in found.seconds.items()
+    }
+    table(
+        f"{found.title}: {found.images:,} images, from file to label",
+        ("", "top-1", "top-1 changed", "largest difference", "images/s"),
+        [
+            (f"twin ({deployment.framework}, float32)", percent("twin"), "", "", f"{rates['twin']:,.0f}"),
+            (name, percent("file"), found.changed, f"{found.relative:.1e} of the scale", f"{rates['file']:,.0f}"),
+        ],
+    )
+    margins = found.margins
+    say(
+        f"margins between the twin's first and second answer: smallest {margins[0]:.2g}, median "
+        f"{margins[len(margins) // 2]:.2g}; the largest difference of an output is {found.largest:.2g}"
+    )

@@ -1,0 +1,206 @@
+"""The figures of `vit show`: which can be drawn of a checkpoint, an image and a data set, and what they say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vit_cli.console import say
+from vit_cli.twins import Framework
+from vit_core import attention_maps
+from vit_core.checkpoints import Checkpoint
+from vit_core.preprocess import Preprocessing, normalise
+from vit_core.storage import Location
+from vit_train import answer_figures, attention_figures, figures
+from vit_train.answers import Answers, spread_over
+from vit_train.data.batches import evaluation_pixels
+from vit_train.data.sources import Split
+from vit_train.display import Display
+from vit_train.metrics import METRICS
+
+DISTANCE_IMAGES = 128
+"""Images that attention distances are averaged over, as in arXiv:2010.11929."""
+WORST, PAIRS, IMAGES_OF_A_PAIR = 24, 6, 4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure to draw."""
+
+    file: str
+    title: str
+    text: str
+    """What is drawn, and how to read it."""
+    draw: Callable[[Path], object]
+    """Writes a PNG file."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to be shown."""
+
+    checkpoint: Checkpoint
+    preprocessing: Preprocessing
+    framework: Framework
+    display: Display
+    image: tuple[str, np.ndarray] | None = None
+    """Name and pixels [H, W, C] of the image that attention is drawn for."""
+    run: Location | None = None
+    """The folder of the training run."""
+    split: Split | None = None
+    """Images of a data set."""
+    answers: Answers | None = None
+    """Answers to images of the split, where each has one class."""
+
+    def figures(self) -> Iterator[Figure]:
+        """All that can be drawn; prints what cannot, and why."""
+        if self.run is not None and (self.run / METRICS).is_file():
+            yield self._curves(self.run)
+        yield from self._of_answers()
+        yield from self._of_weights()
+        if self.image is None:
+            say("not drawn: attention; give an IMAGE, or --data")
+            return
+        yield from self._of_attention(*self.image)
+
+    def _curves(self, run: Location) -> Figure:
+        return Figure(
+            "curves.png",
+            "Training",
+            "Loss and learning rate by step, and the accuracy at each evaluation.",
+            lambda path: figures.training_curves([(run.name, run / METRICS)], path),
+        )
+
+    def _of_weights(self) -> Iterator[Figure]:
+        model, arrays = self.checkpoint.config.model, self.checkpoint.arrays
+        if model.stem_layers is None:
+            yield Figure(
+                "patch_filters.png",
+                "Patch filters",
+                "The first 28 principal components of the filters of the patch embedding, each on its own scale. "
+                "A trained model has smooth patterns of low frequency; noise says that it was trained too little.",
+                lambda path: figures.patch_filters(
+                    [("principal components", arrays["patch_embed.proj.weight"].astype(np.float32))], path
+                ),
+            )
+        else:
+            say("not drawn: patch filters; a ResNet precedes the patches of this model")
+        if model.position_embedding == "learned":
+            pos_ND = arrays["pos_embed"][0, model.prefix_positions :].astype(np.float32)
+            yield Figure(
+                "position_similarity.png",
+                "Position embeddings",
+                "Each tile stands where its patch is in the image, and shows the cosine similarity of its position "
+                "embedding to those of all patches. Near patches become alike in training, often those of one row or "
+                "column too.",
+                lambda path: figures.position_similarity([("position embeddings", pos_ND, model.grid)], path),
+            )
+        else:
+            say(f"not drawn: position similarity; its positions are not learned ({model.position_embedding})")
+
+    def _of_attention(self, name: str, pixels_HWC: np.ndarray) -> Iterator[Figure]:
+        model = self.checkpoint.config.model
+        of_image = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
+        query = attention_figures.query_token(model)[1]
+        yield Figure(
+            "attention.png",
+            "Attention by head and layer",
+            f"Of {name}: how much {query} attends to each patch, a row for each layer and a column for each head, each "
+            "map on its own scale.",
+            lambda path: attention_figures.attention_by_head(model, pixels_HWC, of_image, path),
+        )
+        yield Figure(
+            "rollout.png",
+            "Attention rollout",
+            f"Of {name}: attention multiplied through all layers, with half of each token carried past each layer "
+            "(arXiv:2005.00928). It shows which patches can have contributed, not why.",
+            lambda path: attention_figures.attention_rollout(model, pixels_HWC, of_image, path),
+        )
+        distances_LT, images = self._distances(of_image)
+        yield Figure(
+            "attention_distance.png",
+            "Mean attention distance",
+            "How far away the patches are that each head attends to, weighted by attention. Where some heads of the "
+            "first layers look near and others far, and those of the last layers far, it is as in "
+            "arXiv:2010.11929, figures 7 and 11.",
+            lambda path: attention_figures.attention_distance(distances_LT, images, path),
+        )
+        if model.registers:
+            yield Figure(
+                "registers.png",
+                "Registers",
+                f"Of {name}: what each register attends to in the last layer (mean over heads), and which share of all "
+                "tokens' attention goes to registers, by layer.",
+                lambda path: attention_figures.register_attention(model, of_image, path),
+            )
+
+    def _of_answers(self) -> Iterator[Figure]:
+        if (answers := self.answers) is None or self.split is None:
+            return
+        report, images = answers.report, f"{len(answers.ids_N):,} of {len(self.split):,} images of {self.split.title}"
+        matrix = report.confusion_matrix
+        assert matrix is not None
+        columns = [*self.split.labels, "other"][: matrix.shape[1]]
+        yield Figure(
+            "confusion_matrix.png",
+            "Confusion matrix",
+            f"{images}: how often each class (row) was answered as which (column). Accuracy "
+            f"{(answers.answers_N == answers.classes_N).mean():.2%}, macro F1 {report.macro_f1:.2%}.",
+            lambda path: answer_figures.confusion_matrix(matrix, self.split.labels, columns, path),  # type: ignore[union-attr]
+        )
+        if not (worst := answers.worst(WORST)):
+            say("not drawn: worst and confused images; all answers are right")
+            return
+        yield Figure(
+            "worst.png",
+            "Worst images",
+            f"{images}: wrong answers with the largest loss, worst first: the class, the answer and its probability. "
+            "Labels that are wrong are often among them.",
+            lambda path: answer_figures.answered_images(worst, path),
+        )
+        yield Figure(
+            "confused.png",
+            "Most confused classes",
+            f"{images}: the {PAIRS} pairs of class and answer that occur most often, the most frequent first, with "
+            f"up to {IMAGES_OF_A_PAIR} images each.",
+            lambda path: answer_figures.answered_images(answers.confused(PAIRS, IMAGES_OF_A_PAIR), path),
+        )
+
+    @cached_property
+    def _twin(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """The attention weights of each layer for normalised images."""
+        if self.framework == "torch":
+            import vit_torch
+
+            in_torch = vit_torch.load(self.checkpoint, dtype="float32")
+            return lambda x_BHWC: vit_torch.attention_weights(in_torch, x_BHWC)
+        import vit_jax
+
+        in_jax = vit_jax.load(self.checkpoint, dtype="float32")
+        return lambda x_BHWC: vit_jax.attention_weights(in_jax, x_BHWC)
+
+    def _attention(self, pixels_HWC: np.ndarray) -> list[np.ndarray]:
+        return self._twin(normalise(pixels_HWC[None], self.preprocessing))
+
+    def _distances(self, of_image: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
+        """Mean attention distance [layers, heads], and over how many images: the split's, or the one image."""
+        if self.split is None:
+            return self._distances_of(of_image), 1
+        ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
+        with self.display.task("attention", len(ids)) as task:
+            for done, i in enumerate(ids):
+                pixels_HWC = evaluation_pixels(self.split.examples[int(i)], self.preprocessing)
+                total = total + self._distances_of([weights[0] for weights in self._attention(pixels_HWC)])
+                task.update(done + 1, self.split.title)
+        return total / len(ids), len(ids)
+
+    def _distances_of(self, weights_LTNN: Sequence[np.ndarray]) -> np.ndarray:
+        model = self.checkpoint.config.model
+        return np.stack(
+            [
+                attention_maps.attention_distances(weights_TNN, model.grid, model.patch_size, model.prefix_tokens)
+                for weights_TNN in weights_LTNN
+            ]
+        )

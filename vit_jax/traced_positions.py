@@ -1,0 +1,45 @@
+"""Positions while jax.export traces a model whose image size is a symbol.
+
+The matrices and tables of vit_core.position_embeddings are then filled by JAX operations, which become part of the
+exported program, instead of by NumPy for one size. 64-bit types must be enabled, as they are computed in float64.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.export import is_symbolic_dim
+
+from vit_core.config import ViTConfig
+from vit_core.position_embeddings import filled_matrix, filled_sincos2d
+
+
+def is_traced(grid: tuple[Any, Any]) -> bool:
+    """Whether a side of a grid is a symbol."""
+    return any(is_symbolic_dim(side) for side in grid)
+
+
+def resampled(config: ViTConfig, grid: tuple[Any, Any], pos_hwD: Array) -> Array:
+    """Learned positions [h, w, D] of the config's grid for another one: [H, W, D]."""
+    rows, columns = (matrix.astype(pos_hwD.dtype) for matrix in _axis_matrices(config, grid))
+    return jnp.einsum("xw,ywd->yxd", columns, jnp.einsum("yh,hwd->ywd", rows, pos_hwD))
+
+
+def sincos2d(config: ViTConfig, grid: tuple[Any, Any]) -> Array:
+    """The float64 table [H * W, width] of vit_core's `sincos2d`."""
+    table: Array = filled_sincos2d(grid, config.width, config.sincos_formula, jnp)
+    return table
+
+
+def _axis_matrices(config: ViTConfig, grid: tuple[Any, Any]) -> list[Array]:
+    """The float64 matrices [H, h] and [W, w] of vit_core's `axis_matrices`, from the config's grid to another.
+
+    An equal grid gives identities there whatever the method, which is chosen here when the program runs.
+    """
+    numbers = [jnp.arange(side) for side in grid]
+    equal = (numbers[0][-1] + 1 == config.grid[0]) & (numbers[1][-1] + 1 == config.grid[1])
+    matrices = []
+    for source, target, numbers_T in zip(config.grid, grid, numbers, strict=True):
+        same = (numbers_T[:, None] == jnp.arange(source)).astype(jnp.float64)
+        matrices.append(jnp.where(equal, same, filled_matrix(config.position_resampling, source, target, jnp)))
+    return matrices
