@@ -10,11 +10,15 @@ from vit_core.checkpoints import Checkpoint, open_checkpoint
 from vit_core.checkpoints.formats.registry import FORMATS, TARGETS
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import parse_fields, parse_size
-from vit_core.storage import Location, location
+from vit_core.storage import Location, location, writable_location
 
 
 def _to_location(type_: object, tokens: Sequence[Token]) -> Location:
     return location(tokens[0].value)
+
+
+def _to_target(type_: object, tokens: Sequence[Token]) -> Location:
+    return writable_location(tokens[0].value)
 
 
 def _to_size(type_: object, tokens: Sequence[Token]) -> int | tuple[int, int]:
@@ -40,6 +44,8 @@ def _choice(name: str, names: Sequence[str]) -> Parameter:
 if TYPE_CHECKING:
     Place: TypeAlias = Location
     OptionalPlace: TypeAlias = Location | None
+    Target: TypeAlias = Location
+    OptionalTarget: TypeAlias = Location | None
     OptionalSize: TypeAlias = int | tuple[int, int] | None
     FieldWords: TypeAlias = tuple[str, ...]
     ReadFormat: TypeAlias = str
@@ -47,8 +53,11 @@ if TYPE_CHECKING:
     WrittenFormat: TypeAlias = str
 else:  # cyclopts checks what a converter returns against the type before Parameter
     Place = Annotated[Any, Parameter(converter=_to_location, metavar="PATH")]
-    """A file or folder on this machine, or an address in a store."""
+    """A file or folder on this machine, or an address in a store or in the Hub."""
     OptionalPlace = Place
+    Target = Annotated[Any, Parameter(converter=_to_target, metavar="PATH")]
+    """A file or folder to write, on this machine or in a store."""
+    OptionalTarget = Target
     OptionalSize = Annotated[Any, Parameter(converter=_to_size, metavar="SIZE")]
     """Pixels: 384, or height x width as 384x512."""
     FieldWords = Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import Place
+from vit_cli.option_types import Target
 from vit_cli.reports.formats import print_costs
 from vit_core.errors import InputError
 from vit_core.storage import check_writable, location, require_local
@@ -18,7 +18,7 @@ def bench(
     /,
     *,
     variant: Annotated[str, Parameter(metavar="NAME")] = "L/16",
-    folder: Place = HERE,
+    folder: Target = HERE,
     repeats: int = 5,
 ) -> int:
     """Measure what a conversion costs, or how long `vit --help` takes.
@@ -50,7 +50,7 @@ def _bench_help(repeats: int) -> int:
     return int(not found.ok)
 
 
-def _bench_convert(variant: str, folder: Place, repeats: int) -> int:
+def _bench_convert(variant: str, folder: Target, repeats: int) -> int:
     from vit_cli.benchmarks import conversion
 
     config = conversion.model_of(variant)

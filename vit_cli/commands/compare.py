@@ -1,13 +1,13 @@
 """`vit compare`"""
 
-from vit_cli.option_types import Place
+from vit_cli.option_types import Place, Target
 from vit_cli.requirements import require
 from vit_core.storage import location, require_local
 
 COMPARED = location("compared.png")
 
 
-def compare(a: Place, b: Place, /, *, out: Place = COMPARED) -> int:
+def compare(a: Place, b: Place, /, *, out: Target = COMPARED) -> int:
     """Show how far two training runs of one config differ.
 
     Prints their losses side by side and the distance of their weights at the newest common step, and draws both loss

@@ -6,7 +6,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console, conversion_proof
-from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, WrittenFormat, open_and_report
+from vit_cli.option_types import (
+    FieldWords,
+    OptionalSize,
+    PartName,
+    Place,
+    ReadFormat,
+    Target,
+    WrittenFormat,
+    open_and_report,
+)
 from vit_core.checkpoints import Checkpoint, save_checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
 from vit_core.checkpoints.saving import express_for
@@ -16,7 +25,7 @@ from vit_core.storage import location
 
 def convert(
     source: Place,
-    target: Place,
+    target: Target,
     /,
     *,
     to: WrittenFormat = "vit",

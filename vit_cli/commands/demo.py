@@ -1,6 +1,6 @@
 """`vit demo`"""
 
-from vit_cli.option_types import Place, not_negative
+from vit_cli.option_types import Target, not_negative
 from vit_cli.requirements import require
 from vit_cli.training import stopped_by_signal
 from vit_core.storage import check_writable, location, require_local
@@ -8,7 +8,7 @@ from vit_core.storage import check_writable, location, require_local
 DEMO = location("runs/demo")
 
 
-def demo(*, out: Place = DEMO, seed: int = 0) -> int:
+def demo(*, out: Target = DEMO, seed: int = 0) -> int:
     """Show the whole path on handwritten digits, in minutes.
 
     Pretrains a small model in JAX, opens its checkpoint in PyTorch, proves that both are the same model, fine-tunes

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import (
+    FieldWords,
+    OptionalSize,
+    OptionalTarget,
+    PartName,
+    Place,
+    ReadFormat,
+    open_and_report,
+)
 from vit_cli.training import require_training, stopped_by_signal
 from vit_cli.twins import Framework
 from vit_core.errors import InputError
@@ -33,7 +41,7 @@ def evaluate(
     allow_undecodable: Annotated[bool, Parameter(negative=())] = False,
     labels: LabelMatching = "by-name",
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
-    json: Annotated[OptionalPlace, Parameter(metavar="FILE")] = None,
+    json: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
 ) -> int:
     """Measure the accuracy of a checkpoint on a data set.
 

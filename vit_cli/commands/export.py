@@ -19,6 +19,7 @@ from vit_cli.exported_files import (
     write_files,
 )
 from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import Target as WrittenPlace
 from vit_cli.reports.export import print_on_data, print_program, print_random_images
 from vit_cli.requirements import TRAINING, require
 from vit_core.checkpoints import Checkpoint
@@ -35,7 +36,7 @@ from vit_core.traced_pixels import why_not_traceable
 
 def export(
     source: Place,
-    target: Place,
+    target: WrittenPlace,
     /,
     *,
     to: Target | None = None,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, Target, open_and_report
 from vit_cli.requirements import require
 from vit_cli.twins import Framework
 from vit_core.features import Pool
@@ -17,7 +17,7 @@ def features(
     pictures: Annotated[tuple[str, ...], Parameter(metavar="PICTURE")] = (),
     /,
     *,
-    out: Annotated[Place, Parameter(metavar="FILE")],
+    out: Annotated[Target, Parameter(metavar="FILE")],
     stdin: Annotated[bool, Parameter(negative=())] = False,
     layer: int = -1,
     pool: Pool | None = None,

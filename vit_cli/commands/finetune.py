@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalPlace, PartName, ReadFormat, open_and_report
+from vit_cli.option_types import FieldWords, OptionalPlace, OptionalTarget, PartName, ReadFormat, open_and_report
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.training import (
     Epochs,
@@ -35,7 +35,7 @@ def finetune(
     part: PartName | None = None,
     epochs: Epochs | None = None,
     framework: Framework | None = None,
-    out: OptionalPlace = None,
+    out: OptionalTarget = None,
     distributed: Annotated[str, Parameter(metavar="ADDRESS")] | None = None,
     preflight: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:

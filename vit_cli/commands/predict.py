@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import (
+    FieldWords,
+    OptionalPlace,
+    OptionalSize,
+    OptionalTarget,
+    PartName,
+    Place,
+    ReadFormat,
+    open_and_report,
+)
 from vit_cli.reports.prediction import Kind
 from vit_cli.twins import Framework
 from vit_core.errors import InputError
@@ -19,7 +28,7 @@ def predict(
     *,
     stdin: Annotated[bool, Parameter(negative=())] = False,
     to: Kind | None = None,
-    out: Annotated[OptionalPlace, Parameter(metavar="FILE")] = None,
+    out: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
     top_k: int = 5,
     unreadable: Literal["skip", "error"] = "skip",
     class_names: Annotated[OptionalPlace, Parameter(metavar="FILE")] = None,

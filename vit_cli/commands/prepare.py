@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli.console import say
-from vit_cli.option_types import Place
+from vit_cli.option_types import Place, Target
 from vit_cli.requirements import require
 from vit_core.storage import require_local
 
@@ -14,7 +14,7 @@ def prepare(
     folder: Place,
     /,
     *,
-    out: Place,
+    out: Target,
     name: Annotated[str, Parameter(metavar="NAME")] | None = None,
     held_out: float = 0.1,
     split_seed: int = 0,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import OptionalPlace
+from vit_cli.option_types import OptionalTarget
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.training import (
     Epochs,
@@ -32,7 +32,7 @@ def pretrain(
     model: Variant | None = None,
     epochs: Epochs | None = None,
     framework: Framework | None = None,
-    out: OptionalPlace = None,
+    out: OptionalTarget = None,
     distributed: Annotated[str, Parameter(metavar="ADDRESS")] | None = None,
     preflight: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import Place
+from vit_cli.option_types import Target
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.training import go_on
 from vit_cli.twins import Framework
@@ -12,7 +12,7 @@ from vit_cli.twins import Framework
 
 @recipe_command
 def resume(
-    run: Place,
+    run: Target,
     /,
     changes: Changes,
     *,

@@ -10,7 +10,16 @@ from cyclopts import Parameter
 
 from vit_cli import console
 from vit_cli.evaluation_data import data_of_run, other_data, run_containing
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import (
+    FieldWords,
+    OptionalPlace,
+    OptionalSize,
+    OptionalTarget,
+    PartName,
+    Place,
+    ReadFormat,
+    open_and_report,
+)
 from vit_cli.reports.page import GENERATOR, page
 from vit_cli.training import require_training
 from vit_cli.twins import Framework
@@ -35,7 +44,7 @@ def show(
     image: Annotated[OptionalPlace, Parameter(metavar="IMAGE")] = None,
     /,
     *,
-    out: Annotated[OptionalPlace, Parameter(metavar="FOLDER")] = None,
+    out: Annotated[OptionalTarget, Parameter(metavar="FOLDER")] = None,
     data: Annotated[str, Parameter(metavar="DATA")] | None = None,
     data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
     split: Annotated[str, Parameter(metavar="NAME")] | None = None,

@@ -1,5 +1,6 @@
-"""Local paths and object stores (gs://, s3://, memory://) behind one set of operations."""
+"""Local paths, stores (gs://, s3://, memory://) and the Hugging Face Hub (hf://) behind one set of operations."""
 
+from vit_core.storage.hub import HubPath
 from vit_core.storage.locations import (
     Location,
     absolute,
@@ -9,12 +10,14 @@ from vit_core.storage.locations import (
     location,
     remove_tree,
     require_local,
+    writable_location,
 )
 from vit_core.storage.locks import exclusive
 from vit_core.storage.object_store import StorageError, StorePath
 from vit_core.storage.staging import staged_files
 
 __all__ = [
+    "HubPath",
     "Location",
     "StorageError",
     "StorePath",
@@ -27,4 +30,5 @@ __all__ = [
     "remove_tree",
     "require_local",
     "staged_files",
+    "writable_location",
 ]

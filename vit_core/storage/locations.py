@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
 from vit_core.errors import InputError
-from vit_core.storage.object_store import StorageError, StorePath
+from vit_core.storage.hub import HubPath
+from vit_core.storage.object_store import HUB, StorageError, StorePath
 
 Location: TypeAlias = Path | StorePath
 """Where a file or folder is: `location` makes one from text."""
 
 
 def location(path: str | os.PathLike[str]) -> Location:
-    """A local path, or the address of an object or folder in a store (gs://BUCKET/..., s3://..., memory://...).
+    """A local path, or the address of an object or folder in a store (gs://BUCKET/..., s3://..., memory://...) or of a
+    model in the Hugging Face Hub (hf://USER/MODEL[@REVISION]), which can only be read.
 
     Raises InputError for another scheme, and for an address without a bucket.
     """
+    if isinstance(path, Path | StorePath):
+        return path
     text = os.fspath(path)
-    return StorePath.parse(text) if "://" in text and not isinstance(path, Path) else Path(path)
+    if "://" not in text:
+        return Path(text)
+    return HubPath.parse(text) if text.startswith(f"{HUB}://") else StorePath.parse(text)
 
 
 def is_local(path: Location) -> TypeGuard[Path]:
@@ -34,6 +40,14 @@ def require_local(path: Location, option: str) -> Path:
     if not is_local(path):
         raise InputError(f"{option} {path}: expected a folder on this machine")
     return path
+
+
+def writable_location(path: str | os.PathLike[str]) -> Location:
+    """A location to write to. InputError for one that can only be read; nothing is looked up."""
+    place = location(path)
+    if not is_local(place):
+        place.mkdir()  # does nothing, or refuses
+    return place
 
 
 def absolute(path: Location) -> Location:

@@ -14,20 +14,27 @@ import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Self, cast
 
-from vit_core.errors import InputError, shortened
+from vit_core.errors import InputError, one_line, shortened
 
 SLOW_RESPONSE_SECONDS = 5.0
 """Seconds without a response after which a warning says that the store is slow."""
 
-CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3"), "memory": ("fsspec", "train")}
+CLIENTS = {
+    "gs": ("gcsfs", "gcs"),
+    "s3": ("s3fs", "s3"),
+    "hf": ("huggingface_hub", "hub"),
+    "memory": ("fsspec", "train"),
+}
 """Protocol -> the package that implements it, and the extra of vit-parity that installs that."""
+HUB = "hf"
+"""Protocol of the Hugging Face Hub (vit_core.storage.hub)."""
 
 _LOGIN = {
     "gs": "log in (gcloud auth application-default login), or ask for access to the bucket",
@@ -53,12 +60,12 @@ class StorePath:
     """What the listing that this path comes from says of the object; saves one request."""
 
     @classmethod
-    def parse(cls, address: str) -> "StorePath":
+    def parse(cls, address: str) -> Self:
         """From an address such as gs://bucket/run. InputError for another protocol, or without a bucket."""
         protocol, _, key = address.partition("://")
         key = re.sub("/+", "/", key.strip("/"))
         if protocol not in CLIENTS:
-            known = ", ".join(f"{name}://BUCKET/..." for name in CLIENTS)
+            known = ", ".join(f"{name}://{'USER/MODEL' if name == HUB else 'BUCKET/...'}" for name in CLIENTS)
             raise InputError(f"{address}: expected a folder or one of {known}; other stores have to be mounted")
         if not key:
             raise InputError(f"{address}: names no bucket; expected {protocol}://BUCKET/...")
@@ -69,8 +76,8 @@ class StorePath:
 
     __fspath__ = __str__
 
-    def __truediv__(self, name: str | os.PathLike[str]) -> "StorePath":
-        return StorePath(self.protocol, f"{self.key}/{os.fspath(name).strip('/')}")
+    def __truediv__(self, name: str | os.PathLike[str]) -> Self:
+        return self._at(f"{self.key}/{os.fspath(name).strip('/')}")
 
     @property
     def name(self) -> str:
@@ -88,11 +95,11 @@ class StorePath:
         return PurePosixPath(self.key).suffix
 
     @property
-    def parent(self) -> "StorePath":
+    def parent(self) -> Self:
         """The folder it is in; of a bucket, the bucket."""
-        return StorePath(self.protocol, self.key.rpartition("/")[0] or self.key)
+        return self._at(self.key.rpartition("/")[0] or self.key)
 
-    def with_name(self, name: str) -> "StorePath":
+    def with_name(self, name: str) -> Self:
         """The object of another name in the same folder."""
         return self.parent / name
 
@@ -117,14 +124,14 @@ class StorePath:
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: a folder exists as soon as an object's name contains it."""
 
-    def iterdir(self) -> Iterator["StorePath"]:
+    def iterdir(self) -> Iterator[Self]:
         """What is directly in the folder, sorted by name."""
         entries: list[dict[str, Any]] = self._call("ls", detail=True)
         # Some tools create an object for the folder itself.
-        keys = {entry["name"].strip("/") for entry in entries} - {self.key}
-        return iter([StorePath(self.protocol, key) for key in sorted(keys)])
+        keys = {self._key_of(entry["name"].strip("/")) for entry in entries} - {self.key}
+        return iter([self._at(key) for key in sorted(keys)])
 
-    def glob(self, pattern: str) -> Iterator["StorePath"]:
+    def glob(self, pattern: str) -> Iterator[Self]:
         """What matches in a folder below; only the last part of the pattern may have wildcards."""
         *folders, last = pattern.split("/")
         folder = self / "/".join(folders) if folders else self
@@ -133,11 +140,21 @@ class StorePath:
         except FileNotFoundError:
             return iter(())
 
-    def files(self) -> dict[str, "StorePath"]:
-        """Every object below the folder, by its name relative to it."""
+    def files(self) -> dict[str, Self]:
+        """Every object below the folder, by its name relative to it.
+
+        InputError for a name that would lie outside of a local folder into which they are copied.
+        """
         entries: dict[str, dict[str, Any]] = self._call("find", detail=True)
-        keys = {entry["name"].lstrip("/"): entry for entry in entries.values() if not entry["name"].endswith("/")}
-        return {key[len(self.key) + 1 :]: StorePath(self.protocol, key, entry) for key, entry in sorted(keys.items())}
+        files = {}
+        for entry in entries.values():
+            if not entry["name"].endswith("/"):
+                file = self._at(self._key_of(entry["name"].lstrip("/")), entry)
+                files[file.key[len(self.key) + 1 :]] = file
+        for name in files:
+            if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+                raise InputError(f"{self}: has an object of the name '{one_line(name)}'; rename it")
+        return dict(sorted(files.items()))
 
     @property
     def md5(self) -> str | None:
@@ -173,18 +190,18 @@ class StorePath:
 
     def download(self, file: Path) -> None:
         """Copies the object to a local file."""
-        with _translated_errors(self):
-            _client(self.protocol).get_file(self.key, str(file))
+        with self._translated_errors():
+            _client(self.protocol).get_file(self._client_key, str(file))
 
     def upload(self, file: Path) -> None:
         """Creates or replaces the object by a local file."""
-        with _translated_errors(self):
+        with self._translated_errors():
             _client(self.protocol).put_file(str(file), self.key)
 
-    def rename(self, target: "StorePath") -> None:
+    def rename(self, target: Self) -> None:
         """Copies everything below the folder, then removes it; interrupted, it leaves both."""
         for name in self.files():
-            with _translated_errors(self):
+            with self._translated_errors():
                 _client(self.protocol).cp_file((self / name).key, (target / name).key)
         self.remove_tree()
 
@@ -208,19 +225,53 @@ class StorePath:
         except FileNotFoundError:
             return None
 
+    def _at(self, key: str, listed: Mapping[str, Any] | None = None) -> Self:
+        """Another object or folder of the same store."""
+        return replace(self, key=key, listed=listed)
+
+    @property
+    def _client_key(self) -> str:
+        """The name by which the store's client knows the object."""
+        return self.key
+
+    def _key_of(self, client_key: str) -> str:
+        """The inverse of `_client_key`."""
+        return client_key
+
     def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
         """Calls the store's client; warns where the response takes long."""
+        with self._translated_errors(), self._slowness_warning():
+            call: Callable[..., Any] = getattr(_client(self.protocol), verb)
+            return call(self._client_key, *args, **kwargs)
+
+    @contextmanager
+    def _slowness_warning(self) -> Iterator[None]:
+        """Warns if the context lasts long."""
         warning = threading.Timer(
             SLOW_RESPONSE_SECONDS, warnings.warn, (f"{self}: no response from the store yet; still trying",)
         )
         warning.daemon = True
         warning.start()
         try:
-            with _translated_errors(self):
-                call: Callable[..., Any] = getattr(_client(self.protocol), verb)
-                return call(self.key, *args, **kwargs)
+            yield
         finally:
             warning.cancel()
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Raises the client's errors as the three that the module's docstring names."""
+        try:
+            yield
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(self)) from None
+        except Exception as error:
+            text = shortened(str(error)) or type(error).__name__
+            denied = getattr(error, "code", None) == 401 or isinstance(error, PermissionError) or "Forbidden" in text
+            if (denied or "credentials" in text.lower()) and self.protocol in _LOGIN:
+                text += f"; {_LOGIN[self.protocol]}"
+            raise StorageError(f"{self}: {text}") from error
 
 
 @cache
@@ -237,20 +288,3 @@ def _client(protocol: str) -> Any:
         return fsspec.filesystem(protocol, **options)
     except ImportError:
         raise InputError(f"{protocol}:// needs {package}: pip install 'vit-parity[{extra}]'") from None
-
-
-@contextmanager
-def _translated_errors(path: StorePath) -> Iterator[None]:
-    """Raises the client's errors as the three that the module's docstring names."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(path)) from None
-    except Exception as error:
-        text = shortened(str(error)) or type(error).__name__
-        denied = getattr(error, "code", None) == 401 or isinstance(error, PermissionError) or "Forbidden" in text
-        if (denied or "credentials" in text.lower()) and path.protocol in _LOGIN:
-            text += f"; {_LOGIN[path.protocol]}"
-        raise StorageError(f"{path}: {text}") from error

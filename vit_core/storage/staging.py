@@ -34,6 +34,7 @@ def staged_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
             yield stage
     else:
         assert isinstance(folder, StorePath)
+        folder.mkdir()  # refuses here what can only be read
         with _upload_stage(folder, names) as stage:
             yield stage
 

@@ -11,12 +11,13 @@ from vit_core.checkpoints.containers.kinds import HEAD, Kind, file_kind
 from vit_core.checkpoints.containers.msgpack import read_msgpack
 from vit_core.checkpoints.containers.npz import read_npz
 from vit_core.checkpoints.containers.orbax import read_orbax
+from vit_core.checkpoints.containers.partial_copy import PartialCopy
 from vit_core.checkpoints.containers.pth import read_pth
 from vit_core.checkpoints.containers.reading import FileRange, TemporaryFolder, readable
 from vit_core.checkpoints.containers.safetensors import read_safetensors
 from vit_core.checkpoints.containers.shards import read_shards
 from vit_core.errors import InputError
-from vit_core.storage import Location, StorePath, is_local
+from vit_core.storage import HubPath, Location, StorePath, is_local
 
 _READERS: dict[str, Callable[[FileRange], Container]] = {
     "safetensors": read_safetensors,
@@ -30,7 +31,8 @@ def open_container(path: Location) -> Container:
     """The arrays of a file, or of a folder's weights, with what else stands beside them.
 
     Nothing of a file is run and no value is read yet. From a store, the files are copied to a temporary folder, which
-    stays until nothing reads from it any more. InputError, in one line, names the kind of what is not read.
+    stays until nothing reads from it any more; from the Hub, of a safetensors file only what is read. InputError, in
+    one line, names the kind of what is not read.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
@@ -93,7 +95,10 @@ def _local_file(path: Location) -> FileRange:
         return FileRange.whole(path)
     assert isinstance(path, StorePath)
     folder = TemporaryFolder()
-    path.download(file := folder.path / "file")
+    file = folder.path / "file"
+    if isinstance(path, HubPath):  # a commit's files do not change while they are read
+        return FileRange.whole(path, file, folder, PartialCopy(path, file))
+    path.download(file)
     return FileRange.whole(path, file, folder)
 
 
@@ -104,8 +109,6 @@ def _local_folder(path: Location) -> tuple[Path, object]:
     assert isinstance(path, StorePath)
     folder = TemporaryFolder()
     for name, stored in path.files().items():
-        if ".." in name.split("/"):
-            raise InputError(f"{stored}: a name with '..' in it; rename it")
         file = folder.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         stored.download(file)

@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from vit_core.checkpoints.containers.partial_copy import PartialCopy
 from vit_core.errors import InputError, shortened
 from vit_core.storage import Location, StorageError
 
@@ -51,21 +52,32 @@ class FileRange:
     length: int
     owner: object = None
     """Kept for as long as somebody may read: the temporary folder of a downloaded file ends with it."""
+    partial: PartialCopy | None = None
+    """What fetches the bytes where `file` does not have all of them yet."""
 
     @classmethod
-    def whole(cls, path: Location, file: Path | None = None, owner: object = None) -> "FileRange":
+    def whole(
+        cls, path: Location, file: Path | None = None, owner: object = None, partial: PartialCopy | None = None
+    ) -> "FileRange":
         """All of a file. `file` is where it lies if `path` is in a store."""
         file = Path(path) if file is None else file
-        return cls(path, file, 0, file.stat().st_size, owner)
+        return cls(path, file, 0, file.stat().st_size, owner, partial)
 
     def part(self, offset: int, length: int) -> "FileRange":
         """A range within this one. ValueError where it ends outside."""
         self._check(offset, length)
-        return FileRange(self.path, self.file, self.start + offset, length, self.owner)
+        return FileRange(self.path, self.file, self.start + offset, length, self.owner, self.partial)
+
+    def require(self, offset: int, length: int, ahead: int = 0) -> None:
+        """Makes sure that some of the bytes are in `file`; a download that is necessary may fetch more, `ahead` bytes
+        at least. ValueError where they end outside."""
+        self._check(offset, length)
+        if self.partial:
+            self.partial.require(self.start + offset, length, ahead)
 
     def read(self, offset: int, length: int) -> bytes:
         """Some of the bytes. ValueError where they end outside or the file has become shorter."""
-        self._check(offset, length)
+        self.require(offset, length)
         with self.file.open("rb") as file:
             file.seek(self.start + offset)
             content = file.read(length)
@@ -85,7 +97,7 @@ class FileRange:
         length = self.length - offset if length is None else length
         if length < _FEW:
             return np.frombuffer(bytearray(self.read(offset, length)), np.uint8)
-        self._check(offset, length)
+        self.require(offset, length)
         first = self.start + offset
         skipped = first % mmap.ALLOCATIONGRANULARITY
         with self.file.open("rb") as file:
@@ -100,6 +112,7 @@ class FileRange:
         if self.length == 0 or self.start % mmap.ALLOCATIONGRANULARITY:
             yield self.read(0, self.length)
             return
+        self.require(0, self.length)
         with (
             self.file.open("rb") as file,
             mmap.mmap(file.fileno(), self.length, access=mmap.ACCESS_READ, offset=self.start) as pages,
@@ -109,6 +122,7 @@ class FileRange:
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """The range as a file object, for zipfile."""
+        self.require(0, self.length)
         with self.file.open("rb") as file:
             yield cast(BinaryIO, _Part(file, self))
 

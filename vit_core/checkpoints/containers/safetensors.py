@@ -13,6 +13,7 @@ from safetensors import safe_open
 from vit_core.arrays import DTYPES, LazyArray, LazyArrays
 from vit_core.checkpoints.containers.checked_arrays import checked
 from vit_core.checkpoints.containers.container import Container
+from vit_core.checkpoints.containers.partial_copy import AHEAD
 from vit_core.checkpoints.containers.reading import FileRange, readable
 from vit_core.errors import one_line
 
@@ -25,23 +26,38 @@ _TYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 } | {f"{sign}{bits}": f"{kind}{bits}" for sign, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
+_LONGEST_HEADER = 10**8
+"""Bytes, as in the library."""
 
 
 def read_safetensors(source: FileRange) -> Container:
     """A safetensors file. InputError where it is damaged."""
     with readable(source.path, "a complete safetensors file"):
+        offsets = _offsets(source) if source.partial else {}
         file: Any = safe_open(source.file, framework="np")  # the library's types are incomplete
         views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         tree = {}
         for name, view in views.items():
             kind = view.get_dtype()
-            read = partial(_read, source, file.get_tensor, name)
+            read = partial(_read, source, offsets.get(name), file.get_tensor, name)
             tree[name] = LazyArray(tuple(view.get_shape()), _TYPES.get(kind, kind), read)
         return Container(source.path, "safetensors", tree, file.metadata() or {})
 
 
-def _read(source: FileRange, get: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+def _offsets(source: FileRange) -> dict[str, tuple[int, int]]:
+    """Array -> start and length of its bytes, of a file that is fetched in parts; afterwards its header is there."""
+    header = 8 + int.from_bytes(source.read(0, 8), "little")
+    if header > _LONGEST_HEADER:
+        raise ValueError("the header is too long")
+    fields = json.loads(source.read(8, header - 8))
+    spans = {name: entry["data_offsets"] for name, entry in fields.items() if name != "__metadata__"}
+    return {name: (header + start, end - start) for name, (start, end) in spans.items()}
+
+
+def _read(source: FileRange, span: tuple[int, int] | None, get: Callable[[str], np.ndarray], name: str) -> np.ndarray:
     with readable(source.path, f"complete (reading {one_line(name)[:60]})"):
+        if span:
+            source.require(*span, ahead=AHEAD)
         return get(name)
 
 

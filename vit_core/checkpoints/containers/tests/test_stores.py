@@ -17,9 +17,13 @@ import safetensors.numpy
 import torch
 import torch.distributed.checkpoint as dcp
 
-from vit_core.checkpoints.containers import describe_kind, open_container, open_safetensors
+from vit_core.checkpoints.containers import describe_kind, open_container, open_safetensors, partial_copy
+from vit_core.checkpoints.containers import safetensors as safetensors_reader
 from vit_core.errors import InputError
-from vit_core.storage import StorePath
+from vit_core.storage import StorePath, location
+from vit_core.storage.tests.hub_server import Hub, hub
+
+__all__ = ["hub"]
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(3, np.float32)}
 
@@ -135,3 +139,67 @@ def test_safetensors_whatever_it_is_called(tmp_path: Path, store: StorePath) -> 
     path = upload(make(tmp_path / "other", "npz"), store / "w.npz")
     with pytest.raises(InputError, match=r"memory://.*w.npz: not a complete safetensors file"):
         open_safetensors(path)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """What is fetched together is made small, and with it the files of the tests."""
+    monkeypatch.setattr(partial_copy, "_BLOCK", 1000)
+    monkeypatch.setattr(safetensors_reader, "AHEAD", 5000)
+    return 1000
+
+
+def test_safetensors_from_the_hub_in_parts(hub: Hub, small_blocks: int) -> None:
+    """Opening fetches the header; an array its own bytes and some that follow; all arrays each byte once."""
+    arrays = {f"{i:02}": np.random.default_rng(i).normal(size=(10, 100)) for i in range(20)}
+    file = safetensors.numpy.save(arrays, {"a": "b"})
+    hub.put("u/m", {"model.safetensors": file, "other.bin": b"\0" * 5000})
+    opened = open_container(location("hf://u/m"))
+    header = 8 + int.from_bytes(file[:8], "little")
+    assert hub.fetched("model.safetensors") == [(0, 1000), (1000, -(-header // 1000) * 1000)]
+    np.testing.assert_array_equal(opened.arrays["10"], arrays["10"])
+    start, end = hub.fetched("model.safetensors")[2]
+    assert start <= header + 10 * 8000
+    assert header + 11 * 8000 <= end <= header + 11 * 8000 + 1000
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(opened.arrays[name], array)
+    ranges = sorted(hub.fetched("model.safetensors"))
+    assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == len(file)
+    assert hub.fetched("other.bin") == []
+
+
+def test_small_arrays_are_fetched_together(hub: Hub, small_blocks: int) -> None:
+    arrays = {f"{i:03}": np.full(50, i, np.float32) for i in range(200)}
+    hub.put("u/m", {"model.safetensors": safetensors.numpy.save(arrays)})
+    opened = open_container(location("hf://u/m"))
+    before = len(hub.fetched("model.safetensors"))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(opened.arrays[name], array)
+    assert len(hub.fetched("model.safetensors")) - before <= 200 * 200 / 5000 + 1
+
+
+@pytest.mark.parametrize("kind", ["npz", "pth", "old pth", "msgpack", "orbax"])
+def test_other_kinds_from_the_hub_whole(tmp_path: Path, hub: Hub, small_blocks: int, kind: str) -> None:
+    local = make(tmp_path / "local", kind)
+    files = [local] if local.is_file() else [file for file in local.rglob("*") if file.is_file()]
+    hub.put("u/m", {file.relative_to(tmp_path / "local").as_posix(): file.read_bytes() for file in files})
+    opened: Any = open_container(location(f"hf://u/m/{local.name}"))
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(opened.arrays[name], array)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file[: len(file) // 2],
+        lambda file: (2**40).to_bytes(8, "little") + file[8:],
+        lambda file: file[:8] + b"[" + file[9:],
+        lambda file: file.replace(b'"data_offsets":[0,', b'"data_offsets":[9,'),
+        lambda file: file[:8] + b'{"a":{"dtype":"F64","shape":[1],"data_offsets":[-8,0]}}' + file[62:],
+    ],
+)
+def test_damaged_safetensors_in_the_hub(hub: Hub, damage: Any) -> None:
+    hub.put("u/m", {"model.safetensors": damage(safetensors.numpy.save(ARRAYS))})
+    with pytest.raises(InputError, match=r"^hf://u/m/model.safetensors: "):
+        open_container(location("hf://u/m"))
