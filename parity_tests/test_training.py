@@ -163,6 +163,7 @@ def test_accumulated_steps_are_the_steps() -> None:
             assert parity.difference(b.export()[parameter], expected)[1] <= parity.FLOAT64_BOUND, parameter
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_is_comparable() -> None:
     """Both engines' bfloat16 losses and gradients err comparably against float64, and their parameters stay float32."""
     batch = batches(config())[0]
@@ -190,6 +191,7 @@ MUTANTS: dict[str, tuple[ViTConfig, list[str], Callable[[Parameter], dict[str, A
 """Model, some of its parameters, and what is made wrong in their rows."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only training reads of the table: wrong in one engine, its run is apart from both right ones."""
