@@ -191,7 +191,7 @@ def _sizes(deployment: Deployment) -> list[tuple[int, int]]:
     """Sizes of the random images."""
     (height, width), (P, Q) = deployment.model.image_size, deployment.model.patch_size
     if deployment.input != "image" and not deployment.any_size:
-        return [(height, width)] * 2
+        return [(height, width)] * (1 if deployment.batch else 2)
     P, Q, least = (P, Q, 2) if deployment.any_size else (1, 1, 1)
     return [(max(round(height * y / P), least) * P, max(round(width * x / Q), least) * Q) for y, x in SIZES]
 

@@ -90,5 +90,5 @@ def open_torch_export(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 def operators(path: Path) -> tuple[str, Counter[str]]:
     """The version of torch that wrote a file, and how often it calls each operator."""
     nodes = torch.export.load(path).graph.nodes
-    called = Counter(str(node.target) for node in nodes if node.op == "call_function")
+    called = Counter(getattr(node.target, "__name__", str(node.target)) for node in nodes if node.op == "call_function")
     return f"torch {torch.__version__.partition('+')[0]}", called

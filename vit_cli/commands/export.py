@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -32,6 +32,9 @@ from vit_core.labels import LabelMatching
 from vit_core.preprocess import Preprocessing
 from vit_core.storage import Location, location, staged_files
 from vit_core.traced_pixels import why_not_traceable
+
+if TYPE_CHECKING:
+    from vit_train.data.sources import Split
 
 
 def export(
@@ -126,7 +129,7 @@ def export(
     )
     names = names_of_files(target.name, checkpoint, deployment)
     _check_free(target, names, overwrite)
-    comparison = None if data is None else _Comparison(data, data_dir, split, images, labels)
+    comparison = None if data is None else _comparison(checkpoint, data, data_dir, split, images, labels)
     try:
         with staged_files(target.parent, names) as stage:
             path = stage / target.name
@@ -147,11 +150,10 @@ def export(
 class _Comparison:
     """The images of a data set that a program is compared on."""
 
-    data: str
-    directory: str | None
-    split: str | None
+    split: "Split"
+    outputs: tuple[int, ...] | None
+    """Class of the split -> output of the model; None where images may have several classes."""
     images: int
-    labels: LabelMatching
 
 
 class _DiffersError(Exception):
@@ -200,21 +202,36 @@ def _prove(path: Path, checkpoint: Checkpoint, deployment: Deployment, compariso
         _compare(path.name, checkpoint, deployment, program, comparison)
 
 
+def _comparison(
+    checkpoint: Checkpoint,
+    name: str,
+    directory: str | None,
+    split: str | None,
+    images: int,
+    labels: LabelMatching,
+) -> _Comparison:
+    """Opens a data set. InputError where it cannot be opened, or has other classes than the model."""
+    from vit_cli.reports.training import TerminalDisplay
+    from vit_train.config import Data
+    from vit_train.data.sources import open_split
+    from vit_train.stages import matched_outputs
+
+    data = Data(name=name, eval_split=split, held_out=1.0)
+    examples = open_split(data.replace(directory=directory or data.directory), "test")
+    examples.make_ready(TerminalDisplay())
+    outputs = None if examples.multilabel else matched_outputs(checkpoint, examples, labels)
+    return _Comparison(examples, outputs, images)
+
+
 def _compare(
     name: str, checkpoint: Checkpoint, deployment: Deployment, program: Runner, comparison: _Comparison
 ) -> None:
     """Prints the answers of a program and of the model to images of a data set."""
     from vit_cli.reports.training import TerminalDisplay
-    from vit_train.config import Data
-    from vit_train.data.sources import open_split
     from vit_train.frameworks import predictor_class
-    from vit_train.stages import matched_outputs
 
-    data = Data(name=comparison.data, directory=comparison.directory or Data(name=comparison.data).directory)
-    split = open_split(data.replace(eval_split=comparison.split, held_out=1.0), "test")
-    split.make_ready(TerminalDisplay())
-    outputs = None if split.multilabel else matched_outputs(checkpoint, split, comparison.labels)
     own = checkpoint.with_config(checkpoint.config.replace(preprocessing=deployment.preprocessing))
     twin = predictor_class(deployment.framework, "float32")(own)
+    split, outputs = comparison.split, comparison.outputs
     found = on_data(twin, deployment, program, split, outputs, comparison.images, TerminalDisplay())
     print_on_data(name, deployment, found)

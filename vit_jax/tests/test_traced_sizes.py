@@ -18,14 +18,13 @@ SIZES = ((16, 12), (8, 8))
 """Height and width; the second is the config's own, where no method changes the positions."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
         {"position_resampling": "dinov2", "registers": 2, "class_token_position": True},
-        pytest.param(
-            {"position_resampling": "bicubic_antialias", "class_token": False, "pooling": "gap"}, marks=pytest.mark.slow
-        ),
-        pytest.param({"position_embedding": "sincos2d_mae"}, marks=pytest.mark.slow),
+        {"position_resampling": "bicubic_antialias", "class_token": False, "pooling": "gap"},
+        {"position_embedding": "sincos2d_mae"},
     ],
 )
 def test_exported_with_dynamic_height_and_width(fields: dict[str, Any]) -> None:
