@@ -56,6 +56,7 @@ COMMANDS = {
         Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
         Command("inspect", "Show what a checkpoint of any format contains.", "Checkpoints"),
         Command("convert", "Write a checkpoint in another format, and prove that it is the same model.", "Checkpoints"),
+        Command("push", "Upload a checkpoint to the Hugging Face Hub, with a model card.", "Checkpoints"),
         Command("schema", "Print the JSON schema of a checkpoint's config.json.", "Checkpoints"),
         Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
         Command("compare", "Show how far two training runs of one config differ.", "Proofs"),

@@ -18,7 +18,7 @@ from vit_cli.requirements import TRAINING, TWINS, require
 from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
-from vit_core.storage import Location, location
+from vit_core.storage import Location, absolute, location
 from vit_core.variants import variant
 from vit_train import recipes
 from vit_train.config import Data, TrainConfig
@@ -125,6 +125,14 @@ def run_of(word: str) -> Location | None:
 
     folder = location(word)
     return folder if word not in recipes.names() and (folder / RUN).is_file() else None
+
+
+def run_with(checkpoint: Location) -> Location | None:
+    """The training run that a folder is, or is in (checkpoint, steps/000100); None without a run."""
+    from vit_train.run import RUN
+
+    folder = absolute(checkpoint)
+    return next((run for run in (folder, folder.parent, folder.parent.parent) if (run / RUN).is_file()), None)
 
 
 def go_on(

@@ -14,12 +14,12 @@ from vit_cli.option_types import (
     ReadFormat,
     open_and_report,
 )
-from vit_cli.training import require_training, stopped_by_signal
+from vit_cli.training import require_training, run_with, stopped_by_signal
 from vit_cli.twins import Framework
 from vit_core.errors import InputError
 from vit_core.field_text import parse_preprocessing
 from vit_core.labels import LabelMatching
-from vit_core.storage import Location, absolute
+from vit_core.storage import Location
 from vit_train.config import Data
 
 
@@ -154,11 +154,8 @@ def _other_data(name: str, columns: Columns, of_run: Data | None) -> Data:
 
 
 def _data_of_run(checkpoint: Location) -> Data | None:
-    """The data of the training run that a folder is, or is in (checkpoint, steps/000100); None without a run."""
-    from vit_train.run import RUN, read_request
+    """The data of the training run that a checkpoint belongs to; None without a run."""
+    from vit_train.run import read_request
 
-    folder = absolute(checkpoint)
-    for run in (folder, folder.parent, folder.parent.parent):
-        if (run / RUN).is_file():
-            return read_request(run).config.data
-    return None
+    run = run_with(checkpoint)
+    return None if run is None else read_request(run).config.data
