@@ -63,6 +63,7 @@ COMMANDS = {
             "export", "Write a checkpoint as a program for other runtimes, and prove that it is the same model.", "Use"
         ),
         Command("show", "Draw what a model has learned, where it looks and what it confuses.", "Use"),
+        Command("push", "Upload a checkpoint to the Hugging Face Hub, with a model card.", "Checkpoints"),
         Command("schema", "Print the JSON schema of a checkpoint's config.json.", "Checkpoints"),
         Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
         Command("compare", "Show how far two training runs of one config differ.", "Proofs"),

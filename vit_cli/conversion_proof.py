@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vit_cli import console
@@ -16,15 +17,41 @@ from vit_core.field_text import field_text
 from vit_core.storage import Location, StorePath, is_local
 
 
-def is_same_model(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> bool:
-    """Whether what was written gives the checkpoint's outputs; prints each difference, and what was not compared."""
+@dataclass(frozen=True)
+class Proof:
+    """How far the outputs of what was written are from those of the checkpoint that it was made from."""
+
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+    """What was not compared, and what the files do not contain."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether each difference is within its bound."""
+        return all(each.ok for each in self.differences)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All of it, for people."""
+        return (*map(str, self.differences), *self.notes)
+
+
+def prove(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> Proof:
+    """Compares what was written in a format with the checkpoint; prints what is found."""
+    proof = _proof(checkpoint, target, format, expressed)
+    for line in proof.lines:
+        console.say(line)
+    return proof
+
+
+def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> Proof:
     written, missing = read_back(target, format, expressed.checkpoint.config.model)
+    notes = []
     if missing:
         words = " ".join(f"--set {field_text(name, value)}" for name, value in missing.items())
-        console.say(f"the file alone does not contain: {words}")
+        notes.append(f"the file alone does not contain: {words}")
     if (framework := installed_twin()) is None:
-        console.say("not run: neither PyTorch nor JAX is installed")
-        return True
+        return Proof((), (*notes, "not run: neither PyTorch nor JAX is installed"))
     x_BHWC, _ = parity.probe(checkpoint.config.model, 0)
     differences: list[Difference] = []
     with console.working("running both sides"):
@@ -42,12 +69,10 @@ def is_same_model(checkpoint: Checkpoint, target: Location, format: str, express
                 if theirs_BC is not None:
                     differences.append(difference(f"{format} itself", theirs_BC, before_BC, expressed.bound))
             except NotInstalled as error:
-                console.say(str(error))
-    for each in differences:
-        console.say(str(each))
+                notes.append(str(error))
     if assumed := assumed_on_both_sides(checkpoint):
-        console.say(f"not proved: {assumed}; the source does not contain that, and both sides used the same value")
-    return all(each.ok for each in differences)
+        notes.append(f"not proved: {assumed}; the source does not contain that, and both sides used the same value")
+    return Proof(tuple(differences), tuple(notes))
 
 
 def assumed_on_both_sides(checkpoint: Checkpoint) -> str:

@@ -125,7 +125,9 @@ class _Loop:
         average = None
         if engine.average is not None:
             average = evaluate(engine.average, self.evaluation, options, stop=self.stop, display=self.display)
-        values = {"evaluation_loss": accuracy.loss, **accuracy.values}
+        values: dict[str, Any] = {"evaluation_loss": accuracy.loss, **accuracy.values}
+        if not accuracy.multilabel:
+            values["top1_interval"] = accuracy.interval
         if average is not None:
             name, value = next(iter(average.values.items()))
             values[f"{name}_ema"] = value

@@ -87,7 +87,7 @@ def convert(
     if not check:
         return 0
     with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
-        return int(not conversion_proof.is_same_model(checkpoint, target, to, expressed))
+        return int(not conversion_proof.prove(checkpoint, target, to, expressed).ok)
 
 
 def _with_source(checkpoint: Checkpoint, name: str) -> Checkpoint:

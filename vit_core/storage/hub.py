@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,7 +112,8 @@ class HubPath(StorePath):
 
     def download(self, file: Path) -> None:
         """Copies the file to a local one."""
-        super().download(file)
+        with bars_in_terminals_only():
+            super().download(file)
         if (size := file.stat().st_size) != (expected := self.stat().st_size):
             raise StorageError(f"{self}: {size} bytes arrived, expected {expected}")
 
@@ -205,6 +207,21 @@ def require_hub(what: str) -> None:
 
 
 @contextmanager
+def bars_in_terminals_only() -> Iterator[None]:
+    """Within it, huggingface_hub shows the progress of transfers in a terminal, and prints nothing into a file."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
 def hub_errors(address: str) -> Iterator[None]:
     """Raises the errors of huggingface_hub as FileNotFoundError, InputError (what was asked for cannot be had) or
     StorageError (the Hub refuses or does not answer), each in one line without tokens and signatures."""
@@ -234,10 +251,13 @@ def hub_errors(address: str) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise StorageError(f"{address}: HF_HUB_OFFLINE is set; remove it, or name a local copy") from None
     except Exception as error:
+        error = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
         status = getattr(getattr(error, "response", None), "status_code", None)
         text = one_line(shortened(re.sub(r"\?[^\s'\"]+", "", str(error)))) or type(error).__name__
         if status in (401, 403):
             raise StorageError(f"{address}: access refused ({text}); {_LOG_IN}, with a token that allows it") from None
+        if status == 412:
+            raise StorageError(f"{address}: somebody else has changed it meanwhile; try again") from None
         if status is None:
             text = f"cannot reach {constants.ENDPOINT} ({text}); check the connection, or name a local copy"
         raise StorageError(f"{address}: {text}") from None

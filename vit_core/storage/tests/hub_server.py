@@ -329,7 +329,6 @@ def use(address: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "ENDPOINT", address)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     patch.setattr(hf_api.api, "endpoint", address)
     for name, value in {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
         patch.setenv(name, value)

@@ -1,0 +1,84 @@
+"""`vit push`"""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from vit_cli import console, conversion_proof
+from vit_cli.hub_repository import MODEL_CARD, HubRepository
+from vit_cli.option_types import FieldWords, PartName, Place, ReadFormat, open_and_report
+from vit_core.checkpoints import save_checkpoint
+from vit_core.checkpoints.saving import express_for
+
+HubFormat = Literal["vit", "timm", "transformers"]
+"""The formats that a library opens by the name of a repository."""
+
+
+def push(
+    checkpoint: Place,
+    repository: Annotated[str, Parameter(metavar="USER/MODEL")],
+    /,
+    *,
+    to: HubFormat = "vit",
+    private: Annotated[bool, Parameter(negative=())] = False,
+    revision: Annotated[str, Parameter(metavar="BRANCH")] | None = None,
+    message: Annotated[str, Parameter(metavar="TEXT")] | None = None,
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
+    allow_lossy: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Upload a checkpoint to the Hugging Face Hub, with a model card.
+
+    The checkpoint is written in the chosen format and compared with the original, as vit convert does; nothing is
+    uploaded if the outputs differ by more than 1e-12. The model card says where the weights come from, how they were
+    trained and evaluated, how exact the conversion is, and how to load them. All files are uploaded as one commit, so
+    an interrupted upload changes nothing. It is read back as hf://USER/MODEL.
+
+    Log in first, with hf auth login, or set HF_TOKEN.
+
+    Examples:
+        vit push runs/cifar10 USER/MODEL
+        vit push runs/cifar10 USER/MODEL --to transformers --private
+        vit push runs/cifar10/steps/000100 USER/MODEL --revision step-100
+
+    Args:
+        checkpoint: Checkpoint file or folder of any format, training run or saved step.
+        repository: Name of the repository. It is created if it is missing.
+        to: Format of the files: vit, which vit_jax and vit_torch read, or timm or transformers, which these libraries
+            read too.
+        private: Create a repository that only you can see.
+        revision: Branch to upload to. It is created if it is missing. Default: main.
+        message: Message of the commit.
+        from_: Format of the checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
+        allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
+        overwrite: Replace what is in the repository, if vit push has not written it. Weights and configs of another
+            checkpoint there are removed, other files stay.
+    """
+    there = HubRepository.of(repository, revision)
+    opened = open_and_report(checkpoint, from_, set_, part)
+    expressed = express_for(opened, to, allow_lossy)
+    plan = there.plan(to, private=private, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="vit-") as scratch:
+        folder = Path(scratch) / "model"
+        notes = save_checkpoint(folder, expressed.checkpoint, format=to)
+        for note in (*expressed.notes, *notes):
+            console.say(note)
+        with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
+            proof = conversion_proof.prove(opened, folder, to, expressed)
+        if not proof.ok:
+            console.say(f"not the same model as a {to} checkpoint; nothing was uploaded")
+            return 1
+        from vit_cli.model_card import model_card
+
+        card = model_card(checkpoint, opened, to, there, (*expressed.notes, *notes), proof)
+        (folder / MODEL_CARD).write_text(card)
+        done = there.push(plan, folder, message or f"Upload {opened.config.provenance.run or checkpoint.name} ({to})")
+    console.say(f"uploaded {there.address} as commit {done.commit[:12]}: {done.url}")
+    return 0
