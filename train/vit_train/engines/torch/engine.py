@@ -63,6 +63,9 @@ class TorchEngine(Member):
         if mesh.fsdp > 1:
             shard(model, mesh, self.device, compute)
         self.network.to(self.device)
+        if config.compile is True or (config.compile is None and self.device.type == "cuda"):
+            for block in model.blocks:
+                block.compile()
         several = self.processes > 1 and mesh.fsdp == 1
         self.parallel = DistributedDataParallel(self.network) if several else self.network
         self.params: dict[str, Tensor] = dict(model.named_parameters())
