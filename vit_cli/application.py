@@ -69,6 +69,8 @@ COMMANDS = {
             "Proofs",
             parts={
                 "model": "Measure the models' forward pass and train step, beside those of other libraries.",
+                "train": "Measure the training loop with its input, log and saved steps, beside the bare step.",
+                "input": "Measure how fast images are decoded, cropped and flipped, beside torchvision.",
                 "startup": "Measure how long `vit --help` takes, and the import of each twin.",
                 "convert": "Measure what converting a checkpoint costs, beside a plain copy of the file.",
             },

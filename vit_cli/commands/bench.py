@@ -1,8 +1,10 @@
 """`vit bench`: a command for each thing that is measured."""
 
+import os
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,6 +12,9 @@ from vit_cli import console
 from vit_cli.benchmarks.contestants import CHECKOUTS, NAMES, Contestant, Dtype, Setting, contestants
 from vit_cli.option_types import OptionalPlace, Place
 from vit_cli.reports.formats import print_costs
+from vit_cli.requirements import TRAINING, require
+from vit_cli.training import require_training
+from vit_cli.twins import TITLES, Framework
 from vit_core.errors import InputError, unknown_name
 from vit_core.storage import check_writable, location, require_local
 
@@ -77,6 +82,7 @@ def model(
         machine = this_machine()
     report = model_speed.open_report(json, machine)
     speed.print_machine(machine)
+    _warn_if_busy()
     for setting in settings:
         part = model_speed.finished(report, setting, wanted, rounds)
         if part is None:
@@ -134,6 +140,88 @@ def convert(
     return 0
 
 
+def train(
+    *,
+    framework: tuple[Framework, ...] = ("jax", "torch"),
+    variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
+    batch_size: int = 8,
+    dtype: Dtype = "float32",
+    steps: int = 10,
+    rounds: int = 3,
+    threads: int = 2,
+) -> int:
+    """Measure the training loop with its input, log and saved steps, beside the bare step.
+
+    The run trains on generated JPEG files of 500 x 375 pixels, and saves its state at the end of each round.
+
+    Examples:
+        vit bench train
+        vit bench train --framework torch --variant B/16 --batch-size 256 --dtype bfloat16 --steps 100 --threads 16
+
+    Args:
+        framework: Framework that trains. May be repeated.
+        variant: Published architecture.
+        batch_size: Images of a step.
+        dtype: Type of the forward and backward pass.
+        steps: Number of steps in each round.
+        rounds: How often the bare step and the loop have their turn.
+        threads: Threads that make batches.
+    """
+    for name in framework:
+        require_training(name)
+    from vit_cli.benchmarks import loop_speed
+
+    _at_least_one(batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
+    _warn_if_busy()
+    config = loop_speed.config_of(variant, batch_size, dtype, steps * (rounds + 1), threads)
+    rows = []
+    for name in framework:
+        with console.working(name) as status:
+            found = loop_speed.measure(name, config, rounds, status.update)
+        bare, loop = (f"{median(speeds):,.2f}" for speeds in (found.bare, found.loop))
+        rows.append((TITLES[name], found.hardware, bare, loop, f"{found.ratio:.0%}", f"{found.data_wait:.1%}"))
+        rows[-1] += (f"{found.mfu:.0%}",)
+    columns = ("", "on", "bare step", "loop", "loop / bare", "waits for data", "MFU")
+    console.table(f"{variant}, batch {batch_size}, {dtype}; images/s", columns, rows)
+    return 0
+
+
+def input(
+    *,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    images: int = 64,
+    rounds: int = 5,
+) -> int:
+    """Measure how fast images are decoded, cropped and flipped, beside torchvision.
+
+    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped.
+
+    Examples:
+        vit bench input
+        vit bench input --interpolation bicubic
+
+    Args:
+        interpolation: Filter of the resize, for all.
+        images: Number of files in a round.
+        rounds: How often each has its turn; medians are shown.
+    """
+    require("train", *TRAINING)
+    from vit_cli.benchmarks import input_speed
+
+    _at_least_one(images=images, rounds=rounds)
+    _warn_if_busy()
+    with console.working("decoding"):
+        speeds = dict(input_speed.measure(interpolation, images, rounds))
+    rows = []
+    for name, of_rounds in speeds.items():
+        times = input_speed.times_pillow(speeds, name)
+        rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
+    console.table(
+        f"JPEG to a crop of 224, {interpolation}", ("", "images/s a core", f"times {input_speed.PILLOW}"), rows
+    )
+    return 0
+
+
 def startup(*, repeats: int = 5) -> int:
     """Measure how long `vit --help` takes, and the import of each twin.
 
@@ -172,6 +260,13 @@ def _checkouts(words: tuple[str, ...]) -> dict[str, str]:
             raise InputError(f"--peer {word}: {folder} has no folder {name}; give a checkout of {CHECKOUTS[name]}")
         found[name] = str(folder.resolve())
     return found
+
+
+def _warn_if_busy() -> None:
+    """Warns where other programs keep a quarter of the cores or more: ratios still mean something, images/s little."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 4:
+        console.say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")
 
 
 def _at_least_one(**values: int) -> None:
