@@ -6,6 +6,7 @@ from `vit COMMAND --help`.
 
 import re
 from collections.abc import Iterator
+from functools import reduce
 from inspect import cleandoc
 from typing import Any
 
@@ -13,7 +14,7 @@ from cyclopts import App
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from vit_cli.application import COMMANDS, build
+from vit_cli.application import build, every_command
 from vit_cli.help_text import default_text, joined_lines, split_examples
 from vit_cli.other_spellings import HINTS, RECIPE_COMMANDS, SAME
 from vit_cli.recipe_options import SHORT_NAMES, field_options
@@ -51,15 +52,16 @@ def command_reference() -> str:
         "Exit status: 0; 1 where a comparison fails or a plan does not fit; 2, with one line that starts with "
         "`vit: error:`, on bad input; 128 + the signal's number where a signal ended the command.\n"
     )
-    return "\n".join([introduction, *(line for name in COMMANDS for line in _command(app, name))])
+    commands = ((reduce(App.__getitem__, words, app), " ".join(words)) for words in every_command())
+    return "\n".join([introduction, *(line for command, name in commands for line in _command(command, name))])
 
 
 def _command(app: App, name: str) -> Iterator[str]:
-    function = app[name].default_command
+    function = app.default_command
     assert function is not None
     text, examples = split_examples(cleandoc(function.__doc__ or ""))
     description = text.partition("\nArgs:\n")[0]
-    arguments = [each for each in app[name].assemble_argument_collection(parse_docstring=True) if each.show]
+    arguments = [each for each in app.assemble_argument_collection(parse_docstring=True) if each.show]
     positional = [f" {each.name}" if each.required else f" [{each.name}]" for each in arguments if _is_positional(each)]
     options = " [OPTIONS]" if len(positional) < len(arguments) else ""
     yield f"## vit {name}\n"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_cli.application import COMMANDS, parse
+from vit_cli.application import COMMANDS, every_command, parse
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS
 from vit_core.position_embeddings import METHODS
 from vit_train import recipes
@@ -276,4 +276,4 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
             if isclass(getattr(module, name)) or isfunction(getattr(module, name)):
                 # A function with the name of its module is found there.
                 assert ids & {f"{package}.{name}", f"{package}.{name}.{name}"}, f"{package}.{name}"
-    assert {f"vit-{name}" for name in COMMANDS} <= ids
+    assert {f"vit-{'-'.join(words)}" for words in every_command()} <= ids

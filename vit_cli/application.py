@@ -6,9 +6,10 @@ A command's module is imported when the command is used, so `vit --help` imports
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from inspect import BoundArguments
 from typing import Any
 
@@ -26,7 +27,8 @@ HELP_FLAGS = ("--help", "-h")
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `vit`: the function of its own name in the module vit_cli.commands.NAME."""
+    """A command of `vit`: the function of its own name in the module vit_cli.commands.NAME; or a group of commands,
+    which are functions of that module."""
 
     name: str
     summary: str
@@ -34,11 +36,12 @@ class Command:
     group: str
     takes_recipe: bool = False
     """Whether every field of a recipe is an option."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """The commands of a group, and their summaries."""
 
-    @property
-    def target(self) -> str:
-        """As cyclopts imports it."""
-        return f"vit_cli.commands.{self.name}:{self.name}"
+    def target(self, function: str) -> str:
+        """A function of the command's module, as cyclopts imports it."""
+        return f"vit_cli.commands.{self.name}:{function}"
 
 
 COMMANDS = {
@@ -68,7 +71,18 @@ COMMANDS = {
         Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
         Command("compare", "Show how far two training runs of one config differ.", "Proofs"),
         Command("formats", "Check every checkpoint format on small random models.", "Proofs"),
-        Command("bench", "Measure what a conversion costs, or how long `vit --help` takes.", "Proofs"),
+        Command(
+            "bench",
+            "Measure speed and memory, beside what other libraries need.",
+            "Proofs",
+            parts={
+                "model": "Measure the models' forward pass and train step, beside those of other libraries.",
+                "train": "Measure the training loop with its input, log and saved steps, beside the bare step.",
+                "input": "Measure how fast images are decoded, cropped and flipped, beside torchvision.",
+                "startup": "Measure how long `vit --help` takes, and the import of each twin.",
+                "convert": "Measure what converting a checkpoint costs, beside a plain copy of the file.",
+            },
+        ),
         Command("completion", "Print or install completion of commands and options for a shell.", "Setup"),
     )
 }
@@ -93,12 +107,40 @@ def build(with_summaries: bool = True) -> App:
     )
     groups = {name: Group.create_ordered(name) for name in dict.fromkeys(each.group for each in COMMANDS.values())}
     for place, (name, command) in enumerate(COMMANDS.items()):
-        summary = command.summary if with_summaries else None
-        app.command(command.target, name=name, help=summary, sort_key=place, group=groups[command.group])
+        settings: dict[str, Any] = {"sort_key": place, "group": groups[command.group]}
+        if command.parts:
+            app.command(_group_of(command, with_summaries, **settings))
+        else:
+            summary = command.summary if with_summaries else None
+            app.command(command.target(name), name=name, help=summary, **settings)
     options = Group.create_ordered("Options")
     for flag in (*HELP_FLAGS[:1], "--version"):
         app[flag].group = options
     return app
+
+
+def _group_of(command: Command, with_summaries: bool, **settings: Any) -> App:
+    """The commands of a group."""
+    epilogue = _EPILOGUE.replace("vit ", f"vit {command.name} ")
+    app = App(name=command.name, help=command.summary, help_epilogue=epilogue, help_flags=HELP_FLAGS, **settings)
+    for place, (part, summary) in enumerate(command.parts.items()):
+        app.command(command.target(part), name=part, help=summary if with_summaries else None, sort_key=place)
+    return app
+
+
+def command_words(words: Sequence[str]) -> tuple[str, ...]:
+    """The words at the beginning that name a command: ("convert",), ("bench", "model"). No words for
+    no command, or a group without one of its commands."""
+    command = COMMANDS.get(words[0])
+    if command is None or not command.parts:
+        return () if command is None else (command.name,)
+    return (command.name, words[1]) if len(words) > 1 and words[1] in command.parts else ()
+
+
+def every_command() -> Iterator[tuple[str, ...]]:
+    """The words of each command: ("convert",), ("bench", "model")."""
+    for name, command in COMMANDS.items():
+        yield from ((name, part) for part in command.parts) if command.parts else [(name,)]
 
 
 def _version() -> str:
@@ -168,9 +210,14 @@ def parse(words: Sequence[str]) -> Parsed:
     if not words:
         from vit_cli.option_errors import no_command
 
-        raise no_command(COMMANDS)
+        raise no_command(COMMANDS, "vit")
     command = COMMANDS.get(words[0])
-    app = build(with_summaries=command is None)
+    if command is not None and command.parts and len(words) == 1:
+        from vit_cli.option_errors import no_command
+
+        raise no_command(command.parts, f"vit {command.name}")
+    named = command_words(words)
+    app = build(with_summaries=not named)
     prepared = join_sizes(own_spellings(words[0], with_hyphens(words)))
     asks_for_help = any(flag in prepared for flag in HELP_FLAGS)
     try:
@@ -180,13 +227,13 @@ def parse(words: Sequence[str]) -> Parsed:
             prepared = recipe_options.join_values(prepared)
             if asks_for_help:
                 recipe_options.show_defaults(app, command.name, prepared)
-        if command is not None and asks_for_help:
-            prepare_help(app, command.name)
+        if named and asks_for_help:
+            prepare_help(reduce(App.__getitem__, named, app))
         function, arguments, _ = app.parse_args(prepared)
     except CycloptsError as error:
         from vit_cli.option_errors import input_error
 
-        raise input_error(error, COMMANDS) from None
+        raise input_error(error, command.parts if command and command.parts else COMMANDS) from None
     return Parsed(app, prepared, function, arguments)
 
 

@@ -12,9 +12,9 @@ _HEADING = re.compile(r"(Args|Examples?):")
 _ENTRY = re.compile(r"    \w+: ")
 
 
-def prepare_help(app: App, name: str) -> None:
+def prepare_help(app: App) -> None:
     """Gives a command the help that its function's docstring contains."""
-    function = app[name].default_command
+    function = app.default_command
     assert function is not None
     text, examples = split_examples(cleandoc(function.__doc__ or ""))
 
@@ -23,8 +23,8 @@ def prepare_help(app: App, name: str) -> None:
         """Only its docstring is used."""
 
     explained.__doc__ = "\n".join(joined_lines(text))
-    app[name].default_command = explained
-    app[name].help_epilogue = examples
+    app.default_command = explained
+    app.help_epilogue = examples
 
 
 def split_examples(docstring: str) -> tuple[str, str | None]:

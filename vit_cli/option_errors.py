@@ -11,9 +11,10 @@ from vit_cli.other_spellings import hint
 from vit_core.errors import InputError, unknown_name
 
 
-def no_command(commands: Iterable[str]) -> InputError:
-    """The error for `vit` alone."""
-    return InputError(f"expected one of {', '.join(commands)}; see vit --help")
+def no_command(commands: Iterable[str], where: str) -> InputError:
+    """The error for `vit` alone, or for a group of commands alone."""
+    group = "" if where == "vit" else f"{where}: "
+    return InputError(f"{group}expected one of {', '.join(commands)}; see {where} --help")
 
 
 def input_error(error: CycloptsError, commands: Mapping[str, Any]) -> InputError:

@@ -83,7 +83,7 @@ _RECIPE_HINTS = {
     "--warmup-ratio": "write --schedule.warmup-steps, in steps",
     "--model-ema": "write --ema 0.999",
     "--config": "the recipe is the first word: vit pretrain RECIPE, the name of one or a Python file",
-    "--torchcompile": "nothing to set: JAX compiles the step; PyTorch's engine runs it as it is",
+    "--torchcompile": "write --compile (PyTorch; on by default on a GPU); JAX compiles always",
 }  # fmt: skip
 HINTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(RECIPE_COMMANDS, _RECIPE_HINTS),

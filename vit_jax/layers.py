@@ -1,6 +1,7 @@
 """The layers that model.py is built from, so that it is about the model alone."""
 
-from functools import partial
+import logging
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -8,7 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_jax.sharding import constrain
+from vit_core.errors import shortened
+from vit_jax.sharding import constrain, on_several_devices
+
+logger = logging.getLogger("vit")
 
 
 class LayerNorm(nnx.Module):
@@ -67,11 +71,52 @@ def conv(*sizes: Any, **options: Any) -> nnx.Conv:
 
 
 def to_width(layer: nnx.LinearGeneral, x_BNF: Array, inputs: str) -> Array:
-    """layer(x) as [B, N, D], with the kernel transposed so that its first axis is the one sharded over devices (D).
+    """layer(x) as [B, N, D]. inputs: name of the kernel's input axis, for sharding.
 
-    XLA for TPUs then sums on each device only its own rows of the gradient; with the kernel as stored, every device
-    would sum all of them. inputs: name of the kernel's input axis, for sharding.
+    On several devices the kernel is transposed, so that its first axis is the one sharded over them (D). XLA for TPUs
+    then sums on each device only its own rows of the gradient; with the kernel as stored, every device would sum all of
+    them. On one device the transposition would only cost time.
     """
-    kernel_DF = constrain(layer.kernel[...].reshape(x_BNF.shape[-1], -1).T, f"width {inputs}")
-    x_BND = jnp.einsum("bnf,df->bnd", x_BNF, kernel_DF)
+    kernel_FD = layer.kernel[...].reshape(x_BNF.shape[-1], -1)
+    if on_several_devices():
+        x_BND = jnp.einsum("bnf,df->bnd", x_BNF, constrain(kernel_FD.T, f"width {inputs}"))
+    else:
+        x_BND = x_BNF @ kernel_FD
     return x_BND if layer.bias is None else x_BND + layer.bias[...]
+
+
+def to_heads(layer: nnx.LinearGeneral, x_BND: Array) -> tuple[Array, ...]:
+    """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K].
+
+    On several devices the heads come first in the product, so that each device can have all three of its own heads.
+    """
+    D, _, T, K = layer.kernel.shape
+    if on_several_devices():
+        kernel_DA = constrain(layer.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")
+        qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
+        if layer.bias is not None:
+            qkv_BNT3K += layer.bias[...].swapaxes(0, 1)
+        return tuple(jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0))
+    x_BNA = x_BND @ layer.kernel[...].reshape(D, -1)
+    if layer.bias is not None:
+        x_BNA += layer.bias[...].reshape(-1)
+    return tuple(x.reshape(*x_BND.shape[:2], T, K) for x in jnp.split(x_BNA, 3, axis=-1))
+
+
+def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array) -> Array:
+    """Scaled dot-product attention [B, N, T, K] by jax.nn.dot_product_attention: by cuDNN's kernel on a GPU in a 16-bit
+    type (which JAX must be asked for), else by XLA's.
+
+    Where cuDNN is missing, or takes no such arguments, XLA's is used and a note is logged, once.
+    """
+    if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
+        try:
+            return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, implementation="cudnn")
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
+    return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK)
+
+
+@cache
+def _note(text: str) -> None:
+    logger.info(text)

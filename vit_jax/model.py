@@ -21,7 +21,7 @@ from vit_core.masks import POSITIONS, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, stacking, traced_positions
 from vit_jax.classifier import Classifier
-from vit_jax.layers import LayerNorm, conv, linear, to_width
+from vit_jax.layers import LayerNorm, conv, fused_attention, linear, to_heads, to_width
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Remat
 from vit_jax.stem import backbone, identity
@@ -83,12 +83,7 @@ class Attention(nnx.Module):
         return drop(to_width(self.proj, out_BNTK.reshape(*x_BND.shape[:2], -1), "heads"), "attn.proj_drop", masks)
 
     def heads(self, x_BND: Array) -> tuple[Array, ...]:
-        D, _, T, K = self.qkv.kernel.shape
-        kernel_DA = constrain(self.qkv.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")  # see to_width
-        qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
-        if self.qkv.bias is not None:
-            qkv_BNT3K += self.qkv.bias[...].swapaxes(0, 1)
-        q_BNTK, k_BMTK, v_BMTK = jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0)
+        q_BNTK, k_BMTK, v_BMTK = to_heads(self.qkv, x_BND)
         return self.q_norm(q_BNTK), self.k_norm(k_BMTK), v_BMTK
 
     def weights(self, x_BND: Array) -> Array:
@@ -98,18 +93,27 @@ class Attention(nnx.Module):
 
 
 def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
+    return (powers_BTNM / sums_BTN1).astype(q_BNTK.dtype)
+
+
+def softmax_powers(q_BNTK: Array, k_BMTK: Array) -> tuple[Array, Array]:
     scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
     # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
-    precise = jnp.promote_types(scores_BTNM.dtype, jnp.float32)
-    return jax.nn.softmax(scores_BTNM.astype(precise), axis=-1).astype(q_BNTK.dtype)
+    scores_BTNM = scores_BTNM.astype(jnp.promote_types(scores_BTNM.dtype, jnp.float32))
+    powers_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
+    return powers_BTNM, powers_BTNM.sum(axis=-1, keepdims=True)
 
 
 def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
     """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
-        return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK)
-    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK), "attn.attn_drop", masks)
-    return jnp.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
+        return fused_attention(q_BNTK, k_BMTK, v_BMTK)
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
+    powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
+    # Divided after the product, which has fewer columns than there are scores: so training is faster on CPUs.
+    out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
+    return out_BNTK.astype(v_BMTK.dtype)
 
 
 class LayerScale(nnx.Module):
@@ -193,8 +197,8 @@ class PreLogits(nnx.Module):
 class ViT(Classifier):
     """Images [B, H, W, C] to logits [B, classes] (to the features it would read where num_classes is 0).
 
-    attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, whose
-        softmax is float32 even in float64.
+    attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, on
+        GPUs in 16 bits by cuDNN's kernel; its softmax is float32 even in float64.
     scan: keep the blocks' parameters stacked and run them by jax.lax.scan, which compiles one block instead of all.
     remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
     checkpoint: the config of the folder it was loaded from, which `save` writes again.

@@ -44,6 +44,12 @@ def constrain(x: jax.Array, layout: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(layout))
 
 
+def on_several_devices() -> bool:
+    """Whether it is traced for a mesh of several devices with these axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names == AXES and mesh.size > 1
+
+
 def of_parameter(stack: Stack) -> PartitionSpec:
     """The sharding of a parameter in the JAX layout. Vectors are replicated, since they are small."""
     return spec(stack.jax, whole=() if stack.rows[0].matrix else ("width",))

@@ -71,6 +71,10 @@ class Trainer(BatchRows, Protocol):
         """This process's devices, in words."""
 
     @property
+    def peak_flops(self) -> float:
+        """FLOP/s of matrix products in the compute dtype, on the devices of all processes; measured when asked for."""
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Canonical names of the parameters that are trained."""
 

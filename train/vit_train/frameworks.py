@@ -17,19 +17,22 @@ def join_processes(framework: Framework, distributed: str | None = None) -> Proc
 
 
 def engine_class(framework: Framework, dtype: str) -> MakeEngine:
-    """The class of a framework's engine. JAX is set to allow 64-bit types where `dtype` is one."""
-    _allow_dtype(framework, dtype)
+    """The class of a framework's engine. JAX is set to allow 64-bit types where `dtype` is one, and to keep compiled
+    programs."""
+    _prepare(framework, dtype)
     engine = importlib.import_module(f"vit_train.engines.{framework}.engine")
     return cast(MakeEngine, engine.JaxEngine if framework == "jax" else engine.TorchEngine)
 
 
 def predictor_class(framework: Framework, dtype: str) -> MakePredictor:
-    """The class of a framework's predictor. JAX is set to allow 64-bit types where `dtype` is one."""
-    _allow_dtype(framework, dtype)
+    """The class of a framework's predictor. JAX is set as for `engine_class`."""
+    _prepare(framework, dtype)
     predictor = importlib.import_module(f"vit_train.engines.{framework}.predictor")
     return cast(MakePredictor, predictor.JaxPredictor if framework == "jax" else predictor.TorchPredictor)
 
 
-def _allow_dtype(framework: Framework, dtype: str) -> None:
-    if framework == "jax" and dtype == "float64":
-        importlib.import_module("jax").config.update("jax_enable_x64", True)
+def _prepare(framework: Framework, dtype: str) -> None:
+    if framework == "jax":
+        importlib.import_module("vit_train.engines.jax.compilation_cache").keep_compiled_programs()
+        if dtype == "float64":
+            importlib.import_module("jax").config.update("jax_enable_x64", True)

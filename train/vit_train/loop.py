@@ -96,7 +96,7 @@ class _Loop:
         """Trains, saves and evaluates from step `start` to `end`; returns the number of steps done."""
         engine, config, stop = self.engine, self.engine.config, self.stop
         monitor = StepMonitor(engine, self.run, self.batches, self.metrics)
-        throughput = Throughput(config.batch_size)
+        throughput = Throughput(config, engine.peak_flops)
         made = stream(self.batches, slice(start, end), config.threads, config.workers)
         step, ending = start, start == end
         with self.display.task(f"{title} ({engine.name})", config.steps, start) as task, monitor:
@@ -171,7 +171,7 @@ class _Loop:
         task.update(
             step,
             f"loss {values['loss']:.3f}  lr {values['learning_rate']:.1e}  {values['images_per_second']:.0f} images/s  "
-            f"data {values['data_wait']:.0%}",
+            f"data {values['data_wait']:.0%}  MFU {values['mfu']:.0%}",
         )
 
 

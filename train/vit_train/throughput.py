@@ -1,15 +1,28 @@
-"""Speed of training between two log lines."""
+"""Speed of training between two log lines.
+
+MFU, the model FLOP utilisation, is the FLOPs that the model needs (three forward passes for each image, whatever is
+frozen or computed twice) over those that the devices could do meanwhile: as fast as they multiply two large matrices of
+the compute dtype, measured when training begins.
+"""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vit_core import flops
+from vit_train.config import TrainConfig
+
 
 class Throughput:
-    """Measures images per second, and the fraction of the time that training waited for data, between log lines."""
+    """Measures the time of a step, the fraction of it that training waited for data, and MFU, between log lines.
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.start, self.steps = batch_size, time.perf_counter(), 0
+    peak: FLOP/s of all devices.
+    """
+
+    def __init__(self, config: TrainConfig, peak: float) -> None:
+        self.batch_size, self.peak = config.batch_size, peak
+        self.step_flops = 3 * sum(flops.forward(config.model).values()) * config.batch_size
+        self.start, self.steps = time.perf_counter(), 0
         self.since, self.waited = self.start, 0.0
 
     @contextmanager
@@ -33,7 +46,9 @@ class Throughput:
         passed = now - self.since
         values = {
             "images_per_second": round(self.batch_size * self.steps / passed, 2),
+            "step_seconds": round(passed / self.steps, 6),
             "data_wait": round(self.waited / passed, 4),
+            "mfu": round(self.step_flops * self.steps / passed / self.peak, 4),
             "seconds": round(now - self.start, 3),
         }
         self.since, self.waited, self.steps = now, 0.0, 0

@@ -1,11 +1,13 @@
-"""How long `vit --help` takes in a new process, against its limit, and which large packages it imports."""
+"""`vit bench startup`: how long `vit --help` takes in a new process and which large packages it imports, and what the
+import of each twin adds to that of its framework."""
 
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
-LIMIT_SECONDS = 0.3
+from vit_cli.requirements import TWINS, missing
+
 HEAVY = ("jax", "torch", "numpy", "pydantic", "vit_core", "vit_train", "vit_jax", "vit_torch", "grain", "transformers")
 """Packages that must not be imported for the help."""
 
@@ -15,6 +17,14 @@ _IMPORTED = (
     f"found = lambda: [name for name in {HEAVY!r} if name in sys.modules]\n"
     "atexit.register(lambda: print('imported', *found(), file=sys.stderr))\n"
 )
+_TWIN = """
+import time
+start = time.perf_counter(); import {beyond}
+middle = time.perf_counter(); import {package}
+print(middle - start, time.perf_counter() - middle)
+"""
+_BEYOND = {"jax": ("vit_jax", "flax.nnx"), "torch": ("vit_torch", "torch")}
+"""Framework -> its twin, and what the import of the twin is measured beyond."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +35,43 @@ class Startup:
     """The best of several runs: whatever else the machine does only adds."""
     imported: tuple[str, ...]
     """Those of `HEAVY` that were imported."""
+    limit: float = 0.3
 
     @property
     def ok(self) -> bool:
-        return self.seconds <= LIMIT_SECONDS and not self.imported
+        return self.seconds <= self.limit and not self.imported
+
+
+@dataclass(frozen=True)
+class ImportStartup:
+    """What the import of a twin costs: the best of several runs."""
+
+    package: str
+    beyond: str
+    beyond_seconds: float
+    seconds: float
+    """On top of what it is measured beyond."""
+    limit: float = 0.1
+
+    @property
+    def ok(self) -> bool:
+        return self.seconds <= self.limit
 
 
 def help_startup(repeats: int = 10) -> Startup:
     """Measures `vit --help`."""
     return Startup(min(_seconds() for _ in range(repeats)), imported_by("--help"))
+
+
+def import_startups(repeats: int = 10) -> list[ImportStartup]:
+    """Measures the twins whose frameworks are installed."""
+    found = []
+    for framework, (package, beyond) in _BEYOND.items():
+        if not missing(TWINS[framework]):
+            program = _TWIN.format(package=package, beyond=beyond)
+            times = [tuple(map(float, _output(program).split())) for _ in range(repeats)]
+            found.append(ImportStartup(package, beyond, *(min(each) for each in zip(*times, strict=True))))
+    return found
 
 
 def imported_by(*words: str) -> tuple[str, ...]:
@@ -42,6 +80,10 @@ def imported_by(*words: str) -> tuple[str, ...]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("imported")]
     return tuple(line.split()[1:])
+
+
+def _output(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
 def _seconds() -> float:

@@ -1,61 +1,275 @@
-"""`vit bench`"""
+"""`vit bench`: a command for each thing that is measured."""
 
-from typing import Annotated, Literal
+import os
+from collections.abc import Sequence
+from itertools import product
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import Target
+from vit_cli.benchmarks.contestants import CHECKOUTS, NAMES, Contestant, Dtype, Setting, contestants
+from vit_cli.option_types import OptionalTarget, Target
 from vit_cli.reports.formats import print_costs
-from vit_core.errors import InputError
+from vit_cli.requirements import TRAINING, require
+from vit_cli.training import require_training
+from vit_cli.twins import TITLES, Framework
+from vit_core.errors import InputError, unknown_name
 from vit_core.storage import check_writable, location, require_local
+
+if TYPE_CHECKING:
+    from vit_cli.benchmarks.model_speed import Part
 
 HERE = location(".")
 
 
-def bench(
-    what: Literal["convert", "help"],
-    /,
+def model(
+    *,
+    variant: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = ("S/16",),
+    batch_size: int = 8,
+    dtype: tuple[Dtype, ...] = ("float32",),
+    compiled: Annotated[bool, Parameter(negative=())] = False,
+    threads: int | None = None,
+    rounds: int = 5,
+    only: Annotated[tuple[str, ...], Parameter(metavar="NAME")] = (),
+    peer: Annotated[tuple[str, ...], Parameter(metavar="NAME=PATH")] = (),
+    json: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
+    png: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
+) -> int:
+    """Measure the models' forward pass and train step, beside those of other libraries.
+
+    Each contestant has a process of its own, and they take turns; figures are medians over the rounds. One that is
+    not installed is named, and skipped. Runs on what JAX and PyTorch find: CPU, GPU or TPU.
+
+    Examples:
+        vit bench model
+        vit bench model --variant S/16 --variant B/16@384 --dtype float32 --dtype bfloat16
+        vit bench model --peer big_vision=../big_vision --json speed.json --png speed.png
+
+    Args:
+        variant: Published architecture, at another size than 224 as B/16@384. May be repeated.
+        batch_size: Images at once.
+        dtype: Type of the computation. May be repeated.
+        compiled: Let PyTorch's models pass through torch.compile.
+        threads: CPU threads of each contestant. Default: one for each core.
+        rounds: How often each contestant has its turn.
+        only: Measure this contestant. May be repeated. Default: all.
+        peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
+        json: File for all figures. What it has of the same machine and versions is not measured again.
+        png: File for a chart.
+    """
+    from vit_cli.benchmarks import model_speed
+    from vit_cli.benchmarks.machine import available_cores, this_machine
+    from vit_cli.reports import speed
+
+    wanted = [c for c in contestants(_checkouts(peer)) if not only or c.name in only]
+    for name in only:
+        if name not in NAMES:
+            raise InputError(f"--only: {unknown_name('contestant', name, NAMES)}")
+    threads = threads or available_cores()
+    _at_least_one(batch_size=batch_size, threads=threads, rounds=rounds)
+    settings = [
+        Setting(variant=name, batch_size=batch_size, dtype=each, compiled=compiled, threads=threads)
+        for name, each in product(variant, dtype)
+    ]
+    for setting in settings:
+        setting.model  # noqa: B018 (raises InputError for a wrong one, before anything is measured)
+    for file, option in ((json, "--json"), (png, "--png")):
+        if file is not None:
+            check_writable(file.parent, option)
+    with console.working("looking at the machine"):
+        machine = this_machine()
+    report = model_speed.open_report(json, machine)
+    speed.print_machine(machine)
+    _warn_if_busy()
+    for setting in settings:
+        part = model_speed.finished(report, setting, wanted, rounds)
+        if part is None:
+            part = _measured(setting, wanted, rounds, together=not machine.has_tpu)
+            report = report.replace(parts=(*(p for p in report.parts if p.setting != setting), part))
+            if json is not None:
+                model_speed.write_report(json, report)
+        else:
+            console.say(f"{setting}: measured before, in {json}")
+        speed.print_part(part)
+    if png is not None:
+        from vit_cli.reports.speed_chart import draw
+
+        draw([part for part in report.parts if part.setting in settings], png)
+        console.say(f"chart {png}")
+    return 0
+
+
+def _measured(setting: Setting, wanted: Sequence[Contestant], rounds: int, together: bool) -> "Part":
+    """Measures a setting under a progress bar."""
+    from vit_cli.benchmarks.model_speed import measure, number_of_calls
+
+    with console.progress() as bar:
+        task = bar.add_task(str(setting), total=number_of_calls(wanted, rounds), note="")
+        return measure(setting, wanted, rounds, together, lambda note: bar.update(task, advance=1, note=note))
+
+
+def convert(
     *,
     variant: Annotated[str, Parameter(metavar="NAME")] = "L/16",
     folder: Target = HERE,
     repeats: int = 5,
 ) -> int:
-    """Measure what a conversion costs, or how long `vit --help` takes.
+    """Measure what converting a checkpoint costs, beside a plain copy of the file.
 
-    `convert` compares conversions of a large random checkpoint with a plain copy of the file, in time and memory.
-    `help` measures a new process, and exits with status 1 if it takes more than 0.3 s.
+    Conversions of a large random checkpoint in float32, in time and memory.
 
     Examples:
+        vit bench convert
         vit bench convert --variant H/14
-        vit bench help
 
     Args:
-        what: What to measure.
-        variant: Published architecture, with random weights in float32: L/16, H/14, ... (convert).
-        folder: Where the files are made, about five times the checkpoint's size, and removed again (convert).
+        variant: Published architecture: L/16, H/14, ...
+        folder: Where the files are made, about five times the checkpoint's size, and removed again.
         repeats: How often each is measured; the best is shown.
     """
-    if repeats < 1:
-        raise InputError(f"--repeats {repeats}: expected 1 or more")
-    return _bench_help(repeats) if what == "help" else _bench_convert(variant, folder, repeats)
-
-
-def _bench_help(repeats: int) -> int:
-    from vit_cli.benchmarks.startup import LIMIT_SECONDS, help_startup
-
-    found = help_startup(repeats)
-    imported = ", ".join(found.imported) or "none of the large packages"
-    console.say(f"vit --help: {found.seconds:.2f} s (limit {LIMIT_SECONDS} s), imports {imported}")
-    return int(not found.ok)
-
-
-def _bench_convert(variant: str, folder: Target, repeats: int) -> int:
     from vit_cli.benchmarks import conversion
 
+    _at_least_one(repeats=repeats)
     config = conversion.model_of(variant)
     check_writable(folder, "--folder")
     with console.working(f"making {variant} in several formats, and converting"):
         costs = list(conversion.measure(config, require_local(folder, "--folder"), repeats))
     print_costs(f"convert {variant} in float32, {costs[0].bytes / 1e6:,.0f} MB", costs)
     return 0
+
+
+def train(
+    *,
+    framework: tuple[Framework, ...] = ("jax", "torch"),
+    variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
+    batch_size: int = 8,
+    dtype: Dtype = "float32",
+    steps: int = 10,
+    rounds: int = 3,
+    threads: int = 2,
+) -> int:
+    """Measure the training loop with its input, log and saved steps, beside the bare step.
+
+    The run trains on generated JPEG files of 500 x 375 pixels, and saves its state at the end of each round.
+
+    Examples:
+        vit bench train
+        vit bench train --framework torch --variant B/16 --batch-size 256 --dtype bfloat16 --steps 100 --threads 16
+
+    Args:
+        framework: Framework that trains. May be repeated.
+        variant: Published architecture.
+        batch_size: Images of a step.
+        dtype: Type of the forward and backward pass.
+        steps: Number of steps in each round.
+        rounds: How often the bare step and the loop have their turn.
+        threads: Threads that make batches.
+    """
+    for name in framework:
+        require_training(name)
+    from vit_cli.benchmarks import loop_speed
+
+    _at_least_one(batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
+    _warn_if_busy()
+    config = loop_speed.config_of(variant, batch_size, dtype, steps * (rounds + 1), threads)
+    rows = []
+    for name in framework:
+        with console.working(name) as status:
+            found = loop_speed.measure(name, config, rounds, status.update)
+        bare, loop = (f"{median(speeds):,.2f}" for speeds in (found.bare, found.loop))
+        rows.append((TITLES[name], found.hardware, bare, loop, f"{found.ratio:.0%}", f"{found.data_wait:.1%}"))
+        rows[-1] += (f"{found.mfu:.0%}",)
+    columns = ("", "on", "bare step", "loop", "loop / bare", "waits for data", "MFU")
+    console.table(f"{variant}, batch {batch_size}, {dtype}; images/s", columns, rows)
+    return 0
+
+
+def input(
+    *,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    images: int = 64,
+    rounds: int = 5,
+) -> int:
+    """Measure how fast images are decoded, cropped and flipped, beside torchvision.
+
+    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped.
+
+    Examples:
+        vit bench input
+        vit bench input --interpolation bicubic
+
+    Args:
+        interpolation: Filter of the resize, for all.
+        images: Number of files in a round.
+        rounds: How often each has its turn; medians are shown.
+    """
+    require("train", *TRAINING)
+    from vit_cli.benchmarks import input_speed
+
+    _at_least_one(images=images, rounds=rounds)
+    _warn_if_busy()
+    with console.working("decoding"):
+        speeds = dict(input_speed.measure(interpolation, images, rounds))
+    rows = []
+    for name, of_rounds in speeds.items():
+        times = input_speed.times_pillow(speeds, name)
+        rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
+    console.table(
+        f"JPEG to a crop of 224, {interpolation}", ("", "images/s a core", f"times {input_speed.PILLOW}"), rows
+    )
+    return 0
+
+
+def startup(*, repeats: int = 5) -> int:
+    """Measure how long `vit --help` takes, and the import of each twin.
+
+    Each in a new process. Exits with status 1 where one takes longer than its limit.
+
+    Examples:
+        vit bench startup
+
+    Args:
+        repeats: How often each is measured; the best is shown.
+    """
+    from vit_cli.benchmarks.startup import help_startup, import_startups
+
+    _at_least_one(repeats=repeats)
+    found = help_startup(repeats)
+    imported = ", ".join(found.imported) or "none of the large packages"
+    console.say(f"vit --help: {found.seconds:.2f} s (limit {found.limit} s), imports {imported}")
+    twins = import_startups(repeats)
+    for twin in twins:
+        console.say(
+            f"import {twin.package}: {twin.seconds:.2f} s beyond {twin.beyond} (limit {twin.limit} s), which takes "
+            f"{twin.beyond_seconds:.2f} s"
+        )
+    return int(not (found.ok and all(twin.ok for twin in twins)))
+
+
+def _checkouts(words: tuple[str, ...]) -> dict[str, str]:
+    """Contestant -> folder, from words such as big_vision=PATH."""
+    found = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or name not in CHECKOUTS:
+            raise InputError(f"--peer {word}: expected NAME=PATH, where NAME is one of {', '.join(CHECKOUTS)}")
+        folder: Any = require_local(location(path), "--peer")
+        if not (folder / name).is_dir():
+            raise InputError(f"--peer {word}: {folder} has no folder {name}; give a checkout of {CHECKOUTS[name]}")
+        found[name] = str(folder.resolve())
+    return found
+
+
+def _warn_if_busy() -> None:
+    """Warns where other programs keep a quarter of the cores or more: ratios still mean something, images/s little."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 4:
+        console.say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")

@@ -6,11 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
-from vit_cli.application import COMMANDS, build, completing
+from vit_cli.application import COMMANDS, build, completing, every_command
 from vit_cli.benchmarks.startup import HEAVY, imported_by
 from vit_cli.tests.printed import Vit
 
@@ -19,7 +21,7 @@ LINE = "vit: interrupted\n"
 
 
 def test_help_imports_no_framework() -> None:
-    """Nor NumPy, nor pydantic: `vit bench help` measures the time that this leaves."""
+    """Nor NumPy, nor pydantic: `vit bench startup` measures the time that this leaves."""
     assert imported_by("--help") == ()
     assert imported_by("--version") == ()
     assert set(imported_by("schema")) <= set(HEAVY) - {"jax", "torch", "grain", "transformers", "vit_jax", "vit_torch"}
@@ -31,21 +33,25 @@ def test_version(vit: Vit) -> None:
 
 def test_a_summary_is_the_first_sentence_of_the_docstring(vit: Vit) -> None:
     app = build(with_summaries=False)
-    for name, command in COMMANDS.items():
-        assert app[name].help.partition("\n")[0] == command.summary
     shown = " ".join(vit("--help").replace("│", " ").split())
     for name, command in COMMANDS.items():
+        assert app[name].help.partition("\n")[0] == command.summary
         assert f"{name} {command.summary}" in shown
+        if command.parts:
+            parts = " ".join(vit(name, "--help").replace("│", " ").split())
+        for part, summary in command.parts.items():
+            assert app[name][part].help.partition("\n")[0] == summary
+            assert f"{part} {summary}" in parts
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name: str, vit: Vit) -> None:
-    text = vit(name, "--help")
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_command_explains_itself(words: tuple[str, ...], vit: Vit) -> None:
+    text, name = vit(*words, "--help"), " ".join(words)
     assert text.startswith(f"Usage: vit {name}")
     assert f"vit {name}" in text.partition("Example")[2], "an example"
-    (function,) = [app.default_command for app in [build(with_summaries=False)[name]]]
-    arguments = [each for each in completing()[name].assemble_argument_collection(parse_docstring=True) if each.show]
-    assert function is not None
+    command = reduce(App.__getitem__, words, completing())
+    arguments = [each for each in command.assemble_argument_collection(parse_docstring=True) if each.show]
+    assert command.default_command is not None
     assert [each.name for each in arguments if not each.parameter.help] == [], "options without an explanation"
 
 
@@ -212,9 +218,9 @@ def test_no_help_imports_a_framework() -> None:
     """The help of every command, in one process. The parser needs the config of a recipe, but no model."""
     program = (
         "import sys\n"
-        "from vit_cli.application import COMMANDS, run\n"
-        "for name in COMMANDS:\n"
-        "    assert run([name, '--help']) == 0\n"
+        "from vit_cli.application import every_command, run\n"
+        "for words in every_command():\n"
+        "    assert run([*words, '--help']) == 0\n"
         "assert run(['pretrain', 'digits', '--help']) == 0\n"
         "heavy = ('jax', 'torch', 'flax', 'grain', 'matplotlib')\n"
         "print(*[name for name in heavy if name in sys.modules], file=sys.stderr)"

@@ -23,6 +23,7 @@ from vit_core import (
     save_checkpoint,
 )
 from vit_jax import arrays
+from vit_jax.model import attend
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=16, num_classes=3)
 
@@ -181,3 +182,41 @@ def test_a_stream_of_pictures_is_compiled_once(folder: Path) -> None:
     assert classify.function.values._cache_size() == 1  # type: ignore[attr-defined]
     classify(pictures[0])
     assert classify.function.values._cache_size() == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("backend", ["gpu", "cpu", "tpu"])
+def test_cudnn_is_asked_for_on_gpus_in_16_bits(backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU here: what is asked for is recorded, and answered by XLA's implementation."""
+    real, asked = jax.nn.dot_product_attention, []
+
+    def recorded(*args: Any, implementation: str | None = None) -> jax.Array:
+        asked.append(implementation)
+        return real(*args)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    q_BNTK = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), dtype)
+    assert attend(q_BNTK, q_BNTK, q_BNTK, "fused").dtype == dtype
+    assert asked == ["cudnn" if backend == "gpu" and dtype != "float32" else None]
+
+
+def test_where_cudnn_refuses_xla_computes_and_it_is_noted_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = jax.nn.dot_product_attention
+
+    def refusing(*args: Any, implementation: str | None = None) -> jax.Array:
+        if implementation == "cudnn":
+            raise RuntimeError("cuDNN is not detected.")
+        return real(*args)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", refusing)
+    caplog.set_level("INFO", "vit")
+    q_BNTK = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), jnp.bfloat16)
+    for _ in range(2):
+        np.testing.assert_array_equal(attend(q_BNTK, q_BNTK, q_BNTK, "fused"), real(q_BNTK, q_BNTK, q_BNTK))
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: cuDNN's kernel cannot be used (cuDNN is not detected.); XLA's is"
+    ]

@@ -73,6 +73,9 @@ class TrainConfig(Schema):
     mesh: Mesh = Mesh()
     scan: Flag = True
     """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
+    compile: Flag | None = None
+    """PyTorch: compile each block by torch.compile (one for all, and not the layers around them, so it takes seconds
+    rather than minutes). None: on CUDA devices. (JAX compiles always.)"""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again to save memory: nothing; all but products with weights; each block."""
     ema: Rate | None = None

@@ -6,12 +6,12 @@ import re
 import time
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import jax
 
 from vit_core.schema import NonNegative, Real, Schema
 from vit_train.planning.hlo import Collective, Program
+from vit_train.user_cache import user_cache
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -66,7 +66,7 @@ def compile_cached(lowered: jax.stages.Lowered, devices: str) -> tuple[Compiled,
 
     devices: their description, which distinguishes compilations.
     """
-    path = cache_folder() / f"{cache_key(lowered, devices)}.json"
+    path = user_cache() / "plans" / f"{cache_key(lowered, devices)}.json"
     try:
         return Compiled.model_validate_json(path.read_bytes()), True
     except (OSError, ValueError):
@@ -135,8 +135,3 @@ def installed_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "none"
-
-
-def cache_folder() -> Path:
-    """Where compilations are kept: vit-parity/plans under XDG_CACHE_HOME (default: ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit-parity" / "plans"

@@ -1,10 +1,18 @@
-"""Metrics of a run that resumes: lines, and TensorBoard's curves."""
+"""Metrics of a run that resumes: lines, and TensorBoard's curves; how fast it says that it is."""
 
+import timeit
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.flop_counter import FlopCounterMode
 
+import vit_torch
 from vit_train.metrics import Metrics, read_metrics
+from vit_train.tests.small_run import CONFIG, ENGINES
+from vit_train.throughput import Throughput
 
 
 def test_metrics_beyond_the_resumed_step_are_removed(tmp_path: Path) -> None:
@@ -26,3 +34,35 @@ def test_metrics_beyond_the_resumed_step_are_removed(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+
+
+def test_speed_between_two_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of 0.5 s, a quarter of it waiting; what is spent on saving does not count. FLOPs by PyTorch's counter,
+    which has a formula for attention that is spelled out."""
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    with FlopCounterMode(display=False) as counter:
+        vit_torch.ViT(CONFIG.model, attention="plain")(torch.zeros(1, CONFIG.model.channels, *CONFIG.model.image_size))
+    throughput = Throughput(CONFIG, peak=1e9)
+    for _ in range(2):
+        for _ in range(4):
+            with throughput.waiting():
+                now += 0.125
+            now += 0.375
+        with throughput.paused():
+            now += 60
+        values = throughput.values()
+        assert values["step_seconds"] == 0.5
+        assert values["data_wait"] == 0.25
+        assert values["images_per_second"] == 2 * CONFIG.batch_size
+        assert values["mfu"] == round(3 * counter.get_total_flops() * CONFIG.batch_size / 0.5 / 1e9, 4) > 0
+    assert values["seconds"] == 2 * (4 * 0.5 + 60)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_peak_is_that_of_this_machine(name: str) -> None:
+    """NumPy multiplies through another library; whatever else the machine does, they are within a factor of 20."""
+    peak = ENGINES[name](CONFIG.replace(dtype="float32")).peak_flops
+    a = np.ones((512, 512), np.float32)
+    seconds = min(timeit.repeat(lambda: a @ a, number=1, repeat=20))
+    assert 0.05 < peak / (2 * 512**3 / seconds) < 20

@@ -20,6 +20,7 @@ from vit_train.data import digits
 from vit_train.data.sources.folders import subfolders
 from vit_train.data.sources.split import Source, Split, Which
 from vit_train.data.sources.split_names import PREFERRED, no_split
+from vit_train.user_cache import user_cache
 
 PREPARED = ("features.json", "dataset_info.json")
 """Files that tensorflow-datasets writes beside the records of a set."""
@@ -75,8 +76,7 @@ class Records(Source):
 
 def cache_folder(data: Data) -> Path:
     """The folder for what is made from data once: data.directory, or else ~/.cache/vit-parity."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(data.directory or Path(cache_home) / "vit-parity").expanduser()
+    return Path(data.directory or user_cache()).expanduser()
 
 
 @cache

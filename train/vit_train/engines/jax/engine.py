@@ -18,6 +18,7 @@ from vit_train.engine import Predictor
 from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.on_mesh import OnMesh, gather, place
 from vit_train.engines.jax.optimizers import from_disk_layout, to_disk_layout
+from vit_train.engines.jax.peak import matmul_flops
 from vit_train.engines.jax.saving import OrbaxSaver, restore
 from vit_train.engines.jax.train_step import LAYOUTS, State, TrainStep, mask_layout, step_rates
 from vit_train.processes import read_together
@@ -57,6 +58,13 @@ class JaxEngine(OnMesh):
             leaf: (x.size * x.dtype.itemsize, prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize)
             for leaf, x in self.step.state.items()
         }
+
+    @property
+    def peak_flops(self) -> float:
+        """FLOP/s of matrix products in the compute dtype on all devices, as fast as the first of this process."""
+        # Devices that are made of one CPU share it.
+        devices = 1 if jax.default_backend() == "cpu" else self.devices
+        return devices * matmul_flops(self.config.compute_dtype or self.config.dtype)
 
     @property
     def skipped(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from vit_core import InputError, parity
 from vit_train.config import Mesh, TrainConfig
@@ -124,3 +125,27 @@ def test_meshes_that_pytorch_cannot_use_are_refused() -> None:
         resolve_mesh(cut.replace(optimizer=CONFIG.optimizer.replace(name="adafactor")), two)
     with pytest.raises(InputError, match="needs a multiple of 2 devices, there are 1"):
         TorchEngine(cut)
+
+
+@pytest.mark.parametrize(("chosen", "compiled"), [(None, 0), (False, 0), (True, CONFIG.model.depth)])
+def test_blocks_are_compiled_where_it_is_chosen(
+    chosen: bool | None, compiled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default on CUDA devices, which are not here."""
+    calls: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: calls.append(module))
+    engine = TorchEngine(CONFIG.replace(compile=chosen))
+    assert calls == list(engine.network.model.blocks)[:compiled]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same() -> None:
+    """One graph for all blocks, with stochastic depth's masks. The compiler may reorder sums: the bound is that of two
+    frameworks. (It gave equal bits.)"""
+    torch._dynamo.reset()
+    config = EXACT.replace(model=EXACT.model.replace(stochastic_depth=0.3))
+    steps = dict(enumerate(batches(config)[:4]))
+    plain, compiled = (state_of(after(TorchEngine(config.replace(compile=how)), steps)) for how in (False, True))
+    for name, x in plain.items():
+        assert np.abs(compiled[name] - x).max() <= parity.FLOAT64_BOUND * max(np.abs(x).max(), 1e-3), name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -22,6 +22,7 @@ from vit_train.engine import Predictor
 from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network, total_loss
 from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_norms
+from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.sharding import (
     accumulating,
     gather_slices,
@@ -62,6 +63,9 @@ class TorchEngine(Member):
         if mesh.fsdp > 1:
             shard(model, mesh, self.device, compute)
         self.network.to(self.device)
+        if config.compile is True or (config.compile is None and self.device.type == "cuda"):
+            for block in model.blocks:
+                block.compile()
         several = self.processes > 1 and mesh.fsdp == 1
         self.parallel = DistributedDataParallel(self.network) if several else self.network
         self.params: dict[str, Tensor] = dict(model.named_parameters())
@@ -92,6 +96,11 @@ class TorchEngine(Member):
     def average(self) -> Predictor | None:
         """Predicts by the moving average of the weights; None where none is kept."""
         return None if self.config.ema is None else _AveragePredictor(self)
+
+    @property
+    def peak_flops(self) -> float:
+        """FLOP/s of matrix products in the compute dtype on all devices, as fast as that of this process."""
+        return self.devices * matmul_flops(self.config.compute_dtype or self.config.dtype, self.device)
 
     def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
         """Update number `step` (from 0), by this process's rows; returns what was computed before it.

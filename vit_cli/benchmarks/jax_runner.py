@@ -1,0 +1,132 @@
+"""JAX's contestants of `vit bench model`: a model, its forward pass and its train step with optax's AdamW, jitted."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import vit_jax
+from vit_cli.benchmarks.contestants import CLASSES, Contestant, Kind, Setting, Stopwatch, Turn
+from vit_cli.requirements import missing
+from vit_core.errors import InputError
+from vit_train.engines.jax.peak import matmul_flops
+
+_UNUSED = {
+    "ml_collections": ("ml_collections",),
+    "tensorflow": ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"),
+}
+"""What big_vision imports beside its model, and the model does not use: empty modules take the place of what is not
+installed."""
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+"""(parameters, images_BHWC) -> logits; parameters in the type of the computation."""
+
+
+class JaxRunner:
+    """A model of a JAX library on the default device; see contestants.Runner.
+
+    In bfloat16 the forward pass has its parameters in bfloat16; training keeps them in float32 and casts them.
+    """
+
+    def __init__(self, contestant: Contestant, setting: Setting) -> None:
+        if setting.dtype == "float32":  # as PyTorch's: no TF32 on GPUs, no single bfloat16 pass on TPUs
+            jax.config.update("jax_default_matmul_precision", "highest")
+        self.contestant, self.setting, self.dtype = contestant, setting, jnp.dtype(setting.dtype)
+        size = setting.batch_size, *setting.model.image_size, setting.model.channels
+        self.images_BHWC = jax.random.normal(jax.random.key(0), size, self.dtype)
+        self.labels_B = jax.random.randint(jax.random.key(1), size[:1], 0, CLASSES)
+        self.prepared: dict[Kind, Callable[[], object]] = {}
+
+    def run(self, kind: Kind, calls: int) -> Turn:
+        if kind not in self.prepared:
+            prepare = self._prepare_forward if kind == "forward" else self._prepare_train
+            self.prepared[kind] = prepare(*_open(self.contestant, self.setting))
+        call = self.prepared[kind]
+        watch, result = Stopwatch(calls), None
+        for _ in range(calls):
+            result = call()
+        watch.handed_over()
+        jax.block_until_ready(result)
+        return watch.turn()
+
+    def peak(self) -> float:
+        return matmul_flops(self.setting.dtype)
+
+    def device_memory(self) -> int | None:
+        if jax.default_backend() == "cpu":
+            return None
+        return int((jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"])
+
+    def _prepare_forward(self, apply: Apply, params: Any) -> Callable[[], object]:
+        compute, params = jax.jit(apply), self._cast(params)
+        return lambda: compute(params, self.images_BHWC)
+
+    def _prepare_train(self, apply: Apply, params: Any) -> Callable[[], object]:
+        optimizer = optax.adamw(1e-3, weight_decay=0.05)
+
+        def step(state: tuple[Any, Any], images_BHWC: jax.Array, labels_B: jax.Array) -> tuple[Any, jax.Array]:
+            params, statistics = state
+
+            def loss_of(params: Any) -> jax.Array:
+                logits_BC = apply(self._cast(params), images_BHWC).astype(jnp.float32)
+                return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels_B).mean()
+
+            loss, gradients = jax.value_and_grad(loss_of)(params)
+            updates, statistics = optimizer.update(gradients, statistics, params)
+            return (optax.apply_updates(params, updates), statistics), loss
+
+        jitted, state = jax.jit(step, donate_argnums=0), (params, jax.jit(optimizer.init)(params))
+
+        def train() -> object:
+            nonlocal state
+            state, loss = jitted(state, self.images_BHWC, self.labels_B)
+            return loss, state  # the loss alone is there before the update is
+
+        return train
+
+    def _cast(self, params: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(self.dtype), params)
+
+
+def _open(contestant: Contestant, setting: Setting) -> tuple[Apply, Any]:
+    if contestant.name == "big_vision":
+        assert contestant.checkout is not None
+        return _big_vision(contestant.checkout, setting)
+    scan = contestant.name.endswith("scanned")
+    graph, params = nnx.split(vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=scan))
+    return lambda params, images_BHWC: nnx.merge(graph, params)(images_BHWC), params
+
+
+def _big_vision(checkout: str, setting: Setting) -> tuple[Apply, Any]:
+    """big_vision's Linen model, from a checkout of its repository."""
+    sys.path.insert(0, checkout)
+    importlib.import_module("flax.training.checkpoints")  # it uses TensorFlow where there is one
+    for package in missing(tuple(_UNUSED)):
+        for name in _UNUSED[package]:
+            sys.modules[name] = module_from_spec(ModuleSpec(name, None))
+    try:
+        library = importlib.import_module("big_vision.models.vit")
+    except ImportError as error:
+        raise InputError(f"--peer big_vision={checkout}: it cannot be imported from there ({error})") from None
+    config = setting.model
+    model = library.Model(
+        config.num_classes,
+        patch_size=config.patch_size,
+        width=config.width,
+        depth=config.depth,
+        mlp_dim=config.mlp_dim,
+        num_heads=config.heads,
+        pool_type="tok",
+        head_zeroinit=False,
+        dtype_mm=setting.dtype,
+    )
+    images_BHWC = jnp.zeros((1, *config.image_size, config.channels))
+    params = jax.jit(lambda: model.init(jax.random.key(0), images_BHWC))()
+    return lambda params, images_BHWC: model.apply(params, images_BHWC)[0], params

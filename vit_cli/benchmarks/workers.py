@@ -1,0 +1,110 @@
+"""A process for each contestant, in which it waits for its turn: what one does to threads, memory and libraries reaches
+no other."""
+
+import multiprocessing
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vit_cli.benchmarks.contestants import Contestant, Kind, Runner, Setting, Turn, open_runner
+from vit_core.errors import shortened
+
+
+class Memory(NamedTuple):
+    """The most memory that was in use."""
+
+    bytes: int
+    on_device: bool
+    """Whether the device's memory is meant, not that of the process."""
+
+
+class Failed(Exception):
+    """What a contestant could not do, in words."""
+
+
+class Worker:
+    """A contestant in a process of its own. Its methods raise Failed where the contestant's library does."""
+
+    def __init__(self, contestant: Contestant, setting: Setting) -> None:
+        self.contestant = contestant
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(contestant, setting, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def run(self, kind: Kind, calls: int) -> Turn:
+        """Calls the forward pass or the train step so often."""
+        turn: Turn = self._ask("run", kind, calls)
+        return turn
+
+    def peak(self) -> float:
+        """FLOP/s of a large matrix product."""
+        found: float = self._ask("peak")
+        return found
+
+    def memory(self) -> Memory:
+        """The most memory until now."""
+        found: Memory = self._ask("memory")
+        return found
+
+    def close(self) -> None:
+        """Ends the process, also in the middle of a call."""
+        self.pipe.close()
+        self.process.join(timeout=1)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def _ask(self, *words: Any) -> Any:
+        try:
+            self.pipe.send(words)
+            answer, failed = self.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            raise Failed(f"its process ended with status {self.process.exitcode}") from None
+        if failed:
+            raise Failed(answer)
+        return answer
+
+
+def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
+    """Answers the questions that come through the pipe, until it closes."""
+    _limit_threads(setting.threads)
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
+    runner: Runner | None = None
+    with suppress(EOFError):
+        while True:
+            question, *words = pipe.recv()
+            try:
+                runner = runner or open_runner(contestant, setting)
+                pipe.send((_answer(runner, question, words), False))
+            except Exception as error:  # of any kind: it is another project's code
+                pipe.send((f"{type(error).__name__}: {shortened(str(error))}", True))
+
+
+def _answer(runner: Runner, question: str, words: Sequence[Any]) -> Any:
+    if question == "memory":
+        return _memory(runner.device_memory())
+    return runner.peak() if question == "peak" else runner.run(*words)
+
+
+def _limit_threads(threads: int) -> None:
+    """Must come before the frameworks are imported, which read it once: PyTorch's OpenMP and MKL, and XLA (NPROC)."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = os.environ["NPROC"] = str(threads)
+
+
+def _memory(device_bytes: int | None) -> Memory:
+    if device_bytes is not None:
+        return Memory(device_bytes, on_device=True)
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage would count what the parent used when it started this process
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return Memory(int(line.split()[1]) * 1024, on_device=False)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, on_device=False)
