@@ -63,7 +63,7 @@ COMMANDS = {
         Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
         Command("compare", "Show how far two training runs of one config differ.", "Proofs"),
         Command("formats", "Check every checkpoint format on small random models.", "Proofs"),
-        Command("bench", "Measure what a conversion costs, or how long `vit --help` takes.", "Proofs"),
+        Command("bench", "Measure what a conversion costs, how fast `vit predict` or `vit --help` is.", "Proofs"),
         Command("completion", "Print or install completion of commands and options for a shell.", "Setup"),
     )
 }
