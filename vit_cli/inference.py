@@ -144,7 +144,7 @@ def each_picture(
             bar.update(task, advance=1, note=one_line(hardware))
     if not used:
         raise InputError(f"none of the {skipped} pictures can be read" if skipped else "no pictures on standard input")
-    console.say(f"{used:,} images{f' ({skipped:,} skipped)' if skipped else ''}: {rate}, {hardware}")
+    console.say(f"{used:,} image{'s' * (used != 1)}{f' ({skipped:,} skipped)' if skipped else ''}: {rate}, {hardware}")
     return used
 
 

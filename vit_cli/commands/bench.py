@@ -186,6 +186,36 @@ def train(
     return 0
 
 
+def predict(
+    *,
+    framework: Framework = "torch",
+    variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
+    repeats: int = 5,
+) -> int:
+    """Measure `vit predict` on generated pictures, beside its model alone and decoding alone.
+
+    Examples:
+        vit bench predict
+        vit bench predict --framework jax --variant B/16
+
+    Args:
+        framework: Framework that computes.
+        variant: Published architecture, with new weights in float32.
+        repeats: How often each has its turn; medians are shown.
+    """
+    require_training(framework)
+    from vit_cli.benchmarks import prediction
+    from vit_cli.reports.prediction import print_rates
+
+    _at_least_one(repeats=repeats)
+    _warn_if_busy()
+    config = prediction.model_of(variant)
+    with console.working(f"predicting with {variant}"):
+        found = prediction.measure(config, framework, repeats)
+    print_rates(f"predict with {variant} in float32, {found.hardware}", found)
+    return 0
+
+
 def input(
     *,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from vit_cli import console
 from vit_cli.pictures import text_of
@@ -15,12 +15,22 @@ from vit_core.errors import InputError, one_line
 from vit_core.pipeline import Prediction
 from vit_core.storage import Location, is_local, staged_files
 
+if TYPE_CHECKING:
+    from vit_cli.benchmarks.prediction import Rates
+
 Kind = Literal["table", "csv", "jsonl", "parquet"]
 Write = Callable[[str, Prediction], None]
 """Writes the prediction for the picture at a path."""
 COLUMNS = ("image", "rank", "label", "probability")
 _ROWS_AT_ONCE = 2**14
 """Of a parquet file, held in memory."""
+
+
+def print_rates(title: str, rates: "Rates") -> None:
+    """Prints how fast predictions are, beside what they consist of."""
+    rows = (("the model alone", rates.model), ("decoding alone", rates.decoding), ("vit predict", rates.predict))
+    console.table(title, ("", "images/s"), ((name, f"{rate:,.1f}") for name, rate in rows))
+    console.say(f"{rates.share:.0%} of the rate that the slower of the two allows")
 
 
 def kind_of(to: Kind | None, out: Location | None) -> Kind:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,3 +178,11 @@ def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp
         ([checkpoint, photos, "--gpus", 2], "all devices that the framework finds are used"),
     ):
         assert why in refused("predict", *words)
+
+
+def test_the_benchmark_says_what_the_slower_part_allows(vit: Vit) -> None:
+    shown = vit("bench", "predict", "--variant", "mu/16", "--repeats", 1)
+    rates = [float(line.split()[-1].replace(",", "")) for line in shown.splitlines() if re.search(r"\d\.\d *$", line)]
+    model, decoding, predict = rates
+    (share,) = re.findall(r"^(\d+)% of the rate that the slower", shown, re.M)
+    assert int(share) == pytest.approx(100 * predict / min(model, decoding), abs=1)  # all are printed rounded
