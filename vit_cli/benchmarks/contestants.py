@@ -139,14 +139,3 @@ NAMES = tuple(contestant.name for contestant in _ALL)
 def contestants(checkouts: Mapping[str, str]) -> list[Contestant]:
     """All contestants. checkouts: name -> folder, for those of CHECKOUTS."""
     return [Contestant(c.name, c.framework, c.packages, checkouts.get(c.name)) for c in _ALL]
-
-
-def open_runner(contestant: Contestant, setting: Setting) -> Runner:
-    """The contestant's model in this process, ready to be measured."""
-    if contestant.framework == "torch":
-        from vit_cli.benchmarks.torch_runner import TorchRunner
-
-        return TorchRunner(contestant.name, setting)
-    from vit_cli.benchmarks.jax_runner import JaxRunner
-
-    return JaxRunner(contestant, setting)

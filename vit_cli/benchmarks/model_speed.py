@@ -81,14 +81,15 @@ class Part(Schema):
         """The contestants of one framework, ours or the peers."""
         return [m for m in self.measured if m.framework == framework and m.contestant.startswith("vit_") == ours]
 
-    def times_fastest_peer(self, one: Measured, kind: Kind) -> tuple[float, str] | None:
-        """How many times as fast as the fastest peer of its framework, and which one that is: the median of the ratios
-        within each round. None without a peer."""
+    def times_fastest_peer(self, one: Measured, kind: Kind) -> tuple[float, float, str] | None:
+        """How many times as fast as the fastest peer of its framework, the same in processor time, and which one that
+        is: medians of the ratios within each round. None without a peer."""
         peers = self.of(one.framework, ours=False)
         if not peers:
             return None
         peer = min(peers, key=lambda m: m.timing(kind).median)
-        return _times(peer.timing(kind).turns, one.timing(kind).turns), peer.contestant
+        theirs, ours = peer.timing(kind), one.timing(kind)
+        return _times(theirs.turns, ours.turns), _times(theirs.processor, ours.processor), peer.contestant
 
 
 class Report(Schema):

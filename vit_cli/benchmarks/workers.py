@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_cli.benchmarks.contestants import Contestant, Kind, Runner, Setting, Turn, open_runner
+from vit_cli.benchmarks.contestants import Contestant, Kind, Runner, Setting, Turn
 from vit_core.errors import shortened
 
 
@@ -82,10 +82,21 @@ def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
         while True:
             question, *words = pipe.recv()
             try:
-                runner = runner or open_runner(contestant, setting)
+                runner = runner or _open_runner(contestant, setting)
                 pipe.send((_answer(runner, question, words), False))
             except Exception as error:  # of any kind: it is another project's code
                 pipe.send((f"{type(error).__name__}: {shortened(str(error))}", True))
+
+
+def _open_runner(contestant: Contestant, setting: Setting) -> Runner:
+    """The contestant's model in this process, ready to be measured."""
+    if contestant.framework == "torch":
+        from vit_cli.benchmarks.torch_runner import TorchRunner
+
+        return TorchRunner(contestant.name, setting)
+    from vit_cli.benchmarks.jax_runner import JaxRunner
+
+    return JaxRunner(contestant, setting)
 
 
 def _answer(runner: Runner, question: str, words: Sequence[Any]) -> Any:

@@ -179,8 +179,8 @@ def train(
         with console.working(name) as status:
             found = loop_speed.measure(name, config, rounds, status.update)
         bare, loop = (f"{median(speeds):,.2f}" for speeds in (found.bare, found.loop))
-        rows.append((TITLES[name], found.hardware, bare, loop, f"{found.ratio:.0%}", f"{found.data_wait:.1%}"))
-        rows[-1] += (f"{found.mfu:.0%}",)
+        shares = f"{found.ratio:.0%}", f"{found.data_wait:.1%}", f"{found.mfu:.0%}"
+        rows.append((TITLES[name], found.hardware, bare, loop, *shares))
     columns = ("", "on", "bare step", "loop", "loop / bare", "waits for data", "MFU")
     console.table(f"{variant}, batch {batch_size}, {dtype}; images/s", columns, rows)
     return 0

@@ -32,7 +32,11 @@ def print_part(part: Part) -> None:
     for one in part.measured:
         times = [part.times_fastest_peer(one, kind) for kind in KINDS]
         if one.contestant.startswith("vit_") and all(times):
-            shown = (f"{kind} {found[0]:.2f} x {found[1]}" for kind, found in zip(KINDS, times, strict=True) if found)
+            shown = (
+                f"{kind} {found[0]:.2f} x {found[2]} ({found[1]:.2f} in processor time)"
+                for kind, found in zip(KINDS, times, strict=True)
+                if found
+            )
             say(f"{one.contestant}: {', '.join(shown)}")
 
 
