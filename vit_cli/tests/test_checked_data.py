@@ -48,7 +48,9 @@ def test_training_in_the_folder_of_images(
     for data, out in ((".", "here"), ("../photos", "there")):
         text = vit(*pretrain(recipe, data, tmp_path / out), "--fingerprints")
         assert "checked photos: pixels all 56 images; photos (held out): pixels all 8 images" in text
-    assert "batches with equal fingerprints" in vit("compare", tmp_path / "here", tmp_path / "there")
+    assert "batches with equal fingerprints" in vit(
+        "compare", tmp_path / "here", tmp_path / "there", "--out", tmp_path / "a.png"
+    )
 
 
 def test_what_is_found_is_said_once(vit: Vit, recipe: str, images: Path, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_sixteen_bits_in_five_channels(vit: Vit, recipe: str, tmp_path: Path) ->
     channels = ["--model.channels", "5", "--preprocessing.bit-depth", "16", "--fingerprints"]
     for framework in ("torch", "jax"):
         vit(*pretrain(recipe, tmp_path / "photos", tmp_path / framework, framework), *channels)
-    text = vit("compare", tmp_path / "torch", tmp_path / "jax")
+    text = vit("compare", tmp_path / "torch", tmp_path / "jax", "--out", tmp_path / "a.png")
     assert "batches with equal fingerprints: 2 of 2" in text
     differences = [float(value) for value in re.findall(r"\d\.\d{6} +\d\.\d{6} +(\S+) ", text)]
     assert len(differences) == 2
