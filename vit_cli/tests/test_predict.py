@@ -82,9 +82,28 @@ def test_every_kind_of_output_has_pythons_predictions(printed: Printing, checkpo
     assert [p for line in lines for p in line["probabilities"]] == [row[3] for row in expected]
 
 
+SHARDS_PRINTED = """
+import sys
+import jax
+import vit_jax
+from vit_cli.application import run
+
+start = vit_jax.OnDevices.start
+
+def printing(self, pixels_BHWC):
+    values = self.values(self.state, jax.device_put(pixels_BHWC, self.by_image))
+    print("images on each device:", [shard.data.shape[0] for shard in values.addressable_shards], file=sys.stderr)
+    return start(self, pixels_BHWC)
+
+vit_jax.OnDevices.start = printing
+sys.exit(run(sys.argv[1:]))
+"""
+"""`vit`, which also prints how each batch is divided: 11 pictures in batches of 4."""
+
+
 def test_two_devices_in_jax_share_each_batch(checkpoint: Path, photos: Path) -> None:
     """Probabilities of both twins, whose logits of at most 10 differ by parity.FLOAT32_BOUND of their scale."""
-    command = [sys.executable, "-m", "vit_cli", "predict", str(checkpoint), str(photos), "--framework", "jax"]
+    command = [sys.executable, "-c", SHARDS_PRINTED, "predict", str(checkpoint), str(photos), "--framework", "jax"]
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -93,6 +112,7 @@ def test_two_devices_in_jax_share_each_batch(checkpoint: Path, photos: Path) -> 
     words = ["--to", "csv", "--batch-size", "3"]
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=True)
     assert "2 x cpu" in done.stderr
+    assert done.stderr.count("images on each device: [2, 2]") == 3
     found = pandas.read_csv(io.StringIO(done.stdout))
     expected = expected_rows(checkpoint, photos)
     assert [*zip(found["image"], found["rank"], found["label"], strict=True)] == [row[:3] for row in expected]

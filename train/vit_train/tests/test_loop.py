@@ -69,6 +69,7 @@ def test_a_finished_run_leaves_weights_and_average(name: str, tmp_path: Path) ->
     assert [folder.name for folder in result.folders] == ["checkpoint", "checkpoint_ema"]
     raw, average = (open_checkpoint(folder) for folder in result.folders)
     assert (raw.config.provenance.run, raw.config.provenance.step, raw.config.labels) == ("my-run", 4, LABELS)
+    assert raw.config.probabilities == average.config.probabilities == CONFIG.loss == "softmax"
     for parameter, array in engine.export().items():
         np.testing.assert_array_equal(raw.arrays[parameter], array)
         np.testing.assert_array_equal(average.arrays[parameter], engine.export(averaged=True)[parameter])

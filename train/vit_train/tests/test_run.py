@@ -22,6 +22,7 @@ def test_a_saved_step_is_a_checkpoint(name: str, tmp_path: Path) -> None:
     opened = open_checkpoint(folder)
     assert (opened.config.provenance.run, opened.config.provenance.step) == ("my-run", 12)
     assert opened.config.labels == LABELS
+    assert opened.config.probabilities == "softmax"
     assert checkpoint_in(tmp_path / "my-run") == folder
 
 
