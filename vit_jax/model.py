@@ -111,7 +111,7 @@ def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks
         return fused_attention(q_BNTK, k_BMTK, v_BMTK)
     powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
     powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
-    # Divided after the product, which has fewer columns than there are scores: so training is faster on CPUs.
+    # Divided after the product, which has fewer columns than there are scores: there is less to divide.
     out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
     return out_BNTK.astype(v_BMTK.dtype)
 
