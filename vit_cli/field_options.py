@@ -99,7 +99,10 @@ class FieldOption:
         if self.choices:
             listed = "|".join(self.choices)
             return listed if len(listed) <= _LONGEST_PLACEHOLDER else "CHOICE"
-        word = {int: "INTEGER", float: "NUMBER"}.get(_bare(self._element(0)), "TEXT")
+        type_ = _bare(self._element(0))
+        word = {int: "INTEGER", float: "NUMBER"}.get(type_, "TEXT")
+        if get_origin(type_) is Literal:
+            word = "|".join(get_args(type_))
         text = "SIZE" if self.is_size else " ".join([word] * len(self.elements)) or f"{word}..."
         return f"{text}|none" if self.optional or not self.elements else text
 
@@ -149,7 +152,7 @@ class FieldOption:
         if get_origin(_bare(type_)) is Literal:
             values = {str(value): value for value in get_args(_bare(type_))}
             if word not in values:
-                raise InputError(f"{self.name}: {unknown_name('value', word, self.choices)}")
+                raise InputError(f"{self.name}: {unknown_name('value', word, self.choices or values)}")
             return values[word]
         try:
             return TypeAdapter(type_).validate_strings(word)

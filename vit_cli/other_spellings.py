@@ -28,7 +28,7 @@ _RECIPE = {
     "--log-interval": "--log-every", "--logging-steps": "--log-every", "--save-steps": "--save-every",
     "--eval-steps": "--evaluate-every", "--eval-batch-size": "--evaluation-batch",
     "--save-total-limit": "--keep", "--checkpoint-hist": "--keep",
-    "--output": "--out", "--output-dir": "--out", "--workdir": "--out",
+    "--output": "--out", "--output-dir": "--out", "--workdir": "--out", "--logger": "--loggers",
 }  # fmt: skip
 _EVALUATE = {
     "--data.name": "--data", "--dataset": "--data", "--data-path": "--data",
@@ -66,7 +66,7 @@ SAME: dict[str, dict[str, str]] = {
 """Command -> option as it is typed -> the command's own option."""
 
 _BFLOAT16 = "write --compute-dtype bfloat16 (no scaling of the loss is needed)"
-_LOGS = "each run writes TensorBoard events (tensorboard --logdir runs) and metrics.jsonl, one JSON object a line"
+_LOGS = "write --loggers wandb, or mlflow, or both words; TensorBoard events and metrics.jsonl are always written"
 _INIT = "to begin from a checkpoint, write vit finetune RECIPE --init CHECKPOINT"
 _RESUME = "write vit resume RUN; the command that began a run continues it too"
 _BATCH = "--batch-size is the batch of one update, over all devices; --accumulation splits it into so many parts"
@@ -74,11 +74,12 @@ _DEVICES = "all devices that the framework finds are used; choose them with CUDA
 _FORMAT = "the target is the second word: vit convert SOURCE TARGET"
 _RECIPE_HINTS = {
     **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision", "--mixed-precision", "--amp-dtype"), _BFLOAT16),
-    **dict.fromkeys(("--wandb", "--log-wandb", "--report-to", "--wandb-project", "--mlflow"), _LOGS),
+    **dict.fromkeys(("--wandb", "--log-wandb", "--report-to", "--mlflow"), _LOGS),
     **dict.fromkeys(("--pretrained", "--initial-checkpoint", "--model-name-or-path", "--checkpoint"), _INIT),
     **dict.fromkeys(("--resume", "--resume-from-checkpoint", "--resume-interrupted"), _RESUME),
     **dict.fromkeys(("--per-device-train-batch-size", "--gradient-accumulation-steps", "--grad-accum-steps"), _BATCH),
     **dict.fromkeys(("--device", "--devices", "--gpus", "--accelerator"), _DEVICES),
+    "--wandb-project": "write --loggers wandb, and set WANDB_PROJECT",
     "--warmup-epochs": "write --schedule.warmup-steps, in steps",
     "--warmup-ratio": "write --schedule.warmup-steps, in steps",
     "--model-ema": "write --ema 0.999",

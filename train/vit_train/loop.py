@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.storage import Location
+from vit_train.config import flatten
 from vit_train.data.batches import Batch, Batches, fingerprint, stream
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display, Task
@@ -62,15 +63,17 @@ def fit(
     unreadable images than the config allows.
     """
     display = display if engine.process == 0 else SILENT
-    metrics = Metrics(run.folder, start, engine.config.tensorboard, written=engine.process == 0)
+    config = engine.config
+    loggers = (*(["tensorboard"] if config.tensorboard else []), *config.loggers)
+    metrics = Metrics(run.folder, start, loggers, flatten(config.model_dump(mode="json")), written=engine.process == 0)
     with metrics, stop_signals() as stop:
-        end = engine.config.steps if until is None else until
+        end = config.steps if until is None else until
         loop = _Loop(engine, run, batches, evaluation, metrics, stop, display)
         step = loop.train(start, end, title)
         if step < end:
             # The signal may have come to another process.
             return FitResult(step, stop() or DEFAULT_SIGNAL, folders=(run.step_folder(step),))
-        if end < engine.config.steps:
+        if end < config.steps:
             return FitResult(step, signal_in_any_process(engine, stop()), folders=(run.step_folder(step),))
         folders = run.finish(engine, step)
         try:

@@ -1,38 +1,49 @@
-"""What a run logs: RUN/metrics.jsonl, one JSON object on each line, and the same numbers as TensorBoard events.
+"""What a run logs: RUN/metrics.jsonl, one JSON object on each line, and the same numbers to loggers.
 
-A store has no files that can be appended to. For a run in a store both are written on this machine, and uploaded whole
-before a step is saved (so that a run that resumes there has all lines up to it), after an evaluation, at the end, and
-once a minute.
+A store has no files that can be appended to. For a run in a store, the lines and TensorBoard's events are written on
+this machine, and uploaded whole before a step is saved (so that a run that resumes there has all lines up to it), after
+an evaluation, at the end, and once a minute.
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import Any, Self, TextIO
 
 from vit_core.errors import InputError
 from vit_core.storage import Location, StorageError, StorePath, is_local
+from vit_train.loggers import Logger, LoggerError, open_loggers
+from vit_train.loggers.interface import LoggedRun
+from vit_train.loggers.tensorboard import EVENTS
 
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+logger = logging.getLogger("vit")
 
-METRICS, EVENTS = "metrics.jsonl", "tensorboard"
+METRICS = "metrics.jsonl"
 UPLOAD_SECONDS = 60.0
 
 
 class Metrics:
     """Appends to a run's metrics; of a run that resumes after step `start`, what was logged beyond it is removed.
 
-    written: false in all processes of a run but one, where nothing is written.
+    loggers: names for open_loggers. config: what they show of the run's config. written: false in all processes of a
+    run but one, where nothing is written. Raises LoggerError for a logger that cannot be used.
     """
 
-    def __init__(self, run: Location, start: int, tensorboard: bool = True, written: bool = True) -> None:
+    def __init__(
+        self,
+        run: Location,
+        start: int,
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+        written: bool = True,
+    ) -> None:
         self.file: TextIO | None = None
-        self.events: SummaryWriter | None = None
+        self.loggers: list[Logger] = []
         self.store: StorePath | None = None
         self.uploaded = time.monotonic()
         if not written:
@@ -49,11 +60,12 @@ class Metrics:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(draft, path)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed at exit)
-        if tensorboard:
-            self.events = _event_writer(self.folder, start)
+        self.loggers = open_loggers(loggers, LoggedRun(run, self.folder, start, config or {}))
+        for line in kept:  # some services do not have all of it: the process was killed before they did
+            self._log(line)
 
     def write(self, step: int, **values: Any) -> None:
-        """Logs values at a step (from 1); numbers become curves in TensorBoard, other values are in the lines only.
+        """Logs values at a step (from 1); numbers become curves of the loggers, other values are in the lines only.
 
         InputError where the disk is full.
         """
@@ -61,9 +73,7 @@ class Metrics:
             return
         try:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                if self.events and isinstance(value, int | float):
-                    self.events.add_scalar(name, value, step)
+            self._log({"step": step, **values})
         except OSError as error:
             raise InputError(f"{self.file.name}: cannot write there ({error.strerror}); free some space") from None
         if time.monotonic() - self.uploaded > UPLOAD_SECONDS:
@@ -74,8 +84,8 @@ class Metrics:
         """Uploads what was logged so far, if the run is in a store."""
         if self.store is None:
             return
-        if self.events:
-            self.events.flush()
+        for each in self.loggers:
+            each.flush()
         self.uploaded = time.monotonic()
         for file in [self.folder / METRICS, *self.folder.glob(f"{EVENTS}/*")]:
             (self.store / file.relative_to(self.folder)).upload(file)
@@ -83,24 +93,33 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
+    def _log(self, line: Mapping[str, Any]) -> None:
+        """Gives the numbers of a line to the loggers. One that fails is given no more."""
+        values = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
+        for each in tuple(self.loggers):
+            try:
+                each.write(line["step"], values)
+            except LoggerError as error:
+                logger.warning("%s; nothing more is logged there until the run is resumed", error)
+                self.loggers.remove(each)
+
     def __exit__(self, kind: type | None, *_: object) -> None:
-        for sink in (self.file, self.events):
-            if sink is not None:
-                with suppress(OSError):  # from a line that the full disk has refused already
-                    sink.close()
+        if self.file is not None:
+            with suppress(OSError):  # from a line that the full disk has refused already
+                self.file.close()
+        for each in self.loggers:
+            try:
+                each.close(complete=kind is None)
+            except LoggerError as error:
+                logger.warning("%s", error)
+            except OSError:
+                pass  # as above
         if self.store is None:
             return
-        self.events = None
+        self.loggers = []
         with suppress(OSError, StorageError) if kind else nullcontext():  # the first error is the one to report
             self.upload()
         self.local.cleanup()
-
-
-def _event_writer(folder: Path, start: int) -> "SummaryWriter":
-    from tensorboardX import SummaryWriter  # slow: it imports PyTorch where that is installed
-
-    # The suffix distinguishes files of one second; TensorBoard ignores events of earlier files from the purge step on.
-    return SummaryWriter(str(folder / EVENTS), purge_step=start + 1, filename_suffix=f".{start}")
 
 
 def read_metrics(path: Location) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from vit_train.display import SILENT, Display
 from vit_train.engine import Engine, Framework
 from vit_train.evaluation import Accuracy, evaluate
 from vit_train.frameworks import engine_class, join_processes, predictor_class
+from vit_train.loggers import check_loggers
 from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
 from vit_train.preflight import check_agreement, check_data, check_space, preflight
@@ -209,6 +210,7 @@ def _train(
     segment: Mapping[str, Any] | None = None,
 ) -> StageResult:
     """Trains a run in its folder; `segment`: fields that it changes from its newest saved step on."""
+    check_loggers(run.request.config.loggers, run.folder)
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
     with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():

@@ -32,7 +32,8 @@ def inspect(
         vit inspect runs/cifar10 --json
 
     Args:
-        source: Checkpoint file or folder of any format, training run or saved step; also an address in a store.
+        source: Checkpoint file or folder of any format, training run or saved step; also an address in a store or in
+            the Hub (hf://USER/MODEL).
         json: Print one JSON object instead of tables.
         from_: Format to read, where it is not recognised.
         set_: A field of the model's config that the file does not contain, such as heads=6. May be repeated.

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from vit_cli.tests.printed import Vit
+from vit_cli.tests.printed import Printing, Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random
 from vit_core import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, parity, save_checkpoint
 from vit_core.checkpoints.checkpoint import Resampling
-from vit_core.storage.tests.hub_server import TOKEN, Answer, Hub, Repository, Request, hub, use
+from vit_core.storage.tests.hub_server import TOKEN, Answer, Hub, Request, hub, use
 
 __all__ = ["hub"]
 
@@ -30,15 +30,16 @@ def contents(path: str | Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("format", ["vit", "timm", "transformers"])
-def test_what_is_pushed_is_read_back(vit: Vit, hub: Hub, folder: Path, format: str) -> None:
-    """Bit for bit, in one commit."""
+def test_what_is_pushed_is_read_back(printed: Printing, hub: Hub, folder: Path, format: str) -> None:
+    """Bit for bit, in one commit; no progress bar is printed into a file, and no token."""
     model = MODEL.replace(position_resampling="bicubic", norm_epsilon=1e-6)
     save_random(folder, model)
     lossy = ["--allow-lossy"] if format == "timm" else []
-    printed = vit("push", folder, "u/m", "--to", format, *lossy, "--message", "the first")
+    result = printed("push", folder, "u/m", "--to", format, *lossy, "--message", "the first")
     commit = hub.repositories["u/m"].refs["main"]
-    assert f"uploaded hf://u/m as commit {commit[:12]}: {hub.address}/u/m" in printed
-    assert TOKEN not in printed
+    assert f"uploaded hf://u/m as commit {commit[:12]}: {hub.address}/u/m" in result.out
+    assert TOKEN not in result.out
+    assert result.err == ""
     assert contents("hf://u/m") == contents(folder)
     opened = open_checkpoint("hf://u/m")
     assert opened.format == format
@@ -98,7 +99,6 @@ def test_nothing_of_others_is_replaced(refused: Vit, hub: Hub, folder: Path) -> 
     ("where", "answer", "line"),
     [
         ("/stored/", Answer(403, b"no"), "access refused"),
-        ("/commit/", Answer(412, b"no"), "somebody else has changed it meanwhile; try again"),
         ("/commit/", Answer(200, b"<html>"), "cannot reach"),
     ],
 )
@@ -118,6 +118,19 @@ def test_an_upload_that_fails_changes_nothing(
     hub.instead = lambda request: None
     vit("push", newer, "u/m")
     assert contents("hf://u/m") == contents(newer)
+
+
+def test_a_push_that_is_overtaken_changes_nothing(refused: Vit, hub: Hub, folder: Path) -> None:
+    """Somebody commits while the weights are uploaded."""
+    hub.put("u/m", {".gitattributes": b""})
+
+    def overtake(request: Request) -> None:
+        if request.method == "PUT":
+            hub.put("u/m", {"theirs": b"x"})
+
+    hub.instead = overtake
+    assert "hf://u/m: somebody else has changed it meanwhile; try again" in refused("push", folder, "u/m")
+    assert hub.repositories["u/m"].files() == {"theirs": b"x"}
 
 
 @pytest.mark.parametrize(
@@ -199,19 +212,14 @@ def test_the_card_of_a_run(vit: Vit, hub: Hub, recipe: str, tmp_path: Path) -> N
     assert "- transformers itself: largest difference" in card
 
 
-def test_the_stand_in_checks_the_parent_of_a_commit(hub: Hub) -> None:
-    """The stand-in answers as the Hub does: another parent than the newest commit is refused."""
-    hub.repositories["u/m"] = Repository()
-    hub.put("u/m", {"a": b""})
-    assert (
-        hub.answer(
-            Request(
-                "POST",
-                "/api/models/u/m/commit/main",
-                {},
-                {"authorization": f"Bearer {TOKEN}"},
-                json.dumps({"key": "header", "value": {"summary": "x", "parentCommit": "0" * 40}}).encode(),
-            )
-        ).status
-        == 412
-    )
+@pytest.mark.parametrize("command", ["inspect", "parity", "convert"])
+def test_commands_take_addresses(vit: Vit, refused: Vit, hub: Hub, folder: Path, tmp_path: Path, command: str) -> None:
+    hub.put("u/m", {file.name: file.read_bytes() for file in folder.iterdir()})
+    target = [tmp_path / "out"] if command == "convert" else []
+    printed = vit(command, "hf://u/m", *target)
+    assert "hf://u/none: no such repository" in refused(command, "hf://u/none", *target)
+    if command != "convert":
+        assert "hf://u/m" in printed
+    else:
+        assert contents(target[0]) == contents(folder)
+        assert "write vit push CHECKPOINT u/m" in refused("convert", folder, "hf://u/m")

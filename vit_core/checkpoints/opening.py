@@ -48,9 +48,10 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens a checkpoint file or folder, a training run or a saved step; no parameter is read yet.
 
-    path: on this machine or in a store (gs://, s3://). format: one of `registry.FORMATS`, where it is not recognised.
-    fields: of the model's config, where a file of another project does not contain them (`{"heads": 6}`).
-    part: the model to open where a file holds several, by the keys and the prefix that lead to it ("state_dict").
+    path: on this machine, in a store (gs://, s3://) or in the Hub (hf://USER/MODEL). format: one of `registry.FORMATS`,
+    where it is not recognised. fields: of the model's config, where a file of another project does not contain them
+    (`{"heads": 6}`). part: the model to open where a file holds several, by the keys and the prefix that lead to it
+    ("state_dict").
     Every name and shape is checked. Raises InputError that names what is missing, damaged or does not fit.
     """
     opened, fields = checkpoint_in(location(path)), fields or {}

@@ -11,7 +11,7 @@ from vit_core.checkpoints.formats.registry import TARGETS, WRITERS
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, write_folder
 from vit_core.checkpoints.overwriting import check_target, remove_replaced
 from vit_core.errors import InputError, unknown_name
-from vit_core.storage import Location, location, staged_files
+from vit_core.storage import Location, staged_files, writable_location
 
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 """Endings that nobody gives to a folder."""
@@ -45,7 +45,7 @@ def save_checkpoint(
     unchanged if writing fails; anything else is replaced only with `overwrite`. Raises InputError, before anything is
     written, for what the format cannot hold and for a target that is not to be replaced.
     """
-    target = location(path)
+    target = writable_location(path)
     expressed = express_for(checkpoint, format, allow_lossy)
     container = _container(target, format)
     replaced = check_target(target, format, overwrite)

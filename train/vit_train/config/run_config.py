@@ -125,6 +125,9 @@ class TrainConfig(Schema):
     """Log a hash of each batch, to compare runs."""
     tensorboard: Flag = True
     """Write TensorBoard events beside the JSON lines."""
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that get the same numbers: wandb (Weights & Biases), mlflow, or both. Their files are in the run's
+    folder, and nothing is sent, unless WANDB_MODE=online or MLFLOW_TRACKING_URI says so."""
 
     @model_validator(mode="before")
     @classmethod

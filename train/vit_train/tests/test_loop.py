@@ -144,7 +144,7 @@ def test_several_processes_find_an_update_without_images_in_its_result(tmp_path:
     engine = SimpleNamespace(processes=2, skipped=0, skippable=0, trained=("a",), config=CONFIG)
     batches = Batches(SPLIT, CONFIG)
     unread = batches[0]._replace(weights_B=np.zeros(16, np.float32))
-    with Metrics(tmp_path, 0, False) as metrics:
+    with Metrics(tmp_path, 0, ()) as metrics:
         monitor = StepMonitor(engine, run_in(tmp_path), batches, metrics)  # type: ignore[arg-type]
         for batch, loss, square in ((unread, 0.7, 0.1), (batches[0], 0.0, 0.0)):  # another process had images; has some
             monitor.before_step(1, batch)
