@@ -9,11 +9,11 @@ from parity_tests.twins import assert_one_model, traces
 from vit_core import ViTConfig, masks, parity, variants
 from vit_core.position_embeddings import METHODS
 
-SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5)
+SMALL = ViTConfig(image_size=(8, 12), patch_size=4, width=24, depth=1, heads=3, mlp_dim=40, num_classes=5)
 STEM = {"stem_width": 32, "image_size": (16, 24), "patch_size": 8}
 
 FIELDS = {
-    "paper": {},
+    "paper": {"depth": 2},
     "patch not square": {"image_size": (8, 12), "patch_size": (4, 3)},
     "one channel": {"channels": 1},
     "head_dim": {"head_dim": 5},
@@ -43,7 +43,7 @@ FIELDS = {
     "layer scale": {"layer_scale": 0.1},
     "unfold": {"patch_embedding": "unfold"},
     "unfold, patch not square": {"patch_embedding": "unfold", "patch_size": (4, 3)},
-    "depth 1": {"depth": 1},
+    "depth 3": {"depth": 3},
     "class token and mean": {"pooling": "cls_gap"},
     "class token and mean, representation": {"pooling": "cls_gap", "representation": 16},
     "first patch": {"pooling": "first", "class_token": False},
@@ -89,9 +89,10 @@ COMBINED = (
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in COMBINED)) for name in FIELDS])
 def test_every_field(name: str) -> None:
-    a, b = traces(SMALL.replace(**FIELDS[name]))
+    config = SMALL.replace(**FIELDS[name])
+    a, b = traces(config)
     assert_one_model(parity.compare(a, b))
-    assert len(a) > 2 + SMALL.depth
+    assert len(a) > 2 + config.depth
 
 
 @pytest.mark.parametrize(
