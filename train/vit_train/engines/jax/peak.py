@@ -1,22 +1,22 @@
-"""How fast a device multiplies matrices in JAX: what a model's speed is held against."""
+"""How fast a device multiplies matrices in JAX."""
 
-import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from vit_train.matmul_peak import measured_flops
 
 
 def matmul_flops(dtype: str) -> float:
-    """FLOP/s of a product of two large square matrices of this type on the first device: the best of four, after one
-    that compiles. Takes a small part of a second."""
-    n = 1024 if jax.default_backend() == "cpu" else 8192
+    """FLOP/s of a product of two large square matrices of this type on the first device. Takes a small part of a
+    second."""
     device = jax.local_devices()[0]
-    a, b = (jax.device_put(jax.random.normal(jax.random.key(i), (n, n), dtype), device) for i in range(2))
     product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, b))
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        jax.block_until_ready(product(a, b))
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds)
+
+    def square_of(matrix: np.ndarray) -> Callable[[], object]:
+        a = jax.device_put(matrix.astype(jnp.dtype(dtype)), device)
+        return lambda: jax.block_until_ready(product(a, a))
+
+    return measured_flops(square_of, largest=1024 if jax.default_backend() == "cpu" else 8192)

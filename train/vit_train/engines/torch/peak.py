@@ -1,25 +1,24 @@
-"""How fast a device multiplies matrices in PyTorch: what a model's speed is held against."""
+"""How fast a device multiplies matrices in PyTorch."""
 
-import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
+
+from vit_train.matmul_peak import measured_flops
 
 
 def matmul_flops(dtype: str, device: torch.device) -> float:
-    """FLOP/s of a product of two large square matrices of this type on a device: the best of four, after one that warms
-    up. Takes a small part of a second."""
-    n = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.ones(n, n, dtype=getattr(torch, dtype), device=device) for _ in range(2))
-    seconds = []
-    for _ in range(5):
-        _wait_for(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        _wait_for(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds[1:])
+    """FLOP/s of a product of two large square matrices of this type on a device. Takes a small part of a second."""
 
+    def square_of(matrix: np.ndarray) -> Callable[[], object]:
+        a = torch.from_numpy(matrix).to(device, getattr(torch, dtype))
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        def multiply() -> None:
+            torch.mm(a, a)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return multiply
+
+    return measured_flops(square_of, largest=1024 if device.type == "cpu" else 8192)
