@@ -142,7 +142,9 @@ def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray
 
 
 @pytest.mark.parametrize(
-    "change", [{"scan": False}, {"remat": "full"}, {"remat": "dots"}, {"accumulation": 4}], ids=str
+    "change",
+    [pytest.param({"scan": False}, marks=pytest.mark.slow), {"remat": "full"}, {"remat": "dots"}, {"accumulation": 4}],
+    ids=str,
 )
 def test_storage_and_recomputation_change_no_result(change: dict[str, object], one: dict[str, np.ndarray]) -> None:
     found = trained(JaxEngine(RUN.replace(**change)))

@@ -112,7 +112,7 @@ def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
 
 
 QUICK = (
-    "adamw, clipped", "sgd, coupled, clipped, sigmoid", "adafactor", "lamb, clipped, layer decay", "accumulation",
+    "adamw, clipped", "sgd, coupled, clipped, sigmoid", "adafactor", "accumulation",
     "descendant, adamw",
 )  # fmt: skip
 """One run of each kind; the others are slow."""
@@ -147,6 +147,7 @@ def test_twenty_steps_are_the_same(name: str) -> None:
         assert parity.difference(average, trained["head.weight"])[1] > 1e-4, "nothing was averaged"
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_the_steps() -> None:
     """The parts of a batch sum to it, in each engine, though they count different numbers of examples."""
     whole, parted = (

@@ -78,6 +78,7 @@ def test_a_prepared_set_is_used_again(splits: tuple[Split, Split], tmp_path: Pat
     assert first[7]["image"] == again[7]["image"] == splits[0].examples[7]["image"]
 
 
+@pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_index(splits: tuple[Split, Split]) -> None:
     """The same by index, from a stream of 1 or 2 threads, of 1 or 2 workers, and from any step on."""
     batches = Batches(splits[0], CONFIG)

@@ -42,6 +42,7 @@ def test_a_float32_run_resumes_bit_for_bit(engine: str, name: str) -> None:
             np.testing.assert_array_equal(ours[n], theirs[n])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIVE)
 def test_a_run_may_change_engines_back_and_forth(name: str) -> None:
     params, statistics = start(), InTorch(FIVE[name], start()).statistics()

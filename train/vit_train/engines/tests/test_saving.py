@@ -62,6 +62,7 @@ def test_arrays_have_canonical_names(run: Path, by_matrix: bool) -> None:
     assert_same(statistics_of(step, MODEL), statistics(by_matrix))
 
 
+@pytest.mark.slow
 def test_reading_does_not_import_jax(run: Path) -> None:
     process = start_python(
         f"""
