@@ -65,7 +65,7 @@ def test_other_libraries_open_what_was_pushed(hub: Hub, tmp_path: Path) -> None:
         assert parity.difference(np.load(file), expected_BC)[1] <= parity.FLOAT64_BOUND
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_push_that_is_killed_changes_nothing(hub: Hub, tmp_path: Path) -> None:
     """SIGKILL while the weights are uploaded, and while the commit is made; the next push succeeds."""
     env = environment(hub, tmp_path)

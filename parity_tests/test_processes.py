@@ -53,7 +53,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_train_as_one(recipe: Path) -> None:
     """The second one gets the signal; both stop after the same step, which one process alone goes on from."""
     folder = recipe.parent

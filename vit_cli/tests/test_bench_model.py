@@ -137,7 +137,7 @@ def test_the_machine_says_what_it_is() -> None:
     assert set(machine.devices) == {"jax", "torch"}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_both_twins_beside_their_peers(printed: Printing, tmp_path: Path) -> None:
     """Real processes. What is measured once is not measured again; a broken peer is named."""
     (tmp_path / "big_vision" / "models").mkdir(parents=True)

@@ -20,7 +20,7 @@ from vit_train.tests.small_run import ENGINES
 __all__ = ["gcs_server", "recipe", "store"]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_run_killed_while_saving_and_started_again_is_the_same_run(store: Store, recipe: Path, vit: Vit) -> None:
     """In JAX, by real processes: the store then has an incomplete step, and at the end the same as a folder."""
     kill_at(store, "put", r"steps/000010/step\.json", recipe)

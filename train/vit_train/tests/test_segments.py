@@ -168,7 +168,7 @@ def test_the_command_that_began_a_run_goes_on_with_its_segments(changed_run: Pat
         pretrain(config.replace(steps=13), again, Launch("torch"))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_jax_goes_on_with_a_changed_run_to_the_same_bits(tmp_path: Path) -> None:
     """Across a change, in one process and in two."""
     plain = BEGUN.replace(
