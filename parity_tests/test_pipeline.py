@@ -18,8 +18,8 @@ LABELS = ("north", "east", "south", "west")
 PIXELS = Preprocessing(image_size=16, resize="squash", mean=(0.4, 0.5, 0.6), interpolation="bilinear")
 TWINS = pytest.mark.parametrize("twin", [vit_jax, vit_torch], ids=["jax", "torch"])
 BOUND = 10 * parity.FLOAT32_BOUND
-"""Of probabilities, from logits of at most 10 that are within parity.FLOAT32_BOUND of their scale: no probability grows
-faster than its logit."""
+"""Bound of probabilities, from logits of at most 10 that are within parity.FLOAT32_BOUND of their scale: no probability
+grows faster than its logit."""
 
 
 def pictures(folder: Path, count: int = 5) -> list[str]:

@@ -45,7 +45,7 @@ class Extraction:
     function: DeviceFunction
     preprocessing: Preprocessing
     shape: tuple[int, ...]
-    """Of the features of one picture."""
+    """Shape of the features of one picture."""
 
     @classmethod
     def of(

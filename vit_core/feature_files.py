@@ -24,7 +24,7 @@ SUFFIXES = (".npy", ".safetensors", ".parquet")
 NAME = "features"
 """The name of the tensor in a safetensors file."""
 COLUMNS = ("image", "label")
-"""Of the table beside an array: the path of each image, and the folder it is in, where that is its class."""
+"""Columns of the table beside an array: the path of each image, and the folder it is in, where that is its class."""
 _HEADER_BYTES = 256
 _PARQUET_BYTES = 2**25
 """Rows of a parquet file that are held in memory."""

@@ -43,7 +43,7 @@ class Answers:
     outputs: np.ndarray
     """Class of the split -> output of the model."""
     log_probabilities_NO: np.ndarray
-    """Of all outputs of the model, float64."""
+    """Logarithm of the probability of each output of the model, float64."""
 
     @cached_property
     def answers_N(self) -> np.ndarray:

@@ -19,7 +19,7 @@ OURS, PILLOW, TENSORS = "ours", "torchvision on PIL", "torchvision on tensors"
 CROP_AREA = 0.08, 1.0
 
 Filter = Literal["bilinear", "bicubic"]
-"""Of a resize; when shrinking, as wide as the scale (antialias)."""
+"""Filter of a resize; when shrinking, as wide as the scale (antialias)."""
 
 Prepare = Callable[[bytes], object]
 """A JPEG file -> a training image [224, 224, 3] in 8 bits."""

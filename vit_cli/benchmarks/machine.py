@@ -31,7 +31,7 @@ class Machine(Schema):
 
     processor: str
     cores: Positive
-    """Of the processor, that this process may use."""
+    """Cores of the processor that this process may use."""
     devices: dict[str, str]
     """Framework -> its devices in words."""
     python: str

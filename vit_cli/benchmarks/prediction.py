@@ -37,7 +37,7 @@ class Rates:
 
     @property
     def share(self) -> float:
-        """Of the rate that the slower of the two allows."""
+        """Fraction of the rate that the slower of the two allows."""
         return self.predict / min(self.model, self.decoding)
 
 

@@ -23,7 +23,7 @@ Write = Callable[[str, Prediction], None]
 """Writes the prediction for the picture at a path."""
 COLUMNS = ("image", "rank", "label", "probability")
 _ROWS_AT_ONCE = 2**14
-"""Of a parquet file, held in memory."""
+"""Rows of a parquet file that are held in memory."""
 
 
 def print_rates(title: str, rates: "Rates") -> None:

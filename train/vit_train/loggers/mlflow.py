@@ -8,7 +8,7 @@ from vit_train.loggers.interface import LoggedRun, one_line_errors
 
 SERVICE, FOLDER, _ID = "mlflow", "mlruns", "mlflow.id"
 _MOST_PARAMETERS, _LONGEST_VALUE = 100, 500
-"""Of one request, in MLflow's interface."""
+"""Limits of one request, in MLflow's interface."""
 
 
 def is_online() -> bool:
