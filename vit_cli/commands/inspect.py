@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from vit_cli import console
 from vit_cli.option_types import FieldWords, PartName, Place, ReadFormat
-from vit_cli.reports.inspection import print_inspection
+from vit_cli.reports.inspection import print_description, print_suspicious
 from vit_core.checkpoints import inspection, open_checkpoint
 from vit_core.field_text import parse_fields
 
@@ -40,10 +40,17 @@ def inspect(
         part: The model to read, where the file holds several, such as model_ema.
     """
     checkpoint = open_checkpoint(source, format=from_, fields=parse_fields(set_), part=part)
-    with warnings.catch_warnings(action="ignore"), console.working("reading every array"):  # the report has them
-        report = inspection.report(checkpoint)
+    found = inspection.description(checkpoint)
+    if not json:
+        print_description(found, inspection.chosen(checkpoint.config.model))
+    with warnings.catch_warnings(action="ignore"), console.progress(shown=not json) as bar:  # the notes have them
+        task = bar.add_task("reading every array", total=len(checkpoint.arrays), note="")
+        lines = []
+        for line in inspection.scan(checkpoint):
+            lines += [line] if line else []
+            bar.advance(task)
     if json:
-        print(json_text.dumps(report, indent=2))
+        print(json_text.dumps({**found, "suspicious": lines}, indent=2))
     else:
-        print_inspection(report, inspection.chosen(checkpoint.config.model))
+        print_suspicious(lines)
     return 0

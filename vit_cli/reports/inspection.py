@@ -1,13 +1,13 @@
 """How `vit inspect` shows a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_cli.console import say, say_in, table
 
 
-def print_inspection(report: Mapping[str, Any], unlike_the_paper: Mapping[str, Any]) -> None:
-    """Prints a report of vit_core.checkpoints.inspection, and the config fields that are not the paper's."""
+def print_description(report: Mapping[str, Any], unlike_the_paper: Mapping[str, Any]) -> None:
+    """Prints `vit_core.checkpoints.inspection.description`, and the config fields that are not the paper's."""
     say(f"{report['path']}: {report['format']}, {report['parameters']:,} parameters")
     for note in report["notes"]:
         say(f"  {note}")
@@ -17,7 +17,11 @@ def print_inspection(report: Mapping[str, Any], unlike_the_paper: Mapping[str, A
     table("config, where it is not the paper's", ("field", "value"), fields)
     rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
     table("parameters", ("module", "number", "stored"), rows)
-    for line in report["suspicious"]:
+
+
+def print_suspicious(lines: Iterable[str]) -> None:
+    """Prints what looks wrong with the values of a checkpoint."""
+    for line in lines:
         say_in(f"suspicious: {line}", "yellow")
 
 

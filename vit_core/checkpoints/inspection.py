@@ -1,6 +1,7 @@
 """What `vit inspect` tells of a checkpoint of any format: what it is, what is in it, and what looks wrong."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,23 +46,24 @@ def dtypes(checkpoint: Checkpoint) -> dict[str, int]:
     return dict(counted)
 
 
-def suspicious(checkpoint: Checkpoint) -> list[str]:
-    """Every parameter that is not finite, all zeros where zeros say nothing, or has outliers. Reads every array."""
-    found = []
+def scan(checkpoint: Checkpoint) -> Iterator[str | None]:
+    """Reads every array, and yields for each a line on what looks wrong with it: values that are not finite, zeros
+    alone where they mean nothing, outliers; None where nothing does."""
     for name in checkpoint.arrays:
-        array = checkpoint.arrays[name].astype(np.float32)
-        if bad := int(array.size - np.isfinite(array).sum()):
-            found.append(f"{name}: {bad} of {array.size} values are not finite")
-            continue
-        if not array.any():
-            if not name.endswith(_EXPECTED_ZERO):
-                found.append(f"{name}: all zeros")
-            continue
-        sizes = np.abs(array[array != 0])
-        largest, median = float(sizes.max()), float(np.median(sizes))
-        if largest > OUTLIER * median:
-            found.append(f"{name}: an outlier of {largest:.3g}, {largest / median:,.0f} times the median magnitude")
-    return found
+        line = _suspicious(name, checkpoint.arrays[name].astype(np.float32))
+        yield None if line is None else f"{name}: {line}"
+
+
+def _suspicious(name: str, array: np.ndarray) -> str | None:
+    if bad := int(array.size - np.isfinite(array).sum()):
+        return f"{bad} of {array.size} values are not finite"
+    if not array.any():
+        return None if name.endswith(_EXPECTED_ZERO) else "all zeros"
+    sizes = np.abs(array[array != 0])
+    largest, median = float(sizes.max()), float(np.median(sizes))
+    if largest > OUTLIER * median:
+        return f"an outlier of {largest:.3g}, {largest / median:,.0f} times the median magnitude"
+    return None
 
 
 def chosen(config: ViTConfig) -> dict[str, Any]:
@@ -73,8 +75,8 @@ def chosen(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def report(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything, for --json."""
+def description(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint is, by its config and the sizes and types of its arrays; none is read."""
     config = checkpoint.config
     return {
         "path": str(checkpoint.origin),
@@ -86,5 +88,4 @@ def report(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": sum(module.parameters for module in modules(checkpoint)),
         "modules": {m.name: {"parameters": m.parameters, "bytes": m.bytes} for m in modules(checkpoint)},
         "dtypes": dtypes(checkpoint),
-        "suspicious": suspicious(checkpoint),
     }
