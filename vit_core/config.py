@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from vit_core.errors import unknown_name
 from vit_core.position_embeddings import Method, SincosFormula
+from vit_core.rope import PUBLISHED, Rope
 from vit_core.schema import Count, Flag, Positive, Rate, Real, Schema
 
 _SIDE = {"type": "integer", "minimum": 1}
@@ -15,6 +17,16 @@ Size = Annotated[
     WithJsonSchema({"anyOf": [_SIDE, {"type": "array", "items": _SIDE, "minItems": 2, "maxItems": 2}]}),
 ]
 """(height, width) in pixels; an int means square."""
+
+
+def _published_rope(rope: Any) -> Any:
+    if isinstance(rope, str):
+        if rope not in PUBLISHED:
+            raise ValueError(str(unknown_name("published variant", rope, PUBLISHED)))
+        return PUBLISHED[rope]
+    return rope
+
+
 Layers = Annotated[Positive, Field(le=4096)]
 """A number of layers; the limit refuses absurd values of a damaged file."""
 
@@ -59,12 +71,26 @@ class ViTConfig(Schema):
     position_embedding: Literal["learned", "sincos2d_big_vision", "sincos2d_mae", "none"] = "learned"
     """Learned positions are resampled at another resolution; sin-cos positions (formula of big_vision or MAE) are
     computed."""
+    rope: Annotated[Rope | None, BeforeValidator(_published_rope)] = None
+    """Rotary positions, which turn queries and keys: the fields of vit_core.rope.Rope, or the name of a published
+    variant (dinov3, eva02, pe, axial, mixed); none: no rotation."""
     position_resampling: Method = "bilinear_antialias"
     """Default method that resamples learned positions to another resolution."""
-    final_norm: Literal["before_pooling", "after_pooling"] = "before_pooling"
-    """Position of the last LayerNorm (after pooling: timm's fc_norm)."""
+    final_norm: Literal["before_pooling", "after_pooling", "none"] = "before_pooling"
+    """Position of the last norm (after pooling: timm's fc_norm), if there is one."""
     representation: Positive | None = None
     """Width of a Linear + tanh before the head (the paper's pretraining head, BERT's and HF's pooler), or none."""
+    pool_heads: Positive | None = None
+    """Attention heads of pooling 'map'; none: as in the blocks."""
+    pool_mlp_dim: Positive | None = None
+    """Hidden width of the MLP of pooling 'map'; none: as in the blocks."""
+    pool_prefix: Flag = False
+    """Whether pooling 'gap' and 'map' take the tokens before the patches too."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """Every norm: LayerNorm, or RMSNorm (arXiv:1910.07467), which has no mean and no bias."""
+    branch_norm: Literal["before", "after"] = "before"
+    """Whether attention and MLP read normed tokens, or their results are normed before they are added (EVA-02's
+    enormous; Swin v2's res-post-norm)."""
     pre_norm: Flag = False
     """A LayerNorm before the blocks too (CLIP)."""
     mlp: Literal["mlp", "swiglu"] = "mlp"
@@ -72,11 +98,17 @@ class ViTConfig(Schema):
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
     """The tanh approximation (Google's checkpoints), the exact GELU (timm's, HF's) or x * sigmoid(1.702 x) (CLIP's)."""
     norm_epsilon: Annotated[Real, Field(gt=0.0)] = 1e-6
-    """LayerNorm's epsilon."""
+    """Epsilon of the norms."""
     qkv_bias: Flag = True
     """Bias on queries, keys and values."""
+    key_bias: Flag = True
+    """Whether that bias is on keys too (BEiT, EVA and some of DINOv3 have none there)."""
     qk_norm: Flag = False
-    """LayerNorms over each head's queries and keys (arXiv:2302.05442)."""
+    """Norms over each head's queries and keys (arXiv:2302.05442)."""
+    attention_norm: Flag = False
+    """A norm of the attention's heads side by side, before their projection (EVA-02-CLIP, BEiT-3)."""
+    mlp_norm: Flag = False
+    """A norm before the last layer of the MLP (NormFormer, arXiv:2110.09456; EVA-02, BEiT-3)."""
     proj_bias: Flag = True
     """Bias on the blocks' attention projection and both layers of their MLP."""
     head_bias: Flag = True
@@ -120,14 +152,22 @@ class ViTConfig(Schema):
                 )
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}; change one, or set head_dim")
+        if self.rope is not None and self.attention_dim % 4:
+            near = max(round(self.attention_dim / 4), 1) * 4
+            raise ValueError(f"rope: heads of width {self.attention_dim} are not a multiple of 4; set head_dim {near}")
+        if not self.qkv_bias and not self.key_bias:
+            raise ValueError("key_bias: false needs qkv_bias true; leave key_bias out where there is no bias at all")
         if self.qk_norm and self.attention_dim == 1:
             raise ValueError(
                 "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1, or fewer heads"
             )
         if self.patch_norms and prod(self.patch_kernel) * self.stem_channels == 1:
             raise ValueError("patch_norms: a norm over patches of one value leaves nothing; set patch_size above 1")
-        if self.pooling == "map" and self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width {self.width}, which pooling 'map' needs")
+        if self.pooling == "map" and self.width % self.pooling_heads:
+            name = "pool_heads" if self.pool_heads else "heads"
+            raise ValueError(
+                f"{name}: {self.pooling_heads} does not divide width {self.width}, which pooling 'map' needs"
+            )
         if self.position_embedding.startswith("sincos2d") and (self.width % 4 or self.width < 8):
             raise ValueError(f"width: {self.width} is not a multiple of 4 from 8 on, which sincos2d positions need")
         return self
@@ -140,6 +180,10 @@ class ViTConfig(Schema):
             )
         if self.pooling == "first" and self.class_token:
             raise ValueError("pooling: 'first' is the class token where there is one; use 'cls', or class_token false")
+        if self.pooling != "map" and (self.pool_heads or self.pool_mlp_dim):
+            raise ValueError("pool_heads, pool_mlp_dim: only pooling 'map' has attention and an MLP; leave them out")
+        if self.pool_prefix and self.pooling not in ("gap", "map"):
+            raise ValueError("pool_prefix: true needs pooling 'gap' or 'map'")
         if self.pooling == "cls_gap" and self.final_norm == "after_pooling":
             raise ValueError("pooling: 'cls_gap' gives twice the width; set final_norm 'before_pooling'")
         if self.class_token_position and not (self.class_token and self.position_embedding == "learned"):
@@ -188,6 +232,16 @@ class ViTConfig(Schema):
     def attention_dim(self) -> int:
         """Width K of one attention head."""
         return self.head_dim or self.width // self.heads
+
+    @property
+    def pooling_heads(self) -> int:
+        """Attention heads of pooling 'map'."""
+        return self.pool_heads or self.heads
+
+    @property
+    def pooling_mlp_dim(self) -> int:
+        """Hidden width of the MLP of pooling 'map'."""
+        return self.pool_mlp_dim or self.mlp_dim
 
     @property
     def prefix_tokens(self) -> int:

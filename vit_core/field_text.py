@@ -8,6 +8,7 @@ from typing import Any
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.preprocess import Preprocessing
+from vit_core.rope import Rope
 
 _SIZE_FIELDS = ("image_size", "patch_size")
 
@@ -54,6 +55,8 @@ def field_text(name: str, value: Any) -> str:
         return f"{name}={'x'.join(map(str, value))}"
     if value is None:
         return f"{name}=none"
+    if isinstance(value, Rope):
+        value = value.model_dump(exclude_defaults=True)
     return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 

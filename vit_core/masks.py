@@ -1,8 +1,9 @@
 """Dropout and stochastic depth as arrays, so that both twins can use the same ones.
 
 A mask holds the factor an activation is multiplied by: 0 where dropped, 1 / (1 - rate) where kept. Sites inside the
-blocks carry a leading layer axis. The twins only apply masks; who draws them (a twin's own generator, or a data
-pipeline on the host) decides whether a training step is reproducible elsewhere.
+blocks carry a leading layer axis. What else training draws for the model, the change of rotary coordinates, travels
+along. The twins only apply masks; who draws them (a twin's own generator, or a data pipeline on the host) decides
+whether a training step is reproducible elsewhere.
 """
 
 from collections.abc import Mapping
@@ -13,9 +14,12 @@ import numpy as np
 
 from vit_core.config import ViTConfig
 from vit_core.errors import unknown_name
+from vit_core.rope import coordinate_change
 
 POSITIONS = "pos_drop"
-"""Site of the dropout after the positions, the only one outside the blocks."""
+"""Site of the dropout after the positions, outside the blocks."""
+ROPE = "rope"
+"""Site of the change of rotary coordinates: [2, 2], shift and scale of both axes, one for the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str,
     """
     layers, width, n = config.depth, config.width, tokens or config.tokens
     found = {}
+    if config.rope is not None and config.rope.is_augmented:
+        found[ROPE] = Site((2, 2), 0.0)
     if config.dropout:
         found[POSITIONS] = Site((batch, n, width), config.dropout)
         found["attn.proj_drop"] = Site((layers, batch, n, width), config.dropout)
@@ -51,8 +57,25 @@ def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str,
     return found
 
 
-SITES = (POSITIONS, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn_drop", "drop_path1", "drop_path2")
+SITES = (POSITIONS, ROPE, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn_drop", "drop_path1", "drop_path2")
 """Every name a mask can have."""
+
+
+def batch_axis(site: str) -> int | None:
+    """The axis of a mask along which examples lie; none where one array serves the whole batch."""
+    return {POSITIONS: 0, ROPE: None}.get(site, 1)
+
+
+def rows_of(site: str, mask: np.ndarray, rows: Any) -> np.ndarray:
+    """The mask of some examples of the batch, by their numbers or a slice."""
+    axis = batch_axis(site)
+    return mask if axis is None else mask[(slice(None),) * axis + (rows,)]
+
+
+def by_example(site: str, mask: np.ndarray, examples: int) -> np.ndarray:
+    """The mask with the examples along its first axis; what serves the whole batch is repeated."""
+    axis = batch_axis(site)
+    return np.broadcast_to(mask, (examples, *mask.shape)) if axis is None else np.moveaxis(mask, axis, 0)
 
 
 def of_layers(masks: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -60,13 +83,16 @@ def of_layers(masks: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in masks or {}:
         if name not in SITES:
             raise unknown_name("mask", name, SITES)
-    return {name: mask for name, mask in (masks or {}).items() if name != POSITIONS}
+    return {name: mask for name, mask in (masks or {}).items() if name not in (POSITIONS, ROPE)}
 
 
 def draw(config: ViTConfig, batch: int, rng: np.random.Generator, tokens: int | None = None) -> dict[str, np.ndarray]:
     """Masks for one training step, drawn by NumPy: float32, in the order of `sites`, whose arguments it takes."""
     masks = {}
     for name, site in sites(config, batch, tokens).items():
+        if name == ROPE and config.rope is not None:
+            masks[name] = coordinate_change(config.rope, rng.uniform(-1.0, 1.0, 5)).astype(np.float32)
+            continue
         keep = 1 - site.rates()
         masks[name] = ((rng.random(site.shape) < keep) / keep).astype(np.float32)
     return masks

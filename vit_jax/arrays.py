@@ -12,6 +12,7 @@ from flax import nnx
 from vit_core import parameters
 from vit_core.errors import InputError
 from vit_core.parameters import Initializer, Parameter, Stack
+from vit_core.rope import mixed_start
 
 if TYPE_CHECKING:
     from vit_jax.model import ViT
@@ -75,6 +76,10 @@ def _draw(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> jax.Arra
         return jax.random.uniform(key, shape, jnp.float32, -init.value, init.value)
     if init.kind == "normal":
         return init.value * jax.random.normal(key, shape, jnp.float32)
+    if init.kind == "rope":
+        uniform_T1 = jax.random.uniform(key, (shape[1], 1), jnp.float32)
+        start: jax.Array = mixed_start(init.value, 2 * shape[2], uniform_T1, jnp)
+        return start
     return init.value * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
 
 

@@ -9,8 +9,7 @@ from flax import nnx
 from vit_core.checkpoints.checkpoint import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.parameters import initial_value, parameters
-from vit_jax.layers import linear
-from vit_jax.stem import identity
+from vit_jax.layers import identity, linear
 
 
 class Classifier(nnx.Module):

@@ -9,10 +9,47 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from vit_core.config import ViTConfig
 from vit_core.errors import shortened
 from vit_jax.sharding import constrain, on_several_devices
+from vit_jax.stacking import Masks
 
 logger = logging.getLogger("vit")
+
+
+def norm_layer(config: ViTConfig, size: int | None = None) -> "LayerNorm | RMSNorm":
+    """The norm of a config over the last axis, of `size` values (by default the width)."""
+    layer = LayerNorm if config.norm == "layer_norm" else RMSNorm
+    return layer(size or config.width, config.norm_epsilon)
+
+
+def drop(x: Array, site: str, masks: Masks | None) -> Array:
+    """x times the mask of a site, if there is one; a mask with the batch axis alone drops whole examples."""
+    if masks is None or site not in masks:
+        return x
+    mask = masks[site]
+    return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).astype(x.dtype)
+
+
+class LayerScale(nnx.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        self.gamma = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, x_BND: Array) -> Array:
+        return x_BND * self.gamma[...]
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm over the last axis (arXiv:1910.07467): no mean and no bias; the square mean in float32 at least."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        self.scale = nnx.Param(jnp.ones(size))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        precise_x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        inverse_rms = jax.lax.rsqrt(jnp.square(precise_x).mean(axis=-1, keepdims=True) + self.epsilon)
+        return (precise_x * inverse_rms * self.scale[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -61,6 +98,10 @@ def _layer_norm_backward(epsilon: float, saved: tuple[Array, ...], grad: Array) 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+def identity(x: Any) -> Any:
+    return x
+
+
 def linear(*sizes: Any, **options: Any) -> nnx.LinearGeneral:
     # Zeros, whatever the key: the values come from the parameter table, drawn by ViT or read from a checkpoint.
     return nnx.LinearGeneral(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
@@ -85,21 +126,23 @@ def to_width(layer: nnx.LinearGeneral, x_BNF: Array, inputs: str) -> Array:
     return x_BND if layer.bias is None else x_BND + layer.bias[...]
 
 
-def to_heads(layer: nnx.LinearGeneral, x_BND: Array) -> tuple[Array, ...]:
-    """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K].
+def to_heads(layer: nnx.LinearGeneral, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
+    """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K]; its own bias, or another.
 
     On several devices the heads come first in the product, so that each device can have all three of its own heads.
     """
     D, _, T, K = layer.kernel.shape
+    if layer.bias is not None:
+        bias_3TK = layer.bias[...]
     if on_several_devices():
         kernel_DA = constrain(layer.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")
         qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
-        if layer.bias is not None:
-            qkv_BNT3K += layer.bias[...].swapaxes(0, 1)
+        if bias_3TK is not None:
+            qkv_BNT3K += bias_3TK.swapaxes(0, 1)
         return tuple(jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0))
     x_BNA = x_BND @ layer.kernel[...].reshape(D, -1)
-    if layer.bias is not None:
-        x_BNA += layer.bias[...].reshape(-1)
+    if bias_3TK is not None:
+        x_BNA += bias_3TK.reshape(-1)
     return tuple(x.reshape(*x_BND.shape[:2], T, K) for x in jnp.split(x_BNA, 3, axis=-1))
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from vit_core import masks
 from vit_core.config import ViTConfig
+from vit_core.rope import coordinate_change
 
 
 def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None = None) -> dict[str, jax.Array]:
@@ -14,6 +15,11 @@ def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None
     """
     drawn = {}
     for i, (name, site) in enumerate(masks.sites(config, batch, tokens).items()):
+        key_i = jax.random.fold_in(key, i)
+        if name == masks.ROPE and config.rope is not None:
+            uniform_5 = jax.random.uniform(key_i, (5,), jnp.float32, -1.0, 1.0)
+            drawn[name] = coordinate_change(config.rope, uniform_5, jnp)
+            continue
         keep = jnp.asarray(1 - site.rates(), jnp.float32)
-        drawn[name] = jax.random.bernoulli(jax.random.fold_in(key, i), keep, site.shape) / keep
+        drawn[name] = jax.random.bernoulli(key_i, keep, site.shape) / keep
     return drawn

@@ -7,9 +7,8 @@ layout (kernels with the input's axes first, heads apart); images are NHWC.
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -17,35 +16,18 @@ from jax import Array
 from vit_core.checkpoints.checkpoint import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
-from vit_core.masks import POSITIONS, of_layers
+from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_jax import arrays, stacking, traced_positions
+from vit_jax import arrays, rope, stacking, traced_positions
+from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
-from vit_jax.layers import LayerNorm, conv, fused_attention, linear, to_heads, to_width
+from vit_jax.layers import LayerScale, conv, drop, identity, linear, norm_layer
+from vit_jax.mlp import Mlp, SwiGLU
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Remat
-from vit_jax.stem import backbone, identity
+from vit_jax.stacking import Masks, Places, Remat
+from vit_jax.stem import backbone
 
-Attend = Literal["plain", "fused"]
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
-
-
-def layer_norm(config: ViTConfig, size: int | None = None) -> LayerNorm:
-    return LayerNorm(size or config.width, config.norm_epsilon)
-
-
-def drop(x: Array, site: str, masks: Masks | None) -> Array:
-    """x times the mask of a site, if there is one; a mask with the batch axis alone drops whole examples."""
-    if masks is None or site not in masks:
-        return x
-    mask = masks[site]
-    return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).astype(x.dtype)
+Layer = Callable[[Array], Array]
 
 
 class PatchEmbed(nnx.Module):
@@ -53,9 +35,9 @@ class PatchEmbed(nnx.Module):
         self.config = config
         C, D, patch = config.stem_channels, config.width, config.patch_kernel
         self.backbone = backbone(config)
-        self.norm_in = layer_norm(config, C * prod(patch)) if config.patch_norms else identity
+        self.norm_in = norm_layer(config, C * prod(patch)) if config.patch_norms else identity
         self.proj = conv(C, D, patch, strides=patch, padding="VALID", use_bias=config.patch_bias)
-        self.norm = layer_norm(config) if config.patch_norms else identity
+        self.norm = norm_layer(config) if config.patch_norms else identity
 
     def __call__(self, x_BHWC: Array) -> Array:
         x_BHWC = self.backbone(x_BHWC)
@@ -68,122 +50,31 @@ class PatchEmbed(nnx.Module):
         return self.norm(x_BhwD if self.proj.bias is None else x_BhwD + self.proj.bias[...])
 
 
-class Attention(nnx.Module):
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
-        self.attention = attention
-        D, T, K = config.width, config.heads, config.attention_dim
-        self.qkv = linear(D, (3, T, K), use_bias=config.qkv_bias)
-        self.q_norm = layer_norm(config, K) if config.qk_norm else identity
-        self.k_norm = layer_norm(config, K) if config.qk_norm else identity
-        self.proj = linear((T, K), D, axis=(-2, -1), use_bias=config.proj_bias)
-
-    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND)
-        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
-        return drop(to_width(self.proj, out_BNTK.reshape(*x_BND.shape[:2], -1), "heads"), "attn.proj_drop", masks)
-
-    def heads(self, x_BND: Array) -> tuple[Array, ...]:
-        q_BNTK, k_BMTK, v_BMTK = to_heads(self.qkv, x_BND)
-        return self.q_norm(q_BNTK), self.k_norm(k_BMTK), v_BMTK
-
-    def weights(self, x_BND: Array) -> Array:
-        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
-        q_BNTK, k_BMTK, _ = self.heads(x_BND)
-        return softmax_weights(q_BNTK, k_BMTK)
-
-
-def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
-    return (powers_BTNM / sums_BTN1).astype(q_BNTK.dtype)
-
-
-def softmax_powers(q_BNTK: Array, k_BMTK: Array) -> tuple[Array, Array]:
-    scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
-    # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
-    scores_BTNM = scores_BTNM.astype(jnp.promote_types(scores_BTNM.dtype, jnp.float32))
-    powers_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
-    return powers_BTNM, powers_BTNM.sum(axis=-1, keepdims=True)
-
-
-def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
-    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
-    if attention == "fused" and not (masks and "attn.attn_drop" in masks):
-        return fused_attention(q_BNTK, k_BMTK, v_BMTK)
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
-    powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
-    # Divided after the product, which has fewer columns than there are scores: there is less to divide.
-    out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
-    return out_BNTK.astype(v_BMTK.dtype)
-
-
-class LayerScale(nnx.Module):
-    def __init__(self, config: ViTConfig) -> None:
-        self.gamma = nnx.Param(jnp.zeros(config.width))
-
-    def __call__(self, x_BND: Array) -> Array:
-        return x_BND * self.gamma[...]
-
-
-class Mlp(nnx.Module):
-    def __init__(self, config: ViTConfig, bias: bool = True) -> None:
-        self.activation = config.activation
-        self.fc1 = linear(config.width, config.mlp_dim, use_bias=bias)
-        self.fc2 = linear(config.mlp_dim, config.width, use_bias=bias)
-
-    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        x_BNF = constrain(self.fc1(x_BND), "batch tokens mlp")
-        x_BNF = drop(ACTIVATIONS[self.activation](x_BNF), "mlp.drop1", masks)
-        return drop(to_width(self.fc2, x_BNF, "mlp"), "mlp.drop2", masks)
-
-
-class SwiGLU(nnx.Module):
-    """An MLP gated by SiLU (arXiv:2002.05202), the gate first: DINOv2's w12, timm's SwiGLUPacked."""
-
-    def __init__(self, config: ViTConfig, bias: bool = True) -> None:
-        self.fc1 = linear(config.width, (2, config.mlp_dim), use_bias=bias)
-        self.fc2 = linear(config.mlp_dim, config.width, use_bias=bias)
-
-    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        gate_BNF, x_BNF = jnp.moveaxis(constrain(self.fc1(x_BND), "batch tokens gate mlp"), 2, 0)
-        x_BNF = drop(jax.nn.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
-        return drop(to_width(self.fc2, x_BNF, "mlp"), "mlp.drop2", masks)
-
-
 class Block(nnx.Module):
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
-        self.norm1 = layer_norm(config)
+        self.after = config.branch_norm == "after"
+        self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
-        self.norm2 = layer_norm(config)
-        self.mlp = (SwiGLU if config.mlp == "swiglu" else Mlp)(config, config.proj_bias)
+        self.norm2 = norm_layer(config)
+        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
+        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
         scaled = config.layer_scale is not None
         self.ls1 = LayerScale(config) if scaled else identity
         self.ls2 = LayerScale(config) if scaled else identity
 
-    def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        x_BND = x_BND + drop(self.ls1(self.attn(self.norm1(x_BND), masks)), "drop_path1", masks)
-        x_BND = x_BND + drop(self.ls2(self.mlp(self.norm2(x_BND), masks)), "drop_path2", masks)
+    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, places), x_BND)
+        x_BND = x_BND + drop(self.ls1(attended_BND), "drop_path1", masks)
+        hidden_BND = self.branch(self.norm2, lambda x_BND: self.mlp(x_BND, masks), x_BND)
+        x_BND = x_BND + drop(self.ls2(hidden_BND), "drop_path2", masks)
         return constrain(x_BND, "batch tokens width")
 
+    def branch(self, norm: Layer, layer: Layer, x_BND: Array) -> Array:
+        return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
-class AttentionPool(nnx.Module):
-    """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
-
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
-        self.attention = attention
-        D, T, K = config.width, config.heads, config.width // config.heads
-        self.latent = nnx.Param(jnp.zeros((1, 1, D)))
-        self.q = linear(D, (T, K))
-        self.kv = linear(D, (2, T, K))
-        self.proj = linear((T, K), D, axis=(-2, -1))
-        self.norm = layer_norm(config)
-        self.mlp = Mlp(config)
-
-    def __call__(self, x_BND: Array) -> Array:
-        B, _, D = x_BND.shape
-        q_B1TK = self.q(jnp.broadcast_to(self.latent[...], (B, 1, D)))
-        k_BMTK, v_BMTK = jnp.moveaxis(self.kv(x_BND), 2, 0)
-        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention))
-        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]
+    def weights(self, x_BND: Array, places: Places) -> Array:
+        """Attention weights [B, T, N, M] over the tokens that the block is given."""
+        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
 
 
 class PreLogits(nnx.Module):
@@ -227,14 +118,13 @@ class ViT(Classifier):
             self.reg_token = nnx.Param(jnp.zeros((1, config.registers, config.width)))
         if config.position_embedding == "learned":
             self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, config.width)))
-        self.norm_pre = layer_norm(config) if config.pre_norm else identity
+        self.norm_pre = norm_layer(config) if config.pre_norm else identity
         blocks = nnx.List([Block(config, attention) for _ in range(config.depth)])
         self.blocks = stacking.stack(blocks) if scan else blocks
-        before = config.final_norm == "before_pooling"
-        self.norm = layer_norm(config) if before else identity
+        self.norm = norm_layer(config) if config.final_norm == "before_pooling" else identity
         if config.pooling == "map":
             self.attn_pool = AttentionPool(config, attention)
-        self.fc_norm = identity if before else layer_norm(config)
+        self.fc_norm = norm_layer(config) if config.final_norm == "after_pooling" else identity
         self.pre_logits = PreLogits(config, config.representation) if config.representation else identity
         self.add_heads(config)
         arrays.initialize(self, rngs.params())
@@ -249,8 +139,8 @@ class ViT(Classifier):
 
     def forward_features(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
-        x_BND = self.embed(x_BHWC, masks, interpolate=interpolate)
-        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), self.remat))
+        x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate)
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns; pre_logits: what the head reads."""
@@ -262,26 +152,29 @@ class ViT(Classifier):
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
-        x_BND = self.embed(x_BHWC, interpolate=interpolate)
+        x_BND, places = self.embed(x_BHWC, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(stacking.unstack(self.blocks, self.config.depth)):
-            stages[f"blocks.{i}.attn"] = block.attn.weights(block.norm1(x_BND))
-            stages[f"blocks.{i}"] = x_BND = block(x_BND)
+            stages[f"blocks.{i}.attn"] = block.weights(x_BND, places)
+            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, places)
         stages["norm"] = x_BND = self.norm(x_BND)
         stages["pool"] = self.pool(x_BND)
         stages["logits"] = self.forward_head(x_BND)
         return stages
 
-    def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
-        """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]."""
+    def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> tuple[Array, Places]:
+        """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]; and
+        what the blocks need to know of the tokens' places."""
         self.check(x_BHWC, interpolate)
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
         pos_1ND = self.positions((h, w), x_BND.dtype)
+        change_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
         prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
-        return self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
+        x_BND = self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
+        return x_BND, rope.places(config, (h, w), x_BND.dtype, change_22, traced)
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
@@ -326,10 +219,10 @@ class ViT(Classifier):
         config = self.config
         if config.pooling in ("cls", "first"):
             return x_BND[:, 0]
-        patches_BND = x_BND[:, config.prefix_tokens :]
+        pooled_BND = x_BND if config.pool_prefix else x_BND[:, config.prefix_tokens :]
         if config.pooling == "map":
-            return self.attn_pool(patches_BND)
-        mean_BD = patches_BND.mean(axis=1)
+            return self.attn_pool(pooled_BND)
+        mean_BD = pooled_BND.mean(axis=1)
         return mean_BD if config.pooling == "gap" else jnp.concatenate([x_BND[:, 0], mean_BD], axis=1)
 
     def check(self, x_BHWC: Array, interpolate: bool) -> None:

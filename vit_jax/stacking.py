@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Remat = Literal["none", "dots", "full"]
 
 Masks = dict[str, jax.Array]
+"""Masks by site (vit_core.masks); inside a block without the layer axis."""
+Places = dict[str, jax.Array]
+"""What the blocks know of where the tokens are. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies,
+or the "coordinates" [N, 2] for learned ones."""
 
 
 def stack(blocks: "nnx.List[Any]") -> "Block":
@@ -32,23 +36,24 @@ def unstack(blocks: "Block | nnx.List[Any]", depth: int) -> Iterator["Block"]:
         yield nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
 
 
-def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, remat: Remat) -> jax.Array:
-    """x through all blocks; the masks have a leading layer axis."""
+def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, places: Places, remat: Remat) -> jax.Array:
+    """x through all blocks; the masks have a leading layer axis, the places are the same for all."""
     if not isinstance(blocks, nnx.List):
         graph, stacked = nnx.split(blocks)
         apply = _call(graph, remat)
-        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1]), None), x_BND, (stacked, masks))[0]
+        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1], places), None), x_BND, (stacked, masks))[0]
     for i, block in enumerate(blocks):
         graph, state = nnx.split(block)
-        x_BND = _call(graph, remat)(state, x_BND, {site: mask[i] for site, mask in masks.items()})
+        own = {site: mask[i] for site, mask in masks.items()}
+        x_BND = _call(graph, remat)(state, x_BND, own, places)
     return x_BND
 
 
-def _call(graph: Any, remat: Remat) -> Callable[[Any, jax.Array, Masks], jax.Array]:
+def _call(graph: Any, remat: Remat) -> Callable[[Any, jax.Array, Masks, Places], jax.Array]:
     """A block as a function of its state, which is what jax.checkpoint and jax.lax.scan take."""
 
-    def call(state: Any, x_BND: jax.Array, masks: Masks) -> jax.Array:
-        return nnx.merge(graph, state)(x_BND, masks)
+    def call(state: Any, x_BND: jax.Array, masks: Masks, places: Places) -> jax.Array:
+        return nnx.merge(graph, state)(x_BND, masks, places)
 
     if remat == "none":
         return call

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from vit_core.config import ViTConfig
+from vit_jax.layers import identity
 
 WEIGHT_EPSILON = 1e-5
 """Added to the standard deviation of weights (timm adds 1e-8 to their variance)."""
@@ -119,7 +120,3 @@ def backbone(config: ViTConfig) -> Callable[[Array], Array]:
     if config.stem_layers is None:
         return identity
     return ResNet(config, config.stem_layers) if config.stem_layers else Root(config)
-
-
-def identity(x: Array) -> Array:
-    return x

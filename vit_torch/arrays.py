@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vit_core import parameters
 from vit_core.parameters import Initializer
+from vit_core.rope import mixed_start
 
 if TYPE_CHECKING:
     from vit_torch.model import ViT
@@ -55,6 +56,10 @@ def _draw(init: Initializer, tensor: Tensor, generator: torch.Generator | None) 
         nn.init.uniform_(tensor, -init.value, init.value, generator=generator)
     elif init.kind == "normal":
         nn.init.normal_(tensor, 0.0, init.value, generator=generator)
+    elif init.kind == "rope":
+        _, heads, pairs = tensor.shape
+        uniform_T1 = torch.rand((heads, 1), generator=generator, device=tensor.device)
+        tensor.copy_(mixed_start(init.value, 2 * pairs, uniform_T1, torch))
     else:
         limit = 2 * init.value
         nn.init.trunc_normal_(tensor, 0.0, init.value, -limit, limit, generator=generator)

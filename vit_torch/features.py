@@ -16,9 +16,9 @@ def features(model: ViT, x_BCHW: Tensor, layer: int = -1, pool: Pool = "cls", no
     tokens first (timm's `norm=True`). InputError for a layer or a token that the model does not have.
     """
     number = check_features(model.config, layer, pool)
-    x_BND = model.embed(x_BCHW)
+    x_BND, places = model.embed(x_BCHW)
     for block in islice(model.blocks, number + 1):
-        x_BND = block(x_BND)
+        x_BND = block(x_BND, None, places)
     if norm:
         x_BND = model.norm(x_BND)
     if pool == "tokens":

@@ -5,9 +5,13 @@ from torch import Tensor
 
 from vit_core import masks
 from vit_core.config import ViTConfig
+from vit_core.rope import coordinate_change
 
 Masks = dict[str, Tensor]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""
+Places = dict[str, Tensor]
+"""What the blocks know of where the tokens are. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies,
+or the "coordinates" [N, 2] for learned ones."""
 
 
 def draw_masks(
@@ -21,8 +25,12 @@ def draw_masks(
 
     tokens: sequence length, where it is not the config's (another resolution).
     """
-    drawn = {}
+    drawn: Masks = {}
     for name, site in masks.sites(config, batch, tokens).items():
+        if name == masks.ROPE and config.rope is not None:
+            uniform_5 = 2 * torch.rand(5, generator=generator, device=device) - 1
+            drawn[name] = coordinate_change(config.rope, uniform_5, torch)
+            continue
         keep = torch.as_tensor(1 - site.rates(), dtype=torch.float32, device=device)
         drawn[name] = (torch.rand(site.shape, generator=generator, device=device) < keep) / keep
     return drawn

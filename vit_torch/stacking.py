@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
-from vit_torch.masks import Masks
+from vit_torch.masks import Masks, Places
 
 Remat = Literal["none", "dots", "full"]
 
@@ -17,21 +17,22 @@ DOTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
 """Products with weights: the two kernels of a linear layer. Attention's are batched, and are recomputed."""
 
 
-def run(blocks: Iterable[nn.Module], x_BND: Tensor, masks: Masks, remat: Remat) -> Tensor:
-    """x through all blocks; the masks have a leading layer axis."""
+def run(blocks: Iterable[nn.Module], x_BND: Tensor, masks: Masks, places: Places, remat: Remat) -> Tensor:
+    """x through all blocks; the masks have a leading layer axis, the places are the same for all."""
     for i, block in enumerate(blocks):
         own = {site: mask[i] for site, mask in masks.items()}
-        x_BND = block(x_BND, own) if remat == "none" else _recomputed(block, x_BND, own, remat)
+        plain = remat == "none"
+        x_BND = block(x_BND, own, places) if plain else _recomputed(block, x_BND, own, places, remat)
     return x_BND
 
 
-def _recomputed(block: nn.Module, x_BND: Tensor, masks: Masks, remat: Remat) -> Tensor:
+def _recomputed(block: nn.Module, x_BND: Tensor, masks: Masks, places: Places, remat: Remat) -> Tensor:
     # Tensors that stand in for parameters (functional_call's) are gone from the block when the backward pass comes.
     now: dict[str, Tensor] = dict(block.named_parameters())
     lent = {name: p for name, p in now.items() if not isinstance(p, nn.Parameter)}
     contexts = partial(create_selective_checkpoint_contexts, DOTS) if remat == "dots" else noop_context_fn
     return checkpoint(
-        lambda x_BND: functional_call(block, lent, (x_BND, masks)),
+        lambda x_BND: functional_call(block, lent, (x_BND, masks, places)),
         x_BND,
         use_reentrant=False,
         context_fn=contexts,

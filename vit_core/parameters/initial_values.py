@@ -5,6 +5,7 @@ from zlib import crc32
 import numpy as np
 
 from vit_core.parameters.row import Parameter
+from vit_core.rope import mixed_start
 
 
 def initial_value(row: Parameter, seed: int) -> np.ndarray:
@@ -15,6 +16,10 @@ def initial_value(row: Parameter, seed: int) -> np.ndarray:
         return np.full(row.shape, value)
     if kind == "uniform":
         return rng.uniform(-value, value, row.shape)
+    if kind == "rope":
+        _, heads, pairs = row.shape
+        start: np.ndarray = mixed_start(value, 2 * pairs, rng.uniform(0.0, 1.0, (heads, 1)))
+        return start
     sample = rng.standard_normal(row.shape)
     if kind == "truncated_normal":
         while (outside := np.abs(sample) > 2).any():

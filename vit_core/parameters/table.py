@@ -37,13 +37,12 @@ def parameters(config: ViTConfig) -> Mapping[str, Parameter]:
         table.enter(layer)
         _block(table, c)
     table.enter(None)
-    norm = "norm" if c.final_norm == "before_pooling" else "fc_norm"
     if c.final_norm == "before_pooling":
-        table.norm(norm)
+        table.norm("norm")
     if c.pooling == "map":
         _attention_pool(table, c)
     if c.final_norm == "after_pooling":
-        table.norm(norm)
+        table.norm("fc_norm")
     features = "pooled" if c.pooling == "cls_gap" else "width"
     if c.representation:
         table.linear("pre_logits.fc", ["representation"], [features], init=_lecun_normal(c.pooled))
@@ -112,30 +111,54 @@ def _stem(table: "_Table", c: ViTConfig, layers: tuple[int, ...]) -> None:
 
 
 def _block(table: "_Table", c: ViTConfig) -> None:
-    table.norm("norm1")
-    # Xavier's fans are those of one of the three projections, which Google's code keeps apart.
-    projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
-    table.linear("attn.qkv", ["qkv", "heads", "head_dim"], ["width"], init=projection, batch="qkv")
-    if c.qkv_bias:
-        table.bias("attn.qkv", "qkv heads head_dim", key_bias=None if c.qk_norm else slice(1, 2))
-    if c.qk_norm:
-        table.norm("attn.q_norm", "head_dim")
-        table.norm("attn.k_norm", "head_dim", key_bias=slice(None))
-    table.linear("attn.proj", ["width"], ["heads", "head_dim"], init=projection)
-    if c.proj_bias:
-        table.bias("attn.proj", "width")
+    if c.branch_norm == "before":
+        table.norm("norm1")
+    _attention(table, c)
+    if c.branch_norm == "after":
+        table.norm("norm1")
     table.layer_scale("ls1")
-    table.norm("norm2")
-    _mlp(table, "mlp", c, gated=c.mlp == "swiglu", bias=c.proj_bias)
+    if c.branch_norm == "before":
+        table.norm("norm2")
+    _mlp(table, "mlp", c, gated=c.mlp == "swiglu", bias=c.proj_bias, norm=c.mlp_norm)
+    if c.branch_norm == "after":
+        table.norm("norm2")
     table.layer_scale("ls2")
 
 
-def _mlp(table: "_Table", name: str, c: ViTConfig, *, gated: bool = False, bias: bool = True) -> None:
-    xavier, small = _xavier_uniform(c.width, c.mlp_dim), Initializer("normal", 1e-6)
+def _attention(table: "_Table", c: ViTConfig) -> None:
+    # Xavier's fans are those of one of the three projections, which Google's code keeps apart.
+    projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
+    table.linear("attn.qkv", ["qkv", "heads", "head_dim"], ["width"], init=projection, batch="qkv")
+    if c.qkv_bias and c.key_bias:
+        # A norm or a rotation of the keys makes their bias matter.
+        table.bias("attn.qkv", "qkv heads head_dim", key_bias=None if c.qk_norm or c.rope else slice(1, 2))
+    elif c.qkv_bias:
+        for name in ("attn.q_bias", "attn.v_bias"):
+            table.add(name, "(heads head_dim)", None, "heads head_dim", init=ZEROS)
+    if c.qk_norm:
+        table.norm("attn.q_norm", "head_dim")
+        table.norm("attn.k_norm", "head_dim", key_bias=None if c.rope else slice(None))
+    if c.rope is not None and c.rope.frequencies == "mixed":
+        start = Initializer("rope", c.rope.base)
+        layout = "coordinates heads pairs"
+        table.add("attn.rope.freqs", layout, None, layout, init=start)
+    if c.attention_norm:
+        table.norm("attn.norm", "(heads head_dim)")
+    table.linear("attn.proj", ["width"], ["heads", "head_dim"], init=projection)
+    if c.proj_bias:
+        table.bias("attn.proj", "width")
+
+
+def _mlp(
+    table: "_Table", name: str, c: ViTConfig, *, gated: bool = False, bias: bool = True, norm: bool = False
+) -> None:
+    xavier, small = _xavier_uniform(c.width, table.sizes["mlp"]), Initializer("normal", 1e-6)
     gate = ["gate"] if gated else []
     table.linear(f"{name}.fc1", [*gate, "mlp"], ["width"], init=xavier, batch="".join(gate))
     if bias:
         table.bias(f"{name}.fc1", " ".join([*gate, "mlp"]), init=small)
+    if norm:
+        table.norm(f"{name}.norm", "mlp")
     table.linear(f"{name}.fc2", ["width"], ["mlp"], init=xavier)
     if bias:
         table.bias(f"{name}.fc2", "width", init=small)
@@ -143,6 +166,8 @@ def _mlp(table: "_Table", name: str, c: ViTConfig, *, gated: bool = False, bias:
 
 def _attention_pool(table: "_Table", c: ViTConfig) -> None:
     """big_vision's MAPHead under timm's names (AttentionPoolLatent). The probe's fans are (1, width) there."""
+    pool_dim = c.width // c.pooling_heads
+    table.sizes |= {"heads": c.pooling_heads, "pool_dim": pool_dim, "mlp": c.pooling_mlp_dim}
     xavier = _xavier_uniform(c.width, c.width)
     table.tokens("attn_pool.latent", "one_b", _xavier_uniform(1, c.width))
     table.linear("attn_pool.q", ["heads", "pool_dim"], ["width"], init=xavier)
@@ -169,7 +194,8 @@ class _Table:
             "head_dim": config.attention_dim,
             "qkv": 3,
             "kv": 2,
-            "pool_dim": config.width // config.heads,
+            "coordinates": 2,
+            "pairs": config.attention_dim // 2,
             "mlp": config.mlp_dim,
             "gate": 2,
             "channels": config.stem_channels,
@@ -228,7 +254,8 @@ class _Table:
         key_bias: slice | None = None,
     ) -> None:
         self.add(f"{name}.weight", torch, "scale", jax or torch, init=scale)
-        self.add(f"{name}.bias", torch, "bias", jax or torch, init=ZEROS, key_bias=key_bias)
+        if self.config.norm == "layer_norm" or name.startswith("patch_embed.backbone."):
+            self.add(f"{name}.bias", torch, "bias", jax or torch, init=ZEROS, key_bias=key_bias)
 
     def convolution(self, name: str, norm: str, kernel: int, into: int, out: int, *, scale: Initializer = ONES) -> None:
         """A square convolution of the stem and the norm after it."""

@@ -59,8 +59,8 @@ class Batch(NamedTuple):
 
     def digests(self) -> np.ndarray:
         """uint64 [B]: for each example a hash of everything that influences training."""
-        # Sites in the blocks have a layer axis first.
-        by_example = [m if site == masks.POSITIONS else m.swapaxes(0, 1) for site, m in sorted(self.masks.items())]
+        B = len(self.weights_B)
+        by_example = [masks.by_example(site, mask, B) for site, mask in sorted(self.masks.items())]
         digests = []
         for example in zip(*self[:5], *by_example, strict=True):
             digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example))
@@ -147,8 +147,7 @@ class Batches:
         images_BHWC, weights_B, targets_BC = np.stack(images), np.stack(weights), smooth_targets(labels, config)
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
         drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
-        # Sites in the blocks have a layer axis first.
-        kept = {site: mask[rows] if site == masks.POSITIONS else mask[:, rows] for site, mask in drawn.items()}
+        kept = {site: masks.rows_of(site, mask, rows) for site, mask in drawn.items()}
         return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
 
     def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -93,6 +93,8 @@ def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed 
     model = checkpoint.config.model
     if field in _BIASES and value is True:
         return Expressed(_filled(checkpoint, 0.0, **{field: True}), (f"{field}: zeros",))
+    if field == "key_bias":
+        return _with_key_bias(checkpoint) if value else _without_key_bias(checkpoint)
     if field == "layer_scale" and model.layer_scale is None:
         return Expressed(_filled(checkpoint, 1.0, layer_scale=1.0), ("layer_scale: ones",))
     if field == "position_embedding" and value == "learned":
@@ -115,6 +117,30 @@ def _filled(checkpoint: Checkpoint, value: float, **fields: Any) -> Checkpoint:
         if name not in arrays:
             arrays = arrays.with_array(name, convert(np.full(row.shape, value), dtype))
     return changed.with_arrays(arrays)
+
+
+def _with_key_bias(checkpoint: Checkpoint) -> Expressed:
+    """With a bias of zeros on the keys."""
+    changed, arrays = checkpoint.with_model(key_bias=True), checkpoint.arrays
+    for layer in range(checkpoint.config.model.depth):
+        attn = f"blocks.{layer}.attn."
+        q_A, v_A = arrays[f"{attn}q_bias"], arrays[f"{attn}v_bias"]
+        arrays = arrays.with_array(f"{attn}qkv.bias", np.concatenate([q_A, np.zeros_like(q_A), v_A]))
+    return Expressed(changed.with_arrays(arrays), ("key_bias: zeros",))
+
+
+def _without_key_bias(checkpoint: Checkpoint) -> Expressed | None:
+    """Without the bias of the keys, where it changes no output: without rotations and norms of keys, it adds the same
+    to all scores of a query, to which the softmax is invariant."""
+    model, arrays = checkpoint.config.model, checkpoint.arrays
+    if model.rope is not None or model.qk_norm:
+        return None
+    for layer in range(model.depth):
+        attn = f"blocks.{layer}.attn."
+        q_A, _, v_A = np.split(arrays[f"{attn}qkv.bias"], 3)
+        arrays = arrays.with_array(f"{attn}q_bias", q_A).with_array(f"{attn}v_bias", v_A)
+    changed = checkpoint.with_model(key_bias=False).with_arrays(arrays)
+    return Expressed(changed, ("key_bias: left out, as it changes no attention weight",))
 
 
 def _with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:

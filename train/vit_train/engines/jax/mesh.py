@@ -58,7 +58,10 @@ def is_primary(mesh: Mesh) -> bool:
 
 def to_global(mesh: Mesh, x: np.ndarray, layout: str, size: int) -> jax.Array:
     """The global array whose batch axis has `size` rows, from this process's rows."""
-    sharding, axis = batch_sharding(mesh, layout), layout.split().index("batch")
+    sharding = batch_sharding(mesh, layout)
+    if not layout:  # one array for the whole batch
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    axis = layout.split().index("batch")
     held = process_rows(mesh, size)
 
     def part(index: Any) -> np.ndarray:

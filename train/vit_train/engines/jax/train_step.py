@@ -31,8 +31,8 @@ LAYOUTS = Batch("batch", "batch", "batch", "batch", "batch", masks={}, ids_B=Non
 
 
 def mask_layout(site: str) -> str:
-    """Layout of a mask: those of sites in the blocks have a layer axis first."""
-    return "batch" if site == masks.POSITIONS else "layers batch"
+    """Layout of a mask: those of sites in the blocks have a layer axis first, and some serve the whole batch."""
+    return {None: "", 0: "batch", 1: "layers batch"}[masks.batch_axis(site)]
 
 
 class TrainStep:
@@ -173,6 +173,8 @@ class TrainStep:
         unit = 2 if self.config.augmentation.mixes else 1
 
         def split(x: jax.Array, layout: str = "batch") -> jax.Array:
+            if not layout:
+                return jnp.broadcast_to(x, (k, *x.shape))
             axis = layout.split().index("batch")
             before, (B, *after) = x.shape[:axis], x.shape[axis:]
             parts = jnp.moveaxis(x.reshape(*before, B // (k * unit), k, unit, *after), axis + 1, 0)

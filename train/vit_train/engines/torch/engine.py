@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
-from vit_core.masks import POSITIONS
+from vit_core.masks import rows_of
 from vit_core.parameters import Parameter, parameters
 from vit_core.storage import Location
 from vit_torch import arrays
@@ -205,11 +205,7 @@ class TorchEngine(Member):
         for first in range(0, len(batch.images_BHWC), size):
             rows = slice(first, first + size)
             images, targets, weights, own_share, boxes = (self.on_device(array[rows]) for array in batch[:5])
-            # Masks of sites in the blocks have a layer axis first.
-            masks = {
-                site: self.on_device(mask[rows] if site == POSITIONS else mask[:, rows])
-                for site, mask in batch.masks.items()
-            }
+            masks = {site: self.on_device(rows_of(site, mask, rows)) for site, mask in batch.masks.items()}
             parts.append(Batch(images, targets, weights, own_share, boxes, masks, ids_B=None))
         return parts
 

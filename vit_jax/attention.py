@@ -1,0 +1,101 @@
+"""Attention in JAX. Read it beside vit_torch/attention.py; model.py explains the names of arrays."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vit_core.config import ViTConfig
+from vit_jax.layers import drop, fused_attention, identity, linear, norm_layer, to_heads, to_width
+from vit_jax.mlp import Mlp
+from vit_jax.rope import MixedRope, rotate
+from vit_jax.stacking import Masks, Places
+
+Attend = Literal["plain", "fused"]
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        self.attention, self.config = attention, config
+        D, T, K = config.width, config.heads, config.attention_dim
+        self.qkv = linear(D, (3, T, K), use_bias=config.qkv_bias and config.key_bias)
+        if config.qkv_bias and not config.key_bias:
+            self.q_bias = nnx.Param(jnp.zeros((T, K)))
+            self.v_bias = nnx.Param(jnp.zeros((T, K)))
+        self.q_norm = norm_layer(config, K) if config.qk_norm else identity
+        self.k_norm = norm_layer(config, K) if config.qk_norm else identity
+        mixed = config.rope is not None and config.rope.frequencies == "mixed"
+        self.rope = MixedRope(config) if mixed else identity
+        self.norm = norm_layer(config, T * K) if config.attention_norm else identity
+        self.proj = linear((T, K), D, axis=(-2, -1), use_bias=config.proj_bias)
+
+    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
+        out_BNA = self.norm(out_BNTK.reshape(*x_BND.shape[:2], -1))
+        return drop(to_width(self.proj, out_BNA, "heads"), "attn.proj_drop", masks)
+
+    def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
+        """Queries, keys and values [B, N, T, K] of tokens that have passed norm1, normed and rotated."""
+        config = self.config
+        q_BNTK, k_BMTK, v_BMTK = to_heads(self.qkv, x_BND, None if config.key_bias else self.bias_without_keys())
+        q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
+        if config.rope is not None:
+            turns = self.rope(places or {})
+            q_BNTK, k_BMTK = (rotate(x, turns, config.rope.pairs) for x in (q_BNTK, k_BMTK))
+        return q_BNTK, k_BMTK, v_BMTK
+
+    def bias_without_keys(self) -> Array:
+        return jnp.stack([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
+
+    def weights(self, x_BND: Array, places: Places | None = None) -> Array:
+        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
+        q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
+        return softmax_weights(q_BNTK, k_BMTK)
+
+
+def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
+    return (powers_BTNM / sums_BTN1).astype(q_BNTK.dtype)
+
+
+def softmax_powers(q_BNTK: Array, k_BMTK: Array) -> tuple[Array, Array]:
+    scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
+    # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
+    scores_BTNM = scores_BTNM.astype(jnp.promote_types(scores_BTNM.dtype, jnp.float32))
+    powers_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
+    return powers_BTNM, powers_BTNM.sum(axis=-1, keepdims=True)
+
+
+def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
+    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
+    if attention == "fused" and not (masks and "attn.attn_drop" in masks):
+        return fused_attention(q_BNTK, k_BMTK, v_BMTK)
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
+    powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
+    # Divided after the product, which has fewer columns than there are scores: there is less to divide.
+    out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
+    return out_BNTK.astype(v_BMTK.dtype)
+
+
+class AttentionPool(nnx.Module):
+    """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
+
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        self.attention = attention
+        D, T, K = config.width, config.pooling_heads, config.width // config.pooling_heads
+        self.latent = nnx.Param(jnp.zeros((1, 1, D)))
+        self.q = linear(D, (T, K))
+        self.kv = linear(D, (2, T, K))
+        self.proj = linear((T, K), D, axis=(-2, -1))
+        self.norm = norm_layer(config)
+        self.mlp = Mlp(config, config.pooling_mlp_dim)
+
+    def __call__(self, x_BND: Array) -> Array:
+        B, _, D = x_BND.shape
+        q_B1TK = self.q(jnp.broadcast_to(self.latent[...], (B, 1, D)))
+        k_BMTK, v_BMTK = jnp.moveaxis(self.kv(x_BND), 2, 0)
+        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention))
+        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]

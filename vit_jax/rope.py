@@ -1,0 +1,63 @@
+"""Rotary positions in JAX. Read it beside vit_torch/rope.py; vit_core/rope.py has the angles."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vit_core import rope
+from vit_core.config import ViTConfig
+from vit_jax.stacking import Places
+
+
+class MixedRope(nnx.Module):
+    """Learned frequencies [2, T, K / 2] of one block for both coordinates (rope-vit, arXiv:2403.13298)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        self.freqs = nnx.Param(jnp.zeros((2, config.heads, config.attention_dim // 2)))
+
+    def __call__(self, places: Places) -> Places:
+        """cos and sin [N, T, K] of the tokens' coordinates, in their precision."""
+        freqs_2TA, xy_N2 = self.freqs[...].astype(places["coordinates"].dtype), places["coordinates"]
+        angles_NTA = xy_N2[:, 0, None, None] * freqs_2TA[0] + xy_N2[:, 1, None, None] * freqs_2TA[1]
+        cos_NTK, sin_NTK = rope.rotation("neighbours", angles_NTA, jnp)
+        return {"cos": cos_NTK, "sin": sin_NTK}
+
+
+def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Array | None, traced: bool) -> Places:
+    """What the blocks need for a grid (h, w) of patches, at least in float32; nothing without rotary positions.
+
+    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), while training draws them. traced: the sides
+    may be symbols.
+    """
+    if config.rope is None:
+        return {}
+    dtype, prefix = jnp.promote_types(dtype, jnp.float32), config.prefix_tokens
+    fixed = config.rope.frequencies == "axial"
+    if fixed and not traced and change_22 is None:
+        cos_N1K, sin_N1K = rope.axial_rotation(config.rope, grid, config.attention_dim, prefix)
+        return {"cos": jnp.asarray(cos_N1K, dtype), "sin": jnp.asarray(sin_N1K, dtype)}
+    if traced:
+        xy_N2 = rope.coordinates(config.rope, grid, prefix, jnp)
+    else:
+        xy_N2 = jnp.asarray(rope.coordinates(config.rope, grid, prefix), dtype)
+    if change_22 is not None:
+        shift_2, scale_2 = change_22.astype(xy_N2.dtype)
+        changed_N2 = (xy_N2[prefix:] + shift_2) * scale_2
+        xy_N2 = jnp.concatenate([xy_N2[:prefix], changed_N2])
+    if not fixed:
+        return {"coordinates": xy_N2.astype(dtype)}
+    angles_NA = rope.axial_angles(config.rope, xy_N2, config.attention_dim, jnp)
+    cos_NK, sin_NK = rope.rotation(config.rope.pairs, angles_NA, jnp)
+    return {"cos": cos_NK[:, None].astype(dtype), "sin": sin_NK[:, None].astype(dtype)}
+
+
+def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
+    """Queries or keys, turned by the angles of their tokens in the angles' precision, and rounded once."""
+    if pairs == "halves":
+        first, second = jnp.split(x_BNTK, 2, axis=-1)
+        turned_BNTK = jnp.concatenate([-second, first], axis=-1)
+    else:
+        turned_BNTK = jnp.stack([-x_BNTK[..., 1::2], x_BNTK[..., ::2]], axis=-1).reshape(x_BNTK.shape)
+    return (x_BNTK * places["cos"] + turned_BNTK * places["sin"]).astype(x_BNTK.dtype)

@@ -1,0 +1,95 @@
+"""Attention in PyTorch. Read it beside vit_jax/attention.py; model.py explains the names of arrays."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor as Array
+from torch import nn
+
+from vit_core.config import ViTConfig
+from vit_torch.layers import drop, norm_layer
+from vit_torch.masks import Masks, Places
+from vit_torch.mlp import Mlp
+from vit_torch.rope import MixedRope, rotate
+
+Attend = Literal["plain", "fused"]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        super().__init__()
+        self.attention, self.config = attention, config
+        D, T, K = config.width, config.heads, config.attention_dim
+        self.qkv = nn.Linear(D, 3 * T * K, bias=config.qkv_bias and config.key_bias)
+        if config.qkv_bias and not config.key_bias:
+            self.q_bias = nn.Parameter(torch.zeros(T * K))
+            self.v_bias = nn.Parameter(torch.zeros(T * K))
+        self.q_norm = norm_layer(config, K) if config.qk_norm else nn.Identity()
+        self.k_norm = norm_layer(config, K) if config.qk_norm else nn.Identity()
+        mixed = config.rope is not None and config.rope.frequencies == "mixed"
+        self.rope = MixedRope(config) if mixed else nn.Identity()
+        self.norm = norm_layer(config, T * K) if config.attention_norm else nn.Identity()
+        self.proj = nn.Linear(T * K, D, bias=config.proj_bias)
+
+    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
+        return drop(self.proj(self.norm(out_BNTK.flatten(2))), "attn.proj_drop", masks)
+
+    def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
+        """Queries, keys and values [B, N, T, K] of tokens that have passed norm1, normed and rotated."""
+        config = self.config
+        qkv_BNA = self.qkv(x_BND) if config.key_bias else F.linear(x_BND, self.qkv.weight, self.bias_without_keys())
+        q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.attention_dim)).unbind(2)
+        q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
+        if config.rope is not None:
+            turns = self.rope(places or {})
+            q_BNTK, k_BMTK = (rotate(x, turns, config.rope.pairs) for x in (q_BNTK, k_BMTK))
+        return q_BNTK, k_BMTK, v_BMTK
+
+    def bias_without_keys(self) -> Array:
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def weights(self, x_BND: Array, places: Places | None = None) -> Array:
+        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
+        q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
+        return softmax_weights(q_BNTK, k_BMTK)
+
+
+def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
+    scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
+    # At least float32 under a low-precision model, and float64 in proofs.
+    precise = torch.promote_types(scores_BTNM.dtype, torch.float32)
+    return torch.softmax(scores_BTNM, dim=-1, dtype=precise).to(q_BNTK.dtype)
+
+
+def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
+    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
+    if attention == "fused" and not (masks and "attn.attn_drop" in masks):
+        q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
+        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK).transpose(1, 2)
+    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK), "attn.attn_drop", masks)
+    return torch.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
+
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        super().__init__()
+        self.attention, self.config = attention, config
+        D = config.width
+        self.latent = nn.Parameter(torch.zeros((1, 1, D)))
+        self.q = nn.Linear(D, D)
+        self.kv = nn.Linear(D, 2 * D)
+        self.proj = nn.Linear(D, D)
+        self.norm = norm_layer(config)
+        self.mlp = Mlp(config, config.pooling_mlp_dim)
+
+    def forward(self, x_BND: Array) -> Array:
+        (B, _, D), T = x_BND.shape, self.config.pooling_heads
+        q_B1TK = self.q(torch.broadcast_to(self.latent, (B, 1, D))).unflatten(2, (T, D // T))
+        k_BMTK, v_BMTK = self.kv(x_BND).unflatten(2, (2, T, D // T)).unbind(2)
+        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention).flatten(2))
+        return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]

@@ -1,0 +1,31 @@
+"""The layers that the blocks are built from, so that model.py is about the model alone."""
+
+import torch
+from torch import Tensor as Array
+from torch import nn
+
+from vit_core.config import ViTConfig
+from vit_torch.masks import Masks
+
+
+def norm_layer(config: ViTConfig, size: int | None = None) -> nn.Module:
+    """The norm of a config over the last axis, of `size` values (by default the width)."""
+    layer = nn.LayerNorm if config.norm == "layer_norm" else nn.RMSNorm
+    return layer(size or config.width, eps=config.norm_epsilon)
+
+
+def drop(x: Array, site: str, masks: Masks | None) -> Array:
+    """x times the mask of a site, if there is one; a mask with the batch axis alone drops whole examples."""
+    if masks is None or site not in masks:
+        return x
+    mask = masks[site]
+    return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).to(x.dtype)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, x_BND: Array) -> Array:
+        return x_BND * self.gamma

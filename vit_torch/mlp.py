@@ -1,0 +1,46 @@
+"""The MLPs of the blocks in PyTorch. Read it beside vit_jax/mlp.py; model.py explains the names of arrays."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor as Array
+from torch import nn
+
+from vit_core.config import ViTConfig
+from vit_torch.layers import drop, norm_layer
+from vit_torch.masks import Masks
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": lambda x: F.gelu(x),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: ViTConfig, hidden: int, *, bias: bool = True, norm: bool = False) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.fc1 = nn.Linear(config.width, hidden, bias=bias)
+        self.norm = norm_layer(config, hidden) if norm else nn.Identity()
+        self.fc2 = nn.Linear(hidden, config.width, bias=bias)
+
+    def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
+        return drop(self.fc2(self.norm(x_BNF)), "mlp.drop2", masks)
+
+
+class SwiGLU(nn.Module):
+    """An MLP gated by SiLU (arXiv:2002.05202), the gate first: DINOv2's w12, timm's SwiGLUPacked."""
+
+    def __init__(self, config: ViTConfig, hidden: int, *, bias: bool = True, norm: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, 2 * hidden, bias=bias)
+        self.norm = norm_layer(config, hidden) if norm else nn.Identity()
+        self.fc2 = nn.Linear(hidden, config.width, bias=bias)
+
+    def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
+        gate_BNF, x_BNF = self.fc1(x_BND).chunk(2, dim=2)
+        x_BNF = drop(F.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
+        return drop(self.fc2(self.norm(x_BNF)), "mlp.drop2", masks)

@@ -1,0 +1,65 @@
+"""Rotary positions in PyTorch. Read it beside vit_jax/rope.py; vit_core/rope.py has the angles."""
+
+from typing import Any
+
+import torch
+from torch import Tensor as Array
+from torch import nn
+
+from vit_core import rope
+from vit_core.config import ViTConfig
+from vit_torch.masks import Places
+
+
+class MixedRope(nn.Module):
+    """Learned frequencies [2, T, K / 2] of one block for both coordinates (rope-vit, arXiv:2403.13298)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.freqs = nn.Parameter(torch.zeros((2, config.heads, config.attention_dim // 2)))
+
+    def forward(self, places: Places) -> Places:
+        """cos and sin [N, T, K] of the tokens' coordinates, in their precision."""
+        freqs_2TA, xy_N2 = self.freqs.to(places["coordinates"].dtype), places["coordinates"]
+        angles_NTA = xy_N2[:, 0, None, None] * freqs_2TA[0] + xy_N2[:, 1, None, None] * freqs_2TA[1]
+        cos_NTK, sin_NTK = rope.rotation("neighbours", angles_NTA, torch)
+        return {"cos": cos_NTK, "sin": sin_NTK}
+
+
+def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Array | None, traced: bool) -> Places:
+    """What the blocks need for a grid (h, w) of patches, at least in float32; nothing without rotary positions.
+
+    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), while training draws them. traced: the sides
+    may be symbols.
+    """
+    if config.rope is None:
+        return {}
+    like, prefix = like.new_zeros((), dtype=torch.promote_types(like.dtype, torch.float32)), config.prefix_tokens
+    fixed = config.rope.frequencies == "axial"
+    if fixed and not traced and change_22 is None:
+        cos_N1K, sin_N1K = rope.axial_rotation(config.rope, grid, config.attention_dim, prefix)
+        return {"cos": like.new_tensor(cos_N1K), "sin": like.new_tensor(sin_N1K)}
+    if traced:
+        xy_N2 = rope.coordinates(config.rope, grid, prefix, torch).to(like.device)
+    else:
+        xy_N2 = like.new_tensor(rope.coordinates(config.rope, grid, prefix))
+    if change_22 is not None:
+        shift_2, scale_2 = change_22.to(xy_N2)
+        changed_N2 = (xy_N2[prefix:] + shift_2) * scale_2
+        xy_N2 = torch.cat([xy_N2[:prefix], changed_N2])
+    if not fixed:
+        return {"coordinates": xy_N2.to(like)}
+    angles_NA = rope.axial_angles(config.rope, xy_N2, config.attention_dim, torch)
+    cos_NK, sin_NK = rope.rotation(config.rope.pairs, angles_NA, torch)
+    return {"cos": cos_NK[:, None].to(like), "sin": sin_NK[:, None].to(like)}
+
+
+def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
+    """Queries or keys, turned by the angles of their tokens in the angles' precision, and rounded once."""
+    if pairs == "halves":
+        first, second = x_BNTK.chunk(2, dim=-1)
+        turned_BNTK = torch.cat([-second, first], dim=-1)
+    else:
+        turned_BNTK = torch.stack([-x_BNTK[..., 1::2], x_BNTK[..., ::2]], dim=-1).flatten(-2)
+    return (x_BNTK * places["cos"] + turned_BNTK * places["sin"]).to(x_BNTK.dtype)
