@@ -1,5 +1,7 @@
 """float64: every stage, the output and every gradient agree to 1e-12, and outputs are equal once rounded to float32."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -76,6 +78,13 @@ FIELDS = {
     "no final norm": {"final_norm": "none", "pooling": "gap"},
     "another pooling": {"pooling": "map", "pool_heads": 2, "pool_mlp_dim": 20},
     "mean of all tokens": {"pooling": "gap", "pool_prefix": True, "registers": 2},
+    "relative table": {"relative_bias": "table", "position_embedding": "none", "key_bias": False, "depth": 2},
+    "relative table, shared": {"relative_bias": "table", "relative_bias_shared": True, "depth": 2},
+    "relative table without class token": {"relative_bias": "table", "class_token": False, "pooling": "gap"},
+    "relative network": {"relative_bias": "mlp", "relative_bias_dim": 6, "registers": 1},
+    "relative network, shared": {"relative_bias": "mlp", "relative_bias_shared": True, "relative_bias_dim": 6},
+    "parallel": {"parallel": True, "layer_scale": 0.5, "depth": 2},
+    "parallel, swiglu, rope": {"parallel": True, "mlp": "swiglu", "rope": "axial", "mlp_norm": True},
     "swiglu": {"mlp": "swiglu", "pooling": "map"},
     "swiglu without bias": {"mlp": "swiglu", "proj_bias": False},
     "norm before the blocks": {"pre_norm": True},
@@ -153,6 +162,21 @@ def test_another_resolution_of_computed_positions(positions: str) -> None:
     assert_one_model(parity.compare(a, b))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope": "dinov3", "registers": 2},
+        {"rope": "eva02"},
+        {"rope": "mixed"},
+        {"relative_bias": "table"},
+        {"relative_bias": "mlp", "relative_bias_shared": True, "relative_bias_dim": 4},
+    ],
+)
+def test_another_resolution_of_places_in_the_blocks(fields: dict[str, Any]) -> None:
+    a, b = traces(SMALL.replace(position_embedding="none", **fields), image_size=(20, 8))
+    assert_one_model(parity.compare(a, b))
+
+
 @pytest.mark.parametrize("class_token_position", [False, True])
 def test_another_resolution_beside_every_prefix_token(class_token_position: bool) -> None:
     prefix = {"distillation": "head", "registers": 2, "class_token_position": class_token_position}
@@ -164,6 +188,23 @@ def test_another_resolution_after_a_stem() -> None:
     """The padding "SAME" differs between the two resolutions."""
     a, b = traces(SMALL.replace(**STEM, stem_layers=(1, 1)), image_size=(24, 56))
     assert_one_model(parity.compare(a, b))
+
+
+@st.composite
+def today(draw: st.DrawFn, several: bool, heads: int, head_dim: int | None) -> dict[str, Any]:
+    """Fields of models after the plain ViT; rotations and relative positions only where there are several patches."""
+    turns = several and head_dim is None
+    parallel = draw(st.booleans())
+    return {
+        "rope": draw(st.sampled_from([None, "dinov3", "eva02", "mixed"])) if turns else None,
+        "relative_bias": draw(st.sampled_from(["none", "mlp"])) if several else "none",
+        "relative_bias_dim": 5,
+        "norm": draw(st.sampled_from(["layer_norm", "rms_norm"])),
+        "parallel": parallel,
+        "branch_norm": "before" if parallel else draw(st.sampled_from(["before", "after"])),
+        "mlp_norm": draw(st.booleans()),
+        "attention_norm": heads * (head_dim or 2) > 1 and draw(st.booleans()),
+    }
 
 
 @st.composite
@@ -209,6 +250,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         head_bias=draw(st.booleans()),
         patch_bias=draw(st.booleans()),
         patch_norms=patch[0] * patch[1] * channels > 1 and draw(st.booleans()),
+        **draw(today(several, heads, head_dim)),
         layer_scale=draw(st.sampled_from([None, 0.1])),
         patch_embedding=draw(st.sampled_from(["conv", "unfold"])),
         dropout=draw(st.sampled_from([0.0, 0.2])),

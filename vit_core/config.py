@@ -74,6 +74,13 @@ class ViTConfig(Schema):
     rope: Annotated[Rope | None, BeforeValidator(_published_rope)] = None
     """Rotary positions, which turn queries and keys: the fields of vit_core.rope.Rope, or the name of a published
     variant (dinov3, eva02, pe, axial, mixed); none: no rotation."""
+    relative_bias: Literal["none", "table", "mlp"] = "none"
+    """What is added to attention scores by how far two patches are apart: learned values (BEiT), or a small network's
+    (timm's vit_relpos)."""
+    relative_bias_shared: Flag = False
+    """Whether all blocks share one relative bias, or each has its own."""
+    relative_bias_dim: Positive = 512
+    """Hidden width of the network of relative_bias 'mlp'."""
     position_resampling: Method = "bilinear_antialias"
     """Default method that resamples learned positions to another resolution."""
     final_norm: Literal["before_pooling", "after_pooling", "none"] = "before_pooling"
@@ -91,6 +98,9 @@ class ViTConfig(Schema):
     branch_norm: Literal["before", "after"] = "before"
     """Whether attention and MLP read normed tokens, or their results are normed before they are added (EVA-02's
     enormous; Swin v2's res-post-norm)."""
+    parallel: Flag = False
+    """Whether attention and MLP of a block read the same normed tokens, and are added at once (ViT-22B,
+    arXiv:2302.05442)."""
     pre_norm: Flag = False
     """A LayerNorm before the blocks too (CLIP)."""
     mlp: Literal["mlp", "swiglu"] = "mlp"
@@ -155,6 +165,12 @@ class ViTConfig(Schema):
         if self.rope is not None and self.attention_dim % 4:
             near = max(round(self.attention_dim / 4), 1) * 4
             raise ValueError(f"rope: heads of width {self.attention_dim} are not a multiple of 4; set head_dim {near}")
+        if self.relative_bias == "table" and self.prefix_tokens > self.class_token:
+            raise ValueError("relative_bias: 'table' has values for patches and a class token only; set registers 0")
+        if self.relative_bias == "none" and self.relative_bias_shared:
+            raise ValueError("relative_bias_shared: true needs relative_bias 'table' or 'mlp'")
+        if self.parallel and self.branch_norm == "after":
+            raise ValueError("parallel: true has one norm before both branches; set branch_norm 'before'")
         if not self.qkv_bias and not self.key_bias:
             raise ValueError("key_bias: false needs qkv_bias true; leave key_bias out where there is no bias at all")
         if self.qk_norm and self.attention_dim == 1:

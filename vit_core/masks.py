@@ -53,7 +53,8 @@ def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str,
         found["attn.attn_drop"] = Site((layers, batch, config.heads, n, n), config.attention_dropout)
     if config.stochastic_depth:
         found["drop_path1"] = Site((layers, batch), config.drop_path_rates)
-        found["drop_path2"] = Site((layers, batch), config.drop_path_rates)
+        if not config.parallel:
+            found["drop_path2"] = Site((layers, batch), config.drop_path_rates)
     return found
 
 

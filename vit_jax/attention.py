@@ -10,6 +10,7 @@ from jax import Array
 from vit_core.config import ViTConfig
 from vit_jax.layers import drop, fused_attention, identity, linear, norm_layer, to_heads, to_width
 from vit_jax.mlp import Mlp
+from vit_jax.relative import RelativeBias
 from vit_jax.rope import MixedRope, rotate
 from vit_jax.stacking import Masks, Places
 
@@ -28,12 +29,14 @@ class Attention(nnx.Module):
         self.k_norm = norm_layer(config, K) if config.qk_norm else identity
         mixed = config.rope is not None and config.rope.frequencies == "mixed"
         self.rope = MixedRope(config) if mixed else identity
+        own_bias = config.relative_bias != "none" and not config.relative_bias_shared
+        self.rel_pos = RelativeBias(config) if own_bias else identity
         self.norm = norm_layer(config, T * K) if config.attention_norm else identity
         self.proj = linear((T, K), D, axis=(-2, -1), use_bias=config.proj_bias)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
         q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
-        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks, self.bias(places or {}))
         out_BNA = self.norm(out_BNTK.reshape(*x_BND.shape[:2], -1))
         return drop(to_width(self.proj, out_BNA, "heads"), "attn.proj_drop", masks)
 
@@ -50,30 +53,44 @@ class Attention(nnx.Module):
     def bias_without_keys(self) -> Array:
         return jnp.stack([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
 
+    def bias(self, places: Places) -> Array | None:
+        """What is added to the scores [T, N, M], if anything is."""
+        if self.config.relative_bias == "none":
+            return None
+        return places["bias"] if self.config.relative_bias_shared else self.rel_pos(places)
+
     def weights(self, x_BND: Array, places: Places | None = None) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
         q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
-        return softmax_weights(q_BNTK, k_BMTK)
+        return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
 
 
-def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
+def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias_TNM: Array | None = None) -> Array:
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias_TNM)
     return (powers_BTNM / sums_BTN1).astype(q_BNTK.dtype)
 
 
-def softmax_powers(q_BNTK: Array, k_BMTK: Array) -> tuple[Array, Array]:
+def softmax_powers(q_BNTK: Array, k_BMTK: Array, bias_TNM: Array | None = None) -> tuple[Array, Array]:
     scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
+    scores_BTNM = scores_BTNM if bias_TNM is None else scores_BTNM + bias_TNM
     # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
     scores_BTNM = scores_BTNM.astype(jnp.promote_types(scores_BTNM.dtype, jnp.float32))
     powers_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
     return powers_BTNM, powers_BTNM.sum(axis=-1, keepdims=True)
 
 
-def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
+def attend(
+    q_BNTK: Array,
+    k_BMTK: Array,
+    v_BMTK: Array,
+    attention: Attend,
+    masks: Masks | None = None,
+    bias_TNM: Array | None = None,
+) -> Array:
     """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
-        return fused_attention(q_BNTK, k_BMTK, v_BMTK)
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK)
+        return fused_attention(q_BNTK, k_BMTK, v_BMTK, bias_TNM)
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias_TNM)
     powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
     # Divided after the product, which has fewer columns than there are scores: there is less to divide.
     out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)

@@ -146,18 +146,19 @@ def to_heads(layer: nnx.LinearGeneral, x_BND: Array, bias_3TK: Array | None = No
     return tuple(x.reshape(*x_BND.shape[:2], T, K) for x in jnp.split(x_BNA, 3, axis=-1))
 
 
-def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array) -> Array:
+def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias_TNM: Array | None = None) -> Array:
     """Scaled dot-product attention [B, N, T, K] by jax.nn.dot_product_attention: by cuDNN's kernel on a GPU in a 16-bit
     type (which JAX must be asked for), else by XLA's.
 
     Where cuDNN is missing, or takes no such arguments, XLA's is used and a note is logged, once.
     """
+    bias_1TNM = None if bias_TNM is None else bias_TNM[None]
     if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
         try:
-            return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, implementation="cudnn")
+            return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias_1TNM, implementation="cudnn")
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
-    return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK)
+    return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias_1TNM)
 
 
 @cache

@@ -18,11 +18,12 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_jax import arrays, rope, stacking, traced_positions
+from vit_jax import arrays, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerScale, conv, drop, identity, linear, norm_layer
 from vit_jax.mlp import Mlp, SwiGLU
+from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Places, Remat
 from vit_jax.stem import backbone
@@ -77,6 +78,27 @@ class Block(nnx.Module):
         return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
 
 
+class ParallelBlock(nnx.Module):
+    """A block whose attention and MLP read the same normed tokens (ViT-22B, arXiv:2302.05442)."""
+
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        self.norm1 = norm_layer(config)
+        self.attn = Attention(config, attention)
+        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
+        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
+        self.ls1 = LayerScale(config) if config.layer_scale is not None else identity
+
+    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+        normed_BND = self.norm1(x_BND)
+        both_BND = self.attn(normed_BND, masks, places) + self.mlp(normed_BND, masks)
+        x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
+        return constrain(x_BND, "batch tokens width")
+
+    def weights(self, x_BND: Array, places: Places) -> Array:
+        """Attention weights [B, T, N, M] over the tokens that the block is given."""
+        return self.attn.weights(self.norm1(x_BND), places)
+
+
 class PreLogits(nnx.Module):
     def __init__(self, config: ViTConfig, representation: int) -> None:
         self.fc = linear(config.pooled, representation)
@@ -119,7 +141,10 @@ class ViT(Classifier):
         if config.position_embedding == "learned":
             self.pos_embed = nnx.Param(jnp.zeros((1, config.positions, config.width)))
         self.norm_pre = norm_layer(config) if config.pre_norm else identity
-        blocks = nnx.List([Block(config, attention) for _ in range(config.depth)])
+        if config.relative_bias_shared:
+            self.shared_rel_pos = RelativeBias(config)
+        block = ParallelBlock if config.parallel else Block
+        blocks = nnx.List([block(config, attention) for _ in range(config.depth)])
         self.blocks = stacking.stack(blocks) if scan else blocks
         self.norm = norm_layer(config) if config.final_norm == "before_pooling" else identity
         if config.pooling == "map":
@@ -174,7 +199,11 @@ class ViT(Classifier):
         prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
         x_BND = self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
-        return x_BND, rope.places(config, (h, w), x_BND.dtype, change_22, traced)
+        dtype = x_BND.dtype
+        places = rope.places(config, (h, w), dtype, change_22, traced) | relative.places(config, (h, w), dtype, traced)
+        if config.relative_bias_shared:
+            places["bias"] = self.shared_rel_pos(places)
+        return x_BND, places
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""

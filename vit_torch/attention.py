@@ -11,6 +11,7 @@ from vit_core.config import ViTConfig
 from vit_torch.layers import drop, norm_layer
 from vit_torch.masks import Masks, Places
 from vit_torch.mlp import Mlp
+from vit_torch.relative import RelativeBias
 from vit_torch.rope import MixedRope, rotate
 
 Attend = Literal["plain", "fused"]
@@ -29,12 +30,14 @@ class Attention(nn.Module):
         self.k_norm = norm_layer(config, K) if config.qk_norm else nn.Identity()
         mixed = config.rope is not None and config.rope.frequencies == "mixed"
         self.rope = MixedRope(config) if mixed else nn.Identity()
+        own_bias = config.relative_bias != "none" and not config.relative_bias_shared
+        self.rel_pos = RelativeBias(config) if own_bias else nn.Identity()
         self.norm = norm_layer(config, T * K) if config.attention_norm else nn.Identity()
         self.proj = nn.Linear(T * K, D, bias=config.proj_bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
         q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
-        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks, self.bias(places or {}))
         return drop(self.proj(self.norm(out_BNTK.flatten(2))), "attn.proj_drop", masks)
 
     def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
@@ -51,25 +54,39 @@ class Attention(nn.Module):
     def bias_without_keys(self) -> Array:
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
+    def bias(self, places: Places) -> Array | None:
+        """What is added to the scores [T, N, M], if anything is."""
+        if self.config.relative_bias == "none":
+            return None
+        return places["bias"] if self.config.relative_bias_shared else self.rel_pos(places)
+
     def weights(self, x_BND: Array, places: Places | None = None) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
         q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
-        return softmax_weights(q_BNTK, k_BMTK)
+        return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
 
 
-def softmax_weights(q_BNTK: Array, k_BMTK: Array) -> Array:
+def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias_TNM: Array | None = None) -> Array:
     scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
+    scores_BTNM = scores_BTNM if bias_TNM is None else scores_BTNM + bias_TNM
     # At least float32 under a low-precision model, and float64 in proofs.
     precise = torch.promote_types(scores_BTNM.dtype, torch.float32)
     return torch.softmax(scores_BTNM, dim=-1, dtype=precise).to(q_BNTK.dtype)
 
 
-def attend(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, attention: Attend, masks: Masks | None = None) -> Array:
+def attend(
+    q_BNTK: Array,
+    k_BMTK: Array,
+    v_BMTK: Array,
+    attention: Attend,
+    masks: Masks | None = None,
+    bias_TNM: Array | None = None,
+) -> Array:
     """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
         q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
-        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK).transpose(1, 2)
-    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK), "attn.attn_drop", masks)
+        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK, bias_TNM).transpose(1, 2)
+    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK, bias_TNM), "attn.attn_drop", masks)
     return torch.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
 
 

@@ -19,12 +19,13 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_torch import arrays, rope, stacking, traced_positions
+from vit_torch import arrays, relative, rope, stacking, traced_positions
 from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, norm_layer
 from vit_torch.masks import Masks, Places, draw_masks
 from vit_torch.mlp import Mlp, SwiGLU
+from vit_torch.relative import RelativeBias
 from vit_torch.stacking import Remat
 from vit_torch.stem import backbone
 
@@ -79,6 +80,28 @@ class Block(nn.Module):
         return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
 
 
+class ParallelBlock(nn.Module):
+    """A block whose attention and MLP read the same normed tokens (ViT-22B, arXiv:2302.05442)."""
+
+    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+        super().__init__()
+        self.norm1 = norm_layer(config)
+        self.attn = Attention(config, attention)
+        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
+        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
+        self.ls1 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
+
+    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+        normed_BND = self.norm1(x_BND)
+        both_BND = self.attn(normed_BND, masks, places) + self.mlp(normed_BND, masks)
+        x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
+        return x_BND
+
+    def weights(self, x_BND: Array, places: Places) -> Array:
+        """Attention weights [B, T, N, M] over the tokens that the block is given."""
+        return self.attn.weights(self.norm1(x_BND), places)
+
+
 class PreLogits(nn.Module):
     def __init__(self, config: ViTConfig, representation: int) -> None:
         super().__init__()
@@ -121,7 +144,10 @@ class ViT(Classifier):
         if config.position_embedding == "learned":
             self.pos_embed = nn.Parameter(torch.zeros((1, config.positions, config.width)))
         self.norm_pre = norm_layer(config) if config.pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList([Block(config, attention) for _ in range(config.depth)])
+        if config.relative_bias_shared:
+            self.shared_rel_pos = RelativeBias(config)
+        block = ParallelBlock if config.parallel else Block
+        self.blocks = nn.ModuleList([block(config, attention) for _ in range(config.depth)])
         self.norm = norm_layer(config) if config.final_norm == "before_pooling" else nn.Identity()
         if config.pooling == "map":
             self.attn_pool = AttentionPool(config, attention)
@@ -180,7 +206,10 @@ class ViT(Classifier):
         prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
         x_BND = self.norm_pre(drop(x_BND, POSITIONS, masks))
-        return x_BND, rope.places(config, (h, w), x_BND, change_22, traced)
+        places = rope.places(config, (h, w), x_BND, change_22, traced) | relative.places(config, (h, w), x_BND, traced)
+        if config.relative_bias_shared:
+            places["bias"] = self.shared_rel_pos(places)
+        return x_BND, places
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""

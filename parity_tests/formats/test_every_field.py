@@ -103,6 +103,8 @@ def test_a_writer_answers_whatever_a_field_has(format: str, field: str) -> None:
         "patch_embedding": ["unfold"], "patch_bias": [False], "patch_norms": [True], "stem_layers": [(1,)],
         "stem_width": [32], "rope": ["dinov3", "mixed"], "norm": ["rms_norm"], "branch_norm": ["after"],
         "key_bias": [False], "attention_norm": [True], "mlp_norm": [True], "pool_heads": [1, None],
+        "relative_bias": ["table", "mlp"], "relative_bias_shared": [False], "relative_bias_dim": [32],
+        "parallel": [True],
         "pool_mlp_dim": [8, None], "pool_prefix": [False, True],
     }  # fmt: skip
     assert others.keys() == ALL

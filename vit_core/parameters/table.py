@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from vit_core.config import ViTConfig
 from vit_core.parameters.row import Initializer, Parameter, axes_of
+from vit_core.relative_positions import displacements
 
 
 @lru_cache(maxsize=64)
@@ -33,6 +34,8 @@ def parameters(config: ViTConfig) -> Mapping[str, Parameter]:
         )
     if c.pre_norm:
         table.norm("norm_pre")
+    if c.relative_bias_shared:
+        _relative_bias(table, c, "shared_rel_pos")
     for layer in range(c.depth):
         table.enter(layer)
         _block(table, c)
@@ -116,13 +119,14 @@ def _block(table: "_Table", c: ViTConfig) -> None:
     _attention(table, c)
     if c.branch_norm == "after":
         table.norm("norm1")
-    table.layer_scale("ls1")
-    if c.branch_norm == "before":
+    if not c.parallel:
+        table.layer_scale("ls1")
+    if not c.parallel and c.branch_norm == "before":
         table.norm("norm2")
     _mlp(table, "mlp", c, gated=c.mlp == "swiglu", bias=c.proj_bias, norm=c.mlp_norm)
     if c.branch_norm == "after":
         table.norm("norm2")
-    table.layer_scale("ls2")
+    table.layer_scale("ls1" if c.parallel else "ls2")
 
 
 def _attention(table: "_Table", c: ViTConfig) -> None:
@@ -142,11 +146,25 @@ def _attention(table: "_Table", c: ViTConfig) -> None:
         start = Initializer("rope", c.rope.base)
         layout = "coordinates heads pairs"
         table.add("attn.rope.freqs", layout, None, layout, init=start)
+    if c.relative_bias != "none" and not c.relative_bias_shared:
+        _relative_bias(table, c, "attn.rel_pos")
     if c.attention_norm:
         table.norm("attn.norm", "(heads head_dim)")
     table.linear("attn.proj", ["width"], ["heads", "head_dim"], init=projection)
     if c.proj_bias:
         table.bias("attn.proj", "width")
+
+
+def _relative_bias(table: "_Table", c: ViTConfig, name: str) -> None:
+    if c.relative_bias == "table":
+        layout, start = "displacements heads", Initializer("truncated_normal", 0.02)
+        table.add(f"{name}.relative_position_bias_table", layout, None, layout, init=start)
+        return
+    hidden, out = "relative_hidden", "heads"
+    table.linear(f"{name}.mlp.fc1", [hidden], ["coordinates"], init=_xavier_uniform(2, c.relative_bias_dim))
+    table.bias(f"{name}.mlp.fc1", hidden)
+    table.linear(f"{name}.mlp.fc2", [out], [hidden], init=_xavier_uniform(c.relative_bias_dim, c.heads))
+    table.bias(f"{name}.mlp.fc2", out)
 
 
 def _mlp(
@@ -195,6 +213,8 @@ class _Table:
             "qkv": 3,
             "kv": 2,
             "coordinates": 2,
+            "displacements": displacements(config.grid) + 3 * config.class_token,
+            "relative_hidden": config.relative_bias_dim,
             "pairs": config.attention_dim // 2,
             "mlp": config.mlp_dim,
             "gate": 2,

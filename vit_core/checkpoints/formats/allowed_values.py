@@ -45,6 +45,10 @@ def plain_vit_with(
         "head_bias": (True,),
         "patch_norms": (False,),
         "rope": (None,),
+        "relative_bias": ("none",),
+        "relative_bias_shared": (False,),
+        "relative_bias_dim": ANY,  # read with relative_bias 'mlp' only
+        "parallel": (False,),
         "norm": ("layer_norm",),
         "branch_norm": ("before",),
         "key_bias": (True,),
