@@ -24,6 +24,7 @@ def load(
     fields: Mapping[str, Any] | None = None,
     part: str | None = None,
     image_size: int | tuple[int, int] | None = None,
+    patch_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     position_embedding_method: str | None = None,
     dtype: Any = None,
@@ -35,13 +36,15 @@ def load(
     path: a checkpoint file or folder of any format, a training run or a saved step, local or in a store.
     format, fields, part: as for `vit_core.open_checkpoint`; a warning names the fields that were assumed.
     image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
-        config's). num_classes: a new head, initialised as the config says. dtype: of all parameters and therefore of
-        the computation; default: as stored. storage: `attention`, `remat` of ViT.
+        config's). patch_size: resize the patch kernel for another (height, width) as FlexiViT does, and the positions
+        for the grid that it gives. num_classes: a new head, initialised as the config says. dtype: of all parameters
+        and therefore of the computation; default: as stored. storage: `attention`, `remat` of ViT.
     Raises InputError for a missing, damaged or unfitting checkpoint.
     """
     checkpoint = open_with_warning(path, format, fields, part)
     checkpoint = checkpoint.adapt(
         image_size=image_size,
+        patch_size=patch_size,
         num_classes=num_classes,
         position_embedding_method=position_embedding_method,
         dtype=dtype,

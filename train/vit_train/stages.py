@@ -107,9 +107,12 @@ def adapted(
         config = config.replace(model=config.model.replace(num_classes=len(labels)))
         weights, change = _with_head_for(weights, config, labels)
         changes += [change] if change else []
-    size, method = config.model.image_size, config.model.position_resampling
+    size, patch, method = config.model.image_size, config.model.patch_size, config.model.position_resampling
+    if (size, patch) != (before.model.image_size, before.model.patch_size):
+        weights = weights.adapt(image_size=size, patch_size=patch, position_embedding_method=method)
+    if patch != before.model.patch_size:
+        changes.append(f"patch size {_by(before.model.patch_size)} -> {_by(patch)}, kernel resized as by FlexiViT")
     if size != before.model.image_size:
-        weights = weights.adapt(image_size=size, position_embedding_method=method)
         how = f"by {method}" if config.model.position_embedding == "learned" else "computed anew"
         changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, position embeddings {how}")
     return weights, config, changes

@@ -31,6 +31,7 @@ def convert(
     to: WrittenFormat = "vit",
     from_: ReadFormat | None = None,
     image_size: OptionalSize = None,
+    patch_size: OptionalSize = None,
     num_classes: int | None = None,
     method: Annotated[str, Parameter(metavar="METHOD")] | None = None,
     dtype: Annotated[str, Parameter(metavar="TYPE")] | None = None,
@@ -59,6 +60,8 @@ def convert(
         to: Format to write.
         from_: Format to read, where it is not recognised.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        patch_size: Resize the patch kernel for another patch size, as FlexiViT does, and the position embeddings to the
+            grid that it gives.
         num_classes: Replace the head by a new one for so many classes; 0 removes it.
         method: Method of resampling the position embeddings, such as bicubic (default: the checkpoint's own).
         dtype: Type to store: bfloat16, float16, float32 or float64 (default: as it is).
@@ -72,7 +75,9 @@ def convert(
     opened = open_and_report(source, from_, set_, part)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
-    checkpoint = opened.adapt(image_size=image_size, num_classes=num_classes, position_embedding_method=method)
+    checkpoint = opened.adapt(
+        image_size=image_size, patch_size=patch_size, num_classes=num_classes, position_embedding_method=method
+    )
     checkpoint = checkpoint.adapt(dtype=dtype)  # afterwards, so that positions are resampled from the stored values
     if opened.format == "vit":
         checkpoint = _with_source(checkpoint, source.name)

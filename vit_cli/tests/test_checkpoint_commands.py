@@ -128,9 +128,9 @@ def test_parity_says_no(vit: Vit, folder: Path, monkeypatch: pytest.MonkeyPatch)
     """One twin is broken, by another activation."""
     import torch.nn.functional as F
 
-    import vit_torch.model
+    import vit_torch.mlp
 
-    monkeypatch.setitem(vit_torch.model.ACTIVATIONS, "gelu_tanh", F.gelu)
+    monkeypatch.setitem(vit_torch.mlp.ACTIVATIONS, "gelu_tanh", F.gelu)
     assert "first divergence: blocks.0" in vit("parity", folder, status=1)
 
 

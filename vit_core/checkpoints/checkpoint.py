@@ -17,8 +17,10 @@ from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import field_text
 from vit_core.parameters import initial_value, parameters
+from vit_core.patch_kernels import resize_kernel
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import IMAGE_FIELDS, Preprocessing
+from vit_core.relative_positions import resampled_table
 from vit_core.schema import Flag, NonNegative, Schema
 
 
@@ -207,13 +209,16 @@ class Checkpoint:
         self,
         *,
         image_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
         num_classes: int | None = None,
         position_embedding_method: str | None = None,
         dtype: object = None,
     ) -> "Checkpoint":
-        """The checkpoint with another type, image size or number of classes; arguments left out change nothing.
+        """The checkpoint with another type, image or patch size, or number of classes; what is left out stays.
 
-        image_size: (height, width) in pixels; learned positions are resampled, and provenance records it.
+        image_size: (height, width) in pixels; learned positions are resampled, and provenance records it. patch_size:
+        (height, width) in pixels; the patch kernel is resized as FlexiViT does (vit_core.patch_kernels), and positions
+        are resampled to the new grid, of the same image size where none is given.
         num_classes: gives a new head, initialised as the config says. position_embedding_method: becomes the config's
         own, for this resampling and later ones. dtype: of all arrays, converted before anything is resampled.
         Raises InputError for values that the model cannot have.
@@ -227,8 +232,9 @@ class Checkpoint:
             adapted = adapted.with_model(position_resampling=position_embedding_method)
         if num_classes is not None and num_classes != self.config.model.num_classes:
             adapted = adapted.with_head(num_classes)
-        if image_size is not None:
-            adapted = adapted._with_image_size(image_size)
+        if image_size is not None or patch_size is not None:
+            model = self.config.model
+            adapted = adapted._with_sizes(image_size or model.image_size, patch_size or model.patch_size)
         return adapted
 
     def with_head(self, num_classes: int) -> "Checkpoint":
@@ -265,13 +271,22 @@ class Checkpoint:
         )
         return dataclasses.replace(changed, config=config, arrays=LazyArrays(entries))
 
-    def _with_image_size(self, image_size: int | tuple[int, int]) -> "Checkpoint":
+    def _with_sizes(self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> "Checkpoint":
         old = self.config.model
-        new = old.replace(image_size=image_size)
+        new = old.replace(image_size=image_size, patch_size=patch_size)
         changes: dict[str, Any] = {"model": new}
         if self.config.preprocessing:
             changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size)
         arrays = self.arrays
+        if new.patch_kernel != old.patch_kernel:
+            if old.patch_norms:
+                raise InputError("patch_size: a norm of whole patches (patch_norms) cannot be resized")
+            kernel = resize_kernel(arrays["patch_embed.proj.weight"], new.patch_kernel)
+            arrays = arrays.with_array("patch_embed.proj.weight", kernel)
+        if new.grid != old.grid:
+            for name in list(arrays):
+                if name.endswith("relative_position_bias_table"):
+                    arrays = arrays.with_array(name, resampled_table(arrays[name], old.grid, new.grid))
         if old.position_embedding == "learned" and new.grid != old.grid:
             pos_1ND = position_embeddings.resample(
                 arrays["pos_embed"], old.grid, new.grid, old.position_resampling, old.prefix_positions

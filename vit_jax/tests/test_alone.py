@@ -23,7 +23,7 @@ from vit_core import (
     save_checkpoint,
 )
 from vit_jax import arrays
-from vit_jax.model import attend
+from vit_jax.attention import attend
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_dim=16, num_classes=3)
 

@@ -1,0 +1,65 @@
+"""Patch kernels for another patch size, against NumPy's pseudo-inverse and timm."""
+
+import numpy as np
+import pytest
+import timm.layers
+import torch
+
+from vit_core import CheckpointConfig, ViTConfig, parity
+from vit_core.checkpoints import Checkpoint
+from vit_core.errors import InputError
+from vit_core.patch_kernels import METHODS, resize_kernel
+from vit_core.position_embeddings import resampling_matrix
+
+SIZES = [((32, 32), (16, 16)), ((16, 16), (32, 32)), ((16, 16), (14, 14)), ((8, 12), (10, 7)), ((32, 32), (20, 8))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_the_pseudo_inverse_of_the_whole_patch(old: tuple[int, int], new: tuple[int, int], method: str) -> None:
+    kernel = np.random.default_rng(0).standard_normal((3, 2, *old))
+    whole = np.kron(*(resampling_matrix(method, *axis) for axis in zip(old, new, strict=True)))
+    expected = kernel.reshape(3, 2, -1) @ np.linalg.pinv(whole.T).T
+    found = resize_kernel(kernel, new, method)
+    assert np.abs(found.reshape(3, 2, -1) - expected).max() / np.abs(expected).max() < 1e-10
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+@pytest.mark.parametrize(("method", "timms"), [("bilinear_antialias", "bilinear"), ("bicubic_antialias", "bicubic")])
+def test_timms(old: tuple[int, int], new: tuple[int, int], method: str, timms: str) -> None:
+    """timm inverts in float32, whose error is its precision times the matrix's condition."""
+    kernel = np.random.default_rng(0).standard_normal((3, 2, *old)).astype(np.float32)
+    theirs = timm.layers.resample_patch_embed(torch.from_numpy(kernel), list(new), interpolation=timms).numpy()
+    whole = np.kron(*(resampling_matrix(method, *axis) for axis in zip(old, new, strict=True)))
+    bound = 10 * np.linalg.cond(whole) * np.finfo(np.float32).eps
+    assert np.abs(resize_kernel(kernel, new, method) - theirs).max() / np.abs(theirs).max() < bound
+
+
+def test_larger_patches_give_the_same_tokens() -> None:
+    """FlexiViT's equation 3: where patches grow, resized kernels on resized patches give what the kernels gave."""
+    rng = np.random.default_rng(0)
+    kernel, patch = rng.standard_normal((5, 1, 8, 8)), rng.standard_normal((8, 8))
+    matrix = resampling_matrix(METHODS[0], 8, 12)
+    larger = matrix @ patch @ matrix.T
+    tokens = np.einsum("dcpq,pq->d", resize_kernel(kernel, (12, 12)), larger)
+    np.testing.assert_allclose(tokens, np.einsum("dcpq,pq->d", kernel, patch), rtol=1e-12)
+
+
+def test_a_checkpoint_with_another_patch_size() -> None:
+    model = ViTConfig(image_size=32, patch_size=8, width=8, depth=1, heads=2, mlp_dim=8, num_classes=3)
+    before = Checkpoint.of(CheckpointConfig(model=model), parity.randomized(model, 0))
+    after = before.adapt(patch_size=4)
+    assert (after.config.model.patch_size, after.config.model.image_size) == ((4, 4), (32, 32))
+    assert after.arrays["pos_embed"].shape == (1, 65, 8)
+    kernel = before.arrays["patch_embed.proj.weight"]
+    np.testing.assert_array_equal(after.arrays["patch_embed.proj.weight"], resize_kernel(kernel, (4, 4)))
+
+
+def test_singular_matrices_give_no_large_values() -> None:
+    kernel = np.random.default_rng(0).standard_normal((3, 2, 32, 32))
+    assert np.abs(resize_kernel(kernel, (48, 48), "bicubic_antialias")).max() < 100
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(InputError, match="patch_resampling: 'nearest', expected one of bilinear_antialias, bicubic"):
+        resize_kernel(np.zeros((1, 1, 2, 2)), (4, 4), "nearest")
