@@ -54,10 +54,9 @@ class Attention(nnx.Module):
         return jnp.stack([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
 
     def bias(self, places: Places) -> Array | None:
-        """What is added to the scores [T, N, M], if anything is."""
-        if self.config.relative_bias == "none":
-            return None
-        return places["bias"] if self.config.relative_bias_shared else self.rel_pos(places)
+        """What is added to the scores, if anything is: [T, N, M], or [B, 1, 1, M] where keys are padding."""
+        own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
+        return self.rel_pos(places) if own else places.get("bias")
 
     def weights(self, x_BND: Array, places: Places | None = None) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
@@ -65,14 +64,14 @@ class Attention(nnx.Module):
         return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
 
 
-def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias_TNM: Array | None = None) -> Array:
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias_TNM)
+def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> Array:
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias)
     return (powers_BTNM / sums_BTN1).astype(q_BNTK.dtype)
 
 
-def softmax_powers(q_BNTK: Array, k_BMTK: Array, bias_TNM: Array | None = None) -> tuple[Array, Array]:
+def softmax_powers(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> tuple[Array, Array]:
     scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
-    scores_BTNM = scores_BTNM if bias_TNM is None else scores_BTNM + bias_TNM
+    scores_BTNM = scores_BTNM if bias is None else scores_BTNM + bias
     # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
     scores_BTNM = scores_BTNM.astype(jnp.promote_types(scores_BTNM.dtype, jnp.float32))
     powers_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
@@ -85,12 +84,12 @@ def attend(
     v_BMTK: Array,
     attention: Attend,
     masks: Masks | None = None,
-    bias_TNM: Array | None = None,
+    bias: Array | None = None,
 ) -> Array:
     """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
-        return fused_attention(q_BNTK, k_BMTK, v_BMTK, bias_TNM)
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias_TNM)
+        return fused_attention(q_BNTK, k_BMTK, v_BMTK, bias)
+    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias)
     powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
     # Divided after the product, which has fewer columns than there are scores: there is less to divide.
     out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
@@ -110,9 +109,9 @@ class AttentionPool(nnx.Module):
         self.norm = norm_layer(config)
         self.mlp = Mlp(config, config.pooling_mlp_dim)
 
-    def __call__(self, x_BND: Array) -> Array:
+    def __call__(self, x_BND: Array, padding_B11M: Array | None = None) -> Array:
         B, _, D = x_BND.shape
         q_B1TK = self.q(jnp.broadcast_to(self.latent[...], (B, 1, D)))
         k_BMTK, v_BMTK = jnp.moveaxis(self.kv(x_BND), 2, 0)
-        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention))
+        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention, bias=padding_B11M))
         return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]

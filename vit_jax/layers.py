@@ -31,6 +31,19 @@ def drop(x: Array, site: str, masks: Masks | None) -> Array:
     return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).astype(x.dtype)
 
 
+def padding_bias(valid_BM: Array, dtype: Any) -> Array:
+    """What is added to attention scores [B, 1, 1, M], so that padding gets no weight."""
+    return jnp.where(valid_BM, 0.0, -jnp.inf).astype(dtype)[:, None, None]
+
+
+def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
+    """Mean [B, D] of the tokens that are no padding."""
+    if valid_BN is None:
+        return x_BND.mean(axis=1)
+    weights_BN = valid_BN.astype(x_BND.dtype)
+    return jnp.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(axis=1, keepdims=True)
+
+
 class LayerScale(nnx.Module):
     def __init__(self, config: ViTConfig) -> None:
         self.gamma = nnx.Param(jnp.zeros(config.width))
@@ -146,19 +159,19 @@ def to_heads(layer: nnx.LinearGeneral, x_BND: Array, bias_3TK: Array | None = No
     return tuple(x.reshape(*x_BND.shape[:2], T, K) for x in jnp.split(x_BNA, 3, axis=-1))
 
 
-def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias_TNM: Array | None = None) -> Array:
+def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None = None) -> Array:
     """Scaled dot-product attention [B, N, T, K] by jax.nn.dot_product_attention: by cuDNN's kernel on a GPU in a 16-bit
     type (which JAX must be asked for), else by XLA's.
 
     Where cuDNN is missing, or takes no such arguments, XLA's is used and a note is logged, once.
     """
-    bias_1TNM = None if bias_TNM is None else bias_TNM[None]
+    bias = bias[None] if bias is not None and bias.ndim == 3 else bias
     if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
         try:
-            return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias_1TNM, implementation="cudnn")
+            return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation="cudnn")
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
-    return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias_1TNM)
+    return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias)
 
 
 @cache

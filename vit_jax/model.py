@@ -21,7 +21,7 @@ from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
-from vit_jax.layers import LayerScale, conv, drop, identity, linear, norm_layer
+from vit_jax.layers import LayerScale, conv, drop, identity, linear, mean_of_tokens, norm_layer, padding_bias
 from vit_jax.mlp import Mlp, SwiGLU
 from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
@@ -167,9 +167,12 @@ class ViT(Classifier):
         x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
 
-    def forward_head(self, x_BND: Array, pre_logits: bool = False) -> Array:
-        """Logits [B, classes] from the tokens that forward_features returns; pre_logits: what the head reads."""
-        x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND), "batch width")))
+    def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
+        """Logits [B, classes] from the tokens that forward_features returns.
+
+        pre_logits: what the head reads instead. valid_BN: False for tokens that are padding (vit_core.naflex).
+        """
+        x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND, valid_BN), "batch width")))
         x_BC = x_BD if pre_logits else self.head(x_BD)
         if self.config.distillation == "head":
             x_BC = (x_BC + (x_BND[:, 1] if pre_logits else self.head_dist(x_BND[:, 1]))) / 2
@@ -244,14 +247,15 @@ class ViT(Classifier):
         pos_ND = pos_yxD.reshape(-1, config.width).astype(dtype)
         return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
 
-    def pool(self, x_BND: Array) -> Array:
+    def pool(self, x_BND: Array, valid_BN: Array | None = None) -> Array:
         config = self.config
         if config.pooling in ("cls", "first"):
             return x_BND[:, 0]
-        pooled_BND = x_BND if config.pool_prefix else x_BND[:, config.prefix_tokens :]
+        first = 0 if config.pool_prefix else config.prefix_tokens
+        pooled_BND, valid_BN = x_BND[:, first:], None if valid_BN is None else valid_BN[:, first:]
         if config.pooling == "map":
-            return self.attn_pool(pooled_BND)
-        mean_BD = pooled_BND.mean(axis=1)
+            return self.attn_pool(pooled_BND, None if valid_BN is None else padding_bias(valid_BN, x_BND.dtype))
+        mean_BD = mean_of_tokens(pooled_BND, valid_BN)
         return mean_BD if config.pooling == "gap" else jnp.concatenate([x_BND[:, 0], mean_BD], axis=1)
 
     def check(self, x_BHWC: Array, interpolate: bool) -> None:

@@ -55,10 +55,9 @@ class Attention(nn.Module):
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def bias(self, places: Places) -> Array | None:
-        """What is added to the scores [T, N, M], if anything is."""
-        if self.config.relative_bias == "none":
-            return None
-        return places["bias"] if self.config.relative_bias_shared else self.rel_pos(places)
+        """What is added to the scores, if anything is: [T, N, M], or [B, 1, 1, M] where keys are padding."""
+        own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
+        return self.rel_pos(places) if own else places.get("bias")
 
     def weights(self, x_BND: Array, places: Places | None = None) -> Array:
         """Attention weights [B, T, N, M] of tokens that have passed norm1."""
@@ -66,9 +65,9 @@ class Attention(nn.Module):
         return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
 
 
-def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias_TNM: Array | None = None) -> Array:
+def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> Array:
     scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
-    scores_BTNM = scores_BTNM if bias_TNM is None else scores_BTNM + bias_TNM
+    scores_BTNM = scores_BTNM if bias is None else scores_BTNM + bias
     # At least float32 under a low-precision model, and float64 in proofs.
     precise = torch.promote_types(scores_BTNM.dtype, torch.float32)
     return torch.softmax(scores_BTNM, dim=-1, dtype=precise).to(q_BNTK.dtype)
@@ -80,13 +79,13 @@ def attend(
     v_BMTK: Array,
     attention: Attend,
     masks: Masks | None = None,
-    bias_TNM: Array | None = None,
+    bias: Array | None = None,
 ) -> Array:
     """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
         q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
-        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK, bias_TNM).transpose(1, 2)
-    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK, bias_TNM), "attn.attn_drop", masks)
+        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK, bias).transpose(1, 2)
+    weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK, bias), "attn.attn_drop", masks)
     return torch.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
 
 
@@ -104,9 +103,9 @@ class AttentionPool(nn.Module):
         self.norm = norm_layer(config)
         self.mlp = Mlp(config, config.pooling_mlp_dim)
 
-    def forward(self, x_BND: Array) -> Array:
+    def forward(self, x_BND: Array, padding_B11M: Array | None = None) -> Array:
         (B, _, D), T = x_BND.shape, self.config.pooling_heads
         q_B1TK = self.q(torch.broadcast_to(self.latent, (B, 1, D))).unflatten(2, (T, D // T))
         k_BMTK, v_BMTK = self.kv(x_BND).unflatten(2, (2, T, D // T)).unbind(2)
-        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention).flatten(2))
+        x_B1D = self.proj(attend(q_B1TK, k_BMTK, v_BMTK, self.attention, bias=padding_B11M).flatten(2))
         return (x_B1D + self.mlp(self.norm(x_B1D)))[:, 0]

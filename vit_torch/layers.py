@@ -22,6 +22,19 @@ def drop(x: Array, site: str, masks: Masks | None) -> Array:
     return x * mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)).to(x.dtype)
 
 
+def padding_bias(valid_BM: Array, dtype: torch.dtype) -> Array:
+    """What is added to attention scores [B, 1, 1, M], so that padding gets no weight."""
+    return torch.zeros_like(valid_BM, dtype=dtype).masked_fill(~valid_BM, -torch.inf)[:, None, None]
+
+
+def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
+    """Mean [B, D] of the tokens that are no padding."""
+    if valid_BN is None:
+        return x_BND.mean(dim=1)
+    weights_BN = valid_BN.to(x_BND.dtype)
+    return torch.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(dim=1, keepdim=True)
+
+
 class LayerScale(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -1,0 +1,172 @@
+"""Images of any aspect in one batch: the twins agree, padding changes nothing, and transformers' Siglip2 agrees."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import Siglip2VisionConfig, Siglip2VisionModel
+from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
+
+import vit_jax
+import vit_jax.naflex
+import vit_torch
+import vit_torch.naflex
+from parity_tests.twins import checkpoint
+from vit_core import ViTConfig, parity
+from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS
+from vit_core.errors import InputError
+from vit_core.naflex import Patches, collate, fit_grid, patchify
+from vit_core.parameters import parameters
+
+MODEL = ViTConfig(
+    image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5, pooling="map", class_token=False
+)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference, relative to the largest value of b."""
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "map": {},
+    "gap": {"pooling": "gap"},
+    "class token and registers": {"pooling": "cls", "class_token": True, "registers": 2},
+    "mean of all tokens": {"pooling": "gap", "pool_prefix": True, "registers": 2, "position_resampling": "bicubic"},
+    "no positions": {"position_embedding": "none", "patch_bias": False},
+}
+SIZES = [(8, 20), (16, 16), (12, 4)]
+
+
+def images_of(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((*size, 3)) for size in sizes]
+
+
+def in_torch(batch: Patches) -> Patches:
+    return Patches(*map(torch.from_numpy, batch))
+
+
+def in_jax(batch: Patches) -> Patches:
+    return Patches(*map(jnp.asarray, batch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_twins(kind: str) -> None:
+    """Logits and the gradient of every parameter."""
+    weights = checkpoint(MODEL.replace(**KINDS[kind]))
+    batch, probe_BC = collate(images_of(SIZES), weights.config.model), np.random.default_rng(1).standard_normal((3, 5))
+    model = vit_torch.load(weights, dtype="float64")
+    logits_BC = vit_torch.naflex.logits(model, in_torch(batch))
+    (logits_BC * torch.from_numpy(probe_BC)).sum().backward()
+    graph, state = nnx.split(vit_jax.load(weights, dtype="float64"))
+
+    def loss(state: Any) -> tuple[jax.Array, jax.Array]:
+        logits_BC = vit_jax.naflex.logits(nnx.merge(graph, state), in_jax(batch))
+        return (logits_BC * probe_BC).sum(), logits_BC
+
+    (_, ours_BC), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
+    assert distance(np.asarray(ours_BC), logits_BC.detach().numpy()) < parity.FLOAT64_BOUND
+    merged = vit_jax.arrays.read(nnx.merge(graph, gradients))
+    rows = parameters(weights.config.model)
+    for name, p in model.named_parameters():
+        expected = np.zeros(p.shape) if p.grad is None else p.grad.numpy()
+        found = rows[name].to_torch(np.asarray(merged[name]))
+        # The gradient of a key bias is zero in exact arithmetic: rounding noise beside the other gradients of its row.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * max(np.abs(expected).max(), 1.0), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind: str) -> None:
+    """Neither how much of it there is nor what stands in it."""
+    model = vit_torch.load(checkpoint(MODEL.replace(**KINDS[kind])), dtype="float64")
+    together = collate(images_of(SIZES), model.config, length=30)
+    together.patches_BNP[~together.valid_BN] = 1e3
+    with torch.no_grad():
+        found_BC = vit_torch.naflex.logits(model, in_torch(together)).numpy()
+        alone = [vit_torch.naflex.logits(model, in_torch(collate([one], model.config))) for one in images_of(SIZES)]
+    assert distance(found_BC, torch.cat(alone).numpy()) < parity.FLOAT64_BOUND
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_of_the_models_own_size(kind: str) -> None:
+    """As patches it gives what it gives as an image."""
+    model = vit_torch.load(checkpoint(MODEL.replace(**KINDS[kind])), dtype="float64")
+    (image_HWC,) = images_of([(16, 16)])
+    with torch.no_grad():
+        as_image = model(torch.from_numpy(image_HWC).permute(2, 0, 1)[None]).numpy()
+        as_patches = vit_torch.naflex.logits(model, in_torch(collate([image_HWC], model.config))).numpy()
+    assert distance(as_patches, as_image) < parity.FLOAT64_BOUND
+
+
+def test_siglip2_of_transformers() -> None:
+    """Its positions are resampled in float32 on the CPU whatever the model: each is off by up to 2**-24 of a value of
+    order one, and outputs by as much times the number of layers that pass it on (fewer than 100).
+
+    No image is one patch wide: torch 2.15 resamples to several rows and one column wrongly if asked to antialias (it
+    gives another result than one axis after the other).
+    """
+    theirs, ours = siglip2_pair()
+    sizes = [(8, 20), (16, 16), (12, 8)]
+    batch = in_torch(collate(images_of(sizes), ours.config, length=16))
+    grids_B2 = torch.tensor([(height // 4, width // 4) for height, width in sizes])
+    with torch.no_grad():
+        expected_BD = theirs(batch.patches_BNP, batch.valid_BN.int(), grids_B2).pooler_output.numpy()
+        found_BD = vit_torch.naflex.logits(ours, batch).numpy()
+    assert distance(found_BD, expected_BD) < 100 * 2**-24
+
+
+def test_siglip2_of_transformers_with_the_same_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the float32 of the positions is equal to float64's precision."""
+    theirs, ours = siglip2_pair()
+    sizes = [(8, 20), (16, 16), (12, 8)]
+    batch = in_torch(collate(images_of(sizes), ours.config, length=16))
+    pos_BND = vit_torch.naflex.resampled(ours.pos_embed[0].unflatten(0, (4, 4)), batch)
+    embeddings = next(each for each in theirs.modules() if isinstance(each, Siglip2VisionEmbeddings))
+    monkeypatch.setattr(embeddings, "resize_positional_embeddings", lambda *_, **__: pos_BND)
+    grids_B2 = torch.tensor([(height // 4, width // 4) for height, width in sizes])
+    with torch.no_grad():
+        expected_BD = theirs(batch.patches_BNP, batch.valid_BN.int(), grids_B2).pooler_output.numpy()
+        assert distance(vit_torch.naflex.logits(ours, batch).numpy(), expected_BD) < parity.FLOAT64_BOUND
+
+
+def siglip2_pair() -> tuple[Any, vit_torch.ViT]:
+    """transformers' model with random weights, and ours with the same."""
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = Siglip2VisionConfig(**sizes, num_channels=3, num_patches=16, patch_size=4)
+    config._attn_implementation = "sdpa"  # the other has a softmax in float32
+    theirs = Siglip2VisionModel(config).double().eval()
+    model = MODEL.replace(num_classes=0, norm_epsilon=config.layer_norm_eps)
+    writer = FOREIGN_FORMATS["transformers"].writer
+    assert writer is not None
+    state = {name: torch.from_numpy(array) for name, array in writer.write(checkpoint(model)).arrays.items()}
+    patches = "vision_model.embeddings.patch_embedding.weight"
+    state[patches] = state[patches].permute(0, 2, 3, 1).flatten(1)  # Siglip's are a convolution
+    prefix = next(iter(theirs.state_dict())).partition("embeddings")[0]
+    theirs.load_state_dict({prefix + name.removeprefix("vision_model."): x for name, x in state.items()}, strict=True)
+    return theirs, vit_torch.load(checkpoint(model), dtype="float64")
+
+
+@pytest.mark.parametrize("max_patches", [1, 7, 256, 1024])
+def test_grids_are_transformers(max_patches: int) -> None:
+    for height in (1, 3, 16, 100, 333, 4000):
+        for width in (2, 15, 17, 224, 1333):
+            theirs = get_image_size_for_max_num_patches(height, width, patch_size=16, max_num_patches=max_patches)
+            assert fit_grid(height, width, (16, 16), max_patches) == (theirs[0] // 16, theirs[1] // 16)
+
+
+def test_what_does_not_fit() -> None:
+    image = np.zeros((16, 16, 3))
+    with pytest.raises(InputError, match="an image of 15x16 is not a multiple of the patch 4x4; resize it by fit_grid"):
+        patchify(image[1:], (4, 4))
+    with pytest.raises(InputError, match="length: 3 is less than the 16 patches"):
+        collate([image], MODEL, length=3)
+    with pytest.raises(InputError, match="need a model with absolute positions only"):
+        collate([image], MODEL.replace(rope="axial"))
+    with pytest.raises(InputError, match="max_patches: 0, expected 1 or more"):
+        fit_grid(8, 8, (4, 4), 0)

@@ -1,0 +1,40 @@
+"""Images of any aspect in one batch, in JAX. Read it beside vit_torch/naflex.py; vit_core/naflex.py makes batches."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from vit_core.naflex import Patches
+from vit_jax import stacking
+from vit_jax.layers import padding_bias
+from vit_jax.model import ViT
+
+
+def logits(model: ViT, batch: Patches) -> Array:
+    """Logits [B, classes] of a batch of patches (arrays); padding changes none of them."""
+    x_BND, valid_BN = tokens(model, batch)
+    return model.forward_head(x_BND, valid_BN=valid_BN)
+
+
+def tokens(model: ViT, batch: Patches) -> tuple[Array, Array]:
+    """All tokens [B, N, D] after the last block, and which of them are no padding: bool [B, N]."""
+    config, kernel_PQCD = model.config, model.patch_embed.proj.kernel[...]
+    kernel_PD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
+    x_BND, bias = batch.patches_BNP.astype(kernel_PD.dtype) @ kernel_PD, model.patch_embed.proj.bias
+    x_BND = x_BND if bias is None else x_BND + bias[...]
+    pos_1ND = model.positions(config.grid, x_BND.dtype)
+    if config.position_embedding != "none":
+        x_BND = x_BND + resampled(pos_1ND[0, config.prefix_positions :].reshape(*config.grid, -1), batch)
+    B = len(x_BND)
+    prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in model.prefix(pos_1ND)]
+    x_BND = model.norm_pre(jnp.concatenate([*prefix, x_BND], axis=1))
+    valid_BN = jnp.pad(batch.valid_BN, ((0, 0), (config.prefix_tokens, 0)), constant_values=True)
+    x_BND = stacking.run(model.blocks, x_BND, {}, {"bias": padding_bias(valid_BN, x_BND.dtype)}, model.remat)
+    return model.norm(x_BND), valid_BN
+
+
+def resampled(pos_hwD: Array, batch: Patches) -> Array:
+    """The position table for each image's own grid [B, N, D], at least in float32, rounded once."""
+    precise = jnp.promote_types(pos_hwD.dtype, jnp.float32)
+    rows_BNh, columns_BNw = jnp.asarray(batch.rows_BNh, precise), jnp.asarray(batch.columns_BNw, precise)
+    pos_BNhD = jnp.einsum("bnw,hwd->bnhd", columns_BNw, pos_hwD.astype(precise))
+    return jnp.einsum("bnh,bnhd->bnd", rows_BNh, pos_BNhD).astype(pos_hwD.dtype)

@@ -1,0 +1,40 @@
+"""Images of any aspect in one batch, in PyTorch. Read it beside vit_jax/naflex.py; vit_core/naflex.py makes batches."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor as Array
+
+from vit_core.naflex import Patches
+from vit_torch import stacking
+from vit_torch.layers import padding_bias
+from vit_torch.model import ViT
+
+
+def logits(model: ViT, batch: Patches) -> Array:
+    """Logits [B, classes] of a batch of patches (tensors); padding changes none of them."""
+    x_BND, valid_BN = tokens(model, batch)
+    return model.forward_head(x_BND, valid_BN=valid_BN)
+
+
+def tokens(model: ViT, batch: Patches) -> tuple[Array, Array]:
+    """All tokens [B, N, D] after the last block, and which of them are no padding: bool [B, N]."""
+    config, weight_DCPQ = model.config, model.patch_embed.proj.weight
+    kernel_DP = weight_DCPQ.permute(0, 2, 3, 1).flatten(1)
+    x_BND = F.linear(batch.patches_BNP.to(weight_DCPQ.dtype), kernel_DP, model.patch_embed.proj.bias)
+    pos_1ND = model.positions(None, x_BND)
+    if config.position_embedding != "none":
+        x_BND = x_BND + resampled(pos_1ND[0, config.prefix_positions :].unflatten(0, config.grid), batch)
+    B = len(x_BND)
+    prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in model.prefix(pos_1ND)]
+    x_BND = model.norm_pre(torch.cat([*prefix, x_BND], dim=1))
+    valid_BN = F.pad(batch.valid_BN, (config.prefix_tokens, 0), value=True)
+    x_BND = stacking.run(model.blocks, x_BND, {}, {"bias": padding_bias(valid_BN, x_BND.dtype)}, model.remat)
+    return model.norm(x_BND), valid_BN
+
+
+def resampled(pos_hwD: Array, batch: Patches) -> Array:
+    """The position table for each image's own grid [B, N, D], at least in float32, rounded once."""
+    precise = torch.promote_types(pos_hwD.dtype, torch.float32)
+    rows_BNh, columns_BNw = batch.rows_BNh.to(precise), batch.columns_BNw.to(precise)
+    pos_BNhD = torch.einsum("bnw,hwd->bnhd", columns_BNw, pos_hwD.to(precise))
+    return torch.einsum("bnh,bnhd->bnd", rows_BNh, pos_BNhD).to(pos_hwD.dtype)
