@@ -137,9 +137,13 @@ ARGS: list[tuple[dict[str, Any], str]] = [
     ({"act_layer": "relu"}, "act_layer 'relu'"),
     ({"act_layer": ["gelu"]}, "act_layer"),
     ({"act_layer": "silu"}, "act_layer silu in an MLP without a gate cannot be expressed by ViTConfig"),
-    ({"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm'"),
+    ({"norm_layer": "batchnorm"}, "norm_layer 'batchnorm'"),
+    ({"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm', but the norms are those of layer_norm"),
     ({"attn_layer": "diff"}, "attn_layer diff"),
-    ({"pool_include_prefix": True}, "pool_include_prefix True"),
+    ({"use_rot_pos_emb": True, "rope_type": "mrope"}, "rope_type 'mrope', expected one of cat, mixed, dinov3"),
+    ({"use_rot_pos_emb": True, "rope_grid_indexing": ["ij"]}, "rope_grid_indexing"),
+    ({"use_rot_pos_emb": True, "rope_temperature": "hot"}, "base: expected a number"),
+    ({"use_rot_pos_emb": True, "ref_feat_shape": [16]}, "rope: reference.1: missing"),
     ({"img_size": "large"}, "image size large"),
     ({"img_size": [8, -12]}, "image size"),
     ({"img_size": [[8], 12]}, "image size"),
@@ -151,8 +155,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"pretrained_cfg": "timm"}, "pretrained_cfg is str"),
     ({"model_args": None, "pretrained_cfg": {"input_size": [3, 2**70]}}, "image size"),
     (
-        {"architecture": "vit_base_patch16_rpn_224"},
-        "computes other outputs from these arrays than ViTConfig can express",
+        {"architecture": "vit_base_patch16_newrope_224"},
+        "architecture vit_base_patch16_newrope_224 is unknown, and its positions may be rotary",
     ),
 ]
 

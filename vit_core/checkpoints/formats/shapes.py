@@ -50,7 +50,7 @@ def fields_from_shapes(
     Raises InputError, naming `where`, for arrays that are no whole Vision Transformer.
     """
     s = Shapes(shapes, where)
-    fields: dict[str, Any] = {**_stem(s), **_tokens(s), **_block(s), **_head(s)}
+    fields: dict[str, Any] = {**_stem(s), **_tokens(s), **_block(s), **_head(s, known)}
     width, patch = s.of("patch_embed.proj.weight", 4)[0], fields["patch_size"]
     fields |= {"width": width, "depth": layers_of(shapes, "blocks.")}
     heads, heads_assumed = _heads(s, width, fields, known)
@@ -97,22 +97,28 @@ def _block(s: Shapes) -> dict[str, Any]:
     return {
         "mlp_dim": mlp_dim,
         "mlp": "swiglu" if gated else "mlp",
-        "qkv_bias": "blocks.0.attn.qkv.bias" in s,
+        "norm": "layer_norm" if "blocks.0.norm1.bias" in s else "rms_norm",
+        "qkv_bias": "blocks.0.attn.qkv.bias" in s or "blocks.0.attn.q_bias" in s,
+        "key_bias": "blocks.0.attn.q_bias" not in s,
         "qk_norm": "blocks.0.attn.q_norm.weight" in s,
+        "attention_norm": "blocks.0.attn.norm.weight" in s,
+        "mlp_norm": "blocks.0.mlp.norm.weight" in s,
         "proj_bias": "blocks.0.attn.proj.bias" in s,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in s else None,
     }
 
 
-def _head(s: Shapes) -> dict[str, Any]:
+def _head(s: Shapes, known: Fields) -> dict[str, Any]:
     classes, features = s.of("head.weight", 2) if "head.weight" in s else (0, 0)
     representation = None
     if "pre_logits.fc.weight" in s:
         representation, features = s.of("pre_logits.fc.weight", 2)
     after = "fc_norm.weight" in s
-    pooling = "cls" if "cls_token" in s and not after else "gap"
+    # A norm that is missing is a fault of the file, unless it is known that there is none.
+    without = known.get("final_norm") == "none" and not after and "norm.weight" not in s
+    pooling, pool_mlp_dim = "cls" if "cls_token" in s and not after else "gap", None
     if "attn_pool.latent" in s:
-        pooling = "map"
+        pooling, pool_mlp_dim = "map", s.of("attn_pool.mlp.fc2.weight", 2)[1]
     elif features == 2 * s.of("patch_embed.proj.weight", 4)[0] and "cls_token" in s:
         pooling = "cls_gap"
     return {
@@ -120,7 +126,8 @@ def _head(s: Shapes) -> dict[str, Any]:
         "head_bias": "head.bias" in s or not classes,
         "representation": representation,
         "pooling": pooling,
-        "final_norm": "after_pooling" if after else "before_pooling",
+        "pool_mlp_dim": pool_mlp_dim if pool_mlp_dim != s.of("blocks.0.mlp.fc2.weight", 2)[1] else None,
+        "final_norm": "after_pooling" if after else "none" if without else "before_pooling",
     }
 
 

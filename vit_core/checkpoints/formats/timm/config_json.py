@@ -1,47 +1,52 @@
-"""config.json of timm's hub folders, both ways: what it says of a model beyond the shapes, and one that builds a model.
+"""config.json of timm's hub folders: what it says of a model beyond the shapes (create_model.py writes one).
 
 timm.create_model takes `architecture` as the base, puts `model_args` over it, and keeps `pretrained_cfg` for the data.
 What no argument in JSON can set (an epsilon, a gated MLP, a distillation token, a stem) comes from the architecture.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from vit_core.checkpoints.checkpoint import CheckpointConfig
 from vit_core.checkpoints.formats.channel_constants import equal_in_one, per_channel
-from vit_core.checkpoints.formats.interface import mlp_ratio
 from vit_core.checkpoints.formats.shapes import Size
+from vit_core.checkpoints.formats.timm import rotary
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 """Names of ours, and of timm's act_layer."""
-STEMS: dict[tuple[int, ...], str] = {
-    (): "vit_tiny_r_s16_p8_224",
-    (2, 2, 2, 2): "vit_small_r26_s32_224",
-    (3, 4, 9): "vit_base_r50_s16_224",
-    (3, 4, 6, 3): "vit_large_r50_s32_224",
-}
-"""The architectures with each stem that timm has."""
 _TANH = r"_giantopt_|_(base_patch32|so400m_patch16)_siglip_|_large_patch16_siglip_(gap_)?512"
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"_clip_", {"norm_epsilon": 1e-5}),
+    (r"^(?!eva).*_clip_|^beit3_|^aimv2_|^vit_pe_|_dinov3|_lingbot$", {"norm_epsilon": 1e-5}),
     (r"_quickgelu_", {"activation": "quick_gelu"}),
     (_TANH, {"activation": "gelu_tanh"}),
-    (r"_giantopt_|_base_patch16_gap_", {"heads": 16}),
+    (r"_rpn_|^eva02_enormous_", {"branch_norm": "after"}),
+    (r"_dinov3|^vit_pe_(lang|spatial)_", {"pooling": "gap"}),
+    (r"^vit_pe_(lang|spatial)_|_radio_v\d|_intern300m_", {"final_norm": "none"}),
+    (r"_giantopt_|_base_patch16_gap_|^eva02_enormous_|^vit_pe_\w+_gigantic_", {"heads": 16}),
+    (r"_huge_plus_patch16_dinov3", {"heads": 20}),
+    (r"^vit_7b_", {"heads": 32}),
     (r"^test_vit2?$", {"heads": 2}),
+    (r"^test_vit[34]$", {"heads": 3}),
 )
 """What architectures set that no array shows."""
-_OTHERS = r"^eva|_rpn_|_rope_|_pe_|^test_vit3$"
-"""Architectures that compute something else from the same arrays (rotary positions, norms after the branches)."""
+_POOLS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (r"^vit_pe_core_", {"attn_pool_num_heads": 8}),
+    (r"^test_vit3$", {"pool_include_prefix": True}),
+)
+"""What architectures set of their pooling."""
+_NEW = r"rope|^eva02|_pe_|dinov[3-9]"
+"""Families with rotary positions, of which an unknown member cannot be guessed."""
+_NORMS = {"layernorm": "layer_norm", "rmsnorm": "rms_norm"}
+"""Names of timm's norm_layer, and ours."""
 _GATE = "silu"
 """The activation of SwiGLU, of which the schema says no more."""
-_POOLING = {"token": "cls", "avg": "gap", "map": "map"}
-_CROPS = {"center": "crop", "squash": "squash", "border": "border"}
-_DROPS = {
+POOLING = {"token": "cls", "avg": "gap", "map": "map"}
+CROPS = {"center": "crop", "squash": "squash", "border": "border"}
+DROPS = {
     "dropout": ("pos_drop_rate", "proj_drop_rate"),
     "attention_dropout": ("attn_drop_rate",),
     "stochastic_depth": ("drop_path_rate",),
@@ -52,41 +57,69 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     """The fields of ViTConfig that config.json states, by the architecture's name and by its arguments; and the image
     size that it states."""
     name = str(config.get("architecture", ""))
-    if re.search(_OTHERS, name):
-        raise InputError(
-            f"{where}: architecture {name[:60]} computes other outputs from these arrays than ViTConfig can express"
-        )
     fields: dict[str, Any] = {}
     for pattern, own in _ARCHITECTURES:
         fields |= own if re.search(pattern, name) else {}
     args = {key: value for key, value in _object(config, "model_args", where).items() if value is not None}
+    if rotary.is_eva(name) or "use_rot_pos_emb" in args:
+        fields["rope"] = rotary.read_rope(name, args, where)
+    elif re.search(_NEW, name):
+        raise InputError(f"{where}: architecture {name[:60]} is unknown, and its positions may be rotary")
     pool = args.get("global_pool", config.get("global_pool"))
     if pool is not None and pool != "":  # "" returns every token: pooling is then assumed
-        fields["pooling"] = _one_of(_POOLING, "global_pool", pool, where)
+        fields["pooling"] = _one_of(POOLING, "global_pool", pool, where)
     if "act_layer" in args and args["act_layer"] != _GATE:
         same = {name: name for name in ACTIVATIONS}
         fields["activation"] = _one_of(same, "act_layer", args["act_layer"], where)
     if "norm_layer" in args:
-        fields["norm_epsilon"] = _one_of({"layernorm": 1e-6}, "norm_layer", args["norm_layer"], where)
-    for key, plain in {"pool_include_prefix": False, "attn_layer": "attn"}.items():
-        if args.get(key) not in (None, "", False, plain):
-            raise InputError(f"{where}: config.json: {key} {str(args[key])[:60]} cannot be expressed by ViTConfig")
+        fields["norm_epsilon"] = _one_of(dict.fromkeys(_NORMS, 1e-6), "norm_layer", args["norm_layer"], where)
+    if args.get("attn_layer") not in (None, "", "attn"):
+        raise InputError(
+            f"{where}: config.json: attn_layer {str(args['attn_layer'])[:60]} cannot be expressed by ViTConfig"
+        )
+    if not args.get("final_norm", True) or (args.get("use_fc_norm"), args.get("use_post_transformer_norm")) == (
+        False,
+        False,
+    ):
+        fields["final_norm"] = "none"
+    if "use_post_norm" in args:
+        fields["branch_norm"] = "after" if args["use_post_norm"] else "before"
     if "num_heads" in args:
         fields["heads"] = args["num_heads"]
     if args.get("init_values"):
         fields["layer_scale"] = args["init_values"]
-    fields |= {ours: args[keys[0]] for ours, keys in _DROPS.items() if keys[0] in args}
+    fields |= {ours: args[keys[0]] for ours, keys in DROPS.items() if keys[0] in args}
     size = args.get("img_size") or (_pretrained(config, where).get("input_size") or [])[1:]
     return fields, _size(size, where)
 
 
-def check_gate(config: Mapping[str, Any], mlp: str, where: object) -> None:
-    """InputError where act_layer is not what the schema has for such an MLP."""
-    said = _object(config, "model_args", where).get("act_layer")
-    if said is not None and (said == _GATE) != (mlp == "swiglu"):
+def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, eva: bool) -> dict[str, Any]:
+    """What config.json says of a pooling: the heads of attention pooling, and whether it takes the tokens before the
+    patches. eva: whether the model is of timm's Eva class, whose attention pooling takes all tokens."""
+    said: dict[str, Any] = {}
+    for pattern, own in _POOLS:
+        said |= own if re.search(pattern, str(config.get("architecture", ""))) else {}
+    said |= _object(config, "model_args", where)
+    if pooling == "map":
+        return {
+            "pool_heads": said.get("attn_pool_num_heads"),
+            "pool_prefix": eva or bool(said.get("pool_include_prefix")),
+        }
+    return {"pool_prefix": pooling == "gap" and bool(said.get("pool_include_prefix"))}
+
+
+def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> None:
+    """InputError where arguments name other layers than the arrays have."""
+    args = _object(config, "model_args", where)
+    gated = model.mlp == "swiglu"
+    if args.get("act_layer") is not None and (args["act_layer"] == _GATE) != gated:
         raise InputError(
-            f"{where}: config.json: act_layer {str(said)[:60]} in an MLP {'with' if mlp == 'swiglu' else 'without'} "
+            f"{where}: config.json: act_layer {str(args['act_layer'])[:60]} in an MLP {'with' if gated else 'without'} "
             "a gate cannot be expressed by ViTConfig"
+        )
+    if args.get("norm_layer") is not None and _NORMS[args["norm_layer"]] != model.norm:
+        raise InputError(
+            f"{where}: config.json: norm_layer {args['norm_layer']!r}, but the norms are those of {model.norm}"
         )
 
 
@@ -135,7 +168,7 @@ def _preprocessing(model: ViTConfig, pretrained: Mapping[str, Any]) -> tuple[Pre
     try:
         if model.channels not in (1, 3):
             raise InputError(f"images of {model.channels} channels")
-        if crop not in _CROPS:
+        if crop not in CROPS:
             raise InputError(f"crop_mode {crop} cannot be expressed by Preprocessing")
         fields = {
             "image_size": model.image_size,
@@ -143,7 +176,7 @@ def _preprocessing(model: ViTConfig, pretrained: Mapping[str, Any]) -> tuple[Pre
             "mean": per_channel(pretrained["mean"], model.channels),
             "std": per_channel(pretrained["std"], model.channels),
             "interpolation": pretrained.get("interpolation") or "bicubic",
-            "resize": _CROPS[crop],
+            "resize": CROPS[crop],
             "crop_fraction": pretrained.get("crop_pct") or 0.875,
         }
         constants = {key: pretrained[key] for key in ("mean", "std")}
@@ -163,73 +196,3 @@ def _labels(
     if isinstance(labels, list) and len(labels) == model.num_classes and all(isinstance(x, str) for x in labels):
         return tuple(labels), []
     return None, [f"left out: label_names, which are not {model.num_classes} names"]
-
-
-def text_of(config: CheckpointConfig) -> str:
-    """A config.json from which timm.create_model("local-dir:…") builds the model."""
-    model, seen = config.model, config.preprocessing
-    pretrained: dict[str, Any] = {
-        "num_classes": model.num_classes,
-        "input_size": [model.channels, *model.image_size],
-        "fixed_input_size": True,
-        "first_conv": "patch_embed.proj",
-        "classifier": ["head", "head_dist"] if model.distillation == "head" else "head",
-    }
-    if seen:
-        pretrained |= {"mean": seen.mean, "std": seen.std, "interpolation": seen.interpolation}
-        pretrained |= {
-            "crop_pct": seen.crop_fraction,
-            "crop_mode": next(theirs for theirs, ours in _CROPS.items() if ours == seen.resize),
-        }
-    args = _model_args(model)
-    fields = {
-        "architecture": _architecture(model),
-        "num_classes": model.num_classes,
-        "num_features": model.width,
-        "global_pool": args["global_pool"],
-        **({"label_names": config.labels} if config.labels else {}),
-        "model_args": args,
-        "pretrained_cfg": pretrained,
-    }
-    return json.dumps(fields, indent=2) + "\n"
-
-
-def _architecture(model: ViTConfig) -> str:
-    """One that has what no argument sets."""
-    if model.stem_layers is not None:
-        return STEMS[model.stem_layers]
-    if model.distillation == "head":
-        return "deit_base_distilled_patch16_224"
-    if model.mlp == "swiglu":
-        return "vit_giant_patch14_dinov2"
-    return "vit_base_patch16_clip_224" if model.norm_epsilon == 1e-5 else "vit_base_patch16_224"
-
-
-def _model_args(model: ViTConfig) -> dict[str, Any]:
-    """Arguments of timm's VisionTransformer."""
-    args: dict[str, Any] = {
-        "img_size": model.image_size,
-        "patch_size": model.patch_kernel,
-        "in_chans": model.channels,
-        "global_pool": next(theirs for theirs, ours in _POOLING.items() if ours == model.pooling),
-        "embed_dim": model.width,
-        "depth": model.depth,
-        "num_heads": model.heads,
-        "mlp_ratio": mlp_ratio(model.mlp_dim * (2 if model.mlp == "swiglu" else 1), model.width),
-        "qkv_bias": model.qkv_bias,
-        "qk_norm": model.qk_norm,
-        "proj_bias": model.proj_bias,
-        "init_values": None if model.layer_scale is None else model.layer_scale or 1.0,
-        "class_token": model.class_token,
-        "pos_embed": "none" if model.position_embedding == "none" else "learn",
-        "no_embed_class": not model.prefix_positions,
-        "reg_tokens": model.registers,
-        "pre_norm": model.pre_norm,
-        "fc_norm": model.final_norm == "after_pooling",
-    }
-    if model.mlp == "mlp":
-        args["act_layer"] = model.activation
-    for ours, keys in _DROPS.items():
-        if rate := getattr(model, ours):
-            args |= dict.fromkeys(keys, rate)
-    return args

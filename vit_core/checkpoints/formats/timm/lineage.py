@@ -1,8 +1,10 @@
-"""timm's VisionTransformer (and distilled DeiT): state dicts, and the folders timm.create_model("local-dir:…") opens.
+"""timm's VisionTransformer (and distilled DeiT) and Eva: state dicts, and the folders that timm.create_model opens.
 
-Canonical names are timm's, so the rules are the parameter table itself. What has to be worked out is the config: from
-the shapes, and from a folder's config.json where there is one (architecture, model_args, pretrained_cfg).
-Lineage: huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_hybrid.py and deit.py.
+Canonical names are those of timm's VisionTransformer, so its rules are the parameter table itself; eva.py has the names
+of Eva. What has to be worked out is the config: from the shapes, and from a folder's config.json where there is one
+(architecture, model_args, pretrained_cfg).
+Lineage: huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_hybrid.py, deit.py and
+eva.py.
 """
 
 from collections.abc import Mapping
@@ -13,22 +15,20 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint
-from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
 from vit_core.checkpoints.formats.example_models import CLIP, GATED_DINOV2, GELU, SIGLIP
 from vit_core.checkpoints.formats.expressing import at_least_float32
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.open_clip import config_json as open_clip
-from vit_core.checkpoints.formats.rules import Rule, rule, write_by_rules
+from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
-from vit_core.checkpoints.formats.timm import config_json, train_args
-from vit_core.checkpoints.formats.timm.config_json import ACTIVATIONS, STEMS
+from vit_core.checkpoints.formats.timm import config_json, create_model, eva, rotary, train_args
 from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
-from vit_core.checkpoints.formats.timm.lookalikes import check_lookalikes
+from vit_core.checkpoints.formats.timm.lookalikes import check_lookalikes, check_rotation
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.parameters import parameters
 from vit_core.preprocess import crop_rounding_matters
+from vit_core.rope import PUBLISHED
 
 _STEM_NOTE = "stem: with Google's epsilons (1e-6 in its norms, where timm has 1e-5), with which it was trained"
 _RESAMPLING = "bicubic_antialias"
@@ -39,7 +39,8 @@ def recognises_source(source: Source) -> bool:
 
     Raises InputError for arrays that architectures of another kind have alike.
     """
-    recognised = "patch_embed.proj.weight" in source.arrays and "blocks.0.attn.qkv.weight" in source.arrays
+    attention = ("blocks.0.attn.qkv.weight", "blocks.0.attn.q_proj.weight")
+    recognised = "patch_embed.proj.weight" in source.arrays and any(name in source.arrays for name in attention)
     if recognised:
         check_lookalikes(source, _hub_config(source))
     return recognised
@@ -53,7 +54,10 @@ def read_source(source: Source, fields: Fields) -> Reading:
     arrays, notes, used = _with_head(source)
     known = {**stated, **fields}
     _check_positions(arrays, known, config, where)
-    shapes = fields_from_shapes(arrays.shapes, known, where, size)
+    check_rotation(arrays, known, where)
+    arrays, written_out = eva.with_whole_blocks(eva.with_frequencies_by_block(arrays, where), where)
+    notes += written_out
+    shapes = fields_from_shapes(eva.canonical_shapes(arrays.shapes), known, where, size)
     found, prefix = shapes.fields, shapes.prefix_rows
     if size not in (None, found["image_size"]) and "image_size" not in fields:
         notes.append(f"image_size: {found['image_size']}, by positions and whole patches; the file states {size}")
@@ -66,9 +70,15 @@ def read_source(source: Source, fields: Fields) -> Reading:
         notes.append(_STEM_NOTE)
     if found["layer_scale"] is None:
         stated.pop("layer_scale", None)
+    stated.pop("final_norm", None)  # it is found where it may be missing
+    of_eva = eva.eva_mark(source.arrays) is not None or known.get("rope") is not None or rotary.is_eva(_name(config))
+    pooling = {**found, **known}["pooling"]
+    stated |= config_json.pooling_fields(config, pooling, where, eva=of_eva)
+    if stated.get("pool_heads") == {**found, **known}["heads"]:
+        stated["pool_heads"] = None
     model = ViTConfig.parse({**found, **stated, **fields}, str(where))
-    config_json.check_gate(config, model.mlp, where)
-    if config and (model.mlp, model.pooling) == ("swiglu", "map"):
+    config_json.check_layers(config, model, where)
+    if config and not of_eva and (model.mlp, model.pooling) == ("swiglu", "map"):
         raise InputError(f"{where}: timm's attention pooling has SiLU beside SwiGLU, which ViTConfig cannot express")
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
     notes += train_args.unknown_options(source) if config is not source.config else unknown_hub_keys(config)
@@ -85,7 +95,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     assumed += _assumptions(model, said, fields)
     return Reading(
         checkpoint_config,
-        rules(model),
+        eva.rules(model, eva.names_in(arrays)),
         arrays,
         r"^n_averaged$",
         (*notes, *more),
@@ -105,6 +115,10 @@ _BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position
 """Fields that the name of one of timm's architectures determines, where its arguments do not."""
 
 
+def _name(config: Mapping[str, Any]) -> str:
+    return str(config.get("architecture", ""))
+
+
 def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
     if "patch_embed.proj.weight" not in source.arrays:
         return source.arrays, [], frozenset()
@@ -114,10 +128,12 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
 
 def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
     """InputError where no array has positions and nothing says that the model has none: rotary models look alike."""
-    if "pos_embed" not in arrays and "architecture" not in config and "position_embedding" not in known:
+    untold = "architecture" not in config and "position_embedding" not in known and "rope" not in known
+    if "pos_embed" not in arrays and untold and eva.eva_mark(arrays) is None:
         raise InputError(
             f"{where}: has no positions, as models without them and models with rotary ones, which compute other "
-            "outputs; use --set position_embedding=none for the former"
+            "outputs; use --set position_embedding=none for the former, --set rope=NAME for the latter "
+            f"({', '.join(PUBLISHED)})"
         )
 
 
@@ -155,39 +171,6 @@ def _add(pos: LazyArray, start: int, stop: int, dtype: str, token_1ND: np.ndarra
     return (token_1ND.astype("float64") + pos.read()[:, start:stop].astype("float64")).astype(dtype)
 
 
-def rules(model: ViTConfig) -> list[Rule]:
-    """Every name is the canonical one."""
-    return [rule(name, name) for name in parameters(model)]
-
-
-def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """timm sets epsilon, a gated MLP, a distillation token and stems by architecture only, one at a time."""
-    distilled, gated, stem = model.distillation != "none", model.mlp == "swiglu", model.stem_layers is not None
-    special = distilled or gated or stem
-    own: dict[str, Values] = {
-        "distillation": ("none", "head"),
-        "class_token": ANY,
-        "class_token_position": (True,) if distilled else (False,) if model.registers else (True, False),
-        "registers": (0,) if distilled else ANY,
-        "pre_norm": ANY,
-        "qk_norm": ANY,
-        "mlp": ("mlp",) if distilled or stem else ("mlp", "swiglu"),
-        "pooling": ("cls", "gap") if gated else ("cls", "gap", "map"),
-        "final_norm": ANY,
-        "layer_scale": ANY,
-        "qkv_bias": ANY,
-        "proj_bias": ANY,
-        "patch_bias": (not model.pre_norm,),
-        "stem_layers": (None,) if distilled or gated else (None, *STEMS),
-        "stem_width": (64,) if stem else ANY,
-        "norm_epsilon": (1e-6,) if special else (1e-6, 1e-5),
-        "activation": ACTIVATIONS,
-    }
-    # Positions first: what is learned by then may have a row for the class token.
-    positions = ("learned",) if distilled else ("learned", "none")
-    return plain_vit_with(model, position_embedding=positions, **own)
-
-
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     """The same names, and the config.json that builds the model."""
     model, notes = checkpoint.config.model, []
@@ -206,8 +189,9 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
         notes.append(f"position_resampling: timm's own, bicubic_antialias, not {model.position_resampling}")
     if model.stem_layers is not None:
         notes.append(_STEM_NOTE)
-    texts = {"config.json": config_json.text_of(checkpoint.config)}
-    return Writing(write_by_rules(rules(model), model, checkpoint.arrays), texts, tuple(notes))
+    texts = {"config.json": create_model.text_of(checkpoint.config)}
+    arrays = write_by_rules(eva.rules(model, eva.names_for(model)), model, checkpoint.arrays)
+    return Writing(eva.with_frequencies_joined(arrays), texts, tuple(notes))
 
 
 FORMAT = Format(
@@ -216,7 +200,7 @@ FORMAT = Format(
     read=read_source,
     anchors=(r"patch_embed\.proj\.weight",),
     determined=FROM_ARRAYS | {"class_token_position"},
-    writer=Writer(("folder", ".safetensors", ".pth"), allowed_values, write_checkpoint),
+    writer=Writer(("folder", ".safetensors", ".pth"), create_model.allowed_values, write_checkpoint),
     examples={
         "class token": GELU,
         "mean, fc_norm": {"pooling": "gap", "final_norm": "after_pooling", **GELU},

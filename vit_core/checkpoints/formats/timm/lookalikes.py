@@ -7,13 +7,15 @@ Perception Encoder rotates queries and keys, that *_rpn models norm after the br
 from collections.abc import Mapping
 from typing import Any
 
-from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.formats.interface import Fields, Source
+from vit_core.checkpoints.formats.timm.eva import eva_mark
 from vit_core.errors import InputError
+from vit_core.rope import PUBLISHED
 
 
 def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
     """InputError for arrays that a published architecture of another kind has too, unless the file names its own."""
-    if "architecture" in config:
+    if "architecture" in config or eva_mark(source.arrays):
         return
     names = source.arrays
     pooled, class_token = "attn_pool.latent" in names, "cls_token" in names
@@ -34,3 +36,28 @@ def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
         f"{source.path}: {other} computes other outputs from the same arrays; use --from timm if it is a plain "
         "VisionTransformer"
     )
+
+
+def check_rotation(names: Mapping[str, object], known: Fields, where: object) -> None:
+    """InputError for names of timm's Eva class where it is not known how it rotates queries and keys: EVA-02, DINOv3,
+    PE and rope-vit have the same names, and so has EVA, which rotates nothing."""
+    mark = eva_mark(names)
+    if mark is None or "rope" in known:
+        return
+    rotations = [_likely_rotation(names), *PUBLISHED, "none"]
+    likely, *others = dict.fromkeys(rotations)
+    raise InputError(
+        f"{where}: {mark} is a name of timm's Eva class, and no array shows its rotary positions; use --set "
+        f"rope={likely} (the likeliest by the names), {', '.join(others[:-1])} or {others[-1]}"
+    )
+
+
+def _likely_rotation(names: Mapping[str, object]) -> str:
+    if "rope.freqs" in names:
+        return "mixed"
+    if "norm_pre.weight" in names:
+        return "pe"
+    if "pos_embed" not in names:
+        return "dinov3" if "reg_token" in names else "axial"
+    gated = "blocks.0.mlp.fc1_g.weight" in names or "blocks.0.mlp.norm.weight" in names
+    return "eva02" if gated else "none"

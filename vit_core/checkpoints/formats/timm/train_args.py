@@ -13,7 +13,9 @@ from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.known_keys import unknown_keys
 from vit_core.checkpoints.formats.timm.known_keys import MODEL_ARGS, OTHER_SCRIPTS, TRAIN_OPTIONS
 
-_ARCHITECTURE = re.compile(r"(?:(?:vit|deit|eva|beit|flexivit|naflexvit|samvit)(?:v?\d*)_\w+|test_vit\w*)(?:\.\w+)?")
+_ARCHITECTURE = re.compile(
+    r"(?:(?:vit|deit|eva|beit|aimv2|flexivit|naflexvit|samvit)(?:v?\d*)_\w+|test_vit\w*)(?:\.\w+)?"
+)
 """Names of architectures in timm that have the arrays of a Vision Transformer."""
 _OTHERS = re.compile(r"(?:vit|deit)(?:_conv)?_[a-z]+(?:_[0-9]+|_patch[0-9]+(?:_LS)?)?")
 """Such names in other projects: DINO's and MoCo's vit_small, MAE's vit_base_patch16, torchvision's vit_b_16."""
