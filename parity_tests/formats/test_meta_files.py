@@ -277,7 +277,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "BEiT": (
         lambda: backbone(**{"mask_token": (1, 1, 24), "blocks.0.gamma_1": (24,), "blocks.0.attn.q_bias": (24,)}),
-        "no place in meta's model as read: blocks.0.attn.q_bias",
+        "no place in meta's model as read: blocks.0.attn.qkv.bias",
     ),
 }
 

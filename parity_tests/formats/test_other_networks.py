@@ -79,7 +79,7 @@ def test_it_is_named(network: str, tmp_path: Path) -> None:
         assert f"as of {network}" in text
         assert step in text
     else:
-        assert "relative positions, as in BEiT, Swin and SAM" in text
+        assert "relative positions, as in Swin and SAM" in text
 
 
 def test_the_resnet_of_a_clip_model(tmp_path: Path) -> None:

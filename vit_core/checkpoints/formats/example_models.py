@@ -7,3 +7,9 @@ CLIP: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "activation": "qu
 SIGLIP: dict[str, Any] = {"pooling": "map", "class_token": False}
 DINOV2: dict[str, Any] = {"layer_scale": 1.0, **GELU}
 GATED_DINOV2: dict[str, Any] = {**DINOV2, "mlp": "swiglu", "mlp_dim": 96, "registers": 4}
+BEIT: dict[str, Any] = {
+    "relative_bias": "table", "position_embedding": "none", "key_bias": False, "layer_scale": 0.1, **GELU
+}  # fmt: skip
+RELPOS: dict[str, Any] = {
+    "relative_bias": "mlp", "position_embedding": "none", "class_token": False, "pooling": "gap", **GELU
+}  # fmt: skip

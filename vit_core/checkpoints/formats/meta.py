@@ -37,7 +37,7 @@ _SUPERVISED = (("model",), ("model_ema",))
 _SELF_SUPERVISED = ("teacher", "student", "target_encoder")
 """Where those of DINO, DINOv2 and I-JEPA keep them; I-JEPA's also under the key "encoder", which is in no prefix."""
 _ALWAYS = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
-_NEVER = r"^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\."
+_NEVER = r"relative_position|^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\."
 
 
 def recognises_source(source: Source) -> bool:

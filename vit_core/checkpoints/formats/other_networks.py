@@ -15,8 +15,10 @@ _OTHER_POSITIONS = (
         "rotary positions, as in DINOv3, EVA-02 and rope-vit",
     ),
     (
-        r"relative_position_bias_table$|[./]rel_pos_[hw]$|[./]rel_pos[./]",
-        "relative positions, as in BEiT, Swin and SAM",
+        # Those of timm's Beit and VisionTransformerRelPos are read; Swin's are one level further down.
+        r"^(?!.*(?<!layers[./]\d[./])blocks[./]\d+[./]attn[./]|(.*[./])?(shared_rel_pos|rel_pos_bias)[./])"
+        r".*(relative_position_bias_table$|[./]rel_pos[./])|[./]rel_pos_[hw]$",
+        "relative positions, as in Swin and SAM",
     ),
 )
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"

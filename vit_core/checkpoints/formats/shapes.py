@@ -13,6 +13,9 @@ from vit_core.errors import InputError
 Size = tuple[int, int]
 
 
+_TABLE = "relative_position_bias_table"
+
+
 class Shapes:
     """Shapes by canonical name, and the file they come from."""
 
@@ -50,10 +53,10 @@ def fields_from_shapes(
     Raises InputError, naming `where`, for arrays that are no whole Vision Transformer.
     """
     s = Shapes(shapes, where)
-    fields: dict[str, Any] = {**_stem(s), **_tokens(s), **_block(s), **_head(s, known)}
+    fields: dict[str, Any] = {**_stem(s), **_tokens(s), **_block(s), **_relative_bias(s), **_head(s, known)}
     width, patch = s.of("patch_embed.proj.weight", 4)[0], fields["patch_size"]
     fields |= {"width": width, "depth": layers_of(shapes, "blocks.")}
-    heads, heads_assumed = _heads(s, width, fields, known)
+    heads, heads_assumed = _heads(s, width, fields, {**_heads_of_relative_bias(s), **known})
     image, prefix, image_assumed = _image(s, patch, _prefixes(fields), known, near)
     fields |= heads | {
         "image_size": image,
@@ -105,7 +108,34 @@ def _block(s: Shapes) -> dict[str, Any]:
         "mlp_norm": "blocks.0.mlp.norm.weight" in s,
         "proj_bias": "blocks.0.attn.proj.bias" in s,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in s else None,
+        "parallel": "blocks.0.norm2.weight" not in s and "blocks.0.norm1.weight" in s,
     }
+
+
+def _relative_bias(s: Shapes) -> dict[str, Any]:
+    """The relative position bias, of all blocks or of each, where there is one."""
+    place = _place_of_relative_bias(s)
+    if place is None:
+        return {"relative_bias": "none"}
+    found: dict[str, Any] = {"relative_bias_shared": place == "shared_rel_pos"}
+    if f"{place}.{_TABLE}" in s:
+        return found | {"relative_bias": "table"}
+    return found | {"relative_bias": "mlp", "relative_bias_dim": s.of(f"{place}.mlp.fc1.weight", 2)[0]}
+
+
+def _heads_of_relative_bias(s: Shapes) -> dict[str, Any]:
+    """The number of heads, which a relative position bias shows."""
+    place = _place_of_relative_bias(s)
+    if place is None:
+        return {}
+    if f"{place}.{_TABLE}" in s:
+        return {"heads": s.of(f"{place}.{_TABLE}", 2)[1]}
+    return {"heads": s.of(f"{place}.mlp.fc2.weight", 2)[0]}
+
+
+def _place_of_relative_bias(s: Shapes) -> str | None:
+    places = ("shared_rel_pos", "blocks.0.attn.rel_pos")
+    return next((place for place in places if any(name.startswith(f"{place}.") for name in s.shapes)), None)
 
 
 def _head(s: Shapes, known: Fields) -> dict[str, Any]:
@@ -159,6 +189,8 @@ def _image(
     if "pos_embed" not in s:
         if whole := size or near:
             return whole, 0, ()
+        if square := _square_of_table(s, patch):
+            return square, 0, (square_grid(square, (square[0] // patch[0], square[1] // patch[1])),)
         raise InputError(
             f"{s.where}: has no positions to compute the image size from; use --set image_size=HEIGHTxWIDTH"
         )
@@ -180,6 +212,15 @@ def _image(
             also = f" and {prefix} of the {rows} positions before them" if prefix else f", all of the {rows} positions"
             return image, prefix, (square_grid(image, (side, side), also),)
     raise InputError(f"{s.where}: {rows} positions form no square grid; use --set image_size=HEIGHTxWIDTH")
+
+
+def _square_of_table(s: Shapes, patch: Size) -> Size | None:
+    """The image of a square grid of h * h patches, which have (2 h - 1)^2 displacements."""
+    name = f"{_place_of_relative_bias(s)}.{_TABLE}"
+    if name not in s:
+        return None
+    side = isqrt(s.of(name, 2)[0] - 3 * ("cls_token" in s))
+    return ((side + 1) // 2 * patch[0], (side + 1) // 2 * patch[1]) if side % 2 else None
 
 
 def _whole(size: int | Size | None, patch: Size) -> Size | None:

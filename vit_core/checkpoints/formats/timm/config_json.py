@@ -18,7 +18,7 @@ from vit_core.preprocess import Preprocessing
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 """Names of ours, and of timm's act_layer."""
-_TANH = r"_giantopt_|_(base_patch32|so400m_patch16)_siglip_|_large_patch16_siglip_(gap_)?512"
+_TANH = r"^naflexvit_.*_siglip$|_giantopt_|_(base_patch32|so400m_patch16)_siglip_|_large_patch16_siglip_(gap_)?512"
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^(?!eva).*_clip_|^beit3_|^aimv2_|^vit_pe_|_dinov3|_lingbot$", {"norm_epsilon": 1e-5}),
     (r"_quickgelu_", {"activation": "quick_gelu"}),
@@ -30,6 +30,9 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"_huge_plus_patch16_dinov3", {"heads": 20}),
     (r"^vit_7b_", {"heads": 32}),
     (r"^test_vit2?$", {"heads": 2}),
+    (r"^naflexvit_.*_siglip$", {"position_resampling": "bilinear_antialias"}),
+    (r"^naflexvit_.*_radio_v3$", {"position_resampling": "zoom_linear"}),
+    (r"^naflexvit_.*_radio_v4$", {"position_resampling": "bilinear"}),
     (r"^test_vit[34]$", {"heads": 3}),
 )
 """What architectures set that no array shows."""

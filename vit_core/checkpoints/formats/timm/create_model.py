@@ -13,6 +13,7 @@ from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_w
 from vit_core.checkpoints.formats.interface import mlp_ratio
 from vit_core.checkpoints.formats.timm.config_json import ACTIVATIONS, CROPS, DROPS, POOLING
 from vit_core.checkpoints.formats.timm.eva import is_eva, names_for
+from vit_core.checkpoints.formats.timm.relative import is_beit
 from vit_core.checkpoints.formats.timm.rotary import nearest, rope_args
 from vit_core.config import ViTConfig
 
@@ -60,6 +61,11 @@ def architecture(model: ViTConfig) -> str:
         rms = model.norm == "rms_norm"
         of_epsilon = {1e-5: "vit_base_patch16_dinov3", 1e-6: "eva02_base_patch14_224"}
         return "vit_base_patch16_sapiens2" if rms else of_epsilon[model.norm_epsilon]
+    if model.relative_bias != "none":
+        after = "_rpn" if model.branch_norm == "after" else ""
+        return "beit_base_patch16_224" if is_beit(model) else f"vit_relpos_base_patch16{after}_224"
+    if model.parallel:
+        return "vit_base_patch16_xp_224" if model.norm == "rms_norm" else "vit_pwee_patch16_reg1_gap_256"
     if model.stem_layers is not None:
         return STEMS[model.stem_layers]
     if model.distillation == "head":
@@ -73,6 +79,8 @@ def architecture(model: ViTConfig) -> str:
 
 def model_args(model: ViTConfig) -> dict[str, Any]:
     """Arguments over those of the architecture."""
+    if model.relative_bias != "none":
+        return _relative_args(model)
     args: dict[str, Any] = {
         "img_size": model.image_size,
         "patch_size": model.patch_kernel,
@@ -115,6 +123,43 @@ def _vision_transformer_args(model: ViTConfig) -> dict[str, Any]:
     return args
 
 
+def _relative_args(model: ViTConfig) -> dict[str, Any]:
+    """Arguments of timm's Beit, or of its VisionTransformerRelPos."""
+    args: dict[str, Any] = {
+        "img_size": model.image_size,
+        "patch_size": model.patch_kernel,
+        "in_chans": model.channels,
+        "global_pool": next(theirs for theirs, ours in POOLING.items() if ours == model.pooling),
+        "embed_dim": model.width,
+        "depth": model.depth,
+        "num_heads": model.heads,
+        "qkv_bias": model.qkv_bias,
+        "mlp_ratio": mlp_ratio(model.mlp_dim, model.width),
+        "init_values": model.layer_scale,
+    }
+    for ours, keys in DROPS.items():
+        if rate := getattr(model, ours):
+            args |= dict.fromkeys(keys, rate)
+    after_pooling = model.final_norm == "after_pooling"
+    if is_beit(model):
+        return args | {
+            "use_abs_pos_emb": model.position_embedding == "learned",
+            "use_rel_pos_bias": not model.relative_bias_shared,
+            "use_shared_rel_pos_bias": model.relative_bias_shared,
+            "swiglu_mlp": model.mlp == "swiglu",
+            "scale_mlp": model.mlp_norm,
+            "use_fc_norm": after_pooling,
+        }
+    return args | {
+        "class_token": model.class_token,
+        "qk_norm": model.qk_norm,
+        "fc_norm": after_pooling,
+        "rel_pos_type": "mlp",
+        "rel_pos_dim": model.relative_bias_dim,
+        "shared_rel_pos": model.relative_bias_shared,
+    }
+
+
 def _eva_args(model: ViTConfig) -> dict[str, Any]:
     names = names_for(model)
     return {
@@ -149,6 +194,8 @@ def _eva_args(model: ViTConfig) -> dict[str, Any]:
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
     """The values of each field for which timm has a model."""
+    if model.relative_bias != "none":
+        return _in_beit(model) if is_beit(model) else _in_relpos(model)
     return _in_eva(model) if is_eva(model) else _in_vision_transformer(model)
 
 
@@ -168,6 +215,7 @@ def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
         "pre_norm": ANY,
         "norm": ("layer_norm",) if distilled or stem else ANY,
         "branch_norm": ("before",) if distilled or gated or stem else ANY,
+        "parallel": (False,) if special or gated else ANY,
         "qk_norm": ANY,
         "attention_norm": ANY,
         "mlp_norm": ANY,
@@ -187,6 +235,44 @@ def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
     # Positions first: what is learned by then may have a row for the class token.
     positions = ("learned",) if distilled else ("learned", "none")
     return plain_vit_with(model, position_embedding=positions, **own)
+
+
+def _in_beit(model: ViTConfig) -> Mapping[str, Values]:
+    return plain_vit_with(
+        model,
+        position_embedding=("none", "learned"),
+        relative_bias=("table",),
+        relative_bias_shared=ANY,
+        class_token_position=(model.position_embedding == "learned",),
+        mlp_norm=(model.mlp_norm and model.mlp == "swiglu",),
+        mlp=("mlp", "swiglu") if model.mlp_norm else ("mlp",),
+        pooling=("cls", "gap"),
+        final_norm=("before_pooling", "after_pooling"),
+        layer_scale=ANY,
+        qkv_bias=ANY,
+        key_bias=(not model.qkv_bias,),
+        norm_epsilon=(1e-6,),
+        activation=("gelu",),
+    )
+
+
+def _in_relpos(model: ViTConfig) -> Mapping[str, Values]:
+    return plain_vit_with(
+        model,
+        position_embedding=("none",),
+        relative_bias=("mlp",),
+        relative_bias_shared=ANY,
+        class_token=ANY,
+        class_token_position=(False,),
+        branch_norm=ANY,
+        qk_norm=ANY,
+        pooling=("cls", "gap"),
+        final_norm=("before_pooling", "after_pooling"),
+        layer_scale=(None,) if model.branch_norm == "after" else ANY,
+        qkv_bias=ANY,
+        norm_epsilon=(1e-6,),
+        activation=("gelu",),
+    )
 
 
 def _in_eva(model: ViTConfig) -> Mapping[str, Values]:

@@ -53,12 +53,14 @@ def names_in(arrays: Mapping[str, object]) -> Names:
 def is_eva(model: ViTConfig) -> bool:
     """Whether a model is one of timm's Eva class, and not of its VisionTransformer."""
     own_pool = model.pooling == "map" and (model.pooling_heads, model.pooling_mlp_dim) != (model.heads, model.mlp_dim)
-    return model.rope is not None or not model.key_bias or own_pool
+    return model.relative_bias == "none" and (model.rope is not None or not model.key_bias or own_pool)
 
 
 def names_for(model: ViTConfig) -> Names:
     """The form that published models of such a kind have in timm."""
     gated = model.mlp == "swiglu"
+    if model.relative_bias == "table":  # Beit
+        return Names(gamma=True, split_gate=gated)
     if not is_eva(model):
         return Names(split_gate=gated and (model.norm, model.norm_epsilon) == ("rms_norm", 1e-5))  # AIMv2
     of_dinov3 = model.rope is not None and model.rope.coordinates == "centered" and model.branch_norm == "before"

@@ -15,14 +15,14 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint
-from vit_core.checkpoints.formats.example_models import CLIP, GATED_DINOV2, GELU, SIGLIP
+from vit_core.checkpoints.formats.example_models import BEIT, CLIP, GATED_DINOV2, GELU, RELPOS, SIGLIP
 from vit_core.checkpoints.formats.expressing import at_least_float32
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.open_clip import config_json as open_clip
 from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
-from vit_core.checkpoints.formats.timm import config_json, create_model, eva, rotary, train_args
+from vit_core.checkpoints.formats.timm import config_json, create_model, eva, naflex, relative, rotary, train_args
 from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
 from vit_core.checkpoints.formats.timm.lookalikes import check_lookalikes, check_rotation
 from vit_core.config import ViTConfig
@@ -39,7 +39,9 @@ def recognises_source(source: Source) -> bool:
 
     Raises InputError for arrays that architectures of another kind have alike.
     """
-    attention = ("blocks.0.attn.qkv.weight", "blocks.0.attn.q_proj.weight")
+    if naflex.is_naflex(source.arrays):
+        return True
+    attention = ("blocks.0.attn.qkv.weight", "blocks.0.attn.q_proj.weight", "blocks.0.in_proj.weight")
     recognised = "patch_embed.proj.weight" in source.arrays and any(name in source.arrays for name in attention)
     if recognised:
         check_lookalikes(source, _hub_config(source))
@@ -53,6 +55,13 @@ def read_source(source: Source, fields: Fields) -> Reading:
     stated, size = config_json.stated_fields(config, where)
     arrays, notes, used = _with_head(source)
     known = {**stated, **fields}
+    grid = naflex.grid_of(arrays)
+    arrays, of_naflex = naflex.with_canonical_names(relative.with_canonical_names(arrays), known, where)
+    notes += of_naflex
+    if grid is not None:  # the table's own, where the file states the size of images that it was evaluated with
+        patch = arrays.shapes["patch_embed.proj.weight"][2:]
+        size = (grid[0] * patch[0], grid[1] * patch[1])
+        known |= {"class_token_position": False}
     _check_positions(arrays, known, config, where)
     check_rotation(arrays, known, where)
     arrays, written_out = eva.with_whole_blocks(eva.with_frequencies_by_block(arrays, where), where)
@@ -128,12 +137,25 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
 
 def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
     """InputError where no array has positions and nothing says that the model has none: rotary models look alike."""
-    untold = "architecture" not in config and "position_embedding" not in known and "rope" not in known
+    untold = not {"architecture", "position_embedding", "rope"} & {*config, *known}
+    if relative.has_relative_bias(arrays):
+        _check_branch_norm(arrays, known, config, where)
+        return
     if "pos_embed" not in arrays and untold and eva.eva_mark(arrays) is None:
         raise InputError(
             f"{where}: has no positions, as models without them and models with rotary ones, which compute other "
             "outputs; use --set position_embedding=none for the former, --set rope=NAME for the latter "
             f"({', '.join(PUBLISHED)})"
+        )
+
+
+def _check_branch_norm(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
+    """InputError for vit_relpos models that may norm before the branches or after, as *_rpn do without LayerScale."""
+    told = "architecture" in config or "branch_norm" in known or eva.eva_mark(arrays) is not None
+    if not told and "blocks.0.ls1.gamma" not in arrays:
+        raise InputError(
+            f"{where}: models with relative positions and without LayerScale have their norms before the branches or "
+            "after (vit_relpos_*_rpn_*), with the same arrays; use --set branch_norm=before or after"
         )
 
 
@@ -191,14 +213,15 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
         notes.append(_STEM_NOTE)
     texts = {"config.json": create_model.text_of(checkpoint.config)}
     arrays = write_by_rules(eva.rules(model, eva.names_for(model)), model, checkpoint.arrays)
-    return Writing(eva.with_frequencies_joined(arrays), texts, tuple(notes))
+    arrays = relative.with_timm_names(eva.with_frequencies_joined(arrays), model)
+    return Writing(arrays, texts, tuple(notes))
 
 
 FORMAT = Format(
     "timm",
     recognises=recognises_source,
     read=read_source,
-    anchors=(r"patch_embed\.proj\.weight",),
+    anchors=(r"patch_embed\.proj\.weight", naflex.ANCHOR),
     determined=FROM_ARRAYS | {"class_token_position"},
     writer=Writer(("folder", ".safetensors", ".pth"), create_model.allowed_values, write_checkpoint),
     examples={
@@ -208,6 +231,10 @@ FORMAT = Format(
         "registers, gated MLP, LayerScale (DINOv2)": {**GATED_DINOV2, "class_token_position": False},
         "distilled (DeiT)": {"distillation": "head", **GELU},
         "pre-norm, quick GELU (CLIP)": CLIP,
+        "relative bias table (BEiT)": BEIT,
+        "relative bias network": RELPOS,
+        "relative bias shared, norms after branches": {**RELPOS, "relative_bias_shared": True, "branch_norm": "after"},
+        "parallel blocks": {"parallel": True, **GELU},
         "qk-norm, no class position": {"qk_norm": True, "class_token_position": False, **GELU},
     },
 )

@@ -9,15 +9,16 @@ from typing import Any
 
 from vit_core.checkpoints.formats.interface import Fields, Source
 from vit_core.checkpoints.formats.timm.eva import eva_mark
+from vit_core.checkpoints.formats.timm.relative import has_relative_bias, with_canonical_names
 from vit_core.errors import InputError
 from vit_core.rope import PUBLISHED
 
 
 def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
     """InputError for arrays that a published architecture of another kind has too, unless the file names its own."""
-    if "architecture" in config or eva_mark(source.arrays):
+    names = with_canonical_names(source.arrays)
+    if "architecture" in config or eva_mark(names) or has_relative_bias(names):
         return
-    names = source.arrays
     pooled, class_token = "attn_pool.latent" in names, "cls_token" in names
     if pooled and "norm_pre.weight" in names:
         other = "a norm before the blocks with attention pooling is that of the Perception Encoder (vit_pe_*), which"
@@ -42,7 +43,7 @@ def check_rotation(names: Mapping[str, object], known: Fields, where: object) ->
     """InputError for names of timm's Eva class where it is not known how it rotates queries and keys: EVA-02, DINOv3,
     PE and rope-vit have the same names, and so has EVA, which rotates nothing."""
     mark = eva_mark(names)
-    if mark is None or "rope" in known:
+    if mark is None or "rope" in known or has_relative_bias(names):
         return
     rotations = [_likely_rotation(names), *PUBLISHED, "none"]
     likely, *others = dict.fromkeys(rotations)
