@@ -13,6 +13,8 @@ from vit_core import ViTConfig, flops, variant
 CONFIGS = {
     "Ti/16": variant("Ti/16", 64, 10),
     "map, representation": variant("mu/4", (16, 24), 10, pooling="map", representation=48, class_token=False),
+    "map over all tokens, its own MLP": variant("mu/4", 16, 10, pooling="map", pool_prefix=True, pool_mlp_dim=48),
+    "parallel, rope, relative table": variant("mu/4", 16, 10, parallel=True, rope="dinov3", relative_bias="table"),
     "headless gap": variant("mu/4", 16, 0, pooling="gap"),
     "gated, prefix tokens, two heads": variant("mu/4", 16, 10, mlp="swiglu", registers=3, distillation="head"),
     "class token and mean": variant("mu/4", 16, 10, pooling="cls_gap", representation=48),

@@ -13,6 +13,7 @@ import vit_torch
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parameters, parity
 from vit_core.parameters import Parameter, groups_of
+from vit_core.rope import PUBLISHED
 from vit_jax import arrays
 
 # Square matrices, equal heads and head width: a swapped transpose has the right shape, so only values can betray it.
@@ -48,6 +49,32 @@ OTHER = ViTConfig(
 HYBRID = OTHER.replace(
     depth=1, image_size=(16, 16), patch_size=8, channels=4, patch_norms=False, stem_layers=(1, 1), stem_width=32
 )
+TODAY = ViTConfig(
+    image_size=(8, 8),
+    patch_size=4,
+    channels=4,
+    width=16,
+    depth=2,
+    heads=4,
+    head_dim=4,
+    mlp_dim=16,
+    num_classes=16,
+    rope={**PUBLISHED["mixed"], "base": 4.0},
+    relative_bias="table",
+    key_bias=False,
+    attention_norm=True,
+    mlp_norm=True,
+    branch_norm="after",
+    pooling="map",
+    pool_heads=2,
+    pool_mlp_dim=16,
+    pool_prefix=True,
+)
+RELATIVE = TODAY.replace(
+    rope=None, relative_bias="mlp", relative_bias_shared=True, relative_bias_dim=16, branch_norm="before",
+    parallel=True, norm="rms_norm", key_bias=True,
+)  # fmt: skip
+"""Of these rows only those that TODAY does not have are tried."""
 
 
 Mutant = Callable[[np.ndarray], np.ndarray]
@@ -80,12 +107,14 @@ def blind(row: Parameter) -> bool:
     return row.key_bias == slice(None)
 
 
-MODELS = {"MODEL": MODEL, "OTHER": OTHER, "HYBRID": HYBRID}
+MODELS = {"MODEL": MODEL, "OTHER": OTHER, "HYBRID": HYBRID, "TODAY": TODAY, "RELATIVE": RELATIVE}
+OWN = {"HYBRID": ("patch_embed.",), "RELATIVE": ("shared_rel_pos.", "blocks.0.")}
+"""Prefixes of the rows that are tried, where not all are."""
 ROWS = {
     (model, name): row
     for model, config in MODELS.items()
     for name, row in parameters.parameters(config).items()
-    if model != "HYBRID" or name.startswith("patch_embed.")
+    if name.startswith(OWN.get(model, ("",)))
 }
 CASES = [(of, what, mutant) for of, row in ROWS.items() if not blind(row) for what, mutant in mutations(row)]
 

@@ -1,7 +1,8 @@
 """Floating-point operations (FLOPs) of a forward pass, counted from the config: two for each multiply-add of a matrix
 product.
 
-Norms, activations and sums are left out, as is usual. Training costs three times as much: the backward pass has two
+Norms, activations, rotations and sums are left out, as is usual, and so is the network of a relative position bias,
+which computes once for all images of a batch. Training costs three times as much: the backward pass has two
 products for each of the forward pass.
 """
 
@@ -22,8 +23,9 @@ def forward(config: ViTConfig) -> dict[str, int]:
         "mlp": c.depth * (3 if c.mlp == "swiglu" else 2) * N * D * c.mlp_dim,
     }
     if c.pooling == "map":
-        # One query over the patch tokens, then an MLP on what it found.
-        modules["attn_pool"] = D * D + patches * 2 * D * D + 2 * patches * D + D * D + 2 * D * c.mlp_dim
+        # One query over the pooled tokens, then an MLP on what it found.
+        M = N if c.pool_prefix else patches
+        modules["attn_pool"] = D * D + M * 2 * D * D + 2 * M * D + D * D + 2 * D * c.pooling_mlp_dim
     if c.representation:
         modules["pre_logits"] = c.pooled * c.representation
     if c.num_classes:
