@@ -19,7 +19,7 @@ from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
 from vit_core.storage import Location, location
-from vit_core.variants import variant
+from vit_core.variants import architecture_fields, variant
 from vit_train import recipes
 from vit_train.config import Data, TrainConfig
 
@@ -115,7 +115,7 @@ def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
     """The fields of the model that a variant such as B/16 sets. InputError for an unknown one."""
     patch = spelled.rpartition("/")[2]
     found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
-    names = ("patch_size", "width", "depth", "mlp_dim", "heads")
+    names = ("patch_size", *architecture_fields(spelled.rpartition("/")[0]))
     return {("model", name): getattr(found, name) for name in names}
 
 

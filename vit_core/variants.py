@@ -24,18 +24,46 @@ VARIANTS: dict[str, dict[str, int]] = {
     "G":      {"width": 1664, "depth": 48, "mlp_dim":  8192, "heads": 16},
     "e":      {"width": 1792, "depth": 56, "mlp_dim": 15360, "heads": 16},
 }
+_DINOV3: dict[str, Any] = {
+    "rope": "dinov3", "position_embedding": "none", "registers": 4, "layer_scale": 1e-5, "key_bias": False,
+    "activation": "gelu", "norm_epsilon": 1e-5,
+}
+FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
+    "dinov3": {
+        "S":  {**_DINOV3, **VARIANTS["S"]},
+        "S+": {**_DINOV3, **VARIANTS["S"], "mlp": "swiglu"},
+        "B":  {**_DINOV3, **VARIANTS["B"]},
+        "L":  {**_DINOV3, **VARIANTS["L"]},
+        "H+": {**_DINOV3, **VARIANTS["H"], "mlp": "swiglu", "heads": 20},
+        "7B": {**_DINOV3, "width": 4096, "depth": 40, "mlp_dim": 8192, "heads": 32, "mlp": "swiglu",
+               "qkv_bias": False, "key_bias": True},
+    },
+}
+"""Families with choices of their own -> size -> fields; "dinov3-B/16" is DINOv3's ViT-B (arXiv:2508.10104, table 3)."""
 # fmt: on
 
 
 def variant(spelled: str, image_size: int | tuple[int, int], num_classes: int, **fields: Any) -> ViTConfig:
-    """The config of a published architecture, e.g. "B/16": a name of VARIANTS, a slash, the patch size.
+    """The config of a published architecture, e.g. "B/16": a name of VARIANTS, a slash, the patch size; or one of
+    FAMILIES, e.g. "dinov3-7B/16".
 
     `fields` set anything else (pooling="map", activation="gelu", ...). Raises InputError for an unknown variant.
     """
     name, slash, patch = spelled.partition("/")
-    if name not in VARIANTS:
-        raise unknown_name("variant", name, VARIANTS)
+    architecture = architecture_fields(name)
     if not (slash and re.fullmatch("[1-9][0-9]*", patch)):
         raise InputError(f"variant '{spelled}' does not name its patch size; write, for example, '{name}/16'")
     geometry = {"image_size": image_size, "patch_size": int(patch), "num_classes": num_classes}
-    return ViTConfig(**{**VARIANTS[name], **geometry, **fields})
+    return ViTConfig(**{**architecture, **geometry, **fields})
+
+
+def architecture_fields(name: str) -> dict[str, Any]:
+    """The fields of ViTConfig that an architecture sets, by its name without the patch size: "B", "dinov3-7B". Raises
+    InputError for an unknown one."""
+    family, _, size = name.rpartition("-")
+    if family in FAMILIES and size in FAMILIES[family]:
+        return FAMILIES[family][size]
+    if name not in VARIANTS:
+        sizes = [f"{family}-{size}" for family, rows in FAMILIES.items() for size in rows]
+        raise unknown_name("variant", name, [*VARIANTS, *sizes])
+    return dict(VARIANTS[name])
