@@ -134,7 +134,7 @@ def _eva_args(model: ViTConfig) -> dict[str, Any]:
         "use_post_norm": model.branch_norm == "after",
         "use_post_transformer_norm": model.final_norm == "before_pooling",
         "use_fc_norm": model.final_norm == "after_pooling",
-        "dynamic_img_size": False,
+        "dynamic_img_size": model.rope is not None and model.rope.coordinates == "centered",  # as timm's DINOv3
         **rope_args(model.rope),
         **(
             {

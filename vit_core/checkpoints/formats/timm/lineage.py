@@ -73,7 +73,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
     stated.pop("final_norm", None)  # it is found where it may be missing
     of_eva = eva.eva_mark(source.arrays) is not None or known.get("rope") is not None or rotary.is_eva(_name(config))
     pooling = {**found, **known}["pooling"]
-    stated |= config_json.pooling_fields(config, pooling, where, eva=of_eva)
+    takes_all = of_eva and bool(found["class_token"] or found["registers"])
+    stated |= config_json.pooling_fields(config, pooling, where, eva=takes_all)
     if stated.get("pool_heads") == {**found, **known}["heads"]:
         stated["pool_heads"] = None
     model = ViTConfig.parse({**found, **stated, **fields}, str(where))
