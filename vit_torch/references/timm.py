@@ -76,6 +76,7 @@ IN_TIMM: dict[str, tuple[Any, ...]] = {
     "mlp": ("mlp",),
     "distillation": ("none",),
     "patch_norms": (False,),
+    "embed_norm": (False,),
     "head_bias": (True,),
     **dict.fromkeys(("representation", "stem_layers", "head_dim"), (None,)),
     "pooling": tuple(_POOLS),

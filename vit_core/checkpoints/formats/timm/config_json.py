@@ -118,10 +118,13 @@ def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> 
             f"{where}: config.json: act_layer {str(args['act_layer'])[:60]} in an MLP {'with' if gated else 'without'} "
             "a gate cannot be expressed by ViTConfig"
         )
-    if args.get("norm_layer") is not None and _NORMS[args["norm_layer"]] != model.norm:
-        raise InputError(
-            f"{where}: config.json: norm_layer {args['norm_layer']!r}, but the norms are those of {model.norm}"
-        )
+    for key in ("norm_layer", "embed_norm_layer"):
+        said = args.get(key)
+        if said is not None and (_NORMS.get(str(said)), 1e-6) != (model.norm, model.norm_epsilon):
+            raise InputError(
+                f"{where}: config.json: {key} {str(said)[:60]!r}, whose epsilon is 1e-6, but the other norms are "
+                f"{model.norm} with {model.norm_epsilon}, and ViTConfig has one kind"
+            )
 
 
 def _object(config: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
