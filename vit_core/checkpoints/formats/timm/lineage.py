@@ -195,6 +195,42 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     return Writing(eva.with_frequencies_joined(arrays), texts, tuple(notes))
 
 
+_AIMV2: dict[str, Any] = {
+    "class_token": False,
+    "pooling": "gap",
+    "norm": "rms_norm",
+    "norm_epsilon": 1e-5,
+    "embed_norm": True,
+    "mlp": "swiglu",
+    "qkv_bias": False,
+    "proj_bias": False,
+}
+_DINOV3: dict[str, Any] = {
+    "rope": "dinov3",
+    "position_embedding": "none",
+    "registers": 4,
+    "pooling": "gap",
+    "layer_scale": 1.0,
+    "key_bias": False,
+    "norm_epsilon": 1e-5,
+}
+_EVA02: dict[str, Any] = {
+    "rope": "eva02",
+    "mlp": "swiglu",
+    "mlp_norm": True,
+    "attention_norm": True,
+    "key_bias": False,
+}
+_PE: dict[str, Any] = {
+    "rope": "pe",
+    "pooling": "map",
+    "pool_prefix": True,
+    "pool_heads": 4,
+    "pre_norm": True,
+    "patch_bias": False,
+    "norm_epsilon": 1e-5,
+}
+
 FORMAT = Format(
     "timm",
     recognises=recognises_source,
@@ -210,5 +246,11 @@ FORMAT = Format(
         "distilled (DeiT)": {"distillation": "head", **GELU},
         "pre-norm, quick GELU (CLIP)": CLIP,
         "qk-norm, no class position": {"qk_norm": True, "class_token_position": False, **GELU},
+        "norms after the branches": {"branch_norm": "after", "pooling": "gap", "final_norm": "after_pooling", **GELU},
+        "RMSNorm, gated MLP (AIMv2)": {**_AIMV2, **GELU},
+        "rotary positions (DINOv3)": {**_DINOV3, **GELU},
+        "rotary positions, gated MLP with a norm (EVA-02)": {**_EVA02, **GELU},
+        "rotary positions, attention pooling (PE)": {**_PE, **GELU},
+        "learned rotary frequencies (rope-vit)": {"rope": "mixed", "class_token_position": False, **GELU},
     },
 )
