@@ -96,6 +96,8 @@ FIELDS = {
     "no patch bias, unfold": {"patch_bias": False, "patch_embedding": "unfold"},
     "patch norms": {"patch_norms": True, "patch_size": (4, 3)},
     "patch norms, no bias": {"patch_norms": True, "patch_bias": False},
+    "embed norm": {"embed_norm": True},
+    "embed norm, unfold": {"embed_norm": True, "patch_embedding": "unfold", "norm": "rms_norm"},
     "root": {**STEM, "stem_layers": ()},
     "root, odd sizes": {**STEM, "stem_layers": (), "image_size": (12, 20), "patch_size": 4},
     "one stage": {**STEM, "stem_layers": (2,)},

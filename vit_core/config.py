@@ -138,7 +138,9 @@ class ViTConfig(Schema):
     patch_bias: Flag = True
     """Bias on the patch projection."""
     patch_norms: Flag = False
-    """LayerNorms before and after the patch projection (lucidrains' vit-pytorch); patches are then unfolded."""
+    """Norms before and after the patch projection (lucidrains' vit-pytorch); patches are then unfolded."""
+    embed_norm: Flag = False
+    """A norm after the patch projection alone, before the positions (AIMv2)."""
     stem_layers: tuple[Layers, ...] | None = None
     """Units in each stage of a ResNet before the patch projection ((3, 4, 9): Google's R50+B/16; (): only a root)."""
     stem_width: Positive = 64
@@ -179,6 +181,8 @@ class ViTConfig(Schema):
             )
         if self.patch_norms and prod(self.patch_kernel) * self.stem_channels == 1:
             raise ValueError("patch_norms: a norm over patches of one value leaves nothing; set patch_size above 1")
+        if self.patch_norms and self.embed_norm:
+            raise ValueError("embed_norm: true is one of the two norms of patch_norms; set one of them false")
         if self.pooling == "map" and self.width % self.pooling_heads:
             name = "pool_heads" if self.pool_heads else "heads"
             raise ValueError(

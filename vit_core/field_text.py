@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
@@ -26,7 +26,8 @@ def parse_fields(words: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set {word}: expected FIELD=VALUE, such as heads=6")
         if name not in ViTConfig.model_fields:
             raise unknown_name("field of the config", name, ViTConfig.model_fields)
-        fields[name] = parse_size(text) if name in _SIZE_FIELDS else _parse_value(text)
+        is_name = text in get_args(ViTConfig.model_fields[name].annotation)  # of which "none" is one in some fields
+        fields[name] = parse_size(text) if name in _SIZE_FIELDS else text if is_name else _parse_value(text)
     return fields
 
 
@@ -56,7 +57,7 @@ def field_text(name: str, value: Any) -> str:
     if value is None:
         return f"{name}=none"
     if isinstance(value, Rope):
-        value = value.model_dump(exclude_defaults=True)
+        value = str(value)
     return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 

@@ -14,6 +14,7 @@ Tokens before the patches (class token, registers) are not rotated: their angle 
 them as they are, bit for bit. K is the width of a head.
 """
 
+import json
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -70,6 +71,11 @@ class Rope(Schema):
         if self.frequencies == "mixed" and self.periods != "float64":
             raise ValueError("periods: learned frequencies are not rounded; leave it 'float64'")
         return self
+
+    def __str__(self) -> str:
+        """The name of a published variant, or the fields that are not the defaults, as in JSON."""
+        name = next((name for name, fields in PUBLISHED.items() if Rope(**fields) == self), None)
+        return name or json.dumps(self.model_dump(exclude_defaults=True), separators=(",", ":"))
 
     @property
     def is_augmented(self) -> bool:

@@ -38,12 +38,12 @@ class PatchEmbed(nnx.Module):
         self.backbone = backbone(config)
         self.norm_in = norm_layer(config, C * prod(patch)) if config.patch_norms else identity
         self.proj = conv(C, D, patch, strides=patch, padding="VALID", use_bias=config.patch_bias)
-        self.norm = norm_layer(config) if config.patch_norms else identity
+        self.norm = norm_layer(config) if config.patch_norms or config.embed_norm else identity
 
     def __call__(self, x_BHWC: Array) -> Array:
         x_BHWC = self.backbone(x_BHWC)
         if self.config.patch_embedding == "conv" and not self.config.patch_norms:
-            return self.proj(x_BHWC)
+            return self.norm(self.proj(x_BHWC))
         (P, Q), (B, H, W, C) = self.config.patch_kernel, x_BHWC.shape
         x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
         x_BhwP = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))

@@ -40,12 +40,12 @@ class PatchEmbed(nn.Module):
         self.backbone = backbone(config)
         self.norm_in = norm_layer(config, C * prod(patch)) if config.patch_norms else nn.Identity()
         self.proj = nn.Conv2d(C, D, patch, stride=patch, bias=config.patch_bias)
-        self.norm = norm_layer(config) if config.patch_norms else nn.Identity()
+        self.norm = norm_layer(config) if config.patch_norms or config.embed_norm else nn.Identity()
 
     def forward(self, x_BCHW: Array) -> Array:
         x_BCHW = self.backbone(x_BCHW)
         if self.config.patch_embedding == "conv" and not self.config.patch_norms:
-            return self.proj(x_BCHW).permute(0, 2, 3, 1)
+            return self.norm(self.proj(x_BCHW).permute(0, 2, 3, 1))
         (P, Q), (B, C, H, W) = self.config.patch_kernel, x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
         x_BhwP = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))

@@ -101,6 +101,7 @@ def test_a_writer_answers_whatever_a_field_has(format: str, field: str) -> None:
         "qk_norm": [True], "proj_bias": [False], "head_bias": [False], "layer_scale": [0.1], "dropout": [0.1],
         "attention_dropout": [0.1], "stochastic_depth": [0.1], "head_bias_init": [-10.0],
         "patch_embedding": ["unfold"], "patch_bias": [False], "patch_norms": [True], "stem_layers": [(1,)],
+        "embed_norm": [True, False],
         "stem_width": [32], "rope": ["dinov3", "mixed"], "norm": ["rms_norm"], "branch_norm": ["after"],
         "key_bias": [False], "attention_norm": [True], "mlp_norm": [True], "pool_heads": [1, None],
         "relative_bias": ["table", "mlp"], "relative_bias_shared": [False], "relative_bias_dim": [32],

@@ -117,7 +117,7 @@ def test_lookalikes_open_when_they_are_said_to_be_plain(name: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("vit_base_patch16_dinov3", "a name of timm's Eva class, and no array shows its rotary positions"),
+        ("vit_base_patch16_dinov3", "no array shows its rotary positions"),
         ("vit_base_patch16_rope_ape_224", "those of DeiT III and of rotary ViTs"),
         ("samvit_base_patch16", "relative positions, as in Swin and SAM, which ViTConfig cannot express"),
     ],

@@ -138,7 +138,7 @@ ARGS: list[tuple[dict[str, Any], str]] = [
     ({"act_layer": ["gelu"]}, "act_layer"),
     ({"act_layer": "silu"}, "act_layer silu in an MLP without a gate cannot be expressed by ViTConfig"),
     ({"norm_layer": "batchnorm"}, "norm_layer 'batchnorm'"),
-    ({"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm', but the norms are those of layer_norm"),
+    ({"norm_layer": "rmsnorm"}, "norm_layer 'rmsnorm', whose epsilon is 1e-6, but the other norms are layer_norm"),
     ({"attn_layer": "diff"}, "attn_layer diff"),
     ({"use_rot_pos_emb": True, "rope_type": "mrope"}, "rope_type 'mrope', expected one of cat, mixed, dinov3"),
     ({"use_rot_pos_emb": True, "rope_grid_indexing": ["ij"]}, "rope_grid_indexing"),

@@ -52,6 +52,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "depth 5": ("vit_base_patch16_224", {"depth": 5}),
     "heads of 12": ("vit_base_patch16_224", {"num_heads": 2}),
     "odd mlp": ("vit_base_patch16_224", {"mlp_ratio": 37 / 24}),
+    "AIMv2": ("aimv2_large_patch14_224", {}),
+    "norms after": ("vit_base_patch16_rpn_224", {}),
+    "BEiT-3": ("beit3_base_patch16_224", {}),
+    "no final norm": ("vit_base_patch16_radio_v3", {}),
+    "RMSNorm, pooled with registers": ("test_vit4", {"pool_include_prefix": True, "no_embed_class": True}),
+    "attention pooling with registers": ("test_vit3", {"no_embed_class": True}),
 }
 ADDED = {name for name in MODELS if "with positions" in name}
 """Where positions are added to tokens on reading, which timm cannot be given back."""

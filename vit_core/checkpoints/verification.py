@@ -14,6 +14,10 @@ from vit_core.config import TRAINING_ONLY, ViTConfig
 from vit_core.errors import InputError
 from vit_core.storage import Location, absolute
 
+_ASKED_FOR = ((), ("image_size",), ("rope",), ("image_size", "rope"), ("image_size", "rope", "final_norm"))
+"""Fields without which formats without a config refuse some models (a grid that is not square, rotary positions), the
+fewest first."""
+
 
 class Twin(Protocol):
     """What verification needs of a twin: the packages vit_jax and vit_torch."""
@@ -62,12 +66,14 @@ def check_apart(target: Location, *sources: Location) -> None:
 def read_back(path: Location, format: str, written: ViTConfig) -> tuple[Checkpoint, dict[str, Any]]:
     """Opens a written checkpoint, and returns it with the config fields that had to be given because its files do not
     contain them."""
-    missing: dict[str, Any] = {}
-    try:
-        opened = open_checkpoint(path, format=format)
-    except InputError:  # a grid that is not square, in a format without a config
-        missing = {"image_size": written.image_size}
-        opened = open_checkpoint(path, format=format, fields=missing)
+    for names in _ASKED_FOR:
+        missing = {name: getattr(written, name) for name in names}
+        try:
+            opened = open_checkpoint(path, format=format, fields=missing)
+            break
+        except InputError:
+            if names == _ASKED_FOR[-1]:
+                raise
     if more := different(written, opened.config.model):
         missing |= more
         opened = open_checkpoint(path, format=format, fields=missing)

@@ -93,7 +93,7 @@ def _patch_embed(table: "_Table", c: ViTConfig) -> None:
     )
     if c.patch_bias:
         table.bias("patch_embed.proj", "width")
-    if c.patch_norms:
+    if c.patch_norms or c.embed_norm:
         table.norm("patch_embed.norm")
 
 

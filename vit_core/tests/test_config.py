@@ -60,6 +60,7 @@ def test_class_token_position_is_wherever_it_can() -> None:
             {"qk_norm": True, "head_dim": 1},
             "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1",
         ),
+        ({"patch_norms": True, "embed_norm": True}, "embed_norm: true is one of the two norms of patch_norms"),
         ({"patch_norms": True, "patch_size": 1, "channels": 1}, "patch_norms: a norm over patches of one value leaves"),
         ({"class_token": False}, "pooling: 'cls' needs class_token true"),
         ({"class_token": False, "pooling": "gap", "class_token_position": True}, "class_token_position: true needs"),

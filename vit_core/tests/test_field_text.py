@@ -2,9 +2,26 @@
 
 import pytest
 
+from vit_core import ViTConfig
 from vit_core.errors import InputError
-from vit_core.field_text import parse_preprocessing
+from vit_core.field_text import field_text, parse_fields, parse_preprocessing
 from vit_core.preprocess import Preprocessing
+from vit_core.rope import Rope
+
+
+def test_fields_whose_value_is_named_none() -> None:
+    """The name of no positions is a value; no layer scale is none at all."""
+    fields = parse_fields(["position_embedding=none", "final_norm=none", "layer_scale=none", "pooling=gap"])
+    assert fields == {"position_embedding": "none", "final_norm": "none", "layer_scale": None, "pooling": "gap"}
+
+
+@pytest.mark.parametrize("text", ["none", "dinov3", "pe", '{"base":50.0,"shift":0.5}'])
+def test_rotary_positions_as_text(text: str) -> None:
+    sizes = {"image_size": 8, "patch_size": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 8, "num_classes": 0}
+    rope = ViTConfig(**sizes, **parse_fields([f"rope={text}"])).rope
+    assert field_text("rope", rope) == f"rope={text}"
+    assert rope is None or str(rope) == text
+    assert (rope == Rope()) == (text == "dinov3")
 
 
 def test_fields_of_preprocessing():

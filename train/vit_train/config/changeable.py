@@ -17,7 +17,7 @@ FIXED_MODEL_FIELDS = {
     "image_size", "patch_size", "channels", "width", "depth", "heads", "head_dim", "mlp_dim", "num_classes",
     "pooling", "class_token", "class_token_position", "distillation", "registers", "position_embedding",
     "final_norm", "representation", "pre_norm", "mlp", "activation", "norm_epsilon", "qkv_bias", "qk_norm",
-    "proj_bias", "head_bias", "layer_scale", "patch_bias", "patch_norms", "stem_layers", "stem_width",
+    "proj_bias", "head_bias", "layer_scale", "patch_bias", "patch_norms", "embed_norm", "stem_layers", "stem_width",
 }  # fmt: skip
 """Fields of a model that given weights determine."""
 

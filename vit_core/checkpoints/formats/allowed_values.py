@@ -44,6 +44,7 @@ def plain_vit_with(
         "patch_bias": (True,),
         "head_bias": (True,),
         "patch_norms": (False,),
+        "embed_norm": (False,),
         "rope": (None,),
         "relative_bias": ("none",),
         "relative_bias_shared": (False,),

@@ -117,7 +117,16 @@ class Format:
 FROM_ARRAYS = frozenset(
     ("patch_size", "channels", "width", "depth", "mlp_dim", "num_classes", "class_token", "distillation", "registers")
     + ("final_norm", "representation", "pre_norm", "mlp", "qkv_bias", "qk_norm", "proj_bias", "head_bias")
-    + ("layer_scale", "patch_bias", "patch_norms", "stem_layers", "stem_width", "position_embedding", "head_dim")
+    + (
+        "layer_scale",
+        "patch_bias",
+        "patch_norms",
+        "embed_norm",
+        "stem_layers",
+        "stem_width",
+        "position_embedding",
+        "head_dim",
+    )
     + ("rope", "norm", "branch_norm", "key_bias", "attention_norm", "mlp_norm")
     + ("relative_bias", "relative_bias_shared", "relative_bias_dim", "parallel")
     + ("pool_heads", "pool_mlp_dim", "pool_prefix")

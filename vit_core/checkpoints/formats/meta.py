@@ -37,7 +37,7 @@ _SUPERVISED = (("model",), ("model_ema",))
 _SELF_SUPERVISED = ("teacher", "student", "target_encoder")
 """Where those of DINO, DINOv2 and I-JEPA keep them; I-JEPA's also under the key "encoder", which is in no prefix."""
 _ALWAYS = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
-_NEVER = r"relative_position|^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\."
+_NEVER = r"relative_position|^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\.|^rope\.freqs$"
 
 
 def recognises_source(source: Source) -> bool:
@@ -52,9 +52,12 @@ def recognises_source(source: Source) -> bool:
         return False
     recognised = _is_nested_by_them(source) or _has_own_names(source)
     if recognised and _may_be_rotary(source):
+        if "pos_embed" not in names:  # which DeiT III always has: timm's Eva
+            return False
         raise InputError(
             f"{source.path}: LayerScale as gamma_1 and positions for patches alone are those of DeiT III and of rotary "
-            "ViTs (rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III"
+            "ViTs (rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III, "
+            "--from timm --set rope=axial if it is rope-vit"
         )
     return recognised
 
@@ -67,7 +70,7 @@ def _may_be_rotary(source: Source) -> bool:
     shapes = source.arrays.shapes
     layer_scale = any(name.endswith(".gamma_1") for name in shapes) and "blocks.0.attn.qkv.bias" in shapes
     rows = shapes.get("pos_embed", (1, 0, 0))[1]
-    return layer_scale and (rows == 0 or isqrt(rows) ** 2 == rows) and not _states_deit3(source)
+    return layer_scale and isqrt(rows) ** 2 == rows and not _states_deit3(source)
 
 
 def _states_deit3(source: Source) -> bool:

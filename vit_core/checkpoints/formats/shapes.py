@@ -72,6 +72,7 @@ def _stem(s: Shapes) -> dict[str, Any]:
     found: dict[str, Any] = {
         "patch_bias": "patch_embed.proj.bias" in s,
         "patch_norms": "patch_embed.norm_in.weight" in s,
+        "embed_norm": "patch_embed.norm.weight" in s and "patch_embed.norm_in.weight" not in s,
     }
     backbone, stride = "patch_embed.backbone.", 1
     if any(name.startswith(backbone) for name in s.shapes):

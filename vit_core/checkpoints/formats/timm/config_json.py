@@ -63,9 +63,10 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     fields: dict[str, Any] = {}
     for pattern, own in _ARCHITECTURES:
         fields |= own if re.search(pattern, name) else {}
-    args = {key: value for key, value in _object(config, "model_args", where).items() if value is not None}
+    given = _object(config, "model_args", where)
+    args = {key: value for key, value in given.items() if value is not None}
     if rotary.is_eva(name) or "use_rot_pos_emb" in args:
-        fields["rope"] = rotary.read_rope(name, args, where)
+        fields["rope"] = rotary.read_rope(name, given, where)
     elif re.search(_NEW, name):
         raise InputError(f"{where}: architecture {name[:60]} is unknown, and its positions may be rotary")
     pool = args.get("global_pool", config.get("global_pool"))
@@ -89,7 +90,7 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
         fields["branch_norm"] = "after" if args["use_post_norm"] else "before"
     if "num_heads" in args:
         fields["heads"] = args["num_heads"]
-    if args.get("init_values"):
+    if "init_values" in args:
         fields["layer_scale"] = args["init_values"]
     fields |= {ours: args[keys[0]] for ours, keys in DROPS.items() if keys[0] in args}
     size = args.get("img_size") or (_pretrained(config, where).get("input_size") or [])[1:]
@@ -98,7 +99,7 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
 
 def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, eva: bool) -> dict[str, Any]:
     """What config.json says of a pooling: the heads of attention pooling, and whether it takes the tokens before the
-    patches. eva: whether the model is of timm's Eva class, whose attention pooling takes all tokens."""
+    patches. eva: whether there are such tokens in a model of timm's Eva class, whose attention pooling takes all."""
     said: dict[str, Any] = {}
     for pattern, own in _POOLS:
         said |= own if re.search(pattern, str(config.get("architecture", ""))) else {}
@@ -120,10 +121,13 @@ def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> 
             f"{where}: config.json: act_layer {str(args['act_layer'])[:60]} in an MLP {'with' if gated else 'without'} "
             "a gate cannot be expressed by ViTConfig"
         )
-    if args.get("norm_layer") is not None and _NORMS[args["norm_layer"]] != model.norm:
-        raise InputError(
-            f"{where}: config.json: norm_layer {args['norm_layer']!r}, but the norms are those of {model.norm}"
-        )
+    for key in ("norm_layer", "embed_norm_layer"):
+        said = args.get(key)
+        if said is not None and (_NORMS.get(str(said)), 1e-6) != (model.norm, model.norm_epsilon):
+            raise InputError(
+                f"{where}: config.json: {key} {str(said)[:60]!r}, whose epsilon is 1e-6, but the other norms are "
+                f"{model.norm} with {model.norm_epsilon}, and ViTConfig has one kind"
+            )
 
 
 def _object(config: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:

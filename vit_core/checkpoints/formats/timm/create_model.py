@@ -118,8 +118,11 @@ def _vision_transformer_args(model: ViTConfig) -> dict[str, Any]:
     }
     if model.mlp == "mlp":
         args["act_layer"] = model.activation
+    norm = {"layer_norm": "layernorm", "rms_norm": "rmsnorm"}[model.norm]
     if model.norm == "rms_norm" and not apart:
-        args["norm_layer"] = "rmsnorm"
+        args["norm_layer"] = norm
+    if apart != model.embed_norm:  # the architecture with a gate apart has it
+        args["embed_norm_layer"] = norm if model.embed_norm else None
     return args
 
 
@@ -179,7 +182,7 @@ def _eva_args(model: ViTConfig) -> dict[str, Any]:
         "use_post_norm": model.branch_norm == "after",
         "use_post_transformer_norm": model.final_norm == "before_pooling",
         "use_fc_norm": model.final_norm == "after_pooling",
-        "dynamic_img_size": False,
+        "dynamic_img_size": model.rope is not None and model.rope.coordinates == "centered",  # as timm's DINOv3
         **rope_args(model.rope),
         **(
             {
@@ -206,7 +209,7 @@ def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
     after = model.branch_norm == "after"
     special = distilled or gated or stem or after
     rms = model.norm == "rms_norm"
-    both = (gated and not after) if rms else not special
+    both = (gated and not after) if rms else not special and not model.embed_norm
     own: dict[str, Values] = {
         "distillation": ("none", "head"),
         "class_token": ANY,
@@ -227,6 +230,7 @@ def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
         "qkv_bias": ANY,
         "proj_bias": ANY,
         "patch_bias": (not model.pre_norm,),
+        "embed_norm": (False,) if stem else ANY,
         "stem_layers": (None,) if distilled or gated or after else (None, *STEMS),
         "stem_width": (64,) if stem else ANY,
         "norm_epsilon": (1e-6, 1e-5) if both else (1e-6,),

@@ -37,9 +37,10 @@ MODEL_ARGS = _words("""
     num_reg_tokens use_abs_pos_emb use_rot_pos_emb rope_type rope_grid_offset rope_grid_indexing rope_temperature
     rope_rotate_half rope_shift_coords rope_jitter_coords rope_rescale_coords use_post_norm use_pre_transformer_norm
     use_post_transformer_norm use_fc_norm attn_pool_num_heads attn_pool_mlp_ratio ref_feat_shape head_init_scale
+    embed_norm_layer
 """)
 """Arguments of timm's VisionTransformer, of its Eva and of create_model, but for those that replace modules
-(`block_fn`, `mlp_layer`, `embed_layer`, `embed_norm_layer`)."""
+(`block_fn`, `mlp_layer`, `embed_layer`)."""
 TRAIN_OPTIONS = _words("""
     aa amp amp_dtype amp_impl apex_amp native_amp aug_repeats aug_splits batch_size bce_loss bce_pos_weight bce_sum
     bce_target_thresh bn_eps bn_momentum bn_tf channels_last checkpoint_hist class_map clip_grad clip_mode color_jitter

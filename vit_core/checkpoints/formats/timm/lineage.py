@@ -82,7 +82,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
     stated.pop("final_norm", None)  # it is found where it may be missing
     of_eva = eva.eva_mark(source.arrays) is not None or known.get("rope") is not None or rotary.is_eva(_name(config))
     pooling = {**found, **known}["pooling"]
-    stated |= config_json.pooling_fields(config, pooling, where, eva=of_eva)
+    takes_all = of_eva and bool(found["class_token"] or found["registers"])
+    stated |= config_json.pooling_fields(config, pooling, where, eva=takes_all)
     if stated.get("pool_heads") == {**found, **known}["heads"]:
         stated["pool_heads"] = None
     model = ViTConfig.parse({**found, **stated, **fields}, str(where))
@@ -217,6 +218,42 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     return Writing(arrays, texts, tuple(notes))
 
 
+_AIMV2: dict[str, Any] = {
+    "class_token": False,
+    "pooling": "gap",
+    "norm": "rms_norm",
+    "norm_epsilon": 1e-5,
+    "embed_norm": True,
+    "mlp": "swiglu",
+    "qkv_bias": False,
+    "proj_bias": False,
+}
+_DINOV3: dict[str, Any] = {
+    "rope": "dinov3",
+    "position_embedding": "none",
+    "registers": 4,
+    "pooling": "gap",
+    "layer_scale": 1.0,
+    "key_bias": False,
+    "norm_epsilon": 1e-5,
+}
+_EVA02: dict[str, Any] = {
+    "rope": "eva02",
+    "mlp": "swiglu",
+    "mlp_norm": True,
+    "attention_norm": True,
+    "key_bias": False,
+}
+_PE: dict[str, Any] = {
+    "rope": "pe",
+    "pooling": "map",
+    "pool_prefix": True,
+    "pool_heads": 4,
+    "pre_norm": True,
+    "patch_bias": False,
+    "norm_epsilon": 1e-5,
+}
+
 FORMAT = Format(
     "timm",
     recognises=recognises_source,
@@ -236,5 +273,11 @@ FORMAT = Format(
         "relative bias shared, norms after branches": {**RELPOS, "relative_bias_shared": True, "branch_norm": "after"},
         "parallel blocks": {"parallel": True, **GELU},
         "qk-norm, no class position": {"qk_norm": True, "class_token_position": False, **GELU},
+        "norms after the branches": {"branch_norm": "after", "pooling": "gap", "final_norm": "after_pooling", **GELU},
+        "RMSNorm, gated MLP (AIMv2)": {**_AIMV2, **GELU},
+        "rotary positions (DINOv3)": {**_DINOV3, **GELU},
+        "rotary positions, gated MLP with a norm (EVA-02)": {**_EVA02, **GELU},
+        "rotary positions, attention pooling (PE)": {**_PE, **GELU},
+        "learned rotary frequencies (rope-vit)": {"rope": "mixed", "class_token_position": False, **GELU},
     },
 )

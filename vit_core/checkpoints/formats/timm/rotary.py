@@ -1,6 +1,6 @@
 """Rotary positions as timm's Eva class is told of them: by the architecture's name, and by arguments over it.
 
-No array shows them. An argument that is given replaces the architecture's own, as in timm.create_model.
+No array shows them. An argument of config.json replaces the architecture's own, null too, as in timm.create_model.
 Lineage: huggingface/pytorch-image-models, timm/models/eva.py and timm/layers/pos_embed_sincos.py.
 """
 
@@ -63,7 +63,7 @@ def read_rope(architecture: str, args: Mapping[str, Any], where: object) -> dict
         "base": said.get("rope_temperature", 10_000.0),
         "pairs": "halves" if said.get("rope_rotate_half") else "neighbours",
     }
-    return fields | {ours: said[key] for ours, key in _TRAINING.items() if key in said}
+    return fields | {ours: said.get(key) for ours, key in _TRAINING.items()}
 
 
 def rope_args(rope: Rope | None) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def hub_config(source: Source) -> dict[str, Any]:
     if name is None:
         return {}
     keywords = args.get("model_kwargs")
-    model_args = {**(keywords if isinstance(keywords, Mapping) else {})}
+    given = keywords.items() if isinstance(keywords, Mapping) else ()
+    model_args = {key: value for key, value in given if value is not None}  # as timm.create_model takes them
     model_args |= {theirs: args[key] for key, theirs in _MODEL_ARGS.items() if args.get(key) not in (None, "")}
     pretrained = {key: args[key] for key in _PRETRAINED if args.get(key) not in (None, "")}
     if isinstance(size := args.get("input_size"), list | tuple) and len(size) == 3:
