@@ -175,7 +175,8 @@ def test_names_in_memory(gated: bool, tmp_path: Path) -> None:
     assert by_hand.config.model == folder.config.model
     assert bits(by_hand.arrays) == bits(folder.arrays)
     assert assumed(by_hand) == {
-        "rope": {"rescale": 2.0}, "image_size": (224, 224), "heads": 2, "activation": "gelu", "norm_epsilon": 1e-5,
+        "rope": rope.Rope(rescale=2.0), "image_size": (224, 224), "heads": 2, "activation": "gelu",
+        "norm_epsilon": 1e-5,
     }  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from vit_torch.references.interface import NotInstalled, Reference
 
 __all__ = ["NotInstalled", "Reference", "bound_of", "reference"]
 
-_FLOAT32_ANGLES = ("transformers",)
-"""The formats whose libraries compute rotary angles in float32, whatever the type of the model."""
+_FLOAT32_ANGLES = ("transformers", "meta")
+"""The formats whose libraries (timm, for Meta's files) compute coordinates of rotary positions, or their angles too, in
+float32 whatever the type of the model."""
 
 
 def bound_of(format: str, model: ViTConfig) -> float:

@@ -111,6 +111,9 @@ def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed 
         return Expressed(_filled(checkpoint, 0.0, **{field: True}), (f"{field}: zeros",))
     if field == "key_bias":
         return _with_key_bias(checkpoint) if value else _without_key_bias(checkpoint)
+    rope = model.rope
+    if field == "rope" and rope and rope.periods == "float64" and value == rope.replace(periods="float32"):
+        return Expressed(checkpoint.with_model(rope=value), ("rope.periods: rounded to float32",), rounded=True)
     if field == "layer_scale" and model.layer_scale is None:
         return Expressed(_filled(checkpoint, 1.0, layer_scale=1.0), ("layer_scale: ones",))
     if field == "position_embedding" and value == "learned":

@@ -10,7 +10,10 @@ from vit_core.checkpoints.formats.interface import Source
 from vit_core.errors import InputError, abbreviate
 
 _OTHER_POSITIONS = (
-    (r"(^|[./])rope(_embed)?[./]|(^|[./])freqs(_cos|_sin)?$", "rotary positions, as in DINOv3, EVA-02 and rope-vit"),
+    (
+        r"(^|[./])rope(_embed)?[./](?!periods$)|(^|[./])freqs(_cos|_sin)?$",
+        "rotary positions, as in EVA-02 and rope-vit",
+    ),
     (
         r"relative_position_bias_table$|[./]rel_pos_[hw]$|[./]rel_pos[./]",
         "relative positions, as in BEiT, Swin and SAM",

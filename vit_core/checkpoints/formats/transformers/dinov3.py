@@ -70,7 +70,7 @@ class DINOv3Tower(Tower):
         rope = {field: said.get(key) for key, field in _ROPE.items()}
         if not self.top and "rope" not in self.fields:
             why = "transformers' default for dinov3_vit, without a config.json"
-            self.assumptions.append(Assumption("rope", Rope(**rope).model_dump(exclude_defaults=True), why))
+            self.assumptions.append(Assumption("rope", Rope(**rope), why))
         return {"rope": rope}
 
     def heads(self, found: Mapping[str, Any]) -> Any:
