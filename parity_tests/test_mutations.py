@@ -11,7 +11,7 @@ from flax import nnx
 import vit_jax
 import vit_torch
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, parameters, parity
+from vit_core import ViTConfig, parameters, parity, rope
 from vit_core.parameters import Parameter, groups_of
 from vit_core.rope import PUBLISHED
 from vit_jax import arrays
@@ -220,3 +220,85 @@ def test_another_config_of_the_descendants_is_red(fields: dict[str, object], pro
     model = vit_jax.load(checkpoint(other, {name: weights[name] for name in parameters.parameters(other)}))
     output = np.asarray(model(proof.images[0]))
     assert parity.difference(output, proof.in_torch["output"])[1] > parity.FLOAT64_BOUND
+
+
+ROTARY = ViTConfig(
+    image_size=(8, 12),
+    patch_size=4,
+    width=32,
+    depth=2,
+    heads=2,
+    mlp_dim=16,
+    num_classes=4,
+    registers=2,
+    rope="dinov3",
+    position_embedding="none",
+    key_bias=False,
+)
+"""Its grid is not square, so that the order of axes and their normalization show."""
+GRID = ROTARY.replace(rope="eva02")
+
+
+@pytest.fixture(scope="module")
+def rotary() -> dict[ViTConfig, np.ndarray]:
+    """What PyTorch computes."""
+    return {c: vit_torch.predict(vit_torch.load(checkpoint(c)), parity.probe(c, 1)[0]) for c in (ROTARY, GRID)}
+
+
+def in_jax(config: ViTConfig) -> np.ndarray:
+    return vit_jax.predict(vit_jax.load(checkpoint(config)), parity.probe(config, 1)[0])
+
+
+@pytest.mark.parametrize("config", [ROTARY, GRID], ids=["centered", "grid"])
+def test_true_rotations_are_green(config: ViTConfig, rotary: dict[ViTConfig, np.ndarray]) -> None:
+    assert parity.difference(in_jax(config), rotary[config])[1] <= parity.FLOAT64_BOUND
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (ROTARY, {"base": 101.0}),
+        (ROTARY, {"periods": "bfloat16"}),
+        (ROTARY, {"pairs": "neighbours"}),
+        (ROTARY, {"axes": "xy"}),
+        (ROTARY, {"offset": 0.5}),
+        (ROTARY, {"normalize": "min"}),
+        (ROTARY, {"normalize": "max"}),
+        (ROTARY, {"coordinates": "grid"}),
+        (GRID, {"base": 100.0}),
+        (GRID, {"pairs": "halves"}),
+        (GRID, {"axes": "xy"}),
+        (GRID, {"reference": None}),
+        (GRID, {"reference": (15, 16)}),
+    ],
+    ids=lambda value: "centered" if value is ROTARY else "grid" if value is GRID else str(value),
+)
+def test_another_rotation_is_red(
+    config: ViTConfig, change: dict[str, object], rotary: dict[ViTConfig, np.ndarray]
+) -> None:
+    """An offset alone leaves all differences of grid coordinates as they are; of centered ones too, but for tokens
+    before the patches, which are not rotated."""
+    assert config.rope is not None
+    mutant = config.replace(rope=config.rope.replace(**change))
+    assert parity.difference(in_jax(mutant), rotary[config])[1] > 1e-6
+
+
+@pytest.mark.parametrize("name", ["one token too early", "one token too late", "prefix rotated", "backwards"])
+def test_a_rotation_of_other_tokens_is_red(
+    name: str, monkeypatch: pytest.MonkeyPatch, rotary: dict[ViTConfig, np.ndarray]
+) -> None:
+    true = rope.axial_rotation
+    expected = rotary[ROTARY]
+
+    def wrong(config: rope.Rope, grid: tuple[int, int], head_dim: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
+        cos, sin = true(config, grid, head_dim, prefix)
+        if name == "backwards":
+            return cos, -sin
+        if name == "prefix rotated":
+            as_patch = [np.repeat(table[prefix : prefix + 1], prefix, axis=0) for table in (cos, sin)]
+            return np.concatenate([as_patch[0], cos[prefix:]]), np.concatenate([as_patch[1], sin[prefix:]])
+        by = -1 if name == "one token too early" else 1
+        return np.roll(cos, by, axis=0), np.roll(sin, by, axis=0)
+
+    monkeypatch.setattr(rope, "axial_rotation", wrong)
+    assert parity.difference(in_jax(ROTARY), expected)[1] > 1e-6

@@ -23,6 +23,12 @@ from vit_train.run import Run
 from vit_train.tests.small_run import MODEL, run_in, save_step
 
 RUN = parallel.RUN.replace(model=MODEL.replace(width=32, heads=8, mlp_dim=64), accumulation=1)
+ROTARY = RUN.replace(
+    model=RUN.model.replace(
+        rope={"shift": 0.3, "jitter": 1.5, "rescale": 2.0}, position_embedding="none", key_bias=False, registers=2
+    )
+)
+"""As DINOv3, with all that training draws of its coordinates."""
 MESHES = {
     "data 8": Mesh(data=8),
     "fsdp 8": Mesh(data=1, fsdp=8),
@@ -118,6 +124,18 @@ def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
     assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
 
 
+@pytest.mark.slow
+def test_rotary_positions_are_a_single_devices(tmp_path: Path) -> None:
+    """One change of coordinates serves the whole batch, wherever its examples are."""
+    on_devices(8, "rotary", str(tmp_path))
+    expected = trained(JaxEngine(ROTARY))
+    for mesh in MESHES:
+        found = np.load(tmp_path / f"{mesh}.npz")
+        assert set(found) == expected.keys()
+        for name, array in expected.items():
+            assert parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
+
+
 @pytest.mark.release
 def test_float32_is_a_single_devices(tmp_path: Path) -> None:
     on_devices(8, "float32", str(tmp_path))
@@ -167,6 +185,11 @@ def main(kind: str, folder: Path) -> None:
         engine = JaxEngine(RUN.replace(mesh=Mesh(fsdp=4)), saved=run.step_folder(2))
         engine.train_step(batches_of(engine)[2], 2)
         save_step(run, engine, 3)
+        return
+    if kind == "rotary":
+        for name, mesh in MESHES.items():
+            config = ROTARY.replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
+            np.savez(folder / f"{name}.npz", **trained(JaxEngine(config)))
         return
     shards, programs = {}, {}
     for name, mesh in MESHES.items():

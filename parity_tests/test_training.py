@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, masks, parity
 from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
+from vit_core.rope import PUBLISHED
 from vit_train.config import Augmentation, Optimizer, Schedule, TrainConfig
 from vit_train.data.augmentation import draw_mix
 from vit_train.data.batches import Batch, smooth_targets
 from vit_train.engines.jax.engine import JaxEngine
 from vit_train.engines.torch.engine import TorchEngine
+from vit_train.loop import batches_for
+from vit_train.run import Run
+from vit_train.tests.small_run import CONFIG, quadrants, run_in, save_step
 
 MODEL = ViTConfig(
     image_size=8,
@@ -32,6 +37,10 @@ MODEL = ViTConfig(
 DESCENDANT = MODEL.replace(
     distillation="head", registers=2, pre_norm=True, mlp="swiglu", qk_norm=True, patch_norms=True, proj_bias=False
 )
+ROTARY = MODEL.replace(
+    rope={"shift": 0.3, "jitter": 1.5, "rescale": 2.0}, position_embedding="none", key_bias=False, registers=2
+)
+"""As DINOv3, with all that training draws of its coordinates."""
 ADAMW = Optimizer(name="adamw", learning_rate=3e-3, weight_decay=0.1)
 SGD = Optimizer(name="sgd", learning_rate=3e-2, weight_decay=0.1)
 LION = Optimizer(name="lion", learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
@@ -74,6 +83,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "descendant, lion": {"optimizer": LION, "model": DESCENDANT},
     "descendant, adafactor": {"optimizer": ADAFACTOR, "model": DESCENDANT},
     "descendant, lamb": {"optimizer": LAMB, "model": DESCENDANT},
+    "rotary, adamw": {"optimizer": ADAMW, "model": ROTARY},
+    "rotary, accumulation": {"optimizer": ADAMW.replace(clip_norm=0.5), "model": ROTARY, "accumulation": 4},
+    "rotary, learned frequencies": {
+        "optimizer": ADAMW,
+        "model": ROTARY.replace(rope={**PUBLISHED["mixed"], "shift": 0.3, "jitter": 1.5, "rescale": 2.0}),
+    },
 }
 
 
@@ -113,7 +128,7 @@ def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
 
 QUICK = (
     "adamw, clipped", "sgd, coupled, clipped, sigmoid", "adafactor", "accumulation",
-    "descendant, adamw",
+    "descendant, adamw", "rotary, accumulation",
 )  # fmt: skip
 """One run of each kind; the others are slow."""
 
@@ -148,13 +163,14 @@ def test_twenty_steps_are_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_accumulated_steps_are_the_steps() -> None:
+@pytest.mark.parametrize("model", [MODEL, ROTARY], ids=["plain", "rotary"])
+def test_accumulated_steps_are_the_steps(model: ViTConfig) -> None:
     """The parts of a batch sum to it, in each engine, though they count different numbers of examples."""
     whole, parted = (
-        config(optimizer=ADAMW, steps=5, schedule=Schedule()),
-        config(optimizer=ADAMW, steps=5, schedule=Schedule(), accumulation=4),
+        config(optimizer=ADAMW, steps=5, schedule=Schedule(), model=model),
+        config(optimizer=ADAMW, steps=5, schedule=Schedule(), model=model, accumulation=4),
     )
-    weights = checkpoint(MODEL)
+    weights = checkpoint(model)
     for make in (JaxEngine, TorchEngine):
         a, b = make(whole, weights), make(parted, weights)
         for step, batch in enumerate(batches(whole)):
@@ -180,6 +196,28 @@ def test_bfloat16_compute_is_comparable() -> None:
     # Rounding to 8 bits at each of a few dozen operations in depth: about sqrt(40) * 2**-9 of the scale; at least one.
     assert all(2**-11 < error < 0.05 for error in errors), errors
     assert max(errors) <= parity.COMPARABLE * min(errors), errors
+
+
+@pytest.mark.parametrize("make", [pytest.param(JaxEngine, marks=pytest.mark.slow), TorchEngine])
+def test_a_resumed_run_draws_the_same_coordinates(make: Any, tmp_path: Path) -> None:
+    """Saved after two steps and gone on with, a run has the weights of one that was not interrupted, bit for bit."""
+    run = CONFIG.replace(model=CONFIG.model.replace(rope=ROTARY.rope, position_embedding="none"))
+    there = Run(tmp_path, run_in(tmp_path, run).request)
+    whole, first = make(run), make(run)
+    batches = batches_for(whole, quadrants())
+    assert not np.array_equal(batches[0].masks["rope"], batches[1].masks["rope"])
+    for step in range(4):
+        whole.train_step(batches[step], step)
+    for step in range(2):
+        first.train_step(batches[step], step)
+    save_step(there, first, 2)
+    second = make(run, saved=there.step_folder(2))
+    batches = batches_for(second, quadrants())
+    for step in range(2, 4):
+        second.train_step(batches[step], step)
+    expected = whole.export()
+    for name, array in second.export().items():
+        assert np.array_equal(array, expected[name]), name
 
 
 ENGINES: dict[str, Any] = {"vit_train.engines.jax.train_step": JaxEngine, "vit_train.engines.torch.engine": TorchEngine}

@@ -61,13 +61,15 @@ def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Exp
         differences.append(difference("read back", after_BC, before_BC, expressed.bound))
         if framework == "torch":
             from vit_cli.format_proofs import outputs_by_library
-            from vit_torch.references import NotInstalled
+            from vit_torch.references import NotInstalled, bound_of
 
             try:
+                model = expressed.checkpoint.config.model
                 with _on_this_machine(target) as path:
-                    theirs_BC = outputs_by_library(path, format, expressed.checkpoint.config.model, x_BHWC)
+                    theirs_BC = outputs_by_library(path, format, model, x_BHWC)
                 if theirs_BC is not None:
-                    differences.append(difference(f"{format} itself", theirs_BC, before_BC, expressed.bound))
+                    bound = max(expressed.bound, bound_of(format, model))
+                    differences.append(difference(f"{format} itself", theirs_BC, before_BC, bound))
             except NotInstalled as error:
                 notes.append(str(error))
     if assumed := assumed_on_both_sides(checkpoint):

@@ -17,7 +17,7 @@ from vit_core.checkpoints.containers import open_container
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, WRITERS
 from vit_core.checkpoints.verification import Difference, difference, different
 from vit_core.config import ViTConfig
-from vit_torch.references import reference
+from vit_torch.references import bound_of, reference
 
 _PLAIN: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "width": 128, "depth": 2, "heads": 2, "mlp_dim": 256, "num_classes": 5
@@ -96,7 +96,7 @@ def _against_library(path: Path, format: str, checkpoint: Checkpoint, seed: int)
     if theirs_BC is None:
         return None
     ours_BC = vit_torch.predict(vit_torch.load(checkpoint, dtype="float64"), x_BHWC)
-    return difference(format, theirs_BC, ours_BC)
+    return difference(format, theirs_BC, ours_BC, bound_of(format, checkpoint.config.model))
 
 
 def outputs_by_library(path: Path, format: str, model: ViTConfig, x_BHWC: np.ndarray) -> np.ndarray | None:

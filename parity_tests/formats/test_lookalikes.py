@@ -126,13 +126,3 @@ def test_the_reason_names_the_positions(name: str, reason: str, tmp_path: Path) 
     path = save(tmp_path / "model.pth", built(name).state_dict())
     with pytest.raises(InputError, match=reason):
         open_checkpoint(path)
-
-
-def test_dinov3_of_meta_is_refused_by_its_rotary_positions(tmp_path: Path) -> None:
-    """Its own names: rope_embed.periods, storage_tokens, qkv.bias_mask."""
-    state = {
-        name: x for name, x in built("vit_base_patch16_dinov3").state_dict().items() if not name.startswith("head")
-    }
-    state |= {"rope_embed.periods": torch.ones(6), "storage_tokens": torch.ones(1, 4, 48)}
-    with pytest.raises(InputError, match=r"rope_embed\.periods belongs to rotary positions, as in DINOv3"):
-        open_checkpoint(save(tmp_path / "model.pth", state))

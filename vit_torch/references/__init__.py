@@ -15,9 +15,24 @@ import torch
 
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, shortened
+from vit_core.parity import FLOAT32_BOUND, FLOAT64_BOUND
 from vit_torch.references.interface import NotInstalled, Reference
 
-__all__ = ["NotInstalled", "Reference", "reference"]
+__all__ = ["NotInstalled", "Reference", "bound_of", "reference"]
+
+_FLOAT32_ANGLES = ("transformers", "meta")
+"""The formats whose libraries (timm, for Meta's files) compute coordinates of rotary positions, or their angles too, in
+float32 whatever the type of the model."""
+
+
+def bound_of(format: str, model: ViTConfig) -> float:
+    """Bound of the relative difference between a library's outputs and ours in float64.
+
+    An angle in float32 is a product of rounded factors, at most 2 pi: it is off by less than 44 times 2**-24. Two such
+    angles, of a query and of a key, stay below the roundings of a whole model in float32.
+    """
+    rounded = format in _FLOAT32_ANGLES and model.rope is not None
+    return FLOAT32_BOUND if rounded else FLOAT64_BOUND
 
 
 def reference(path: Path, format: str, model: ViTConfig) -> Reference | None:

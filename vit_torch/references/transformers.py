@@ -20,6 +20,7 @@ _CLASSES = (
     "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTModel",
     "Dinov2ForImageClassification", "Dinov2Model",
     "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel",
+    "DINOv3ViTModel",
     "SiglipForImageClassification", "SiglipVisionModel",
     "CLIPVisionModel", "CLIPVisionModelWithProjection",
 )

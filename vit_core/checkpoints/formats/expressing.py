@@ -18,11 +18,14 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.parameters import parameters
 from vit_core.position_embeddings import sincos2d
+from vit_core.rope import Rope
 
 _BIASES = ("qkv_bias", "proj_bias", "patch_bias", "head_bias")
 _ROUNDED = ", rounded to float32"
 _LOSSY = {"activation": ("gelu", "gelu_tanh"), "norm_epsilon": None}
-"""Field -> the values among which --allow-lossy may change it (None: all). The logits change little."""
+"""Field -> the values among which --allow-lossy may change it (None: all). The logits change little; so they do with
+rotary periods rounded to another type, and with what training draws of rotary positions not at all."""
+_LOSSY_ROPE = ("periods", "shift", "jitter", "rescale")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ def express(checkpoint: Checkpoint, allowed: Mapping[str, Values], target: str, 
             checkpoint = change.checkpoint
             changes.append(change)
         elif _is_lossy(field, value, values):
-            lossy.append(f"{field} {_shown(value)} (there: {_shown(values[0])})")
+            lossy.append(_compared(field, value, values))
             checkpoint = checkpoint.with_model(**{field: values[0]})
         else:
-            refused.append(f"{field} {_shown(value)} (there: {' or '.join(map(_shown, values))})")
+            refused.append(_compared(field, value, values))
     if refused or (lossy and not allow_lossy):
         hint = "; --allow-lossy goes on with theirs" if not refused else ""
         raise InputError(f"{checkpoint.origin}: {target} cannot hold {', '.join(refused + lossy)}{hint}")
@@ -78,13 +81,26 @@ def at_least_float32(dtype: str) -> str:
 
 
 def _is_lossy(field: str, value: object, values: tuple[Any, ...]) -> bool:
+    if isinstance(value, Rope) and isinstance(values[0], Rope):
+        return value.replace(**{name: getattr(values[0], name) for name in _LOSSY_ROPE}) == values[0]
     if field not in _LOSSY:
         return False
     among = _LOSSY[field]
     return among is None or (value in among and values[0] in among)
 
 
+def _compared(field: str, value: object, values: tuple[Any, ...]) -> str:
+    """A field's value beside those that the format holds: of rotary positions, those parts that differ."""
+    there = values[0]
+    if isinstance(value, Rope) and isinstance(there, Rope):
+        parts = [name for name in Rope.model_fields if getattr(value, name) != getattr(there, name)]
+        return ", ".join(_compared(f"{field}.{part}", getattr(value, part), (getattr(there, part),)) for part in parts)
+    return f"{field} {_shown(value)} (there: {' or '.join(map(_shown, values))})"
+
+
 def _shown(value: object) -> str:
+    if isinstance(value, Rope):
+        return str(value.model_dump(exclude_defaults=True) or "dinov3")
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
@@ -95,6 +111,9 @@ def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed 
         return Expressed(_filled(checkpoint, 0.0, **{field: True}), (f"{field}: zeros",))
     if field == "key_bias":
         return _with_key_bias(checkpoint) if value else _without_key_bias(checkpoint)
+    rope = model.rope
+    if field == "rope" and rope and rope.periods == "float64" and value == rope.replace(periods="float32"):
+        return Expressed(checkpoint.with_model(rope=value), ("rope.periods: rounded to float32",), rounded=True)
     if field == "layer_scale" and model.layer_scale is None:
         return Expressed(_filled(checkpoint, 1.0, layer_scale=1.0), ("layer_scale: ones",))
     if field == "position_embedding" and value == "learned":

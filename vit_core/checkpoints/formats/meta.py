@@ -1,8 +1,8 @@
-"""DINO, DINOv2, MAE, DeiT (III too) and I-JEPA as Meta released them.
+"""DINO, DINOv2, DINOv3, MAE, DeiT (III too) and I-JEPA as Meta released them.
 
 The names are timm's, on whose code these projects built, but for DINOv2's registers and gated MLP, its blocks in chunks
 and DeiT III's LayerScale. All have LayerNorm's epsilon 1e-6 and the exact GELU; they differ in how they resample
-positions. Lineage: facebookresearch/dino, dinov2, mae, deit and ijepa.
+positions. (DINOv3's files are read by meta_dinov3.) Lineage: facebookresearch/dino, dinov2, mae, deit and ijepa.
 """
 
 import re
@@ -11,8 +11,8 @@ from math import isqrt
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
-from vit_core.checkpoints.formats import meta_writer
-from vit_core.checkpoints.formats.example_models import DINOV2, GATED_DINOV2, GELU
+from vit_core.checkpoints.formats import meta_dinov3, meta_writer
+from vit_core.checkpoints.formats.example_models import DINOV2, DINOV3, GATED_DINOV2, GELU
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.rules import rule
@@ -48,6 +48,8 @@ def recognises_source(source: Source) -> bool:
     names = set(source.arrays)
     if source.config or not names >= _ALWAYS or any(re.search(_NEVER, name) for name in names):
         return False
+    if meta_dinov3.PERIODS in names:
+        return True
     if train_args.hub_config(source):  # timm's train.py, which names the architecture
         return False
     recognised = _is_nested_by_them(source) or _has_own_names(source)
@@ -82,6 +84,8 @@ def _states_deit3(source: Source) -> bool:
 
 def read_source(source: Source, fields: Fields) -> Reading:
     """From the names and shapes."""
+    if meta_dinov3.PERIODS in source.arrays:
+        return meta_dinov3.read_source(source, fields)
     where = source.path
     names = [name for name in source.arrays if not re.search(_LEFT_OUT, name)]
     renamed = {_canonical(name): name for name in names}
@@ -175,5 +179,13 @@ FORMAT = Format(
         "DINOv2": {"num_classes": 0, **DINOV2},
         "DINOv2 with registers, gated MLP": {"num_classes": 0, **GATED_DINOV2},
         "DINOv2 with a linear head": {"pooling": "cls_gap", **DINOV2},
+        "DINOv3": {**DINOV3, "rope": {"rescale": 2.0, "periods": "bfloat16"}},
+        "DINOv3, gated MLP": {
+            **DINOV3,
+            "rope": {"rescale": 2.0, "periods": "float32"},
+            "mlp": "swiglu",
+            "mlp_dim": 96,
+            "registers": 4,
+        },
     },
 )

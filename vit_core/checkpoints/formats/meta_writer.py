@@ -1,4 +1,5 @@
-"""Writes DINO's and DINOv2's own .pth files: the state dict of a backbone, which their code loads.
+"""Writes DINO's and DINOv2's own .pth files, and DINOv3's by meta_dinov3: the state dict of a backbone, which their
+code loads.
 
 DINOv2's code has LayerScale, registers and gated MLPs, and a mask token that no image needs; features without these are
 written for DINO's code. A head is that of DINOv2's linear classifiers (layers=1), over class token and mean.
@@ -14,6 +15,7 @@ import numpy as np
 
 from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.formats import meta_dinov3
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
 from vit_core.checkpoints.formats.interface import Writing, call, mlp_ratio, not_carried
 from vit_core.checkpoints.formats.rules import Rule, rule, write_by_rules
@@ -35,7 +37,9 @@ _HUB = {
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Those of DINOv2's code where the model has something that only it has, otherwise those of DINO's."""
+    """Those of the code that alone has something that the model has, otherwise those of DINO's."""
+    if model.rope is not None:
+        return meta_dinov3.allowed_values(model)
     for field in ("image_size", "patch_size"):
         height, width = getattr(model, field)
         if height != width:
@@ -67,6 +71,8 @@ def _is_dinov2(model: ViTConfig) -> bool:
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     """The state dict of a backbone, or of a linear classifier around it."""
+    if checkpoint.config.model.rope is not None:
+        return meta_dinov3.write_checkpoint(checkpoint)
     model, dinov2 = checkpoint.config.model, _is_dinov2(checkpoint.config.model)
     prefix = _BACKBONE if dinov2 and model.num_classes else ""
     arrays = write_by_rules([_rule(name, model, prefix) for name in parameters(model)], model, checkpoint.arrays)

@@ -11,8 +11,8 @@ from vit_core.errors import InputError, abbreviate
 
 _OTHER_POSITIONS = (
     (
-        r"(^|[./])rope(_embed)?[./](?!freqs$)|(^|[./])(?<!rope[./])freqs(_cos|_sin)?$",
-        "rotary positions, as in DINOv3, EVA-02 and rope-vit",
+        r"(^|[./])rope(_embed)?[./](?!(freqs|periods)$)|(^|[./])(?<!rope[./])freqs(_cos|_sin)?$",
+        "rotary positions, as in EVA-02 and rope-vit",
     ),
     (
         # Those of timm's Beit and VisionTransformerRelPos are read; Swin's are one level further down.

@@ -37,6 +37,7 @@ def model_type_of(source: Source, names: Mapping[str, object]) -> str:
     said = source.config.get("model_type")
     if said is None:
         telling = {
+            "embeddings.patch_embeddings.weight": "dinov3_vit",
             "embeddings.class_embedding": "clip_vision_model",
             "embeddings.patch_embedding.weight": "siglip_vision_model",
             "embeddings.register_tokens": "dinov2_with_registers",
@@ -96,8 +97,8 @@ class Tower:
         found["heads"] = self.heads(found)
         found["activation"] = self.activation()
         found["norm_epsilon"] = self.said.get("layer_norm_eps", self.family.epsilon)
-        found["position_resampling"] = self.family.resampling
-        if self.family.kind == "dinov2":
+        found |= self.positions()
+        if self.family.kind in ("dinov2", "dinov3"):
             found["layer_scale"] = self.said.get("layerscale_value", 1.0)
         if self.said.get("head_dim") is not None:  # transformers 5 heeds it, where its config class has no such field
             found["head_dim"] = self.said["head_dim"]
@@ -109,6 +110,10 @@ class Tower:
         if self.family.kind == "dinov2":
             check_grid(found["image_size"], found["patch_size"], self.where)
         return {**found, **self.fields}
+
+    def positions(self) -> dict[str, Any]:
+        """How the class computes positions, of an image of another size too."""
+        return {"position_resampling": self.family.resampling}
 
     def sizes(self) -> dict[str, Any]:
         """What the shapes alone tell."""
@@ -141,8 +146,19 @@ class Tower:
 
     def agrees(self, found: Mapping[str, Any]) -> None:
         """InputError where config.json says other sizes than the shapes."""
+        for key, values in self.expected(found).items():
+            if values and (said := self.said.get(key)) is not None and said not in values:
+                self.disagree(key, said, values[-1])
+        ratio = self.said.get("mlp_ratio") if self.family.kind == "dinov2" else None
+        if ratio is not None:
+            number = isinstance(ratio, int | float) and 0 < ratio < 2**24
+            if not number or dinov2_mlp_dim(found["width"], ratio, self.names.gated) != found["mlp_dim"]:
+                self.disagree("mlp_ratio", ratio, f"mlp_dim {found['mlp_dim']} for width {found['width']}")
+
+    def expected(self, found: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """Keys of config.json -> the values that agree with the shapes; none: the family has no such key."""
         patch, kind = found["patch_size"], self.family.kind
-        expected = {
+        return {
             "hidden_size": (found["width"],),
             "num_hidden_layers": (found["depth"],),
             "num_channels": (found["channels"],),
@@ -152,14 +168,6 @@ class Tower:
             "use_swiglu_ffn": (found["mlp"] == "swiglu",) if kind == "dinov2" else (),
             "num_register_tokens": (found["registers"],) if "registers" in found else (),
         }
-        for key, values in expected.items():
-            if values and (said := self.said.get(key)) is not None and said not in values:
-                self.disagree(key, said, values[-1])
-        ratio = self.said.get("mlp_ratio") if kind == "dinov2" else None
-        if ratio is not None:
-            number = isinstance(ratio, int | float) and 0 < ratio < 2**24
-            if not number or dinov2_mlp_dim(found["width"], ratio, self.names.gated) != found["mlp_dim"]:
-                self.disagree("mlp_ratio", ratio, f"mlp_dim {found['mlp_dim']} for width {found['width']}")
 
     def disagree(self, key: str, said: object, found: object) -> None:
         raise InputError(
@@ -236,7 +244,7 @@ class Tower:
 
     def heads(self, found: Mapping[str, Any]) -> Any:
         if self.top:
-            return self.said.get("num_attention_heads", 12)  # every one of these config classes' default
+            return self.said.get("num_attention_heads", self.family.heads)
         heads, assumed = assume_heads(found["width"], found["depth"], found["mlp_dim"], self.fields)
         self.assumptions += assumed
         return heads
@@ -264,6 +272,10 @@ class Tower:
             return size
         if prod(side // size for side, size in zip(said, patch, strict=True)) != patches:
             self.disagree("image_size", self.said["image_size"], f"{patches} positions of patches {list(patch)}")
+        return self.whole_patches(said, patch)
+
+    def whole_patches(self, said: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+        """The part of an image that whole patches cover, with a note where some is left."""
         height, width = (side // size * size for side, size in zip(said, patch, strict=True))
         if (height, width) != said:
             self.notes.append(f"image_size: {height}x{width}, what whole patches cover of {said[0]}x{said[1]}")

@@ -18,6 +18,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, crop_rounding_matters
 
 _HALF = [0.5, 0.5, 0.5]
+_IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _CLIP: dict[str, Any] = {
     "size": {"shortest_edge": 224},
     "crop_size": 224,
@@ -32,6 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Siglip": {"size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "DINOv3ViT": {"size": 224, "resample": 2, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]},
 }
 """Processor -> what it does where the file says nothing."""
 _OF_MODEL = {
@@ -42,6 +44,7 @@ _OF_MODEL = {
     "ijepa": "ViT",
     "dinov2": "Bit",
     "dinov2_with_registers": "Bit",
+    "dinov3_vit": "DINOv3ViT",
     "siglip_vision_model": "Siglip",
     "clip_vision_model": "CLIP",
 }
@@ -74,7 +77,8 @@ def read_preprocessing(
     try:
         if said_size not in (None, model.image_size):
             raise _Unsaid(f"it is for {said_size[0]}x{said_size[1]} pixels, some of which no patch reads")  # type: ignore[index]
-        fields, size = _preprocessing_fields(source.preprocessor, _OF_MODEL.get(model_type, "ViT"), model)
+        kind = _kind(source.preprocessor, model_type)
+        fields, size = _preprocessing_fields(source.preprocessor, kind, model)
     except _Unsaid as reason:
         return None, [f"{FILE} left out: {reason}", *notes]
     where = f"{source.path}: {FILE}"
@@ -85,6 +89,8 @@ def read_preprocessing(
     if source.preprocessor.get("do_normalize") is not False:
         constants = {key: source.preprocessor.get(key) for key in ("image_mean", "image_std")}
         notes += equal_in_one(FILE, constants, model.channels)
+    if kind == "DINOv3ViT":
+        notes.append(f"{FILE}: DINOv3's processor resizes without rounding to whole levels; up to one level apart")
     if size != model.image_size:
         notes.append(f"{FILE} is for {size[0]}x{size[1]} pixels; taken over for the model's")
     return preprocessing, notes
@@ -94,13 +100,18 @@ class _Unsaid(Exception):
     """Preprocessing cannot express what the file states."""
 
 
+def _kind(file: Mapping[str, Any], model_type: str) -> str:
+    """The processor that a file names, or its model has, without what all names end in."""
+    kind = file.get("image_processor_type") or file.get("feature_extractor_type") or _OF_MODEL.get(model_type, "ViT")
+    for end in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
+        kind = str(kind).removesuffix(end)
+    return str(kind)
+
+
 def _preprocessing_fields(
-    file: Mapping[str, Any], usual: str, model: ViTConfig
+    file: Mapping[str, Any], kind: str, model: ViTConfig
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """Fields of Preprocessing but for the image size, and the image size."""
-    kind = str(file.get("image_processor_type") or file.get("feature_extractor_type") or usual)
-    for end in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
-        kind = kind.removesuffix(end)
     if kind not in _DEFAULTS:
         raise _Unsaid(f"it is for {kind[:60]}ImageProcessor")
     said = {**_DEFAULTS[kind], **{key: value for key, value in file.items() if value is not None}}
@@ -112,7 +123,7 @@ def _preprocessing_fields(
         raise _Unsaid("rescale_factor is not 1/255")
     if said.get("do_pad", False) is not False:
         raise _Unsaid("images are padded (do_pad)")
-    square = said.get("default_to_square", kind in ("ViT", "DeiT"))
+    square = said.get("default_to_square", kind in ("ViT", "DeiT", "DINOv3ViT"))
     resize, whole = _size(said["size"], "squash" if square else "crop")
     cropped = said.get("do_center_crop", False)
     if cropped:

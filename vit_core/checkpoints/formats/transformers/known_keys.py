@@ -45,6 +45,12 @@ OF_KIND: Mapping[str, frozenset[str]] = {
         qkv_bias mlp_ratio layerscale_value drop_path_rate use_swiglu_ffn num_register_tokens use_mask_token
         apply_layernorm reshape_hidden_states stage_names out_features out_indices _out_features _out_indices
     """),
+    "dinov3": _words("""
+        use_gated_mlp query_bias key_bias value_bias proj_bias mlp_bias num_register_tokens layerscale_value
+        rope_theta pos_embed_shift pos_embed_jitter pos_embed_rescale drop_path_rate
+        apply_layernorm reshape_hidden_states return_class_token stage_names out_features out_indices _out_features
+        _out_indices
+    """),
     "clip": _words("projection_dim vision_use_head"),
 }
 """Keys of the kinds of towers. Those of the second line of DINOv2's are about feature maps of a backbone."""

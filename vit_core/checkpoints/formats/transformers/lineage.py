@@ -1,9 +1,9 @@
-"""Hugging Face transformers' folders of ViT, DeiT, ViTMAE, ViTMSN, I-JEPA, Dinov2, SigLIP and CLIP image towers.
+"""Hugging Face transformers' folders of ViT, DeiT, ViTMAE, ViTMSN, I-JEPA, Dinov2, DINOv3, SigLIP and CLIP towers.
 
 Sizes come from the arrays' shapes, with which config.json has to agree; heads, activation, epsilon and image size from
 config.json, or, where a file comes without, from its names and the defaults of their config class.
 The trees of its former Flax classes are read too. Lineage: huggingface/transformers, src/transformers/models/{vit,deit,
-vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,siglip,clip}.
+vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,dinov3_vit,siglip,clip}.
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ import numpy as np
 from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
-from vit_core.checkpoints.formats.example_models import CLIP, DINOV2, GATED_DINOV2, GELU, SIGLIP
+from vit_core.checkpoints.formats.example_models import CLIP, DINOV2, DINOV3, GATED_DINOV2, GELU, SIGLIP
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.rules import write_by_rules
+from vit_core.checkpoints.formats.transformers import dinov3
 from vit_core.checkpoints.formats.transformers import image_processors as images
 from vit_core.checkpoints.formats.transformers.config_json import (
     ACTIVATIONS,
@@ -31,17 +32,18 @@ from vit_core.checkpoints.formats.transformers.config_json import (
     labels_of,
     model_type_of,
 )
+from vit_core.checkpoints.formats.transformers.dinov3 import DINOv3Tower
 from vit_core.checkpoints.formats.transformers.flax_names import as_pytorch, is_flax
 from vit_core.checkpoints.formats.transformers.known_keys import unknown_config_keys
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 
-_PATCHES = ("patch_embeddings.projection.weight", "patch_embedding.weight")
+_PATCHES = ("patch_embeddings.projection.weight", "patch_embedding.weight", "embeddings.patch_embeddings.weight")
 _FLAX_PATCHES = re.compile(r"(?:^|[./])embeddings[./](?:patch_embeddings[./]projection|patch_embedding)[./]kernel$")
 _ANCHOR = (
-    rf"(?:(?:{'|'.join(dict.fromkeys(family.prefix.rstrip('.') for family in FAMILIES.values()))})[./])?"
-    r"embeddings[./](?:patch_embeddings[./]projection|patch_embedding)[./](?:weight|kernel)"
+    rf"(?:(?:{'|'.join(dict.fromkeys(one.prefix.rstrip('.') for one in FAMILIES.values() if one.prefix))})[./])?"
+    r"embeddings[./](?:patch_embeddings(?:[./]projection)?|patch_embedding)[./](?:weight|kernel)"
 )
 _TIMM_WRAPPER = "timm_wrapper"
 """The model_type of folders that hold a model of timm, whose names they have."""
@@ -75,7 +77,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
     model_type = model_type_of(source, source.arrays)
     arrays, head_notes, used = _with_head(source, model_type)
     names = Names.found(model_type, arrays)
-    tower = Tower(source, arrays.shapes, names, fields)
+    kind = DINOv3Tower if FAMILIES[model_type].kind == "dinov3" else Tower
+    tower = kind(source, arrays.shapes, names, fields)
     model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
     preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
     labels, label_notes = labels_of(source, model)
@@ -103,7 +106,7 @@ def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
 def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], frozenset[str]]:
     """With a Linear in a Sequential (`classifier.1`) as the classifier."""
     patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(_PATCHES)), None)
-    if patches is None or model_type in ("clip_vision_model", "siglip_vision_model"):
+    if patches is None or model_type in ("clip_vision_model", "siglip_vision_model", "dinov3_vit"):
         return source.arrays, [], frozenset()
     if any(name in source.arrays for name in ("classifier.weight", "cls_classifier.weight")):
         return source.arrays, [], frozenset()
@@ -126,6 +129,9 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
                 pooling=("cls",) if architecture.endswith("Model") else ("cls_gap",),
                 qkv_bias=either,
             )
+        case "dinov3":
+            activation: Values = ANY if model.mlp == "swiglu" else tuple(dict.fromkeys(ACTIVATIONS.values()))
+            return own(**{"activation": activation, **dinov3.allowed_values(model)})
         case "clip":
             for field in ("image_size", "patch_size"):
                 height, width = getattr(model, field)
@@ -155,9 +161,12 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     arrays = write_by_rules(names.rules(model), model, checkpoint.arrays)
     dtype = checkpoint.arrays.entries["patch_embed.proj.weight"].dtype
     texts, notes = images.preprocessor_texts(config.preprocessing)
-    if FAMILIES[tower].kind == "dinov2":
-        arrays = LazyArrays.with_array(arrays, names.of("mask_token"), convert(np.zeros((1, model.width)), dtype))
+    if FAMILIES[tower].kind in ("dinov2", "dinov3"):
+        mask_shape = (1, model.width) if FAMILIES[tower].kind == "dinov2" else (1, 1, model.width)
+        arrays = LazyArrays.with_array(arrays, names.of("mask_token"), convert(np.zeros(mask_shape), dtype))
         notes.append(f"{names.of('mask_token')}: zeros, as no image needs it")
+    if FAMILIES[tower].kind == "dinov3" and not model.registers:  # its class has an array of none
+        arrays = LazyArrays.with_array(arrays, names.of("reg_token"), convert(np.zeros((1, 0, model.width)), dtype))
     if (tower, model.pooling, model.num_classes) == ("siglip_vision_model", "gap", 0):
         notes.append("SiglipVisionModel gives tokens: their mean is left to whoever opens it")
     if model.position_embedding == "learned" and model.position_resampling != FAMILIES[tower].resampling:
@@ -182,6 +191,8 @@ def _dinov2_mlp_ratio(model: ViTConfig) -> int:
 
 def _architecture_of(model: ViTConfig) -> tuple[str, str]:
     """The model_type and the class that hold a model, if any do: by what only one family has."""
+    if model.rope is not None:
+        return "dinov3_vit", "DINOv3ViTModel"
     if model.distillation == "head":
         return "deit", "DeiTForImageClassificationWithTeacher"
     pooler = model.representation is not None and not model.num_classes
@@ -223,9 +234,11 @@ def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[s
             "use_swiglu_ffn": model.mlp == "swiglu",
             "layerscale_value": model.layer_scale,
         }
+    elif kind == "dinov3":
+        tower |= dinov3.config_fields(model)
     else:
         tower["intermediate_size"] = model.mlp_dim
-    if kind != "clip":
+    if kind in ("vit", "dinov2"):
         tower["qkv_bias"] = model.qkv_bias
     if model.registers:
         tower["num_register_tokens"] = model.registers
@@ -267,6 +280,8 @@ FORMAT = Format(
         "DeiT with teacher": {"distillation": "head", **GELU},
         "Dinov2": {"num_classes": 0, **DINOV2},
         "Dinov2WithRegisters, gated MLP": {"num_classes": 0, **GATED_DINOV2, "mlp_dim": 344},
+        "DINOv3": DINOV3,
+        "DINOv3, gated MLP": {**DINOV3, "mlp": "swiglu", "mlp_dim": 96, "registers": 4},
         "SigLIP": {"num_classes": 0, **SIGLIP},
         "CLIP with projection": {**CLIP, "head_bias": False},
     },

@@ -1,4 +1,4 @@
-"""What Hugging Face transformers calls the arrays of its image towers: three kinds of names, of two ages.
+"""What Hugging Face transformers calls the arrays of its image towers: four kinds of names, of two ages.
 
 Files have the names of the old versions, and those of today still write them; the modules of transformers 5 have
 others in memory, which a state dict saved by hand brings along. Both are read, the files' are written.
@@ -18,13 +18,15 @@ from vit_core.position_embeddings import Method
 class Family:
     """A model_type of config.json: how its arrays are named, and what its config class says where a file does not."""
 
-    kind: Literal["vit", "dinov2", "clip"]
+    kind: Literal["vit", "dinov2", "dinov3", "clip"]
     prefix: str
     """Before the tower's names in classes that have something beside it."""
     activation: str = "gelu"
     epsilon: float = 1e-6
     resampling: Method = "bicubic"
     """How the class resamples positions; by default bicubic with A = -0.75, without antialiasing."""
+    heads: int = 12
+    """Its config class's default."""
 
 
 FAMILIES = {
@@ -35,6 +37,7 @@ FAMILIES = {
     "ijepa": Family("vit", "ijepa.", epsilon=1e-12),
     "dinov2": Family("dinov2", "dinov2."),
     "dinov2_with_registers": Family("dinov2", "dinov2_with_registers.", resampling="bicubic_antialias"),
+    "dinov3_vit": Family("dinov3", "", epsilon=1e-5, heads=6),
     "siglip_vision_model": Family("clip", "vision_model.", "gelu_pytorch_tanh"),
     "clip_vision_model": Family("clip", "vision_model.", "quick_gelu", 1e-5),
 }
@@ -52,6 +55,13 @@ _VIT = {
     "norm": "layernorm",
     "pre_logits.fc": "pooler.dense",
 }
+_DINOV3 = {
+    "patch_embed.proj": "embeddings.patch_embeddings",
+    "cls_token": "embeddings.cls_token",
+    "reg_token": "embeddings.register_tokens",
+    "mask_token": "embeddings.mask_token",
+    "norm": "norm",
+}
 _CLIP = {
     "patch_embed.proj": "embeddings.patch_embedding",
     "cls_token": "embeddings.class_embedding",
@@ -64,17 +74,19 @@ _CLIP = {
     "attn_pool.mlp.fc1": "head.mlp.fc1",
     "attn_pool.mlp.fc2": "head.mlp.fc2",
 }
-_TOWERS: Mapping[str, Mapping[str, str]] = {"vit": _VIT, "dinov2": _VIT, "clip": _CLIP}
+_TOWERS: Mapping[str, Mapping[str, str]] = {"vit": _VIT, "dinov2": _VIT, "dinov3": _DINOV3, "clip": _CLIP}
 _LAYOUTS = {"embeddings.class_embedding": "width", "embeddings.position_embedding.weight": "positions width"}
 
+_SCALED = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+}
 _NORMS: Mapping[str, _Theirs] = {
     "vit": {"norm1": "layernorm_before", "norm2": "layernorm_after"},
-    "dinov2": {
-        "norm1": "norm1",
-        "norm2": "norm2",
-        "ls1.gamma": "layer_scale1.lambda1",
-        "ls2.gamma": "layer_scale2.lambda1",
-    },
+    "dinov2": _SCALED,
+    "dinov3": _SCALED,
     "clip": {"norm1": "layer_norm1", "norm2": "layer_norm2"},
 }
 _ATTENTION: Mapping[str, _Theirs] = {
@@ -84,6 +96,8 @@ _ATTENTION: Mapping[str, _Theirs] = {
     },
     "memory": {
         "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "attn.q_bias": "attention.q_proj.bias",
+        "attn.v_bias": "attention.v_proj.bias",
         "attn.proj": "attention.o_proj",
     },
     "clip": {
@@ -93,6 +107,7 @@ _ATTENTION: Mapping[str, _Theirs] = {
 }
 _MLPS: Mapping[str, _Theirs] = {
     "mlp": {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
+    "dinov3": {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"},
     "vit, files": {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"},
     "gated, files": {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"},
     "gated, memory": {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc2": "mlp.down_proj"},
@@ -118,6 +133,10 @@ class Names:
             return any(name.endswith(ends) for name in names)
 
         prefixed = any(name.startswith(FAMILIES[model_type].prefix) for name in names)
+        if FAMILIES[model_type].kind == "dinov3":
+            in_memory = any(name.startswith("model.") for name in names)
+            gated = any_ends(".mlp.gate_proj.weight")
+            return cls(model_type, prefixed, gated, "memory" if in_memory else "files")
         gated = any_ends(".mlp.weights_in.weight", ".mlp.gate_proj.weight")
         return cls(model_type, prefixed, gated, "memory" if any_ends(".attention.q_proj.weight") else "files")
 
@@ -134,14 +153,18 @@ class Names:
         """What the names of all blocks begin with."""
         if self.kind == "clip":
             return f"{self.prefix}encoder.layers."
+        if self.kind == "dinov3":
+            return "model.layer." if self.age == "memory" else "layer."
         return f"{self.prefix}layers." if (self.kind, self.age) == ("vit", "memory") else f"{self.prefix}encoder.layer."
 
     @property
     def block(self) -> _Theirs:
         """The class's names for our names within a block."""
-        attention = _ATTENTION["clip" if self.kind == "clip" else self.age]
-        mlp = f"gated, {self.age}" if self.gated else f"{self.kind}, {self.age}"
-        return {**_NORMS[self.kind], **attention, **_MLPS.get(mlp, _MLPS["mlp"])}
+        # DINOv3 came after the names in memory, which its files have too.
+        age = "memory" if self.kind == "dinov3" else self.age
+        attention = _ATTENTION["clip" if self.kind == "clip" else age]
+        mlp = _MLPS.get(f"{self.kind}, {age}", _MLPS.get(self.kind, _MLPS["mlp"]))
+        return {**_NORMS[self.kind], **attention, **(_MLPS[f"gated, {age}"] if self.gated else mlp)}
 
     def of(self, ours: str) -> str:
         """The name of what stands before or after the blocks, the head aside."""
