@@ -5,14 +5,18 @@ blocks carry a leading layer axis. The twins only apply masks; who draws them (a
 pipeline on the host) decides whether a training step is reproducible elsewhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_core.config import ViTConfig
 from vit_core.errors import unknown_name
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 POSITIONS = "pos_drop"
 """Site of the dropout after the positions, the only one outside the blocks."""

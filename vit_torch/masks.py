@@ -1,10 +1,16 @@
 """Dropout and stochastic-depth masks drawn by PyTorch, for training without a host pipeline that draws them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from vit_core import masks
-from vit_core.config import ViTConfig
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 Masks = dict[str, Tensor]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""

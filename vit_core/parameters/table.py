@@ -1,12 +1,17 @@
 """The one table of parameters: for a config, every parameter once, in the order in which the network computes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import lru_cache
 from math import prod, sqrt
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from vit_core.config import ViTConfig
 from vit_core.parameters.row import Initializer, Parameter, axes_of
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 @lru_cache(maxsize=64)
@@ -75,7 +80,7 @@ def _lecun_normal(fan_in: int) -> Initializer:
     return Initializer("truncated_normal", sqrt(1 / fan_in) / 0.87962566103423978)
 
 
-def _patch_embed(table: "_Table", c: ViTConfig) -> None:
+def _patch_embed(table: _Table, c: ViTConfig) -> None:
     patch = "(channels patch_height patch_width)"
     if c.stem_layers is not None:
         _stem(table, c, c.stem_layers)
@@ -95,7 +100,7 @@ def _patch_embed(table: "_Table", c: ViTConfig) -> None:
         table.norm("patch_embed.norm")
 
 
-def _stem(table: "_Table", c: ViTConfig, layers: tuple[int, ...]) -> None:
+def _stem(table: _Table, c: ViTConfig, layers: tuple[int, ...]) -> None:
     """The ResNet of Google's hybrids under the names of timm's ResNetV2 (of its stem, where there is no stage)."""
     root, into = "patch_embed.backbone.stem." if layers else "patch_embed.backbone.", c.stem_width
     table.convolution(f"{root}conv", f"{root}norm", 7, c.channels, into)
@@ -111,7 +116,7 @@ def _stem(table: "_Table", c: ViTConfig, layers: tuple[int, ...]) -> None:
             into = out
 
 
-def _block(table: "_Table", c: ViTConfig) -> None:
+def _block(table: _Table, c: ViTConfig) -> None:
     table.norm("norm1")
     # Xavier's fans are those of one of the three projections, which Google's code keeps apart.
     projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
@@ -130,7 +135,7 @@ def _block(table: "_Table", c: ViTConfig) -> None:
     table.layer_scale("ls2")
 
 
-def _mlp(table: "_Table", name: str, c: ViTConfig, *, gated: bool = False, bias: bool = True) -> None:
+def _mlp(table: _Table, name: str, c: ViTConfig, *, gated: bool = False, bias: bool = True) -> None:
     xavier, small = _xavier_uniform(c.width, c.mlp_dim), Initializer("normal", 1e-6)
     gate = ["gate"] if gated else []
     table.linear(f"{name}.fc1", [*gate, "mlp"], ["width"], init=xavier, batch="".join(gate))
@@ -141,7 +146,7 @@ def _mlp(table: "_Table", name: str, c: ViTConfig, *, gated: bool = False, bias:
         table.bias(f"{name}.fc2", "width", init=small)
 
 
-def _attention_pool(table: "_Table", c: ViTConfig) -> None:
+def _attention_pool(table: _Table, c: ViTConfig) -> None:
     """big_vision's MAPHead under timm's names (AttentionPoolLatent). The probe's fans are (1, width) there."""
     xavier = _xavier_uniform(c.width, c.width)
     table.tokens("attn_pool.latent", "one_b", _xavier_uniform(1, c.width))
