@@ -25,6 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
 
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints.containers import write_npz
 from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
 from vit_core.storage import exclusive, staged_files
@@ -32,7 +34,7 @@ from vit_train.config import Data
 from vit_train.data.checking import check_apart
 from vit_train.data.sources import Split, open_split
 from vit_train.data.sources.folders import Files, split_folders
-from vit_train.data.sources.prepared import PREPARED
+from vit_train.data.sources.prepared import LABELS, PREPARED
 from vit_train.data.sources.split_names import PREFERRED, spelled
 from vit_train.display import SILENT, Display
 from vit_train.processes import end_with_parent
@@ -83,6 +85,8 @@ class Packed:
     bytes: int
     unreadable: Sequence[Sequence[str]]
     """File and reason of each."""
+    labels: Sequence[int]
+    """The label of each record."""
 
 
 def prepare(
@@ -229,8 +233,8 @@ def _start_worker() -> None:
 def pack(shard: Shard) -> Packed:
     """Writes a shard and its result, both or neither; where they exist already, only the result is read."""
     result = shard.folder / RESULT
-    if result.exists():
-        return Packed(**json.loads(result.read_text()))
+    if result.exists() and "labels" in (stored := json.loads(result.read_text())):  # earlier versions wrote none
+        return Packed(**stored)
     with staged_files(shard.folder, (shard.file, RESULT)) as stage, warnings.catch_warnings(action="ignore"):
         packed = _write_records(shard.images, stage / shard.file)
         (stage / RESULT).write_text(json.dumps(asdict(packed)))
@@ -241,6 +245,7 @@ def _write_records(images: Files, path: Path) -> Packed:
     """Writes a record of each image that can be decoded, in their order. OSError where the disk refuses."""
     serializer = example_serializer.ExampleSerializer(features(()).get_serialized_info())
     sizes: list[int] = []
+    labels: list[int] = []
     unreadable = []
 
     def records() -> Iterator[tuple[int, bytes]]:
@@ -254,13 +259,14 @@ def _write_records(images: Files, path: Path) -> Packed:
             # Not by serialize_example: the order of its fields varies.
             record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
             sizes.append(len(record))
+            labels.append(example["label"])
             yield i, record
 
     try:
         file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
     except RuntimeError as error:  # array_record raises it for every error of the file system
         raise OSError(str(error).split(";")[0]) from None
-    return Packed(len(sizes), sum(sizes), unreadable)
+    return Packed(len(sizes), sum(sizes), unreadable, labels)
 
 
 def features(labels: Sequence[str]) -> Any:
@@ -273,12 +279,14 @@ def assemble(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], la
     """Moves the shards into the set's folder, then writes the files by which tensorflow-datasets recognizes a set."""
     info = _info(folder, shards, packed, labels, plan)
     unreadable = [re.sub(r"\s", " ", file) + "\t" + reason for result in packed for file, reason in result.unreadable]
-    with staged_files(folder, (UNREADABLE, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
+    by_file = {shard.file: np.array(result.labels, np.int32) for shard, result in zip(shards, packed, strict=True)}
+    with staged_files(folder, (UNREADABLE, LABELS, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
         for shard in shards:
             if (shard.folder / shard.file).exists():  # otherwise a process that was killed here has moved it
                 os.replace(shard.folder / shard.file, folder / shard.file)
         text = "".join(f"{line}\n" for line in sorted(unreadable))
         (stage / UNREADABLE).write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_npz(stage / LABELS, LazyArrays.of(by_file))
         info.write_to_directory(stage)
 
 

@@ -178,7 +178,7 @@ class PlainTree:
         if nested.size > _MOST_VALUES or not isinstance(nested.value, Mapping):
             return nested
         self._count_copied(nested.size)
-        names_joined = {}
+        names_joined: dict[str, Any] = {}
         for name, value in nested.value.items():  # a module in this one already has the names joined
             inner = value.items() if isinstance(value, Mapping) else [("", value)]
             names_joined |= {f"{name}.{rest}".removesuffix("."): x for rest, x in inner}

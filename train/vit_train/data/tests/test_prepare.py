@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from PIL import Image
 from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data import prepare as module
+from vit_train.data.classes import Occurrences
 from vit_train.data.prepare import Prepared, prepare
 from vit_train.data.sources import open_split
+from vit_train.data.sources.prepared import Records
 from vit_train.tests.small_run import assert_ended, children
 
 
@@ -109,6 +112,24 @@ def test_a_drawn_split_equals_that_of_the_folder(photos: Path, tmp_path: Path) -
         expected, found = (sorted((e["image"], e["label"]) for e in s.examples) for s in (direct, packed_split))
         assert found == expected
     assert packed(photos, tmp_path / "all", held_out=0.0).counts == {"train": 30}
+
+
+@pytest.mark.parametrize("name", ["train", "test", "train[3:20]", "train[90%:]+test"])
+def test_labels_are_known_without_reading_records(
+    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For class weights, balanced sampling and missing classes; also of slices, and where images were skipped."""
+    result = packed(fill(photos, {"a/07.png": b"", "b/bad.png": b""}), tmp_path / "out", held_out=0.2)
+    split = open_split(Data(name="photos", directory=str(tmp_path / "out"), train_split=name), "train")
+    expected = Occurrences.of(replace(split, examples=list(split.examples)))  # read from the records
+    monkeypatch.setattr(Records, "__getitem__", None)
+    found = Occurrences.of(split)
+    np.testing.assert_array_equal(found.examples_P, expected.examples_P)
+    np.testing.assert_array_equal(found.ends_G, expected.ends_G)
+    assert found.counts_C.sum() == len(split) > 2
+    (result.folder / "labels.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"labels\.npz: damaged .* remove it, and the records are read instead"):
+        Occurrences.of(open_split(Data(name="photos", directory=str(tmp_path / "out"), train_split=name), "train"))
 
 
 def test_shards_are_mixed_and_even(photos: Path, tmp_path: Path) -> None:
@@ -215,14 +236,14 @@ def test_interrupted_at_any_rename(tmp_path: Path) -> None:
         tmp_path / "photos", {f"{label}/{i}.png": image(i) for label in "ab" for i in range(6)} | {"a/x.png": b""}
     )
     expected = contents(packed(folder, tmp_path / "whole", held_out=0.0).folder)
-    # 4 stages; the plan; 2 x (shard, result); 2 shards moved into the set; 5 other files of the set; the set.
-    for step in range(17):
+    # 4 stages; the plan; 2 x (shard, result); 2 shards moved into the set; 6 other files of the set; the set.
+    for step in range(18):
         with stopped_at_rename(step), pytest.raises(KeyboardInterrupt):
             packed(folder, tmp_path / f"{step}", held_out=0.0)
         assert not (tmp_path / f"{step}/photos/1.0.0").exists()
         assert contents(packed(folder, tmp_path / f"{step}", held_out=0.0).folder) == expected
         assert os.listdir(tmp_path / f"{step}/photos") == ["1.0.0"]
-    with stopped_at_rename(17):
+    with stopped_at_rename(18):
         packed(folder, tmp_path / "last", held_out=0.0)
 
 
