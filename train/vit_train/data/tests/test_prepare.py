@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,8 @@ from PIL import Image
 from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data import prepare as module
-from vit_train.data.classes import Occurrences
 from vit_train.data.prepare import Prepared, prepare
 from vit_train.data.sources import open_split
-from vit_train.data.sources.prepared import Records
 from vit_train.tests.small_run import assert_ended, children
 
 
@@ -112,24 +109,6 @@ def test_a_drawn_split_equals_that_of_the_folder(photos: Path, tmp_path: Path) -
         expected, found = (sorted((e["image"], e["label"]) for e in s.examples) for s in (direct, packed_split))
         assert found == expected
     assert packed(photos, tmp_path / "all", held_out=0.0).counts == {"train": 30}
-
-
-@pytest.mark.parametrize("name", ["train", "test", "train[3:20]", "train[90%:]+test"])
-def test_labels_are_known_without_reading_records(
-    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For class weights, balanced sampling and missing classes; also of slices, and where images were skipped."""
-    result = packed(fill(photos, {"a/07.png": b"", "b/bad.png": b""}), tmp_path / "out", held_out=0.2)
-    split = open_split(Data(name="photos", directory=str(tmp_path / "out"), train_split=name), "train")
-    expected = Occurrences.of(replace(split, examples=list(split.examples)))  # read from the records
-    monkeypatch.setattr(Records, "__getitem__", None)
-    found = Occurrences.of(split)
-    np.testing.assert_array_equal(found.examples_P, expected.examples_P)
-    np.testing.assert_array_equal(found.ends_G, expected.ends_G)
-    assert found.counts_C.sum() == len(split) > 2
-    (result.folder / "labels.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"labels\.npz: damaged .* remove it, and the records are read instead"):
-        Occurrences.of(open_split(Data(name="photos", directory=str(tmp_path / "out"), train_split=name), "train"))
 
 
 def test_shards_are_mixed_and_even(photos: Path, tmp_path: Path) -> None:
@@ -357,11 +336,9 @@ def test_options_that_are_refused(photos: Path, tmp_path: Path, options: Any, me
 def test_folders_that_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nix: No such file or directory; expected a readable folder"):
         packed(tmp_path / "nix", tmp_path / "out")
-    with pytest.raises(InputError, match=re.escape("1.0.0: a data set of another kind; expected class folders")):
+    with pytest.raises(InputError, match=re.escape("1.0.0: a prepared set already; expected class folders")):
         packed(packed(photos, tmp_path / "out").folder, tmp_path / "again")
     for name in ("c ", "c\n", "c\nd", os.fsdecode(b"c\xff")):
         folder = fill(tmp_path / name.encode(errors="replace").hex(), {"a/1.png": image(1), f"{name}/1.png": image(1)})
-        with pytest.raises(
-            InputError, match=r"class folder 'c.*': expected a name of printable characters, no space at"
-        ):
+        with pytest.raises(InputError, match=r"class 'c.*': expected a name of printable characters, no space at"):
             packed(folder, tmp_path / "out", held_out=0.0)
