@@ -11,8 +11,12 @@ demo: .venv/installed
 
 # Two processes of one thread each: many small models, and idle threads would spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-# LLVM's optimizations change what is rounded, not what is computed, and are half of the time that compiling takes.
-QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# How code is generated changes what is rounded, not what is computed. With LLVM's optimizations and XLA's fusion emitters,
+# which users have, compiling takes four to five times as long.
+QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# Where it is set, each of the many processes that tests start would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: .venv/installed
 	$(QUICK) $(PYTEST) -m "not slow and not release"

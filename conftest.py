@@ -10,6 +10,7 @@ import tempfile
 
 from hypothesis import settings
 
+import vit_core.checkpoints  # noqa: F401  # first by Python: pytest would make a second module of a test's package
 from vit_core.libtpu import silence_libtpu
 
 for profile, examples in {"quick": 100, "release": 400}.items():

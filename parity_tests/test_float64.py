@@ -106,17 +106,7 @@ FIELDS = {
 }
 
 
-COMBINED = (
-    "sincos2d, no class token", "no class token, map", "norm after gap", "norm after map", "exact gelu in map",
-    "unfold, patch not square", "class token and mean, representation", "first register",
-    "distillation without positions", "distillation without head", "registers, gap", "representation without head",
-    "swiglu without bias", "normed queries and keys, no bias", "no patch bias, unfold", "patch norms, no bias",
-    "root, odd sizes", "three stages", "ResNet, unfold, patch norms",
-)  # fmt: skip
-"""Combinations of fields that other cases have one by one; they are slow."""
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in COMBINED)) for name in FIELDS])
+@pytest.mark.parametrize("name", FIELDS)
 def test_every_field(name: str) -> None:
     config = SMALL.replace(**FIELDS[name])
     a, b = traces(config)

@@ -11,9 +11,9 @@ from flax import nnx
 import vit_jax
 import vit_torch
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, parameters, parity, rope
+from vit_core import ViTConfig, parameters, parity, rotations
 from vit_core.parameters import Parameter, groups_of
-from vit_core.rope import PUBLISHED
+from vit_core.rope import PUBLISHED, Rope
 from vit_jax import arrays
 
 # Square matrices, equal heads and head width: a swapped transpose has the right shape, so only values can betray it.
@@ -287,10 +287,10 @@ def test_another_rotation_is_red(
 def test_a_rotation_of_other_tokens_is_red(
     name: str, monkeypatch: pytest.MonkeyPatch, rotary: dict[ViTConfig, np.ndarray]
 ) -> None:
-    true = rope.axial_rotation
+    true = rotations.axial_rotation
     expected = rotary[ROTARY]
 
-    def wrong(config: rope.Rope, grid: tuple[int, int], head_dim: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
+    def wrong(config: Rope, grid: tuple[int, int], head_dim: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
         cos, sin = true(config, grid, head_dim, prefix)
         if name == "backwards":
             return cos, -sin
@@ -300,5 +300,5 @@ def test_a_rotation_of_other_tokens_is_red(
         by = -1 if name == "one token too early" else 1
         return np.roll(cos, by, axis=0), np.roll(sin, by, axis=0)
 
-    monkeypatch.setattr(rope, "axial_rotation", wrong)
+    monkeypatch.setattr(rotations, "axial_rotation", wrong)
     assert parity.difference(in_jax(ROTARY), expected)[1] > 1e-6

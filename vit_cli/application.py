@@ -79,6 +79,7 @@ COMMANDS = {
                 "model": "Measure the models' forward pass and train step, beside those of other libraries.",
                 "train": "Measure the training loop with its input, log and saved steps, beside the bare step.",
                 "input": "Measure how fast images are decoded, cropped and flipped, beside torchvision.",
+                "sources": "Measure how fast examples are read from each kind of source.",
                 "predict": "Measure `vit predict` on generated pictures, beside its model alone and decoding alone.",
                 "startup": "Measure how long `vit --help` takes, and the import of each twin.",
                 "convert": "Measure what converting a checkpoint costs, beside a plain copy of the file.",

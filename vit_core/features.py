@@ -1,9 +1,13 @@
 """Which tokens of a model are features, and how they are pooled, for both twins."""
 
-from typing import Literal, get_args
+from __future__ import annotations
 
-from vit_core.config import ViTConfig
+from typing import TYPE_CHECKING, Literal, get_args
+
 from vit_core.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 Pool = Literal["cls", "gap", "tokens"]
 """The class token [B, D], the mean of the patch tokens [B, D], or all tokens [B, N, D], those before the patches

@@ -6,15 +6,19 @@ along. The twins only apply masks; who draws them (a twin's own generator, or a 
 whether a training step is reproducible elsewhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_core.config import ViTConfig
 from vit_core.errors import unknown_name
-from vit_core.rope import coordinate_change
+from vit_core.rotations import coordinate_change
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 POSITIONS = "pos_drop"
 """Site of the dropout after the positions, outside the blocks."""

@@ -2,15 +2,19 @@
 NaFlex, arXiv:2502.14786). What is decided by sizes alone is computed here, the same for both twins.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from math import ceil
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.position_embeddings import resampling_matrix
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 class Patches(NamedTuple):

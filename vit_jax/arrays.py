@@ -12,7 +12,7 @@ from flax import nnx
 from vit_core import parameters
 from vit_core.errors import InputError
 from vit_core.parameters import Initializer, Parameter, Stack
-from vit_core.rope import mixed_start
+from vit_core.rotations import mixed_start
 
 if TYPE_CHECKING:
     from vit_jax.model import ViT

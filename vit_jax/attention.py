@@ -1,18 +1,22 @@
 """Attention in JAX. Read it beside vit_torch/attention.py; model.py explains the names of arrays."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.config import ViTConfig
 from vit_jax.layers import drop, fused_attention, identity, linear, norm_layer, to_heads, to_width
 from vit_jax.mlp import Mlp
 from vit_jax.relative import RelativeBias
 from vit_jax.rope import MixedRope, rotate
 from vit_jax.stacking import Masks, Places
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 Attend = Literal["plain", "fused"]
 

@@ -1,15 +1,19 @@
 """The model's head, and the methods by which timm's users change it."""
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_core.checkpoints.checkpoint import CheckpointConfig
-from vit_core.config import ViTConfig
 from vit_core.parameters import initial_value, parameters
 from vit_jax.layers import identity, linear
+
+if TYPE_CHECKING:
+    from vit_core.checkpoints.checkpoint import CheckpointConfig
+    from vit_core.config import ViTConfig
 
 
 class Classifier(nnx.Module):

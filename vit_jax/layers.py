@@ -1,23 +1,27 @@
 """The layers that model.py is built from, so that it is about the model alone."""
 
+from __future__ import annotations
+
 import logging
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.config import ViTConfig
 from vit_core.errors import shortened
 from vit_jax.sharding import constrain, on_several_devices
 from vit_jax.stacking import Masks
 
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
+
 logger = logging.getLogger("vit")
 
 
-def norm_layer(config: ViTConfig, size: int | None = None) -> "LayerNorm | RMSNorm":
+def norm_layer(config: ViTConfig, size: int | None = None) -> LayerNorm | RMSNorm:
     """The norm of a config over the last axis, of `size` values (by default the width)."""
     layer = LayerNorm if config.norm == "layer_norm" else RMSNorm
     return layer(size or config.width, config.norm_epsilon)

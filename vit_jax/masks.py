@@ -1,11 +1,17 @@
 """Dropout and stochastic-depth masks drawn by JAX, for training without a host pipeline that draws them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
 from vit_core import masks
-from vit_core.config import ViTConfig
-from vit_core.rope import coordinate_change
+from vit_core.rotations import coordinate_change
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None = None) -> dict[str, jax.Array]:

@@ -1,16 +1,21 @@
 """The MLPs of the blocks in JAX. Read it beside vit_torch/mlp.py; model.py explains the names of arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.config import ViTConfig
 from vit_jax.layers import drop, identity, linear, norm_layer, to_width
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),

@@ -5,16 +5,16 @@ D width, T heads, K head width, F hidden width of the MLP, P values of a patch. 
 layout (kernels with the input's axes first, heads apart); images are NHWC.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import prod
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.checkpoints.checkpoint import CheckpointConfig
-from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
@@ -27,6 +27,10 @@ from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Places, Remat
 from vit_jax.stem import backbone
+
+if TYPE_CHECKING:
+    from vit_core.checkpoints.checkpoint import CheckpointConfig
+    from vit_core.config import ViTConfig
 
 Layer = Callable[[Array], Array]
 

@@ -1,7 +1,9 @@
 """A function of a model on the devices of this machine: uint8 images in, arrays out."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_core.preprocess import Preprocessing, offset_and_scale
 from vit_jax.model import ViT
+
+if TYPE_CHECKING:
+    from vit_core.preprocess import Preprocessing
 
 
 class OnDevices:
@@ -27,6 +31,8 @@ class OnDevices:
         function: Callable[[ViT, jax.Array], jax.Array] = ViT.__call__,
         devices: Sequence[jax.Device] | None = None,
     ) -> None:
+        from vit_core.preprocess import offset_and_scale
+
         self.places = list(devices or jax.local_devices())
         self.devices = len(self.places)
         mesh = Mesh(np.array(self.places), ("batch",))

@@ -3,7 +3,9 @@
 vit_core/relative_positions.py has what both compute alike.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ from flax import nnx
 from jax import Array
 
 from vit_core import relative_positions
-from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_jax.layers import linear
 from vit_jax.stacking import Places
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 class RelativeBias(nnx.Module):

@@ -1,14 +1,18 @@
-"""Rotary positions in JAX. Read it beside vit_torch/rope.py; vit_core/rope.py has the angles."""
+"""Rotary positions in JAX. Read it beside vit_torch/rope.py; vit_core/rotations.py has the angles."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core import rope
-from vit_core.config import ViTConfig
+from vit_core import rotations
 from vit_jax.stacking import Places
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 class MixedRope(nnx.Module):
@@ -21,7 +25,7 @@ class MixedRope(nnx.Module):
         """cos and sin [N, T, K] of the tokens' coordinates, in their precision."""
         freqs_2TA, xy_N2 = self.freqs[...].astype(places["coordinates"].dtype), places["coordinates"]
         angles_NTA = xy_N2[:, 0, None, None] * freqs_2TA[0] + xy_N2[:, 1, None, None] * freqs_2TA[1]
-        cos_NTK, sin_NTK = rope.rotation("neighbours", angles_NTA, jnp)
+        cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTA, jnp)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
@@ -36,20 +40,20 @@ def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Arra
     dtype, prefix = jnp.promote_types(dtype, jnp.float32), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
     if fixed and not traced and change_22 is None:
-        cos_N1K, sin_N1K = rope.axial_rotation(config.rope, grid, config.attention_dim, prefix)
+        cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, grid, config.attention_dim, prefix)
         return {"cos": jnp.asarray(cos_N1K, dtype), "sin": jnp.asarray(sin_N1K, dtype)}
     if traced:
-        xy_N2 = rope.coordinates(config.rope, grid, prefix, jnp)
+        xy_N2 = rotations.coordinates(config.rope, grid, prefix, jnp)
     else:
-        xy_N2 = jnp.asarray(rope.coordinates(config.rope, grid, prefix), dtype)
+        xy_N2 = jnp.asarray(rotations.coordinates(config.rope, grid, prefix), dtype)
     if change_22 is not None:
         shift_2, scale_2 = change_22.astype(xy_N2.dtype)
         changed_N2 = (xy_N2[prefix:] + shift_2) * scale_2
         xy_N2 = jnp.concatenate([xy_N2[:prefix], changed_N2])
     if not fixed:
         return {"coordinates": xy_N2.astype(dtype)}
-    angles_NA = rope.axial_angles(config.rope, xy_N2, config.attention_dim, jnp)
-    cos_NK, sin_NK = rope.rotation(config.rope.pairs, angles_NA, jnp)
+    angles_NA = rotations.axial_angles(config.rope, xy_N2, config.attention_dim, jnp)
+    cos_NK, sin_NK = rotations.rotation(config.rope.pairs, angles_NA, jnp)
     return {"cos": cos_NK[:, None].astype(dtype), "sin": sin_NK[:, None].astype(dtype)}
 
 

@@ -5,15 +5,20 @@ bias and standardised weights, and padding as TensorFlow's "SAME". Names are tho
 Images are NHWC here; I and O are the channels into and out of a convolution.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.config import ViTConfig
 from vit_jax.layers import identity
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 WEIGHT_EPSILON = 1e-5
 """Added to the standard deviation of weights (timm adds 1e-8 to their variance)."""

@@ -4,14 +4,18 @@ The matrices and tables of vit_core.position_embeddings are then filled by JAX o
 exported program, instead of by NumPy for one size. 64-bit types must be enabled, as they are computed in float64.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jax import Array
 from jax.export import is_symbolic_dim
 
-from vit_core.config import ViTConfig
 from vit_core.position_embeddings import filled_matrix, filled_sincos2d
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 def is_traced(grid: tuple[Any, Any]) -> bool:

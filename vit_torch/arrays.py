@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit_core import parameters
 from vit_core.parameters import Initializer
-from vit_core.rope import mixed_start
+from vit_core.rotations import mixed_start
 
 if TYPE_CHECKING:
     from vit_torch.model import ViT

@@ -1,18 +1,22 @@
 """Attention in PyTorch. Read it beside vit_jax/attention.py; model.py explains the names of arrays."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core.config import ViTConfig
 from vit_torch.layers import drop, norm_layer
 from vit_torch.masks import Masks, Places
 from vit_torch.mlp import Mlp
 from vit_torch.relative import RelativeBias
 from vit_torch.rope import MixedRope, rotate
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 Attend = Literal["plain", "fused"]
 

@@ -1,20 +1,23 @@
 """Checkpoint folders in and out of the PyTorch twin."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vit_core.arrays import convert
-from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, save_checkpoint
-from vit_core.checkpoints.opening import open_with_warning
-from vit_core.config import ViTConfig
 from vit_core.parameters import initial_value, parameters
-from vit_core.preprocess import Preprocessing
-from vit_core.storage import Location, location
 from vit_torch import arrays
 from vit_torch.model import ViT
+
+if TYPE_CHECKING:
+    from vit_core.checkpoints import Checkpoint, Provenance
+    from vit_core.config import ViTConfig
+    from vit_core.preprocess import Preprocessing
+    from vit_core.storage import Location
 
 
 def load(
@@ -41,6 +44,8 @@ def load(
         and therefore of the computation; default: as stored. storage: `attention`, `remat` of ViT.
     Raises InputError for a missing, damaged or unfitting checkpoint.
     """
+    from vit_core.checkpoints.opening import open_with_warning
+
     checkpoint = open_with_warning(path, format, fields, part)
     checkpoint = checkpoint.adapt(
         image_size=image_size,
@@ -80,6 +85,9 @@ def save(
     model's.
     Raises InputError where it cannot be written.
     """
+    from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
+    from vit_core.storage import location
+
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters()}
     save_checkpoint(path, Checkpoint.of(config, stored, dtype))

@@ -1,13 +1,18 @@
 """The model's head, and the methods by which timm's users change it."""
 
+from __future__ import annotations
+
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vit_core.checkpoints.checkpoint import CheckpointConfig
-from vit_core.config import ViTConfig
 from vit_core.parameters import initial_value, parameters
 from vit_torch import arrays
+
+if TYPE_CHECKING:
+    from vit_core.checkpoints.checkpoint import CheckpointConfig
+    from vit_core.config import ViTConfig
 
 
 class Classifier(nn.Module):

@@ -1,11 +1,17 @@
 """The layers that the blocks are built from, so that model.py is about the model alone."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core.config import ViTConfig
 from vit_torch.masks import Masks
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 def norm_layer(config: ViTConfig, size: int | None = None) -> nn.Module:

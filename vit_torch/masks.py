@@ -1,11 +1,17 @@
 """Dropout and stochastic-depth masks drawn by PyTorch, for training without a host pipeline that draws them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from vit_core import masks
-from vit_core.config import ViTConfig
-from vit_core.rope import coordinate_change
+from vit_core.rotations import coordinate_change
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 Masks = dict[str, Tensor]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""

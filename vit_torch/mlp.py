@@ -1,15 +1,20 @@
 """The MLPs of the blocks in PyTorch. Read it beside vit_jax/mlp.py; model.py explains the names of arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core.config import ViTConfig
 from vit_torch.layers import drop, norm_layer
 from vit_torch.masks import Masks
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

@@ -5,17 +5,17 @@ D width, T heads, K head width, F hidden width of the MLP, P values of a patch. 
 layout and under its names, which are timm's; images are NCHW.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import prod
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core.checkpoints.checkpoint import CheckpointConfig
-from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.position_embeddings import axis_matrices, sincos2d
@@ -28,6 +28,10 @@ from vit_torch.mlp import Mlp, SwiGLU
 from vit_torch.relative import RelativeBias
 from vit_torch.stacking import Remat
 from vit_torch.stem import backbone
+
+if TYPE_CHECKING:
+    from vit_core.checkpoints.checkpoint import CheckpointConfig
+    from vit_core.config import ViTConfig
 
 Layer = Callable[[Array], Array]
 

@@ -1,15 +1,20 @@
 """A function of a model on the devices of this machine: uint8 images in, arrays out."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vit_core.preprocess import Preprocessing, offset_and_scale
 from vit_torch import arrays
 from vit_torch.model import ViT
+
+if TYPE_CHECKING:
+    from vit_core.preprocess import Preprocessing
 
 
 class OnDevices:
@@ -26,6 +31,8 @@ class OnDevices:
         function: Callable[[ViT, Tensor], Tensor] = ViT.__call__,
         devices: Sequence[str | torch.device] | None = None,
     ) -> None:
+        from vit_core.preprocess import offset_and_scale
+
         cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         places = [torch.device(device) for device in devices or cuda or ["cpu"]]
         self.models = [deepcopy(model).to(device).eval() for device in places[1:]]

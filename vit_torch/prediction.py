@@ -1,17 +1,20 @@
 """`vit_torch.pipeline`: from a checkpoint to what names the classes of pictures."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vit_core.checkpoints import Checkpoint
-from vit_core.checkpoints.opening import open_with_warning
-from vit_core.pipeline import Pipeline
-from vit_core.preprocess import Preprocessing
 from vit_torch.checkpoint import load
 from vit_torch.on_devices import OnDevices
+
+if TYPE_CHECKING:
+    from vit_core.checkpoints import Checkpoint
+    from vit_core.pipeline import Pipeline
+    from vit_core.preprocess import Preprocessing
 
 
 def pipeline(
@@ -41,6 +44,9 @@ def pipeline(
     format, fields, part: as for `vit_core.open_checkpoint`.
     Raises InputError for a missing, damaged or unfitting checkpoint, and for one without a head or labels.
     """
+    from vit_core.checkpoints.opening import open_with_warning
+    from vit_core.pipeline import Pipeline
+
     checkpoint = open_with_warning(path, format, fields, part).adapt(image_size=image_size)
 
     def on_devices(made: Preprocessing) -> OnDevices:

@@ -3,15 +3,21 @@
 vit_core/relative_positions.py has what both compute alike.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
 from vit_core import relative_positions
-from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_torch.masks import Places
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 class RelativeBias(nn.Module):

@@ -1,14 +1,18 @@
-"""Rotary positions in PyTorch. Read it beside vit_jax/rope.py; vit_core/rope.py has the angles."""
+"""Rotary positions in PyTorch. Read it beside vit_jax/rope.py; vit_core/rotations.py has the angles."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core import rope
-from vit_core.config import ViTConfig
+from vit_core import rotations
 from vit_torch.masks import Places
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 class MixedRope(nn.Module):
@@ -23,7 +27,7 @@ class MixedRope(nn.Module):
         """cos and sin [N, T, K] of the tokens' coordinates, in their precision."""
         freqs_2TA, xy_N2 = self.freqs.to(places["coordinates"].dtype), places["coordinates"]
         angles_NTA = xy_N2[:, 0, None, None] * freqs_2TA[0] + xy_N2[:, 1, None, None] * freqs_2TA[1]
-        cos_NTK, sin_NTK = rope.rotation("neighbours", angles_NTA, torch)
+        cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTA, torch)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
@@ -38,20 +42,20 @@ def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Arr
     like, prefix = like.new_zeros((), dtype=torch.promote_types(like.dtype, torch.float32)), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
     if fixed and not traced and change_22 is None:
-        cos_N1K, sin_N1K = rope.axial_rotation(config.rope, grid, config.attention_dim, prefix)
+        cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, grid, config.attention_dim, prefix)
         return {"cos": like.new_tensor(cos_N1K), "sin": like.new_tensor(sin_N1K)}
     if traced:
-        xy_N2 = rope.coordinates(config.rope, grid, prefix, torch).to(like.device)
+        xy_N2 = rotations.coordinates(config.rope, grid, prefix, torch).to(like.device)
     else:
-        xy_N2 = like.new_tensor(rope.coordinates(config.rope, grid, prefix))
+        xy_N2 = like.new_tensor(rotations.coordinates(config.rope, grid, prefix))
     if change_22 is not None:
         shift_2, scale_2 = change_22.to(xy_N2)
         changed_N2 = (xy_N2[prefix:] + shift_2) * scale_2
         xy_N2 = torch.cat([xy_N2[:prefix], changed_N2])
     if not fixed:
         return {"coordinates": xy_N2.to(like)}
-    angles_NA = rope.axial_angles(config.rope, xy_N2, config.attention_dim, torch)
-    cos_NK, sin_NK = rope.rotation(config.rope.pairs, angles_NA, torch)
+    angles_NA = rotations.axial_angles(config.rope, xy_N2, config.attention_dim, torch)
+    cos_NK, sin_NK = rotations.rotation(config.rope.pairs, angles_NA, torch)
     return {"cos": cos_NK[:, None].to(like), "sin": sin_NK[:, None].to(like)}
 
 

@@ -5,12 +5,18 @@ bias and standardised weights, and padding as TensorFlow's "SAME". Names are tho
 Images are NCHW here; I and O are the channels into and out of a convolution.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
-from vit_core.config import ViTConfig
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
+
 
 WEIGHT_EPSILON = 1e-5
 """Added to the standard deviation of weights (timm adds 1e-8 to their variance)."""

@@ -4,13 +4,17 @@ The matrices and tables of vit_core.position_embeddings are then filled by torch
 traced program, instead of by NumPy for one size.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vit_core.config import ViTConfig
 from vit_core.position_embeddings import filled_matrix, filled_sincos2d
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 def resampled(config: ViTConfig, grid: tuple[Any, Any], pos_hwD: Tensor) -> Tensor:

@@ -113,6 +113,17 @@ def test_behind_any_prefix(prefix: str, tmp_path: Path) -> None:
     assert_is(found, model)
 
 
+@pytest.mark.parametrize("head", [None, "fc"])
+def test_pickled_whole(head: str | None, tmp_path: Path) -> None:
+    """`torch.save(model)` instead of its state dict; its classes are not imported."""
+    whole: nn.Module = vit()
+    if head:
+        whole = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("backbone", head)), 1)
+    found = open_checkpoint(in_file(tmp_path, whole), fields=HEADS)
+    assert ("model found under 'backbone'" in found.notes) == bool(head)
+    assert_is(found, whole)
+
+
 @pytest.mark.parametrize("outer", ["", "model."])
 @pytest.mark.parametrize("head", ["fc", "head", "classifier", "linear"])
 @pytest.mark.parametrize("dropout", [False, True])

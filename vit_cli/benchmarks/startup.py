@@ -1,6 +1,7 @@
 """`vit bench startup`: how long `vit --help` takes in a new process and which large packages it imports, and what the
 import of each twin adds to that of its framework."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,9 @@ from vit_cli.requirements import TWINS, missing
 
 HEAVY = ("jax", "torch", "numpy", "pydantic", "vit_core", "vit_train", "vit_jax", "vit_torch", "grain", "transformers")
 """Packages that must not be imported for the help."""
+
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Where Python may keep compiled modules, as it does unless it is forbidden; else each start would compile them."""
 
 _PROGRAM = "from vit_cli.main import main; main()"
 _IMPORTED = (
@@ -77,16 +81,17 @@ def import_startups(repeats: int = 10) -> list[ImportStartup]:
 def imported_by(*words: str) -> tuple[str, ...]:
     """Those of `HEAVY` that a command imports."""
     command = [sys.executable, "-c", _IMPORTED + _PROGRAM, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_ENVIRONMENT)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("imported")]
     return tuple(line.split()[1:])
 
 
 def _output(program: str) -> str:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=_ENVIRONMENT).stdout
 
 
 def _seconds() -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", _PROGRAM, "--help"], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-c", _PROGRAM, "--help"], capture_output=True, check=True, env=_ENVIRONMENT)
     return time.perf_counter() - start

@@ -252,6 +252,36 @@ def input(
     return 0
 
 
+def sources(*, images: int = 2000, rounds: int = 7) -> int:
+    """Measure how fast examples are read from each kind of source.
+
+    On one thread, in random order, from files in the file system's cache: the same JPEG files, generated, in a prepared
+    set, in parquet, in tar shards and in class folders.
+
+    Examples:
+        vit bench sources
+
+    Args:
+        images: Number of examples; about 100 kB each.
+        rounds: How often each has its turn; medians are shown.
+    """
+    require("train", "tensorflow_datasets", "array_record", "pyarrow")
+    from vit_cli.benchmarks import source_speed
+
+    if images < 2:
+        raise InputError(f"--images {images}: expected 2 or more, one of each class")
+    _at_least_one(rounds=rounds)
+    _warn_if_busy()
+    with console.working("writing and reading"):
+        speeds = source_speed.measure(images, rounds)
+    rows = [
+        (name, f"{median(of_rounds):,.0f}", f"{source_speed.times_prepared(speeds, name):.2f}")
+        for name, of_rounds in speeds.items()
+    ]
+    console.table(f"{images:,} examples in random order", ("", "examples/s", "times a prepared set"), rows)
+    return 0
+
+
 def startup(*, repeats: int = 5) -> int:
     """Measure how long `vit --help` takes, and the import of each twin.
 

@@ -11,7 +11,7 @@ from vit_core.storage import require_local
 
 
 def prepare(
-    folder: Place,
+    source: Place,
     /,
     *,
     out: Target,
@@ -20,31 +20,39 @@ def prepare(
     split_seed: int = 0,
     workers: int | None = None,
     shard_size_mib: int = 256,
+    image_column: Annotated[str | None, Parameter(name="--data.image-column", metavar="NAME")] = None,
+    label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None,
+    split_column: Annotated[str | None, Parameter(name="--data.split-column", metavar="NAME")] = None,
 ) -> int:
-    """Pack a folder of images into a data set that loads fast.
+    """Pack images into a data set that loads fast.
 
-    The folder has one subfolder for each class, or train and test (validation, val) with one subfolder for each class.
+    The images are in one subfolder for each class, or in train and test (validation, val) with one subfolder for each
+    class; or a table lists them; or they are in parquet files, in a folder that `datasets` saved, or in tar shards.
     The result is ArrayRecord as tensorflow-datasets lays it out. The same command continues one that was stopped.
 
-    Example:
+    Examples:
         vit prepare ./photos --out ~/data
+        vit prepare labels.csv --out ~/data --name photos
         vit pretrain folder --data.name photos --data.directory ~/data
 
     Args:
-        folder: Folder of images.
+        source: Folder of images, table (.csv, .tsv), .parquet or .tar file, or a pattern of files in quotes.
         out: Folder in which NAME/1.0.0 is made. To use it: --data.name NAME --data.directory OUT.
-        name: Name of the data set (default: the folder's name).
-        held_out: Share of each class that becomes the split "test", where the folder has no splits.
+        name: Name of the data set (default: that of the folder or file).
+        held_out: Share of each class that becomes the split "test", where the source has no splits.
         split_seed: Seed that chooses these images, and the order in which all images are packed.
         workers: Number of processes (default: one for each core).
         shard_size_mib: Size at which a file is closed and the next one begins, in MiB.
+        image_column: Column of the paths or images, as in training.
+        label_column: Column of the labels.
+        split_column: Column of the splits.
     """
     require("train", "tensorflow_datasets", "array_record")
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.data.prepare import prepare as pack
 
     prepared = pack(
-        require_local(folder, "FOLDER"),
+        require_local(source, "SOURCE"),
         require_local(out, "--out"),
         name=name,
         held_out=held_out,
@@ -52,6 +60,9 @@ def prepare(
         workers=workers,
         shard_size_mib=shard_size_mib,
         display=TerminalDisplay(),
+        image_column=image_column,
+        label_column=label_column,
+        split_column=split_column,
     )
     say(prepared.summary)
     return 0

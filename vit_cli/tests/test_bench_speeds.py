@@ -1,4 +1,4 @@
-"""`vit bench train` and `input`: what is compared, and how it is shown."""
+"""`vit bench train`, `input` and `sources`: what is compared, and how it is shown."""
 
 import io
 import statistics
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_cli.benchmarks import input_speed, loop_speed, pictures
+from vit_cli.benchmarks import input_speed, loop_speed, pictures, source_speed
 from vit_cli.tests.printed import Printing, Vit
 
 
@@ -47,9 +47,26 @@ def test_input_is_measured(printed: Printing) -> None:
     assert rows[1][2] == "1.00"
 
 
+def test_every_source_has_the_same_examples(tmp_path: Path) -> None:
+    splits = source_speed.sources(tmp_path, 6)
+    images = {name: sorted((each["label"], each["image"]) for each in split.examples) for name, split in splits.items()}
+    assert list(images) == [source_speed.PREPARED, source_speed.PARQUET, source_speed.TAR, source_speed.FOLDERS]
+    assert all(found == images[source_speed.FOLDERS] for found in images.values())
+    assert len(set(images[source_speed.FOLDERS])) == 6
+    speeds = {source_speed.PREPARED: [2.0, 4.0, 1.0], source_speed.TAR: [3.0, 4.0, 0.5]}
+    assert source_speed.times_prepared(speeds, source_speed.TAR) == 1.0
+
+
+def test_sources_are_measured(printed: Printing) -> None:
+    lines = printed("bench", "sources", "--images", 4, "--rounds", 1).out.splitlines()
+    (prepared,) = (line.split() for line in lines if source_speed.PREPARED in line)
+    assert prepared[-1] == "1.00"
+
+
 def test_wrong_numbers_are_refused(refused: Vit) -> None:
     assert "--steps 0: expected 1 or more" in refused("bench", "train", "--steps", "0")
     assert "--images 0: expected 1 or more" in refused("bench", "input", "--images", "0")
+    assert "--images 1: expected 2 or more" in refused("bench", "sources", "--images", "1")
 
 
 @pytest.mark.slow

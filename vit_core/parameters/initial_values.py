@@ -5,7 +5,7 @@ from zlib import crc32
 import numpy as np
 
 from vit_core.parameters.row import Parameter
-from vit_core.rope import mixed_start
+from vit_core.rotations import mixed_start
 
 
 def initial_value(row: Parameter, seed: int) -> np.ndarray:

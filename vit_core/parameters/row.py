@@ -19,7 +19,7 @@ class Initializer:
     """A distribution to draw a parameter from, its fans already worked out.
 
     kind, value: constant (the value), normal (standard deviation), uniform (the limit, symmetric about 0),
-    truncated_normal (standard deviation before truncation at two of it), rope (the base; vit_core.rope.mixed_start).
+    truncated_normal (standard deviation before truncation at two of it), rope (the base; see vit_core.rotations).
     """
 
     kind: Literal["constant", "normal", "truncated_normal", "uniform", "rope"]

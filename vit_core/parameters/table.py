@@ -1,13 +1,18 @@
 """The one table of parameters: for a config, every parameter once, in the order in which the network computes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import lru_cache
 from math import prod, sqrt
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from vit_core.config import ViTConfig
 from vit_core.parameters.row import Initializer, Parameter, axes_of
 from vit_core.relative_positions import displacements
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
 
 
 @lru_cache(maxsize=64)
@@ -77,7 +82,7 @@ def _lecun_normal(fan_in: int) -> Initializer:
     return Initializer("truncated_normal", sqrt(1 / fan_in) / 0.87962566103423978)
 
 
-def _patch_embed(table: "_Table", c: ViTConfig) -> None:
+def _patch_embed(table: _Table, c: ViTConfig) -> None:
     patch = "(channels patch_height patch_width)"
     if c.stem_layers is not None:
         _stem(table, c, c.stem_layers)
@@ -97,7 +102,7 @@ def _patch_embed(table: "_Table", c: ViTConfig) -> None:
         table.norm("patch_embed.norm")
 
 
-def _stem(table: "_Table", c: ViTConfig, layers: tuple[int, ...]) -> None:
+def _stem(table: _Table, c: ViTConfig, layers: tuple[int, ...]) -> None:
     """The ResNet of Google's hybrids under the names of timm's ResNetV2 (of its stem, where there is no stage)."""
     root, into = "patch_embed.backbone.stem." if layers else "patch_embed.backbone.", c.stem_width
     table.convolution(f"{root}conv", f"{root}norm", 7, c.channels, into)
@@ -113,7 +118,7 @@ def _stem(table: "_Table", c: ViTConfig, layers: tuple[int, ...]) -> None:
             into = out
 
 
-def _block(table: "_Table", c: ViTConfig) -> None:
+def _block(table: _Table, c: ViTConfig) -> None:
     if c.branch_norm == "before":
         table.norm("norm1")
     _attention(table, c)
@@ -129,7 +134,7 @@ def _block(table: "_Table", c: ViTConfig) -> None:
     table.layer_scale("ls1" if c.parallel else "ls2")
 
 
-def _attention(table: "_Table", c: ViTConfig) -> None:
+def _attention(table: _Table, c: ViTConfig) -> None:
     # Xavier's fans are those of one of the three projections, which Google's code keeps apart.
     projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
     table.linear("attn.qkv", ["qkv", "heads", "head_dim"], ["width"], init=projection, batch="qkv")
@@ -155,7 +160,7 @@ def _attention(table: "_Table", c: ViTConfig) -> None:
         table.bias("attn.proj", "width")
 
 
-def _relative_bias(table: "_Table", c: ViTConfig, name: str) -> None:
+def _relative_bias(table: _Table, c: ViTConfig, name: str) -> None:
     if c.relative_bias == "table":
         layout, start = "displacements heads", Initializer("truncated_normal", 0.02)
         table.add(f"{name}.relative_position_bias_table", layout, None, layout, init=start)
@@ -167,9 +172,7 @@ def _relative_bias(table: "_Table", c: ViTConfig, name: str) -> None:
     table.bias(f"{name}.mlp.fc2", out)
 
 
-def _mlp(
-    table: "_Table", name: str, c: ViTConfig, *, gated: bool = False, bias: bool = True, norm: bool = False
-) -> None:
+def _mlp(table: _Table, name: str, c: ViTConfig, *, gated: bool = False, bias: bool = True, norm: bool = False) -> None:
     xavier, small = _xavier_uniform(c.width, table.sizes["mlp"]), Initializer("normal", 1e-6)
     gate = ["gate"] if gated else []
     table.linear(f"{name}.fc1", [*gate, "mlp"], ["width"], init=xavier, batch="".join(gate))
@@ -182,7 +185,7 @@ def _mlp(
         table.bias(f"{name}.fc2", "width", init=small)
 
 
-def _attention_pool(table: "_Table", c: ViTConfig) -> None:
+def _attention_pool(table: _Table, c: ViTConfig) -> None:
     """big_vision's MAPHead under timm's names (AttentionPoolLatent). The probe's fans are (1, width) there."""
     pool_dim = c.width // c.pooling_heads
     table.sizes |= {"heads": c.pooling_heads, "pool_dim": pool_dim, "mlp": c.pooling_mlp_dim}

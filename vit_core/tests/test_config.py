@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import vit_core
 from vit_core import CheckpointConfig, InputError, ViTConfig, variant
 from vit_core.variants import VARIANTS
 
@@ -16,6 +17,15 @@ FIELDS = {
     "mlp_dim": 40,
     "num_classes": 5,
 }
+
+
+def test_names_of_the_package_are_those_of_its_modules() -> None:
+    """They are imported when they are first used."""
+    assert [name for name in vit_core.__all__ if not hasattr(vit_core, name)] == []
+    assert vit_core.variant is vit_core.variants.variant
+    assert vit_core.Checkpoint is vit_core.checkpoints.checkpoint.Checkpoint
+    with pytest.raises(AttributeError, match="module 'vit_core' has no attribute 'variety'"):
+        _ = vit_core.variety  # type: ignore[attr-defined]
 
 
 def test_sizes() -> None:

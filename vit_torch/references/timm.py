@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial, partialmethod
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -67,7 +67,7 @@ def float64_angles(model: nn.Module) -> Iterator[None]:
                 for name, buffer in list(one.named_buffers(recurse=False)):  # they may be on the meta device
                     empty = torch.empty_like(buffer, device="cpu", dtype=torch.float64)
                     one.register_buffer(name, empty, persistent=name not in one._non_persistent_buffers_set)
-                one.init_non_persistent_buffers()
+                cast(Any, one).init_non_persistent_buffers()
         yield
 
 

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 
 from vit_core import masks
 from vit_core.errors import InputError
@@ -23,6 +21,9 @@ from vit_train.data.augmentation import augmented, draw_mix
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
+
+if TYPE_CHECKING:
+    import grain
 
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
@@ -105,10 +106,12 @@ class Batches:
         _ = self.class_weights_C
 
     @cached_property
-    def order(self) -> grain.MapDataset | BalancedOrder:
+    def order(self) -> "grain.MapDataset | BalancedOrder":
         """Index in the split of each example of the run."""
         if self.config.sampling == "balanced":
             return BalancedOrder(self.occurrences, self.config.seed)
+        import grain
+
         return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
 
     @cached_property
@@ -249,6 +252,9 @@ class EvaluationBatches:
 
 def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
     """The batches `which` in order, made in advance by threads, or by `workers` processes of so many threads each."""
+    import grain  # it imports jax, which the PyTorch engine does not need before
+    from absl import flags
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = grain.MapDataset.source(batches).slice(which).to_iter_dataset(options)
     if workers:

@@ -1,4 +1,4 @@
-"""Packs class folders into a set that tensorflow-datasets reads; image files are stored unchanged (`vit prepare`).
+"""Packs images into a set that tensorflow-datasets reads; image files are stored unchanged (`vit prepare`).
 
 A set is built shard by shard in OUT/name/1.0.0.incomplete and moved to OUT/name/1.0.0 when nothing is missing, so a set
 at that place is complete. Finished shards are kept: after a kill, the same call continues, to the same bytes.
@@ -25,14 +25,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
 
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints.containers import write_npz
 from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
 from vit_core.storage import exclusive, staged_files
 from vit_train.config import Data
 from vit_train.data.checking import check_apart
 from vit_train.data.sources import Split, open_split
-from vit_train.data.sources.folders import Files, split_folders
-from vit_train.data.sources.prepared import PREPARED
+from vit_train.data.sources.opening import FILES, split_names_of
+from vit_train.data.sources.prepared import LABELS, PREPARED
+from vit_train.data.sources.split import Listed
 from vit_train.data.sources.split_names import PREFERRED, spelled
 from vit_train.display import SILENT, Display
 from vit_train.processes import end_with_parent
@@ -52,7 +55,7 @@ class Prepared:
     """Examples by split."""
     classes: int
     unreadable: tuple[tuple[str, str], ...]
-    """Images that were skipped: path below the folder that was packed, and the reason."""
+    """Images that were skipped: path below the folder that was packed, or name in a file; and the reason."""
 
     @property
     def summary(self) -> str:
@@ -72,7 +75,7 @@ class Shard:
     split: str
     file: str
     folder: Path
-    images: Files
+    images: Listed
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,12 @@ class Packed:
     bytes: int
     unreadable: Sequence[Sequence[str]]
     """File and reason of each."""
+    labels: Sequence[int]
+    """The label of each record."""
 
 
 def prepare(
-    folder: Path,
+    source: Path,
     out: Path,
     *,
     name: str | None = None,
@@ -95,21 +100,28 @@ def prepare(
     workers: int | None = None,
     shard_size_mib: int = 256,
     display: Display = SILENT,
+    **columns: str | None,
 ) -> Prepared:
-    """Packs the folder's splits (or train and a drawn test split) into OUT/name/1.0.0; continues after a kill.
+    """Packs the splits of a source (or train and a drawn test split) into OUT/name/1.0.0; continues after a kill.
 
-    workers: processes (default: one for each core). Raises InputError for what cannot be packed or written, and where
-    another set is in the place.
+    source: class folders, a table, parquet files, a saved `datasets` folder or tar shards; also a pattern of files.
+    workers: processes (default: one for each core). columns: fields of `Data` that name columns, such as label_column.
+    Raises InputError for what cannot be packed or written, and where another set is in the place.
     """
     for option, number in (("workers", workers), ("shard-size-mib", shard_size_mib)):
         if number is not None and number < 1:
             raise InputError(f"--{option} {number}: expected 1 or more")
-    check_apart(out, Data(name=f"{folder}{os.sep}"))
-    name = valid_name(folder, name)
+    where = str(source) if _is_file(source) else f"{source}{os.sep}"
+    data = Data(name=where, held_out=held_out, split_seed=split_seed, **columns)
+    check_apart(out, data)
+    name = valid_name(source, name)
     set_folder = out / name / VERSION
     work = set_folder.with_name(f"{VERSION}.incomplete")
-    with display.working(f"listing {folder}"):
-        splits = find_splits(folder, Data(name=f"{folder}{os.sep}", held_out=held_out, split_seed=split_seed))
+    with display.working(f"listing {source}"):
+        splits = find_splits(source, data)
+    for split in splits.values():
+        split.make_ready(display)
+    with display.working(f"planning {name}"):
         shards, plan = plan_shards(splits, name, work, split_seed, shard_size_mib * 2**20)
     with exclusive(set_folder.parent):
         if not set_folder.exists():
@@ -122,10 +134,17 @@ def prepare(
     return prepared
 
 
-def valid_name(folder: Path, name: str | None) -> str:
-    """The set's name, by default the folder's, in the characters that tensorflow-datasets accepts: lower-case letters,
-    digits and _. InputError for a given name of other characters."""
-    given = name or folder.resolve().name
+def _is_file(source: Path) -> bool:
+    """Whether a source is a file, or a pattern of files, by its name: one that is missing is reported as such."""
+    return source.name.lower().endswith(FILES) and not source.is_dir()
+
+
+def valid_name(source: Path, name: str | None) -> str:
+    """The set's name, by default that of the folder or file, in the characters that tensorflow-datasets accepts:
+    lower-case letters, digits and _. InputError for a given name of other characters."""
+    is_pattern = any(char in source.name for char in "*?[") and not source.exists()
+    path = (source.parent if is_pattern else source).resolve()
+    given = name or (path.name.rpartition(".")[0] if _is_file(path) else path.name)
     valid = re.sub("[^a-z0-9]+", "_", naming.camelcase_to_snakecase(given)).strip("_")
     valid = valid if re.match("[a-z]", valid) else f"set_{valid}".rstrip("_")
     if name and name != valid:
@@ -133,15 +152,15 @@ def valid_name(folder: Path, name: str | None) -> str:
     return valid
 
 
-def find_splits(folder: Path, data: Data) -> dict[str, Split]:
-    """The folder's splits by name. InputError also for a name of a class that the set could not contain."""
+def find_splits(source: Path, data: Data) -> dict[str, Split]:
+    """A source's splits by name. InputError also for a name of a class that the set could not contain."""
     train = open_split(data, "train")
-    if not isinstance(train.examples, Files) or not folder.is_dir():
-        raise InputError(f"{folder}: a data set of another kind; expected class folders")
+    if not isinstance(train.examples, Listed):
+        raise InputError(f"{source}: a prepared set already; expected class folders, a table, parquet or tar files")
     for label in train.labels:
         if label != label.strip() or not label.isprintable():  # label.labels.txt has a line for each, stripped
-            raise InputError(f"class folder {label!r}: expected a name of printable characters, no space at its ends")
-    known = split_folders(folder)
+            raise InputError(f"class {label!r}: expected a name of printable characters, no space at its ends")
+    known = split_names_of(data)
     splits = {"train": train}
     for name in PREFERRED["test"]:
         if (found := spelled(name, known)) is not None:
@@ -158,27 +177,19 @@ def plan_shards(
     shards, digest = [], hashlib.sha256(json.dumps([name, *splits["train"].labels]).encode())
     for split, source in splits.items():
         files = source.examples
-        assert isinstance(files, Files)
+        assert isinstance(files, Listed)
         order_N = np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(len(files))
         files = files.take(order_N)
-        status_N2 = np.array([_size_and_time(files.name(i)) for i in range(len(files))])
+        status_N2 = files.sizes_and_times()
         count = math.ceil(max(status_N2[:, 0].sum() / shard_bytes, len(files) / MAX_RECORDS, 1))
         template = naming.ShardedFileTemplate(work, dataset_name=name, split=split, filetype_suffix="array_record")
         for i, part_N in enumerate(np.array_split(np.arange(len(files)), min(count, len(files)))):
             path = Path(template.sharded_filepath(shard_index=i, num_shards=min(count, len(files))))
             shards.append(Shard(split, path.name, work / f"{split}-{i}", files.take(part_N)))
             digest.update(path.name.encode())
-        for array in (files.names_N, files.labels_N, status_N2):
-            digest.update(array.tobytes())
+        for part in (*files.identity, status_N2.tobytes()):
+            digest.update(part if isinstance(part, bytes) else repr(part).encode())
     return shards, digest.hexdigest()
-
-
-def _size_and_time(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:  # a broken link: it is listed as unreadable later
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def start_plan(work: Path, plan: str) -> None:
@@ -229,18 +240,19 @@ def _start_worker() -> None:
 def pack(shard: Shard) -> Packed:
     """Writes a shard and its result, both or neither; where they exist already, only the result is read."""
     result = shard.folder / RESULT
-    if result.exists():
-        return Packed(**json.loads(result.read_text()))
+    if result.exists() and "labels" in (stored := json.loads(result.read_text())):  # earlier versions wrote none
+        return Packed(**stored)
     with staged_files(shard.folder, (shard.file, RESULT)) as stage, warnings.catch_warnings(action="ignore"):
         packed = _write_records(shard.images, stage / shard.file)
         (stage / RESULT).write_text(json.dumps(asdict(packed)))
     return packed
 
 
-def _write_records(images: Files, path: Path) -> Packed:
+def _write_records(images: Listed, path: Path) -> Packed:
     """Writes a record of each image that can be decoded, in their order. OSError where the disk refuses."""
     serializer = example_serializer.ExampleSerializer(features(()).get_serialized_info())
     sizes: list[int] = []
+    labels: list[int] = []
     unreadable = []
 
     def records() -> Iterator[tuple[int, bytes]]:
@@ -249,18 +261,19 @@ def _write_records(images: Files, path: Path) -> Packed:
                 example = images[i]
                 decode_image(example["image"])
             except InputError as error:
-                unreadable.append([os.fsdecode(images.names_N[i]), str(error)])
+                unreadable.append([os.fsdecode(images.keys_N[i]) or images.name(i), str(error)])
                 continue
             # Not by serialize_example: the order of its fields varies.
             record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
             sizes.append(len(record))
+            labels.append(example["label"])
             yield i, record
 
     try:
         file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
     except RuntimeError as error:  # array_record raises it for every error of the file system
         raise OSError(str(error).split(";")[0]) from None
-    return Packed(len(sizes), sum(sizes), unreadable)
+    return Packed(len(sizes), sum(sizes), unreadable, labels)
 
 
 def features(labels: Sequence[str]) -> Any:
@@ -273,12 +286,14 @@ def assemble(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], la
     """Moves the shards into the set's folder, then writes the files by which tensorflow-datasets recognizes a set."""
     info = _info(folder, shards, packed, labels, plan)
     unreadable = [re.sub(r"\s", " ", file) + "\t" + reason for result in packed for file, reason in result.unreadable]
-    with staged_files(folder, (UNREADABLE, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
+    by_file = {shard.file: np.array(result.labels, np.int32) for shard, result in zip(shards, packed, strict=True)}
+    with staged_files(folder, (UNREADABLE, LABELS, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
         for shard in shards:
             if (shard.folder / shard.file).exists():  # otherwise a process that was killed here has moved it
                 os.replace(shard.folder / shard.file, folder / shard.file)
         text = "".join(f"{line}\n" for line in sorted(unreadable))
         (stage / UNREADABLE).write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_npz(stage / LABELS, LazyArrays.of(by_file))
         info.write_to_directory(stage)
 
 
@@ -287,7 +302,7 @@ def _info(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], label
     identity = dataset_info.DatasetIdentity(name, tfds.core.Version(VERSION), os.fspath(folder), module_name="")
     info = tfds.core.DatasetInfo(
         builder=identity,
-        description="Class folders, packed by `vit prepare`; every image is the bytes of its file.",
+        description="Packed by `vit prepare`; every image is the bytes of its file.",
         features=features(labels),
         supervised_keys=("image", "label"),
         metadata=tfds.core.MetadataDict(plan=plan),

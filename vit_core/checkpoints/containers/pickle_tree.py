@@ -167,16 +167,27 @@ class PlainTree:
         return self._object(value, state, keys)
 
     def _module(self, state: Mapping[str, Any], keys: tuple[str, ...]) -> _Plain:
-        """What the `state_dict` of a pickled torch.nn.Module has, nested."""
+        """What the `state_dict` of a pickled torch.nn.Module has, under the same names."""
         buffers, temporary = state.get("_buffers"), state.get("_non_persistent_buffers_set")
         groups = (state["_parameters"], buffers if isinstance(buffers, dict) else {}, state["_modules"])
         skipped = temporary if isinstance(temporary, list) else []
-        self._copied += sum(map(len, groups)) + len(skipped)
-        if self._copied > _MOST_COPIED:
-            raise ValueError(f"more than {_MOST_COPIED:,} members of modules")
+        self._count_copied(sum(map(len, groups)) + len(skipped))
         names = {name for name in skipped if isinstance(name, str)}
         members = {k: v for group in groups for k, v in group.items() if v is not None and k not in names}
-        return self._mapping(members, keys)
+        nested = self._mapping(members, keys)
+        if nested.size > _MOST_VALUES or not isinstance(nested.value, Mapping):
+            return nested
+        self._count_copied(nested.size)
+        names_joined: dict[str, Any] = {}
+        for name, value in nested.value.items():  # a module in this one already has the names joined
+            inner = value.items() if isinstance(value, Mapping) else [("", value)]
+            names_joined |= {f"{name}.{rest}".removesuffix("."): x for rest, x in inner}
+        return nested._replace(value=names_joined)
+
+    def _count_copied(self, members: int) -> None:
+        self._copied += members
+        if self._copied > _MOST_COPIED:
+            raise ValueError(f"more than {_MOST_COPIED:,} members of modules")
 
     def _object(self, value: Instance, state: dict[Any, Any], keys: tuple[str, ...]) -> _Plain:
         """A stand-in; a mapping where the attributes have arrays in them, as a training state's or a compiled

@@ -31,7 +31,8 @@ from vit_core.checkpoints.formats.rules import Rule, rule, write_by_rules
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, abbreviate
 from vit_core.parameters import parameters
-from vit_core.rope import Rope, frequencies
+from vit_core.rope import Rope
+from vit_core.rotations import frequencies
 
 PERIODS = "rope_embed.periods"
 """The name by which these files are recognised."""

@@ -13,7 +13,7 @@ from vit_core.errors import InputError, abbreviate
 from vit_core.picture_files import extensions, files_below
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
-from vit_train.data.sources.split import Listed, Split, Which
+from vit_train.data.sources.split import Listed, Split, Which, size_and_time
 
 RUN = b"run.json"
 """A file that marks the folder of a training run."""
@@ -51,6 +51,10 @@ class Files(Listed):
                 return file.read(length)
         except OSError as error:
             raise InputError(f"cannot read image {self.name(i)!r}: {error.strerror}") from None
+
+    def sizes_and_times(self) -> np.ndarray:
+        """Those of each file."""
+        return np.array([size_and_time(self.name(i)) for i in range(len(self))])
 
     @property
     def keys_N(self) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data.sources import columns, prepared, shards, tables
-from vit_train.data.sources.folders import class_folders, subfolders
+from vit_train.data.sources.folders import class_folders, split_folders, subfolders
 from vit_train.data.sources.listing import Listing, split_of
 from vit_train.data.sources.prepared import prepared_split
 from vit_train.data.sources.split import Split, Which
@@ -32,6 +32,15 @@ def open_split(data: Data, which: Which) -> Split:
     if len(split.labels) < 2:
         raise InputError(f"{split.title}: classes: {', '.join(split.labels) or 'none'}; expected two or more")
     return split
+
+
+def split_names_of(data: Data) -> list[str]:
+    """The splits that data in a folder or in files are divided into; none where they are not divided."""
+    path = data_path(data)
+    if path is None:
+        return []
+    listing = _listing(path, data)
+    return split_folders(path) if listing is None else list(dict.fromkeys(listing.splits or ()))
 
 
 def data_path(data: Data) -> Path | None:

@@ -9,7 +9,9 @@ from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
@@ -24,6 +26,8 @@ from vit_train.user_cache import user_cache
 
 PREPARED = ("features.json", "dataset_info.json")
 """Files that tensorflow-datasets writes beside the records of a set."""
+LABELS = "labels.npz"
+"""File that `vit prepare` writes beside them: the label of each record, by the name of the records' file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,19 @@ class Records(Source):
     @cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(count for _, _, count in self.parts))
+
+    @cached_property
+    def labels_N(self) -> np.ndarray | None:
+        """int32: the label of each example, where a file beside the records has them: then nobody need read these."""
+        labels_file = os.path.join(os.path.dirname(self.parts[0][0]), LABELS)
+        if not os.path.exists(labels_file):
+            return None
+        try:
+            with np.load(labels_file) as labels:
+                known = [labels[os.path.basename(file)][first : first + count] for file, first, count in self.parts]
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{labels_file}: damaged ({error}); remove it, and the records are read instead") from None
+        return np.concatenate(known)
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -46,6 +46,10 @@ class SeveralLabels(Listed):
         """Those of the images."""
         return self.images.places()
 
+    def sizes_and_times(self) -> np.ndarray:
+        """Those of the images."""
+        return self.images.sizes_and_times()
+
     def head(self, i: int, length: int) -> bytes:
         """As the other source reads it."""
         return self.images.head(i, length)

@@ -20,7 +20,7 @@ from vit_train.config import Data
 from vit_train.data.sources import tar_members
 from vit_train.data.sources.listing import Listing, optional_column
 from vit_train.data.sources.prepared import cache_folder
-from vit_train.data.sources.split import Listed
+from vit_train.data.sources.split import Listed, size_and_time
 from vit_train.data.sources.split_names import split_of_file
 from vit_train.data.sources.tables import LABELS, SPLITS
 
@@ -67,6 +67,11 @@ class Members(Listed):
         return (
             (files[file], offset) for file, offset in zip(self.file_N.tolist(), self.offset_N.tolist(), strict=True)
         )
+
+    def sizes_and_times(self) -> np.ndarray:
+        """The size of each image, the time of its tar file."""
+        time_F = np.array([size_and_time(file)[1] for file in self.files])
+        return np.stack([self.size_N, time_F[self.file_N]], axis=1)
 
     def head(self, i: int, length: int) -> bytes:
         """The first bytes of image i."""

@@ -1,6 +1,7 @@
 """What every kind of source gives: its examples at random, and where a person finds each of them."""
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -54,6 +55,11 @@ class Listed(Source):
     def head(self, i: int, length: int) -> bytes:
         """The first bytes of image file i, at least as many as it has or `length`. InputError as for reading it."""
 
+    @abstractmethod
+    def sizes_and_times(self) -> np.ndarray:
+        """int64 [N, 2]: the bytes of each image (of a parquet file an even share), and when its file was last changed,
+        in ns; zeros for a file that is not there."""
+
     def take(self, indices_M: np.ndarray) -> Self:
         """The examples of these indices, in their order."""
         arrays = [field.name for field in fields(self) if field.name.endswith("_N")]  # type: ignore[arg-type]
@@ -93,3 +99,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Bytes of a file, and when it was last changed, in ns; zeros where it is not there, as for a broken link."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

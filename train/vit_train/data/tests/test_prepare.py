@@ -215,14 +215,14 @@ def test_interrupted_at_any_rename(tmp_path: Path) -> None:
         tmp_path / "photos", {f"{label}/{i}.png": image(i) for label in "ab" for i in range(6)} | {"a/x.png": b""}
     )
     expected = contents(packed(folder, tmp_path / "whole", held_out=0.0).folder)
-    # 4 stages; the plan; 2 x (shard, result); 2 shards moved into the set; 5 other files of the set; the set.
-    for step in range(17):
+    # 4 stages; the plan; 2 x (shard, result); 2 shards moved into the set; 6 other files of the set; the set.
+    for step in range(18):
         with stopped_at_rename(step), pytest.raises(KeyboardInterrupt):
             packed(folder, tmp_path / f"{step}", held_out=0.0)
         assert not (tmp_path / f"{step}/photos/1.0.0").exists()
         assert contents(packed(folder, tmp_path / f"{step}", held_out=0.0).folder) == expected
         assert os.listdir(tmp_path / f"{step}/photos") == ["1.0.0"]
-    with stopped_at_rename(17):
+    with stopped_at_rename(18):
         packed(folder, tmp_path / "last", held_out=0.0)
 
 
@@ -336,11 +336,9 @@ def test_options_that_are_refused(photos: Path, tmp_path: Path, options: Any, me
 def test_folders_that_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nix: No such file or directory; expected a readable folder"):
         packed(tmp_path / "nix", tmp_path / "out")
-    with pytest.raises(InputError, match=re.escape("1.0.0: a data set of another kind; expected class folders")):
+    with pytest.raises(InputError, match=re.escape("1.0.0: a prepared set already; expected class folders")):
         packed(packed(photos, tmp_path / "out").folder, tmp_path / "again")
     for name in ("c ", "c\n", "c\nd", os.fsdecode(b"c\xff")):
         folder = fill(tmp_path / name.encode(errors="replace").hex(), {"a/1.png": image(1), f"{name}/1.png": image(1)})
-        with pytest.raises(
-            InputError, match=r"class folder 'c.*': expected a name of printable characters, no space at"
-        ):
+        with pytest.raises(InputError, match=r"class 'c.*': expected a name of printable characters, no space at"):
             packed(folder, tmp_path / "out", held_out=0.0)

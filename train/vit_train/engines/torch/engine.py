@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 import vit_torch
@@ -26,6 +25,7 @@ from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.sharding import (
     accumulating,
     gather_slices,
+    is_sharded,
     local_slice,
     resolve_mesh,
     shard,
@@ -137,7 +137,7 @@ class TorchEngine(Member):
         self.network.eval()
         with self._averages_as_weights() if averaged else nullcontext():
             logits_BC = self.network(self.on_device(images_BHWC))
-            if isinstance(self.network.model, FSDPModule):
+            if is_sharded(self.network.model):
                 self.network.model.reshard()  # otherwise it keeps gathered weights, which a change leaves outdated
         self.network.train()
         logits: np.ndarray = logits_BC.cpu().to(getattr(torch, self.config.dtype)).numpy()

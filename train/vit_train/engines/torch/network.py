@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
 import vit_torch
 from vit_core.preprocess import Preprocessing, offset_and_scale
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
+from vit_train.engines.torch.sharding import is_sharded
 
 
 class Network(nn.Module):
@@ -25,7 +25,7 @@ class Network(nn.Module):
         """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed."""
         x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
         # FSDP casts as it gathers.
-        if isinstance(self.model, FSDPModule) or next(self.model.parameters()).dtype == self.compute:
+        if is_sharded(self.model) or next(self.model.parameters()).dtype == self.compute:
             logits_BC: Tensor = self.model(x_BCHW, masks)
             return logits_BC
         cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import vit_torch
 from vit_core.errors import InputError
 from vit_train.config import Mesh, TrainConfig
 from vit_train.engines.torch.processes import Processes
+
+if TYPE_CHECKING:  # their import takes more than a second, so the functions that need them import them
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 BY_MATRIX = ("adafactor", "lamb")
 """Optimizers that need whole matrices."""
@@ -43,6 +44,9 @@ def shard(model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch
 
     The slices are gathered in the compute dtype; their gradients are averaged in the parameters' dtype.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     if mesh.data > 1:  # slices are equal along the first axis
         over = init_device_mesh(device.type, (mesh.data, mesh.fsdp), mesh_dim_names=("data", "fsdp"))
     else:
@@ -53,6 +57,16 @@ def shard(model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch
         fully_shard(module, mesh=over, mp_policy=policy)
 
 
+def is_sharded(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    """Whether `shard` has cut the parameters of a module into slices."""
+    return hasattr(module, "unshard")
+
+
+def _is_slice(p: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a parameter or gradient is one of those slices."""
+    return hasattr(p, "device_mesh")
+
+
 def accumulating(parallel: nn.Module, model: nn.Module) -> AbstractContextManager[None]:
     """Within the context gradients are summed in this process, until a later backward pass averages them over the
     processes.
@@ -61,11 +75,11 @@ def accumulating(parallel: nn.Module, model: nn.Module) -> AbstractContextManage
     """
     if isinstance(parallel, DistributedDataParallel):
         return cast(AbstractContextManager[None], parallel.no_sync())
-    return _without_all_reduce(model) if isinstance(model, FSDPModule) else nullcontext()
+    return _without_all_reduce(model) if is_sharded(model) else nullcontext()
 
 
 @contextmanager
-def _without_all_reduce(model: FSDPModule) -> Iterator[None]:
+def _without_all_reduce(model: "FSDPModule") -> Iterator[None]:
     model.set_requires_all_reduce(False)
     yield
     model.set_requires_all_reduce(True)
@@ -73,27 +87,31 @@ def _without_all_reduce(model: FSDPModule) -> Iterator[None]:
 
 def local_slice(p: Tensor) -> Tensor:
     """This process's slice of a parameter or gradient, sharing its memory; all of it where it is not sliced."""
-    return p.to_local().detach() if isinstance(p, DTensor) else p.detach()
+    return p.to_local().detach() if _is_slice(p) else p.detach()
 
 
 def slice_like(whole: Tensor, p: Tensor) -> Tensor:
     """The slice of a whole tensor that corresponds to this process's slice of the parameter p."""
-    if not isinstance(p, DTensor):
+    if not _is_slice(p):
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     # Every process has the whole tensor: it need not be sent.
     return distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None).to_local()
 
 
 def gather_slices(local: Tensor, p: Tensor) -> Tensor:
     """The whole tensor from the slices that correspond to those of the parameter p; every process has to call it."""
-    if not isinstance(p, DTensor):
+    if not _is_slice(p):
         return local
+    from torch.distributed.tensor import DTensor
+
     placed = DTensor.from_local(local, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
     return placed.full_tensor()
 
 
 def sum_over_slices(x: Tensor, p: Tensor) -> Tensor:
     """The sum of what was computed from each slice of the parameter p; x is overwritten."""
-    if isinstance(p, DTensor):
+    if _is_slice(p):
         dist.all_reduce(x, group=p.device_mesh.get_group("fsdp"))
     return x
