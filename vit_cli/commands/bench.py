@@ -1,7 +1,7 @@
 """`vit bench`: a command for each thing that is measured."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -222,16 +222,17 @@ def input(
     images: int = 64,
     rounds: int = 5,
 ) -> int:
-    """Measure how fast images are decoded, cropped and flipped, beside torchvision.
+    """Measure how fast training images are made, beside torchvision.
 
-    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped.
+    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped; and
+    batches of a set like CIFAR-10, whose decoded images are in memory: random crops, flips and mixup.
 
     Examples:
         vit bench input
         vit bench input --interpolation bicubic
 
     Args:
-        interpolation: Filter of the resize, for all.
+        interpolation: Filter of the resize of JPEG files, for all.
         images: Number of files in a round.
         rounds: How often each has its turn; medians are shown.
     """
@@ -241,15 +242,22 @@ def input(
     _at_least_one(images=images, rounds=rounds)
     _warn_if_busy()
     with console.working("decoding"):
-        speeds = dict(input_speed.measure(interpolation, images, rounds))
+        large = input_speed.measure(interpolation, images, rounds)
+    _print_input(f"JPEG to a crop of 224, {interpolation}", large)
+    with console.working("a small set"):
+        small = input_speed.measure_small(rounds)
+    _print_input("32 x 32 in memory: crop, flip, mixup", small)
+    return 0
+
+
+def _print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
+    from vit_cli.benchmarks import input_speed
+
     rows = []
     for name, of_rounds in speeds.items():
         times = input_speed.times_pillow(speeds, name)
         rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
-    console.table(
-        f"JPEG to a crop of 224, {interpolation}", ("", "images/s a core", f"times {input_speed.PILLOW}"), rows
-    )
-    return 0
+    console.table(title, ("", "images/s a core", f"times {input_speed.PILLOW}"), rows)
 
 
 def startup(*, repeats: int = 5) -> int:
