@@ -1,6 +1,7 @@
 """The loops of `vit_core.resampling`, compiled by numba when this module is imported; nothing else imports it.
 
-All arithmetic is in whole numbers, so the compiler cannot change a result. The first import on a machine compiles for
+Results are written into arrays that are given: numba takes longer to return one than to resample a small image. All
+arithmetic is in whole numbers, so the compiler cannot change a result. The first import on a machine compiles for
 some seconds; then the code is read from numba's cache. Threads run the loops at the same time.
 """
 
@@ -8,7 +9,7 @@ import numpy as np
 from numba import njit, types
 
 _PIXELS = types.Array(types.uint8, 3, "A", readonly=True)
-_OWN_PIXELS = types.Array(types.uint8, 3, "C")
+_RESULT = types.Array(types.uint8, 3, "C")
 _FIRST = types.Array(types.int64, 1, "C", readonly=True)
 _WEIGHTS = types.Array(types.int32, 2, "C", readonly=True)
 _BLOCK = 8
@@ -26,10 +27,9 @@ def _copy(from_C: np.ndarray, to_C: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _turned(pixels_HWC: np.ndarray) -> np.ndarray:
-    """A copy with rows and columns exchanged, [W, H, C]."""
-    H, W, C = pixels_HWC.shape
-    turned_WHC = np.empty((W, H, C), np.uint8)
+def _turn(pixels_HWC: np.ndarray, turned_WHC: np.ndarray) -> np.ndarray:
+    """Sets the second array to the first with rows and columns exchanged."""
+    H, W, _ = pixels_HWC.shape
     for begin in range(0, W, _BLOCK):
         for y in range(H):
             row_WC = pixels_HWC[y]
@@ -39,12 +39,14 @@ def _turned(pixels_HWC: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _weighted_rows(pixels_HWC: np.ndarray, first_h: np.ndarray, weights_hK: np.ndarray) -> np.ndarray:
-    """[h, W, C]: each row a sum of K rows from `first_h` on, in units of 2^-22, rounded to nearest and clipped."""
+def _weighted_rows(
+    pixels_HWC: np.ndarray, first_h: np.ndarray, weights_hK: np.ndarray, result_hWC: np.ndarray
+) -> np.ndarray:
+    """Sets each row of the result to a sum of K rows from `first_h` on, in units of 2^-22, rounded to nearest and
+    clipped."""
     H, W, C = pixels_HWC.shape
     h, K = weights_hK.shape
-    rows_HN = pixels_HWC.reshape(H, W * C)
-    result_hN, sums_N = np.empty((h, W * C), np.uint8), np.empty(W * C, np.int32)
+    rows_HN, result_hN, sums_N = pixels_HWC.reshape(H, W * C), result_hWC.reshape(h, W * C), np.empty(W * C, np.int32)
     for y in range(h):
         sums_N[:] = 1 << 21
         for k in range(min(K, H - first_h[y])):
@@ -55,33 +57,41 @@ def _weighted_rows(pixels_HWC: np.ndarray, first_h: np.ndarray, weights_hK: np.n
         result_N = result_hN[y]
         for j in range(W * C):
             result_N[j] = min(max(sums_N[j] >> 22, 0), 255)
-    return result_hN.reshape(h, W, C)
+    return result_hWC
 
 
-@njit(_OWN_PIXELS(_PIXELS, _FIRST, _WEIGHTS, _FIRST, _WEIGHTS, types.boolean), nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def resampled(
+@njit(types.void(_PIXELS, _FIRST, _WEIGHTS, _FIRST, _WEIGHTS, types.boolean, _RESULT), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def resample(
     pixels_HWC: np.ndarray,
     first_h: np.ndarray,
     weights_hK: np.ndarray,
     first_w: np.ndarray,
     weights_wK: np.ndarray,
     is_down_first: bool,
-) -> np.ndarray:
-    """uint8 [h, w, C] by the weights of each row and column, in two passes; `is_down_first`: the rows' before the
+    result_hwC: np.ndarray,
+) -> None:
+    """Sets the result by the weights of each row and column, in two passes; `is_down_first`: the rows' before the
     columns'."""
-    if is_down_first:
-        pixels_HWC = _weighted_rows(np.ascontiguousarray(pixels_HWC), first_h, weights_hK)
-    across_HwC = _turned(_weighted_rows(_turned(pixels_HWC), first_w, weights_wK))
-    return across_HwC if is_down_first else _weighted_rows(across_HwC, first_h, weights_hK)
-
-
-@njit(_OWN_PIXELS(_PIXELS), nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def mirrored(pixels_HWC: np.ndarray) -> np.ndarray:
-    """A copy with the columns in reverse order. (NumPy takes ten times as long for such small pixels.)"""
     H, W, C = pixels_HWC.shape
-    result_HWC = np.empty((H, W, C), np.uint8)
+    h, w = len(first_h), len(first_w)
+    if is_down_first:
+        down_hWC = _weighted_rows(np.ascontiguousarray(pixels_HWC), first_h, weights_hK, np.empty((h, W, C), np.uint8))
+        across_whC = _weighted_rows(
+            _turn(down_hWC, np.empty((W, h, C), np.uint8)), first_w, weights_wK, np.empty((w, h, C), np.uint8)
+        )
+        _turn(across_whC, result_hwC)
+    else:
+        across_wHC = _weighted_rows(
+            _turn(pixels_HWC, np.empty((W, H, C), np.uint8)), first_w, weights_wK, np.empty((w, H, C), np.uint8)
+        )
+        _weighted_rows(_turn(across_wHC, np.empty((H, w, C), np.uint8)), first_h, weights_hK, result_hwC)
+
+
+@njit(types.void(_PIXELS, _RESULT), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def mirror(pixels_HWC: np.ndarray, result_HWC: np.ndarray) -> None:
+    """Sets the result to the columns in reverse order. (NumPy takes ten times as long for such small pixels.)"""
+    H, W, _ = pixels_HWC.shape
     for y in range(H):
         from_WC, to_WC = pixels_HWC[y], result_HWC[y]
         for x in range(W):
             _copy(from_WC[x], to_WC[W - 1 - x])
-    return result_HWC

@@ -46,8 +46,9 @@ def resize(pixels_HWC: np.ndarray, height: int, width: int, interpolation: str) 
 def mirror(pixels_HWC: np.ndarray) -> np.ndarray:
     """uint8 [H, W, C] with the columns in reverse order."""
     if compiled := _compiled_like_pillow():
-        mirrored: np.ndarray = compiled.mirrored(pixels_HWC)
-        return mirrored
+        result_HWC = np.empty(pixels_HWC.shape, np.uint8)
+        compiled.mirror(pixels_HWC, result_HWC)
+        return result_HWC
     return pixels_HWC[:, ::-1]
 
 
@@ -94,11 +95,11 @@ def _sinc(x: Array, xp: Any) -> Array:
 
 
 def _by(compiled: ModuleType, pixels_HWC: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    H, W, _ = pixels_HWC.shape
-    down_first = bool(is_down_first(H, W, height, width))
+    H, W, C = pixels_HWC.shape
     rows, columns = taps(H, height, interpolation), taps(W, width, interpolation)
-    resampled: np.ndarray = compiled.resampled(pixels_HWC, *rows, *columns, down_first)
-    return resampled
+    result_hwC = np.empty((height, width, C), np.uint8)
+    compiled.resample(pixels_HWC, *rows, *columns, is_down_first(H, W, height, width), result_hwC)
+    return result_hwC
 
 
 def _by_pillow(pixels_HWC: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from vit_train.data.augmentation import Mix, augmented, draw_mix
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.decoded_images import Decoded, DecodedImages
 from vit_train.data.draws import generators
+from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
 
@@ -109,11 +110,11 @@ class Batches:
         _ = self.class_weights_C
 
     @cached_property
-    def order(self) -> grain.MapDataset | BalancedOrder:
+    def order(self) -> Sequence[int]:
         """Index in the split of each example of the run."""
         if self.config.sampling == "balanced":
             return BalancedOrder(self.occurrences, self.config.seed)
-        return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+        return ShuffledOrder(len(self.split), self.config.seed)
 
     @cached_property
     def class_weights_C(self) -> np.ndarray:
