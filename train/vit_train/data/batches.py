@@ -354,7 +354,7 @@ def smooth_targets(labels: Sequence[Any], config: TrainConfig) -> np.ndarray:
     """float32 [B, C]: 1 at the classes of each label (an integer or several), else 0, smoothed as the config says."""
     classes, smoothing = config.model.num_classes, config.label_smoothing
     targets_BC = np.full((len(labels), classes), smoothing / classes, np.float32)
-    if labels:
+    if len(labels):
         classes_B = [classes_of(label) for label in labels]
         rows_N = np.repeat(np.arange(len(labels)), [len(each) for each in classes_B])
         targets_BC[rows_N, np.concatenate(classes_B)] = 1 - smoothing + smoothing / classes
