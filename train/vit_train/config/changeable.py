@@ -30,7 +30,7 @@ CHANGEABLE_ON_RESUME = {
     "data.label_separator", "data.label_columns",
     "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "compile", "remat",
     "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
-    "threads", "workers", "image_cache", "fingerprints", "tensorboard", "loggers", "skippable", "explosion",
+    "threads", "workers", "image_cache", "fingerprints", "profile", "tensorboard", "loggers", "skippable", "explosion",
     "allow_undecodable", "undecodable_limit",
 }  # fmt: skip
 """Fields that change no weights of a run (except by rounding), so a run that is resumed may change them. Its data may

@@ -126,6 +126,8 @@ class TrainConfig(Schema):
     """A loss of more than this many times the loss of all-zero logits has exploded."""
     fingerprints: Flag = False
     """Log a hash of each batch, to compare runs."""
+    profile: NonNegative = 0
+    """Record so many steps, after the first five, in a file for TensorBoard, XProf or Perfetto; 0: none."""
     tensorboard: Flag = True
     """Write TensorBoard events beside the JSON lines."""
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
@@ -103,6 +105,16 @@ class TorchEngine(Member):
     def peak_flops(self) -> float:
         """FLOP/s of matrix products in the compute dtype on all devices, as fast as that of this process."""
         return self.devices * matmul_flops(self.config.compute_dtype or self.config.dtype, self.device)
+
+    profile_opened_by = "ui.perfetto.dev, or TensorBoard with torch-tb-profiler"
+
+    @contextmanager
+    def profiled(self, folder: Path) -> Iterator[None]:
+        """Within the context what this process and its device do is recorded; then it is written to a file in the
+        folder."""
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        with profile(activities=activities, on_trace_ready=tensorboard_trace_handler(str(folder))):
+            yield
 
     def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
         """Update number `step` (from 0), by this process's rows; returns what was computed before it, or will be: the
