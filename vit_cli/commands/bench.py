@@ -1,6 +1,7 @@
 """`vit bench`: a command for each thing that is measured."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import median
@@ -260,6 +261,93 @@ def _print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
     console.table(title, ("", "images/s a core", f"times {input_speed.PILLOW}"), rows)
 
 
+def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int = 5) -> int:
+    """Measure how the cost of a train step grows with batch, depth, width and tokens, and the host's share of a step.
+
+    An exponent of 1 means: twice as much costs twice as much. The exponents of the FLOPs are shown beside it.
+
+    Examples:
+        vit bench scaling
+        vit bench scaling --framework torch
+
+    Args:
+        framework: Framework that trains. May be repeated.
+        rounds: How often each size has its turn; medians are shown.
+    """
+    for name in framework:
+        require_training(name)
+    from vit_cli.benchmarks import scaling
+
+    _at_least_one(rounds=rounds)
+    _warn_if_busy()
+    rows = {"FLOPs": scaling.exponents_of_flops()}
+    with console.working("scaling") as status:
+        for name in framework:
+            rows[TITLES[name]] = scaling.exponents(name, rounds, status.update)
+        host = scaling.host_seconds(framework, rounds, status.update)
+    columns = tuple(rows["FLOPs"])
+    table = [(title, *(f"{of[name]:.2f}" for name in columns)) for title, of in rows.items()]
+    console.table(f"exponent of a train step's cost: {scaling.described(scaling.BASE)}", ("", *columns), table)
+    costs = [(name, f"{seconds * 1e3:.2f} ms") for name, seconds in host.items()]
+    console.table(f"host's time for a step: {scaling.described(scaling.HOST)}", ("", "host a step"), costs)
+    return 0
+
+
+def all(
+    *,
+    folder: Target = HERE / "speed",
+    minutes: float = 25,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Measure everything, in parts of some minutes that can be stopped and started.
+
+    Each part is one of the other `vit bench` commands, with sizes for the machine's devices, and writes what it prints
+    to a file in the folder. The same command goes on where it was stopped. Training reads generated JPEG files of
+    500 x 375 pixels. Exits with status 1 where a part is still missing.
+
+    Examples:
+        vit bench all --quick
+        vit bench all --folder speed-h100 --minutes 25
+
+    Args:
+        folder: Where the results are, and what is not measured again.
+        minutes: A part that could take longer than what is left of these does not begin; at most 8 are left to each.
+        quick: In small, to see that everything works on this machine.
+    """
+    require("train", *TRAINING)
+    from vit_cli.benchmarks import everything
+    from vit_cli.benchmarks.machine import this_machine
+    from vit_cli.reports import speed
+
+    if minutes <= 0:
+        raise InputError(f"--minutes {minutes:g}: expected more than 0")
+    local = require_local(folder, "--folder")
+    local.mkdir(parents=True, exist_ok=True)
+    check_writable(local, "--folder")
+    with console.working("looking at the machine"):
+        machine = this_machine()
+    speed.print_machine(machine)
+    everything.keep_machine(machine, local)
+    begin, missing = time.monotonic(), []
+    parts = everything.parts(local, machine.has_accelerator, quick)
+    for number, part in enumerate(parts, 1):
+        if part.result(local).exists():
+            console.say(f"{number}/{len(parts)} {part.name}: measured before, in {part.result(local)}")
+            continue
+        left = minutes - (time.monotonic() - begin) / 60
+        if left < min(everything.PART_MINUTES, minutes / len(parts)):
+            missing.append(part.name)
+            continue
+        console.say(f"{number}/{len(parts)} {part.name}: vit {' '.join(part.words)}")
+        why = everything.measure(part, local, min(left, everything.PART_MINUTES), console.say)
+        if why is not None:
+            console.say(f"{part.name}: {why}")
+            missing.append(part.name)
+    if missing:
+        console.say(f"missing: {', '.join(missing)}; the same command goes on")
+    return int(bool(missing))
+
+
 def startup(*, repeats: int = 5) -> int:
     """Measure how long `vit --help` takes, and the import of each twin.
 
@@ -283,7 +371,7 @@ def startup(*, repeats: int = 5) -> int:
             f"import {twin.package}: {twin.seconds:.2f} s beyond {twin.beyond} (limit {twin.limit} s), which takes "
             f"{twin.beyond_seconds:.2f} s"
         )
-    return int(not (found.ok and all(twin.ok for twin in twins)))
+    return int(False in (found.ok, *(twin.ok for twin in twins)))
 
 
 def _checkouts(words: tuple[str, ...]) -> dict[str, str]:
