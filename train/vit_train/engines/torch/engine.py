@@ -70,7 +70,8 @@ class TorchEngine(Member):
             for block in model.blocks:
                 block.compile()
         several = self.processes > 1 and mesh.fsdp == 1
-        self.parallel = DistributedDataParallel(self.network) if several else self.network
+        # Its buffers are constants.
+        self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
         self.params: dict[str, Tensor] = dict(model.named_parameters())
         self.slices = {name: local_slice(p) for name, p in self.params.items()}
         self.key_biases = {
