@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,26 @@ def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
         Part("startup", ("bench", "startup", "--repeats", rounds)),
     ]
     return [*training, *measured, *others]
+
+
+def measure_missing(parts: Sequence[Part], folder: Path, minutes: float, show: Callable[[str], None]) -> list[str]:
+    """Runs the parts whose results are not in the folder, as long as there is time; returns the names of those that are
+    still missing."""
+    begin, missing = time.monotonic(), []
+    for number, part in enumerate(parts, 1):
+        if part.result(folder).exists():
+            show(f"{number}/{len(parts)} {part.name}: measured before, in {part.result(folder)}")
+            continue
+        left = minutes - (time.monotonic() - begin) / 60
+        if left < min(PART_MINUTES, minutes / len(parts)):
+            missing.append(part.name)
+            continue
+        show(f"{number}/{len(parts)} {part.name}: vit {' '.join(part.words)}")
+        why = measure(part, folder, min(left, PART_MINUTES), show)
+        if why is not None:
+            show(f"{part.name}: {why}")
+            missing.append(part.name)
+    return missing
 
 
 def measure(part: Part, folder: Path, minutes: float, show: Callable[[str], None]) -> str | None:

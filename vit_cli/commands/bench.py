@@ -1,8 +1,7 @@
 """`vit bench`: a command for each thing that is measured."""
 
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -239,26 +238,17 @@ def input(
     """
     require("train", *TRAINING)
     from vit_cli.benchmarks import input_speed
+    from vit_cli.reports import speed
 
     _at_least_one(images=images, rounds=rounds)
     _warn_if_busy()
     with console.working("decoding"):
         large = input_speed.measure(interpolation, images, rounds)
-    _print_input(f"JPEG to a crop of 224, {interpolation}", large)
+    speed.print_input(f"JPEG to a crop of 224, {interpolation}", large)
     with console.working("a small set"):
         small = input_speed.measure_small(rounds)
-    _print_input("32 x 32 in memory: crop, flip, mixup", small)
+    speed.print_input("32 x 32 in memory: crop, flip, mixup", small)
     return 0
-
-
-def _print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
-    from vit_cli.benchmarks import input_speed
-
-    rows = []
-    for name, of_rounds in speeds.items():
-        times = input_speed.times_pillow(speeds, name)
-        rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
-    console.table(title, ("", "images/s a core", f"times {input_speed.PILLOW}"), rows)
 
 
 def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int = 5) -> int:
@@ -277,6 +267,7 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     for name in framework:
         require_training(name)
     from vit_cli.benchmarks import scaling
+    from vit_cli.reports import speed
 
     _at_least_one(rounds=rounds)
     _warn_if_busy()
@@ -285,11 +276,7 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
         for name in framework:
             rows[TITLES[name]] = scaling.exponents(name, rounds, status.update)
         host = scaling.host_seconds(framework, rounds, status.update)
-    columns = tuple(rows["FLOPs"])
-    table = [(title, *(f"{of[name]:.2f}" for name in columns)) for title, of in rows.items()]
-    console.table(f"exponent of a train step's cost: {scaling.described(scaling.BASE)}", ("", *columns), table)
-    costs = [(name, f"{seconds * 1e3:.2f} ms") for name, seconds in host.items()]
-    console.table(f"host's time for a step: {scaling.described(scaling.HOST)}", ("", "host a step"), costs)
+    speed.print_scaling(rows, host)
     return 0
 
 
@@ -328,21 +315,8 @@ def all(
         machine = this_machine()
     speed.print_machine(machine)
     everything.keep_machine(machine, local)
-    begin, missing = time.monotonic(), []
     parts = everything.parts(local, machine.has_accelerator, quick)
-    for number, part in enumerate(parts, 1):
-        if part.result(local).exists():
-            console.say(f"{number}/{len(parts)} {part.name}: measured before, in {part.result(local)}")
-            continue
-        left = minutes - (time.monotonic() - begin) / 60
-        if left < min(everything.PART_MINUTES, minutes / len(parts)):
-            missing.append(part.name)
-            continue
-        console.say(f"{number}/{len(parts)} {part.name}: vit {' '.join(part.words)}")
-        why = everything.measure(part, local, min(left, everything.PART_MINUTES), console.say)
-        if why is not None:
-            console.say(f"{part.name}: {why}")
-            missing.append(part.name)
+    missing = everything.measure_missing(parts, local, minutes, console.say)
     if missing:
         console.say(f"missing: {', '.join(missing)}; the same command goes on")
     return int(bool(missing))

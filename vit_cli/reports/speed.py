@@ -1,4 +1,7 @@
-"""How `vit bench model` shows its results."""
+"""How `vit bench model`, `input` and `scaling` show their results."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from vit_cli.benchmarks.contestants import KINDS
 from vit_cli.benchmarks.machine import Machine
@@ -38,6 +41,28 @@ def print_part(part: Part) -> None:
                 if found
             )
             say(f"{one.contestant}: {', '.join(shown)}")
+
+
+def print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
+    """Prints images/s of each way of making training images, and how many times as fast it is as torchvision on PIL."""
+    from vit_cli.benchmarks.input_speed import PILLOW, times_pillow  # which need the packages for training
+
+    rows = []
+    for name, of_rounds in speeds.items():
+        times = times_pillow(speeds, name)
+        rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
+    table(title, ("", "images/s a core", f"times {PILLOW}"), rows)
+
+
+def print_scaling(exponents: Mapping[str, Mapping[str, float]], host_seconds: Mapping[str, float]) -> None:
+    """Prints how costs grow: a row for the FLOPs and for each framework; and the host's time for a step."""
+    from vit_cli.benchmarks.scaling import BASE, HOST, described  # which need the packages for training
+
+    columns = tuple(next(iter(exponents.values())))
+    rows = [(title, *(f"{of[name]:.2f}" for name in columns)) for title, of in exponents.items()]
+    table(f"exponent of a train step's cost: {described(BASE)}", ("", *columns), rows)
+    costs = [(name, f"{seconds * 1e3:.2f} ms") for name, seconds in host_seconds.items()]
+    table(f"host's time for a step: {described(HOST)}", ("", "host a step"), costs)
 
 
 def _row(part: Part, i: int) -> tuple[str, ...]:
