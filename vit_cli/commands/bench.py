@@ -275,8 +275,10 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     with console.working("scaling") as status:
         for name in framework:
             rows[TITLES[name]] = scaling.exponents(name, rounds, status.update)
+    speed.print_exponents(rows)
+    with console.working("24 layers") as status:
         host = scaling.host_seconds(framework, rounds, status.update)
-    speed.print_scaling(rows, host)
+    speed.print_host_seconds(host)
     return 0
 
 

@@ -54,13 +54,19 @@ def print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
     table(title, ("", "images/s a core", f"times {PILLOW}"), rows)
 
 
-def print_scaling(exponents: Mapping[str, Mapping[str, float]], host_seconds: Mapping[str, float]) -> None:
-    """Prints how costs grow: a row for the FLOPs and for each framework; and the host's time for a step."""
-    from vit_cli.benchmarks.scaling import BASE, HOST, described  # which need the packages for training
+def print_exponents(exponents: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints how costs grow: a row for the FLOPs and for each framework."""
+    from vit_cli.benchmarks.scaling import BASE, described  # which need the packages for training
 
     columns = tuple(next(iter(exponents.values())))
     rows = [(title, *(f"{of[name]:.2f}" for name in columns)) for title, of in exponents.items()]
     table(f"exponent of a train step's cost: {described(BASE)}", ("", *columns), rows)
+
+
+def print_host_seconds(host_seconds: Mapping[str, float]) -> None:
+    """Prints the host's time for a step."""
+    from vit_cli.benchmarks.scaling import HOST, described  # which need the packages for training
+
     costs = [(name, f"{seconds * 1e3:.2f} ms") for name, seconds in host_seconds.items()]
     table(f"host's time for a step: {described(HOST)}", ("", "host a step"), costs)
 
