@@ -78,8 +78,11 @@ COMMANDS = {
             parts={
                 "model": "Measure the models' forward pass and train step, beside those of other libraries.",
                 "train": "Measure the training loop with its input, log and saved steps, beside the bare step.",
-                "input": "Measure how fast images are decoded, cropped and flipped, beside torchvision.",
+                "input": "Measure how fast training images are made, beside torchvision.",
                 "sources": "Measure how fast examples are read from each kind of source.",
+                "scaling": "Measure how the cost of a train step grows with batch, depth, width and tokens, and the "
+                "host's share of a step.",
+                "all": "Measure everything, in parts of some minutes that can be stopped and started.",
                 "predict": "Measure `vit predict` on generated pictures, beside its model alone and decoding alone.",
                 "startup": "Measure how long `vit --help` takes, and the import of each twin.",
                 "convert": "Measure what converting a checkpoint costs, beside a plain copy of the file.",

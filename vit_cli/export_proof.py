@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from vit_cli.exported_files import Runner
 from vit_core import parity
 from vit_core.checkpoints import Checkpoint
 from vit_core.deployment import Deployment, Precision
 from vit_core.errors import InputError
+from vit_core.pixels import Pixels
 from vit_core.planes import Planes
-from vit_core.preprocess import MODES, Picture, decode, normalise, resize_image
+from vit_core.preprocess import MODES, Picture, decode, normalise, pixels_of, resize_image
 
 if TYPE_CHECKING:
     from vit_train.data.sources import Split
@@ -105,7 +105,7 @@ def on_random_images(checkpoint: Checkpoint, deployment: Deployment, program: Ru
             pixels_BHWC = np.stack([resize_image(image, deployment.preprocessing) for image in images])
             inputs = np.stack([deployment.input_of(image) for image in images])
         else:
-            pixels_BHWC = np.stack([_pixels(image) for image in images])
+            pixels_BHWC = np.stack([pixels_of(image) for image in images])
             inputs = np.ascontiguousarray(deployment.input_of_pixels(pixels_BHWC))
         expected_BC = twin(normalise(pixels_BHWC, deployment.preprocessing))
         _, relative = parity.difference(program(inputs), expected_BC)
@@ -202,9 +202,5 @@ def _random_image(rng: np.random.Generator, deployment: Deployment, size: tuple[
         0, np.iinfo(preprocessing.pixel_type).max, (*size, preprocessing.channels), preprocessing.pixel_type, True
     )
     if preprocessing.bit_depth == 8 and preprocessing.channels in MODES:
-        return Image.fromarray(pixels_HWC[..., 0] if preprocessing.channels == 1 else pixels_HWC)
+        return Pixels(pixels_HWC)
     return Planes.of(pixels_HWC, preprocessing.bit_depth)
-
-
-def _pixels(image: Picture) -> np.ndarray:
-    return image.pixels() if isinstance(image, Planes) else np.asarray(image).reshape(image.height, image.width, -1)

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from vit_core.checkpoints import Checkpoint, Provenance
 from vit_core.config import ViTConfig
-from vit_core.preprocess import Picture, Preprocessing, normalise, resize_image
+from vit_core.preprocess import Picture, Preprocessing, normalise, pixels_of, resize_image
 from vit_core.schema import Flag, Positive, Schema
 from vit_core.traced_pixels import why_not_traceable
 
@@ -106,7 +106,7 @@ class Deployment(Schema):
     def input_of(self, image: Picture) -> np.ndarray:
         """What the program takes for a decoded image, without the batch."""
         if self.input == "image":
-            return np.asarray(image).reshape(image.height, image.width, self.model.channels)
+            return pixels_of(image)
         return self.input_of_pixels(resize_image(image, self.preprocessing))
 
     def input_of_pixels(self, pixels: np.ndarray) -> np.ndarray:

@@ -21,14 +21,16 @@ from pydantic import Field, model_validator
 
 from vit_core.config import Size
 from vit_core.errors import InputError
+from vit_core.jpeg import START, decode_jpeg
+from vit_core.pixels import Pixels
 from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, checked_pixels, image_pixels, read_pixels
 from vit_core.schema import Positive, Schema
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name for 8-bit pixels of so many channels."""
 
-Picture: TypeAlias = Image.Image | Planes
-"""A decoded image: Pillow's for 8-bit grayscale and RGB, otherwise planes."""
+Picture: TypeAlias = Pixels | Planes
+"""A decoded image: pixels for 8-bit grayscale and RGB, otherwise planes."""
 PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """Where an image comes from: a file, the bytes of one, an image of Pillow's, or pixels [H, W, C] or [H, W]."""
 
@@ -160,7 +162,12 @@ def decode(source: PictureSource, preprocessing: Preprocessing) -> Picture:
     if isinstance(source, Image.Image | np.ndarray):
         return _from_memory(source, preprocessing, ordinary)
     if ordinary and not _is_numpy(source):
-        return decode_image(source, preprocessing.channels, preprocessing.exif_rotation)
+        content = source if isinstance(source, bytes) else _jpeg_file(source)
+        if content is not None and preprocessing.channels == 3 and not preprocessing.exif_rotation:
+            pixels_HWC = decode_jpeg(content)
+            if pixels_HWC is not None:
+                return Pixels(pixels_HWC)
+        return Pixels.of(decode_image(source, preprocessing.channels, preprocessing.exif_rotation))
     name = "image bytes" if isinstance(source, bytes) else f"image {os.fspath(source)!r}"
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -169,7 +176,17 @@ def decode(source: PictureSource, preprocessing: Preprocessing) -> Picture:
     except Exception as error:  # decoders answer broken files with exceptions of every kind
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot decode {name}: {reason}") from error
-    return _as_image(planes.pixels()) if ordinary else planes
+    return Pixels(planes.pixels()) if ordinary else planes
+
+
+def _jpeg_file(path: str | os.PathLike[str]) -> bytes | None:
+    """The bytes of a JPEG file; None for another one, or one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(START))
+            return start + file.read() if start == START else None
+    except (OSError, ValueError):  # a name with a null byte
+        return None
 
 
 def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing, ordinary: bool) -> Picture:
@@ -184,12 +201,12 @@ def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing,
             if preprocessing.exif_rotation:
                 ImageOps.exif_transpose(image, in_place=True)
             if ordinary:
-                return _eight_bits(image).convert(MODES[channels])
+                return Pixels.of(_eight_bits(image).convert(MODES[channels]))
             source = image_pixels(image)
         planes = Planes.of(checked_pixels(source, channels), preprocessing.bit_depth)
     except Exception as error:  # an image that was opened from a file is decoded here
         raise InputError(f"cannot use the image: {' '.join(str(error).split()) or type(error).__name__}") from error
-    return _as_image(planes.pixels()) if ordinary else planes
+    return Pixels(planes.pixels()) if ordinary else planes
 
 
 def _as_image(pixels: np.ndarray) -> Image.Image:
@@ -203,29 +220,34 @@ def _is_numpy(source: str | os.PathLike[str] | bytes) -> bool:
     return os.fspath(source).endswith(".npy")
 
 
-def resize_image(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
+def resize_image(image: Picture | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 or uint16 [H, W, C] (C last, also when 1) from a decoded image, by `preprocessing`'s geometry.
 
-    InputError as for `resized`.
+    InputError as for `resized`, and where an image of Pillow's has not the mode of `channels`.
     """
-    return np.array(pixels_of(resized(image, preprocessing), preprocessing))
+    return np.array(pixels_of(resized(as_picture(image, preprocessing.channels), preprocessing)))
 
 
-def pixels_of(image: Picture, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] of an image of the size of `preprocessing`; maybe read-only."""
-    if isinstance(image, Planes):
-        return image.pixels()
-    return np.asarray(image).reshape(*preprocessing.image_size, preprocessing.channels)
+def as_picture(image: Picture | Image.Image, channels: int) -> Picture:
+    """A decoded image; one of Pillow's as pixels. InputError where its mode is not that of `channels`."""
+    if not isinstance(image, Image.Image):
+        return image
+    if image.mode != MODES.get(channels):
+        raise InputError(f"cannot resize an image of mode {image.mode}: expected {MODES.get(channels, 'planes')}")
+    return Pixels.of(image)
+
+
+def pixels_of(image: Picture) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] of a decoded image; maybe read-only."""
+    return image.pixels() if isinstance(image, Planes) else image.pixels_HWC
 
 
 def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
     """A decoded image at the size of `preprocessing`, by its geometry.
 
-    InputError where the image's mode is not that of `channels`, or the aspect ratio too extreme to resize in memory.
+    InputError where the aspect ratio is too extreme to resize in memory.
     """
-    channels, (height, width) = preprocessing.channels, preprocessing.image_size
-    if not isinstance(image, Planes) and image.mode != MODES.get(channels):
-        raise InputError(f"cannot resize an image of mode {image.mode}: expected {MODES.get(channels, 'planes')}")
+    height, width = preprocessing.image_size
     full_height, full_width = _resized_size(image.height, image.width, preprocessing)
     if full_height * full_width * (len(image.planes) if isinstance(image, Planes) else 1) > MAX_RESIZED_PIXELS:
         raise InputError(
@@ -259,7 +281,7 @@ def _with_borders(image: Picture, preprocessing: Preprocessing) -> Picture:
     if isinstance(image, Planes):
         pairs = zip(image.planes, fill, strict=True)
         return Planes(tuple(_bordered(plane, preprocessing.image_size, level) for plane, level in pairs), image.bits)
-    return _bordered(image, preprocessing.image_size, fill if len(fill) > 1 else fill[0])
+    return Pixels.of(_bordered(image.image(), preprocessing.image_size, fill if len(fill) > 1 else fill[0]))
 
 
 def _bordered(image: Image.Image, image_size: tuple[int, int], fill: Any) -> Image.Image:

@@ -5,24 +5,20 @@ products are exact in float64, so matrices of whole numbers give Pillow's bits (
 symbols while torch or JAX traces a program: nothing here asks for their values.
 """
 
-from math import floor, pi
+from math import floor
 from typing import Any
 
 from vit_core.planes import LEVELS
 from vit_core.preprocess import MODES, Preprocessing
+from vit_core.resampling import REACH, WEIGHT_LEVELS, filter_values, is_down_first
 
 Array = Any
 """An array of NumPy, or of the library `xp` that stands in its place."""
 
-WEIGHT_LEVELS = 2**22
-"""Pillow's weight of 1."""
-_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
-"""Filter -> distance at which it becomes 0."""
-
 
 def why_not_traceable(preprocessing: Preprocessing) -> str | None:
     """Why an exported program cannot resize images as Pillow does; None where it can."""
-    if preprocessing.interpolation not in _REACH:
+    if preprocessing.interpolation not in REACH:
         return f"interpolation {preprocessing.interpolation}: Pillow adds up its coordinates one after the other"
     if preprocessing.bit_depth != 8 or preprocessing.channels not in MODES:
         return "pixels of other than 8 bits, or 1 or 3 channels, are resampled in floating point, with other roundings"
@@ -43,9 +39,7 @@ def resized_pixels(x_BHWC: Array, preprocessing: Preprocessing, xp: Any) -> Arra
     x_BCHW = xp.moveaxis(x_BHWC, -1, 1)
     across_BChw = _rounded(rows_hH @ _rounded(x_BCHW @ columns_wW.T, xp), xp)
     down_BChw = _rounded(_rounded(rows_hH @ x_BCHW, xp) @ columns_wW.T, xp)
-    # Pillow 13 resamples the columns first where that makes the image so much smaller.
-    is_down_first = (full_height < height) & (height - full_height > 2.0 * (width - full_width))
-    x_BChw = xp.where(is_down_first, down_BChw, across_BChw)
+    x_BChw = xp.where(is_down_first(height, width, full_height, full_width), down_BChw, across_BChw)
     if preprocessing.resize == "border":
         levels = [round(LEVELS[preprocessing.bit_depth] * mean) for mean in preprocessing.mean]
         fill_C11 = xp.asarray(levels, dtype=xp.float64)[:, None, None]
@@ -89,30 +83,14 @@ def _weights(numbers_S: Array, full: Array, places_t: Array, interpolation: str,
     scale = size / full
     widened = xp.clip(scale, 1.0, None)  # antialias
     centers_t1 = ((places_t + 0.5) * scale)[:, None]
-    reach = _REACH[interpolation] * widened
+    reach = REACH[interpolation] * widened
     first_t1 = xp.floor(xp.clip(centers_t1 - reach + 0.5, 0.0, None))
     last_t1 = xp.floor(centers_t1 + reach + 0.5)
     distances_tS = (numbers_S - centers_t1 + 0.5) * (1.0 / widened)
     inside_tS = (numbers_S >= first_t1) & (numbers_S < last_t1)
-    weights_tS = xp.where(inside_tS, _filter(distances_tS, interpolation, xp), 0.0)
+    weights_tS = xp.where(inside_tS, filter_values(distances_tS, interpolation, xp), 0.0)
     total_t1 = weights_tS.sum(axis=1)[:, None]
     return weights_tS / xp.where(total_t1 == 0.0, 1.0, total_t1)  # no pixel is near a row in the border
-
-
-def _filter(distance: Array, interpolation: str, xp: Any) -> Array:
-    """A filter of Pillow."""
-    x = xp.abs(distance)
-    if interpolation == "bilinear":
-        return xp.clip(1.0 - x, 0.0, None)
-    if interpolation == "bicubic":  # Keys' kernel with the slope -0.5 at 1
-        near, far = (1.5 * x - 2.5) * x * x + 1.0, (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
-        return xp.where(x < 1.0, near, xp.where(x < 2.0, far, 0.0))
-    return xp.where(x < 3.0, _sinc(x, xp) * _sinc(x / 3.0, xp), 0.0)
-
-
-def _sinc(x: Array, xp: Any) -> Array:
-    angle = pi * xp.where(x == 0.0, 1.0, x)
-    return xp.where(x == 0.0, 1.0, xp.sin(angle) / angle)
 
 
 def _rounded(sums: Array, xp: Any) -> Array:

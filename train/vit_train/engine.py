@@ -6,6 +6,8 @@ order.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -100,6 +102,14 @@ class Trainer(BatchRows, Protocol):
         A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
         them than `skippable`, every later update does too.
         """
+
+    @property
+    def profile_opened_by(self) -> str:
+        """What opens the files of `profiled`, in words."""
+
+    def profiled(self, folder: Path) -> AbstractContextManager[None]:
+        """Within the context what this process and its devices do is recorded; then it is written to files in the
+        folder."""
 
 
 class Saver(BatchRows, Protocol):

@@ -13,6 +13,7 @@ from vit_train.display import SILENT, Display, Task
 from vit_train.engine import Engine, Trainer
 from vit_train.evaluation import DEFAULT_SIGNAL, Accuracy, evaluate, signal_in_any_process
 from vit_train.metrics import Metrics
+from vit_train.profiling import Profile
 from vit_train.run import Run
 from vit_train.signals import StoppedBySignal, StopSignal, stop_signals
 from vit_train.step_monitor import StepMonitor
@@ -101,12 +102,13 @@ class _Loop:
         monitor = StepMonitor(engine, self.run, self.batches, self.metrics)
         throughput = Throughput(config, engine.peak_flops)
         made = stream(self.batches, slice(start, end), config.threads, config.workers)
-        step, ending = start, start == end
-        with self.display.task(f"{title} ({engine.name})", config.steps, start) as task, monitor:
+        step, ending, profile = start, start == end, Profile(engine, self.run.folder, start, end)
+        with self.display.task(f"{title} ({engine.name})", config.steps, start) as task, monitor, profile:
             while not ending:
                 with throughput.waiting():
                     batch = next(made)
                 monitor.before_step(step + 1, batch)
+                profile.before_step(step)
                 result = engine.train_step(batch, step, stop() is not None)
                 step += 1
                 monitor.after_step(step, batch, result)
@@ -116,6 +118,10 @@ class _Loop:
                 if ending or step % config.log_every == 0:
                     monitor.check()
                     self._log(step, batch, result, throughput, task)
+                if profile.ends_after(step):
+                    monitor.check()
+                    with throughput.paused():
+                        profile.stop()
                 task.update(step)
                 with throughput.paused():
                     ending = self._save_and_evaluate(step, ending, monitor)

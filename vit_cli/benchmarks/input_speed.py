@@ -1,9 +1,10 @@
-"""`vit bench input`: how fast one core decodes JPEG files, crops them at random and flips them, beside torchvision."""
+"""`vit bench input`: how fast one core makes training images, of JPEG files and of a small set, beside torchvision."""
 
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,12 +12,17 @@ from PIL import Image
 
 from vit_cli.benchmarks.pictures import jpegs
 from vit_cli.requirements import missing
+from vit_core import ViTConfig
 from vit_core.preprocess import Preprocessing, decode
-from vit_train.config import Augmentation
+from vit_train.config import Augmentation, TrainConfig
 from vit_train.data.augmentation import augmented
+from vit_train.data.batches import Batches
+from vit_train.data.sources import Split
 
 OURS, PILLOW, TENSORS = "ours", "torchvision on PIL", "torchvision on tensors"
 CROP_AREA = 0.08, 1.0
+SMALL_SET, SMALL_BATCHES = 2048, 8
+"""Images of the small set, and batches of it in a round."""
 
 Filter = Literal["bilinear", "bicubic"]
 """Filter of a resize; when shrinking, as wide as the scale (antialias)."""
@@ -25,17 +31,47 @@ Prepare = Callable[[bytes], object]
 """A JPEG file -> a training image [224, 224, 3] in 8 bits."""
 
 
-def measure(interpolation: Filter, images: int, rounds: int) -> Iterator[tuple[str, list[float]]]:
-    """For each way of preparing images: its name, and images/s in each round. All ways take turns in a round."""
-    files, ways = jpegs(images), prepared_by(interpolation)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def measure(interpolation: Filter, images: int, rounds: int) -> dict[str, list[float]]:
+    """For each way of preparing images from JPEG files: its name, and images/s in each round."""
+    files = jpegs(images)
+    ways = {name: partial(_prepare_all, prepare, files) for name, prepare in prepared_by(interpolation).items()}
+    return _in_turns(ways, images, rounds)
+
+
+def measure_small(rounds: int) -> dict[str, list[float]]:
+    """The same for batches of a set like CIFAR-10, whose decoded images are in memory: crop, flip and mixup."""
+    rng = np.random.default_rng(0)
+    images_NHWC = rng.integers(0, 256, (SMALL_SET, 32, 32, 3), np.uint8)
+    examples = [{"image": _png(image_HWC), "label": i % 10} for i, image_HWC in enumerate(images_NHWC)]
+    config = TrainConfig(
+        model=ViTConfig(
+            image_size=32, patch_size=4, width=192, depth=9, heads=3, mlp_dim=768, num_classes=10, stochastic_depth=0.1
+        ),
+        augmentation=Augmentation(crop_area=(0.4, 1.0), flip=0.5, mixup=0.2),
+        steps=1_000_000,
+        batch_size=256,
+    )
+    batches = Batches(Split(examples, tuple("0123456789"), "generated"), config)
+    for step in range(SMALL_SET // config.batch_size):
+        batches[step]  # decodes every image once
+    steps = iter(range(config.steps))
+    ways: dict[str, Callable[[], object]] = {OURS: lambda: [batches[next(steps)] for _ in range(SMALL_BATCHES)]}
+    if not missing(("torch", "torchvision")):
+        ways[PILLOW] = partial(_torchvision_batches, images_NHWC[: config.batch_size])
+    return _in_turns(ways, SMALL_BATCHES * config.batch_size, rounds)
+
+
+def _in_turns(ways: Mapping[str, Callable[[], object]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Images of each way in each round for a second of one core, which other programs disturb less than the time that
+    passes; all ways take turns in a round, in one thread."""
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(rounds + 1):
-        for name, prepare in ways.items():
-            passed = _seconds(prepare, files)
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
             if i:  # the first round loads what is loaded once
-                seconds[name].append(passed)
-    for name, passed_in in seconds.items():
-        yield name, [images / passed for passed in passed_in]
+                speeds[name].append(images / (time.process_time() - start))
+    return speeds
 
 
 def times_pillow(speeds: Mapping[str, Sequence[float]], name: str) -> float | None:
@@ -73,8 +109,24 @@ def _torchvision(interpolation: Filter) -> dict[str, Prepare]:
     }
 
 
-def _seconds(prepare: Prepare, files: Sequence[bytes]) -> float:
-    start = time.perf_counter()
+def _torchvision_batches(images_BHWC: np.ndarray) -> None:
+    """`SMALL_BATCHES` batches as torchvision's users make them of CIFAR-10: image by image, then mixup."""
+    import torch
+    from torchvision.transforms import InterpolationMode, v2
+
+    crop = v2.RandomResizedCrop(32, scale=(0.4, 1.0), interpolation=InterpolationMode.BICUBIC)
+    transform, mix = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]), v2.MixUp(num_classes=10)
+    for _ in range(SMALL_BATCHES):
+        images_BCHW = torch.stack([transform(Image.fromarray(image_HWC)) for image_HWC in images_BHWC])
+        mix(images_BCHW.float(), torch.arange(len(images_BHWC)) % 10)
+
+
+def _prepare_all(prepare: Prepare, files: Sequence[bytes]) -> None:
     for file in files:
         prepare(file)
-    return time.perf_counter() - start
+
+
+def _png(image_HWC: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, "PNG", compress_level=0)
+    return file.getvalue()

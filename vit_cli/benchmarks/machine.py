@@ -42,6 +42,11 @@ class Machine(Schema):
         """Whether JAX runs on a TPU."""
         return self.devices.get("jax", "").startswith("tpu")
 
+    @property
+    def has_accelerator(self) -> bool:
+        """Whether a framework runs on something else than the processor."""
+        return any(device.partition(",")[0] not in ("cpu", "none that works") for device in self.devices.values())
+
     def __str__(self) -> str:
         devices = "; ".join(f"{framework}: {device}" for framework, device in self.devices.items())
         versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())

@@ -222,44 +222,40 @@ def input(
     images: int = 64,
     rounds: int = 5,
 ) -> int:
-    """Measure how fast images are decoded, cropped and flipped, beside torchvision.
+    """Measure how fast training images are made, beside torchvision.
 
-    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped.
+    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped; and
+    batches of a set like CIFAR-10, whose decoded images are in memory: random crops, flips and mixup.
 
     Examples:
         vit bench input
         vit bench input --interpolation bicubic
 
     Args:
-        interpolation: Filter of the resize, for all.
+        interpolation: Filter of the resize of JPEG files, for all.
         images: Number of files in a round.
         rounds: How often each has its turn; medians are shown.
     """
     require("train", *TRAINING)
     from vit_cli.benchmarks import input_speed
+    from vit_cli.reports import speed
 
     _at_least_one(images=images, rounds=rounds)
     _warn_if_busy()
     with console.working("decoding"):
-        speeds = dict(input_speed.measure(interpolation, images, rounds))
-    rows = []
-    for name, of_rounds in speeds.items():
-        times = input_speed.times_pillow(speeds, name)
-        rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
-    console.table(
-        f"JPEG to a crop of 224, {interpolation}", ("", "images/s a core", f"times {input_speed.PILLOW}"), rows
-    )
+        large = input_speed.measure(interpolation, images, rounds)
+    speed.print_input(f"JPEG to a crop of 224, {interpolation}", large)
+    with console.working("a small set"):
+        small = input_speed.measure_small(rounds)
+    speed.print_input("32 x 32 in memory: crop, flip, mixup", small)
     return 0
 
 
 def sources(*, images: int = 2000, rounds: int = 7) -> int:
     """Measure how fast examples are read from each kind of source.
 
-    On one thread, in random order, from files in the file system's cache: the same JPEG files, generated, in a prepared
-    set, in parquet, in tar shards and in class folders.
-
-    Examples:
-        vit bench sources
+    On one thread, in random order, from files in the cache: generated JPEG files in a prepared set, in parquet, in tar
+    shards and in class folders.
 
     Args:
         images: Number of examples; about 100 kB each.
@@ -267,6 +263,7 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
     """
     require("train", "tensorflow_datasets", "array_record", "pyarrow")
     from vit_cli.benchmarks import source_speed
+    from vit_cli.reports import speed
 
     if images < 2:
         raise InputError(f"--images {images}: expected 2 or more, one of each class")
@@ -274,12 +271,81 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
     _warn_if_busy()
     with console.working("writing and reading"):
         speeds = source_speed.measure(images, rounds)
-    rows = [
-        (name, f"{median(of_rounds):,.0f}", f"{source_speed.times_prepared(speeds, name):.2f}")
-        for name, of_rounds in speeds.items()
-    ]
-    console.table(f"{images:,} examples in random order", ("", "examples/s", "times a prepared set"), rows)
+    speed.print_sources(images, speeds, {name: source_speed.times_prepared(speeds, name) for name in speeds})
     return 0
+
+
+def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int = 5) -> int:
+    """Measure how the cost of a train step grows with batch, depth, width and tokens, and the host's share of a step.
+
+    An exponent of 1 means: twice as much costs twice as much. The exponents of the FLOPs are shown beside it.
+
+    Examples:
+        vit bench scaling
+        vit bench scaling --framework torch
+
+    Args:
+        framework: Framework that trains. May be repeated.
+        rounds: How often each size has its turn; medians are shown.
+    """
+    for name in framework:
+        require_training(name)
+    from vit_cli.benchmarks import scaling
+    from vit_cli.reports import speed
+
+    _at_least_one(rounds=rounds)
+    _warn_if_busy()
+    rows = {"FLOPs": scaling.exponents_of_flops()}
+    with console.working("scaling") as status:
+        for name in framework:
+            rows[TITLES[name]] = scaling.exponents(name, rounds, status.update)
+    speed.print_exponents(rows)
+    with console.working("24 layers") as status:
+        host = scaling.host_seconds(framework, rounds, status.update)
+    speed.print_host_seconds(host)
+    return 0
+
+
+def all(
+    *,
+    folder: Target = HERE / "speed",
+    minutes: float = 25,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Measure everything, in parts of some minutes that can be stopped and started.
+
+    Each part is one of the other `vit bench` commands, with sizes for the machine's devices, and writes what it prints
+    to a file in the folder. The same command goes on where it was stopped. Training reads generated JPEG files of
+    500 x 375 pixels. Exits with status 1 where a part is still missing.
+
+    Examples:
+        vit bench all --quick
+        vit bench all --folder speed-h100 --minutes 25
+
+    Args:
+        folder: Where the results are, and what is not measured again.
+        minutes: A part that could take longer than what is left of these does not begin; at most 8 are left to each.
+        quick: In small, to see that everything works on this machine.
+    """
+    require("train", *TRAINING)
+    from vit_cli.benchmarks import everything
+    from vit_cli.benchmarks.machine import this_machine
+    from vit_cli.reports import speed
+
+    if minutes <= 0:
+        raise InputError(f"--minutes {minutes:g}: expected more than 0")
+    local = require_local(folder, "--folder")
+    local.mkdir(parents=True, exist_ok=True)
+    check_writable(local, "--folder")
+    with console.working("looking at the machine"):
+        machine = this_machine()
+    speed.print_machine(machine)
+    everything.keep_machine(machine, local)
+    parts = everything.parts(local, machine.has_accelerator, quick)
+    missing = everything.measure_missing(parts, local, minutes, console.say)
+    if missing:
+        console.say(f"missing: {', '.join(missing)}; the same command goes on")
+    return int(bool(missing))
 
 
 def startup(*, repeats: int = 5) -> int:
@@ -305,7 +371,7 @@ def startup(*, repeats: int = 5) -> int:
             f"import {twin.package}: {twin.seconds:.2f} s beyond {twin.beyond} (limit {twin.limit} s), which takes "
             f"{twin.beyond_seconds:.2f} s"
         )
-    return int(not (found.ok and all(twin.ok for twin in twins)))
+    return int(False in (found.ok, *(twin.ok for twin in twins)))
 
 
 def _checkouts(words: tuple[str, ...]) -> dict[str, str]:

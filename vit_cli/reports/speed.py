@@ -1,4 +1,7 @@
-"""How `vit bench model` shows its results."""
+"""How `vit bench model`, `input` and `scaling` show their results."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from vit_cli.benchmarks.contestants import KINDS
 from vit_cli.benchmarks.machine import Machine
@@ -40,6 +43,34 @@ def print_part(part: Part) -> None:
             say(f"{one.contestant}: {', '.join(shown)}")
 
 
+def print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
+    """Prints images/s of each way of making training images, and how many times as fast it is as torchvision on PIL."""
+    from vit_cli.benchmarks.input_speed import PILLOW, times_pillow  # which need the packages for training
+
+    rows = []
+    for name, of_rounds in speeds.items():
+        times = times_pillow(speeds, name)
+        rows.append((name, f"{median(of_rounds):,.0f}", "-" if times is None else f"{times:.2f}"))
+    table(title, ("", "images/s a core", f"times {PILLOW}"), rows)
+
+
+def print_exponents(exponents: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints how costs grow: a row for the FLOPs and for each framework."""
+    from vit_cli.benchmarks.scaling import BASE, described  # which need the packages for training
+
+    columns = tuple(next(iter(exponents.values())))
+    rows = [(title, *(f"{of[name]:.2f}" for name in columns)) for title, of in exponents.items()]
+    table(f"exponent of a train step's cost: {described(BASE)}", ("", *columns), rows)
+
+
+def print_host_seconds(host_seconds: Mapping[str, float]) -> None:
+    """Prints the host's time for a step."""
+    from vit_cli.benchmarks.scaling import HOST, described  # which need the packages for training
+
+    costs = [(name, f"{seconds * 1e3:.2f} ms") for name, seconds in host_seconds.items()]
+    table(f"host's time for a step: {described(HOST)}", ("", "host a step"), costs)
+
+
 def _row(part: Part, i: int) -> tuple[str, ...]:
     one = part.measured[i]
     speeds = ((f"{part.images_per_second(one, kind):,.2f}", f"{part.utilisation(one, kind):.0%}") for kind in KINDS)
@@ -52,3 +83,9 @@ def _row(part: Part, i: int) -> tuple[str, ...]:
         f"{host * 1e3:,.1f} ms",
         f"{one.memory_bytes / 2**20:,.0f}",
     )
+
+
+def print_sources(examples: int, speeds: Mapping[str, Sequence[float]], times_prepared: Mapping[str, float]) -> None:
+    """Examples per second from each kind of source, and how many times as many as from a prepared set."""
+    rows = [(name, f"{median(rounds):,.0f}", f"{times_prepared[name]:.2f}") for name, rounds in speeds.items()]
+    table(f"{examples:,} examples in random order", ("", "examples/s", "times a prepared set"), rows)

@@ -338,13 +338,13 @@ def test_an_interrupt_during_evaluation(printed: Printing, recipe: str, tmp_path
 
     vit_run = tmp_path / "run"
     printed("pretrain", recipe, "--framework", "torch", "--out", vit_run)
-    original = EvaluationBatches.__getitem__
+    original = EvaluationBatches.make
 
-    def interrupting(self: EvaluationBatches, i: int) -> object:
+    def interrupting(self: EvaluationBatches, i: int, threads: int) -> object:
         os.kill(os.getpid(), number)
-        return original(self, i)
+        return original(self, i, threads)
 
-    monkeypatch.setattr(EvaluationBatches, "__getitem__", interrupting)
+    monkeypatch.setattr(EvaluationBatches, "make", interrupting)
     for number, line in ((signal.SIGINT, "vit: interrupted\n"), (signal.SIGTERM, "")):
         result = printed("evaluate", vit_run, status=128 + number)
         assert result.err == line

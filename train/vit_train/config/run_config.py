@@ -112,6 +112,9 @@ class TrainConfig(Schema):
     """Threads that make batches, in each worker."""
     workers: NonNegative = 0
     """Processes that make batches; 0: only threads of this one."""
+    image_cache: NonNegative = 1024
+    """Memory for decoded training images, MiB in each process that makes batches; a set that would not fit is decoded
+    in every epoch, and nothing is kept of it. 0: none is."""
     allow_undecodable: Flag = False
     """Skip images that cannot be read in evaluation, instead of stopping."""
     undecodable_limit: NonNegative = 100
@@ -123,6 +126,8 @@ class TrainConfig(Schema):
     """A loss of more than this many times the loss of all-zero logits has exploded."""
     fingerprints: Flag = False
     """Log a hash of each batch, to compare runs."""
+    profile: NonNegative = 0
+    """Record so many steps, after the first five, in a file for TensorBoard, XProf or Perfetto; 0: none."""
     tensorboard: Flag = True
     """Write TensorBoard events beside the JSON lines."""
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()

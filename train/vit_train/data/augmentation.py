@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import betaincinv
 
-from vit_core.preprocess import Picture, Preprocessing, pixels_of, resized
+from vit_core.preprocess import Picture, Preprocessing, as_picture, pixels_of, resized
 from vit_train.config import Augmentation
 
 CROP_TRIES = 10
@@ -21,26 +21,25 @@ CROP_TRIES = 10
 
 
 def augmented(
-    image: Picture, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+    image: Picture | Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
     """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate.
 
-    image: as `decode` gives it for `preprocessing`. Consumes 10 * 4 + 4 uniform draws. Raises InputError as `resized`
-    does, where there is no random crop.
+    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws. Raises
+    InputError as `resized` does, where there is no random crop.
     """
     draws = rng.random(4 * CROP_TRIES + 4).tolist()
     flip, *affine = draws[4 * CROP_TRIES :]
+    image = as_picture(image, preprocessing.channels)
     if augmentation.crop_area:
         image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
     else:
         image = resized(image, preprocessing)
-    if (
-        flip < augmentation.flip
-    ):  # with Pillow: NumPy takes ten times as long to copy a mirrored view of three-byte pixels
+    if flip < augmentation.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.rotation or augmentation.shift:
         image = _shifted_and_rotated(image, augmentation, *affine)
-    return pixels_of(image, preprocessing)
+    return pixels_of(image)
 
 
 def _random_resized_crop(

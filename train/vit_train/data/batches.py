@@ -5,9 +5,11 @@ make them. Engines only apply them.
 
 import hashlib
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,13 +19,16 @@ from vit_core import masks
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
-from vit_train.data.augmentation import augmented, draw_mix
+from vit_train.data.augmentation import Mix, augmented, draw_mix
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
+from vit_train.data.decoded_images import Decoded, DecodedImages
+from vit_train.data.draws import generators
+from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
 
 if TYPE_CHECKING:
-    import grain
+    pass
 
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
@@ -106,13 +111,11 @@ class Batches:
         _ = self.class_weights_C
 
     @cached_property
-    def order(self) -> "grain.MapDataset | BalancedOrder":
+    def order(self) -> Sequence[int]:
         """Index in the split of each example of the run."""
         if self.config.sampling == "balanced":
             return BalancedOrder(self.occurrences, self.config.seed)
-        import grain
-
-        return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+        return ShuffledOrder(len(self.split), self.config.seed)
 
     @cached_property
     def class_weights_C(self) -> np.ndarray:
@@ -132,6 +135,11 @@ class Batches:
         """Which examples have each class."""
         return Occurrences.of(self.split)
 
+    @cached_property
+    def decoded(self) -> DecodedImages:
+        """Images that are decoded already."""
+        return DecodedImages(len(self.split), self.config.image_cache * 2**20)
+
     def ids(self, step: int) -> np.ndarray:
         """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
         first = self.config.examples_before(step)
@@ -141,54 +149,77 @@ class Batches:
         return self.config.steps
 
     def __getitem__(self, step: int) -> Batch:
-        config = self.config
+        return self.make(step)
+
+    def make(self, step: int, threads: int = 1) -> Batch:
+        """The batch of a step. threads: that make its images."""
+        config, preprocessing = self.config, self.config.preprocessing
         rows = np.arange(config.batch_size) if self.rows is None else self.rows
         numbers = [config.examples_before(step) + int(row) for row in rows]
         ids_B = np.array([self.order[number] for number in numbers], np.int64)
-        examples = [self._example(number, int(i)) for number, i in zip(numbers, ids_B, strict=True)]
-        images, labels, weights = zip(*examples, strict=True)
-        images_BHWC, weights_B, targets_BC = np.stack(images), np.stack(weights), smooth_targets(labels, config)
+        shape = (len(numbers), *preprocessing.image_size, preprocessing.channels)
+        images_BHWC, readable_B = np.zeros(shape, preprocessing.pixel_type), np.zeros(len(numbers), bool)
+        rngs, classes_B = list(generators(config.seed, IMAGE_STREAM, numbers)), [classes_of(0)] * len(numbers)
+
+        def make_images(chosen: range) -> None:
+            for row in chosen:
+                picture, classes_B[row] = self._example(int(ids_B[row]))
+                if picture is not None:
+                    with suppress(InputError):  # the training loop names it: it sees the weight
+                        images_BHWC[row] = augmented(picture, preprocessing, config.augmentation, rngs[row])
+                        readable_B[row] = True
+
+        _in_threads(make_images, len(numbers), threads)
+        weights_B, targets_BC = (
+            (self._weights(classes_B) * readable_B).astype(np.float32),
+            smooth_targets(classes_B, config),
+        )
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
         drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         kept = {site: masks.rows_of(site, mask, rows) for site, mask in drawn.items()}
         return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
 
-    def _example(self, number: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image [H, W, C], classes and weight of the run's example `number`, which is example i of the split."""
-        rng = np.random.default_rng([self.config.seed, IMAGE_STREAM, number])
-        preprocessing, classes, readable = self.config.preprocessing, classes_of(0), True
-        try:
+    def _example(self, i: int) -> Decoded:
+        """Example i of the split; without a picture where it cannot be read."""
+        if (found := self.decoded.get(i)) is not None:
+            return found
+        picture, classes = None, classes_of(0)
+        with suppress(InputError):
             example = self.split.examples[i]
             classes = classes_of(example["label"])
-            image = decode(example["image"], preprocessing)
-            pixels_HWC = augmented(image, preprocessing, self.config.augmentation, rng)
-        except InputError:  # the training loop names it: it sees the weight
-            shape = (*preprocessing.image_size, preprocessing.channels)
-            pixels_HWC, readable = np.zeros(shape, preprocessing.pixel_type), False
+            picture = decode(example["image"], self.config.preprocessing)
         check_classes(classes, self.split, i)
-        weight = self.class_weights_C[classes].mean() if len(classes) else 1.0
-        return pixels_HWC, classes, np.asarray(readable * weight, np.float32)
+        found = Decoded(picture, classes)
+        self.decoded.keep(i, found)
+        return found
+
+    def _weights(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [B]: the mean weight of each example's classes."""
+        if not self.config.class_weights:
+            return np.ones(len(classes_B))
+        return np.array([self.class_weights_C[classes].mean() if len(classes) else 1.0 for classes in classes_B])
 
     def _mix(
         self, numbers: list[int], targets_BC: np.ndarray, weights_B: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Mixed targets and weights, and how the engine mixes the images; a pair with an unreadable image stays
         unmixed."""
-        own_share_B, boxes_B4 = np.ones(len(numbers), np.float32), np.zeros((len(numbers), 4), np.int32)
-        if not self.config.augmentation.mixes:
-            return targets_BC, weights_B, own_share_B, boxes_B4
-        size, mixed_BC, mixed_B = self.config.model.image_size, targets_BC.copy(), weights_B.copy()
-        for a in range(0, len(numbers), 2):
-            pair = slice(a, a + 2)
-            rng = np.random.default_rng([self.config.seed, MIX_STREAM, numbers[a] // 2])
-            mix = draw_mix(self.config.augmentation, size, rng)
-            if weights_B[pair].all():
-                share = mix.share(size)
-                own_share_B[pair], boxes_B4[pair] = mix.weight, mix.box
-                mixed_BC[pair] = share * targets_BC[pair] + (1 - share) * targets_BC[pair][::-1]
-                if self.config.class_weights:  # share + (1 - share) may be less than 1 in the last bit
-                    mixed_B[pair] = share * weights_B[pair] + (1 - share) * weights_B[pair][::-1]
-        return mixed_BC, mixed_B, own_share_B, boxes_B4
+        B, augmentation, size = len(numbers), self.config.augmentation, self.config.model.image_size
+        if not augmentation.mixes:
+            return targets_BC, weights_B, np.ones(B, np.float32), np.zeros((B, 4), np.int32)
+        rngs = generators(self.config.seed, MIX_STREAM, [number // 2 for number in numbers[::2]])
+        drawn = [draw_mix(augmentation, size, rng) for rng in rngs]
+        readable_P = (weights_B != 0).reshape(-1, 2).all(axis=1)
+        mixes = [mix if readable else Mix() for mix, readable in zip(drawn, readable_P.tolist(), strict=True)]
+        own_share_B = np.repeat(np.array([mix.weight for mix in mixes], np.float32), 2)
+        boxes_B4 = np.repeat(np.array([mix.box for mix in mixes], np.int32), 2, axis=0)
+        share_B = np.repeat(np.array([mix.share(size) for mix in mixes]), 2)
+        own_B, others_B = share_B.astype(np.float32), (1 - share_B).astype(np.float32)
+        partner_B = np.arange(B) ^ 1
+        targets_BC = own_B[:, None] * targets_BC + others_B[:, None] * targets_BC[partner_B]
+        if self.config.class_weights:  # own + others may be less than 1 in the last bit
+            weights_B = own_B * weights_B + others_B * weights_B[partner_B]
+        return targets_BC, weights_B, own_share_B, boxes_B4
 
 
 class EvaluationBatch(NamedTuple):
@@ -223,22 +254,30 @@ class EvaluationBatches:
         return -(-len(self.split) // self.batch_size)
 
     def __getitem__(self, i: int) -> EvaluationBatch:
+        return self.make(i)
+
+    def make(self, i: int, threads: int = 1) -> EvaluationBatch:
+        """Batch i. threads: that make its images."""
         ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
         shape = (len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels)
         images_BHWC = np.zeros(shape, self.preprocessing.pixel_type)
         counts_B = ids_B < len(self.split)
         classes_B = [classes_of(())] * len(ids_B)
-        for row in np.flatnonzero(counts_B):
-            try:
-                example = self.split.examples[int(ids_B[row])]
-                classes_B[row] = classes_of(example["label"])
-                images_BHWC[row] = evaluation_pixels(example, self.preprocessing)
-            except InputError as error:
-                if not self.allow_undecodable:
-                    raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
-                counts_B[row] = False
-            if counts_B[row]:
-                check_classes(classes_B[row], self.split, int(ids_B[row]))
+
+        def make_images(chosen: range) -> None:
+            for row in chosen:
+                try:
+                    example = self.split.examples[int(ids_B[row])]
+                    classes_B[row] = classes_of(example["label"])
+                    images_BHWC[row] = evaluation_pixels(example, self.preprocessing)
+                except InputError as error:
+                    if not self.allow_undecodable:
+                        raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
+                    counts_B[row] = False
+                if counts_B[row]:
+                    check_classes(classes_B[row], self.split, int(ids_B[row]))
+
+        _in_threads(make_images, int(counts_B.sum()), threads)  # padding is at the end
         return EvaluationBatch(images_BHWC, self._labels(classes_B), counts_B, ids_B)
 
     def _labels(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
@@ -251,18 +290,51 @@ class EvaluationBatches:
 
 
 def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
-    """The batches `which` in order, made in advance by threads, or by `workers` processes of so many threads each."""
+    """The batches `which` in order, made in advance by threads, or by `workers` processes of so many threads each.
+
+    The threads share the images of a batch, so that no more than two are in the making, and two wait to be used.
+    """
     import grain  # it imports jax, which the PyTorch engine does not need before
     from absl import flags
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    dataset = grain.MapDataset.source(batches).slice(which).to_iter_dataset(options)
+    options = grain.ReadOptions(num_threads=min(threads, 2), prefetch_buffer_size=2)
+    dataset = grain.MapDataset.source(_InThreads(batches, threads)).slice(which).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers want absl's flags, which this command line does not use
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_start_worker)
     return iter(dataset)
+
+
+@dataclass(frozen=True)
+class _InThreads:
+    """Batches by index, the images of each made by so many threads."""
+
+    batches: Batches | EvaluationBatches
+    threads: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: int) -> Batch | EvaluationBatch:
+        return self.batches.make(i, self.threads)
+
+
+def _in_threads(work: Callable[[range], None], count: int, threads: int) -> None:
+    """Calls `work` for `count` rows, some at a time."""
+    if threads == 1:
+        work(range(count))
+        return
+    size = max(1, count // (4 * threads))
+    for _ in _pool(threads).map(work, (range(i, min(i + size, count)) for i in range(0, count, size))):
+        pass
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The threads that make images in this process."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="images")
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -285,6 +357,8 @@ def smooth_targets(labels: Sequence[Any], config: TrainConfig) -> np.ndarray:
     """float32 [B, C]: 1 at the classes of each label (an integer or several), else 0, smoothed as the config says."""
     classes, smoothing = config.model.num_classes, config.label_smoothing
     targets_BC = np.full((len(labels), classes), smoothing / classes, np.float32)
-    for targets_C, label in zip(targets_BC, labels, strict=True):
-        targets_C[classes_of(label)] = 1 - smoothing + smoothing / classes
+    if len(labels):
+        classes_B = [classes_of(label) for label in labels]
+        rows_N = np.repeat(np.arange(len(labels)), [len(each) for each in classes_B])
+        targets_BC[rows_N, np.concatenate(classes_B)] = 1 - smoothing + smoothing / classes
     return targets_BC

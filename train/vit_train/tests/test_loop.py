@@ -130,7 +130,7 @@ def test_an_update_without_images_stops_the_run(name: str, tmp_path: Path) -> No
         return result
 
     engine.train_step = damaging
-    config = CONFIG.replace(threads=1)
+    config = CONFIG.replace(threads=1, image_cache=0)  # otherwise no image is read a second time
     batches = Batches(split, config)
     run = run_in(tmp_path, config)
     with pytest.raises(InputError, match=r"step \d: none of the 16 images of its batch can be read \(mine\[") as error:

@@ -1,7 +1,9 @@
 """The JAX engine: jax.jit on a flat dict of arrays, over a mesh of devices."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,15 @@ class JaxEngine(OnMesh):
     def average(self) -> Predictor | None:
         """Predicts by the moving average of the weights; None where none is kept."""
         return None if self.config.ema is None else _AveragePredictor(self)
+
+    profile_opened_by = "TensorBoard, XProf, or ui.perfetto.dev (perfetto_trace.json.gz)"
+
+    @contextmanager
+    def profiled(self, folder: Path) -> Iterator[None]:
+        """Within the context what this process and its devices do is recorded; then it is written to files in the
+        folder."""
+        with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+            yield
 
     def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
         """Update number `step` (from 0); returns what was computed before it, still on the device.

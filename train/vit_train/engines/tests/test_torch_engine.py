@@ -8,8 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vit_core import InputError, parity
+from vit_core.preprocess import offset_and_scale
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch, Batches
 from vit_train.engines.torch.engine import TorchEngine
@@ -37,6 +39,16 @@ def state_of(engine: TorchEngine) -> dict[str, np.ndarray]:
     """All of an engine's state except the number of skipped updates."""
     averages = {f"averaged/{name}": array for name, array in engine.export(averaged=True).items()}
     return {k: v for k, v in engine.statistics().items() if k != "skipped"} | engine.export() | averages
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: reading a tensor's value, or a result whose size depends on it."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "item")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.WAITING, f"the host waits in {func}"
+        return func(*args, **(kwargs or {}))
 
 
 def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -149,3 +161,31 @@ def test_compiled_blocks_train_the_same() -> None:
     for name, x in plain.items():
         assert np.abs(compiled[name] - x).max() <= parity.FLOAT64_BOUND * max(np.abs(x).max(), 1e-3), name
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_the_host_does_not_wait_for_a_step() -> None:
+    """The check of a step is its caller's, one step later. (This is the structure only: seen on a processor.)"""
+    everything = CONFIG.replace(
+        accumulation=2,
+        ema=0.9,
+        compute_dtype="bfloat16",
+        optimizer=CONFIG.optimizer.replace(name="adamw", clip_norm=1.0, weight_decay=0.1),
+        augmentation=CONFIG.augmentation.replace(mixup=0.2, cutmix=1.0),
+    )
+    engine, made = TorchEngine(everything), batches(everything)
+    with NeverWaiting():
+        results = [engine.train_step(batch, step) for step, batch in enumerate(made[:2])]
+    assert all(0 < float(result.loss) < 10 and result.gradient_norm > 0 for result in results)
+    assert [int(result.stop_requests) for result in results] == [0, 0]
+    with pytest.raises(AssertionError, match="the host waits"), NeverWaiting():
+        float(engine.skipped_updates)
+
+
+def test_images_are_normalised_from_constants_on_the_device() -> None:
+    """They are no part of what is saved, and follow the network to its device."""
+    engine = TorchEngine(CONFIG)
+    offset, scale = offset_and_scale(CONFIG.preprocessing)
+    np.testing.assert_array_equal(engine.network.offset.numpy(), offset)
+    np.testing.assert_array_equal(engine.network.scale.numpy(), scale)
+    assert not {"offset", "scale"} & engine.network.state_dict().keys()
+    assert engine.network.to("meta").offset.device.type == "meta"

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
@@ -32,6 +34,7 @@ from vit_train.engines.torch.sharding import (
     slice_like,
     sum_over_slices,
 )
+from vit_train.engines.torch.transfers import Arriving
 from vit_train.processes import read_together
 from vit_train.step_folders import read_step, write_step
 from vit_train.step_result import StepResult
@@ -47,7 +50,7 @@ class TorchEngine(Member):
     def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
         super().__init__()
         self.config, self.table = config, parameters(config.model)
-        self.skippable, self.skipped = config.skippable, 0
+        self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
         if saved is not None:
             weights, step, statistics = read_together(self.joined, lambda: read_step(saved))
@@ -67,7 +70,8 @@ class TorchEngine(Member):
             for block in model.blocks:
                 block.compile()
         several = self.processes > 1 and mesh.fsdp == 1
-        self.parallel = DistributedDataParallel(self.network) if several else self.network
+        # Its buffers are constants.
+        self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
         self.params: dict[str, Tensor] = dict(model.named_parameters())
         self.slices = {name: local_slice(p) for name, p in self.params.items()}
         self.key_biases = {
@@ -75,6 +79,7 @@ class TorchEngine(Member):
             for name in self.trained
             if self.table[name].key_bias is not None
         }
+        self.skipped_updates = torch.zeros((), device=self.device)
         self.update = OptimizerUpdate(config.optimizer, self.table, self.slices)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
@@ -102,8 +107,19 @@ class TorchEngine(Member):
         """FLOP/s of matrix products in the compute dtype on all devices, as fast as that of this process."""
         return self.devices * matmul_flops(self.config.compute_dtype or self.config.dtype, self.device)
 
+    profile_opened_by = "ui.perfetto.dev, or TensorBoard with torch-tb-profiler"
+
+    @contextmanager
+    def profiled(self, folder: Path) -> Iterator[None]:
+        """Within the context what this process and its device do is recorded; then it is written to a file in the
+        folder."""
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        with profile(activities=activities, on_trace_ready=tensorboard_trace_handler(str(folder))):
+            yield
+
     def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
-        """Update number `step` (from 0), by this process's rows; returns what was computed before it.
+        """Update number `step` (from 0), by this process's rows; returns what was computed before it, or will be: the
+        host does not wait for the device.
 
         A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
         them than `skippable`, every later update does too.
@@ -115,20 +131,27 @@ class TorchEngine(Member):
         for name, key in self.key_biases.items():
             gradients[name].masked_fill_(key, 0)
         norms_P = sum_over_slices(squared_norms(gradients), self.params[self.trained[0]])
-        # Copied from the device at once: the values decide about the update.
-        values = torch.cat((loss[None], norms_P, stop_requests[None])).cpu()
-        result = StepResult(values[0], values[1:-1], values[-1])
-        if self.skipped > self.skippable:
-            return result
-        if not (result.loss <= self.config.loss_limit and torch.isfinite(result.squared_norms.sum())):
-            self.skipped += 1
-            return result
+        valid = self._valid(loss, norms_P)
         if self.config.optimizer.clip_norm:
             clip(gradients, norms_P, self.config.optimizer.clip_norm)
         fraction = self.config.schedule_fraction(step)
-        self.update.step(gradients, self.config.learning_rate(step), fraction)
-        self._update_averages(self.config.average_decay(step))
-        return result
+        self.update.step(gradients, self.config.learning_rate(step), fraction, valid)
+        self._update_averages(self.config.average_decay(step), valid)
+        arriving = Arriving(torch.cat((loss[None], norms_P, stop_requests[None])))
+        return StepResult(*arriving.parts((1, len(self.trained), 1)))
+
+    @property
+    def skipped(self) -> int:
+        """Number of updates skipped so far; waits for the device."""
+        return int(self.skipped_updates)
+
+    def _valid(self, loss: Tensor, norms_P: Tensor) -> Tensor:
+        """1 where the update may be made, 0 where not, as a tensor: the host does not wait for it. Counts what is
+        skipped."""
+        may_go_on = self.skipped_updates <= self.skippable
+        finite = (loss <= self.config.loss_limit) & torch.isfinite(norms_P.sum())
+        self.skipped_updates += may_go_on & ~finite
+        return (may_go_on & finite).to(loss.dtype)
 
     @torch.no_grad()
     def predict(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray:
@@ -161,7 +184,7 @@ class TorchEngine(Member):
             key: slice_like(arrays.from_numpy(statistics[key]), self.params[key.partition("/")[2]])
             for key in self._statistics()
         }
-        self.skipped = int(statistics.get("skipped", np.zeros(())))
+        self.skipped_updates.fill_(int(statistics.get("skipped", np.zeros(()))))
         self.skippable = max(self.config.skippable, self.skipped)  # the config may have allowed more at that time
         self.update.restore(step - self.skipped, slices)
         for name, average in self.averages.items():
@@ -183,7 +206,8 @@ class TorchEngine(Member):
         """
         self.network.zero_grad()
         dtype = getattr(torch, self.config.dtype)
-        counts = torch.tensor(((batch.weights_B != 0).sum(), stop), dtype=dtype, device=self.device)
+        numbers = np.array(((batch.weights_B != 0).sum(), stop), self.config.dtype)
+        counts = self.on_device(numbers)
         if self.processes > 1:
             dist.all_reduce(counts)
         count, loss = counts[0].clamp(min=1), torch.zeros((), dtype=dtype, device=self.device)
@@ -210,9 +234,10 @@ class TorchEngine(Member):
         return parts
 
     @torch.no_grad()
-    def _update_averages(self, kept: float) -> None:
+    def _update_averages(self, kept: float, valid: Tensor) -> None:
+        share = (1 - kept) * valid
         for name, average in self.averages.items():
-            average.mul_(kept).add_(self.slices[name], alpha=1 - kept)
+            average.lerp_(self.slices[name], share)
 
     @contextmanager
     def _averages_as_weights(self) -> Iterator[None]:

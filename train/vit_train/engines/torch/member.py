@@ -4,8 +4,8 @@ import numpy as np
 from torch import Tensor
 
 from vit_core.errors import InputError
-from vit_torch import arrays
 from vit_train.engines.torch.processes import join
+from vit_train.engines.torch.transfers import on_device
 
 
 class Member:
@@ -30,6 +30,5 @@ class Member:
         return np.arange(self.process * count, (self.process + 1) * count)
 
     def on_device(self, array: np.ndarray) -> Tensor:
-        """A copy of an array on this process's device."""
-        tensor: Tensor = arrays.from_numpy(array).to(self.device)
-        return tensor
+        """A copy of an array on this process's device; the host does not wait for it."""
+        return on_device(array, self.device)

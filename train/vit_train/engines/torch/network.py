@@ -15,11 +15,16 @@ from vit_train.engines.torch.sharding import is_sharded
 class Network(nn.Module):
     """uint8 images to logits: normalized, mixed in pairs as a batch says (in training), through the model."""
 
+    offset: Tensor
+    scale: Tensor
+
     def __init__(
         self, model: vit_torch.ViT, preprocessing: Preprocessing, compute: torch.dtype, mixes: bool = False
     ) -> None:
         super().__init__()
-        self.model, self.preprocessing, self.compute, self.mixes = model, preprocessing, compute, mixes
+        self.model, self.compute, self.mixes = model, compute, mixes
+        for name, constants_C in zip(("offset", "scale"), offset_and_scale(preprocessing), strict=True):
+            self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
     def forward(self, images_BHWC: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed."""
@@ -34,8 +39,7 @@ class Network(nn.Module):
 
     def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
         """uint8 images as input of the model, [B, C, H, W] in the compute dtype; mixed in pairs as a batch says."""
-        offset, scale = (torch.as_tensor(c, device=images_BHWC.device) for c in offset_and_scale(self.preprocessing))
-        x_BHWC = (images_BHWC.float() - offset) * scale
+        x_BHWC = (images_BHWC.float() - self.offset) * self.scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)
         return x_BHWC.permute(0, 3, 1, 2).to(self.compute)

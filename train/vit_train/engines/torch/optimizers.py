@@ -46,8 +46,19 @@ class OptimizerUpdate:
                 self.optimizer.state[x] = zero_statistics(self.config, x)
 
     @torch.no_grad()
-    def step(self, gradients: Params, learning_rate: float, fraction: float) -> None:
-        """One step by all gradients, at the learning rate of the step, which is `fraction` of the peak."""
+    def step(self, gradients: Params, learning_rate: float, fraction: float, valid: Tensor | None = None) -> None:
+        """One step by all gradients, at the learning rate of the step, which is `fraction` of the peak.
+
+        valid: a scalar on the device; where it is 0, nothing changes. AdamW's kernel reads it there; for other
+        optimizers the host waits for it.
+        """
+        if valid is not None and self.config.name != "adamw":
+            if not valid:
+                return
+            valid = None
+        if valid is not None:
+            # What torch's GradScaler sets, to leave out a step without asking the device first.
+            self.optimizer.found_inf = 1 - valid.float()  # type: ignore[attr-defined]
         for name, views in self.views.items():
             for x, gradient in zip(views, self._views(name, gradients[name].contiguous()), strict=True):
                 x.grad = gradient
@@ -55,8 +66,11 @@ class OptimizerUpdate:
             group["lr"] = rate = learning_rate * group["factor"]
             if group["decays"] and not self.config.decays_inside:
                 share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
-                for x in group["params"]:
-                    x.sub_(x, alpha=share)  # torch's own x * (1 - share) loses a small share to rounding in float32
+                for x in group["params"]:  # torch's own x * (1 - share) loses a small share to rounding in float32
+                    if valid is None:
+                        x.sub_(x, alpha=share)
+                    else:
+                        x.addcmul_(x, valid, value=-share)
         # torch's optimizers need moments of the parameters' dtype: they are rounded again after the step.
         self._cast_moments(x.dtype)
         self.optimizer.step()

@@ -1,0 +1,153 @@
+"""`vit bench all`: all other benchmarks, one after another, each in a process of its own and with a limit of time.
+
+What a part prints is kept in a file of the folder. A part with such a file is not measured again, so that the series
+can be stopped and started, as on a machine that is lent for half an hour.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_cli.benchmarks.machine import Machine
+from vit_core.errors import InputError
+from vit_core.storage import staged_files
+
+MACHINE = "machine.json"
+"""File with the machine and the versions."""
+
+PART_MINUTES = 8
+"""Limit of one part."""
+_TO_END = 20
+"""Seconds in which a part that is asked to end has to."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command, whose output is one file."""
+
+    name: str
+    words: tuple[str, ...]
+    """Of the command, after `vit`."""
+
+    def result(self, folder: Path) -> Path:
+        """The file with what it prints, which exists once the part is complete."""
+        return folder / f"{self.name}.txt"
+
+
+def keep_machine(machine: Machine, folder: Path) -> None:
+    """Writes what the machine is beside the results. InputError where they are of another one, or other versions."""
+    file, text = folder / MACHINE, json.dumps(machine.model_dump(mode="json"), indent=1) + "\n"
+    if file.exists() and file.read_text() != text:
+        raise InputError(f"--folder {folder}: measured on another machine or with other versions; choose another")
+    with staged_files(folder, (MACHINE,)) as stage:
+        (stage / MACHINE).write_text(text)
+
+
+def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
+    """What is measured, the most important first. quick: in small, to see that all of it works."""
+    models: dict[str, tuple[str, ...]]
+    if quick:
+        models, batch, loop, rounds = {"float32": ("mu/16",)}, 4, ("mu/16", "4", "3", "float32"), "1"
+    elif on_accelerator:
+        models, batch, rounds = {"bfloat16": ("B/16", "L/16", "S/16", "B/16@384"), "float32": ("B/16",)}, 128, "3"
+        loop = "B/16", "256", "30", "bfloat16"
+    else:
+        models, batch, loop, rounds = (
+            {"float32": ("S/16",), "bfloat16": ("S/16",)},
+            8,
+            ("S/16", "8", "5", "float32"),
+            "3",
+        )
+    variant, loop_batch, steps, dtype = loop
+    threads = str(min(16, os.cpu_count() or 1))
+    training = [
+        Part(
+            f"train-{framework}",
+            (
+                *("bench", "train", "--framework", framework, "--variant", variant, "--batch-size", loop_batch),
+                *("--dtype", dtype, "--steps", steps, "--rounds", rounds, "--threads", threads),
+            ),
+        )
+        for framework in ("jax", "torch")
+    ]
+    measured = [
+        Part(
+            f"model-{each.replace('/', '').replace('@', '-')}-{dtype}{'-compiled' * compiled}",
+            (
+                *("bench", "model", "--variant", each, "--dtype", dtype, "--batch-size", str(batch)),
+                *("--rounds", rounds, "--json", str(folder / "model.json"), *(["--compiled"] if compiled else [])),
+            ),
+        )
+        for dtype, variants in models.items()
+        for each in variants
+        for compiled in ((True, False) if on_accelerator and not quick else (False,))
+    ]
+    others = [
+        Part("input-bilinear", ("bench", "input", "--rounds", rounds)),
+        Part("input-bicubic", ("bench", "input", "--rounds", rounds, "--interpolation", "bicubic")),
+        Part("scaling", ("bench", "scaling", "--rounds", rounds)),
+        Part("startup", ("bench", "startup", "--repeats", rounds)),
+    ]
+    return [*training, *measured, *others]
+
+
+def measure_missing(parts: Sequence[Part], folder: Path, minutes: float, show: Callable[[str], None]) -> list[str]:
+    """Runs the parts whose results are not in the folder, as long as there is time; returns the names of those that are
+    still missing."""
+    begin, missing = time.monotonic(), []
+    for number, part in enumerate(parts, 1):
+        if part.result(folder).exists():
+            show(f"{number}/{len(parts)} {part.name}: measured before, in {part.result(folder)}")
+            continue
+        left = minutes - (time.monotonic() - begin) / 60
+        if left < min(PART_MINUTES, minutes / len(parts)):
+            missing.append(part.name)
+            continue
+        show(f"{number}/{len(parts)} {part.name}: vit {' '.join(part.words)}")
+        why = measure(part, folder, min(left, PART_MINUTES), show)
+        if why is not None:
+            show(f"{part.name}: {why}")
+            missing.append(part.name)
+    return missing
+
+
+def measure(part: Part, folder: Path, minutes: float, show: Callable[[str], None]) -> str | None:
+    """Runs a part and shows what it prints; returns why it is not complete, and None where it is.
+
+    Standard error, which has the progress, passes to this process's. The part and the processes that it starts are one
+    group, which ends with the limit of time.
+    """
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "vit_cli", *part.words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        printed, _ = process.communicate(timeout=60 * minutes)
+    except subprocess.TimeoutExpired:
+        return f"not complete after {minutes:g} minutes"
+    finally:
+        _end(process)
+    show(printed.rstrip())
+    if process.returncode not in (0, 1):  # 1: a limit was exceeded, which is a result
+        return f"ended with status {process.returncode}"
+    with staged_files(folder, (part.result(folder).name,)) as stage:
+        text = f"vit {' '.join(part.words)}\n{printed}({time.perf_counter() - begin:.0f} s)\n"
+        (stage / part.result(folder).name).write_text(text)
+    return None
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ends the process, and those that it has started, where it has not ended by itself."""
+    if process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            os.killpg(process.pid, number)
+            try:
+                process.communicate(timeout=_TO_END)
+                return
+            except subprocess.TimeoutExpired:
+                continue
