@@ -223,7 +223,18 @@ def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
 
     InputError where the image's mode is not that of `channels`, or the aspect ratio too extreme to resize in memory.
     """
-    channels, (height, width) = preprocessing.channels, preprocessing.image_size
+    image, (height, width) = uncropped(image, preprocessing), preprocessing.image_size
+    top = crop_start(image.height - height, preprocessing.crop_rounding)
+    left = crop_start(image.width - width, preprocessing.crop_rounding)
+    return image.crop((left, top, left + width, top + height))
+
+
+def uncropped(image: Picture, preprocessing: Preprocessing) -> Picture:
+    """What `resized` cuts the center out of: the whole image, which covers the size of `preprocessing`.
+
+    InputError as for `resized`.
+    """
+    channels = preprocessing.channels
     if not isinstance(image, Planes) and image.mode != MODES.get(channels):
         raise InputError(f"cannot resize an image of mode {image.mode}: expected {MODES.get(channels, 'planes')}")
     full_height, full_width = _resized_size(image.height, image.width, preprocessing)
@@ -235,9 +246,7 @@ def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
     image = image.resize((full_width, full_height), Image.Resampling[preprocessing.interpolation.upper()])
     if preprocessing.resize == "border":
         image = _with_borders(image, preprocessing)
-    top = crop_start(image.height - height, preprocessing.crop_rounding)
-    left = crop_start(image.width - width, preprocessing.crop_rounding)
-    return image.crop((left, top, left + width, top + height))
+    return image
 
 
 def crop_start(margin: int, rounding: Literal["half_even", "floor"]) -> int:

@@ -1,6 +1,6 @@
 """What a training run is: one typed, validated config that both engines follow."""
 
-from vit_train.config.data import Augmentation, Data
+from vit_train.config.data import Augmentation, Data, RandAugment
 from vit_train.config.evaluation import EvaluationOptions, Loss
 from vit_train.config.fields import field_value, flatten, leaf_fields, with_fields
 from vit_train.config.mesh import Mesh
@@ -16,6 +16,7 @@ __all__ = [
     "Loss",
     "Mesh",
     "Optimizer",
+    "RandAugment",
     "Schedule",
     "TrainConfig",
     "field_value",

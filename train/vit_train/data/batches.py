@@ -21,6 +21,7 @@ from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import augmented, draw_mix
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
+from vit_train.data.repeats import RepeatedOrder
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
 
@@ -103,13 +104,17 @@ class Batches:
         if "balanced" in (self.config.sampling, *self.config.class_weights):
             _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
         _ = self.class_weights_C
+        if self.config.augmentation.repeats > 1:
+            _ = self.order  # raises InputError where there are too few images
 
     @cached_property
-    def order(self) -> grain.MapDataset | BalancedOrder:
+    def order(self) -> grain.MapDataset | BalancedOrder | RepeatedOrder:
         """Index in the split of each example of the run."""
         if self.config.sampling == "balanced":
             return BalancedOrder(self.occurrences, self.config.seed)
-        return grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+        shuffled = grain.MapDataset.range(len(self.split)).seed(self.config.seed).shuffle().repeat()
+        repeats = self.config.augmentation.repeats
+        return RepeatedOrder(shuffled, len(self.split), repeats) if repeats > 1 else shuffled
 
     @cached_property
     def class_weights_C(self) -> np.ndarray:
@@ -184,9 +189,16 @@ class Batches:
                 share = mix.share(size)
                 own_share_B[pair], boxes_B4[pair] = mix.weight, mix.box
                 mixed_BC[pair] = share * targets_BC[pair] + (1 - share) * targets_BC[pair][::-1]
+                if self.config.augmentation.mixed_targets == "all":
+                    mixed_BC[pair] = _targets_with_a_share(targets_BC[pair], share)
                 if self.config.class_weights:  # share + (1 - share) may be less than 1 in the last bit
                     mixed_B[pair] = share * weights_B[pair] + (1 - share) * weights_B[pair][::-1]
         return mixed_BC, mixed_B, own_share_B, boxes_B4
+
+
+def _targets_with_a_share(targets_2C: np.ndarray, share: float) -> np.ndarray:
+    """Targets of a mixed pair with all classes of both images, except of an image whose share is 0."""
+    return np.maximum(targets_2C if share > 0 else 0, targets_2C[::-1] if share < 1 else 0)
 
 
 class EvaluationBatch(NamedTuple):
