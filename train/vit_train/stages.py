@@ -119,6 +119,9 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
     """The checkpoint with a head for these labels, and what was changed, in words; "" where nothing was."""
     before, classes = weights.config.labels, weights.config.model.num_classes
     start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialized"
+    if weights.config.model.representation and not config.model.representation:
+        weights = weights.with_model(head_bias_init=config.model.head_bias_init).with_head(0).with_head(len(labels))
+        return weights, f"a new head, {start}: {classes} classes before, {len(labels)} now; its hidden layer is removed"
     if config.head == "matched" and before == labels:
         return weights, ""
     if config.head == "matched" and before is None and classes == len(labels):

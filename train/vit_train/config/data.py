@@ -121,7 +121,9 @@ class Augmentation(Schema):
             if pair and not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name}: expected 0 < smallest <= largest, found {pair}")
         if self.crop_area and self.random_crop:
-            raise ValueError("random_crop: a crop of random size is made already; set crop_area none, or leave it out")
+            raise ValueError(
+                "random_crop: crop_area makes a crop of random size; set crop_area none, or random_crop false"
+            )
         if self.crop_padding and not self.random_crop:
             raise ValueError("crop_padding: is for random_crop; set it, or leave the padding out")
         return self
