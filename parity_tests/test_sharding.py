@@ -23,6 +23,7 @@ from vit_train.run import Run
 from vit_train.tests.small_run import MODEL, run_in, save_step
 
 RUN = parallel.RUN.replace(model=MODEL.replace(width=32, heads=8, mlp_dim=64), accumulation=1)
+MUON = RUN.replace(optimizer=RUN.optimizer.replace(name="muon", momentum=0.95))
 MESHES = {
     "data 8": Mesh(data=8),
     "fsdp 8": Mesh(data=1, fsdp=8),
@@ -102,6 +103,18 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
 
 
 @pytest.mark.slow
+def test_muon_is_a_single_devices_on_every_mesh(tmp_path: Path) -> None:
+    """Its iteration multiplies whole matrices, of which each device holds a slice."""
+    on_devices(8, "muon", str(tmp_path))
+    expected = trained(JaxEngine(MUON))
+    for mesh in MESHES:
+        found = np.load(tmp_path / f"{mesh}.npz")
+        assert set(found) == expected.keys()
+        for name, array in expected.items():
+            assert parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_device_holds_its_shard(mesh: str, eight: Path) -> None:
     shards = json.loads((eight / "shards.json").read_text())[mesh]
@@ -167,6 +180,10 @@ def main(kind: str, folder: Path) -> None:
         engine = JaxEngine(RUN.replace(mesh=Mesh(fsdp=4)), saved=run.step_folder(2))
         engine.train_step(batches_of(engine)[2], 2)
         save_step(run, engine, 3)
+        return
+    if kind == "muon":
+        for name, mesh in MESHES.items():
+            np.savez(folder / f"{name}.npz", **trained(JaxEngine(MUON.replace(mesh=mesh))))
         return
     shards, programs = {}, {}
     for name, mesh in MESHES.items():

@@ -210,7 +210,7 @@ def test_bad_words_are_answered_in_one_line(vit: Vit, recipe: str, tmp_path: Pat
         return vit(*words, status=2)
 
     assert "did you mean 'pretrain'?" in refused("pretrian", recipe)
-    assert "name a recipe: a Python file, or one of cifar10, digits" in refused("pretrain")
+    assert "name a recipe: a Python file, or one of augreg_imagenet1k" in refused("pretrain")
     assert "unknown recipe 'cifar'; did you mean 'cifar10'?" in refused("pretrain", "cifar")
     assert "nowhere.py: no such file" in refused("pretrain", "nowhere.py")
     line = refused("pretrain", recipe, "--optimizer.learning-rat", "1e-3")

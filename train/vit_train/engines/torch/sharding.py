@@ -17,9 +17,6 @@ from vit_core.errors import InputError
 from vit_train.config import Mesh, TrainConfig
 from vit_train.engines.torch.processes import Processes
 
-BY_MATRIX = ("adafactor", "lamb")
-"""Optimizers that need whole matrices."""
-
 
 def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
     """The config's mesh over so many processes. InputError for what PyTorch cannot do."""
@@ -30,7 +27,7 @@ def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
         raise InputError(
             f"mesh.tensor: {mesh.tensor}, but PyTorch shares by data and fsdp; set mesh.tensor 1, or train in JAX"
         )
-    if mesh.fsdp > 1 and optimizer in BY_MATRIX:
+    if mesh.fsdp > 1 and config.optimizer.by_matrix:
         raise InputError(
             f"optimizer.name: {optimizer} needs whole matrices, which mesh.fsdp {mesh.fsdp} cuts; use adamw, lion or "
             "sgd, or mesh.fsdp 1, or train in JAX"
