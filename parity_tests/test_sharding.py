@@ -61,7 +61,7 @@ def on_devices(count: int, *words: str) -> None:
     """This very file, run as a script with so many devices."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.getcwd(),
+        "PYTHONPATH": os.pathsep.join((os.getcwd(), os.path.join(os.getcwd(), "train"))),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
         "JAX_ENABLE_X64": "1",
         "OMP_NUM_THREADS": "1",
