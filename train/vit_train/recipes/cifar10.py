@@ -40,7 +40,7 @@ def pretrain() -> TrainConfig:
             cutmix=1.0,
         ),
         optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0),
-        schedule=Schedule(warmup_steps=2000),
+        schedule=Schedule(warmup_steps=1000),
         label_smoothing=0.1,
         steps=54_700,  # 280 epochs
         batch_size=256,
