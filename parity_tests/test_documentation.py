@@ -168,7 +168,7 @@ def names(page: str, heading: str) -> list[str]:
 def test_tables_are_complete() -> None:
     assert set(names("docs/checkpoints.md", "Formats")) == set(FORMATS)
     assert set(names("docs/fine-tuning.md", "Position embeddings at another resolution")) == set(METHODS)
-    assert sorted(names("docs/training.md", "Recipes")) == recipes.names()
+    assert sorted(names("docs/recipes.md", "All recipes")) == recipes.names()
     assert names("docs/many-devices.md", "The mesh") == list(Mesh().axes)
 
 

@@ -29,6 +29,7 @@ ROTARY = RUN.replace(
     )
 )
 """As DINOv3, with all that training draws of its coordinates."""
+MUON = RUN.replace(optimizer=RUN.optimizer.replace(name="muon", momentum=0.95))
 MESHES = {
     "data 8": Mesh(data=8),
     "fsdp 8": Mesh(data=1, fsdp=8),
@@ -66,7 +67,7 @@ def on_devices(count: int, *words: str) -> None:
     """This very file, run as a script with so many devices."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.getcwd(),
+        "PYTHONPATH": os.pathsep.join((os.getcwd(), os.path.join(os.getcwd(), "train"))),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
         "JAX_ENABLE_X64": "1",
         "OMP_NUM_THREADS": "1",
@@ -105,6 +106,18 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
     assert set(found) == one.keys()
     for name, expected in one.items():
         assert parity.difference(found[name], expected)[1] <= BOUND, name
+
+
+@pytest.mark.slow
+def test_muon_is_a_single_devices_on_every_mesh(tmp_path: Path) -> None:
+    """Its iteration multiplies whole matrices, of which each device holds a slice."""
+    on_devices(8, "muon", str(tmp_path))
+    expected = trained(JaxEngine(MUON))
+    for mesh in MESHES:
+        found = np.load(tmp_path / f"{mesh}.npz")
+        assert set(found) == expected.keys()
+        for name, array in expected.items():
+            assert parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
 
 
 @pytest.mark.slow
@@ -190,6 +203,10 @@ def main(kind: str, folder: Path) -> None:
         for name, mesh in MESHES.items():
             config = ROTARY.replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
             np.savez(folder / f"{name}.npz", **trained(JaxEngine(config)))
+        return
+    if kind == "muon":
+        for name, mesh in MESHES.items():
+            np.savez(folder / f"{name}.npz", **trained(JaxEngine(MUON.replace(mesh=mesh))))
         return
     shards, programs = {}, {}
     for name, mesh in MESHES.items():

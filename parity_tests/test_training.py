@@ -46,6 +46,7 @@ SGD = Optimizer(name="sgd", learning_rate=3e-2, weight_decay=0.1)
 LION = Optimizer(name="lion", learning_rate=1e-3, weight_decay=0.1, beta2=0.99)
 ADAFACTOR = Optimizer(name="adafactor", learning_rate=3e-3, weight_decay=0.01, epsilon=1e-30)
 LAMB = Optimizer(name="lamb", learning_rate=3e-3, weight_decay=0.1, epsilon=1e-6)
+MUON = Optimizer(name="muon", learning_rate=3e-3, weight_decay=0.1, momentum=0.95)
 WARM = Schedule(warmup_steps=4)
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -66,6 +67,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "adafactor, no momentum": {"optimizer": ADAFACTOR.replace(momentum=0.0)},
     "lamb": {"optimizer": LAMB},
     "lamb, clipped, layer decay": {"optimizer": LAMB.replace(clip_norm=0.5, layer_decay=0.7)},
+    "muon": {"optimizer": MUON},
+    "muon, clipped, layer decay": {"optimizer": MUON.replace(clip_norm=0.5, layer_decay=0.7)},
     "adamw, bfloat16 moments": {"optimizer": ADAMW.replace(moment_dtype="bfloat16")},
     "adafactor, bfloat16 momentum": {"optimizer": ADAFACTOR.replace(moment_dtype="bfloat16")},
     "accumulation": {"optimizer": ADAMW.replace(clip_norm=0.5), "accumulation": 4},
@@ -89,6 +92,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "optimizer": ADAMW,
         "model": ROTARY.replace(rope={**PUBLISHED["mixed"], "shift": 0.3, "jitter": 1.5, "rescale": 2.0}),
     },
+    "descendant, muon": {"optimizer": MUON, "model": DESCENDANT},
 }
 
 

@@ -194,7 +194,9 @@ def _training(checkpoint: Checkpoint, run: _RunFacts | None) -> list[str]:
 
 
 def _described(config: "TrainConfig") -> str:
-    given = config.augmentation.model_dump(exclude_defaults=True)
+    from vit_train.config import flatten
+
+    given = flatten(config.augmentation.model_dump(exclude_defaults=True))
     return ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
 
 

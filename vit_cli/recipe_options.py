@@ -198,7 +198,8 @@ def show_defaults(app: App, name: str, words: Sequence[str]) -> None:
     if name == "resume":
         show_fields(app, name, {})
     elif (recipe := _recipe_of(app, words)) is not None:
-        show_fields(app, name, _defaults(recipe, "finetune" if name == "finetune" else "pretrain"))
+        tunes = name == "finetune" or (name == "explain" and not recipes.open_recipe(recipe).has("pretrain"))
+        show_fields(app, name, _defaults(recipe, "finetune" if tunes else "pretrain"))
 
 
 def show_fields(app: App, name: str, defaults: Mapping[tuple[str, ...], str]) -> None:

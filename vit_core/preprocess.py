@@ -247,7 +247,17 @@ def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
 
     InputError where the aspect ratio is too extreme to resize in memory.
     """
-    height, width = preprocessing.image_size
+    image, (height, width) = uncropped(image, preprocessing), preprocessing.image_size
+    top = crop_start(image.height - height, preprocessing.crop_rounding)
+    left = crop_start(image.width - width, preprocessing.crop_rounding)
+    return image.crop((left, top, left + width, top + height))
+
+
+def uncropped(image: Picture, preprocessing: Preprocessing) -> Picture:
+    """What `resized` cuts the center out of: the whole image, which covers the size of `preprocessing`.
+
+    InputError as for `resized`.
+    """
     full_height, full_width = _resized_size(image.height, image.width, preprocessing)
     if full_height * full_width * (len(image.planes) if isinstance(image, Planes) else 1) > MAX_RESIZED_PIXELS:
         raise InputError(
@@ -257,9 +267,7 @@ def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
     image = image.resize((full_width, full_height), Image.Resampling[preprocessing.interpolation.upper()])
     if preprocessing.resize == "border":
         image = _with_borders(image, preprocessing)
-    top = crop_start(image.height - height, preprocessing.crop_rounding)
-    left = crop_start(image.width - width, preprocessing.crop_rounding)
-    return image.crop((left, top, left + width, top + height))
+    return image
 
 
 def crop_start(margin: int, rounding: Literal["half_even", "floor"]) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 
 from vit_core.errors import InputError
+from vit_train.calibration import Calibration, calibration
 from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets, wilson_interval
 from vit_train.config import EvaluationOptions, Loss
 from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss, stream
@@ -33,6 +34,10 @@ class Accuracy:
     """Mean over the images of the loss of training, without label smoothing and class weights."""
     classes: ClassReport | None = field(default=None, compare=False, repr=False)
     """How well each class was recognised."""
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    """How well confidence agrees with accuracy, where each image has one class."""
+    ids_N: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Index in the split of each image that counts, in the order of `classes.pairs`."""
 
     @property
     def top1(self) -> float:
@@ -114,7 +119,7 @@ class _Answers:
         """Correct, correct among the first five, examples, loss."""
         self.counted_N = np.zeros(N, np.uint8)
         self.labels_N = np.zeros((N, C), np.uint8) if split.multilabel else np.zeros(N, np.int64)
-        self.answers_N = np.zeros(N, np.int64)
+        self.answers_N, self.confidences_N = np.zeros(N, np.int64), np.zeros(N, np.float32)
         self.scores_NC = np.zeros((N, C), np.float32) if ranked or split.multilabel else None
 
     def add(self, batch: EvaluationBatch, logits_BO: np.ndarray) -> None:
@@ -133,6 +138,7 @@ class _Answers:
             class_of_output = np.full(logits_BO.shape[1], len(self.outputs))
             class_of_output[self.outputs] = np.arange(len(self.outputs))
             self.answers_N[ids] = class_of_output[first_B5[:, 0]]
+            self.confidences_N[ids] = confidences(logits_BO, self.loss)
         self.sums += correct_B.sum(), correct5_B.sum(), len(ids), cross_entropy(logits_BO, wanted, self.loss)
         self.counted_N[ids], self.labels_N[ids] = 1, labels
         if self.scores_NC is not None:
@@ -150,15 +156,18 @@ class _Answers:
         if not count:
             raise InputError(f"{self.split.title}: none of its images can be read")
         counted_N = total(self.counted_N) > 0
-        labels_N, scores_NC = total(self.labels_N)[counted_N], None
+        labels_N, scores_NC, calibrated = total(self.labels_N)[counted_N], None, None
         if self.scores_NC is not None:
             scores_NC = total(self.scores_NC)[counted_N]
         if self.split.multilabel:
             assert scores_NC is not None
             report = report_of_sets(self.split.labels, labels_N > 0, scores_NC)
         else:
-            report = report_of_answers(self.split.labels, labels_N, total(self.answers_N)[counted_N], scores_NC)
-        return Accuracy(int(correct), int(correct5), int(count), float(loss / count), report)
+            answers_N, confidences_N = (total(x)[counted_N] for x in (self.answers_N, self.confidences_N))
+            report = report_of_answers(self.split.labels, labels_N, answers_N, scores_NC)
+            calibrated = calibration(confidences_N, answers_N == labels_N)
+        ids_N = np.flatnonzero(counted_N)
+        return Accuracy(int(correct), int(correct5), int(count), float(loss / count), report, calibrated, ids_N)
 
 
 def signal_in_any_process(processes: BatchRows, number: int | None) -> int | None:
@@ -167,6 +176,14 @@ def signal_in_any_process(processes: BatchRows, number: int | None) -> int | Non
         return number
     arrived = int(processes.total(np.array(number is not None, np.int64)))
     return (number or DEFAULT_SIGNAL) if arrived else None
+
+
+def confidences(logits_BC: np.ndarray, loss: Loss) -> np.ndarray:
+    """float64 [B]: the probability of the class with the largest logit, by softmax or sigmoid."""
+    if loss == "sigmoid":
+        best_B: np.ndarray = expit(logits_BC.max(axis=-1))
+        return best_B
+    return np.exp(log_softmax(logits_BC, axis=-1).max(axis=-1))
 
 
 def cross_entropy(logits_BC: np.ndarray, labels: np.ndarray, loss: Loss) -> float:

@@ -1,4 +1,5 @@
-"""How well classes are told apart by features: scikit-learn's nearest neighbours and logistic regression on them."""
+"""How well classes are told apart by features: by scikit-learn's nearest neighbours, logistic regression and ridge
+regression on a few images of each class."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,11 @@ import numpy as np
 
 from vit_core.errors import InputError, abbreviate
 from vit_train.classification import wilson_interval
+
+RIDGE = 2.0**10
+"""big_vision's regularization of its few-shot probe."""
+BIAS = 100.0
+"""big_vision's constant feature, whose weight is the bias: so large that it is hardly regularized."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,21 @@ def held_out(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labe
 
 
 def probe(
-    train: Labelled, test: Labelled, *, neighbours: int = 20, c: float = 1.0, steps: int = 1000
+    train: Labelled,
+    test: Labelled,
+    *,
+    neighbours: int = 20,
+    c: float = 1.0,
+    steps: int = 1000,
+    shots: Sequence[int] = (),
+    seed: int = 0,
 ) -> Iterator[Probed]:
-    """Measures both probes, one after the other: each is fitted to `train`, and answers to `test`.
+    """Measures the probes, one after the other: each is fitted to `train`, and answers to `test`.
 
     neighbours: the k nearest by cosine, which vote (KNeighborsClassifier). c, steps: LogisticRegression's C, the
-    inverse of its regularization, and its largest number of steps; features are standardized before it. InputError
-    where the test images have other classes or features, and where there are fewer images than neighbours or one class
-    only.
+    inverse of its regularization, and its largest number of steps; features are standardized before it. shots, seed:
+    see `few_shot`, once for each number of shots. InputError where the test images have other classes or features, and
+    where there are fewer images than neighbours or one class only.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -100,6 +113,34 @@ def probe(
     stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     note = f"linear: stopped after {steps} steps, before it converged; raise --max-steps or lower --c"
     yield Probed(found.title, found.correct, found.total, note if stopped else "")
+    for count in shots:
+        yield few_shot(train, test, count, seed)
+
+
+def few_shot(train: Labelled, test: Labelled, shots: int, seed: int) -> Probed:
+    """big_vision's few-shot probe (evaluators/fewshot_lsr.py): ridge regression on `shots` images of each class, drawn
+    by the seed, towards 1 for the class and -1 for the others; the largest value answers.
+
+    Features are standardized by the drawn images, and a constant feature of 100 stands for the bias. A class of fewer
+    images has all of its.
+    """
+    from sklearn.linear_model import Ridge
+
+    classes, labels_N = np.unique(train.labels_N, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([rng.permutation(np.flatnonzero(labels_N == i))[:shots] for i in range(len(classes))])
+    values_MD = train.values_ND[drawn].astype(np.float64)
+    mean_D, std_D = values_MD.mean(axis=0), values_MD.std(axis=0) + 1e-5
+
+    def prepared(values_ND: np.ndarray) -> np.ndarray:
+        return np.pad((values_ND - mean_D) / std_D, ((0, 0), (0, 1)), constant_values=BIAS)
+
+    wanted_MC = 2.0 * (labels_N[drawn, None] == np.arange(len(classes))) - 1
+    ridge = Ridge(alpha=RIDGE, fit_intercept=False, solver="cholesky").fit(prepared(values_MD), wanted_MC)
+    answers_N = classes[ridge.predict(prepared(test.values_ND)).argmax(axis=1)]
+    smallest = int(np.bincount(labels_N[drawn]).min())
+    note = f"{shots}-shot: some class has {smallest} images only" if smallest < shots else ""
+    return Probed(f"{shots}-shot ridge", int((answers_N == test.labels_N).sum()), len(test), note)
 
 
 def _probed(title: str, classifier: Any, train: Labelled, test: Labelled) -> Probed:

@@ -26,6 +26,7 @@ from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
 from vit_train.preflight import check_agreement, check_data, check_space, preflight
 from vit_train.processes import Processes, end_together
+from vit_train.real_labels import RealAccuracy, RealLabels
 from vit_train.run import RUN, Request, Run, read_request
 from vit_train.signals import stop_signals
 
@@ -66,6 +67,8 @@ class Evaluation:
     """Images of the split; accuracy.total is less where some could not be read, and that was allowed."""
     process: int
     """Number of this process, from 0."""
+    real: RealAccuracy | None = None
+    """Accuracy by ImageNet's reassessed labels, where those were given."""
 
 
 def pretrain(
@@ -122,6 +125,9 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
     """The checkpoint with a head for these labels, and what was changed, in words; "" where nothing was."""
     before, classes = weights.config.labels, weights.config.model.num_classes
     start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialized"
+    if weights.config.model.representation and not config.model.representation:
+        weights = weights.with_model(head_bias_init=config.model.head_bias_init).with_head(0).with_head(len(labels))
+        return weights, f"a new head, {start}: {classes} classes before, {len(labels)} now; its hidden layer is removed"
     if config.head == "matched" and before == labels:
         return weights, ""
     if config.head == "matched" and before is None and classes == len(labels):
@@ -297,19 +303,22 @@ def evaluate_checkpoint(
     preprocessing: Mapping[str, Any] | None = None,
     trained_on: Data | None = None,
     ranked: bool = False,
+    real_labels: RealLabels | None = None,
     display: Display = SILENT,
 ) -> Evaluation:
     """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
     taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
-    the title says how many of the images it was trained on. ranked: see `evaluate`. Logs what was assumed. Raises
-    InputError where a class of the data set is none of the model's or an image cannot be read; StoppedBySignal after
-    SIGINT or SIGTERM.
+    the title says how many of the images it was trained on. ranked: see `evaluate`. real_labels: also compute the
+    accuracy by these labels of ImageNet's validation images. Logs what was assumed. Raises InputError where a class of
+    the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
     examples.make_ready(display)
+    if real_labels is not None:
+        real_labels.check(examples)
     if (resampled := checkpoint.config.provenance.resampling_warning) is not None:
         logger.warning("%s", resampled)
     outputs, made = matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
@@ -326,7 +335,10 @@ def evaluate_checkpoint(
         predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
         accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
     title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
-    return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process)
+    real = None
+    if real_labels is not None and accuracy.ids_N is not None and accuracy.classes and accuracy.classes.pairs:
+        real = real_labels.accuracy(examples, accuracy.ids_N, accuracy.classes.pairs[1])
+    return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process, real)
 
 
 def _trained_share(trained_on: Data, examples: Split) -> str:

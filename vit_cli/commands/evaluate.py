@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
 from vit_cli.option_types import (
     FieldWords,
+    OptionalPlace,
     OptionalSize,
     OptionalTarget,
     PartName,
@@ -41,14 +42,16 @@ def evaluate(
     allow_undecodable: Annotated[bool, Parameter(negative=())] = False,
     labels: LabelMatching = "by-name",
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
+    real_labels: OptionalPlace = None,
     json: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
 ) -> int:
     """Measure the accuracy of a checkpoint on a data set.
 
     Every image counts once. Images are prepared as the checkpoint's own preprocessing says. The first table shows top-1
     and top-5 accuracy, the loss, and the 95 % interval of top-1; where images may have several classes, mean average
-    precision and F1 (a class is answered where its probability is above 0.5). The second table shows each class. Where
-    the checkpoint's own run was trained on some of the images, that is reported.
+    precision and F1 (a class is answered where its probability is above 0.5). A line compares the mean confidence with
+    the accuracy (calibration). The second table shows each class. Where the checkpoint's own run was trained on some of
+    the images, that is reported.
 
     Examples:
         vit evaluate runs/cifar10
@@ -75,6 +78,8 @@ def evaluate(
         labels: How the data set's classes are matched with the model's. By name, in any order; a model without names by
             position. By position: class i is output i. By number: the class called 7 is output 7.
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
+        real_labels: The file real.json of ImageNet-ReaL: also print the accuracy on ImageNet's validation images by
+            their reassessed labels, of which an answer may be any; images without one do not count.
         json: File to write everything into: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
@@ -82,6 +87,7 @@ def evaluate(
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
     from vit_cli.reports.evaluation import check_json, print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
+    from vit_train.real_labels import RealLabels
     from vit_train.stages import evaluate_checkpoint
 
     if json is not None:
@@ -109,6 +115,7 @@ def evaluate(
             preprocessing=parse_preprocessing(preprocessing),
             trained_on=of_run if data or split else None,
             ranked=json is not None,
+            real_labels=None if real_labels is None else RealLabels.read(real_labels),
             display=TerminalDisplay(),
         )
     print_evaluation(found)

@@ -38,9 +38,9 @@ def pretrain(
 ) -> int:
     """Train a model from new weights.
 
-    RECIPE is cifar10, digits, folder, imagenet_s16, imagenet_l16, jft_g14, or a Python file like those in
-    train/vit_train/recipes. Every field of the recipe is an option: `vit pretrain RECIPE --help` lists them with the
-    recipe's values.
+    RECIPE is folder, digits, cifar10, imagenet_s16, deit3_s16 or another of the papers' recipes, or a Python file like
+    those in train/vit_train/recipes. Every field of the recipe is an option: `vit pretrain RECIPE --help` lists them
+    with the recipe's values.
 
     What neither the recipe nor an option sets is fitted to the training images, and printed: the number of classes, and
     for the recipe `folder` a batch, a number of steps and a warm-up that suit a small set.

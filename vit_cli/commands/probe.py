@@ -23,6 +23,7 @@ def probe(
     neighbours: int = 20,
     c: float = 1.0,
     max_steps: int = 1000,
+    shots: Annotated[tuple[int, ...], Parameter(metavar="NUMBER")] = (),
     layer: int = -1,
     pool: Literal["cls", "gap"] | None = None,
     norm: Annotated[bool, Parameter(negative=())] = False,
@@ -39,13 +40,15 @@ def probe(
 ) -> int:
     """Measure how well classes are told apart by a model's features.
 
-    Two classifiers of scikit-learn are fitted to the features of the training images: the nearest neighbours by cosine,
-    and a logistic regression on standardized features (the linear probe). The table shows their accuracy on the test
+    Classifiers of scikit-learn are fitted to the features of the training images: the nearest neighbours by cosine, and
+    a logistic regression on standardized features (the linear probe); with --shots also a ridge regression on a few
+    images of each class (big_vision's few-shot probe). The table shows their accuracy on the test
     images with its 95 % interval. The model itself is not trained.
 
     Examples:
         vit probe train.npy test.npy
         vit probe ViT-B_16.npz --data ./photos
+        vit probe train.npy test.npy --shots 1 --shots 10
 
     Args:
         source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
@@ -55,10 +58,11 @@ def probe(
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data to test on. Default: test if there is one, else a validation split.
         held_out: Share of each class to test with, where there is no test file or split.
-        split_seed: Seed that chooses which images this share has.
+        split_seed: Seed that chooses which images this share has, and those of --shots.
         neighbours: Number of neighbours that vote.
         c: C of the logistic regression: the larger, the less it is regularized.
         max_steps: Steps after which the logistic regression stops.
+        shots: Number of images of each class for a few-shot probe, drawn by --split-seed. May be repeated.
         layer: Block after which the tokens are taken, from 0; -1 is the last.
         pool: The class token, or the mean of the patch tokens (gap). Default: the class token if there is one.
         norm: Apply the model's last LayerNorm to the tokens first.
@@ -78,6 +82,8 @@ def probe(
     positive(neighbours=neighbours, max_steps=max_steps, batch_size=batch_size, threads=threads)
     if not 0 < held_out < 1:
         raise InputError(f"--held-out {held_out:g}: expected more than 0 and less than 1")
+    if any(count < 1 for count in shots):
+        raise InputError(f"--shots {min(shots)}: expected 1 or more")
     if not c > 0:
         raise InputError(f"--c {c:g}: expected more than 0")
     if data is not None and test is not None:
@@ -92,5 +98,6 @@ def probe(
         model = probing.Model(source, from_, set_, part, framework, image_size, compute_dtype, preprocessing)
         images = probing.Images(data, data_dir, split, held_out, split_seed, unreadable, batch_size, threads)
         train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
-    probing.print_probes(train, tested, probes(train, tested, neighbours=neighbours, c=c, steps=max_steps))
+    found = probes(train, tested, neighbours=neighbours, c=c, steps=max_steps, shots=shots, seed=split_seed)
+    probing.print_probes(train, tested, found)
     return 0

@@ -9,7 +9,8 @@ import numpy as np
 from vit_cli.console import say, table
 from vit_core.errors import InputError, one_line
 from vit_core.storage import Location, is_local, staged_files
-from vit_train.classification import ClassReport
+from vit_train.calibration import Calibration
+from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
 from vit_train.stages import Evaluation
 
@@ -23,6 +24,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
         return
     accuracy = evaluation.accuracy
     print_accuracies(evaluation.title, [("weights", accuracy)])
+    if accuracy.calibration is not None:
+        calibrated = accuracy.calibration
+        say(
+            f"calibration error {calibrated.expected_error:.2%} ({len(calibrated.counts_K)} bins): mean confidence "
+            f"{calibrated.confidence:.2%}, accuracy {accuracy.top1:.2%}"
+        )
+    if evaluation.real is not None:
+        real, (low, high) = evaluation.real, wilson_interval(evaluation.real.correct, evaluation.real.total)
+        say(f"ReaL: {real.top1:.2%} ({low:.2%} - {high:.2%}) of the {real.total:,} images with a reassessed label")
     if accuracy.classes is not None:
         _print_classes(accuracy.classes)
     if skipped := evaluation.images - accuracy.total:
@@ -63,7 +73,18 @@ def _json_of(evaluation: Evaluation) -> dict[str, Any]:
         "loss": accuracy.loss if np.isfinite(accuracy.loss) else None,
         **accuracy.values,
         **interval,
+        **({"real_top1": evaluation.real.top1, "real_images": evaluation.real.total} if evaluation.real else {}),
+        **({} if accuracy.calibration is None else _json_of_calibration(accuracy.calibration)),
         **(classes.to_json() if classes else {}),
+    }
+
+
+def _json_of_calibration(found: Calibration) -> dict[str, Any]:
+    bins = {"answers": found.counts_K, "confidences": found.confidences_K, "correct": found.correct_K}
+    return {
+        "calibration_error": found.expected_error,
+        "mean_confidence": found.confidence,
+        "calibration_bins": {name: values.tolist() for name, values in bins.items()},
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 from vit_cli.field_options import FieldOption, options_of
 from vit_cli.recipe_options import changed, join_values
 from vit_cli.tests.printed import Vit
+from vit_core import CheckpointConfig, variant
 from vit_core.errors import InputError
 from vit_train import recipes
 from vit_train.config import TrainConfig
@@ -89,7 +90,9 @@ def test_every_value_of_every_recipe_can_be_typed() -> None:
     from vit_cli.field_options import value_text
 
     for name in recipes.names():
-        config: Any = recipes.load(name, "pretrain")
+        recipe, init = recipes.open_recipe(name), CheckpointConfig(model=variant("B/8", 224, 1000))
+        stage = "pretrain" if recipe.has("pretrain") else "finetune"
+        config: Any = recipe.config(stage, init)
         for option in OPTIONS.values():
             value = config
             for part in option.path:

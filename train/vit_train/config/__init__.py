@@ -1,14 +1,24 @@
 """What a training run is: one typed, validated config that both engines follow."""
 
-from vit_train.config.data import Augmentation, Data
+from vit_train.config.data import Augmentation, Data, RandAugment
 from vit_train.config.evaluation import EvaluationOptions, Loss
 from vit_train.config.fields import field_value, flatten, leaf_fields, with_fields
 from vit_train.config.mesh import Mesh
-from vit_train.config.optimization import FACTORED_FROM, Optimizer, Schedule
+from vit_train.config.optimization import (
+    FACTORED_FROM,
+    MUON_RMS,
+    NEWTON_SCHULZ,
+    NEWTON_SCHULZ_STEPS,
+    Optimizer,
+    Schedule,
+)
 from vit_train.config.run_config import Continued, TrainConfig
 
 __all__ = [
     "FACTORED_FROM",
+    "MUON_RMS",
+    "NEWTON_SCHULZ",
+    "NEWTON_SCHULZ_STEPS",
     "Augmentation",
     "Continued",
     "Data",
@@ -16,6 +26,7 @@ __all__ = [
     "Loss",
     "Mesh",
     "Optimizer",
+    "RandAugment",
     "Schedule",
     "TrainConfig",
     "field_value",

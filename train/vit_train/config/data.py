@@ -1,14 +1,15 @@
 """Config of a run's data: where examples come from and how training images are changed at random."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vit_core.schema import NonNegative, Real, Schema
+from vit_core.schema import Count, Flag, NonNegative, Positive, Real, Schema
 
 Magnitude = Annotated[Real, Field(ge=0.0)]
 Fraction = Annotated[Real, Field(ge=0.0, le=1.0)]
 Above0 = Annotated[Real, Field(gt=0.0)]
+Hue = Annotated[Real, Field(ge=0.0, le=0.5)]
 
 
 class Data(Schema):
@@ -54,6 +55,24 @@ class Data(Schema):
         return self
 
 
+class RandAugment(Schema):
+    """RandAugment (arXiv:1909.13719): a number of random operations on each image, with a common magnitude."""
+
+    layers: Count = 0
+    """Number of operations on each image; 0: off."""
+    operations: Literal["timm", "timm_increasing", "big_vision"] = "timm_increasing"
+    """Which operations there are, and what a magnitude means: timm's, timm's whose strength always grows with the
+    magnitude (its `inc1`), or big_vision's."""
+    magnitude: Magnitude = 9.0
+    """Common magnitude of the operations, on a scale where 10 was the largest of AutoAugment."""
+    deviation: Magnitude = 0.0
+    """Standard deviation of the magnitude, which is normally distributed (timm's `mstd`)."""
+    limit: Magnitude = 10.0
+    """Largest magnitude, after the deviation; a larger magnitude counts as this one (timm's `mmax`)."""
+    probability: Fraction = 0.5
+    """Probability that an operation is applied, after it was chosen."""
+
+
 class Augmentation(Schema):
     """Random changes of a training image, drawn on the host."""
 
@@ -62,24 +81,57 @@ class Augmentation(Schema):
     transform."""
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
     """Smallest and largest width over height of the crop."""
+    random_crop: Flag = False
+    """Without crop_area: the evaluation transform, but cut out at a random position (big_vision's resize_small and
+    random_crop; with crop_padding 4 DeiT III's simple random crop, and the usual one for CIFAR)."""
+    crop_padding: Count = 0
+    """Pixels added at each side, mirrored at the border, before that crop."""
     flip: Fraction = 0.0
     """Probability of a horizontal flip."""
     rotation: Magnitude = 0.0
     """Largest angle, degrees."""
     shift: Fraction = 0.0
     """Largest shift, as a fraction of each side."""
+    rand_augment: RandAugment = RandAugment()
+    three_augment: Flag = False
+    """3-Augment (DeiT III, arXiv:2204.07118): grey, solarized from level 128 on, or blurred, a third of images each."""
+    color_jitter: tuple[Magnitude, Magnitude, Magnitude, Hue] = (0.0, 0.0, 0.0, 0.0)
+    """Largest changes of brightness, contrast, saturation and hue, in random order: factors from [1 - x, 1 + x], and a
+    shift of up to x of the circle of hues; torchvision's ColorJitter."""
+    erasing: Fraction = 0.0
+    """Probability that a rectangle is erased (arXiv:1708.04896), of 2 % to 1/3 of the area."""
+    erasing_fill: Literal["mean", "noise"] = "mean"
+    """What a rectangle is filled with: the mean of the preprocessing (timm's `const`), or normal noise of its mean and
+    standard deviation, rounded to pixels (timm's `pixel`)."""
+    repeats: Positive = 1
+    """Repeated augmentation (arXiv:1902.05509): how often each image occurs among 256 examples, differently changed. An
+    epoch of as many examples as before has this many times fewer images."""
     mixup: Magnitude = 0.0
     """Mixup's alpha: weights from Beta(alpha, alpha) (arXiv:1710.09412); 0: off."""
     cutmix: Magnitude = 0.0
     """CutMix's alpha (arXiv:1905.04899); 0: off. With both on, each pair of examples draws one of them with equal
     probability."""
+    mixed_targets: Literal["shares", "all"] = "shares"
+    """Targets of a mixture: each image's target times its share; or all classes of both images, in full (DeiT III with
+    its binary cross entropy; arXiv:2110.00476)."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         for name, pair in (("crop_area", self.crop_area), ("crop_ratio", self.crop_ratio)):
             if pair and not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name}: expected 0 < smallest <= largest, found {pair}")
+        if self.crop_area and self.random_crop:
+            raise ValueError(
+                "random_crop: crop_area makes a crop of random size; set crop_area none, or random_crop false"
+            )
+        if self.crop_padding and not self.random_crop:
+            raise ValueError("crop_padding: is for random_crop; set it, or leave the padding out")
         return self
+
+    @property
+    def colors(self) -> bool:
+        """Whether an operation on colours is on, which needs 8-bit images of 1 or 3 channels."""
+        return self.three_augment or any(self.color_jitter) or self.rand_augment.layers > 0
 
     @property
     def mixes(self) -> bool:

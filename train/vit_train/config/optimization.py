@@ -9,11 +9,17 @@ from pydantic import Field, model_validator
 
 from vit_core.errors import InputError, unknown_name
 from vit_core.parameters import Parameter
-from vit_core.schema import NonNegative, Positive, Rate, Real, Schema
+from vit_core.schema import Flag, NonNegative, Positive, Rate, Real, Schema
 from vit_train.config.data import Above0, Fraction, Magnitude
 
 FACTORED_FROM = 32
 """Adafactor factors matrices whose sides are both at least this long, as in big_vision."""
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients a, b, c of Muon's iteration s <- a s + b s^3 + c s^5 on singular values: Keller Jordan's."""
+NEWTON_SCHULZ_STEPS = 5
+MUON_RMS = 0.2
+"""What Muon's updates are scaled to, a root mean square that AdamW's have too (arXiv:2502.16982, section 2.2)."""
 
 _BETA2_AND_EPSILON = {"lion": (0.99, 1e-8), "lamb": (0.999, 1e-6), "adafactor": (0.999, 1e-30)}
 """Defaults of the optimizers that differ from Adam's."""
@@ -67,11 +73,16 @@ class Optimizer(Schema):
         b <- momentum b + (1 - momentum) u; p <- p - lr b. Matrices with a side below 32 are not factored.
     lamb: Adam's update u + weight_decay p, times |p| / |u + weight_decay p| of the tensor (1 where either is zero)
         (arXiv:1904.00962).
-    Adafactor and LAMB see a tensor as the matrix (or matrices: queries, keys and values are separate) that its row in
-    the parameter table defines. Clipping comes first, over all gradients together.
+    muon: for the matrices of the blocks b <- momentum b + (1 - momentum) g; p <- p - lr 0.2 sqrt(max(rows, columns))
+        U f(S) V^T, where U S V^T is momentum b + (1 - momentum) g (without `nesterov`: b) divided by its norm, and f
+        five times s <- 3.4445 s - 4.775 s^3 + 2.0315 s^5, which brings every singular value near 1 (Keller Jordan's
+        Muon with the scale of arXiv:2502.16982, so that AdamW's lr and weight_decay fit). For all other parameters
+        adamw.
+    Adafactor, LAMB and Muon see a tensor as the matrix (or matrices: queries, keys and values are separate) that its
+    row in the parameter table defines. Clipping comes first, over all gradients together.
     """
 
-    name: Literal["adamw", "lion", "sgd", "adafactor", "lamb"] = "adamw"
+    name: Literal["adamw", "lion", "sgd", "adafactor", "lamb", "muon"] = "adamw"
     """The algorithm: one of those in the docstring of Optimizer."""
     learning_rate: Magnitude = 1e-3
     """Peak of the schedule."""
@@ -82,13 +93,16 @@ class Optimizer(Schema):
     fraction times weight_decay p, whatever the peak and the layer (big_vision). Coupled: added to the gradient before
     momentum; SGD only."""
     beta1: Rate = 0.9
-    """For AdamW, LAMB and Lion."""
+    """For AdamW (Muon's too), LAMB and Lion."""
     beta2: Rate | None = None
-    """For AdamW and LAMB (default 0.999) and Lion (0.99); upper limit of Adafactor's (0.999)."""
+    """For AdamW (Muon's too) and LAMB (default 0.999) and Lion (0.99); upper limit of Adafactor's (0.999)."""
     epsilon: Above0 | None = None
-    """For AdamW (default 1e-8) and LAMB (1e-6), added to the root; for Adafactor (1e-30), to the squared gradients."""
+    """For AdamW (Muon's too, default 1e-8) and LAMB (1e-6), added to the root; for Adafactor (1e-30), to the squared
+    gradients."""
     momentum: Rate = 0.9
-    """For SGD and Adafactor; 0: none."""
+    """For SGD, Adafactor and Muon (for which 0.95 is usual); 0: none, but for Muon."""
+    nesterov: Flag = True
+    """For Muon: look ahead by a step, see its formula."""
     moment_dtype: Literal["bfloat16"] | None = None
     """Type of the first moment or momentum between steps; none: that of the parameters. (Second moments keep theirs:
     0.999 v in bfloat16 rounds back to v.)"""
@@ -119,6 +133,15 @@ class Optimizer(Schema):
     def decays_inside(self) -> bool:
         """Whether weight decay goes through the optimizer like a gradient, instead of being subtracted beside it."""
         return self.name == "lamb" or self.decay == "coupled"
+
+    @property
+    def by_matrix(self) -> bool:
+        """Whether the optimizer sees parameters as the matrices of the parameter table."""
+        return self.name in ("adafactor", "lamb", "muon")
+
+    def orthogonalizes(self, row: Parameter) -> bool:
+        """Whether Muon's own rule applies to a parameter: a matrix of a block."""
+        return self.name == "muon" and row.layer is not None and row.matrix is not None
 
     def factors(self, rows: Mapping[str, Parameter]) -> dict[str, float]:
         """Factor on the learning rate of each trained parameter, by canonical name; frozen ones are left out.

@@ -177,6 +177,15 @@ class TrainConfig(Schema):
                 f"optimizer.epsilon: {epsilon:g} would drown the squared gradients that Adafactor adds it to; expected "
                 "at most 1e-12, or none for big_vision's 1e-30"
             )
+        if self.augmentation.colors and (self.model.channels not in (1, 3) or self.preprocessing.bit_depth != 8):
+            raise ValueError(
+                f"augmentation: rand_augment, three_augment and color_jitter are for images of 1 or 3 channels of 8 "
+                f"bits; found {self.model.channels} of {self.preprocessing.bit_depth}"
+            )
+        if self.augmentation.repeats > 1 and self.sampling == "balanced":
+            raise ValueError(
+                "augmentation.repeats: is for sampling 'shuffled'; balanced sampling repeats images anyway"
+            )
         if "balanced" in self.class_weights and len(self.class_weights) > 1:
             raise ValueError("class_weights: expected one number for each class, or balanced alone")
         self.optimizer.factors(parameters(self.model))

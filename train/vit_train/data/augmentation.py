@@ -7,39 +7,83 @@ does not alter the draws of another.
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy.special import betaincinv
 
-from vit_core.preprocess import Picture, Preprocessing, as_picture, pixels_of, resized
+from vit_core.pixels import Pixels
+from vit_core.planes import Planes
+from vit_core.preprocess import Picture, Preprocessing, as_picture, pixels_of, resized, uncropped
 from vit_train.config import Augmentation
+from vit_train.data.colors import JITTER_DRAWS, THREE_AUGMENT_DRAWS, jittered, three_augmented
+from vit_train.data.erasing import ERASING_DRAWS, erased
+from vit_train.data.rand_augment import LAYER_DRAWS, rand_augmented
 
 CROP_TRIES = 10
 """Tries of a random crop before the central crop is taken; torchvision's number."""
+_DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
+"""Uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; those of RandAugment come after them."""
+_STARTS = (0, *accumulate(_DRAWS))
 
 
 def augmented(
     image: Picture | Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
-    """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate.
+    """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate,
+    then operations on colours, then erasing.
 
-    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws. Raises
-    InputError as `resized` does, where there is no random crop.
+    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws, then 50 and 6
+    for each layer of RandAugment, then those of the noise that fills what is erased. Raises InputError as `resized`
+    does, where there is no crop of random size.
     """
     draws = rng.random(4 * CROP_TRIES + 4).tolist()
+    later = rng.random(sum(_DRAWS) + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
+    place, three, jitter, erasing, layers = (later[begin:end] for begin, end in pairwise((*_STARTS, len(later))))
     flip, *affine = draws[4 * CROP_TRIES :]
     image = as_picture(image, preprocessing.channels)
     if augmentation.crop_area:
         image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
+    elif augmentation.random_crop:
+        image = _random_crop(image, preprocessing, augmentation.crop_padding, place)
     else:
         image = resized(image, preprocessing)
     if flip < augmentation.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.rotation or augmentation.shift:
         image = _shifted_and_rotated(image, augmentation, *affine)
-    return pixels_of(image)
+    if augmentation.colors:
+        assert isinstance(image, Pixels), "a run's config refuses these changes for other images"
+        pillow = rand_augmented(image.image(), augmentation.rand_augment, preprocessing, layers)
+        if augmentation.three_augment:
+            pillow = three_augmented(pillow, three)
+        image = Pixels.of(jittered(pillow, augmentation, jitter))
+    return erased(pixels_of(image), preprocessing, augmentation, erasing, rng)
+
+
+def _random_crop(image: Picture, preprocessing: Preprocessing, padding: int, place: Sequence[float]) -> Picture:
+    """The image resized as for evaluation, mirrored at its borders for so many pixels, and cut out at random:
+    torchvision's Resize and RandomCrop with padding_mode "reflect".
+
+    place: uniform in [0, 1): top and left.
+    """
+    image, (height, width) = uncropped(image, preprocessing), preprocessing.image_size
+    top, left = (
+        int(place[0] * (image.height + 2 * padding - height + 1)),
+        int(place[1] * (image.width + 2 * padding - width + 1)),
+    )
+    if padding:
+        if isinstance(image, Planes):
+            image = image.each(lambda plane: Image.fromarray(_mirrored(np.asarray(plane), padding)))
+        else:
+            image = Pixels(_mirrored(image.pixels_HWC, padding))
+    return image.crop((left, top, left + width, top + height))
+
+
+def _mirrored(pixels: np.ndarray, padding: int) -> np.ndarray:
+    return np.pad(pixels, [(padding, padding)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
 
 
 def _random_resized_crop(

@@ -23,6 +23,7 @@ from vit_train.data.augmentation import Mix, augmented, draw_mix
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.decoded_images import Decoded, DecodedImages
 from vit_train.data.draws import generators
+from vit_train.data.repeats import RepeatedOrder
 from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
@@ -109,13 +110,16 @@ class Batches:
         if "balanced" in (self.config.sampling, *self.config.class_weights):
             _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
         _ = self.class_weights_C
+        if self.config.augmentation.repeats > 1:
+            _ = self.order  # raises InputError where there are too few images
 
     @cached_property
-    def order(self) -> Sequence[int]:
+    def order(self) -> Sequence[int] | RepeatedOrder:
         """Index in the split of each example of the run."""
         if self.config.sampling == "balanced":
             return BalancedOrder(self.occurrences, self.config.seed)
-        return ShuffledOrder(len(self.split), self.config.seed)
+        shuffled, repeats = ShuffledOrder(len(self.split), self.config.seed), self.config.augmentation.repeats
+        return RepeatedOrder(shuffled, len(self.split), repeats) if repeats > 1 else shuffled
 
     @cached_property
     def class_weights_C(self) -> np.ndarray:
@@ -216,10 +220,18 @@ class Batches:
         share_B = np.repeat(np.array([mix.share(size) for mix in mixes]), 2)
         own_B, others_B = share_B.astype(np.float32), (1 - share_B).astype(np.float32)
         partner_B = np.arange(B) ^ 1
-        targets_BC = own_B[:, None] * targets_BC + others_B[:, None] * targets_BC[partner_B]
+        if augmentation.mixed_targets == "all":
+            targets_BC = _targets_with_a_share(targets_BC, targets_BC[partner_B], share_B[:, None])
+        else:
+            targets_BC = own_B[:, None] * targets_BC + others_B[:, None] * targets_BC[partner_B]
         if self.config.class_weights:  # own + others may be less than 1 in the last bit
             weights_B = own_B * weights_B + others_B * weights_B[partner_B]
         return targets_BC, weights_B, own_share_B, boxes_B4
+
+
+def _targets_with_a_share(targets_BC: np.ndarray, partners_BC: np.ndarray, share_B1: np.ndarray) -> np.ndarray:
+    """Targets of mixed images with all classes of both, except of an image whose share is 0."""
+    return np.maximum(np.where(share_B1 > 0, targets_BC, 0), np.where(share_B1 < 1, partners_BC, 0))
 
 
 class EvaluationBatch(NamedTuple):

@@ -51,6 +51,10 @@ class Recipe:
             raise InputError(f"{self.name}: {stage} returns {found}; expected a vit_train.config.TrainConfig")
         return result
 
+    def has(self, stage: str) -> bool:
+        """Whether the recipe has a stage."""
+        return callable(getattr(self.module, stage, None))
+
     def most_epochs(self, stage: str) -> int | None:
         """The recipe's `MOST_EPOCHS[stage]`, or None: such a recipe is not fitted to small sets (vit_train.fitting)."""
         limits = getattr(self.module, "MOST_EPOCHS", {})
@@ -61,7 +65,9 @@ class Recipe:
         return limits.get(stage)
 
     def _has_instead(self) -> str:
-        defined = [name for name in STAGES if callable(getattr(self.module, name, None))]
+        defined = [name for name in STAGES if self.has(name)]
+        if defined == ["finetune"]:
+            return "it has finetune, which begins from a checkpoint: --init CHECKPOINT"
         return f"it has {defined[0]}" if defined else f"a recipe has {' or '.join(STAGES)}, or both"
 
 

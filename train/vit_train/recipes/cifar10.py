@@ -1,10 +1,16 @@
-"""CIFAR-10 from scratch at 32 pixels with patches of 4; then at 48.
+"""CIFAR-10 from scratch at 32 pixels, by a plain ViT of 2.7 million parameters with patches of 4; then at 48 pixels.
 
-Small data need strong augmentation: crops, flips, mixup, CutMix, stochastic depth, and an average of the weights.
+The network is the ViT that "Vision Transformer for Small-Size Datasets" (arXiv:2112.13492, section 4.1 and table 2)
+compares its SL-ViT with: 9 blocks of width 192, 12 heads, MLPs of width 384; here without class token. With 100 epochs,
+AutoAugment and what is below, that paper reports 93.6 % top-1 for it, on the test images. This recipe trains it for 280
+epochs, 15.5 PFLOPs (`vit explain cifar10`: 6 times the multiplications of an image times the images), with RandAugment.
+
+Expected: 93.6 % top-1 or more; a run of this length needs an accelerator and has not been made here. Small data need
+strong augmentation: crops, flips, RandAugment, erasing, Mixup, CutMix, stochastic depth, and an average of the weights.
 """
 
 from vit_core import CheckpointConfig, ViTConfig
-from vit_train.config import Augmentation, Data, Optimizer, Schedule, TrainConfig
+from vit_train.config import Augmentation, Data, Optimizer, RandAugment, Schedule, TrainConfig
 
 
 def pretrain() -> TrainConfig:
@@ -13,8 +19,8 @@ def pretrain() -> TrainConfig:
         patch_size=4,
         width=192,
         depth=9,
-        heads=3,
-        mlp_dim=768,
+        heads=12,
+        mlp_dim=384,
         num_classes=10,
         pooling="gap",
         class_token=False,
@@ -22,17 +28,26 @@ def pretrain() -> TrainConfig:
     )
     return TrainConfig(
         model=model,
-        data=Data(name="cifar10"),
-        augmentation=Augmentation(crop_area=(0.4, 1.0), flip=0.5, mixup=0.2, cutmix=1.0),
-        optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.1, beta2=0.99, epsilon=1e-6, clip_norm=1.0),
+        data=Data(name="cifar10", eval_split="test"),
+        augmentation=Augmentation(
+            random_crop=True,
+            crop_padding=4,
+            flip=0.5,
+            rand_augment=RandAugment(layers=2, deviation=0.5),
+            erasing=0.25,
+            erasing_fill="noise",
+            mixup=0.8,
+            cutmix=1.0,
+        ),
+        optimizer=Optimizer(learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0),
         schedule=Schedule(warmup_steps=1000),
         label_smoothing=0.1,
-        steps=39_000,  # 200 epochs
+        steps=54_700,  # 280 epochs
         batch_size=256,
-        ema=0.999,
+        ema=0.9995,
         log_every=50,
-        evaluate_every=1950,
-        save_every=1950,
+        evaluate_every=5470,
+        save_every=1000,
     )
 
 

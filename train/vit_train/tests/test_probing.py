@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from vit_core import InputError
 from vit_train.classification import wilson_interval
-from vit_train.probing import Labelled, held_out, probe
+from vit_train.probing import Labelled, few_shot, held_out, probe
 
 
 def digits(start: int, stop: int) -> Labelled:
@@ -33,6 +33,39 @@ def test_probes_are_scikit_learns() -> None:
     assert (linear.total, linear.note) == (400, "")
     assert linear.interval == wilson_interval(linear.correct, 400)
     assert 0.8 < neighbours.accuracy < 1
+
+
+@pytest.mark.parametrize("shots", [1, 3, 10, 40, 200])
+def test_the_few_shot_probe_is_big_visions(shots: int) -> None:
+    """The closed form of its source by the eigenvalues of X^T X or X X^T, whichever is smaller, with its constants; for
+    200 shots of classes of very different sizes, so that the bias matters."""
+    train, test = digits(0, 500), digits(500, 900)
+    if shots == 200:
+        kept = np.array([int(name[-1]) > 4 or i % 12 == 0 for i, name in enumerate(train.labels_N)])
+        train = Labelled(train.values_ND[kept], train.labels_N[kept], train.title)
+    found = few_shot(train, test, shots, seed=3)
+    y_N = np.array([int(name.removeprefix("digit ")) for name in train.labels_N])
+    rng = np.random.default_rng(3)
+    drawn = np.concatenate([rng.permutation(np.where(y_N == i)[0])[:shots] for i in range(10)])
+    x, y = train.values_ND[drawn], 2.0 * np.eye(10)[y_N[drawn]] - 1.0
+    mean, std = x.mean(axis=0, keepdims=True), x.std(axis=0, keepdims=True) + 1e-5
+    x, x_test = (np.pad((z - mean) / std, ((0, 0), (0, 1)), constant_values=100.0) for z in (x, test.values_ND))
+    if len(x) >= x.shape[1]:
+        values, q = np.linalg.eigh(x.T @ x)
+        left, right = q, q.T @ (x.T @ y)
+    else:
+        values, q = np.linalg.eigh(x @ x.T)
+        left, right = x.T @ q, q.T @ y
+    weights = left / (values + 2.0**10) @ right
+    answers = (x_test @ weights).argmax(axis=1)
+    assert found.correct == sum(f"digit {a}" == name for a, name in zip(answers, test.labels_N, strict=True))
+    assert (found.title, found.total, bool(found.note)) == (f"{shots}-shot ridge", 400, shots == 200)
+    assert found.accuracy > (0.3 if shots in (1, 200) else 0.6)
+
+
+def test_a_class_with_fewer_images_is_said() -> None:
+    *_, found = probe(digits(0, 60), digits(60, 90), neighbours=1, shots=[100])
+    assert found.note.startswith("100-shot: some class has ")
 
 
 def test_interval_is_wilsons() -> None:

@@ -14,6 +14,7 @@ from vit_core.planes import Planes
 from vit_core.preprocess import Preprocessing, resize_image
 from vit_train.config import Augmentation
 from vit_train.data.augmentation import Mix, augmented, draw_mix
+from vit_train.data.tests.fixed_draws import FEW_OR_MANY, noise
 
 EVERYTHING = Augmentation(crop_area=(0.1, 1.0), flip=0.5, rotation=20, shift=0.2, mixup=0.2, cutmix=1.0)
 CROP = Augmentation(crop_area=(0.1, 1.0))
@@ -55,11 +56,6 @@ class TorchOf:
         return np.int64(low + np.floor((high - low) * self.draw()))
 
 
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-
-
 def white(height: int, width: int) -> Image.Image:
     return Image.new("RGB", (width, height), "white")
 
@@ -76,21 +72,32 @@ def test_crops_equal_torchvisions(
 ) -> None:
     """The same draws give the same pixels: where the first try fits, a later one, or none."""
     preprocessing = Preprocessing(image_size=(24, 17), channels=channels, interpolation=interpolation)  # type: ignore[arg-type]
-    image, misses = noise(*size, channels), set()
-    for seed, (area, ratio) in enumerate(RANGES * 15):
-        fake = TorchOf(np.random.default_rng(seed).random(44)[:40])
-        monkeypatch.setattr(torchvision.transforms.transforms, "torch", fake)
-        reference = torchvision.transforms.RandomResizedCrop(
-            preprocessing.image_size, area, ratio, torchvision.transforms.InterpolationMode(interpolation)
-        )
-        expected = np.asarray(reference(image)).reshape(24, 17, channels)
-        ours = augmented(
-            image, preprocessing, Augmentation(crop_area=area, crop_ratio=ratio), np.random.default_rng(seed)
-        )
-        np.testing.assert_array_equal(ours, expected)
-        misses.add((fake.next - 1) // 4)
+    image = noise(*size, channels)
+    misses = {assert_torchvisions_crop(image, preprocessing, seed, monkeypatch) for seed in range(45)}
     if size in [(20, 120), (50, 40)]:
         assert {0, 1, 9} <= misses
+
+
+@pytest.mark.slow
+def test_ten_thousand_crops_equal_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [noise(*size) for size in SIZES]
+    for seed in range(10_000):
+        assert_torchvisions_crop(images[seed % len(SIZES)], Preprocessing(image_size=(24, 17)), seed, monkeypatch)
+
+
+def assert_torchvisions_crop(
+    image: Image.Image, preprocessing: Preprocessing, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Compares a crop with torchvision's on the same draws; returns how many tries did not fit."""
+    area, ratio = RANGES[seed % len(RANGES)]
+    fake = TorchOf(np.random.default_rng(seed).random(44)[:40])
+    monkeypatch.setattr(torchvision.transforms.transforms, "torch", fake)
+    interpolation = torchvision.transforms.InterpolationMode(preprocessing.interpolation)
+    reference = torchvision.transforms.RandomResizedCrop(preprocessing.image_size, area, ratio, interpolation)
+    expected = np.asarray(reference(image)).reshape(*preprocessing.image_size, preprocessing.channels)
+    wanted = Augmentation(crop_area=area, crop_ratio=ratio)
+    np.testing.assert_array_equal(augmented(image, preprocessing, wanted, np.random.default_rng(seed)), expected)
+    return (fake.next - 1) // 4
 
 
 @pytest.mark.parametrize("ratio", [(3.0, 4.0), (0.1, 0.2)])
@@ -195,10 +202,11 @@ def test_the_number_of_draws_is_fixed() -> None:
     assert len(set(states)) == 1
 
 
+@pytest.mark.parametrize("count", FEW_OR_MANY)
 @pytest.mark.parametrize("size", [(32, 32), (31, 45), (1, 7)])
-def test_cutmix_boxes_equal_torchvisions(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutmix_boxes_equal_torchvisions(size: tuple[int, int], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = v2.CutMix(num_classes=2)
-    for seed in range(100):
+    for seed in range(count // 2):
         mix = draw_mix(Augmentation(cutmix=1.0), size, np.random.default_rng(seed))
         _, lam, down, across = np.random.default_rng(seed).random(4)  # Beta(1, 1) is uniform
         drawn = iter((across, down))

@@ -3,6 +3,7 @@
 engines.torch.optimizers is the same in PyTorch.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from jax.tree_util import GetAttrKey
 
 from vit_core.parameters import Parameter, Stack
 from vit_jax import sharding
-from vit_train.config import FACTORED_FROM, Optimizer
+from vit_train.config import FACTORED_FROM, MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Optimizer
 from vit_train.engines.jax.forward import Params
 
 STATISTIC_NAMES = {
@@ -56,7 +57,7 @@ class OptimizerUpdate:
     @property
     def by_matrix(self) -> bool:
         """Whether the optimizer sees parameters as matrices."""
-        return self.config.name in ("adafactor", "lamb")
+        return self.config.by_matrix
 
     def update(
         self,
@@ -102,7 +103,7 @@ class OptimizerUpdate:
         return statistics
 
     def _transform(self, stack: Stack) -> optax.GradientTransformation:
-        return transformation(self.config, stack.rows[0].decay)
+        return transformation(self.config, stack.rows[0])
 
     def _factor(self, stack: Stack) -> Any:
         """Factor on the learning rate: a number, or where layers differ, one for each layer, to be broadcast."""
@@ -153,17 +154,19 @@ class OptimizerUpdate:
         return PartitionSpec(None, matrices[2]) if kind == "second_moment_columns" else matrices
 
 
-def transformation(config: Optimizer, decay: bool) -> optax.GradientTransformation:
-    """optax's transformation of gradients to updates, before the learning rate and outer weight decay.
+def transformation(config: Optimizer, row: Parameter) -> optax.GradientTransformation:
+    """optax's transformation of a parameter's gradients to updates, before the learning rate and outer weight decay.
 
-    config: resolved; its class documents the formulas. decay: whether weight decay applies to the parameter.
+    config: resolved; its class documents the formulas.
     """
     assert config.beta2 is not None
     assert config.epsilon is not None
     beta2 = config.beta2
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    inside = optax.add_decayed_weights(config.weight_decay) if decay else optax.identity()
-    if config.name == "adamw":
+    inside = optax.add_decayed_weights(config.weight_decay) if row.decay else optax.identity()
+    if config.orthogonalizes(row):
+        return muon(config)
+    if config.name in ("adamw", "muon"):
         return adam
     if config.name == "lion":
         return optax.scale_by_lion(config.beta1, config.beta2)
@@ -182,8 +185,37 @@ def transformation(config: Optimizer, decay: bool) -> optax.GradientTransformati
     return optax.chain(scaled, optax.ema(config.momentum, debias=False)) if config.momentum else scaled
 
 
+def muon(config: Optimizer) -> optax.GradientTransformation:
+    """Muon of a matrix. (optax.contrib's corrects the bias of its momentum, which torch's and Keller Jordan's do not;
+    without Nesterov's look ahead, the norm cancels that.)"""
+    kept = config.momentum
+
+    def init(x: jax.Array) -> optax.TraceState:
+        return optax.TraceState(trace=jnp.zeros_like(x))
+
+    def update(g: jax.Array, state: Any, params: Any = None) -> tuple[jax.Array, optax.TraceState]:
+        b = kept * state.trace + (1 - kept) * g
+        direction = orthogonalized(kept * b + (1 - kept) * g if config.nesterov else b)
+        return MUON_RMS * math.sqrt(max(g.shape)) * direction, optax.TraceState(trace=b)
+
+    return optax.GradientTransformation(init, update)
+
+
+def orthogonalized(x: jax.Array) -> jax.Array:
+    """U f(S) V^T of a matrix whose singular value decomposition is U S V^T, with f of vit_train.config.Optimizer; zero
+    for a matrix of zeros."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[0] > x.shape[1]
+    y = x.T if tall else x
+    y = y / jnp.maximum(jnp.sqrt(jnp.square(y).sum()), jnp.finfo(y.dtype).tiny)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = y @ y.T
+        y = a * y + (b * square + c * square @ square) @ y
+    return y.T if tall else y
+
+
 def split_matrices(stack: Stack, x: jax.Array) -> jax.Array:
-    """The matrices [matrices, outputs, inputs] that Adafactor and LAMB see in a stack, or vectors [layers, size]."""
+    """The matrices [matrices, outputs, inputs] that optimizers by matrix see in a stack, or vectors [layers, size]."""
     row, layers = stack.rows[0], "" if stack.layers is None else "layers "
     on_disk = rearrange(x, f"{layers}{row.jax} -> {layers}{row.torch}", **row.sizes)
     return on_disk.reshape(-1, *row.matrix_shape)

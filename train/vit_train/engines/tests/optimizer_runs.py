@@ -43,6 +43,7 @@ BASE = {
     "sgd": Optimizer(name="sgd"),
     "adafactor": Optimizer(name="adafactor", beta2=0.8, epsilon=1e-2),
     "lamb": Optimizer(name="lamb", epsilon=1e-2),
+    "muon": Optimizer(name="muon", momentum=0.95, beta2=0.98, epsilon=1e-2),
 }
 BASE = {name: optimizer.resolved() for name, optimizer in BASE.items()}
 DECAYS = dict.fromkeys(BASE, ("decoupled", "independent")) | {
@@ -53,15 +54,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "clipped, by depth": {"clip_norm": 60.0, "layer_decay": 0.75, "frozen": ("*.fc2.*",)},
 }
-RUNS = {
-    f"{name}, {decay}, {variant}": optimizer.replace(decay=decay, learning_rate=0.02, weight_decay=0.1, **change)
-    for name, optimizer in BASE.items()
-    for decay in DECAYS[name]
-    for variant, change in VARIANTS.items()
-} | {
-    f"{name}, no momentum": BASE[name].replace(momentum=0.0, learning_rate=0.02, weight_decay=0.1)
-    for name in ("sgd", "adafactor")
-}
+RUNS = (
+    {
+        f"{name}, {decay}, {variant}": optimizer.replace(decay=decay, learning_rate=0.02, weight_decay=0.1, **change)
+        for name, optimizer in BASE.items()
+        for decay in DECAYS[name]
+        for variant, change in VARIANTS.items()
+    }
+    | {
+        f"{name}, no momentum": BASE[name].replace(momentum=0.0, learning_rate=0.02, weight_decay=0.1)
+        for name in ("sgd", "adafactor")
+    }
+    | {"muon, without looking ahead": BASE["muon"].replace(nesterov=False, learning_rate=0.02, weight_decay=0.1)}
+)
 RUNS |= {
     f"{name}, bfloat16 moments": BASE[name].replace(moment_dtype="bfloat16", learning_rate=0.02, weight_decay=0.1)
     for name in BASE
@@ -207,19 +212,32 @@ def written_out(o: Optimizer, rows: Rows = ROWS) -> Arrays:
             clipped = g * (o.clip_norm / max(norm, o.clip_norm)) if o.clip_norm else g
             pieces = zip(matrices(row, params[name]), matrices(row, clipped), strict=True)
             moved = [
-                formula(o, step + 1, p, g, states.setdefault((name, i), {}), lr, fraction(step), row.decay)
+                formula(o, step + 1, p, g, states.setdefault((name, i), {}), lr, fraction(step), row)
                 for i, (p, g) in enumerate(pieces)
             ]
             params[name] = np.stack(moved).reshape(row.shape)
     return params
 
 
-def formula(o: Optimizer, t: int, p: Any, g: Any, s: dict[str, Any], lr: float, share: float, decays: bool) -> Any:
-    weight_decay = o.weight_decay if decays else 0.0
+def near_orthogonal(x: np.ndarray) -> np.ndarray:
+    """U p(S) V^T by the singular value decomposition, where p is Muon's polynomial, five times."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u * s @ vt
+
+
+def formula(o: Optimizer, t: int, p: Any, g: Any, s: dict[str, Any], lr: float, share: float, row: Parameter) -> Any:
+    weight_decay = o.weight_decay if row.decay else 0.0
     m, v = s.get("m", 0), s.get("v", 0)
     if o.decay == "coupled":
         g = g + weight_decay * p
-    if o.name in ("adamw", "lamb"):
+    if o.name == "muon" and row.name.startswith("blocks.") and g.ndim == 2:
+        s["m"] = m = o.momentum * m + (1 - o.momentum) * g
+        seen = o.momentum * m + (1 - o.momentum) * g if o.nesterov else m
+        u = 0.2 * np.sqrt(max(g.shape)) * near_orthogonal(seen)
+    elif o.name in ("adamw", "lamb", "muon"):
         s["m"], s["v"] = m, v = o.beta1 * m + (1 - o.beta1) * g, o.beta2 * v + (1 - o.beta2) * g**2
         u = m / (1 - o.beta1**t) / (np.sqrt(v / (1 - o.beta2**t)) + o.epsilon)
     elif o.name == "lion":

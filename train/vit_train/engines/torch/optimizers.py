@@ -3,6 +3,7 @@
 engines.jax.optimizers is the same in JAX.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vit_core.parameters import Parameter
-from vit_train.config import FACTORED_FROM, Optimizer
+from vit_train.config import FACTORED_FROM, MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Optimizer
 
 Params = Mapping[str, Tensor]
 """Canonical name -> tensor, of the parameters that are trained."""
@@ -30,20 +31,21 @@ FIRST_MOMENTS = {"exp_avg", "momentum_buffer"}
 class OptimizerUpdate:
     """A torch optimizer and its statistics, over tensors that it changes in place: parameters, or slices of them.
 
-    Adafactor and LAMB work on views of whole parameters: a tensor must keep its memory (no `.to(device)` afterwards).
+    Adafactor, LAMB and Muon work on views of whole parameters: a tensor must keep its memory (no `.to(device)`
+    afterwards).
     """
 
     def __init__(self, config: Optimizer, rows: Mapping[str, Parameter], params: Params) -> None:
         self.config, self.factors = config.resolved(), config.factors(rows)
         self.rows = {name: rows[name] for name in self.factors}
-        self.by_matrix = config.name in ("adafactor", "lamb")
+        self.by_matrix = config.by_matrix
         self.params = {name: params[name] for name in self.factors}
         self.views = {name: self._views(name, p) for name, p in self.params.items()}
         """What the optimizer sees of each parameter: its matrices, or the parameter itself."""
         self.optimizer = optimizer_for(self.config, self._groups())
-        for views in self.views.values():
+        for name, views in self.views.items():
             for x in views:  # torch creates statistics at the first step; a run has them from its start
-                self.optimizer.state[x] = zero_statistics(self.config, x)
+                self.optimizer.state[x] = zero_statistics(self.config, self.rows[name], x)
 
     @torch.no_grad()
     def step(self, gradients: Params, learning_rate: float, fraction: float, valid: Tensor | None = None) -> None:
@@ -113,14 +115,22 @@ class OptimizerUpdate:
         return split_matrices(self.rows[name], x.detach()) if self.by_matrix else [x]
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Groups of parameters with the same factor on the learning rate, with weight decay and without."""
-        grouped: dict[tuple[float, bool], list[Tensor]] = {}
+        """Groups of parameters with the same factor on the learning rate, with weight decay and without, and those
+        that Muon's rule applies to."""
+        grouped: dict[tuple[float, bool, bool], list[Tensor]] = {}
         for name, views in self.views.items():
-            grouped.setdefault((self.factors[name], self.rows[name].decay), []).extend(views)
+            row = self.rows[name]
+            grouped.setdefault((self.factors[name], row.decay, self.config.orthogonalizes(row)), []).extend(views)
         inside = self.config.weight_decay if self.config.decays_inside else 0.0
         return [
-            {"params": views, "factor": factor, "decays": decays, "weight_decay": inside if decays else 0.0}
-            for (factor, decays), views in grouped.items()
+            {
+                "params": views,
+                "factor": factor,
+                "decays": decays,
+                "weight_decay": inside if decays else 0.0,
+                "orthogonal": orthogonal,
+            }
+            for (factor, decays, orthogonal), views in grouped.items()
         ]
 
 
@@ -141,19 +151,23 @@ def optimizer_for(config: Optimizer, groups: list[dict[str, Any]]) -> torch.opti
         return Lamb(groups, {"betas": betas, "eps": config.epsilon})
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)
+    if config.name == "muon":
+        defaults = {"betas": betas, "eps": config.epsilon, "momentum": config.momentum, "nesterov": config.nesterov}
+        return Muon(groups, defaults)
     return Adafactor(groups, {"beta2": config.beta2, "eps": config.epsilon, "momentum": config.momentum})
 
 
-def zero_statistics(config: Optimizer, x: Tensor) -> dict[str, Tensor]:
-    """The optimizer's state of a tensor before the first step."""
+def zero_statistics(config: Optimizer, row: Parameter, x: Tensor) -> dict[str, Tensor]:
+    """The optimizer's state of a tensor before the first step; row: of the parameter that the tensor is a view of."""
     fields: dict[str, tuple[int, ...]] = {}
-    if config.name in ("adamw", "lamb", "lion"):
+    orthogonal, by_adam = config.orthogonalizes(row), config.name == "muon" and not config.orthogonalizes(row)
+    if config.name in ("adamw", "lamb", "lion") or by_adam:
         fields["exp_avg"] = x.shape
-    if config.name in ("sgd", "adafactor") and config.momentum:
+    if (config.name in ("sgd", "adafactor") and config.momentum) or orthogonal:
         fields["momentum_buffer"] = x.shape
     if config.name == "adafactor" and x.ndim == 2 and min(x.shape) >= FACTORED_FROM:
         fields |= {"exp_avg_sq_rows": x.shape[:1], "exp_avg_sq_columns": x.shape[1:]}
-    elif config.name in ("adamw", "lamb", "adafactor"):
+    elif config.name in ("adamw", "lamb", "adafactor") or by_adam:
         fields["exp_avg_sq"] = x.shape
     dtypes = {field: moment_dtype(config, x) if field in FIRST_MOMENTS else x.dtype for field in fields}
     zeros = {field: x.new_zeros(shape, dtype=dtypes[field]) for field, shape in fields.items()}
@@ -195,14 +209,49 @@ class Lamb(TensorByTensor):
     """LAMB. (timm's, by default, also clips by a global norm, and applies the trust ratio only to what decays.)"""
 
     def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        (beta1, beta2), m, v, step = group["betas"], state["exp_avg"], state["exp_avg_sq"], float(state["step"])
-        m.mul_(beta1).add_(g, alpha=1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        update = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt_() + group["eps"])
+        update = adams_update(g, state, group)
         update.add_(p, alpha=group["weight_decay"])
         size, length = norm(p), norm(update)
         ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
         p.sub_(update.mul_(ratio), alpha=group["lr"])
+
+
+def adams_update(g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """Adam's update by a gradient, before the learning rate; changes the moments in the state."""
+    (beta1, beta2), m, v, step = group["betas"], state["exp_avg"], state["exp_avg_sq"], float(state["step"])
+    m.mul_(beta1).add_(g, alpha=1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    return m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt_() + group["eps"])
+
+
+class Muon(TensorByTensor):
+    """Muon, and Adam for what is no matrix of a block.
+
+    torch's is for matrices alone, and computes the iteration in bfloat16; here it is computed in the type of the
+    parameters.
+    """
+
+    def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        if not group["orthogonal"]:
+            p.sub_(adams_update(g, state, group), alpha=group["lr"])
+            return
+        kept, b = group["momentum"], state["momentum_buffer"]
+        b.mul_(kept).add_(g, alpha=1 - kept)
+        direction = orthogonalized(kept * b + (1 - kept) * g if group["nesterov"] else b)
+        p.sub_(direction, alpha=group["lr"] * MUON_RMS * math.sqrt(max(p.shape)))
+
+
+def orthogonalized(x: Tensor) -> Tensor:
+    """U f(S) V^T of a matrix whose singular value decomposition is U S V^T, with f of vit_train.config.Optimizer; zero
+    for a matrix of zeros."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[0] > x.shape[1]
+    y = x.T if tall else x
+    y = y / norm(y).clamp(min=torch.finfo(y.dtype).tiny)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = y @ y.T
+        y = a * y + (b * square + c * square @ square) @ y
+    return y.T if tall else y
 
 
 class Adafactor(TensorByTensor):
@@ -229,7 +278,7 @@ class Adafactor(TensorByTensor):
 
 
 def split_matrices(row: Parameter, x: Tensor) -> list[Tensor]:
-    """The matrices (outputs by inputs) that Adafactor and LAMB see in a parameter, or its one vector: views of it."""
+    """The matrices (outputs by inputs) that optimizers by matrix see in a parameter, or its one vector: views of it."""
     return list(x.view(-1, *row.matrix_shape))
 
 

@@ -18,9 +18,6 @@ if TYPE_CHECKING:  # their import takes more than a second, so the functions tha
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-BY_MATRIX = ("adafactor", "lamb")
-"""Optimizers that need whole matrices."""
-
 
 def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
     """The config's mesh over so many processes. InputError for what PyTorch cannot do."""
@@ -31,7 +28,7 @@ def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
         raise InputError(
             f"mesh.tensor: {mesh.tensor}, but PyTorch shares by data and fsdp; set mesh.tensor 1, or train in JAX"
         )
-    if mesh.fsdp > 1 and optimizer in BY_MATRIX:
+    if mesh.fsdp > 1 and config.optimizer.by_matrix:
         raise InputError(
             f"optimizer.name: {optimizer} needs whole matrices, which mesh.fsdp {mesh.fsdp} cuts; use adamw, lion or "
             "sgd, or mesh.fsdp 1, or train in JAX"

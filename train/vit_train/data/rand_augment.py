@@ -1,0 +1,201 @@
+"""RandAugment (arXiv:1909.13719) by Pillow: with timm's operations, equal to timm's bit for bit, or with big_vision's.
+
+What big_vision's code (pp/archive/autoaugment.py) does otherwise than timm's:
+- every chosen operation is applied, and a magnitude above 10 goes on growing (timm: `limit`);
+- translations are in pixels, 100 at magnitude 10, whatever the image's size (timm: 45 % of a side);
+- there is Cutout: a grey square of 80 pixels at magnitude 10, at a random place;
+- Contrast fades towards the grey level pixels / 256, not towards the mean of the image (its sum over a histogram is the
+  number of pixels);
+- what comes from outside is grey (128), and pixels are not interpolated (timm: the mean of the preprocessing, and its
+  interpolation).
+All this is done here too. TensorFlow's own rounding is not: AutoContrast and the grey levels of Color may differ by
+one, and its affine maps count from corners of pixels, so an edge may lie half a pixel elsewhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from PIL import Image, ImageEnhance, ImageOps
+from scipy.special import ndtri
+
+from vit_core.preprocess import Preprocessing
+from vit_train.config import RandAugment
+
+LAYER_DRAWS = 6
+"""Uniform draws of a layer: which operation, whether, its magnitude, its sign, and the place of Cutout."""
+
+
+class Way(NamedTuple):
+    """How an operation is done on an image, apart from its strength."""
+
+    fill: Any
+    """Value of pixels that come from outside the image, as Pillow takes it."""
+    resampling: Image.Resampling
+    place: tuple[float, float]
+    """Two uniform draws."""
+
+
+Change: TypeAlias = Callable[[Image.Image, float, Way], Image.Image]
+Strength: TypeAlias = Callable[[float, int], float]
+"""From the magnitude over 10, and a random sign, to what the change takes."""
+
+
+def rand_augmented(
+    image: Image.Image, settings: RandAugment, preprocessing: Preprocessing, draws: Sequence[float]
+) -> Image.Image:
+    """The image after `settings.layers` random operations; mode "RGB" or "L".
+
+    draws: LAYER_DRAWS for each layer, uniform in [0, 1).
+    """
+    operations, fill = list(OPERATIONS[settings.operations].values()), (128,) * preprocessing.channels
+    resampling = Image.Resampling.NEAREST
+    if settings.operations != "big_vision":
+        fill = tuple(min(255, round(255 * mean)) for mean in preprocessing.mean)
+        # Pillow turns and shears with no larger filter than bicubic.
+        name = "bicubic" if preprocessing.interpolation == "lanczos" else preprocessing.interpolation
+        resampling = Image.Resampling[name.upper()]
+    for i in range(0, LAYER_DRAWS * settings.layers, LAYER_DRAWS):
+        which, whether, deviation, sign, *place = draws[i : i + LAYER_DRAWS]
+        if whether > settings.probability:
+            continue
+        magnitude = settings.magnitude
+        if settings.deviation:
+            magnitude += settings.deviation * float(ndtri(deviation))
+        magnitude = max(0.0, min(magnitude, settings.limit))
+        change, strength = operations[int(which * len(operations))]
+        way = Way(fill if len(fill) > 1 else fill[0], resampling, (place[0], place[1]))
+        image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), way)
+    return image
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...], way: Way) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, way.resampling, fillcolor=way.fill)
+
+
+def _shear_x(image: Image.Image, share: float, way: Way) -> Image.Image:
+    return _affine(image, (1, share, 0, 0, 1, 0), way)
+
+
+def _shear_y(image: Image.Image, share: float, way: Way) -> Image.Image:
+    return _affine(image, (1, 0, 0, share, 1, 0), way)
+
+
+def _move_x(image: Image.Image, pixels: float, way: Way) -> Image.Image:
+    return _affine(image, (1, 0, pixels, 0, 1, 0), way)
+
+
+def _move_y(image: Image.Image, pixels: float, way: Way) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, pixels), way)
+
+
+def _rotate(image: Image.Image, degrees: float, way: Way) -> Image.Image:
+    return image.rotate(degrees, way.resampling, fillcolor=way.fill)
+
+
+def _posterize(image: Image.Image, bits: float, way: Way) -> Image.Image:
+    """With no bits left, or less than none, all is black. (Pillow's own posterize refuses that, and timm with it.)"""
+    mask = ~(2 ** (8 - min(int(bits), 8)) - 1)
+    return image.point([level & mask & 255 for level in range(256)] * len(image.getbands()))
+
+
+def _solarize_add(image: Image.Image, added: float, way: Way) -> Image.Image:
+    table = [min(255, level + int(added)) if level < 128 else level for level in range(256)]
+    return image.point(table * len(image.getbands()))
+
+
+def _contrast_of_big_vision(image: Image.Image, factor: float, way: Way) -> Image.Image:
+    grey = min(image.width * image.height // 256, 255)
+    return Image.blend(Image.new("L", image.size, grey).convert(image.mode), image, factor)
+
+
+def _cutout(image: Image.Image, half: float, way: Way) -> Image.Image:
+    """Both sides of the square are twice `half` where it is inside the image."""
+    down, across = int(way.place[0] * image.height), int(way.place[1] * image.width)
+    box = max(0, across - int(half)), max(0, down - int(half)), across + int(half), down + int(half)
+    image = image.copy()
+    image.paste(way.fill, (*box[:2], min(box[2], image.width), min(box[3], image.height)))
+    return image
+
+
+def _none(share: float, sign: int) -> float:
+    return 0.0
+
+
+def _signed(largest: float) -> Strength:
+    return lambda share, sign: sign * (share * largest)
+
+
+def _enhanced(share: float, sign: int) -> float:
+    return share * 1.8 + 0.1
+
+
+def _enhanced_more(share: float, sign: int) -> float:
+    return max(0.1, 1.0 + sign * (share * 0.9))
+
+
+def _enhancing(strength: Strength) -> dict[str, tuple[Change, Strength]]:
+    return {
+        "Color": (lambda image, factor, way: ImageEnhance.Color(image).enhance(factor), strength),
+        "Contrast": (lambda image, factor, way: ImageEnhance.Contrast(image).enhance(factor), strength),
+        "Brightness": (lambda image, factor, way: ImageEnhance.Brightness(image).enhance(factor), strength),
+        "Sharpness": (lambda image, factor, way: ImageEnhance.Sharpness(image).enhance(factor), strength),
+    }
+
+
+def _levels(posterize: Strength, solarize: Strength, add: Strength) -> dict[str, tuple[Change, Strength]]:
+    return {
+        "Posterize": (_posterize, posterize),
+        "Solarize": (lambda image, level, way: ImageOps.solarize(image, int(level)), solarize),
+        "SolarizeAdd": (_solarize_add, add),
+    }
+
+
+_PLAIN: dict[str, tuple[Change, Strength]] = {
+    "AutoContrast": (lambda image, _, way: ImageOps.autocontrast(image), _none),
+    "Equalize": (lambda image, _, way: ImageOps.equalize(image), _none),
+    "Invert": (lambda image, _, way: ImageOps.invert(image), _none),
+    "Rotate": (_rotate, _signed(30.0)),
+}
+_SHEARS: dict[str, tuple[Change, Strength]] = {"ShearX": (_shear_x, _signed(0.3)), "ShearY": (_shear_y, _signed(0.3))}
+_MOVES: dict[str, tuple[Change, Strength]] = {
+    "TranslateXRel": (lambda image, share, way: _move_x(image, share * image.width, way), _signed(0.45)),
+    "TranslateYRel": (lambda image, share, way: _move_y(image, share * image.height, way), _signed(0.45)),
+}
+
+OPERATIONS: Mapping[str, Mapping[str, tuple[Change, Strength]]] = {
+    "timm": {
+        **_PLAIN,
+        **_levels(
+            lambda share, _: int(share * 4),
+            lambda share, _: min(256, int(share * 256)),
+            lambda share, _: min(128, int(share * 110)),
+        ),
+        **_enhancing(_enhanced),
+        **_SHEARS,
+        **_MOVES,
+    },
+    "timm_increasing": {
+        **_PLAIN,
+        **_levels(
+            lambda share, _: 4 - int(share * 4),
+            lambda share, _: 256 - min(256, int(share * 256)),
+            lambda share, _: min(128, int(share * 110)),
+        ),
+        **_enhancing(_enhanced_more),
+        **_SHEARS,
+        **_MOVES,
+    },
+    "big_vision": {
+        **_PLAIN,
+        **_levels(
+            lambda share, _: int(share * 4), lambda share, _: int(share * 256), lambda share, _: int(share * 110)
+        ),
+        **_enhancing(_enhanced),
+        "Contrast": (_contrast_of_big_vision, _enhanced),
+        **_SHEARS,
+        "TranslateX": (_move_x, _signed(100.0)),
+        "TranslateY": (_move_y, _signed(100.0)),
+        "Cutout": (_cutout, lambda share, _: int(share * 40)),
+    },
+}
+"""Set of operations -> name of each -> what it does, and how strongly; in timm's order."""

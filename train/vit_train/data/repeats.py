@@ -1,0 +1,41 @@
+"""Repeated augmentation (arXiv:1902.05509): the order of a run in which each image occurs several times nearby."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+from vit_core.errors import InputError
+
+BLOCK = 256
+"""Examples among which the copies of an image are spread. timm's and DeiT's sampler rounds epochs down to it too."""
+
+
+@dataclass(frozen=True)
+class RepeatedOrder:
+    """Index in the split of each example of a run, of which `repeats` that follow one another are one image.
+
+    An epoch has as many examples as the split, rounded down to whole blocks, so only every `repeats`-th image of the
+    epoch's shuffle. Each block is dealt out to 16 players, as timm's RepeatAugSampler deals to 16 processes, so that
+    neighbours, which may be mixed with each other, are different images.
+    """
+
+    shuffled: Sequence[int]
+    """Index of each example of a run that repeats nothing."""
+    length: int
+    """Number of examples of the split."""
+    repeats: int
+
+    def __post_init__(self) -> None:
+        if self.length < BLOCK:
+            raise InputError(
+                f"augmentation.repeats: {self.repeats} for {self.length} images; expected {BLOCK} or more of them; set "
+                "augmentation.repeats 1"
+            )
+        if self.repeats > isqrt(BLOCK):
+            raise InputError(f"augmentation.repeats: {self.repeats}: expected at most {isqrt(BLOCK)}")
+
+    def __getitem__(self, number: int) -> int:
+        epoch, place = divmod(number, self.length // BLOCK * BLOCK)
+        block, i = divmod(place, BLOCK)
+        player, turn = divmod(i, isqrt(BLOCK))
+        return int(self.shuffled[epoch * self.length + (BLOCK * block + turn * isqrt(BLOCK) + player) // self.repeats])
