@@ -29,6 +29,10 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"_giantopt_|_base_patch16_gap_|^eva02_enormous_|^vit_pe_\w+_gigantic_", {"heads": 16}),
     (r"_huge_plus_patch16_dinov3", {"heads": 20}),
     (r"^vit_7b_", {"heads": 32}),
+    (r"^aimv2_large_", {"heads": 8}),
+    (r"^aimv2_huge_", {"heads": 12}),
+    (r"^aimv2_1b_", {"heads": 16}),
+    (r"^aimv2_3b_", {"heads": 24}),
     (r"^test_vit2?$", {"heads": 2}),
     (r"^test_vit[34]$", {"heads": 3}),
 )
