@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from timm.models import PretrainedCfg, VisionTransformer
 from timm.models._hub import save_config_for_hf
+from timm.models.eva import Eva
 
 from parity_tests.formats.transformers_models import edit, saved
 from vit_core import open_checkpoint
@@ -93,7 +94,8 @@ def test_every_key_of_timm_is_known() -> None:
     """All fields of its pretrained_cfg, and all arguments but those that replace modules."""
     assert {each.name for each in dataclasses.fields(PretrainedCfg)} <= PRETRAINED_CFG
     arguments = set(inspect.signature(VisionTransformer).parameters)
-    assert arguments - MODEL_ARGS == {"embed_layer", "embed_norm_layer", "block_fn", "mlp_layer"}
+    assert arguments - MODEL_ARGS == {"embed_layer", "block_fn", "mlp_layer"}
+    assert set(inspect.signature(Eva).parameters) <= MODEL_ARGS
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224", "deit3_small_patch16_224"])

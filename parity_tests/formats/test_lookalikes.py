@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import RmsNorm
 from torch import nn
 
 import vit_torch
@@ -71,7 +72,7 @@ def opened(model: Any, fields: dict[str, Any]) -> Checkpoint:
 def fields_of(model: Any, found: Checkpoint) -> dict[str, Any]:
     """What no array of a model shows."""
     fields: dict[str, Any] = {"heads": 2}
-    fields["norm_epsilon"] = max(x.eps for x in model.modules() if isinstance(x, nn.LayerNorm))
+    fields["norm_epsilon"] = max(x.eps for x in model.modules() if isinstance(x, nn.LayerNorm | RmsNorm))
     if found.config.model.mlp == "mlp":
         fields["activation"] = ACTIVATIONS[type(model.blocks[0].mlp.act).__name__]
     if found.config.model.distillation == "none" and model.global_pool:

@@ -60,7 +60,7 @@ def float64_angles(model: nn.Module) -> Iterator[None]:
         patch.object(module, "torch", _Float64("torch")),
         patch.object(module, "_build_grid", partial(module._build_grid, **double)),
         patch.object(dinov3, "_compute_periods", partialmethod(dinov3._compute_periods, **double)),
-        patch.object(Tensor, "float", Tensor.double),
+        patch.object(Tensor, "float", lambda x: x.double()),
     ):
         for one in list(model.modules()):
             if hasattr(one, "init_non_persistent_buffers"):

@@ -37,7 +37,7 @@ MODEL_ARGS = _words("""
     num_reg_tokens use_abs_pos_emb use_rot_pos_emb rope_type rope_grid_offset rope_grid_indexing rope_temperature
     rope_rotate_half rope_shift_coords rope_jitter_coords rope_rescale_coords use_post_norm use_pre_transformer_norm
     use_post_transformer_norm use_fc_norm attn_pool_num_heads attn_pool_mlp_ratio ref_feat_shape head_init_scale
-    embed_norm_layer
+    embed_norm_layer rope_mrope_section
 """)
 """Arguments of timm's VisionTransformer, of its Eva and of create_model, but for those that replace modules
 (`block_fn`, `mlp_layer`, `embed_layer`)."""
