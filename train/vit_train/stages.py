@@ -110,8 +110,12 @@ def adapted(
     size, method = config.model.image_size, config.model.position_resampling
     if size != before.model.image_size:
         weights = weights.adapt(image_size=size, position_embedding_method=method)
-        how = f"by {method}" if config.model.position_embedding == "learned" else "computed anew"
-        changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, position embeddings {how}")
+        how = (
+            f"position embeddings {f'by {method}' if config.model.position_embedding == 'learned' else 'computed anew'}"
+        )
+        if config.model.position_embedding == "none":
+            how = "rotary positions computed anew" if config.model.rope else "which changes no position"
+        changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, {how}")
     return weights, config, changes
 
 
