@@ -39,9 +39,10 @@ class Recipe:
     module: ModuleType
 
     def config(self, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
-        """The config of a stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config. Of features without
-        a head (DINOv3, CLIP) the stage is given the config with a head, of as many classes as `pretrain()` has; the
-        training data's take their place.
+        """The config of a stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config.
+
+        Of features without a head (DINOv3, CLIP) the stage is given the config with a head, of as many classes as
+        `pretrain()` has; the training data's take their place.
 
         InputError for a recipe that lacks the stage, or fails.
         """
