@@ -56,7 +56,7 @@ def field_text(name: str, value: Any) -> str:
     if value is None:
         return f"{name}=none"
     if isinstance(value, Rope):
-        value = value.model_dump(exclude_defaults=True)
+        value = value.model_dump(exclude_defaults=True) or "dinov3"  # whose fields are the defaults
     return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
