@@ -116,8 +116,11 @@ def adapted(
     if patch != before.model.patch_size:
         changes.append(f"patch size {_by(before.model.patch_size)} -> {_by(patch)}, kernel resized as by FlexiViT")
     if size != before.model.image_size:
-        how = f"by {method}" if config.model.position_embedding == "learned" else "computed anew"
-        changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, position embeddings {how}")
+        learned = config.model.position_embedding == "learned"
+        how = f"position embeddings by {method}" if learned else "position embeddings computed anew"
+        if config.model.position_embedding == "none":
+            how = "rotary positions computed anew" if config.model.rope else "which changes no position"
+        changes.append(f"image size {_by(before.model.image_size)} -> {_by(size)}, {how}")
     return weights, config, changes
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_cli.console import say, say_in, table
+from vit_core.field_text import field_text
 
 
 def print_description(report: Mapping[str, Any], unlike_the_paper: Mapping[str, Any]) -> None:
@@ -13,7 +14,7 @@ def print_description(report: Mapping[str, Any], unlike_the_paper: Mapping[str, 
         say(f"  {note}")
     grid, types = "x".join(map(str, report["grid"])), ", ".join(f"{n:,} {t}" for t, n in report["dtypes"].items())
     say(f"grid {grid}, prefix tokens {report['prefix_tokens']}, types {types}")
-    fields = ((name, _text(value)) for name, value in unlike_the_paper.items())
+    fields = ((name, _text(name, value)) for name, value in unlike_the_paper.items())
     table("config, where it is not the paper's", ("field", "value"), fields)
     rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
     table("parameters", ("module", "number", "stored"), rows)
@@ -25,5 +26,7 @@ def print_suspicious(lines: Iterable[str]) -> None:
         say_in(f"suspicious: {line}", "yellow")
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
+    if name == "rope":
+        return field_text(name, value).partition("=")[2]
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -69,8 +69,14 @@ def _backbone(state: dict[str, Tensor], model: ViTConfig) -> Any:
 
 
 def _is_evas(model: ViTConfig) -> bool:
-    """Whether timm's Eva, which its loader fills from DINOv3's files, has all that the model has."""
-    plain = model.norm == "layer_norm" and model.proj_bias and not (model.qkv_bias and model.key_bias)
+    """Whether timm's Eva, which its loader fills from DINOv3's files, has all that the model has. The loader knows them
+    by their registers."""
+    plain = (
+        bool(model.registers)
+        and model.norm == "layer_norm"
+        and model.proj_bias
+        and not (model.qkv_bias and model.key_bias)
+    )
     return plain and model.rope is not None and model.rope.normalize == "separate"
 
 

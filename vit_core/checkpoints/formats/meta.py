@@ -179,7 +179,7 @@ FORMAT = Format(
         "DINOv2": {"num_classes": 0, **DINOV2},
         "DINOv2 with registers, gated MLP": {"num_classes": 0, **GATED_DINOV2},
         "DINOv2 with a linear head": {"pooling": "cls_gap", **DINOV2},
-        "DINOv3": {**DINOV3, "rope": {"rescale": 2.0, "periods": "bfloat16"}},
+        "DINOv3": {**DINOV3, "rope": {"rescale": 2.0, "periods": "bfloat16"}, "registers": 4},
         "DINOv3, gated MLP": {
             **DINOV3,
             "rope": {"rescale": 2.0, "periods": "float32"},
