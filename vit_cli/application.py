@@ -58,7 +58,7 @@ COMMANDS = {
         Command("predict", "Name what is on pictures.", "Use"),
         Command("features", "Write the features of pictures: the tokens after a block of the model.", "Use"),
         Command("probe", "Measure how well classes are told apart by a model's features.", "Use"),
-        Command("prepare", "Pack a folder of images into a data set that loads fast.", "Train"),
+        Command("prepare", "Pack images into a data set that loads fast.", "Train"),
         Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
         Command("inspect", "Show what a checkpoint of any format contains.", "Checkpoints"),
         Command("convert", "Write a checkpoint in another format, and prove that it is the same model.", "Checkpoints"),
