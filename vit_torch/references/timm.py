@@ -62,7 +62,8 @@ def float64_angles(model: nn.Module) -> Iterator[None]:
         patch.object(dinov3, "_compute_periods", partialmethod(dinov3._compute_periods, **double)),
         patch.object(Tensor, "float", lambda x: x.double()),
     ):
-        for one in list(model.modules()):
+        modules: list[Any] = list(model.modules())
+        for one in modules:
             if hasattr(one, "init_non_persistent_buffers"):
                 for name, buffer in list(one.named_buffers(recurse=False)):  # they may be on the meta device
                     empty = torch.empty_like(buffer, device="cpu", dtype=torch.float64)
