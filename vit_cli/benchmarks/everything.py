@@ -53,7 +53,7 @@ def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
     """What is measured, the most important first. quick: in small, to see that all of it works."""
     models: dict[str, tuple[str, ...]]
     if quick:
-        models, batch, loop, rounds = {"float32": ("mu/16",)}, 4, ("mu/16", "4", "3", "float32"), "1"
+        models, batch, loop, rounds = {"float32": ("mu/16",)}, 4, ("mu/16", "4", "8", "float32"), "1"
     elif on_accelerator:
         models, batch, rounds = {"bfloat16": ("B/16", "L/16", "S/16", "B/16@384"), "float32": ("B/16",)}, 128, "3"
         loop = "B/16", "256", "30", "bfloat16"

@@ -13,7 +13,7 @@ from vit_core.schema import Positive, Schema
 
 PACKAGES = (
     "vit-parity", "torch", "timm", "transformers", "vit-pytorch", "jax", "jaxlib", "flax", "optax", "torchvision",
-    "Pillow",
+    "Pillow", "numba", "simplejpeg",
 )  # fmt: skip
 
 _DEVICES = {
