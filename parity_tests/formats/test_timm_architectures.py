@@ -33,13 +33,10 @@ MODULES = (
 NAMES: dict[str, list[str]] = {module: timm.list_models(module=module) for module in MODULES}
 REFUSED: dict[str, str] = {
     r"vit_d(little|wee)_patch16_reg1_gap_256": "blocks.0.attn.lambda_q1",  # differences of two softmaxes
-    r"vit_d?pwee_patch16_reg1_gap_256|vit_\w+_patch1[46]_xp_224": "not recognised",  # parallel branches
+    r"vit_dpwee_patch16_reg1_gap_256": "blocks.0.lambda_q1",  # in parallel blocks
     r"vit_(small|base)_patch16_18x2_224": "not recognised",  # two attentions and two MLPs in a block
     r"vit_\w+_resnet(26|50)d\w*_224": "missing patch_embed.backbone.conv.weight",  # other stems than Google's
     r"vit_base_mci_224": "not recognised",  # a stem of MobileOne blocks
-    r"(test_vit_relpos|vit_s?relpos_\w+)": "rel_pos",  # relative positions
-    r"beit(v2)?_\w+": "relative_position_bias_table",
-    r"naflexvit_\w+": "not recognised",  # patches of any aspect
 }
 """Names of architectures that are refused -> what their refusal says."""
 

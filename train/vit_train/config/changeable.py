@@ -18,6 +18,8 @@ FIXED_MODEL_FIELDS = {
     "pooling", "class_token", "class_token_position", "distillation", "registers", "position_embedding",
     "final_norm", "representation", "pre_norm", "mlp", "activation", "norm_epsilon", "qkv_bias", "qk_norm",
     "proj_bias", "head_bias", "layer_scale", "patch_bias", "patch_norms", "embed_norm", "stem_layers", "stem_width",
+    "rope", "relative_bias", "relative_bias_shared", "relative_bias_dim", "norm", "branch_norm", "parallel", "key_bias",
+    "attention_norm", "mlp_norm", "pool_heads", "pool_mlp_dim", "pool_prefix",
 }  # fmt: skip
 """Fields of a model that given weights determine."""
 
