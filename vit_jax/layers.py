@@ -172,6 +172,8 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
     if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
         try:
+            if q_BNTK.shape[1] % 2 or k_BMTK.shape[1] % 2:  # refused only when the derivative is compiled, too late
+                raise NotImplementedError("odd number of tokens")
             return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation="cudnn")
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")

@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "registers and distillation": ({"distillation": "head", "registers": 2}, "registers 2"),
     "gated and distilled": ({"distillation": "head", "mlp": "swiglu"}, "mlp swiglu"),
     "gated and map": ({"pooling": "map", "mlp": "swiglu"}, "pooling map"),
-    "epsilon": ({"norm_epsilon": 1e-12}, "norm_epsilon 1e-12 (there: 1e-06); --allow-lossy"),
+    "epsilon": ({"norm_epsilon": 1e-12}, "norm_epsilon 1e-12 (there: 1e-06 or 1e-05); --allow-lossy"),
     "epsilon, gated": ({"norm_epsilon": 1e-5, "mlp": "swiglu"}, "norm_epsilon 1e-05"),
     "stem": ({"stem_layers": (2, 2), "patch_size": 8, "image_size": 16}, "stem_layers (2, 2)"),
 }

@@ -21,7 +21,7 @@ import vit_torch
 from parity_tests.formats.foreign import assumed, randomized
 from parity_tests.formats.transformers_models import assert_close, bits, edit, opened_there, rewrite
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, open_checkpoint, parity, rope
+from vit_core import ViTConfig, open_checkpoint, parity, rope, rotations
 from vit_core.checkpoints import save_checkpoint
 from vit_core.checkpoints.formats.registry import WRITERS
 from vit_core.checkpoints.saving import express_for
@@ -81,7 +81,7 @@ def their_angles(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         return cos[:, None], sin[:, None]
 
     with monkeypatch.context() as patched:
-        patched.setattr(rope, "axial_rotation", tables)
+        patched.setattr(rotations, "axial_rotation", tables)
         yield
 
 

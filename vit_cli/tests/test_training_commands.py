@@ -182,7 +182,9 @@ def test_a_broken_recipe_is_one_line(vit: Vit, tmp_path: Path) -> None:
 
     assert "mine.py, line 2: SyntaxError" in refused("x = 1\ndef pretrain(:")
     assert "mine.py, line 3: ZeroDivisionError: division by zero" in refused("\ndef pretrain():\n    return 1 / 0")
-    assert "has no function pretrain; it has finetune\n" in refused("def finetune(init): ...")
+    assert "has no function pretrain; it has finetune, which begins from a checkpoint: --init" in refused(
+        "def finetune(init): ..."
+    )
     assert "has no function pretrain; a recipe has pretrain or finetune, or both\n" in refused("")
     assert "mine.py: SyntaxError: source code string cannot contain null bytes" in refused("\0")
     assert "pretrain returns dict; expected a vit_train.config.TrainConfig" in refused("def pretrain(): return {}")

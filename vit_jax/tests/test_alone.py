@@ -198,7 +198,7 @@ def test_cudnn_is_asked_for_on_gpus_in_16_bits(backend: str, dtype: str, monkeyp
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
-    q_BNTK = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), dtype)
+    q_BNTK = jax.random.normal(jax.random.key(0), (1, 6, 2, 8), dtype)
     assert attend(q_BNTK, q_BNTK, q_BNTK, "fused").dtype == dtype
     assert asked == ["cudnn" if backend == "gpu" and dtype != "float32" else None]
 
@@ -216,9 +216,27 @@ def test_where_cudnn_refuses_xla_computes_and_it_is_noted_once(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", refusing)
     caplog.set_level("INFO", "vit")
-    q_BNTK = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), jnp.bfloat16)
+    q_BNTK = jax.random.normal(jax.random.key(0), (1, 6, 2, 8), jnp.bfloat16)
     for _ in range(2):
         np.testing.assert_array_equal(attend(q_BNTK, q_BNTK, q_BNTK, "fused"), real(q_BNTK, q_BNTK, q_BNTK))
     assert [record.getMessage() for record in caplog.records] == [
         "attention: cuDNN's kernel cannot be used (cuDNN is not detected.); XLA's is"
     ]
+
+
+def test_cudnn_is_not_asked_for_an_odd_number_of_tokens(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its kernel takes them forward, and refuses them when the derivative is compiled (jax 0.11.2 on an H100)."""
+    real = jax.nn.dot_product_attention
+
+    def refusing(*args: Any, implementation: str | None = None) -> jax.Array:
+        assert implementation is None
+        return real(*args)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", refusing)
+    caplog.set_level("INFO", "vit")
+    q_BNTK = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), jnp.bfloat16)
+    np.testing.assert_array_equal(attend(q_BNTK, q_BNTK, q_BNTK, "fused"), real(q_BNTK, q_BNTK, q_BNTK))
+    assert "odd number of tokens" in caplog.text

@@ -112,7 +112,8 @@ def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed 
     if field == "key_bias":
         return _with_key_bias(checkpoint) if value else _without_key_bias(checkpoint)
     rope = model.rope
-    if field == "rope" and rope and rope.periods == "float64" and value == rope.replace(periods="float32"):
+    fixed = field == "rope" and rope is not None and (rope.periods, rope.frequencies) == ("float64", "axial")
+    if fixed and rope is not None and value == rope.replace(periods="float32"):
         return Expressed(checkpoint.with_model(rope=value), ("rope.periods: rounded to float32",), rounded=True)
     if field == "layer_scale" and model.layer_scale is None:
         return Expressed(_filled(checkpoint, 1.0, layer_scale=1.0), ("layer_scale: ones",))

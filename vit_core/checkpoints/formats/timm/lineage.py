@@ -152,7 +152,8 @@ def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any
 
 def _check_branch_norm(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
     """InputError for vit_relpos models that may norm before the branches or after, as *_rpn do without LayerScale."""
-    told = "architecture" in config or "branch_norm" in known or eva.eva_mark(arrays) is not None
+    told = "architecture" in config or "branch_norm" in known
+    told |= "blocks.0.gamma_1" in arrays or "blocks.0.attn.q_bias" in arrays  # BEiT
     if not told and "blocks.0.ls1.gamma" not in arrays:
         raise InputError(
             f"{where}: models with relative positions and without LayerScale have their norms before the branches or "
