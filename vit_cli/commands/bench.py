@@ -252,9 +252,7 @@ def input(
 
 
 def sources(*, images: int = 2000, rounds: int = 7) -> int:
-    """Measure how fast examples are read from each kind of source.
-
-    On one thread, in random order, from files in the cache: generated JPEG files, stored in each way.
+    """Measure how fast examples are read from each kind of source, on one thread, in random order.
 
     Examples:
         vit bench sources
