@@ -25,14 +25,14 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
     timm = importlib.import_module("timm")
     if path.is_dir():
         opened: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True).double().eval()
-    elif is_eva(model):
+    elif is_eva(model) or model.relative_bias != "none" or model.parallel:
         create = timm.models.model_entrypoint(architecture(model))  # timm.create_model itself drops arguments of None
         opened = load_state_dict(path, partial(create, num_classes=model.num_classes, **model_args(model)))
     elif holds_all(model, IN_TIMM):
         opened = load_state_dict(path, lambda: timm_model(model))
     else:
         return None
-    return partial(_outputs, opened) if model.rope else opened
+    return partial(_outputs, opened) if model.rope or model.relative_bias == "mlp" else opened
 
 
 def _outputs(model: nn.Module, x_BCHW: Tensor) -> Tensor:
@@ -52,12 +52,15 @@ class _Float64(ModuleType):
 
 @contextmanager
 def float64_angles(model: nn.Module) -> Iterator[None]:
-    """Within it, a model of timm's in float64 computes the angles of its rotary positions in float64 too, by timm's
-    own formulas. They name float32 whatever the type of the model, which leaves 1e-8 in its outputs."""
+    """Within it, a model of timm's in float64 computes the angles of its rotary positions, and the displacements of
+    its relative ones, in float64 too, by timm's own formulas. They name float32 whatever the type of the model, which
+    leaves 1e-8 in its outputs."""
     module = importlib.import_module("timm.layers.pos_embed_sincos")
+    relative = importlib.import_module("timm.layers.pos_embed_rel")
     dinov3, double = module.RotaryEmbeddingDinoV3, {"dtype": torch.float64}
     with (
         patch.object(module, "torch", _Float64("torch")),
+        patch.object(relative, "torch", _Float64("torch")),
         patch.object(module, "_build_grid", partial(module._build_grid, **double)),
         patch.object(dinov3, "_compute_periods", partialmethod(dinov3._compute_periods, **double)),
         patch.object(Tensor, "float", lambda x: x.double()),
@@ -66,7 +69,8 @@ def float64_angles(model: nn.Module) -> Iterator[None]:
         for one in modules:
             if hasattr(one, "init_non_persistent_buffers"):
                 for name, buffer in list(one.named_buffers(recurse=False)):  # they may be on the meta device
-                    empty = torch.empty_like(buffer, device="cpu", dtype=torch.float64)
+                    dtype = torch.float64 if buffer.is_floating_point() else buffer.dtype
+                    empty = torch.empty_like(buffer, device="cpu", dtype=dtype)
                     one.register_buffer(name, empty, persistent=name not in one._non_persistent_buffers_set)
                 cast(Any, one).init_non_persistent_buffers()
         yield
