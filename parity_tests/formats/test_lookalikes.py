@@ -74,7 +74,8 @@ def fields_of(model: Any, found: Checkpoint) -> dict[str, Any]:
     fields: dict[str, Any] = {"heads": 2}
     fields["norm_epsilon"] = max(x.eps for x in model.modules() if isinstance(x, nn.LayerNorm | RmsNorm))
     if found.config.model.mlp == "mlp":
-        fields["activation"] = ACTIVATIONS[type(model.blocks[0].mlp.act).__name__]
+        layers = (type(one).__name__ for one in model.blocks[0].modules())
+        fields["activation"] = next(ACTIVATIONS[name] for name in layers if name in ACTIVATIONS)
     if found.config.model.distillation == "none" and model.global_pool:
         fields["pooling"] = POOLING[model.global_pool]
     return fields
