@@ -2,10 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+
+
+@cache  # not kept with an order, which worker processes get a copy of: the function cannot be copied
+def _shuffle() -> Callable[..., int]:
+    from grain.experimental import index_shuffle  # it imports jax, which the PyTorch engine does not need before
+
+    return index_shuffle
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,7 @@ class ShuffledOrder(Sequence[int]):
 
     def __getitem__(self, number: Any) -> Any:
         epoch, position = divmod(number, self.examples)
-        return self._shuffle(position, max_index=self.examples - 1, seed=(self._seed + epoch) % 2**32, rounds=4)
-
-    @cached_property
-    def _shuffle(self) -> Callable[..., int]:
-        from grain.experimental import index_shuffle  # it imports jax, which the PyTorch engine does not need before
-
-        return index_shuffle
+        return _shuffle()(position, max_index=self.examples - 1, seed=(self._seed + epoch) % 2**32, rounds=4)
 
     @cached_property
     def _seed(self) -> int:
