@@ -74,7 +74,7 @@ RELATIVE = TODAY.replace(
     rope=None, relative_bias="mlp", relative_bias_shared=True, relative_bias_dim=16, branch_norm="before",
     parallel=True, norm="rms_norm", key_bias=True,
 )  # fmt: skip
-"""Of these rows only those that TODAY does not have are tried."""
+"""Has the rows of a shared network and of parallel blocks, which TODAY lacks."""
 
 
 Mutant = Callable[[np.ndarray], np.ndarray]

@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gap": {"pooling": "gap"},
     "class token and registers": {"pooling": "cls", "class_token": True, "registers": 2},
     "mean of all tokens": {"pooling": "gap", "pool_prefix": True, "registers": 2, "position_resampling": "bicubic"},
+    "norm of patches, DINOv2's resampling": {"embed_norm": True, "position_resampling": "dinov2"},
     "no positions": {"position_embedding": "none", "patch_bias": False},
 }
 SIZES = [(8, 20), (16, 16), (12, 4)]

@@ -116,9 +116,12 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
 def test_muon_is_a_single_devices_on_every_mesh(tmp_path: Path) -> None:
     """Its iteration multiplies whole matrices, of which each device holds a slice."""
     on_devices(8, "muon", str(tmp_path))
-    expected = trained(JaxEngine(MUON))
+    assert_every_mesh_equals(tmp_path, trained(JaxEngine(MUON)))
+
+
+def assert_every_mesh_equals(folder: Path, expected: dict[str, np.ndarray]) -> None:
     for mesh in MESHES:
-        found = np.load(tmp_path / f"{mesh}.npz")
+        found = np.load(folder / f"{mesh}.npz")
         assert set(found) == expected.keys()
         for name, array in expected.items():
             assert parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
@@ -145,12 +148,7 @@ def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
 def test_rotary_positions_are_a_single_devices(tmp_path: Path) -> None:
     """One change of coordinates serves the whole batch, wherever its examples are."""
     on_devices(8, "rotary", str(tmp_path))
-    expected = trained(JaxEngine(ROTARY))
-    for mesh in MESHES:
-        found = np.load(tmp_path / f"{mesh}.npz")
-        assert set(found) == expected.keys()
-        for name, array in expected.items():
-            assert parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
+    assert_every_mesh_equals(tmp_path, trained(JaxEngine(ROTARY)))
 
 
 @pytest.mark.release

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vit_core.errors import InputError
-from vit_core.position_embeddings import resampling_matrix
+from vit_core.position_embeddings import axis_matrices
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -83,13 +83,10 @@ def collate(images: Sequence[np.ndarray], config: ViTConfig, length: int | None 
     rows_BNh, columns_BNw = (np.zeros((len(flat), N, side), np.float64) for side in (h, w))
     for i, (image, patches_NP) in enumerate(zip(images, flat, strict=True)):
         down, across = (side // patch for side, patch in zip(image.shape[:2], config.patch_size, strict=True))
+        rows, columns = axis_matrices(config.position_resampling, (h, w), (down, across))
         n = len(patches_NP)
         patches_BNP[i, :n] = patches_NP
-        rows_BNh[i, :n] = np.repeat(_axis_matrix(config, h, down), across, axis=0)
-        columns_BNw[i, :n] = np.tile(_axis_matrix(config, w, across), (down, 1))
+        rows_BNh[i, :n] = np.repeat(rows, across, axis=0)
+        columns_BNw[i, :n] = np.tile(columns, (down, 1))
     valid_BN = np.arange(N) < np.array([len(patches_NP) for patches_NP in flat])[:, None]
     return Patches(patches_BNP, rows_BNh, columns_BNw, valid_BN)
-
-
-def _axis_matrix(config: ViTConfig, source: int, target: int) -> np.ndarray:
-    return resampling_matrix(config.position_resampling, source, target)

@@ -18,6 +18,11 @@ def displacements(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
+def table_rows(grid: Grid, class_token: bool) -> int:
+    """Rows of a learned table: one for each displacement, and three for pairs with the class token."""
+    return displacements(grid) + 3 * class_token
+
+
 @lru_cache(maxsize=16)
 def displacement_index(grid: Grid, prefix: int, of_table: bool) -> np.ndarray:
     """For each pair of tokens [N, M] the row of its value, int32, read-only: displacements first, in the order of rows

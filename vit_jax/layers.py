@@ -170,10 +170,12 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
     Where cuDNN is missing, or takes no such arguments, XLA's is used and a note is logged, once.
     """
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
-    if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
+    on_gpu = jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16)
+    if on_gpu and (q_BNTK.shape[1] % 2 or k_BMTK.shape[1] % 2):
+        # cuDNN refuses them too, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2).
+        _note("attention: cuDNN's kernel cannot be used (odd number of tokens); XLA's is")
+    elif on_gpu:
         try:
-            if q_BNTK.shape[1] % 2 or k_BMTK.shape[1] % 2:  # refused only when the derivative is compiled, too late
-                raise NotImplementedError("odd number of tokens")
             return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation="cudnn")
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")

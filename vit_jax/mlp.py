@@ -49,3 +49,9 @@ class SwiGLU(nnx.Module):
         gate_BNF, x_BNF = jnp.moveaxis(constrain(self.fc1(x_BND), "batch tokens gate mlp"), 2, 0)
         x_BNF = drop(jax.nn.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
         return drop(to_width(self.fc2, self.norm(x_BNF), "mlp"), "mlp.drop2", masks)
+
+
+def block_mlp(config: ViTConfig) -> Mlp | SwiGLU:
+    """The MLP of a block."""
+    layer = SwiGLU if config.mlp == "swiglu" else Mlp
+    return layer(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)

@@ -22,7 +22,7 @@ from vit_jax import arrays, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerScale, conv, drop, identity, linear, mean_of_tokens, norm_layer, padding_bias
-from vit_jax.mlp import Mlp, SwiGLU
+from vit_jax.mlp import block_mlp
 from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Places, Remat
@@ -61,8 +61,7 @@ class Block(nnx.Module):
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
         self.norm2 = norm_layer(config)
-        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
-        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
+        self.mlp = block_mlp(config)
         scaled = config.layer_scale is not None
         self.ls1 = LayerScale(config) if scaled else identity
         self.ls2 = LayerScale(config) if scaled else identity
@@ -88,8 +87,7 @@ class ParallelBlock(nnx.Module):
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
-        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
-        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
+        self.mlp = block_mlp(config)
         self.ls1 = LayerScale(config) if config.layer_scale is not None else identity
 
     def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:

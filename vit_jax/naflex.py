@@ -20,7 +20,7 @@ def tokens(model: ViT, batch: Patches) -> tuple[Array, Array]:
     config, kernel_PQCD = model.config, model.patch_embed.proj.kernel[...]
     kernel_PD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
     x_BND, bias = batch.patches_BNP.astype(kernel_PD.dtype) @ kernel_PD, model.patch_embed.proj.bias
-    x_BND = x_BND if bias is None else x_BND + bias[...]
+    x_BND = model.patch_embed.norm(x_BND if bias is None else x_BND + bias[...])
     pos_1ND = model.positions(config.grid, x_BND.dtype)
     if config.position_embedding != "none":
         x_BND = x_BND + resampled(pos_1ND[0, config.prefix_positions :].reshape(*config.grid, -1), batch)

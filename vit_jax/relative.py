@@ -26,7 +26,7 @@ class RelativeBias(nnx.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         self.config = config
-        rows = relative_positions.displacements(config.grid) + 3 * config.class_token
+        rows = relative_positions.table_rows(config.grid, config.class_token)
         if config.relative_bias == "table":
             self.relative_position_bias_table = nnx.Param(jnp.zeros((rows, config.heads)))
         else:

@@ -49,3 +49,9 @@ class SwiGLU(nn.Module):
         gate_BNF, x_BNF = self.fc1(x_BND).chunk(2, dim=2)
         x_BNF = drop(F.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
         return drop(self.fc2(self.norm(x_BNF)), "mlp.drop2", masks)
+
+
+def block_mlp(config: ViTConfig) -> Mlp | SwiGLU:
+    """The MLP of a block."""
+    layer = SwiGLU if config.mlp == "swiglu" else Mlp
+    return layer(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)

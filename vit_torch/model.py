@@ -24,7 +24,7 @@ from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, mean_of_tokens, norm_layer, padding_bias
 from vit_torch.masks import Masks, Places, draw_masks
-from vit_torch.mlp import Mlp, SwiGLU
+from vit_torch.mlp import block_mlp
 from vit_torch.relative import RelativeBias
 from vit_torch.stacking import Remat
 from vit_torch.stem import backbone
@@ -63,8 +63,7 @@ class Block(nn.Module):
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
         self.norm2 = norm_layer(config)
-        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
-        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
+        self.mlp = block_mlp(config)
         scaled = config.layer_scale is not None
         self.ls1 = LayerScale(config) if scaled else nn.Identity()
         self.ls2 = LayerScale(config) if scaled else nn.Identity()
@@ -91,8 +90,7 @@ class ParallelBlock(nn.Module):
         super().__init__()
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
-        mlp = SwiGLU if config.mlp == "swiglu" else Mlp
-        self.mlp = mlp(config, config.mlp_dim, bias=config.proj_bias, norm=config.mlp_norm)
+        self.mlp = block_mlp(config)
         self.ls1 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
 
     def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:

@@ -21,6 +21,7 @@ def tokens(model: ViT, batch: Patches) -> tuple[Array, Array]:
     config, weight_DCPQ = model.config, model.patch_embed.proj.weight
     kernel_DP = weight_DCPQ.permute(0, 2, 3, 1).flatten(1)
     x_BND = F.linear(batch.patches_BNP.to(weight_DCPQ.dtype), kernel_DP, model.patch_embed.proj.bias)
+    x_BND = model.patch_embed.norm(x_BND)
     pos_1ND = model.positions(None, x_BND)
     if config.position_embedding != "none":
         x_BND = x_BND + resampled(pos_1ND[0, config.prefix_positions :].unflatten(0, config.grid), batch)

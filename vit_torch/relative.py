@@ -26,7 +26,7 @@ class RelativeBias(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        rows = relative_positions.displacements(config.grid) + 3 * config.class_token
+        rows = relative_positions.table_rows(config.grid, config.class_token)
         if config.relative_bias == "table":
             self.relative_position_bias_table = nn.Parameter(torch.zeros((rows, config.heads)))
         else:

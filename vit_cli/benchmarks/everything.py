@@ -23,6 +23,8 @@ MACHINE = "machine.json"
 
 PART_MINUTES = 8
 """Limit of one part."""
+WIDE = {**os.environ, "COLUMNS": "160"}
+"""Environment of a part: its tables are not cut to the width of a narrow terminal."""
 _TO_END = 20
 """Seconds in which a part that is asked to end has to."""
 
@@ -33,7 +35,7 @@ class Part:
 
     name: str
     words: tuple[str, ...]
-    """Of the command, after `vit`."""
+    """Command line, without `vit`."""
 
     def result(self, folder: Path) -> Path:
         """The file with what it prints, which exists once the part is complete."""
@@ -125,14 +127,15 @@ def measure(part: Part, folder: Path, minutes: float, show: Callable[[str], None
     """
     begin = time.perf_counter()
     command = [sys.executable, "-m", "vit_cli", *part.words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=WIDE)
     try:
         printed, _ = process.communicate(timeout=60 * minutes)
     except subprocess.TimeoutExpired:
         return f"not complete after {minutes:g} minutes"
     finally:
         _end(process)
-    show(printed.rstrip())
+    for line in printed.rstrip().splitlines():
+        show(line)
     if process.returncode not in (0, 1):  # 1: a limit was exceeded, which is a result
         return f"ended with status {process.returncode}"
     with staged_files(folder, (part.result(folder).name,)) as stage:

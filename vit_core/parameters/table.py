@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vit_core.parameters.row import Initializer, Parameter, axes_of
-from vit_core.relative_positions import displacements
+from vit_core.relative_positions import table_rows
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -216,7 +216,7 @@ class _Table:
             "qkv": 3,
             "kv": 2,
             "coordinates": 2,
-            "displacements": displacements(config.grid) + 3 * config.class_token,
+            "displacements": table_rows(config.grid, config.class_token),
             "relative_hidden": config.relative_bias_dim,
             "pairs": config.attention_dim // 2,
             "mlp": config.mlp_dim,

@@ -9,6 +9,7 @@ import pytest
 from vit_core import parity
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.errors import InputError
+from vit_core.patch_kernels import resize_kernel
 from vit_core.preprocess import Preprocessing
 from vit_train.config import Data
 from vit_train.data.batches import EvaluationBatches
@@ -228,3 +229,14 @@ def test_finetuning_says_what_it_assumes(images: Data, tmp_path: Path, caplog: p
         f"{ASSUMED}--preprocessing.mean, --preprocessing.std, --preprocessing.resize, --preprocessing.crop-fraction, "
         "--preprocessing.interpolation"
     ]
+
+
+def test_another_patch_size_resizes_the_kernel() -> None:
+    """And the positions, to the grid that it gives on images of the same size."""
+    weights = randomized(LABELS)
+    finer = CONFIG.replace(model=CONFIG.model.replace(patch_size=2))
+    changed, _, changes = adapted(weights, finer, LABELS)
+    assert changes == ["patch size 4 x 4 -> 2 x 2, kernel resized as by FlexiViT"]
+    kernel = resize_kernel(weights.arrays["patch_embed.proj.weight"], (2, 2))
+    np.testing.assert_array_equal(changed.arrays["patch_embed.proj.weight"], kernel)
+    assert changed.arrays["pos_embed"].shape[1] == finer.model.positions

@@ -79,8 +79,6 @@ def architecture(model: ViTConfig) -> str:
 
 def model_args(model: ViTConfig) -> dict[str, Any]:
     """Arguments over those of the architecture."""
-    if model.relative_bias != "none":
-        return _relative_args(model)
     args: dict[str, Any] = {
         "img_size": model.image_size,
         "patch_size": model.patch_kernel,
@@ -90,11 +88,16 @@ def model_args(model: ViTConfig) -> dict[str, Any]:
         "depth": model.depth,
         "num_heads": model.heads,
         "qkv_bias": model.qkv_bias,
-        "qk_norm": model.qk_norm,
-        "class_token": model.class_token,
-        "no_embed_class": not model.prefix_positions,
     }
-    args |= _eva_args(model) if is_eva(model) else _vision_transformer_args(model)
+    if model.relative_bias != "none":
+        args |= _beit_args(model) if is_beit(model) else _relpos_args(model)
+    else:
+        args |= {
+            "qk_norm": model.qk_norm,
+            "class_token": model.class_token,
+            "no_embed_class": not model.prefix_positions,
+        }
+        args |= _eva_args(model) if is_eva(model) else _vision_transformer_args(model)
     for ours, keys in DROPS.items():
         if rate := getattr(model, ours):
             args |= dict.fromkeys(keys, rate)
@@ -126,37 +129,26 @@ def _vision_transformer_args(model: ViTConfig) -> dict[str, Any]:
     return args
 
 
-def _relative_args(model: ViTConfig) -> dict[str, Any]:
-    """Arguments of timm's Beit, or of its VisionTransformerRelPos."""
-    args: dict[str, Any] = {
-        "img_size": model.image_size,
-        "patch_size": model.patch_kernel,
-        "in_chans": model.channels,
-        "global_pool": next(theirs for theirs, ours in POOLING.items() if ours == model.pooling),
-        "embed_dim": model.width,
-        "depth": model.depth,
-        "num_heads": model.heads,
-        "qkv_bias": model.qkv_bias,
+def _beit_args(model: ViTConfig) -> dict[str, Any]:
+    return {
         "mlp_ratio": mlp_ratio(model.mlp_dim, model.width),
         "init_values": model.layer_scale,
+        "use_abs_pos_emb": model.position_embedding == "learned",
+        "use_rel_pos_bias": not model.relative_bias_shared,
+        "use_shared_rel_pos_bias": model.relative_bias_shared,
+        "swiglu_mlp": model.mlp == "swiglu",
+        "scale_mlp": model.mlp_norm,
+        "use_fc_norm": model.final_norm == "after_pooling",
     }
-    for ours, keys in DROPS.items():
-        if rate := getattr(model, ours):
-            args |= dict.fromkeys(keys, rate)
-    after_pooling = model.final_norm == "after_pooling"
-    if is_beit(model):
-        return args | {
-            "use_abs_pos_emb": model.position_embedding == "learned",
-            "use_rel_pos_bias": not model.relative_bias_shared,
-            "use_shared_rel_pos_bias": model.relative_bias_shared,
-            "swiglu_mlp": model.mlp == "swiglu",
-            "scale_mlp": model.mlp_norm,
-            "use_fc_norm": after_pooling,
-        }
-    return args | {
+
+
+def _relpos_args(model: ViTConfig) -> dict[str, Any]:
+    return {
+        "mlp_ratio": mlp_ratio(model.mlp_dim, model.width),
+        "init_values": model.layer_scale,
         "class_token": model.class_token,
         "qk_norm": model.qk_norm,
-        "fc_norm": after_pooling,
+        "fc_norm": model.final_norm == "after_pooling",
         "rel_pos_type": "mlp",
         "rel_pos_dim": model.relative_bias_dim,
         "shared_rel_pos": model.relative_bias_shared,

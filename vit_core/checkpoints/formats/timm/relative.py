@@ -114,6 +114,6 @@ def _parallel_name(name: str) -> str:
 
 
 def is_beit(model: ViTConfig) -> bool:
-    """Whether a model with relative position bias is one of timm's Beit class, and not of its VisionTransformerRelPos,
-    which has no positions of its own, no bias without keys and no networks but "mlp"."""
+    """Whether a model with relative position bias is written as one of timm's Beit class, which has tables; its
+    VisionTransformerRelPos is the target for networks."""
     return model.relative_bias == "table"
