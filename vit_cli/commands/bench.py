@@ -265,7 +265,9 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
     from vit_cli.benchmarks import source_speed
     from vit_cli.reports import speed
 
-    _at_least_one(images=images, rounds=rounds)
+    _at_least_one(rounds=rounds)
+    if images < 2:
+        raise InputError(f"--images {images}: expected 2 or more, one for each of two classes")
     _warn_if_busy()
     with console.working("writing and reading"):
         speeds = source_speed.measure(images, rounds)
