@@ -252,7 +252,7 @@ def input(
 
 
 def sources(*, images: int = 2000, rounds: int = 7) -> int:
-    """Measure how fast examples are read from each kind of source, on one thread, in random order.
+    """Measure how fast each kind of source is read, on one thread, in random order.
 
     Examples:
         vit bench sources
