@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vit_cli.benchmarks.pictures import jpegs
+from vit_cli.benchmarks.generated_jpegs import jpegs
 from vit_cli.requirements import missing
 from vit_core import ViTConfig
 from vit_core.preprocess import Preprocessing, decode

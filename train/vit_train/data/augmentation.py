@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
-from vit_core.preprocess import Picture, Preprocessing, as_picture, pixels_of, resized, uncropped
+from vit_core.preprocess import DecodedImage, Preprocessing, as_decoded, pixels_of, resized, uncropped
 from vit_train.config import Augmentation
 from vit_train.data.colors import JITTER_DRAWS, THREE_AUGMENT_DRAWS, jittered, three_augmented
 from vit_train.data.erasing import ERASING_DRAWS, erased
@@ -30,7 +30,10 @@ _STARTS = (0, *accumulate(_DRAWS))
 
 
 def augmented(
-    image: Picture | Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+    image: DecodedImage | Image.Image,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate,
     then operations on colours, then erasing.
@@ -43,7 +46,7 @@ def augmented(
     later = rng.random(sum(_DRAWS) + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
     place, three, jitter, erasing, layers = (later[begin:end] for begin, end in pairwise((*_STARTS, len(later))))
     flip, *affine = draws[4 * CROP_TRIES :]
-    image = as_picture(image, preprocessing.channels)
+    image = as_decoded(image, preprocessing.channels)
     if augmentation.crop_area:
         image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
     elif augmentation.random_crop:
@@ -63,7 +66,9 @@ def augmented(
     return erased(pixels_of(image), preprocessing, augmentation, erasing, rng)
 
 
-def _random_crop(image: Picture, preprocessing: Preprocessing, padding: int, place: Sequence[float]) -> Picture:
+def _random_crop(
+    image: DecodedImage, preprocessing: Preprocessing, padding: int, place: Sequence[float]
+) -> DecodedImage:
     """The image resized as for evaluation, mirrored at its borders for so many pixels, and cut out at random:
     torchvision's Resize and RandomCrop with padding_mode "reflect".
 
@@ -87,8 +92,8 @@ def _mirrored(pixels: np.ndarray, padding: int) -> np.ndarray:
 
 
 def _random_resized_crop(
-    image: Picture, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
-) -> Picture:
+    image: DecodedImage, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
+) -> DecodedImage:
     """An image of image_size: torchvision's RandomResizedCrop (arXiv:1409.4842), equal bit for bit for the same draws.
 
     draws: uniform in [0, 1), for each try its area, ratio, top and left.
@@ -124,8 +129,8 @@ def _crop(height: int, width: int, augmentation: Augmentation, draws: Sequence[f
 
 
 def _shifted_and_rotated(
-    image: Picture, augmentation: Augmentation, angle: float, down: float, across: float
-) -> Picture:
+    image: DecodedImage, augmentation: Augmentation, angle: float, down: float, across: float
+) -> DecodedImage:
     """The image shifted, then rotated about its center, bicubic, black outside the border; the draws 0 and 1 give the
     largest changes."""
     width, height = image.width, image.height
