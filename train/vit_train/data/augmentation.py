@@ -25,7 +25,7 @@ from vit_train.data.rand_augment import LAYER_DRAWS, rand_augmented
 CROP_TRIES = 10
 """Tries of a random crop before the central crop is taken; torchvision's number."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
-"""Uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; those of RandAugment come after them."""
+"""Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's come last."""
 _STARTS = (0, *accumulate(_DRAWS))
 
 
@@ -38,13 +38,12 @@ def augmented(
     """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate,
     then operations on colours, then erasing.
 
-    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws, then 50 and 6
-    for each layer of RandAugment, then those of the noise that fills what is erased. Raises InputError as `resized`
-    does, where there is no crop of random size.
+    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws; then, where
+    one of them is on, those of random_crop, colours and erasing, and those of the noise that fills what is erased.
+    Raises InputError as `resized` does, where there is no crop of random size.
     """
     draws = rng.random(4 * CROP_TRIES + 4).tolist()
-    later = rng.random(sum(_DRAWS) + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
-    place, three, jitter, erasing, layers = (later[begin:end] for begin, end in pairwise((*_STARTS, len(later))))
+    place, three, jitter, erasing, layers = _later_draws(augmentation, rng)
     flip, *affine = draws[4 * CROP_TRIES :]
     image = as_decoded(image, preprocessing.channels)
     if augmentation.crop_area:
@@ -63,7 +62,17 @@ def augmented(
         if augmentation.three_augment:
             pillow = three_augmented(pillow, three)
         image = Pixels.of(jittered(pillow, augmentation, jitter))
-    return erased(pixels_of(image), preprocessing, augmentation, erasing, rng)
+    pixels_HWC = pixels_of(image)
+    return erased(pixels_HWC, preprocessing, augmentation, erasing, rng) if augmentation.erasing else pixels_HWC
+
+
+def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[list[float]]:
+    """Uniform draws of the place of a crop, 3-Augment, colour jitter, erasing and RandAugment: the last that an image
+    takes, so they can be left out where none of these is on."""
+    if not (augmentation.random_crop or augmentation.colors or augmentation.erasing):
+        return [[]] * (len(_DRAWS) + 1)
+    draws = rng.random(_STARTS[-1] + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
+    return [draws[begin:end] for begin, end in pairwise((*_STARTS, len(draws)))]
 
 
 def _random_crop(
