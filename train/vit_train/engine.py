@@ -116,7 +116,8 @@ class Saver(BatchRows, Protocol):
     """Saves and restores the state of training."""
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk, at least in process 0."""
+        """The parameters, or their moving average, in the layout on disk, at least in process 0; those of adapters are
+        not a part of the weights."""
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics and the moving average, "<kind>/<canonical name>" in the layout on disk, and

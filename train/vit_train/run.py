@@ -12,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
+from vit_core.checkpoints.adapter_folder import write_adapters
 from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import DamagedError, InputError
+from vit_core.lora import merged_arrays
 from vit_core.schema import Schema
-from vit_core.storage import Location, absolute, is_local, staged_files
+from vit_core.storage import Location, absolute, is_local, location, staged_files
 from vit_train.config import TrainConfig, field_value, flatten
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
 from vit_train.engine import Engine, MakeEngine, Saver
@@ -28,6 +30,8 @@ logger = logging.getLogger("vit")
 RUN = "run.json"
 AVERAGE = f"{FINISHED}_ema"
 """Folder of a finished run's moving average."""
+ADAPTER = "adapter"
+"""Folder of a finished run's low-rank adapters by themselves."""
 SCORES = ("top1", "mean_average_precision")
 """What evaluations are compared by: the second where images have several classes."""
 HOLDER = "holder"
@@ -196,14 +200,22 @@ class Run:
         saver.total(np.zeros(1))  # the others wait: all must see the same steps
 
     def finish(self, saver: Saver, step: int) -> tuple[Location, ...]:
-        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average is kept; process 0 writes them."""
+        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average is kept; of low-rank adapters, which are
+        a part of the weights there, also RUN/adapter and RUN/adapter_ema. Process 0 writes them."""
         averaged = {FINISHED: False} | ({AVERAGE: True} if self.request.config.ema is not None else {})
         # The checkpoint last: it marks the run as finished.
         for name in reversed(averaged):
             exported = saver.export(averaged[name])
             if saver.process == 0:
                 self.check_held()
-                save_checkpoint(self.folder / name, Checkpoint.of(self._checkpoint_config(step), exported))
+                config, lora = self._checkpoint_config(step), self.request.config.lora
+                if lora.rank:
+                    folder = self.folder / name.replace(FINISHED, ADAPTER)
+                    init = self.request.init
+                    base = None if init is None else str(absolute(location(init)))
+                    write_adapters(folder, exported, lora, config, base)
+                merged = merged_arrays(exported, config.model, lora)
+                save_checkpoint(self.folder / name, Checkpoint.of(config, merged))
         return tuple(self.folder / name for name in averaged)
 
     def _checkpoint_config(self, step: int) -> CheckpointConfig:

@@ -79,6 +79,8 @@ def pretrain(
     splits: the training and evaluation examples, where the caller has opened them already.
     """
     check_apart(out, config.data)
+    if config.lora.rank:
+        raise InputError("lora.rank: adapters stand beside trained weights; use vit finetune RECIPE --init CHECKPOINT")
     training, evaluation = splits or open_splits(config.data)
     return train("pretrain", config, None, training, evaluation, out, launch)
 

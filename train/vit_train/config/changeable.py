@@ -54,6 +54,7 @@ FIXED_ON_RESUME = {
     "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum", "optimizer.nesterov", "optimizer.moment_dtype",
     "optimizer.clip_norm",
     "optimizer.layer_decay", "optimizer.frozen",
+    "lora.rank", "lora.alpha", "lora.root", "lora.targets",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
     "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
     "ema_warmup", "seed", "dtype", "compute_dtype", "head",

@@ -1,5 +1,6 @@
 """Config of a whole training run."""
 
+from collections.abc import Mapping
 from math import log
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.parameters import parameters
+from vit_core.lora import Lora, trained_with, with_adapter_rows
+from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
 from vit_train.config.changeable import FREE_MODEL_FIELDS
@@ -47,6 +49,7 @@ class TrainConfig(Schema):
     )
     """How images become arrays, here and later in evaluation. Its image size and channels are always the model's."""
     augmentation: Augmentation = Augmentation()
+    lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: Loss = "softmax"
@@ -188,8 +191,25 @@ class TrainConfig(Schema):
             )
         if "balanced" in self.class_weights and len(self.class_weights) > 1:
             raise ValueError("class_weights: expected one number for each class, or balanced alone")
-        self.optimizer.factors(parameters(self.model))
+        self.factors(parameters(self.model))
         return self
+
+    def rows(self, table: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
+        """The rows of all that the run's network consists of: the model's parameter table, then its adapters'."""
+        return with_adapter_rows(table, self.model, self.lora)
+
+    def factors(self, table: Mapping[str, Parameter]) -> dict[str, float]:
+        """Factor on the learning rate of each parameter that is trained, by canonical name; `table` is the model's.
+
+        InputError where nothing is left to train, or a pattern of optimizer.frozen matches nothing.
+        """
+        factors = self.optimizer.factors(self.rows(table))
+        trained = {name: factor for name, factor in factors.items() if trained_with(self.lora, name)}
+        if not trained:
+            raise InputError(
+                f"optimizer.frozen: {', '.join(self.optimizer.frozen)} leaves no adapter and no head to train"
+            )
+        return trained
 
     def fitted(self, weights: Checkpoint) -> Checkpoint:
         """The weights under this run's model config. InputError unless both compute the same network."""

@@ -49,7 +49,7 @@ class JaxEngine(OnMesh):
         elif is_orbax_step(saved):
             self._resume_orbax_step(saved)
         else:
-            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved))
+            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved, config.lora))
             self._begin(checkpoint)
             self.restore(step, statistics)
 
@@ -112,7 +112,8 @@ class JaxEngine(OnMesh):
         return self.predict_with(self.step.forward, params, images_BHWC).astype(self.config.dtype)
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk; every process has to call it."""
+        """The parameters, or their moving average, in the layout on disk, those of adapters by themselves; every
+        process has to call it."""
         arrays: dict[str, np.ndarray] = {}
         for name, x in self.step.params(self.state, averaged).items():
             arrays |= to_disk_layout(self.step.stacks[name], gather(x))
@@ -147,7 +148,8 @@ class JaxEngine(OnMesh):
         # Where the run stops because of one skipped update too many, that one will be tried again.
         skipped = {"skipped": _at_most(self.state["skipped"], np.int32(self.skippable))}
         by_matrix = self.step.update.by_matrix
-        self.saver.save(folder, self.state | skipped, config.model_dump(mode="json"), by_matrix)
+        leaves = self.step.saved(self.state) | skipped
+        self.saver.save(folder, leaves, config.model_dump(mode="json"), by_matrix)
 
     def wait_until_saved(self) -> None:
         """Waits until the step that is being saved is complete. InputError where it could not be written."""
@@ -155,11 +157,11 @@ class JaxEngine(OnMesh):
 
     def _begin(self, weights: Checkpoint | None) -> None:
         """Sets new weights or the given ones, and statistics of zero; each device gets its part of each array."""
-        rows = parameters(self.config.model)
-        arrays = None if weights is None else self.config.fitted(weights).arrays
+        rows = self.config.rows(parameters(self.config.model))
+        given = {} if weights is None else self.config.fitted(weights).arrays
 
         def value(name: str) -> np.ndarray:
-            array = initial_value(rows[name], self.config.seed) if arrays is None else arrays[name]
+            array = given[name] if name in given else initial_value(rows[name], self.config.seed)
             return convert(array, self.config.dtype)
 
         self.state = {}
@@ -178,7 +180,8 @@ class JaxEngine(OnMesh):
         fields = read_together(self.joined, lambda: step_config(folder))
         saved = CheckpointConfig.parse(fields, f"{folder / MANIFEST}: metadata")
         self.config.check_network(saved.model, f"checkpoint {folder}")
-        self.state = restore(folder, self.step.state)
+        found = restore(folder, self.step.saved_state)
+        self.state = {leaf: found[self.step.saved_as(leaf)] for leaf in self.step.state}
         self._allow_skipped()
 
     def _allow_skipped(self) -> None:

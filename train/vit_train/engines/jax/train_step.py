@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_core import masks
 from vit_core.errors import InputError
+from vit_core.lora import adapter_rows, adapters, is_adapter
 from vit_core.parameters import Stack, parameters, stacks
 from vit_jax import sharding
 from vit_train.config import TrainConfig
@@ -22,6 +23,7 @@ from vit_train.engines.jax.forward import Forward, Params
 from vit_train.engines.jax.mesh import batch_sharding, batch_shards
 from vit_train.engines.jax.optimizers import OptimizerUpdate, clip, squared_norms
 from vit_train.step_result import StepResult
+from vit_train.step_statistics import ADAPTER, BASE
 
 State = dict[str, jax.Array]
 """All that a run resumes from: "params/<stack>", "average/<stack>", "<statistic>/<stack>" and "skipped"."""
@@ -47,8 +49,8 @@ class TrainStep:
         self.config, self.mesh = config, mesh
         if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
-        rows = parameters(config.model)
-        factors = config.optimizer.factors(rows)
+        table = parameters(config.model)
+        rows, factors = config.rows(table), config.factors(table)
         self.names = tuple(factors)
         self.trained = stacks(rows[name] for name in self.names)
         self.frozen = stacks(row for name, row in rows.items() if name not in factors)
@@ -87,6 +89,59 @@ class TrainStep:
         """The parameters in a state by stack; or their moving average, with the parameters that have none."""
         kinds = ["params", "average"] if averaged else ["params"]
         return {name: state[f"{kind}/{name}"] for kind in kinds for name in self.stacks if f"{kind}/{name}" in state}
+
+    def saved_as(self, leaf: str) -> str:
+        """The name of a leaf of the state in a saved step, where "params/..." is the network that others open: with the
+        adapters as a part of its weights, which stand there a second time, without them."""
+        kind, _, name = leaf.partition("/")
+        if kind != "params":
+            return leaf
+        first = self.stacks[name].rows[0].name
+        if is_adapter(first):
+            return f"{ADAPTER}/{name}"
+        return f"{BASE}/{name}" if first in adapters(self.config.model, self.config.lora) else leaf
+
+    @property
+    def saved_state(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and sharding of every array of a saved step."""
+        saved = {self.saved_as(leaf): x for leaf, x in self.state.items()}
+        return saved | {leaf: self.state[leaf] for leaf in self._adapted}
+
+    def saved(self, state: State) -> State:
+        """The arrays that a step is saved as."""
+        if not self._adapted:
+            return state
+        with jax.set_mesh(self.mesh):
+            merged = self._merge(self.params(state))
+        return {self.saved_as(leaf): x for leaf, x in state.items()} | merged
+
+    @property
+    def _adapted(self) -> list[str]:
+        """The leaves of the weights that have adapters."""
+        return [leaf for leaf in self.state if self.saved_as(leaf).startswith(f"{BASE}/")]
+
+    @cached_property
+    def _merge(self) -> Any:
+        """Jitted: parameters -> the leaves of `_adapted`, with the adapters as a part of them."""
+        model, lora = self.config.model, self.config.lora
+        pairs, rows = adapters(model, lora), adapter_rows(model, lora)
+
+        def matrices(params: Params, names: list[str]) -> jax.Array:
+            """[layers, ...]"""
+            return self.forward.stack(params, Stack(tuple(rows[name] for name in names)))
+
+        def merge(params: Params) -> State:
+            found = {}
+            for leaf in self._adapted:
+                name = leaf.partition("/")[2]
+                own = [pairs[row.name] for row in self.stacks[name].rows]
+                down, up = matrices(params, [pair.down for pair in own]), matrices(params, [pair.up for pair in own])
+                down, up = down.reshape(len(own), -1, lora.rank), up.reshape(len(own), lora.rank, -1)
+                product = jnp.matmul(down, up, precision="highest").reshape(params[name].shape)
+                found[leaf] = params[name] + lora.scale * product
+            return found
+
+        return jax.jit(merge, out_shardings={leaf: self.state[leaf].sharding for leaf in self._adapted})
 
     @property
     def by_device(self) -> NamedSharding:

@@ -13,10 +13,11 @@ from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.lora import adapter_rows
 from vit_core.masks import rows_of
-from vit_core.parameters import Parameter, parameters
+from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.storage import Location
-from vit_torch import arrays
+from vit_torch import arrays, lora
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
@@ -49,16 +50,19 @@ class TorchEngine(Member):
 
     def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
         super().__init__()
-        self.config, self.table = config, parameters(config.model)
+        table = parameters(config.model)
+        self.config, self.table, factors = config, config.rows(table), config.factors(table)
         self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
         if saved is not None:
-            weights, step, statistics = read_together(self.joined, lambda: read_step(saved))
+            weights, step, statistics = read_together(self.joined, lambda: read_step(saved, config.lora))
         if weights is None:
             model = vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
         else:
-            model = vit_torch.load(config.fitted(weights), dtype=config.dtype, remat=config.remat)
-        self.trained = tuple(config.optimizer.factors(self.table))
+            own = config.fitted(weights).with_arrays(weights.arrays)  # without adapters
+            model = vit_torch.load(own, dtype=config.dtype, remat=config.remat)
+        lora.attach(model, config.lora, self._adapters(weights))
+        self.trained = tuple(factors)
         for name, p in model.named_parameters():
             p.requires_grad_(name in self.trained)
         compute = getattr(torch, config.compute_dtype or config.dtype)
@@ -80,7 +84,7 @@ class TorchEngine(Member):
             if self.table[name].key_bias is not None
         }
         self.skipped_updates = torch.zeros((), device=self.device)
-        self.update = OptimizerUpdate(config.optimizer, self.table, self.slices)
+        self.update = OptimizerUpdate(config.optimizer, self.table, factors, self.slices)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
         if statistics is not None:
@@ -194,10 +198,18 @@ class TorchEngine(Member):
         """Writes a step's folder."""
         weights, statistics = self.export(), self.statistics()
         if self.process == 0:
-            write_step(folder, Checkpoint.of(config, weights), statistics)
+            write_step(folder, config, weights, statistics, self.config.lora)
 
     def wait_until_saved(self) -> None:
         """Returns at once: `save` writes everything before it returns."""
+
+    def _adapters(self, weights: Checkpoint | None) -> dict[str, np.ndarray]:
+        """The adapters' matrices: those among the weights of a saved step, or new ones by the config's seed."""
+        given = {} if weights is None else weights.arrays
+        return {
+            name: given[name] if name in given else initial_value(row, self.config.seed)
+            for name, row in adapter_rows(self.config.model, self.config.lora).items()
+        }
 
     def _gradients(self, batch: Batch, stop: bool) -> tuple[Tensor, Tensor]:
         """Sets the gradients of the mean loss over the examples that count, computed in `accumulation` parts.
