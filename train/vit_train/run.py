@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
 from vit_core.checkpoints.adapter_folder import write_adapters
+from vit_core.checkpoints.checkpoint import weights_digest
 from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import DamagedError, InputError
 from vit_core.lora import merged_arrays
@@ -51,6 +52,8 @@ class Request(Schema):
     """Provenance of the checkpoint that the run began from."""
     examples: tuple[str, ...] = ()
     """Fingerprints of the training and evaluation splits: of their contents, not of where they are."""
+    teacher: str | None = None
+    """A digest of the weights of the run's teacher, whose address is in the config."""
     segments: tuple[Segment, ...] = ()
     """What was changed when the run was resumed; before the first of them, the run followed `config`."""
 
@@ -81,6 +84,7 @@ FIXED = {
     "provenance.source_format",
     "provenance.position_resampling",
     "examples",
+    "teacher",
     "segments",
     *(f"config.{name}" for name in FIXED_ON_RESUME),
 }
@@ -93,6 +97,11 @@ class Run:
 
     folder: Location
     request: Request
+
+    def taught_by(self, teacher: Checkpoint | None) -> "Run":
+        """This run with a teacher's digest in its request."""
+        digest = None if teacher is None else weights_digest(teacher.arrays)
+        return Run(self.folder, self.request.replace(teacher=digest))
 
     def resumed(self) -> "Run":
         """This run with the segments that its folder records. InputError where the folder holds another run."""
@@ -149,7 +158,9 @@ class Run:
         except InputError:
             return False
 
-    def start(self, make_engine: MakeEngine, init: Checkpoint | None) -> tuple[Engine, int]:
+    def start(
+        self, make_engine: MakeEngine, init: Checkpoint | None, teacher: Checkpoint | None = None
+    ) -> tuple[Engine, int]:
         """An engine at the newest saved step that all processes can read, and that step's number; without saved steps,
         at `init` or at new weights, and 0.
 
@@ -158,7 +169,7 @@ class Run:
         folders, damaged = saved_steps(self.folder), []
         for folder in folders:
             try:
-                engine = make_engine(self.request.config_at(int(folder.name)), saved=folder)
+                engine = make_engine(self.request.config_at(int(folder.name)), saved=folder, teacher=teacher)
             except DamagedError as error:  # raised in all processes, which therefore all go back together
                 if folder == folders[-1]:
                     raise
@@ -168,7 +179,7 @@ class Run:
             for newer in damaged if engine.process == 0 else ():
                 set_aside(newer)
             return engine, int(folder.name)
-        return make_engine(self.request.config_at(0), init), 0
+        return make_engine(self.request.config_at(0), init, teacher=teacher), 0
 
     def step_folder(self, step: int) -> Location:
         """RUN/steps/NNNNNN."""

@@ -8,7 +8,6 @@ base that is given.
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.arrays import LazyArrays, as_dtype
-from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig, weights_digest
 from vit_core.checkpoints.containers import open_safetensors, readable, write_safetensors
 from vit_core.checkpoints.value_checks import with_value_checks
 from vit_core.errors import InputError, abbreviate
@@ -32,7 +31,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS, NETWORK_CONFIG = "adapter_config.json", "adapte
 PREFIX = "base_model.model."
 """What peft puts before every name."""
 DIGEST = "base_digest"
-"""Key in the header of the weights file: `weights_digest` of the base."""
+"""Key in the header of the weights file: a digest of the base without its heads."""
 _OTHER_FORMULAS = (
     "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "layer_replication", "kasa_config",
     "arrow_config", "monteclora_config", "velora_config", "alora_invocation_tokens", "target_parameters",
@@ -55,7 +54,7 @@ class Adapters:
     network: CheckpointConfig | None
     """The config of the whole network, where the folder has one."""
     base_digest: str | None
-    """`weights_digest` of the base, where the folder has it."""
+    """The digest of the base, where the folder has it."""
 
     @property
     def base(self) -> str | None:
@@ -107,8 +106,7 @@ def write_adapters(
         "target_modules": rf"blocks\.\d+\.({layers})",
         "modules_to_save": sorted({name.partition(".")[0] for name in heads}) or None,
     }
-    others = {name: array for name, array in arrays.items() if not is_adapter(name)}
-    header = {"format": "pt", DIGEST: weights_digest(others)}
+    header = {"format": "pt", DIGEST: _digest(arrays)}
     with staged_files(path, (ADAPTER_WEIGHTS, ADAPTER_CONFIG, NETWORK_CONFIG)) as stage:
         write_safetensors(stage / ADAPTER_WEIGHTS, LazyArrays.of(own), header)
         (stage / ADAPTER_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
@@ -166,14 +164,11 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
     )
 
 
-def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """A digest of the names, types, shapes and values of parameters, without heads."""
-    digest = hashlib.sha256()
-    for name in sorted(name for name in arrays if not _is_head(name)):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The digest of a base, whose heads are replaced by the network's own."""
+    return weights_digest(
+        LazyArrays.of(arrays).select(name for name in arrays if not is_adapter(name) and not _is_head(name))
+    )
 
 
 def _prepared(adapters: Adapters, base: Checkpoint) -> Checkpoint:
@@ -193,7 +188,7 @@ def _prepared(adapters: Adapters, base: Checkpoint) -> Checkpoint:
     if base.arrays.shapes != {name: row.shape for name, row in parameters(model).items()}:
         names = [name for name, row in parameters(model).items() if base.arrays.shapes.get(name) != row.shape]
         raise InputError(f"{adapters.origin}: not adapters of {base.origin}, which has other {abbreviate(names)}")
-    if adapters.base_digest is not None and weights_digest(base.arrays) != adapters.base_digest:
+    if adapters.base_digest is not None and _digest(base.arrays) != adapters.base_digest:
         raise InputError(f"{adapters.origin}: were trained beside other weights than those of {base.origin}")
     return base
 

@@ -15,6 +15,7 @@ from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
 from vit_train.config.changeable import FREE_MODEL_FIELDS
 from vit_train.config.data import Above0, Augmentation, Data
+from vit_train.config.distillation import Distillation
 from vit_train.config.evaluation import EvaluationOptions, Loss
 from vit_train.config.mesh import Mesh
 from vit_train.config.optimization import Optimizer, Schedule
@@ -54,6 +55,7 @@ class TrainConfig(Schema):
     schedule: Schedule = Schedule()
     loss: Loss = "softmax"
     """Cross entropy over classes; sigmoid: summed over classes. Then the mean over examples."""
+    distillation: Distillation = Distillation()
     label_smoothing: Rate = 0.0
     """Targets become (1 - s) target + s / classes."""
     class_weights: Annotated[
@@ -173,6 +175,11 @@ class TrainConfig(Schema):
             raise ValueError(
                 f"batch_size: {self.batch_size // self.accumulation} examples taken at once cannot be paired; mixup "
                 "and CutMix need an even number"
+            )
+        if self.loss == "sigmoid" and self.distillation.teacher and self.distillation.kind != "features":
+            raise ValueError(
+                f"distillation.kind: '{self.distillation.kind}' compares classes of which an image has one; use "
+                "'features' with loss 'sigmoid'"
             )
         epsilon = self.optimizer.resolved().epsilon
         if self.optimizer.name == "adafactor" and epsilon and epsilon > 1e-12:

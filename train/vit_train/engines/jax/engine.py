@@ -17,6 +17,7 @@ from vit_core.storage import Location
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
+from vit_train.engines.jax.forward import Params
 from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.on_mesh import OnMesh, gather, place
 from vit_train.engines.jax.optimizers import from_disk_layout, to_disk_layout
@@ -34,13 +35,20 @@ class JaxEngine(OnMesh):
     """Parameters and statistics as a flat dict of stacked arrays, created and kept in the parts that the mesh defines.
 
     weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
-    instead; DamagedError, in every process, where one of them finds it damaged.
+    instead; DamagedError, in every process, where one of them finds it damaged. teacher: of a run that distills.
     """
 
-    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        weights: Checkpoint | None = None,
+        saved: Location | None = None,
+        teacher: Checkpoint | None = None,
+    ) -> None:
         super().__init__(make_mesh(config.mesh, config.model))
         self.config, self.skippable = config, config.skippable
-        self.step = TrainStep(config, self.mesh)
+        self.step = TrainStep(config, self.mesh, None if teacher is None else teacher.config)
+        self.taught = {} if teacher is None else self._placed(teacher)
         self.trained = self.step.names
         self.saver = OrbaxSaver()
         self.state: State = {}
@@ -102,6 +110,7 @@ class JaxEngine(OnMesh):
                 np.int32(step),
                 step_rates(self.config, step),
                 (np.int32(self.skippable), np.asarray(self.config.loss_limit, self.config.dtype)),
+                self.taught,
             )
         return result
 
@@ -175,6 +184,16 @@ class JaxEngine(OnMesh):
                         self.state[copy] = place(like, host)
             elif kind != "average":
                 self.state[leaf] = place(like, np.broadcast_to(np.zeros((), like.dtype), like.shape))
+
+    def _placed(self, teacher: Checkpoint) -> Params:
+        """The teacher's parameters, each device with its part of each array."""
+        assert self.step.teacher is not None
+        placed = {}
+        for name, like in self.step.taught.items():
+            stack = self.step.teacher.stacks[name]
+            arrays = {row.name: convert(teacher.arrays[row.name], like.dtype) for row in stack.rows}
+            placed[name] = place(like, from_disk_layout(stack, arrays, like.shape))
+        return placed
 
     def _resume_orbax_step(self, folder: Location) -> None:
         fields = read_together(self.joined, lambda: step_config(folder))

@@ -8,9 +8,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vit_jax
+from vit_core.checkpoints import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.lora import Lora
-from vit_core.parameters import Parameter, Stack
+from vit_core.parameters import Parameter, Stack, parameters, stacks
 from vit_core.preprocess import Preprocessing, offset_and_scale
 from vit_jax import arrays, lora, sharding
 from vit_train.config import TrainConfig
@@ -66,6 +67,25 @@ class Forward:
             mixes=config.augmentation.mixes,
             adapters=config.lora,
         )
+
+    @classmethod
+    def of_teacher(cls, config: TrainConfig, teacher: CheckpointConfig, mesh: Mesh) -> "Forward":
+        """The forward pass of a training run's teacher, which sees the run's images in its own normalisation."""
+        return cls(
+            teacher.model,
+            teacher.preparation()[0],
+            stacks(parameters(teacher.model).values()),
+            mesh,
+            config.compute_dtype or config.dtype,
+            scan=config.scan,
+            mixes=config.augmentation.mixes,
+        )
+
+    def ends(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What the head reads [B, features] and the logits [B, classes], in evaluation, of a batch of training."""
+        model = self.model(params)
+        x_BND = model.forward_features(self.normalise(batch.images_BHWC, batch))
+        return model.forward_head(x_BND, pre_logits=True), model.forward_head(x_BND)
 
     def model(self, params: Params) -> vit_jax.ViT:
         """The model with these parameters, in the compute dtype."""

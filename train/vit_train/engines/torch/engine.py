@@ -18,11 +18,12 @@ from vit_core.masks import rows_of
 from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.storage import Location
 from vit_torch import arrays, lora
-from vit_train.config import TrainConfig
+from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
+from vit_train.engines.torch.losses import distillation_loss, total_loss
 from vit_train.engines.torch.member import Member
-from vit_train.engines.torch.network import Network, total_loss
+from vit_train.engines.torch.network import Network
 from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_norms
 from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.sharding import (
@@ -45,10 +46,16 @@ class TorchEngine(Member):
     """A module, its optimizer, and the moving average of its weights: whole in every process, or a slice in each.
 
     weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
-    instead; DamagedError, in every process, where one of them finds it damaged.
+    instead; DamagedError, in every process, where one of them finds it damaged. teacher: of a run that distills.
     """
 
-    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        weights: Checkpoint | None = None,
+        saved: Location | None = None,
+        teacher: Checkpoint | None = None,
+    ) -> None:
         super().__init__()
         table = parameters(config.model)
         self.config, self.table, factors = config, config.rows(table), config.factors(table)
@@ -73,6 +80,7 @@ class TorchEngine(Member):
         if config.compile is True or (config.compile is None and self.device.type == "cuda"):
             for block in model.blocks:
                 block.compile()
+        self.teacher = None if teacher is None else self._network_of(teacher, mesh, compute)
         several = self.processes > 1 and mesh.fsdp == 1
         # Its buffers are constants.
         self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
@@ -226,13 +234,29 @@ class TorchEngine(Member):
         parts = self._split_batch(batch)
         for i, part in enumerate(parts):
             with accumulating(self.parallel, self.network.model) if i + 1 < len(parts) else nullcontext():
-                logits_BC = self.parallel(part.images_BHWC, part)
-                part_loss = total_loss(self.config, logits_BC, part).to(dtype) / count
+                part_loss = self._part_loss(part).to(dtype) / count
                 (part_loss * self.processes).backward()  # the gradients of the processes are averaged
             loss += part_loss.detach()
         if self.processes > 1:
             dist.all_reduce(loss)
         return loss, counts[1]
+
+    def _part_loss(self, part: Batch) -> Tensor:
+        """The loss of a part of a batch, summed over its examples."""
+        if self.teacher is None:
+            return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
+        with torch.no_grad():
+            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, part, ends=True))
+        student = self.parallel(part.images_BHWC, part, ends=True)
+        return distillation_loss(self.config, student, (features_BD, logits_BC), part)
+
+    def _network_of(self, teacher: Checkpoint, mesh: Mesh, compute: torch.dtype) -> Network:
+        """The teacher's network in evaluation, shared by the processes as the student is."""
+        model = vit_torch.load(teacher, dtype=compute).requires_grad_(False)
+        network = Network(model, teacher.config.preparation()[0], compute, self.config.augmentation.mixes)
+        if mesh.fsdp > 1:
+            shard(model, mesh, self.device, compute)
+        return network.to(self.device).eval()
 
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
@@ -291,6 +315,14 @@ class _AveragePredictor(Member):
     def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
+
+
+def _mean_of_ends(ends: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features and logits of a model: the mean of its heads."""
+    (features_BD, logits_BC), *others = ends
+    for other_features_BD, other_logits_BC in others:
+        features_BD, logits_BC = (features_BD + other_features_BD) / 2, (logits_BC + other_logits_BC) / 2
+    return features_BD, logits_BC
 
 
 def key_bias(row: Parameter) -> Tensor:
