@@ -23,7 +23,7 @@ def read(model: "ViT") -> dict[str, jax.Array]:
     leaves = _leaves(model)
     arrays = {}
     for row in parameters.parameters(model.config).values():
-        value = leaves[_path(row, model.scan)][...]
+        value = leaves[path_of(row, model.scan)][...]
         arrays[row.name] = value[row.layer] if model.scan and row.layer is not None else value
     return arrays
 
@@ -32,7 +32,7 @@ def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
     """Sets every parameter to what `value` gives for its row, in the JAX layout; stacks layers where the model does."""
     rows: dict[str, list[Parameter]] = {}
     for row in parameters.parameters(model.config).values():
-        rows.setdefault(_path(row, model.scan), []).append(row)
+        rows.setdefault(path_of(row, model.scan), []).append(row)
     leaves = _leaves(model)
     if rows.keys() != leaves.keys():
         raise AssertionError(f"table and model disagree on {sorted(rows.keys() ^ leaves.keys())}")
@@ -46,7 +46,7 @@ def write_stacks(model: "ViT", value: Callable[[Stack], jax.Array]) -> None:
     """Sets every parameter of a model that scans to what `value` gives for its stack, layers along the first axis."""
     leaves = _leaves(model)
     for stack in parameters.stacks(parameters.parameters(model.config).values()).values():
-        leaves[_path(stack.rows[0], scan=True)].set_value(value(stack))
+        leaves[path_of(stack.rows[0], scan=True)].set_value(value(stack))
 
 
 def initialize(model: "ViT", key: jax.Array) -> None:
@@ -83,7 +83,8 @@ def _draw(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> jax.Arra
     return init.value * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
 
 
-def _path(row: Parameter, scan: bool) -> str:
+def path_of(row: Parameter, scan: bool) -> str:
+    """Dotted path of a row's parameter in a model; of one that scans, without the number of the layer."""
     return row.jax_name.replace(f"blocks.{row.layer}.", "blocks.") if scan else row.jax_name
 
 

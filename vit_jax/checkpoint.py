@@ -27,6 +27,7 @@ def load(
     format: str | None = None,
     fields: Mapping[str, Any] | None = None,
     part: str | None = None,
+    base: str | os.PathLike[str] | Checkpoint | None = None,
     image_size: int | tuple[int, int] | None = None,
     patch_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
@@ -37,7 +38,8 @@ def load(
     """A model with a checkpoint's weights.
 
     path: a checkpoint file or folder of any format, a training run or a saved step, local or in a store.
-    format, fields, part: as for `vit_core.open_checkpoint`; a warning names the fields that were assumed.
+    format, fields, part, base: as for `vit_core.open_checkpoint`; a warning names the fields that were assumed. base
+        belongs to a folder of adapters, which become a part of its weights.
     image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
         config's). patch_size: resize the patch kernel for another (height, width) as FlexiViT does, and the positions
         for the grid that it gives. num_classes: a new head, initialised as the config says. dtype: of all parameters
@@ -46,7 +48,7 @@ def load(
     """
     from vit_core.checkpoints.opening import open_with_warning
 
-    checkpoint = open_with_warning(path, format, fields, part)
+    checkpoint = open_with_warning(path, format, fields, part, base)
     checkpoint = checkpoint.adapt(
         image_size=image_size,
         patch_size=patch_size,

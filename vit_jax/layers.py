@@ -119,16 +119,24 @@ def identity(x: Any) -> Any:
     return x
 
 
-def linear(*sizes: Any, **options: Any) -> nnx.LinearGeneral:
+class Linear(nnx.LinearGeneral):
+    """A linear layer, which may be given a low-rank adapter (vit_jax.lora.attach). The functions below apply both."""
+
+    lora_A: nnx.Param[Array]
+    lora_B: nnx.Param[Array]
+    lora_scale: float
+
+
+def linear(*sizes: Any, **options: Any) -> Linear:
     # Zeros, whatever the key: the values come from the parameter table, drawn by ViT or read from a checkpoint.
-    return nnx.LinearGeneral(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
+    return Linear(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
 
 
 def conv(*sizes: Any, **options: Any) -> nnx.Conv:
     return nnx.Conv(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
 
 
-def to_width(layer: nnx.LinearGeneral, x_BNF: Array, inputs: str) -> Array:
+def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
     """layer(x) as [B, N, D]. inputs: name of the kernel's input axis, for sharding.
 
     On several devices the kernel is transposed, so that its first axis is the one sharded over them (D). XLA for TPUs
@@ -140,10 +148,17 @@ def to_width(layer: nnx.LinearGeneral, x_BNF: Array, inputs: str) -> Array:
         x_BND = jnp.einsum("bnf,df->bnd", x_BNF, constrain(kernel_FD.T, f"width {inputs}"))
     else:
         x_BND = x_BNF @ kernel_FD
+    if is_adapted(layer):
+        x_BND += low_rank(layer, x_BNF)
     return x_BND if layer.bias is None else x_BND + layer.bias[...]
 
 
-def to_heads(layer: nnx.LinearGeneral, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
+def to_hidden(layer: Linear, x_BND: Array) -> Array:
+    """layer(x) as [B, N, F], or [B, N, 2, F] of a gated MLP."""
+    return layer(x_BND) + low_rank(layer, x_BND) if is_adapted(layer) else layer(x_BND)
+
+
+def to_heads(layer: Linear, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
     """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K]; its own bias, or another.
 
     On several devices the heads come first in the product, so that each device can have all three of its own heads.
@@ -154,13 +169,29 @@ def to_heads(layer: nnx.LinearGeneral, x_BND: Array, bias_3TK: Array | None = No
     if on_several_devices():
         kernel_DA = constrain(layer.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")
         qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
+        if is_adapted(layer):
+            qkv_BNT3K += low_rank(layer, x_BND).swapaxes(2, 3)
         if bias_3TK is not None:
             qkv_BNT3K += bias_3TK.swapaxes(0, 1)
         return tuple(jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0))
     x_BNA = x_BND @ layer.kernel[...].reshape(D, -1)
+    if is_adapted(layer):
+        x_BNA += low_rank(layer, x_BND).reshape(x_BNA.shape)
     if bias_3TK is not None:
         x_BNA += bias_3TK.reshape(-1)
     return tuple(x.reshape(*x_BND.shape[:2], T, K) for x in jnp.split(x_BNA, 3, axis=-1))
+
+
+def is_adapted(layer: Linear) -> bool:
+    """Whether a layer has a low-rank adapter."""
+    return hasattr(layer, "lora_A")
+
+
+def low_rank(layer: Linear, x_BNI: Array) -> Array:
+    """What a layer's adapter adds to its result: [B, N, outputs], the outputs' axes as in the layer's kernel."""
+    down, up = layer.lora_A[...], layer.lora_B[...]
+    x_BNR = x_BNI @ down.reshape(x_BNI.shape[-1], -1)
+    return layer.lora_scale * jnp.tensordot(x_BNR, up, 1)
 
 
 def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None = None) -> Array:

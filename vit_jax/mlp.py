@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_jax.layers import drop, identity, linear, norm_layer, to_width
+from vit_jax.layers import drop, identity, linear, norm_layer, to_hidden, to_width
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks
 
@@ -32,7 +32,7 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, config.width, use_bias=bias)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        x_BNF = constrain(self.fc1(x_BND), "batch tokens mlp")
+        x_BNF = constrain(to_hidden(self.fc1, x_BND), "batch tokens mlp")
         x_BNF = drop(ACTIVATIONS[self.activation](x_BNF), "mlp.drop1", masks)
         return drop(to_width(self.fc2, self.norm(x_BNF), "mlp"), "mlp.drop2", masks)
 
@@ -46,7 +46,7 @@ class SwiGLU(nnx.Module):
         self.fc2 = linear(hidden, config.width, use_bias=bias)
 
     def __call__(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        gate_BNF, x_BNF = jnp.moveaxis(constrain(self.fc1(x_BND), "batch tokens gate mlp"), 2, 0)
+        gate_BNF, x_BNF = jnp.moveaxis(constrain(to_hidden(self.fc1, x_BND), "batch tokens gate mlp"), 2, 0)
         x_BNF = drop(jax.nn.silu(gate_BNF) * x_BNF, "mlp.drop1", masks)
         return drop(to_width(self.fc2, self.norm(x_BNF), "mlp"), "mlp.drop2", masks)
 

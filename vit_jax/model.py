@@ -174,11 +174,18 @@ class ViT(Classifier):
 
         pre_logits: what the head reads instead. valid_BN: False for tokens that are padding (vit_core.naflex).
         """
-        x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND, valid_BN), "batch width")))
-        x_BC = x_BD if pre_logits else self.head(x_BD)
-        if self.config.distillation == "head":
-            x_BC = (x_BC + (x_BND[:, 1] if pre_logits else self.head_dist(x_BND[:, 1]))) / 2
+        x_BC, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
+        for other_BC in others:
+            x_BC = (x_BC + other_BC) / 2
         return constrain(x_BC, "batch classes")
+
+    def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
+        """What each head reads and the logits it gives: of the one head, or of two with distillation "head"."""
+        x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND, valid_BN), "batch width")))
+        ends = [(x_BD, self.head(x_BD))]
+        if self.config.distillation == "head":
+            ends.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
+        return ends
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""

@@ -47,7 +47,9 @@ class Attention(nn.Module):
     def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
         """Queries, keys and values [B, N, T, K] of tokens that have passed norm1, normed and rotated."""
         config = self.config
-        qkv_BNA = self.qkv(x_BND) if config.key_bias else F.linear(x_BND, self.qkv.weight, self.bias_without_keys())
+        qkv_BNA = self.qkv(x_BND)  # called as a module: its adapter, peft's too, is a part of it
+        if not config.key_bias:
+            qkv_BNA = qkv_BNA + self.bias_without_keys()
         q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.attention_dim)).unbind(2)
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
         if config.rope is not None:

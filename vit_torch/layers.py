@@ -41,6 +41,22 @@ def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
     return torch.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(dim=1, keepdim=True)
 
 
+class AdaptedLinear(nn.Linear):
+    """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+        """Takes the parameters of a layer; those of the adapter have the same type and device, and no values yet."""
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
+        device, dtype = layer.weight.device, layer.weight.dtype
+        self.lora_A = nn.Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = nn.Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, input: Array) -> Array:
+        return super().forward(input) + self.scale * self.lora_B(self.lora_A(input))
+
+
 class LayerScale(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -158,13 +158,17 @@ class ViT(Classifier):
         self.add_heads(config)
         arrays.initialize(self, generator)
 
-    def forward(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+    def forward(
+        self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, ends: bool = False
+    ) -> Array | list[tuple[Array, Array]]:
         """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
 
         interpolate: accept another resolution than the config's, with the positions resampled by its method.
+        ends: return what `forward_ends` does, in place of logits.
         Raises InputError for images that do not fit.
         """
-        return self.forward_head(self.forward_features(x_BCHW, masks, interpolate=interpolate))
+        x_BND = self.forward_features(x_BCHW, masks, interpolate=interpolate)
+        return self.forward_ends(x_BND) if ends else self.forward_head(x_BND)
 
     def forward_features(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
@@ -181,11 +185,18 @@ class ViT(Classifier):
 
         pre_logits: what the head reads instead. valid_BN: False for tokens that are padding (vit_core.naflex).
         """
-        x_BD = self.pre_logits(self.fc_norm(self.pool(x_BND, valid_BN)))
-        x_BC = x_BD if pre_logits else self.head(x_BD)
-        if self.config.distillation == "head":
-            x_BC = (x_BC + (x_BND[:, 1] if pre_logits else self.head_dist(x_BND[:, 1]))) / 2
+        x_BC, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
+        for other_BC in others:
+            x_BC = (x_BC + other_BC) / 2
         return x_BC
+
+    def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
+        """What each head reads and the logits it gives: of the one head, or of two with distillation "head"."""
+        x_BD = self.pre_logits(self.fc_norm(self.pool(x_BND, valid_BN)))
+        ends = [(x_BD, self.head(x_BD))]
+        if self.config.distillation == "head":
+            ends.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
+        return ends
 
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""

@@ -116,7 +116,8 @@ class Saver(BatchRows, Protocol):
     """Saves and restores the state of training."""
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk, at least in process 0."""
+        """The parameters, or their moving average, in the layout on disk, at least in process 0; those of adapters are
+        not a part of the weights."""
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics and the moving average, "<kind>/<canonical name>" in the layout on disk, and
@@ -139,9 +140,16 @@ class Engine(Predictor, Trainer, Saver, Protocol):
 class MakeEngine(Protocol):
     """An engine's class."""
 
-    def __call__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> Engine:
+    def __call__(
+        self,
+        config: TrainConfig,
+        weights: Checkpoint | None = None,
+        saved: Location | None = None,
+        teacher: Checkpoint | None = None,
+    ) -> Engine:
         """An engine that begins from `weights` (without: from new ones by the config's seed), or resumes at a saved
-        step. DamagedError, in every process, for a step that is damaged for one of them."""
+        step. teacher: of a run that distills. DamagedError, in every process, for a step that is damaged for one of
+        them."""
 
 
 class MakePredictor(Protocol):

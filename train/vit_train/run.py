@@ -12,10 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, save_checkpoint
+from vit_core.checkpoints.adapter_folder import write_adapters
+from vit_core.checkpoints.checkpoint import weights_digest
 from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import DamagedError, InputError
+from vit_core.lora import merged_arrays
 from vit_core.schema import Schema
-from vit_core.storage import Location, absolute, is_local, staged_files
+from vit_core.storage import Location, absolute, is_local, location, staged_files
 from vit_train.config import TrainConfig, field_value, flatten
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
 from vit_train.engine import Engine, MakeEngine, Saver
@@ -28,6 +31,8 @@ logger = logging.getLogger("vit")
 RUN = "run.json"
 AVERAGE = f"{FINISHED}_ema"
 """Folder of a finished run's moving average."""
+ADAPTER = "adapter"
+"""Folder of a finished run's low-rank adapters by themselves."""
 SCORES = ("top1", "mean_average_precision")
 """What evaluations are compared by: the second where images have several classes."""
 HOLDER = "holder"
@@ -47,6 +52,8 @@ class Request(Schema):
     """Provenance of the checkpoint that the run began from."""
     examples: tuple[str, ...] = ()
     """Fingerprints of the training and evaluation splits: of their contents, not of where they are."""
+    teacher: str | None = None
+    """A digest of the weights of the run's teacher, whose address is in the config."""
     segments: tuple[Segment, ...] = ()
     """What was changed when the run was resumed; before the first of them, the run followed `config`."""
 
@@ -77,6 +84,7 @@ FIXED = {
     "provenance.source_format",
     "provenance.position_resampling",
     "examples",
+    "teacher",
     "segments",
     *(f"config.{name}" for name in FIXED_ON_RESUME),
 }
@@ -89,6 +97,11 @@ class Run:
 
     folder: Location
     request: Request
+
+    def taught_by(self, teacher: Checkpoint | None) -> "Run":
+        """This run with a teacher's digest in its request."""
+        digest = None if teacher is None else weights_digest(teacher.arrays)
+        return Run(self.folder, self.request.replace(teacher=digest))
 
     def resumed(self) -> "Run":
         """This run with the segments that its folder records. InputError where the folder holds another run."""
@@ -145,7 +158,9 @@ class Run:
         except InputError:
             return False
 
-    def start(self, make_engine: MakeEngine, init: Checkpoint | None) -> tuple[Engine, int]:
+    def start(
+        self, make_engine: MakeEngine, init: Checkpoint | None, teacher: Checkpoint | None = None
+    ) -> tuple[Engine, int]:
         """An engine at the newest saved step that all processes can read, and that step's number; without saved steps,
         at `init` or at new weights, and 0.
 
@@ -154,7 +169,7 @@ class Run:
         folders, damaged = saved_steps(self.folder), []
         for folder in folders:
             try:
-                engine = make_engine(self.request.config_at(int(folder.name)), saved=folder)
+                engine = make_engine(self.request.config_at(int(folder.name)), saved=folder, teacher=teacher)
             except DamagedError as error:  # raised in all processes, which therefore all go back together
                 if folder == folders[-1]:
                     raise
@@ -164,7 +179,7 @@ class Run:
             for newer in damaged if engine.process == 0 else ():
                 set_aside(newer)
             return engine, int(folder.name)
-        return make_engine(self.request.config_at(0), init), 0
+        return make_engine(self.request.config_at(0), init, teacher=teacher), 0
 
     def step_folder(self, step: int) -> Location:
         """RUN/steps/NNNNNN."""
@@ -196,14 +211,22 @@ class Run:
         saver.total(np.zeros(1))  # the others wait: all must see the same steps
 
     def finish(self, saver: Saver, step: int) -> tuple[Location, ...]:
-        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average is kept; process 0 writes them."""
+        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average is kept; of low-rank adapters, which are
+        a part of the weights there, also RUN/adapter and RUN/adapter_ema. Process 0 writes them."""
         averaged = {FINISHED: False} | ({AVERAGE: True} if self.request.config.ema is not None else {})
         # The checkpoint last: it marks the run as finished.
         for name in reversed(averaged):
             exported = saver.export(averaged[name])
             if saver.process == 0:
                 self.check_held()
-                save_checkpoint(self.folder / name, Checkpoint.of(self._checkpoint_config(step), exported))
+                config, lora = self._checkpoint_config(step), self.request.config.lora
+                if lora.rank:
+                    folder = self.folder / name.replace(FINISHED, ADAPTER)
+                    init = self.request.init
+                    base = None if init is None else str(absolute(location(init)))
+                    write_adapters(folder, exported, lora, config, base)
+                merged = merged_arrays(exported, config.model, lora)
+                save_checkpoint(self.folder / name, Checkpoint.of(config, merged))
         return tuple(self.folder / name for name in averaged)
 
     def _checkpoint_config(self, step: int) -> CheckpointConfig:

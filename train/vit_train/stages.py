@@ -29,6 +29,7 @@ from vit_train.processes import Processes, end_together
 from vit_train.real_labels import RealAccuracy, RealLabels
 from vit_train.run import RUN, Request, Run, read_request
 from vit_train.signals import stop_signals
+from vit_train.teachers import open_teacher
 
 logger = logging.getLogger("vit")
 
@@ -79,6 +80,8 @@ def pretrain(
     splits: the training and evaluation examples, where the caller has opened them already.
     """
     check_apart(out, config.data)
+    if config.lora.rank:
+        raise InputError("lora.rank: adapters stand beside trained weights; use vit finetune RECIPE --init CHECKPOINT")
     training, evaluation = splits or open_splits(config.data)
     return train("pretrain", config, None, training, evaluation, out, launch)
 
@@ -223,6 +226,8 @@ def _train(
 ) -> StageResult:
     """Trains a run in its folder; `segment`: fields that it changes from its newest saved step on."""
     check_loggers(run.request.config.loggers, run.folder)
+    teacher, notes = open_teacher(run.request.config, training.labels)
+    run = run.taught_by(teacher)
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
     with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():
@@ -232,7 +237,7 @@ def _train(
             logger.info("%s: this run is finished; its checkpoint is %s", run.folder, run.folder / FINISHED)
             return StageResult(FitResult(run.request.steps), processes.index)
         _check_splits(processes, run, training, evaluation, launch.display)
-        engine, batches, start = _start(run, weights, training, launch)
+        engine, batches, start = _start(run, weights, teacher, training, launch)
         first = engine.process == 0
         check_space(run.folder, engine)
         if processes.count > 1 or launch.preflight:
@@ -244,7 +249,7 @@ def _train(
         if first:
             run.write()
             resuming = [*changed, f"{run.folder}: resuming after step {start} of {run.request.steps}"]
-            for line in resuming if start else (*changes, *changed):
+            for line in resuming if start else (*changes, *notes, *changed):
                 logger.info("%s", line)
         while True:
             until = run.request.end_of_segment(start)
@@ -254,13 +259,15 @@ def _train(
             if result.signal is not None or result.step == run.request.steps:
                 return StageResult(result, processes.index, _finish_stage(run, result) if first else None)
             del engine  # before the next segment's takes the same memory
-            engine, batches, start = _start(run, weights, training, launch)
+            engine, batches, start = _start(run, weights, teacher, training, launch)
 
 
-def _start(run: Run, weights: Checkpoint | None, training: Split, launch: Launch) -> tuple[Engine, Batches, int]:
+def _start(
+    run: Run, weights: Checkpoint | None, teacher: Checkpoint | None, training: Split, launch: Launch
+) -> tuple[Engine, Batches, int]:
     """An engine at the run's newest saved step, the batches of that step's segment, and the step."""
     with launch.display.working(f"starting {launch.framework}"):
-        engine, start = run.start(engine_class(launch.framework, run.request.config.dtype), weights)
+        engine, start = run.start(engine_class(launch.framework, run.request.config.dtype), weights, teacher)
     return engine, batches_for(engine, training), start
 
 

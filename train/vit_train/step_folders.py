@@ -4,6 +4,7 @@ The JAX engine saves with Orbax (engines.jax.saving), the PyTorch engine a check
 the weights; either engine resumes at a step of either.
 """
 
+import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping
 
@@ -11,12 +12,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from vit_core.arrays import LazyArrays
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.folder import WEIGHTS, open_folder, write_folder
 from vit_core.checkpoints.formats.vit.step import MANIFEST, OrbaxStep, is_orbax_step
 from vit_core.errors import DamagedError, InputError
+from vit_core.lora import Lora, adapter_rows, adapters, merged_arrays, with_adapter_rows
+from vit_core.parameters import parameters
 from vit_core.storage import Location, StorePath, is_local, local_copy, remove_tree, staged_files
-from vit_train.step_statistics import SKIPPED, step_statistics
+from vit_train.step_statistics import ADAPTER, BASE, SKIPPED, step_statistics
 
 STATISTICS = "optimizer.safetensors"
 """File of a step that the PyTorch engine saved: the optimizer's statistics and the moving average."""
@@ -45,8 +49,9 @@ class Statistics(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
 
-def read_step(folder: Location) -> tuple[Checkpoint, int, Statistics]:
-    """The weights of a step, the number of updates before it, and the statistics; all files are checked first.
+def read_step(folder: Location, lora: Lora) -> tuple[Checkpoint, int, Statistics]:
+    """The weights of a step, the number of updates before it, and the statistics; all files are checked first. The
+    weights are those beside the adapters, which are among them.
 
     DamagedError for a step that is not as it was saved.
     """
@@ -55,10 +60,22 @@ def read_step(folder: Location) -> tuple[Checkpoint, int, Statistics]:
         step.verify()
         config = CheckpointConfig.parse(step.manifest.metadata, f"{folder / MANIFEST}: metadata")
         checkpoint = Checkpoint(config, step.parameters(config.model), str(folder))
-        arrays: Mapping[str, np.ndarray] = step_statistics(step, config.model)
+        rows = with_adapter_rows(parameters(config.model), config.model, lora)
+        arrays: Mapping[str, np.ndarray] = step_statistics(step, rows)
     else:
         checkpoint, arrays = _open_weights(folder), _read_statistics(folder / STATISTICS)
-    return checkpoint, checkpoint.config.provenance.step or 0, Statistics(folder, arrays)
+    statistics = Statistics(folder, arrays)
+    checkpoint = _with_adapters(checkpoint, statistics, lora)
+    return checkpoint, checkpoint.config.provenance.step or 0, statistics
+
+
+def _with_adapters(checkpoint: Checkpoint, statistics: Statistics, lora: Lora) -> Checkpoint:
+    """A step's checkpoint with adapters beside its weights, in place of weights that have them as a part."""
+    model = checkpoint.config.model
+    apart = {name: statistics[f"{BASE}/{name}"] for name in adapters(model, lora)}
+    apart |= {name: statistics[f"{ADAPTER}/{name}"] for name in adapter_rows(model, lora)}
+    entries = {**checkpoint.arrays.entries, **LazyArrays.of(apart).entries}
+    return dataclasses.replace(checkpoint, arrays=LazyArrays(entries))
 
 
 def _open_weights(folder: Location) -> Checkpoint:
@@ -80,12 +97,24 @@ def _read_statistics(path: Location) -> Mapping[str, np.ndarray]:
         raise DamagedError(f"{path}: not a complete safetensors file ({error}); restore an earlier step") from None
 
 
-def write_step(folder: Location, checkpoint: Checkpoint, statistics: Mapping[str, np.ndarray]) -> None:
-    """Writes a step as a checkpoint folder. InputError where there is no room, and then nothing of it is left."""
+def write_step(
+    folder: Location,
+    config: CheckpointConfig,
+    arrays: Mapping[str, np.ndarray],
+    statistics: Mapping[str, np.ndarray],
+    lora: Lora,
+) -> None:
+    """Writes a step as a checkpoint folder. InputError where there is no room, and then nothing of it is left.
+
+    arrays: weights and adapters apart. In the checkpoint the adapters are a part of the weights.
+    """
+    checkpoint = Checkpoint.of(config, merged_arrays(arrays, config.model, lora))
+    apart = {f"{BASE}/{name}": arrays[name] for name in adapters(config.model, lora)}
+    apart |= {f"{ADAPTER}/{name}": arrays[name] for name in adapter_rows(config.model, lora)}
     try:
         # A step is complete once its weights are there: they come last.
         with staged_files(folder, (STATISTICS,)) as stage:
-            save_file(dict(statistics), stage / STATISTICS)
+            save_file({**statistics, **apart}, stage / STATISTICS)
         write_folder(folder, checkpoint)
     except InputError:
         remove_tree(folder, ignore_errors=True)  # a full disk has no room for half a step

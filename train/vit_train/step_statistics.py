@@ -5,7 +5,7 @@ Adafactor) keep it as [matrices, rows, columns], or as a mean over rows or colum
 it in the layout of the parameter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 
@@ -13,26 +13,29 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats.vit.step import PARAMETERS, OrbaxStep
-from vit_core.config import ViTConfig
-from vit_core.parameters import Stack
+from vit_core.parameters import Parameter, Stack
 
 SKIPPED = "skipped"
 """The leaf that counts skipped updates."""
 AVERAGE = "average"
-"""The kind of leaf that holds the moving average: always in the layout of the parameter."""
+"""The kind of leaf that holds the moving average."""
+ADAPTER = "adapter"
+"""The kind of leaf that holds the matrices of low-rank adapters."""
+BASE = "base"
+"""The kind of leaf that holds a weight without its adapter, which is a part of the step's parameter."""
 
 _MEANS = {"second_moment_rows": slice(0, 1), "second_moment_columns": slice(1, None)}
 """Statistics that are means over a matrix's rows or columns, and which of the matrix's lengths they have."""
 
 
-def step_statistics(step: OrbaxStep, config: ViTConfig) -> LazyArrays:
+def step_statistics(step: OrbaxStep, rows: Mapping[str, Parameter]) -> LazyArrays:
     """Statistics by "<kind>/<canonical name>", and "skipped", as `statistics` of the engines returns them: in PyTorch's
-    layout, means over rows and columns as [matrices of the parameter, length].
+    layout, means over rows and columns as [matrices of the parameter, length]. Adapters and their base too.
 
-    InputError where the step has other parameters than the config.
+    InputError where the step has other parameters than `rows`.
     """
     kinds = {leaf.partition("/")[0] for leaf in step.manifest.leaves} - {PARAMETERS, SKIPPED}
-    by_matrix = kinds - {AVERAGE} if step.manifest.structured else set()
+    by_matrix = kinds - {AVERAGE, ADAPTER, BASE} if step.manifest.structured else set()
 
     def shape_of(kind: str, stack: Stack) -> tuple[int, ...]:
         if kind not in by_matrix:
@@ -40,7 +43,7 @@ def step_statistics(step: OrbaxStep, config: ViTConfig) -> LazyArrays:
         return len(stack.rows) * _matrices(stack), *_lengths(kind, stack)
 
     arrays: dict[str, LazyArray] = {}
-    for leaf, stack in step.stacks(config, kinds, shape_of):
+    for leaf, stack in step.stacks(rows, kinds, shape_of):
         kind, dtype = leaf.partition("/")[0], step.manifest.leaves[leaf].dtype
         for i, row in enumerate(stack.rows):
             read: Callable[[], np.ndarray] = partial(step.read_row, leaf, stack, i)

@@ -73,8 +73,8 @@ class Group:
 
 def groups(config: TrainConfig) -> Iterator[Group]:
     """The parameter groups in the order of the network."""
-    rows = parameters(config.model)
-    factors = config.optimizer.factors(rows)
+    rows = config.rows(parameters(config.model))
+    factors = config.factors(parameters(config.model))
     alike: dict[tuple[float | None, bool], list[Parameter]] = {}
     for name, row in rows.items():
         alike.setdefault((factors.get(name), row.decay), []).append(row)

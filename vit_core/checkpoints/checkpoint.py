@@ -298,6 +298,16 @@ class Checkpoint:
         return dataclasses.replace(self, config=self.config.replace(**changes), arrays=arrays)
 
 
+def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """A digest of the names, types, shapes and values of parameters."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]
+
+
 def _with_rows(new: LazyArray, positions: list[int], rows: list[int], old: np.ndarray) -> np.ndarray:
     """A new array in the type of the old one, whose rows at `positions` are the `rows` of the old one."""
     array = new.read().astype(old.dtype)

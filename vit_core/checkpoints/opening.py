@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vit_core.checkpoints.adapter_folder import ADAPTER_CONFIG, apply_adapters, is_adapter_folder, read_adapters
 from vit_core.checkpoints.candidates import (
     arrays_beside,
     choice_notes,
@@ -45,16 +46,23 @@ def open_checkpoint(
     format: str | None = None,
     fields: Mapping[str, Any] | None = None,
     part: str | None = None,
+    base: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Checkpoint:
     """Opens a checkpoint file or folder, a training run or a saved step; no parameter is read yet.
 
     path: on this machine, in a store (gs://, s3://) or in the Hub (hf://USER/MODEL). format: one of `registry.FORMATS`,
     where it is not recognised. fields: of the model's config, where a file of another project does not contain them
     (`{"heads": 6}`). part: the model to open where a file holds several, by the keys and the prefix that lead to it
-    ("state_dict").
+    ("state_dict"). base: the checkpoint that adapters belong to, where the path is a folder of adapters (peft's); by
+    default the one that the folder names. What is opened is the base with the adapters as a part of its weights.
     Every name and shape is checked. Raises InputError that names what is missing, damaged or does not fit.
     """
     opened, fields = checkpoint_in(location(path)), fields or {}
+    if is_adapter_folder(opened):
+        _refuse_choices(opened, format, fields)
+        return _open_adapters(opened, base)
+    if base is not None:
+        raise InputError(f"{opened}: no folder of adapters ({ADAPTER_CONFIG}); leave out the base")
     if step.is_orbax_step(opened):
         _refuse_choices(opened, format, fields)
         return _open_step(opened)
@@ -69,19 +77,38 @@ def open_checkpoint(
 
 
 def open_with_warning(
-    path: str | os.PathLike[str] | Checkpoint, format: str | None, fields: Mapping[str, Any] | None, part: str | None
+    path: str | os.PathLike[str] | Checkpoint,
+    format: str | None,
+    fields: Mapping[str, Any] | None,
+    part: str | None,
+    base: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Checkpoint:
     """`open_checkpoint` for use from Python: a warning names the config fields that were assumed. A checkpoint that is
     open already is returned as it is."""
     if isinstance(path, Checkpoint):
         return path
-    checkpoint = open_checkpoint(path, format=format, fields=fields, part=part)
+    checkpoint = open_checkpoint(path, format=format, fields=fields, part=part, base=base)
     if checkpoint.assumptions:
         assumed = ", ".join(field_text(one.field, one.value) for one in checkpoint.assumptions)
         warnings.warn(
             f"{checkpoint.origin}: not in the file, assumed: {assumed}; set others with fields=", stacklevel=3
         )
     return checkpoint
+
+
+def _open_adapters(path: Location, base: str | os.PathLike[str] | Checkpoint | None) -> Checkpoint:
+    adapters = read_adapters(path)
+    if base is None:
+        named = adapters.base
+        if named is None or not location(named).exists():
+            where = f"its base, {named}, is not there" if named else "it names no base"
+            raise InputError(f"{path}: adapters alone, and {where}; give the checkpoint they belong to (base=...)")
+        base = named
+    if not isinstance(base, Checkpoint):
+        if is_adapter_folder(location(base)):
+            raise InputError(f"{path}: its base {base} is a folder of adapters too; expected a whole checkpoint")
+        base = open_checkpoint(base)
+    return apply_adapters(adapters, base)
 
 
 def _refuse_choices(path: Location, format: str | None, fields: Fields) -> None:

@@ -1,6 +1,7 @@
 """What a training run is: one typed, validated config that both engines follow."""
 
 from vit_train.config.data import Augmentation, Data, RandAugment
+from vit_train.config.distillation import Distillation
 from vit_train.config.evaluation import EvaluationOptions, Loss
 from vit_train.config.fields import field_value, flatten, leaf_fields, with_fields
 from vit_train.config.mesh import Mesh
@@ -22,6 +23,7 @@ __all__ = [
     "Augmentation",
     "Continued",
     "Data",
+    "Distillation",
     "EvaluationOptions",
     "Loss",
     "Mesh",

@@ -29,14 +29,15 @@ They are among those of FIXED_ON_RESUME: the command that began the run does not
 
 CHANGEABLE_ON_RESUME = {
     "data.name", "data.directory", "data.eval_split", "data.image_column", "data.label_column", "data.split_column",
-    "data.label_separator", "data.label_columns",
+    "data.label_separator", "data.label_columns", "distillation.teacher",
     "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "compile", "remat",
     "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
     "threads", "workers", "image_cache", "fingerprints", "profile", "tensorboard", "loggers", "skippable", "explosion",
     "allow_undecodable", "undecodable_limit",
 }  # fmt: skip
 """Fields that change no weights of a run (except by rounding), so a run that is resumed may change them. Its data may
-move to another place; that they are the same is checked by fingerprints of the splits."""
+move to another place, and so may its teacher; that they are the same is checked by fingerprints of the splits and a
+digest of the teacher."""
 
 FIXED_ON_RESUME = {
     "data.train_split", "data.held_out", "data.split_seed", "data.group",
@@ -54,6 +55,8 @@ FIXED_ON_RESUME = {
     "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum", "optimizer.nesterov", "optimizer.moment_dtype",
     "optimizer.clip_norm",
     "optimizer.layer_decay", "optimizer.frozen",
+    "distillation.kind", "distillation.weight", "distillation.temperature",
+    "lora.rank", "lora.alpha", "lora.root", "lora.targets",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
     "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
     "ema_warmup", "seed", "dtype", "compute_dtype", "head",

@@ -1,5 +1,6 @@
 """Config of a whole training run."""
 
+from collections.abc import Mapping
 from math import log
 from typing import Annotated, Any, Literal, Self
 
@@ -8,11 +9,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.parameters import parameters
+from vit_core.lora import Lora, trained_with, with_adapter_rows
+from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
 from vit_train.config.changeable import FREE_MODEL_FIELDS
 from vit_train.config.data import Above0, Augmentation, Data
+from vit_train.config.distillation import Distillation
 from vit_train.config.evaluation import EvaluationOptions, Loss
 from vit_train.config.mesh import Mesh
 from vit_train.config.optimization import Optimizer, Schedule
@@ -47,10 +50,12 @@ class TrainConfig(Schema):
     )
     """How images become arrays, here and later in evaluation. Its image size and channels are always the model's."""
     augmentation: Augmentation = Augmentation()
+    lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: Loss = "softmax"
     """Cross entropy over classes; sigmoid: summed over classes. Then the mean over examples."""
+    distillation: Distillation = Distillation()
     label_smoothing: Rate = 0.0
     """Targets become (1 - s) target + s / classes."""
     class_weights: Annotated[
@@ -171,6 +176,11 @@ class TrainConfig(Schema):
                 f"batch_size: {self.batch_size // self.accumulation} examples taken at once cannot be paired; mixup "
                 "and CutMix need an even number"
             )
+        if self.loss == "sigmoid" and self.distillation.teacher and self.distillation.kind != "features":
+            raise ValueError(
+                f"distillation.kind: '{self.distillation.kind}' compares classes of which an image has one; use "
+                "'features' with loss 'sigmoid'"
+            )
         epsilon = self.optimizer.resolved().epsilon
         if self.optimizer.name == "adafactor" and epsilon and epsilon > 1e-12:
             raise ValueError(
@@ -188,8 +198,25 @@ class TrainConfig(Schema):
             )
         if "balanced" in self.class_weights and len(self.class_weights) > 1:
             raise ValueError("class_weights: expected one number for each class, or balanced alone")
-        self.optimizer.factors(parameters(self.model))
+        self.factors(parameters(self.model))
         return self
+
+    def rows(self, table: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
+        """The rows of all that the run's network consists of: the model's parameter table, then its adapters'."""
+        return with_adapter_rows(table, self.model, self.lora)
+
+    def factors(self, table: Mapping[str, Parameter]) -> dict[str, float]:
+        """Factor on the learning rate of each parameter that is trained, by canonical name; `table` is the model's.
+
+        InputError where nothing is left to train, or a pattern of optimizer.frozen matches nothing.
+        """
+        factors = self.optimizer.factors(self.rows(table))
+        trained = {name: factor for name, factor in factors.items() if trained_with(self.lora, name)}
+        if not trained:
+            raise InputError(
+                f"optimizer.frozen: {', '.join(self.optimizer.frozen)} leaves no adapter and no head to train"
+            )
+        return trained
 
     def fitted(self, weights: Checkpoint) -> Checkpoint:
         """The weights under this run's model config. InputError unless both compute the same network."""

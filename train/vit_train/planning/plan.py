@@ -19,6 +19,7 @@ from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.train_step import TrainStep
 from vit_train.planning.compilation import Compiled, compile_cached
 from vit_train.planning.topologies import Chip, Topology, local_chip
+from vit_train.teachers import open_teacher
 
 KINDS = {"params": "parameters", "average": "moving average", "skipped": "counters"}
 """Kinds of a step's state, by the first part of a leaf's name; all others belong to the optimizer."""
@@ -130,7 +131,9 @@ def plan(config: TrainConfig, target: Target) -> Plan:
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     config = config.replace(mesh=config.mesh.over(len(target.devices), config.model))
-    step = TrainStep(config, make_mesh(config.mesh, config.model, target.devices))
+    teacher, _ = open_teacher(config, None)
+    mesh = make_mesh(config.mesh, config.model, target.devices)
+    step = TrainStep(config, mesh, None if teacher is None else teacher.config)
     lowered = step.lower()
     first = target.devices[0]
     compiled, cached = compile_cached(lowered, f"{target.name} {first.platform} {first.device_kind}")
@@ -138,7 +141,11 @@ def plan(config: TrainConfig, target: Target) -> Plan:
     return Plan(
         config=config,
         target=target,
-        shares={**state_bytes(step.state), "batch": sum(map(device_bytes, jax.tree.leaves(step.batch)))},
+        shares={
+            **state_bytes(step.state),
+            **teacher_bytes(step),
+            "batch": sum(map(device_bytes, jax.tree.leaves(step.batch))),
+        },
         gradients=sum(map(device_bytes, parameters.values())),
         compiled=compiled,
         cached=cached,
@@ -150,6 +157,11 @@ def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     """Bytes of an array on one device."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
     return int(prod(shape) * leaf.dtype.itemsize)
+
+
+def teacher_bytes(step: TrainStep) -> dict[str, int]:
+    """Bytes of the teacher's parameters on one device, of a run that has a teacher."""
+    return {"teacher": sum(map(device_bytes, step.taught.values()))} if step.taught else {}
 
 
 def state_bytes(state: dict[str, jax.ShapeDtypeStruct]) -> dict[str, int]:

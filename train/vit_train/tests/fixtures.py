@@ -13,10 +13,10 @@ Vit = Callable[..., str]
 
 
 @cache
-def _shared(program: TrainConfig, mesh: Any) -> Any:
+def _shared(program: TrainConfig, mesh: Any, teacher: Any) -> Any:
     from vit_train.engines.jax.train_step import TrainStep
 
-    return TrainStep(program, mesh)
+    return TrainStep(program, mesh, teacher)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,14 +25,14 @@ def share_compiled_steps() -> Iterator[None]:
     compiling it ten. Not beyond a module: tests elsewhere replace what a train step is made from."""
     from vit_train.engines.jax import engine
 
-    def step_of(config: TrainConfig, mesh: Any) -> Any:
+    def step_of(config: TrainConfig, mesh: Any, teacher: Any = None) -> Any:
         optimizer = config.optimizer.replace(learning_rate=1.0)
         program = config.replace(
             optimizer=optimizer, data=Data(name="digits"), seed=0, skippable=0, explosion=1.0, log_every=1, keep=1,
             evaluate_every=0, save_every=0, keep_every=0, keep_best=0, evaluation_batch=1, threads=1, workers=0,
             allow_undecodable=False, undecodable_limit=0, fingerprints=False, tensorboard=False,
         )  # fmt: skip
-        return _shared(program, mesh)
+        return _shared(program, mesh, teacher)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "TrainStep", step_of)

@@ -17,6 +17,7 @@ from vit_core.storage import Location
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
+from vit_train.engines.jax.forward import Params
 from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.on_mesh import OnMesh, gather, place
 from vit_train.engines.jax.optimizers import from_disk_layout, to_disk_layout
@@ -34,13 +35,20 @@ class JaxEngine(OnMesh):
     """Parameters and statistics as a flat dict of stacked arrays, created and kept in the parts that the mesh defines.
 
     weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
-    instead; DamagedError, in every process, where one of them finds it damaged.
+    instead; DamagedError, in every process, where one of them finds it damaged. teacher: of a run that distills.
     """
 
-    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        weights: Checkpoint | None = None,
+        saved: Location | None = None,
+        teacher: Checkpoint | None = None,
+    ) -> None:
         super().__init__(make_mesh(config.mesh, config.model))
         self.config, self.skippable = config, config.skippable
-        self.step = TrainStep(config, self.mesh)
+        self.step = TrainStep(config, self.mesh, None if teacher is None else teacher.config)
+        self.taught = {} if teacher is None else self._placed(teacher)
         self.trained = self.step.names
         self.saver = OrbaxSaver()
         self.state: State = {}
@@ -49,7 +57,7 @@ class JaxEngine(OnMesh):
         elif is_orbax_step(saved):
             self._resume_orbax_step(saved)
         else:
-            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved))
+            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved, config.lora))
             self._begin(checkpoint)
             self.restore(step, statistics)
 
@@ -102,6 +110,7 @@ class JaxEngine(OnMesh):
                 np.int32(step),
                 step_rates(self.config, step),
                 (np.int32(self.skippable), np.asarray(self.config.loss_limit, self.config.dtype)),
+                self.taught,
             )
         return result
 
@@ -112,7 +121,8 @@ class JaxEngine(OnMesh):
         return self.predict_with(self.step.forward, params, images_BHWC).astype(self.config.dtype)
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk; every process has to call it."""
+        """The parameters, or their moving average, in the layout on disk, those of adapters by themselves; every
+        process has to call it."""
         arrays: dict[str, np.ndarray] = {}
         for name, x in self.step.params(self.state, averaged).items():
             arrays |= to_disk_layout(self.step.stacks[name], gather(x))
@@ -147,7 +157,8 @@ class JaxEngine(OnMesh):
         # Where the run stops because of one skipped update too many, that one will be tried again.
         skipped = {"skipped": _at_most(self.state["skipped"], np.int32(self.skippable))}
         by_matrix = self.step.update.by_matrix
-        self.saver.save(folder, self.state | skipped, config.model_dump(mode="json"), by_matrix)
+        leaves = self.step.saved(self.state) | skipped
+        self.saver.save(folder, leaves, config.model_dump(mode="json"), by_matrix)
 
     def wait_until_saved(self) -> None:
         """Waits until the step that is being saved is complete. InputError where it could not be written."""
@@ -155,11 +166,11 @@ class JaxEngine(OnMesh):
 
     def _begin(self, weights: Checkpoint | None) -> None:
         """Sets new weights or the given ones, and statistics of zero; each device gets its part of each array."""
-        rows = parameters(self.config.model)
-        arrays = None if weights is None else self.config.fitted(weights).arrays
+        rows = self.config.rows(parameters(self.config.model))
+        given = {} if weights is None else self.config.fitted(weights).arrays
 
         def value(name: str) -> np.ndarray:
-            array = initial_value(rows[name], self.config.seed) if arrays is None else arrays[name]
+            array = given[name] if name in given else initial_value(rows[name], self.config.seed)
             return convert(array, self.config.dtype)
 
         self.state = {}
@@ -174,11 +185,22 @@ class JaxEngine(OnMesh):
             elif kind != "average":
                 self.state[leaf] = place(like, np.broadcast_to(np.zeros((), like.dtype), like.shape))
 
+    def _placed(self, teacher: Checkpoint) -> Params:
+        """The teacher's parameters, each device with its part of each array."""
+        assert self.step.teacher is not None
+        placed = {}
+        for name, like in self.step.taught.items():
+            stack = self.step.teacher.stacks[name]
+            arrays = {row.name: convert(teacher.arrays[row.name], like.dtype) for row in stack.rows}
+            placed[name] = place(like, from_disk_layout(stack, arrays, like.shape))
+        return placed
+
     def _resume_orbax_step(self, folder: Location) -> None:
         fields = read_together(self.joined, lambda: step_config(folder))
         saved = CheckpointConfig.parse(fields, f"{folder / MANIFEST}: metadata")
         self.config.check_network(saved.model, f"checkpoint {folder}")
-        self.state = restore(folder, self.step.state)
+        found = restore(folder, self.step.saved_state)
+        self.state = {leaf: found[self.step.saved_as(leaf)] for leaf in self.step.state}
         self._allow_skipped()
 
     def _allow_skipped(self) -> None:

@@ -8,10 +8,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import vit_jax
+from vit_core.checkpoints import CheckpointConfig
 from vit_core.config import ViTConfig
-from vit_core.parameters import Parameter, Stack
+from vit_core.lora import Lora
+from vit_core.parameters import Parameter, Stack, parameters, stacks
 from vit_core.preprocess import Preprocessing, offset_and_scale
-from vit_jax import arrays, sharding
+from vit_jax import arrays, lora, sharding
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.mesh import batch_sharding
@@ -38,8 +40,10 @@ class Forward:
         scan: bool = True,
         remat: Remat = "none",
         mixes: bool = False,
+        adapters: Lora | None = None,
     ) -> None:
         self.model_config, self.preprocessing, self.stacks = model, preprocessing, stacks
+        self.adapters = adapters
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.scan, self.remat, self.mixes = scan, remat, mixes
         self.position_of = {row.name: (stack.name, i) for stack in stacks.values() for i, row in enumerate(stack.rows)}
@@ -61,19 +65,36 @@ class Forward:
             scan=config.scan,
             remat=config.remat,
             mixes=config.augmentation.mixes,
+            adapters=config.lora,
         )
+
+    @classmethod
+    def of_teacher(cls, config: TrainConfig, teacher: CheckpointConfig, mesh: Mesh) -> "Forward":
+        """The forward pass of a training run's teacher, which sees the run's images in its own normalisation."""
+        return cls(
+            teacher.model,
+            teacher.preparation()[0],
+            stacks(parameters(teacher.model).values()),
+            mesh,
+            config.compute_dtype or config.dtype,
+            scan=config.scan,
+            mixes=config.augmentation.mixes,
+        )
+
+    def ends(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What the head reads [B, features] and the logits [B, classes], in evaluation, of a batch of training."""
+        model = self.model(params)
+        x_BND = model.forward_features(self.normalise(batch.images_BHWC, batch))
+        return model.forward_head(x_BND, pre_logits=True), model.forward_head(x_BND)
 
     def model(self, params: Params) -> vit_jax.ViT:
         """The model with these parameters, in the compute dtype."""
 
         def layer(row: Parameter) -> jax.Array:
-            name, i = self.position_of[row.name]
-            return (params[name] if row.layer is None else params[name][i]).astype(self.compute_dtype)
+            return self.layer(params, row).astype(self.compute_dtype)
 
         def stack(whole: Stack) -> jax.Array:
-            if whole.name in params:
-                return params[whole.name].astype(self.compute_dtype)
-            return jnp.stack([layer(row) for row in whole.rows])  # some of its layers are frozen, and kept separately
+            return self.stack(params, whole).astype(self.compute_dtype)
 
         model = nnx.eval_shape(
             lambda: vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
@@ -82,7 +103,20 @@ class Forward:
             arrays.write_stacks(model, stack)
         else:
             arrays.write(model, layer)
+        if self.adapters is not None:
+            lora.attach(model, self.adapters, stack)
         return model
+
+    def layer(self, params: Params, row: Parameter) -> jax.Array:
+        """A parameter in the JAX layout."""
+        name, i = self.position_of[row.name]
+        return params[name] if row.layer is None else params[name][i]
+
+    def stack(self, params: Params, whole: Stack) -> jax.Array:
+        """The parameters of one kind of all layers; where some of them are frozen, they are kept separately."""
+        if whole.name in params:
+            return params[whole.name]
+        return jnp.stack([self.layer(params, row) for row in whole.rows])
 
     def normalise(self, images_BHWC: jax.Array, mix: Batch | None = None) -> jax.Array:
         """uint8 images as input of the model, in the compute dtype; mixed in pairs as a batch says, in training."""

@@ -9,19 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_core import masks
+from vit_core.checkpoints import CheckpointConfig
 from vit_core.errors import InputError
+from vit_core.lora import adapter_rows, adapters, is_adapter
 from vit_core.parameters import Stack, parameters, stacks
 from vit_jax import sharding
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.forward import Forward, Params
+from vit_train.engines.jax.losses import distillation_loss, total_loss
 from vit_train.engines.jax.mesh import batch_sharding, batch_shards
 from vit_train.engines.jax.optimizers import OptimizerUpdate, clip, squared_norms
 from vit_train.step_result import StepResult
+from vit_train.step_statistics import ADAPTER, BASE
 
 State = dict[str, jax.Array]
 """All that a run resumes from: "params/<stack>", "average/<stack>", "<statistic>/<stack>" and "skipped"."""
@@ -38,22 +41,24 @@ def mask_layout(site: str) -> str:
 class TrainStep:
     """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
 
-    train(state, batch, stop, step, rates, limits) -> (state, StepResult), jitted, the state donated. stop [devices]: 1
-    on the devices of processes that want to stop. rates: see `step_rates`. limits: how many updates may be skipped, and
-    the loss above which one is.
+    train(state, batch, stop, step, rates, limits, taught) -> (state, StepResult), jitted, the state donated. stop
+    [devices]: 1 on the devices of processes that want to stop. rates: see `step_rates`. limits: how many updates may be
+    skipped, and the loss above which one is. taught: the teacher's parameters, of a run that has one (its config is
+    `teacher`).
     """
 
-    def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
+    def __init__(self, config: TrainConfig, mesh: Mesh, teacher: CheckpointConfig | None = None) -> None:
         self.config, self.mesh = config, mesh
         if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
-        rows = parameters(config.model)
-        factors = config.optimizer.factors(rows)
+        table = parameters(config.model)
+        rows, factors = config.rows(table), config.factors(table)
         self.names = tuple(factors)
         self.trained = stacks(rows[name] for name in self.names)
         self.frozen = stacks(row for name, row in rows.items() if name not in factors)
         self.stacks = self.trained | self.frozen
         self.forward = Forward.of_run(config, self.stacks, mesh)
+        self.teacher = None if teacher is None else Forward.of_teacher(config, teacher, mesh)
         self.update = OptimizerUpdate(config.optimizer.resolved(), self.trained, factors, jnp.dtype(config.dtype))
         out = {leaf: x.sharding for leaf, x in self.state.items()}
         self.train = jax.jit(self._train, donate_argnums=0, out_shardings=(out, self._replicated))
@@ -81,12 +86,76 @@ class TrainStep:
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
         stop = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=self.by_device)
         with jax.set_mesh(self.mesh):
-            return self.train.lower(self.state, self.batch, stop, count, (rate,) * 4, (count, rate))
+            return self.train.lower(self.state, self.batch, stop, count, (rate,) * 4, (count, rate), self.taught)
+
+    @cached_property
+    def taught(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and sharding of every array of the teacher's; empty where there is none."""
+        if self.teacher is None:
+            return {}
+        dtype, specs = self.teacher.compute_dtype, sharding.of_parameter
+        return {
+            name: jax.ShapeDtypeStruct(stack.jax_shape, dtype, sharding=NamedSharding(self.mesh, specs(stack)))
+            for name, stack in self.teacher.stacks.items()
+        }
 
     def params(self, state: State, averaged: bool = False) -> Params:
         """The parameters in a state by stack; or their moving average, with the parameters that have none."""
         kinds = ["params", "average"] if averaged else ["params"]
         return {name: state[f"{kind}/{name}"] for kind in kinds for name in self.stacks if f"{kind}/{name}" in state}
+
+    def saved_as(self, leaf: str) -> str:
+        """The name of a leaf of the state in a saved step, where "params/..." is the network that others open: with the
+        adapters as a part of its weights, which stand there a second time, without them."""
+        kind, _, name = leaf.partition("/")
+        if kind != "params":
+            return leaf
+        first = self.stacks[name].rows[0].name
+        if is_adapter(first):
+            return f"{ADAPTER}/{name}"
+        return f"{BASE}/{name}" if first in adapters(self.config.model, self.config.lora) else leaf
+
+    @property
+    def saved_state(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, type and sharding of every array of a saved step."""
+        saved = {self.saved_as(leaf): x for leaf, x in self.state.items()}
+        return saved | {leaf: self.state[leaf] for leaf in self._adapted}
+
+    def saved(self, state: State) -> State:
+        """The arrays that a step is saved as."""
+        if not self._adapted:
+            return state
+        with jax.set_mesh(self.mesh):
+            merged = self._merge(self.params(state))
+        return {self.saved_as(leaf): x for leaf, x in state.items()} | merged
+
+    @property
+    def _adapted(self) -> list[str]:
+        """The leaves of the weights that have adapters."""
+        return [leaf for leaf in self.state if self.saved_as(leaf).startswith(f"{BASE}/")]
+
+    @cached_property
+    def _merge(self) -> Any:
+        """Jitted: parameters -> the leaves of `_adapted`, with the adapters as a part of them."""
+        model, lora = self.config.model, self.config.lora
+        pairs, rows = adapters(model, lora), adapter_rows(model, lora)
+
+        def matrices(params: Params, names: list[str]) -> jax.Array:
+            """[layers, ...]"""
+            return self.forward.stack(params, Stack(tuple(rows[name] for name in names)))
+
+        def merge(params: Params) -> State:
+            found = {}
+            for leaf in self._adapted:
+                name = leaf.partition("/")[2]
+                own = [pairs[row.name] for row in self.stacks[name].rows]
+                down, up = matrices(params, [pair.down for pair in own]), matrices(params, [pair.up for pair in own])
+                down, up = down.reshape(len(own), -1, lora.rank), up.reshape(len(own), lora.rank, -1)
+                product = jnp.matmul(down, up, precision="highest").reshape(params[name].shape)
+                found[leaf] = params[name] + lora.scale * product
+            return found
+
+        return jax.jit(merge, out_shardings={leaf: self.state[leaf].sharding for leaf in self._adapted})
 
     @property
     def by_device(self) -> NamedSharding:
@@ -124,10 +193,11 @@ class TrainStep:
         step: jax.Array,
         rates: tuple[jax.Array, ...],
         limits: tuple[jax.Array, jax.Array],
+        taught: Params,
     ) -> tuple[State, StepResult]:
         config, params = self.config, self.params(state)
         learning_rate, fraction, kept, added = rates
-        loss, gradients = self._gradients(params, batch)
+        loss, gradients = self._gradients(params, batch, taught)
         norms, position_of = squared_norms(gradients, self.trained), self.forward.position_of
         squares = jnp.stack([norms[stack][i] for stack, i in (position_of[name] for name in self.names)])
         total = squares.sum()
@@ -145,16 +215,20 @@ class TrainStep:
         skipped = state["skipped"] + (training & ~valid)
         return {**state, **new, "skipped": skipped}, StepResult(loss, squares, stop.sum())
 
-    def _gradients(self, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    def _gradients(self, params: Params, batch: Batch, taught: Params) -> tuple[jax.Array, Params]:
         """The mean loss over the examples that count, and its gradients, computed in `accumulation` parts."""
         dtype = jnp.dtype(self.config.dtype)
         count = jnp.maximum((batch.weights_B != 0).sum(), 1).astype(dtype)
         trained = {name: params[name] for name in self.trained}
 
         def loss_of(trained: Params, part: Batch) -> jax.Array:
-            images_BHWC = self.forward.normalise(part.images_BHWC, part)
-            logits_BC = self.forward.model(params | trained)(images_BHWC, part.masks)
-            return total_loss(self.config, logits_BC, part).astype(dtype) / count
+            images_BHWC, model = self.forward.normalise(part.images_BHWC, part), self.forward.model(params | trained)
+            if self.teacher is None:
+                loss = total_loss(self.config, model(images_BHWC, part.masks), part)
+            else:
+                ends = model.forward_ends(model.forward_features(images_BHWC, part.masks))
+                loss = distillation_loss(self.config, ends, self.teacher.ends(taught, part), part)
+            return loss.astype(dtype) / count
 
         if self.config.accumulation == 1:
             loss, gradients = jax.value_and_grad(loss_of)(trained, batch)
@@ -199,15 +273,3 @@ def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:
     if key is None:
         return gradient
     return gradient.at[key].set(0) if stack.layers is None else gradient.at[:, key].set(0)
-
-
-def total_loss(config: TrainConfig, logits_BC: jax.Array, batch: Batch) -> jax.Array:
-    """The loss summed over the examples by their weights, in float32 at least."""
-    logits_BC = logits_BC.astype(jnp.promote_types(logits_BC.dtype, jnp.float32))
-    targets_BC, weights_B = batch.targets_BC.astype(logits_BC.dtype), batch.weights_B.astype(logits_BC.dtype)
-    if config.loss == "softmax":
-        losses_B = optax.softmax_cross_entropy(logits_BC, targets_BC)
-    else:
-        losses_B = optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(axis=-1)
-    total: jax.Array = (losses_B * weights_B).sum()
-    return total

@@ -157,7 +157,7 @@ class InTorch:
     def __init__(self, config: Optimizer, params: Arrays, rows: Rows = ROWS, jitted: bool = False) -> None:
         self.config, self.rows = config, rows
         self.params = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
-        self.update = torch_optimizers.OptimizerUpdate(config, rows, self.params)
+        self.update = torch_optimizers.OptimizerUpdate(config, rows, config.factors(rows), self.params)
 
     def step(self, step: int, gradients: Arrays) -> None:
         grads = {name: torch.tensor(gradients[name]).to(self.params[name]) for name in self.update.factors}

@@ -60,7 +60,7 @@ SKIPPED: Arrays = {"skipped": np.array(3, np.int32)}
 
 def statistics_of(folder: Path, config: ViTConfig) -> LazyArrays:
     """The statistics of a saved step."""
-    return step_statistics(OrbaxStep(folder), config)
+    return step_statistics(OrbaxStep(folder), parameters(config))
 
 
 def statistics(by_matrix: bool) -> Arrays:

@@ -13,15 +13,17 @@ from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.lora import adapter_rows
 from vit_core.masks import rows_of
-from vit_core.parameters import Parameter, parameters
+from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.storage import Location
-from vit_torch import arrays
-from vit_train.config import TrainConfig
+from vit_torch import arrays, lora
+from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
+from vit_train.engines.torch.losses import distillation_loss, total_loss
 from vit_train.engines.torch.member import Member
-from vit_train.engines.torch.network import Network, total_loss
+from vit_train.engines.torch.network import Network
 from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_norms
 from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.sharding import (
@@ -44,21 +46,30 @@ class TorchEngine(Member):
     """A module, its optimizer, and the moving average of its weights: whole in every process, or a slice in each.
 
     weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
-    instead; DamagedError, in every process, where one of them finds it damaged.
+    instead; DamagedError, in every process, where one of them finds it damaged. teacher: of a run that distills.
     """
 
-    def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        weights: Checkpoint | None = None,
+        saved: Location | None = None,
+        teacher: Checkpoint | None = None,
+    ) -> None:
         super().__init__()
-        self.config, self.table = config, parameters(config.model)
+        table = parameters(config.model)
+        self.config, self.table, factors = config, config.rows(table), config.factors(table)
         self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
         if saved is not None:
-            weights, step, statistics = read_together(self.joined, lambda: read_step(saved))
+            weights, step, statistics = read_together(self.joined, lambda: read_step(saved, config.lora))
         if weights is None:
             model = vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
         else:
-            model = vit_torch.load(config.fitted(weights), dtype=config.dtype, remat=config.remat)
-        self.trained = tuple(config.optimizer.factors(self.table))
+            own = config.fitted(weights).with_arrays(weights.arrays)  # without adapters
+            model = vit_torch.load(own, dtype=config.dtype, remat=config.remat)
+        lora.attach(model, config.lora, self._adapters(weights))
+        self.trained = tuple(factors)
         for name, p in model.named_parameters():
             p.requires_grad_(name in self.trained)
         compute = getattr(torch, config.compute_dtype or config.dtype)
@@ -69,6 +80,7 @@ class TorchEngine(Member):
         if config.compile is True or (config.compile is None and self.device.type == "cuda"):
             for block in model.blocks:
                 block.compile()
+        self.teacher = None if teacher is None else self._network_of(teacher, mesh, compute)
         several = self.processes > 1 and mesh.fsdp == 1
         # Its buffers are constants.
         self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
@@ -80,7 +92,7 @@ class TorchEngine(Member):
             if self.table[name].key_bias is not None
         }
         self.skipped_updates = torch.zeros((), device=self.device)
-        self.update = OptimizerUpdate(config.optimizer, self.table, self.slices)
+        self.update = OptimizerUpdate(config.optimizer, self.table, factors, self.slices)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
         if statistics is not None:
@@ -194,10 +206,18 @@ class TorchEngine(Member):
         """Writes a step's folder."""
         weights, statistics = self.export(), self.statistics()
         if self.process == 0:
-            write_step(folder, Checkpoint.of(config, weights), statistics)
+            write_step(folder, config, weights, statistics, self.config.lora)
 
     def wait_until_saved(self) -> None:
         """Returns at once: `save` writes everything before it returns."""
+
+    def _adapters(self, weights: Checkpoint | None) -> dict[str, np.ndarray]:
+        """The adapters' matrices: those among the weights of a saved step, or new ones by the config's seed."""
+        given = {} if weights is None else weights.arrays
+        return {
+            name: given[name] if name in given else initial_value(row, self.config.seed)
+            for name, row in adapter_rows(self.config.model, self.config.lora).items()
+        }
 
     def _gradients(self, batch: Batch, stop: bool) -> tuple[Tensor, Tensor]:
         """Sets the gradients of the mean loss over the examples that count, computed in `accumulation` parts.
@@ -214,13 +234,29 @@ class TorchEngine(Member):
         parts = self._split_batch(batch)
         for i, part in enumerate(parts):
             with accumulating(self.parallel, self.network.model) if i + 1 < len(parts) else nullcontext():
-                logits_BC = self.parallel(part.images_BHWC, part)
-                part_loss = total_loss(self.config, logits_BC, part).to(dtype) / count
+                part_loss = self._part_loss(part).to(dtype) / count
                 (part_loss * self.processes).backward()  # the gradients of the processes are averaged
             loss += part_loss.detach()
         if self.processes > 1:
             dist.all_reduce(loss)
         return loss, counts[1]
+
+    def _part_loss(self, part: Batch) -> Tensor:
+        """The loss of a part of a batch, summed over its examples."""
+        if self.teacher is None:
+            return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
+        with torch.no_grad():
+            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, part, ends=True))
+        student = self.parallel(part.images_BHWC, part, ends=True)
+        return distillation_loss(self.config, student, (features_BD, logits_BC), part)
+
+    def _network_of(self, teacher: Checkpoint, mesh: Mesh, compute: torch.dtype) -> Network:
+        """The teacher's network in evaluation, shared by the processes as the student is."""
+        model = vit_torch.load(teacher, dtype=compute).requires_grad_(False)
+        network = Network(model, teacher.config.preparation()[0], compute, self.config.augmentation.mixes)
+        if mesh.fsdp > 1:
+            shard(model, mesh, self.device, compute)
+        return network.to(self.device).eval()
 
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
@@ -279,6 +315,14 @@ class _AveragePredictor(Member):
     def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
+
+
+def _mean_of_ends(ends: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features and logits of a model: the mean of its heads."""
+    (features_BD, logits_BC), *others = ends
+    for other_features_BD, other_logits_BC in others:
+        features_BD, logits_BC = (features_BD + other_features_BD) / 2, (logits_BC + other_logits_BC) / 2
+    return features_BD, logits_BC
 
 
 def key_bias(row: Parameter) -> Tensor:

@@ -1,13 +1,13 @@
 """The forward pass of a model in PyTorch: uint8 images to logits, in the compute dtype."""
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import vit_torch
 from vit_core.preprocess import Preprocessing, offset_and_scale
-from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.torch.sharding import is_sharded
 
@@ -26,16 +26,16 @@ class Network(nn.Module):
         for name, constants_C in zip(("offset", "scale"), offset_and_scale(preprocessing), strict=True):
             self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
-    def forward(self, images_BHWC: Tensor, batch: Batch | None = None) -> Tensor:
-        """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed."""
-        x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
+    def forward(self, images_BHWC: Tensor, batch: Batch | None = None, ends: bool = False) -> Any:
+        """Logits [B, classes] of uint8 images; batch: of training, with its masks (which a model in evaluation does not
+        use) and how images are mixed. ends: return what the model's `forward_ends` does."""
+        x_BCHW, options = self.normalise(images_BHWC, batch), {"ends": ends}
+        masks = batch.masks if batch is not None and self.training else None
         # FSDP casts as it gathers.
         if is_sharded(self.model) or next(self.model.parameters()).dtype == self.compute:
-            logits_BC: Tensor = self.model(x_BCHW, masks)
-            return logits_BC
+            return self.model(x_BCHW, masks, **options)
         cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}
-        logits_BC = functional_call(self.model, cast, (x_BCHW, masks))
-        return logits_BC
+        return functional_call(self.model, cast, (x_BCHW, masks), options)
 
     def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
         """uint8 images as input of the model, [B, C, H, W] in the compute dtype; mixed in pairs as a batch says."""
@@ -55,15 +55,3 @@ def mixed(x_BHWC: Tensor, batch: Batch) -> Tensor:
     own_BHW1 = torch.where(inside_BHW, 0, batch.own_share_B[:, None, None])[..., None].to(x_BHWC)
     mixed_BHWC: Tensor = own_BHW1 * x_BHWC + (1 - own_BHW1) * partner_BHWC
     return mixed_BHWC
-
-
-def total_loss(config: TrainConfig, logits_BC: Tensor, batch: Batch) -> Tensor:
-    """The loss summed over the examples by their weights, in float32 at least."""
-    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
-    targets_BC, weights_B = batch.targets_BC.to(logits_BC), batch.weights_B.to(logits_BC)
-    if config.loss == "softmax":
-        losses_B = F.cross_entropy(logits_BC, targets_BC, reduction="none")
-    else:
-        losses_B = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").sum(dim=-1)
-    total: Tensor = (losses_B * weights_B).sum()
-    return total

@@ -35,8 +35,10 @@ class OptimizerUpdate:
     afterwards).
     """
 
-    def __init__(self, config: Optimizer, rows: Mapping[str, Parameter], params: Params) -> None:
-        self.config, self.factors = config.resolved(), config.factors(rows)
+    def __init__(
+        self, config: Optimizer, rows: Mapping[str, Parameter], factors: Mapping[str, float], params: Params
+    ) -> None:
+        self.config, self.factors = config.resolved(), factors
         self.rows = {name: rows[name] for name in self.factors}
         self.by_matrix = config.by_matrix
         self.params = {name: params[name] for name in self.factors}

@@ -24,7 +24,7 @@ from pydantic import Field, JsonValue
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.config import ViTConfig
 from vit_core.errors import DamagedError, InputError, shortened
-from vit_core.parameters import Stack, parameters
+from vit_core.parameters import Parameter, Stack, parameters
 from vit_core.schema import Flag, NonNegative, Schema
 from vit_core.storage import Location, StorePath, absolute, is_local, local_copy, location
 
@@ -200,7 +200,7 @@ class OrbaxStep:
         rows = parameters(config)
         arrays = {
             row.name: LazyArray(row.shape, self.manifest.leaves[leaf].dtype, partial(self.read_row, leaf, stack, i))
-            for leaf, stack in self.stacks(config, (PARAMETERS,))
+            for leaf, stack in self.stacks(rows, (PARAMETERS,))
             for i, row in enumerate(stack.rows)
         }
         if missing := [name for name in rows if name not in arrays]:
@@ -213,20 +213,21 @@ class OrbaxStep:
 
     def stacks(
         self,
-        config: ViTConfig,
+        rows: Mapping[str, Parameter],
         kinds: Collection[str],
         shape_of: Callable[[str, Stack], tuple[int, ...]] = lambda kind, stack: stack.jax_shape,
     ) -> Iterator[tuple[str, Stack]]:
         """Every leaf "<kind>/<stack>" of these kinds with its stack; `shape_of` gives the expected shape.
 
-        InputError for a leaf that the config does not have, or that has another shape.
+        InputError for a leaf of none of these rows, or that has another shape.
         """
-        rows, seen = parameters(config), set[tuple[str, str]]()
+        depth = max((row.layer + 1 for row in rows.values() if row.layer is not None), default=0)
+        seen = set[tuple[str, str]]()
         for leaf, found in self.manifest.leaves.items():
             kind, _, name = leaf.partition("/")
             if kind not in kinds:
                 continue
-            members = [rows.get(member) for member in _stack_members(name, config.depth)]
+            members = [rows.get(member) for member in _stack_members(name, depth)]
             stack = Stack(tuple(row for row in members if row is not None))
             if None in members or not members or stack.name != name or seen & {(kind, row.name) for row in stack.rows}:
                 raise self.not_of_config(f"unexpected {leaf}")

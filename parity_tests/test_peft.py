@@ -1,0 +1,138 @@
+"""Folders of adapters against peft: what is written opens there and computes the same, what peft writes opens here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import timm
+import torch
+from safetensors.numpy import load_file
+
+import vit_jax
+import vit_torch
+from parity_tests.test_training import DESCENDANT, MODEL
+from parity_tests.twins import checkpoint
+from vit_core import ViTConfig, open_checkpoint, parity, save_checkpoint
+from vit_core.checkpoints import Checkpoint
+from vit_core.checkpoints.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapters, write_adapters
+from vit_core.errors import InputError
+from vit_core.lora import Lora, adapter_rows, merged_arrays
+
+LORA = Lora(rank=4, alpha=6.0)
+EVERYWHERE = LORA.replace(targets=("qkv", "proj", "fc1", "fc2"), root=True)
+
+
+def with_adapters(base: Checkpoint, lora: Lora) -> dict[str, np.ndarray]:
+    """The base's arrays, random adapters, and another head, as after training."""
+    rng = np.random.default_rng(1)
+    arrays = {name: base.arrays[name] for name in base.arrays}
+    arrays |= {name: rng.standard_normal(row.shape) / 4 for name, row in adapter_rows(base.config.model, lora).items()}
+    return arrays | {name: rng.standard_normal(x.shape) for name, x in arrays.items() if name.startswith("head")}
+
+
+def written(folder: Path, model: ViTConfig, lora: Lora) -> tuple[Checkpoint, dict[str, np.ndarray]]:
+    """A folder of random adapters, with its base beside it."""
+    base = checkpoint(model)
+    save_checkpoint(folder / "base", base)
+    arrays = with_adapters(base, lora)
+    write_adapters(folder / "adapter", arrays, lora, base.config, str(folder / "base"))
+    return base, arrays
+
+
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    [(MODEL, LORA), (DESCENDANT, EVERYWHERE), (MODEL.replace(key_bias=False), EVERYWHERE)],
+    ids=["plain", "descendant, every layer", "no key bias"],
+)
+def test_adapters_open_in_peft_and_come_back(model: ViTConfig, lora: Lora, tmp_path: Path) -> None:
+    base, arrays = written(tmp_path, model, lora)
+    x_BHWC, _ = parity.probe(model, 2)
+    merged = Checkpoint.of(base.config, merged_arrays(arrays, model, lora))
+    expected = vit_torch.predict(vit_torch.load(merged), x_BHWC)
+    for twin in (vit_torch, vit_jax):
+        opened = twin.predict(twin.load(tmp_path / "adapter"), x_BHWC)
+        assert parity.difference(opened, expected)[1] <= parity.FLOAT64_BOUND
+    theirs = peft.PeftModel.from_pretrained(vit_torch.load(base), tmp_path / "adapter").eval()
+    logits_BC = theirs(torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)).detach().numpy()
+    assert parity.difference(logits_BC, expected)[1] <= parity.FLOAT64_BOUND
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, back = (load_file(tmp_path / name / ADAPTER_WEIGHTS) for name in ("adapter", "theirs"))
+    assert ours.keys() == back.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(back[name], array)
+    again = open_checkpoint(tmp_path / "theirs", base=base)
+    for name, array in merged.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array, err_msg=name)
+
+
+def test_what_peft_trains_over_timm_opens_here(tmp_path: Path) -> None:
+    """Other ranks and scales for some layers, a convolution, and norms that were trained whole."""
+    shape: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **shape).double().eval()
+    torch.save(model.state_dict(), tmp_path / "base.pth")
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=["qkv", "proj", "fc1"],
+        modules_to_save=["head", "norm"],
+        rank_pattern={"mlp.fc1": 2},
+        alpha_pattern={"mlp.fc1": 7},
+        init_lora_weights=False,
+    )
+    theirs = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.1 * torch.randn_like(p) if p.requires_grad else 0)
+    theirs.save_pretrained(tmp_path / "adapter")
+    x_BHWC, _ = parity.probe(ViTConfig(**dict(MODEL.model_dump(), image_size=16, patch_size=8)), 0)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)).numpy()
+    base = open_checkpoint(tmp_path / "base.pth", fields={"heads": 2})
+    for twin in (vit_torch, vit_jax):
+        found = twin.predict(twin.load(tmp_path / "adapter", base=base), x_BHWC)
+        assert parity.difference(found, expected)[1] <= parity.FLOAT64_BOUND
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    file = folder / ADAPTER_CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    base, _ = written(tmp_path, MODEL, LORA)
+    adapter = tmp_path / "adapter"
+
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(InputError, match=message) as error:
+            open_checkpoint(adapter, **options)
+        assert "\n" not in str(error.value)
+
+    refused("other weights than those of a checkpoint in memory", base=checkpoint(MODEL, seed=5))
+    refused("which has other patch_embed.proj.weight", base=checkpoint(MODEL.replace(width=48)))
+    with pytest.raises(InputError, match="no folder of adapters"):
+        open_checkpoint(tmp_path / "base", base=base)
+    edit(adapter, base_model_name_or_path=str(tmp_path / "elsewhere"))
+    refused("elsewhere, is not there; give the checkpoint")
+    edit(adapter, base_model_name_or_path=str(adapter))
+    refused("is a folder of adapters too")
+    edit(adapter, use_dora=True)
+    refused("use_dora: not read; merge it in peft", base=base)
+    edit(adapter, peft_type="IA3", use_dora=False)
+    refused("peft_type is 'IA3'; only LORA is read", base=base)
+    (adapter / ADAPTER_CONFIG).write_text("{")
+    refused("JSON", base=base)
+
+
+def test_a_folder_without_the_networks_config_has_to_fit_the_base(tmp_path: Path) -> None:
+    written(tmp_path, MODEL, LORA)
+    (tmp_path / "adapter" / "config.json").unlink()
+    assert read_adapters(tmp_path / "adapter").network is None
+    for model, message in (
+        (MODEL.replace(depth=2), "the base has no blocks.2"),
+        (MODEL.replace(width=48), "do not fit a weight"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_checkpoint(tmp_path / "adapter", base=checkpoint(model))

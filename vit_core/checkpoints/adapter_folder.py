@@ -1,0 +1,214 @@
+"""Low-rank adapters by themselves, in the folder that peft reads and writes: `adapter_config.json` beside
+`adapter_model.safetensors`.
+
+A folder that a run wrote also has a `config.json`, that of the whole network, so that it can be opened by itself while
+the base is where it was; and the file of weights has a digest of the base, so that another base is refused. peft reads
+neither. Folders that peft wrote, over `vit_torch.ViT` or over a model of timm's with the same names, are opened with a
+base that is given.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from vit_core.arrays import LazyArrays, as_dtype
+from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig, weights_digest
+from vit_core.checkpoints.containers import open_safetensors, readable, write_safetensors
+from vit_core.checkpoints.value_checks import with_value_checks
+from vit_core.errors import InputError, abbreviate
+from vit_core.lora import TARGETS, Lora, is_adapter, merged, pair_of
+from vit_core.parameters import parameters
+from vit_core.storage import Location, staged_files
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, NETWORK_CONFIG = "adapter_config.json", "adapter_model.safetensors", "config.json"
+PREFIX = "base_model.model."
+"""What peft puts before every name."""
+DIGEST = "base_digest"
+"""Key in the header of the weights file: a digest of the base without its heads."""
+_OTHER_FORMULAS = (
+    "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "layer_replication", "kasa_config",
+    "arrow_config", "monteclora_config", "velora_config", "alora_invocation_tokens", "target_parameters",
+    "trainable_token_indices",
+)  # fmt: skip
+"""Fields of peft's LoraConfig that make the adapted layer another function than W x + scale B A x."""
+_LONGEST_JSON = 2**24
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The contents of a folder; arrays are read when they are asked for."""
+
+    origin: str
+    fields: Mapping[str, Any]
+    """Those of adapter_config.json: peft's LoraConfig."""
+    arrays: LazyArrays
+    """Canonical name -> array in the layout on disk: matrices of adapters, and parameters that were trained whole."""
+    network: CheckpointConfig | None
+    """The config of the whole network, where the folder has one."""
+    base_digest: str | None
+    """The digest of the base, where the folder has it."""
+
+    @property
+    def base(self) -> str | None:
+        """Where the base was, as the folder names it."""
+        name = self.fields.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+    @property
+    def modules(self) -> list[str]:
+        """The layers that have an adapter."""
+        return [name.removesuffix(".lora_A.weight") for name in self.arrays if name.endswith(".lora_A.weight")]
+
+    def scale(self, module: str) -> float:
+        """What B A x of a layer is multiplied by."""
+        rank = self.arrays.entries[pair_of(module).down].shape[0]
+        alphas = self.fields.get("alpha_pattern") or {}
+        matching = (alphas[key] for key in alphas if re.fullmatch(rf"(.*\.)?({key})", module))
+        alpha = float(next(matching, self.fields.get("lora_alpha", 8)))
+        return alpha / (sqrt(rank) if self.fields.get("use_rslora") else rank)
+
+
+def is_adapter_folder(path: Location) -> bool:
+    """Whether a folder holds adapters and no whole checkpoint."""
+    return path.is_dir() and (path / ADAPTER_CONFIG).is_file() and not (path / "model.safetensors").exists()
+
+
+def write_adapters(
+    path: Location, arrays: Mapping[str, np.ndarray], lora: Lora, network: CheckpointConfig, base: str | None
+) -> None:
+    """Writes the adapters of a network, and its heads, which are trained whole, as peft's folder. One that is there is
+    replaced, or unchanged if writing fails.
+
+    arrays: those of the network and of its adapters apart. network: the config of the whole. base: where the base is,
+    for people and for `open_adapters`.
+    """
+    heads = [name for name in parameters(network.model) if _is_head(name)]
+    own = {f"{PREFIX}{name}": arrays[name] for name in arrays if is_adapter(name) or name in heads}
+    layers = "|".join(re.escape(TARGETS[target]) for target in lora.targets)
+    fields = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.root,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": rf"blocks\.\d+\.({layers})",
+        "modules_to_save": sorted({name.partition(".")[0] for name in heads}) or None,
+    }
+    header = {"format": "pt", DIGEST: _digest(arrays)}
+    with staged_files(path, (ADAPTER_WEIGHTS, ADAPTER_CONFIG, NETWORK_CONFIG)) as stage:
+        write_safetensors(stage / ADAPTER_WEIGHTS, LazyArrays.of(own), header)
+        (stage / ADAPTER_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        (stage / NETWORK_CONFIG).write_text(network.to_json()[0])
+
+
+def read_adapters(path: Location) -> Adapters:
+    """Opens a folder of adapters; no array is read yet. InputError for one that is damaged, and for adapters that
+    compute something else than W x + scale B A x."""
+    fields = _read_fields(path / ADAPTER_CONFIG)
+    if (kind := fields.get("peft_type")) != "LORA":
+        raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA is read")
+    others = [name for name in _OTHER_FORMULAS if fields.get(name)]
+    others += ["bias"] if fields.get("bias", "none") != "none" else []
+    if others:
+        raise InputError(f"{path / ADAPTER_CONFIG}: {', '.join(others)}: not read; merge it in peft (merge_and_unload)")
+    container = open_safetensors(path / ADAPTER_WEIGHTS)
+    arrays = LazyArrays({name.removeprefix(PREFIX): entry for name, entry in container.arrays.entries.items()})
+    network = None
+    if (path / NETWORK_CONFIG).is_file() and "format_version" in (found := _read_fields(path / NETWORK_CONFIG)):
+        network, _ = CheckpointConfig.from_json(json.dumps(found), str(path / NETWORK_CONFIG))
+    checked = with_value_checks(path / ADAPTER_WEIGHTS, arrays)
+    return Adapters(str(path), fields, checked, network, container.metadata.get(DIGEST))
+
+
+def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
+    """The base with the adapters as a part of its weights, and with the parameters that were trained whole.
+
+    Where the folder has the whole network's config, the base is brought to its image and patch size first, and its
+    weights are compared with those that the adapters were trained beside. InputError where they do not fit.
+    """
+    base = _prepared(adapters, base)
+    rows, entries = parameters(base.config.model), dict(base.arrays.entries)
+    for module in adapters.modules:
+        weight, pair = f"{module}.weight", pair_of(module)
+        down, up = (adapters.arrays.entries.get(name) for name in (pair.down, pair.up))
+        if weight not in rows or down is None or up is None:
+            what = f"{pair.up} is missing" if weight in rows else f"the base has no {weight}"
+            raise InputError(f"{adapters.origin}: {pair.down}: {what}; is this the base that they were trained with?")
+        shape, rank = rows[weight].shape, down.shape[0]
+        expected = (rank, *shape[1:]), (shape[0], rank)
+        if (down.shape, up.shape[:2]) != expected or prod(up.shape[2:]) != 1:
+            found = f"{list(down.shape)} and {list(up.shape)}"
+            raise InputError(
+                f"{adapters.origin}: {module}: matrices of {found} do not fit a weight of {list(shape)} of the base"
+            )
+        add = partial(_with_adapter, down.read, up.read, adapters.scale(module))
+        entries[weight] = entries[weight].then(add, shape, entries[weight].dtype)
+    for name in (name for name in adapters.arrays if not is_adapter(name)):
+        if name not in rows or adapters.arrays.entries[name].shape != rows[name].shape:
+            raise InputError(f"{adapters.origin}: {name}: the base has no such parameter of this shape")
+        entries[name] = adapters.arrays.entries[name]
+    return dataclasses.replace(
+        base, config=adapters.network or base.config, arrays=LazyArrays(entries), origin=adapters.origin
+    )
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The digest of a base, whose heads are replaced by the network's own."""
+    return weights_digest(
+        LazyArrays.of(arrays).select(name for name in arrays if not is_adapter(name) and not _is_head(name))
+    )
+
+
+def _prepared(adapters: Adapters, base: Checkpoint) -> Checkpoint:
+    """The base at the sizes of the network that the adapters belong to, with a head of so many classes."""
+    head = adapters.arrays.entries.get("head.weight")
+    if head is not None and head.shape[0] != base.config.model.num_classes:
+        base = base.with_head(head.shape[0])
+    if adapters.network is None:
+        return base
+    model = adapters.network.model
+    if base.config.model.representation and not model.representation:
+        base = base.with_head(0).with_head(model.num_classes)
+    base = base.adapt(
+        image_size=model.image_size, patch_size=model.patch_size, position_embedding_method=model.position_resampling
+    )
+    base = base.adapt(dtype=as_dtype(next(iter(adapters.arrays.entries.values())).dtype))
+    if base.arrays.shapes != {name: row.shape for name, row in parameters(model).items()}:
+        names = [name for name, row in parameters(model).items() if base.arrays.shapes.get(name) != row.shape]
+        raise InputError(f"{adapters.origin}: not adapters of {base.origin}, which has other {abbreviate(names)}")
+    if adapters.base_digest is not None and _digest(base.arrays) != adapters.base_digest:
+        raise InputError(f"{adapters.origin}: were trained beside other weights than those of {base.origin}")
+    return base
+
+
+def _with_adapter(read_down: Any, read_up: Any, scale: float, weight: np.ndarray) -> np.ndarray:
+    """The weight with its adapter; a kernel of patches counts as a matrix of outputs by inputs."""
+    down, up, outputs = read_down(), read_up(), weight.shape[0]
+    whole = merged(weight.reshape(outputs, -1), down.reshape(len(down), -1), up.reshape(outputs, -1), scale)
+    return whole.reshape(weight.shape)
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("head.", "head_dist."))
+
+
+def _read_fields(path: Location) -> dict[str, Any]:
+    with readable(path, "JSON"):
+        if path.stat().st_size > _LONGEST_JSON:
+            raise ValueError("too long")
+        fields = json.loads(path.read_text())
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: expected an object of fields, found {type(fields).__name__}")
+    return fields
