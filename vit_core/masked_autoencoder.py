@@ -1,5 +1,5 @@
-"""Masked-autoencoder pretraining (MAE, arXiv:2111.06377): the encoder sees some patches of an image, and a small decoder
-predicts the pixels of the others from what the encoder makes of them. What both twins agree on is here.
+"""Masked-autoencoder pretraining (MAE, arXiv:2111.06377): the encoder sees some patches of an image, and a small
+decoder predicts the pixels of the others from what the encoder makes of them. What both twins agree on is here.
 """
 
 from collections.abc import Sequence
@@ -98,5 +98,5 @@ def draw_order(encoder: ViTConfig, batch: int, rng: np.random.Generator) -> np.n
 
 
 def order_of(noise_BN: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-    """The order of patches by ascending noise, int32 [B, N]: what transformers' ViTMAE makes of its argument `noise`."""
+    """The order of patches by ascending noise, int32 [B, N]: what transformers' ViTMAE makes of its `noise`."""
     return np.argsort(np.asarray(noise_BN), axis=1, kind="stable").astype(np.int32)

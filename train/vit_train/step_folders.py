@@ -15,6 +15,7 @@ from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.folder import WEIGHTS, open_folder, write_folder
 from vit_core.checkpoints.formats.vit.step import MANIFEST, OrbaxStep, is_orbax_step
 from vit_core.errors import DamagedError, InputError
+from vit_core.masked_autoencoder import MaskedAutoencoder
 from vit_core.storage import Location, StorePath, is_local, local_copy, remove_tree, staged_files
 from vit_train.step_statistics import SKIPPED, step_statistics
 
@@ -45,8 +46,10 @@ class Statistics(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
 
-def read_step(folder: Location) -> tuple[Checkpoint, int, Statistics]:
+def read_step(folder: Location, mae: MaskedAutoencoder | None = None) -> tuple[Checkpoint, int, Statistics]:
     """The weights of a step, the number of updates before it, and the statistics; all files are checked first.
+
+    mae: of the run, where it trains a masked autoencoder; its decoder is among the statistics.
 
     DamagedError for a step that is not as it was saved.
     """
@@ -55,7 +58,7 @@ def read_step(folder: Location) -> tuple[Checkpoint, int, Statistics]:
         step.verify()
         config = CheckpointConfig.parse(step.manifest.metadata, f"{folder / MANIFEST}: metadata")
         checkpoint = Checkpoint(config, step.parameters(config.model), str(folder))
-        arrays: Mapping[str, np.ndarray] = step_statistics(step, config.model)
+        arrays: Mapping[str, np.ndarray] = step_statistics(step, config.model, mae)
     else:
         checkpoint, arrays = _open_weights(folder), _read_statistics(folder / STATISTICS)
     return checkpoint, checkpoint.config.provenance.step or 0, Statistics(folder, arrays)

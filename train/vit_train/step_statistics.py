@@ -14,7 +14,8 @@ import numpy as np
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats.vit.step import PARAMETERS, OrbaxStep
 from vit_core.config import ViTConfig
-from vit_core.parameters import Stack
+from vit_core.masked_autoencoder import MaskedAutoencoder
+from vit_core.parameters import DECODER, Stack, parameters
 
 SKIPPED = "skipped"
 """The leaf that counts skipped updates."""
@@ -25,14 +26,17 @@ _MEANS = {"second_moment_rows": slice(0, 1), "second_moment_columns": slice(1, N
 """Statistics that are means over a matrix's rows or columns, and which of the matrix's lengths they have."""
 
 
-def step_statistics(step: OrbaxStep, config: ViTConfig) -> LazyArrays:
+def step_statistics(step: OrbaxStep, config: ViTConfig, mae: MaskedAutoencoder | None = None) -> LazyArrays:
     """Statistics by "<kind>/<canonical name>", and "skipped", as `statistics` of the engines returns them: in PyTorch's
     layout, means over rows and columns as [matrices of the parameter, length].
 
-    InputError where the step has other parameters than the config.
+    mae: of a run of a masked autoencoder, whose decoder is among them, as "params/<canonical name>". InputError where
+    the step has other parameters than the config.
     """
     kinds = {leaf.partition("/")[0] for leaf in step.manifest.leaves} - {PARAMETERS, SKIPPED}
     by_matrix = kinds - {AVERAGE} if step.manifest.structured else set()
+    leaves = step.leaves(kinds)
+    leaves += [leaf for leaf in step.leaves((PARAMETERS,)) if leaf.startswith(f"{PARAMETERS}/{DECODER}")]
 
     def shape_of(kind: str, stack: Stack) -> tuple[int, ...]:
         if kind not in by_matrix:
@@ -40,7 +44,7 @@ def step_statistics(step: OrbaxStep, config: ViTConfig) -> LazyArrays:
         return len(stack.rows) * _matrices(stack), *_lengths(kind, stack)
 
     arrays: dict[str, LazyArray] = {}
-    for leaf, stack in step.stacks(config, kinds, shape_of):
+    for leaf, stack in step.stacks(parameters(config, mae), leaves, shape_of):
         kind, dtype = leaf.partition("/")[0], step.manifest.leaves[leaf].dtype
         for i, row in enumerate(stack.rows):
             read: Callable[[], np.ndarray] = partial(step.read_row, leaf, stack, i)

@@ -1,5 +1,6 @@
 """Config of a whole training run."""
 
+from collections.abc import Mapping
 from math import log
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.parameters import parameters
+from vit_core.masked_autoencoder import MaskedAutoencoder
+from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
 from vit_train.config.changeable import FREE_MODEL_FIELDS
@@ -41,6 +43,7 @@ class TrainConfig(Schema):
     """
 
     model: ViTConfig
+    mae: MaskedAutoencoder = MaskedAutoencoder()
     data: Data = Data(name="digits")
     preprocessing: Preprocessing = Field(
         default_factory=lambda data: Preprocessing(image_size=data["model"].image_size, channels=data["model"].channels)
@@ -162,7 +165,9 @@ class TrainConfig(Schema):
                 f"schedule: {schedule.warmup_steps} steps of warm-up and {schedule.cooldown_steps} of cooldown leave "
                 f"nothing of {length:g} steps"
             )
-        if not self.model.num_classes:
+        if self.masked is not None:
+            self._check_masked(self.masked)
+        elif not self.model.num_classes:
             raise ValueError("model.num_classes: 0 leaves nothing to train towards")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
@@ -188,8 +193,25 @@ class TrainConfig(Schema):
             )
         if "balanced" in self.class_weights and len(self.class_weights) > 1:
             raise ValueError("class_weights: expected one number for each class, or balanced alone")
-        self.optimizer.factors(parameters(self.model))
+        self.optimizer.factors(self.table)
         return self
+
+    def _check_masked(self, mae: MaskedAutoencoder) -> None:
+        mae.check(self.model)
+        if self.augmentation.mixes:
+            raise ValueError("augmentation.mixup, augmentation.cutmix: mix classes, and mae.mask_ratio needs none")
+        if self.class_weights:
+            raise ValueError("class_weights: weigh classes, and mae.mask_ratio needs none")
+
+    @property
+    def masked(self) -> MaskedAutoencoder | None:
+        """How the model is pretrained as a masked autoencoder; None where it is trained towards classes."""
+        return self.mae if self.mae.mask_ratio else None
+
+    @property
+    def table(self) -> Mapping[str, Parameter]:
+        """The rows of the parameter table that the run trains or freezes: the model's, and those of a decoder."""
+        return parameters(self.model, self.masked)
 
     def fitted(self, weights: Checkpoint) -> Checkpoint:
         """The weights under this run's model config. InputError unless both compute the same network."""
@@ -217,6 +239,8 @@ class TrainConfig(Schema):
     @property
     def loss_limit(self) -> float:
         """The loss above which it counts as exploded."""
+        if self.masked is not None:
+            return self.explosion  # the mean square of normalised pixels is about 1
         classes = self.model.num_classes
         return self.explosion * (log(classes + 1) if self.loss == "softmax" else classes * log(2))
 

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 import vit_jax
 from vit_core.config import ViTConfig
+from vit_core.masked_autoencoder import MaskedAutoencoder
 from vit_core.parameters import Parameter, Stack
 from vit_core.preprocess import Preprocessing, offset_and_scale
-from vit_jax import arrays, sharding
+from vit_jax import arrays, masked_autoencoder, sharding
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.mesh import batch_sharding
@@ -24,7 +25,9 @@ Params = dict[str, jax.Array]
 class Forward:
     """Builds the model from its parameters, prepares images, and computes logits.
 
-    The methods are pure functions, to be traced by jax.jit; `logits` is jitted: (params, images_BHWC) -> [B, classes].
+    mae: the model is a masked autoencoder, whose call gives the loss of each image instead.
+    The methods are pure functions, to be traced by jax.jit. Jitted are `logits`: (params, images_BHWC) -> [B, classes],
+    and `losses`: (params, images_BHWC, masks) -> [B].
     """
 
     def __init__(
@@ -38,14 +41,19 @@ class Forward:
         scan: bool = True,
         remat: Remat = "none",
         mixes: bool = False,
+        mae: MaskedAutoencoder | None = None,
     ) -> None:
-        self.model_config, self.preprocessing, self.stacks = model, preprocessing, stacks
+        self.model_config, self.preprocessing, self.stacks, self.mae = model, preprocessing, stacks, mae
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.scan, self.remat, self.mixes = scan, remat, mixes
         self.position_of = {row.name: (stack.name, i) for stack in stacks.values() for i, row in enumerate(stack.rows)}
         """Canonical name -> the stack that has the parameter, and its index there."""
         self.logits = jax.jit(
             lambda params, images_BHWC: self.model(params)(self.normalise(images_BHWC)),
+            out_shardings=batch_sharding(mesh),
+        )
+        self.losses = jax.jit(
+            lambda params, images_BHWC, masks: self.model(params)(self.normalise(images_BHWC), masks),
             out_shardings=batch_sharding(mesh),
         )
 
@@ -61,6 +69,7 @@ class Forward:
             scan=config.scan,
             remat=config.remat,
             mixes=config.augmentation.mixes,
+            mae=config.masked,
         )
 
     def model(self, params: Params) -> vit_jax.ViT:
@@ -75,9 +84,13 @@ class Forward:
                 return params[whole.name].astype(self.compute_dtype)
             return jnp.stack([layer(row) for row in whole.rows])  # some of its layers are frozen, and kept separately
 
-        model = nnx.eval_shape(
-            lambda: vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
-        )
+        def build() -> vit_jax.ViT:
+            if self.mae is not None:
+                kind = masked_autoencoder.MaskedAutoencoder
+                return kind(self.model_config, self.mae, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
+            return vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
+
+        model = nnx.eval_shape(build)
         if self.scan:
             arrays.write_stacks(model, stack)
         else:
@@ -85,12 +98,14 @@ class Forward:
         return model
 
     def normalise(self, images_BHWC: jax.Array, mix: Batch | None = None) -> jax.Array:
-        """uint8 images as input of the model, in the compute dtype; mixed in pairs as a batch says, in training."""
+        """uint8 images as input of the model, in the compute dtype (where they are to be predicted too, in float32 at
+        least); mixed in pairs as a batch says, in training."""
         offset, scale = offset_and_scale(self.preprocessing)
         x_BHWC = (images_BHWC.astype(jnp.float32) - offset) * scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.astype(jnp.promote_types(self.compute_dtype, jnp.float32)), mix)
-        return sharding.constrain(x_BHWC.astype(self.compute_dtype), "batch")
+        dtype = self.compute_dtype if self.mae is None else jnp.promote_types(self.compute_dtype, jnp.float32)
+        return sharding.constrain(x_BHWC.astype(dtype), "batch")
 
 
 def mixed(x_BHWC: jax.Array, batch: Batch) -> jax.Array:

@@ -4,6 +4,7 @@ Nothing here needs a device: `TrainStep.lower` is how a plan computes what a run
 """
 
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_core import masks
 from vit_core.errors import InputError
-from vit_core.parameters import Stack, parameters, stacks
+from vit_core.parameters import Stack, stacks
 from vit_jax import sharding
 from vit_train.config import TrainConfig
+from vit_train.config.mesh import check_divides
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.forward import Forward, Params
 from vit_train.engines.jax.mesh import batch_sharding, batch_shards
@@ -47,7 +49,9 @@ class TrainStep:
         self.config, self.mesh = config, mesh
         if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
-        rows = parameters(config.model)
+        rows = config.table
+        if config.masked is not None:
+            check_divides(mesh.shape, config.masked.decoder(config.model), "mae.decoder_")
         factors = config.optimizer.factors(rows)
         self.names = tuple(factors)
         self.trained = stacks(rows[name] for name in self.names)
@@ -106,13 +110,16 @@ class TrainStep:
         def array(shape: tuple[int, ...], dtype: Any, layout: str = "batch") -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, layout))
 
+        drawn = {name: array(site.shape, np.float32, mask_layout(name)) for name, site in sites.items()}
+        if self.config.masked is not None:
+            drawn[masks.PATCH_ORDER] = array((B, prod(model.grid)), np.int32, mask_layout(masks.PATCH_ORDER))
         return Batch(
             images_BHWC=array((B, *model.image_size, model.channels), self.config.preprocessing.pixel_type),
             targets_BC=array((B, model.num_classes), np.float32),
             weights_B=array((B,), np.float32),
             own_share_B=array((B,), np.float32),
             boxes_B4=array((B, 4), np.int32),
-            masks={name: array(site.shape, np.float32, mask_layout(name)) for name, site in sites.items()},
+            masks=drawn,
             ids_B=None,
         )
 
@@ -153,8 +160,8 @@ class TrainStep:
 
         def loss_of(trained: Params, part: Batch) -> jax.Array:
             images_BHWC = self.forward.normalise(part.images_BHWC, part)
-            logits_BC = self.forward.model(params | trained)(images_BHWC, part.masks)
-            return total_loss(self.config, logits_BC, part).astype(dtype) / count
+            outputs = self.forward.model(params | trained)(images_BHWC, part.masks)
+            return total_loss(self.config, outputs, part).astype(dtype) / count
 
         if self.config.accumulation == 1:
             loss, gradients = jax.value_and_grad(loss_of)(trained, batch)
@@ -201,13 +208,18 @@ def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:
     return gradient.at[key].set(0) if stack.layers is None else gradient.at[:, key].set(0)
 
 
-def total_loss(config: TrainConfig, logits_BC: jax.Array, batch: Batch) -> jax.Array:
-    """The loss summed over the examples by their weights, in float32 at least."""
-    logits_BC = logits_BC.astype(jnp.promote_types(logits_BC.dtype, jnp.float32))
-    targets_BC, weights_B = batch.targets_BC.astype(logits_BC.dtype), batch.weights_B.astype(logits_BC.dtype)
-    if config.loss == "softmax":
-        losses_B = optax.softmax_cross_entropy(logits_BC, targets_BC)
+def total_loss(config: TrainConfig, outputs: jax.Array, batch: Batch) -> jax.Array:
+    """The loss summed over the examples by their weights, in float32 at least.
+
+    outputs: logits [B, classes], or of a masked autoencoder the loss of each example.
+    """
+    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    targets_BC, weights_B = batch.targets_BC.astype(outputs.dtype), batch.weights_B.astype(outputs.dtype)
+    if config.masked is not None:
+        losses_B = outputs
+    elif config.loss == "softmax":
+        losses_B = optax.softmax_cross_entropy(outputs, targets_BC)
     else:
-        losses_B = optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(axis=-1)
+        losses_B = optax.sigmoid_binary_cross_entropy(outputs, targets_BC).sum(axis=-1)
     total: jax.Array = (losses_B * weights_B).sum()
     return total

@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.masks import rows_of
-from vit_core.parameters import Parameter, parameters
+from vit_core.parameters import DECODER, Parameter
 from vit_core.storage import Location
-from vit_torch import arrays
+from vit_torch import arrays, masked_autoencoder
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
@@ -26,6 +26,7 @@ from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_no
 from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.sharding import (
     accumulating,
+    blocks_of,
     gather_slices,
     is_sharded,
     local_slice,
@@ -49,15 +50,12 @@ class TorchEngine(Member):
 
     def __init__(self, config: TrainConfig, weights: Checkpoint | None = None, saved: Location | None = None) -> None:
         super().__init__()
-        self.config, self.table = config, parameters(config.model)
+        self.config, self.table = config, config.table
         self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
         if saved is not None:
-            weights, step, statistics = read_together(self.joined, lambda: read_step(saved))
-        if weights is None:
-            model = vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
-        else:
-            model = vit_torch.load(config.fitted(weights), dtype=config.dtype, remat=config.remat)
+            weights, step, statistics = read_together(self.joined, lambda: read_step(saved, config.masked))
+        model = self._model(weights)
         self.trained = tuple(config.optimizer.factors(self.table))
         for name, p in model.named_parameters():
             p.requires_grad_(name in self.trained)
@@ -67,7 +65,7 @@ class TorchEngine(Member):
             shard(model, mesh, self.device, compute)
         self.network.to(self.device)
         if config.compile is True or (config.compile is None and self.device.type == "cuda"):
-            for block in model.blocks:
+            for block in blocks_of(model):
                 block.compile()
         several = self.processes > 1 and mesh.fsdp == 1
         # Its buffers are constants.
@@ -85,6 +83,20 @@ class TorchEngine(Member):
         self.averages = {name: self.slices[name].clone() for name in averaged}
         if statistics is not None:
             self.restore(step, statistics)
+
+    def _model(self, weights: Checkpoint | None) -> vit_torch.ViT:
+        """The model to train, with given weights, or new ones by the config's seed; new are those of a decoder."""
+        config = self.config
+        if config.masked is not None:
+            options = {"dtype": config.dtype, "remat": config.remat}
+            model = masked_autoencoder.from_seed(config.model, config.masked, config.seed, **options)
+            if weights is not None:
+                given = config.fitted(weights).arrays.as_type(config.dtype)
+                model.load_state_dict({name: arrays.from_numpy(given[name]) for name in given}, strict=False)
+            return model
+        if weights is None:
+            return vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
+        return vit_torch.load(config.fitted(weights), dtype=config.dtype, remat=config.remat)
 
     @property
     def state_bytes(self) -> dict[str, tuple[int, int]]:
@@ -166,14 +178,26 @@ class TorchEngine(Member):
         logits: np.ndarray = logits_BC.cpu().to(getattr(torch, self.config.dtype)).numpy()
         return logits
 
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> np.ndarray:
+        """float64 [B]: the loss of each image of a masked autoencoder, in evaluation; this process's rows."""
+        masks = {site: self.on_device(mask) for site, mask in batch.masks.items()}
+        losses_B = self.network(self.on_device(batch.images_BHWC), batch._replace(masks=masks))
+        if is_sharded(self.network.model):
+            self.network.model.reshard()
+        losses: np.ndarray = losses_B.cpu().double().numpy()
+        return losses
+
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk: in process 0; every process has to call
-        it."""
-        return self._gathered(self.slices | self.averages if averaged else self.slices)
+        """The model's parameters, or their moving average, in the layout on disk: in process 0; every process has to
+        call it."""
+        chosen = self.slices | self.averages if averaged else self.slices
+        return self._gathered({name: x for name, x in chosen.items() if not name.startswith(DECODER)})
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics, the moving average and "skipped": "<kind>/<canonical name>" in the layout on
-        disk; in process 0; every process has to call it."""
+        disk; of a masked autoencoder also the decoder ("params/decoder..."). In process 0; every process has to call
+        it."""
         # Where the run stops because of one skipped update too many, that one will be tried again.
         skipped = np.asarray(min(self.skipped, self.skippable), np.int64)
         return self._gathered(self._statistics()) | {"skipped": skipped}
@@ -189,6 +213,8 @@ class TorchEngine(Member):
         self.update.restore(step - self.skipped, slices)
         for name, average in self.averages.items():
             average.copy_(slices[f"average/{name}"])
+        for key, decoder in self._decoder().items():
+            decoder.copy_(slices[key])
 
     def save(self, folder: Location, config: CheckpointConfig) -> None:
         """Writes a step's folder."""
@@ -214,8 +240,8 @@ class TorchEngine(Member):
         parts = self._split_batch(batch)
         for i, part in enumerate(parts):
             with accumulating(self.parallel, self.network.model) if i + 1 < len(parts) else nullcontext():
-                logits_BC = self.parallel(part.images_BHWC, part)
-                part_loss = total_loss(self.config, logits_BC, part).to(dtype) / count
+                outputs = self.parallel(part.images_BHWC, part)
+                part_loss = total_loss(self.config, outputs, part).to(dtype) / count
                 (part_loss * self.processes).backward()  # the gradients of the processes are averaged
             loss += part_loss.detach()
         if self.processes > 1:
@@ -256,8 +282,13 @@ class TorchEngine(Member):
             exchange()
 
     def _statistics(self) -> dict[str, Tensor]:
-        """This process's slices of the statistics and the moving averages."""
-        return self.update.statistics() | {f"average/{name}": x for name, x in self.averages.items()}
+        """This process's slices of the statistics, the moving averages and a decoder."""
+        averages = {f"average/{name}": x for name, x in self.averages.items()}
+        return self.update.statistics() | averages | self._decoder()
+
+    def _decoder(self) -> dict[str, Tensor]:
+        """This process's slices of a masked autoencoder's decoder, "params/<canonical name>"; else nothing."""
+        return {f"params/{name}": x for name, x in self.slices.items() if name.startswith(DECODER)}
 
     def _gathered(self, slices: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Whole arrays in process 0, nothing in the others, from the slices of all; keys end in canonical names."""

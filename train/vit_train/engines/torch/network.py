@@ -7,13 +7,15 @@ from torch.func import functional_call
 
 import vit_torch
 from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_torch.masked_autoencoder import MaskedAutoencoder
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.torch.sharding import is_sharded
 
 
 class Network(nn.Module):
-    """uint8 images to logits: normalized, mixed in pairs as a batch says (in training), through the model."""
+    """uint8 images to logits: normalized, mixed in pairs as a batch says (in training), through the model. For a masked
+    autoencoder the loss of each image is in the place of logits."""
 
     offset: Tensor
     scale: Tensor
@@ -31,18 +33,21 @@ class Network(nn.Module):
         x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
         # FSDP casts as it gathers.
         if is_sharded(self.model) or next(self.model.parameters()).dtype == self.compute:
-            logits_BC: Tensor = self.model(x_BCHW, masks)
-            return logits_BC
+            outputs: Tensor = self.model(x_BCHW, masks)
+            return outputs
         cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}
-        logits_BC = functional_call(self.model, cast, (x_BCHW, masks))
-        return logits_BC
+        outputs = functional_call(self.model, cast, (x_BCHW, masks))
+        return outputs
 
     def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
-        """uint8 images as input of the model, [B, C, H, W] in the compute dtype; mixed in pairs as a batch says."""
+        """uint8 images as input of the model, [B, C, H, W] in the compute dtype (where they are to be predicted too, in
+        float32 at least); mixed in pairs as a batch says."""
         x_BHWC = (images_BHWC.float() - self.offset) * self.scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)
-        return x_BHWC.permute(0, 3, 1, 2).to(self.compute)
+        predicted = isinstance(self.model, MaskedAutoencoder)
+        dtype = torch.promote_types(self.compute, torch.float32) if predicted else self.compute
+        return x_BHWC.permute(0, 3, 1, 2).to(dtype)
 
 
 def mixed(x_BHWC: Tensor, batch: Batch) -> Tensor:
@@ -57,13 +62,18 @@ def mixed(x_BHWC: Tensor, batch: Batch) -> Tensor:
     return mixed_BHWC
 
 
-def total_loss(config: TrainConfig, logits_BC: Tensor, batch: Batch) -> Tensor:
-    """The loss summed over the examples by their weights, in float32 at least."""
-    logits_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
-    targets_BC, weights_B = batch.targets_BC.to(logits_BC), batch.weights_B.to(logits_BC)
-    if config.loss == "softmax":
-        losses_B = F.cross_entropy(logits_BC, targets_BC, reduction="none")
+def total_loss(config: TrainConfig, outputs: Tensor, batch: Batch) -> Tensor:
+    """The loss summed over the examples by their weights, in float32 at least.
+
+    outputs: logits [B, classes], or of a masked autoencoder the loss of each example.
+    """
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    targets_BC, weights_B = batch.targets_BC.to(outputs), batch.weights_B.to(outputs)
+    if config.masked is not None:
+        losses_B = outputs
+    elif config.loss == "softmax":
+        losses_B = F.cross_entropy(outputs, targets_BC, reduction="none")
     else:
-        losses_B = F.binary_cross_entropy_with_logits(logits_BC, targets_BC, reduction="none").sum(dim=-1)
+        losses_B = F.binary_cross_entropy_with_logits(outputs, targets_BC, reduction="none").sum(dim=-1)
     total: Tensor = (losses_B * weights_B).sum()
     return total
