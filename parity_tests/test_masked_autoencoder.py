@@ -16,7 +16,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from vit_core import ViTConfig, parity
+from vit_core import ViTConfig, parity, variant
 from vit_core.errors import InputError
 from vit_core.masked_autoencoder import MaskedAutoencoder, draw_order, order_of
 from vit_core.masks import PATCH_ORDER
@@ -149,6 +149,15 @@ def test_the_loss_is_that_of_transformers(fields: dict[str, Any], changes: dict[
         assert parity.difference(losses_B.mean(), expected.loss.detach().numpy())[1] < parity.FLOAT64_BOUND
         predicted_BNP = call(model, "reconstruct", x_BHWC, order_BN)
         assert parity.difference(predicted_BNP, expected.logits.detach().numpy())[1] < parity.FLOAT64_BOUND
+
+
+def test_a_base_model_has_the_parameters_of_transformers() -> None:
+    """Their default config is the paper's B/16; its tables of positions are not trained."""
+    with torch.device("meta"):
+        theirs = ViTMAEForPreTraining(ViTMAEConfig())
+    base = variant("B/16", 224, 0, position_embedding="sincos2d_mae")
+    ours = sum(row.size for row in parameters(base, MaskedAutoencoder(mask_ratio=0.75)).values())
+    assert ours == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
 
 
 TWINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

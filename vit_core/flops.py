@@ -70,9 +70,7 @@ def _stem(c: ViTConfig, layers: tuple[int, ...]) -> int:
     return count
 
 
-def recomputed(
-    config: ViTConfig, remat: Literal["none", "dots", "full"], mae: MaskedAutoencoder | None = None
-) -> int:
+def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"], mae: MaskedAutoencoder | None = None) -> int:
     """FLOPs per image that the backward pass repeats to save memory (see vit_train.config.TrainConfig.remat).
 
     "dots": queries by keys, and weights by values. "full": each block, but for its last product, whose value no

@@ -33,10 +33,10 @@ class FitResult:
     """Accuracy of the weights after the last step."""
     average: Accuracy | None = None
     """Accuracy of the moving average of the weights, where one is kept."""
-    reconstruction: float | None = None
-    """Mean loss of a masked autoencoder on the evaluation split, after the last step."""
     folders: tuple[Location, ...] = ()
     """The finished checkpoints; the saved step, where a signal ended training before its last step."""
+    reconstruction: float | None = None
+    """Mean loss of a masked autoencoder on the evaluation split, after the last step; it has no accuracy."""
 
 
 def batches_for(engine: Trainer, split: Split) -> Batches:

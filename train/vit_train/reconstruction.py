@@ -26,9 +26,7 @@ def evaluation_order(model: ViTConfig, seed: int, ids: Sequence[int]) -> np.ndar
     return np.concatenate([draw_order(model, 1, rng) for rng in generators(seed, ORDER_STREAM, ids)])
 
 
-def reconstruction_loss(
-    engine: Trainer, split: Split, *, stop: StopSignal = never, display: Display = SILENT
-) -> float:
+def reconstruction_loss(engine: Trainer, split: Split, *, stop: StopSignal = never, display: Display = SILENT) -> float:
     """The mean loss of training over the images of a split, each once; processes share the work.
 
     Raises InputError for an image that cannot be read, unless the run's config allows it, and where none can;

@@ -107,8 +107,8 @@ class TrainConfig(Schema):
     keep_every: NonNegative = 0
     """Saved steps at multiples of this are kept too; 0: none."""
     keep_best: NonNegative = 0
-    """Number of saved steps with the best top-1, or mAP where images have several classes, that are kept too (of those
-    evaluated: see evaluate_every)."""
+    """Number of saved steps with the best top-1, mAP where images have several classes, or loss of a masked
+    autoencoder, that are kept too (of those evaluated: see evaluate_every)."""
     evaluation_batch: Positive = 100
     """Examples at once in evaluation."""
     threads: Positive = 2
