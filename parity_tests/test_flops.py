@@ -1,5 +1,7 @@
 """FLOPs by arithmetic, against PyTorch's counter on the twin and XLA's own figure for the other."""
 
+from typing import Any
+
 import jax
 import pytest
 import torch
@@ -9,6 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import vit_jax
 import vit_torch
 from vit_core import ViTConfig, flops, variant
+from vit_core.masked_autoencoder import MaskedAutoencoder
+from vit_core.masks import PATCH_ORDER
+from vit_torch import masked_autoencoder
 
 CONFIGS = {
     "Ti/16": variant("Ti/16", 64, 10),
@@ -31,6 +36,25 @@ def test_flops_are_what_torch_counts(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, config.channels, *config.image_size))
     assert sum(flops.forward(config).values()) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("fields", [{}, {"mlp": "swiglu", "registers": 3}], ids=str)
+def test_flops_of_a_masked_autoencoder_are_what_torch_counts(fields: dict[str, Any]) -> None:
+    """Those of the visible tokens in the encoder, and of all in the decoder; also what is recomputed of them."""
+    config = variant("mu/4", (16, 24), 0, **fields)
+    mae = MaskedAutoencoder(mask_ratio=0.75, decoder_width=16, decoder_depth=2, decoder_heads=2)
+    order_BN = torch.arange(24)[None]
+    totals = {}
+    for remat in ("none", "full"):
+        model = masked_autoencoder.MaskedAutoencoder(config, mae, attention="plain", remat=remat)
+        with FlopCounterMode(display=False) as counter:
+            loss = model(torch.zeros(1, 3, 16, 24), {PATCH_ORDER: order_BN}).sum()
+            if remat == "none":
+                assert sum(flops.in_training(config, mae).values()) == counter.get_total_flops()
+            loss.backward()
+        totals[remat] = counter.get_total_flops()
+    if "mlp" not in fields:
+        assert totals["full"] - totals["none"] == flops.recomputed(config, "full", mae)
 
 
 @pytest.mark.parametrize("fields", [{}, {"mlp": "swiglu", "registers": 3}, {"stem_layers": (1, 2, 2)}], ids=str)

@@ -224,8 +224,7 @@ def test_a_resumed_run_draws_the_same_coordinates(make: Any, tmp_path: Path) -> 
         assert np.array_equal(array, expected[name]), name
 
 
-ENGINES: dict[str, Any] = {"vit_train.engines.jax.train_step": JaxEngine, "vit_train.engines.torch.engine": TorchEngine}
-"""Module that reads the table of parameters -> the engine that trains by it."""
+ENGINES: dict[str, Any] = {"jax": JaxEngine, "torch": TorchEngine}
 MUTANTS: dict[str, tuple[ViTConfig, list[str], Callable[[Parameter], dict[str, Any]]]] = {
     "decay": (MODEL, ["pos_embed", "blocks.1.mlp.fc1.weight"], lambda row: {"decay": not row.decay}),
     "key_bias": (MODEL, ["blocks.1.attn.qkv.bias"], lambda row: {"key_bias": slice(2, 3)}),
@@ -255,9 +254,9 @@ def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> N
         # Its like in every layer too: JAX keeps them as one.
         alike = [other for other in true if re.sub(r"\d+", "", other) == re.sub(r"\d+", "", name)]
         table = {**true, **{other: replace(true[other], **wrong(true[other])) for other in alike}}
-        for module, make in ENGINES.items():
+        for framework, make in ENGINES.items():
             with monkeypatch.context() as patched:
-                patched.setattr(f"{module}.parameters", lambda _, table=table: table)
+                patched.setattr("vit_train.config.run_config.parameters", lambda *_, table=table: table)
                 found = trained(make)[name]
             for expected in right:
-                assert parity.difference(found, expected[name])[1] > parity.FLOAT64_BOUND, (module, name)
+                assert parity.difference(found, expected[name])[1] > parity.FLOAT64_BOUND, (framework, name)

@@ -95,7 +95,7 @@ class Wish:
             return result
         if fields:
             options = (f"{option_name(path)} {value_text(value_at(result, path))}" for path in fields)
-            say(f"fitted to {training.title}: {len(training)} images of {data.classes} classes: {' '.join(options)}")
+            say(f"fitted to {training.title}: {counted(training)}: {' '.join(options)}")
         epochs = result.steps * result.batch_size / len(training)
         say(f"{result.steps} steps of {result.batch_size} images: {epochs:.3g} epochs")
         return result
@@ -117,6 +117,14 @@ def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
     found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
     names = ("patch_size", *architecture_fields(spelled.rpartition("/")[0]))
     return {("model", name): getattr(found, name) for name in names}
+
+
+def counted(training: "Split") -> str:
+    """How many images and classes a split has, in words."""
+    from vit_train.data.sources.folders import UNLABELLED
+
+    classes = "" if training.labels == UNLABELLED else f" of {len(training.labels)} classes"
+    return f"{len(training)} images{classes}"
 
 
 def run_of(word: str) -> Location | None:

@@ -10,18 +10,14 @@ from math import prod
 from typing import Literal
 
 from vit_core.config import ViTConfig
+from vit_core.masked_autoencoder import MaskedAutoencoder
 
 
 def forward(config: ViTConfig) -> dict[str, int]:
     """FLOPs for one image, by module: stem, patch_embed, attn, mlp (of all blocks), attn_pool, pre_logits, head."""
-    c, N, D = config, config.tokens, config.width
-    A, patches = c.heads * c.attention_dim, prod(c.grid)
+    c, N, D, patches = config, config.tokens, config.width, prod(config.grid)
     modules = {} if c.stem_layers is None else {"stem": _stem(c, c.stem_layers)}
-    modules |= {
-        "patch_embed": patches * prod(c.patch_kernel) * c.stem_channels * D,
-        "attn": c.depth * (N * D * 3 * A + 2 * N * N * A + N * A * D),
-        "mlp": c.depth * (3 if c.mlp == "swiglu" else 2) * N * D * c.mlp_dim,
-    }
+    modules |= {"patch_embed": _patch_embed(c), **_blocks(c, N)}
     if c.pooling == "map":
         # One query over the pooled tokens, then an MLP on what it found.
         M = N if c.pool_prefix else patches
@@ -31,6 +27,33 @@ def forward(config: ViTConfig) -> dict[str, int]:
     if c.num_classes:
         modules["head"] = (2 if c.distillation == "head" else 1) * c.features * c.num_classes
     return {name: 2 * count for name, count in modules.items()}
+
+
+def in_training(config: ViTConfig, mae: MaskedAutoencoder | None = None) -> dict[str, int]:
+    """FLOPs of the forward pass for one image in training, by module; mae: as a masked autoencoder, whose encoder sees
+    the visible patches only."""
+    if mae is None:
+        return forward(config)
+    c, inner = config, mae.decoder(config)
+    seen, tokens = c.prefix_tokens + mae.visible(c), c.tokens
+    modules = {"patch_embed": _patch_embed(c), **_blocks(c, seen)}
+    modules["decoder.embed"] = seen * c.width * inner.width
+    modules |= {f"decoder.{name}": count for name, count in _blocks(inner, tokens).items()}
+    modules["decoder.pred"] = prod(c.grid) * inner.width * mae.patch_values(c)
+    return {name: 2 * count for name, count in modules.items()}
+
+
+def _patch_embed(c: ViTConfig) -> int:
+    return prod(c.grid) * prod(c.patch_kernel) * c.stem_channels * c.width
+
+
+def _blocks(c: ViTConfig, N: int) -> dict[str, int]:
+    """Multiply-adds of all blocks for N tokens."""
+    A, D = c.heads * c.attention_dim, c.width
+    return {
+        "attn": c.depth * (N * D * 3 * A + 2 * N * N * A + N * A * D),
+        "mlp": c.depth * (3 if c.mlp == "swiglu" else 2) * N * D * c.mlp_dim,
+    }
 
 
 def _stem(c: ViTConfig, layers: tuple[int, ...]) -> int:
@@ -47,16 +70,22 @@ def _stem(c: ViTConfig, layers: tuple[int, ...]) -> int:
     return count
 
 
-def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"]) -> int:
+def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"], mae: MaskedAutoencoder | None = None) -> int:
     """FLOPs per image that the backward pass repeats to save memory (see vit_train.config.TrainConfig.remat).
 
     "dots": queries by keys, and weights by values. "full": each block, but for its last product, whose value no
-    gradient needs.
+    gradient needs. mae: as for `in_training`.
     """
-    c, N, A = config, config.tokens, config.heads * config.attention_dim
+    if mae is None:
+        return _recomputed(config, config.tokens, remat)
+    seen = config.prefix_tokens + mae.visible(config)
+    return _recomputed(config, seen, remat) + _recomputed(mae.decoder(config), config.tokens, remat)
+
+
+def _recomputed(c: ViTConfig, N: int, remat: Literal["none", "dots", "full"]) -> int:
+    A = c.heads * c.attention_dim
     if remat == "none":
         return 0
     if remat == "dots":
         return 2 * c.depth * 2 * N * N * A
-    modules = forward(config)
-    return modules["attn"] + modules["mlp"] - 2 * c.depth * N * c.mlp_dim * c.width
+    return 2 * (sum(_blocks(c, N).values()) - c.depth * N * c.mlp_dim * c.width)

@@ -1,9 +1,9 @@
 """Dropout and stochastic depth as arrays, so that both twins can use the same ones.
 
 A mask holds the factor an activation is multiplied by: 0 where dropped, 1 / (1 - rate) where kept. Sites inside the
-blocks carry a leading layer axis. What else training draws for the model, the change of rotary coordinates, travels
-along. The twins only apply masks; who draws them (a twin's own generator, or a data pipeline on the host) decides
-whether a training step is reproducible elsewhere.
+blocks carry a leading layer axis. What else training draws for the model, the change of rotary coordinates and the
+order of patches of a masked autoencoder, travels along. The twins only apply masks; who draws them (a twin's own
+generator, or a data pipeline on the host) decides whether a training step is reproducible elsewhere.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ POSITIONS = "pos_drop"
 """Site of the dropout after the positions, outside the blocks."""
 ROPE = "rope"
 """Site of the change of rotary coordinates: [2, 2], shift and scale of both axes, one for the whole batch."""
+PATCH_ORDER = "patch_order"
+"""Site of a masked autoencoder's order of the patches of each image, int32 [B, patches]: the encoder sees the first of
+them, the others are predicted (vit_core.masked_autoencoder)."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,15 @@ def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str,
     return found
 
 
-SITES = (POSITIONS, ROPE, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn_drop", "drop_path1", "drop_path2")
+OUTSIDE_BLOCKS: dict[str, int | None] = {POSITIONS: 0, ROPE: None, PATCH_ORDER: 0}
+"""Names of masks without a layer axis, and along which axis examples lie."""
+SITES = (*OUTSIDE_BLOCKS, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn_drop", "drop_path1", "drop_path2")
 """Every name a mask can have."""
 
 
 def batch_axis(site: str) -> int | None:
     """The axis of a mask along which examples lie; none where one array serves the whole batch."""
-    return {POSITIONS: 0, ROPE: None}.get(site, 1)
+    return OUTSIDE_BLOCKS.get(site, 1)
 
 
 def rows_of(site: str, mask: np.ndarray, rows: Any) -> np.ndarray:
@@ -88,7 +93,7 @@ def of_layers(masks: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in masks or {}:
         if name not in SITES:
             raise unknown_name("mask", name, SITES)
-    return {name: mask for name, mask in (masks or {}).items() if name not in (POSITIONS, ROPE)}
+    return {name: mask for name, mask in (masks or {}).items() if name not in OUTSIDE_BLOCKS}
 
 
 def draw(config: ViTConfig, batch: int, rng: np.random.Generator, tokens: int | None = None) -> dict[str, np.ndarray]:

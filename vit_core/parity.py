@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_core.config import ViTConfig
+from vit_core.masked_autoencoder import MaskedAutoencoder
 from vit_core.parameters import Parameter, parameters
 
 FLOAT64_BOUND = 1e-12
@@ -118,13 +119,13 @@ def probe(
     return x_BHWC, rng.standard_normal((batch, config.num_classes or config.features))
 
 
-def randomized(config: ViTConfig, seed: int) -> dict[str, np.ndarray]:
+def randomized(config: ViTConfig, seed: int, mae: MaskedAutoencoder | None = None) -> dict[str, np.ndarray]:
     """Random values for every parameter, float64 in torch's layout, so that each one affects the outputs.
 
     Matrices keep the scale of their inputs, biases and tokens are of order one, scales lie about one.
     """
     rng = np.random.default_rng(seed)
-    return {name: _random(row, rng) for name, row in parameters(config).items()}
+    return {name: _random(row, rng) for name, row in parameters(config, mae).items()}
 
 
 def _random(row: Parameter, rng: np.random.Generator) -> np.ndarray:

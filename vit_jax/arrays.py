@@ -22,7 +22,7 @@ def read(model: "ViT") -> dict[str, jax.Array]:
     """Canonical name -> array in the JAX layout; stacked layers are separated."""
     leaves = _leaves(model)
     arrays = {}
-    for row in parameters.parameters(model.config).values():
+    for row in model.table.values():
         value = leaves[path_of(row, model.scan)][...]
         arrays[row.name] = value[row.layer] if model.scan and row.layer is not None else value
     return arrays
@@ -31,7 +31,7 @@ def read(model: "ViT") -> dict[str, jax.Array]:
 def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
     """Sets every parameter to what `value` gives for its row, in the JAX layout; stacks layers where the model does."""
     rows: dict[str, list[Parameter]] = {}
-    for row in parameters.parameters(model.config).values():
+    for row in model.table.values():
         rows.setdefault(path_of(row, model.scan), []).append(row)
     leaves = _leaves(model)
     if rows.keys() != leaves.keys():
@@ -45,7 +45,7 @@ def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
 def write_stacks(model: "ViT", value: Callable[[Stack], jax.Array]) -> None:
     """Sets every parameter of a model that scans to what `value` gives for its stack, layers along the first axis."""
     leaves = _leaves(model)
-    for stack in parameters.stacks(parameters.parameters(model.config).values()).values():
+    for stack in parameters.stacks(model.table.values()).values():
         leaves[path_of(stack.rows[0], scan=True)].set_value(value(stack))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_core.parameters import initial_value, parameters
+from vit_core.parameters import Parameter, initial_value, parameters
 from vit_jax.layers import identity, linear
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ class Classifier(nnx.Module):
     checkpoint: CheckpointConfig | None
     patch_embed: Any
     pre_logits: Any
+
+    @property
+    def table(self) -> Mapping[str, Parameter]:
+        """The rows of the parameter table that the model has."""
+        return parameters(self.config)
 
     def add_heads(self, config: ViTConfig) -> None:
         """Sets `head`, and with distillation `head_dist`, without initial values."""

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_core import parameters
 from vit_core.parameters import Initializer
 from vit_core.rotations import mixed_start
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 def initialize(model: "ViT", generator: torch.Generator | None = None) -> None:
     """Draws every parameter anew from its row's distribution."""
-    table = parameters.parameters(model.config)
+    table = model.table
     found = dict(model.named_parameters())
     if table.keys() != found.keys():
         raise AssertionError(f"table and model disagree on {sorted(table.keys() ^ found.keys())}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from vit_core.parameters import initial_value, parameters
+from vit_core.parameters import Parameter, initial_value, parameters
 from vit_torch import arrays
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ class Classifier(nn.Module):
     config: ViTConfig
     checkpoint: CheckpointConfig | None
     pre_logits: nn.Module
+
+    @property
+    def table(self) -> Mapping[str, Parameter]:
+        """The rows of the parameter table that the model has."""
+        return parameters(self.config)
 
     def add_heads(self, config: ViTConfig) -> None:
         """Sets `head`, and with distillation `head_dist`, without initial values."""

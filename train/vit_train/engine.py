@@ -103,6 +103,9 @@ class Trainer(BatchRows, Protocol):
         them than `skippable`, every later update does too.
         """
 
+    def losses(self, batch: Batch) -> np.ndarray:
+        """float64 [B]: the loss of each image of a masked autoencoder, without an update; this process's rows."""
+
     @property
     def profile_opened_by(self) -> str:
         """What opens the files of `profiled`, in words."""
@@ -121,7 +124,7 @@ class Saver(BatchRows, Protocol):
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics and the moving average, "<kind>/<canonical name>" in the layout on disk, and
-        "skipped"; at least in process 0."""
+        "skipped"; of a masked autoencoder also the decoder, which no checkpoint has; at least in process 0."""
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
         """Sets what `statistics` of either engine returned before update number `step`."""

@@ -23,6 +23,7 @@ Fields: TypeAlias = Mapping[FieldPath, Any]
 """Path of a config field -> its value."""
 
 CLASSES, LOSS = ("model", "num_classes"), ("loss",)
+MASK_RATIO = ("mae", "mask_ratio")
 IMAGE_SIZE, PATCH_SIZE = ("model", "image_size"), ("model", "patch_size")
 BATCH, STEPS, WARMUP, COOLDOWN = (
     ("batch_size",),
@@ -100,14 +101,16 @@ def fitted_fields(
 ) -> dict[FieldPath, Any]:
     """The fields of a recipe that are changed for its training images, except those that the user has chosen.
 
-    Every recipe: the number of classes; the sigmoid loss, where images may have several classes; a batch that is larger
+    Every recipe: the number of classes (0 for a masked autoencoder); the sigmoid loss, where images may have several classes; a batch that is larger
     than the set; the steps, where `epochs` are asked for; a warm-up and cooldown that are longer than the run.
     A recipe that states the most epochs of a run (Recipe.most_epochs): the steps; for small sets the batch, the
     warm-up and the intervals of evaluation and saving; for small images the image and patch size of new weights.
     """
     fit = _Fit(recipe, chosen)
-    fit[CLASSES] = data.classes
-    if data.multilabel:
+    if data.classes < 2 and not fit[MASK_RATIO]:
+        raise InputError("data.labelled: false leaves nothing to train towards; set --mae.mask-ratio 0.75")
+    fit[CLASSES] = 0 if fit[MASK_RATIO] else data.classes
+    if data.multilabel and not fit[MASK_RATIO]:
         fit[LOSS] = "sigmoid"
     if most_epochs and new_weights and data.side:
         _fit_image_size(fit, data.side)

@@ -14,6 +14,7 @@ from vit_train.engine import Engine, Trainer
 from vit_train.evaluation import DEFAULT_SIGNAL, Accuracy, evaluate, signal_in_any_process
 from vit_train.metrics import Metrics
 from vit_train.profiling import Profile
+from vit_train.reconstruction import reconstruction_loss
 from vit_train.run import Run
 from vit_train.signals import StoppedBySignal, StopSignal, stop_signals
 from vit_train.step_monitor import StepMonitor
@@ -34,6 +35,8 @@ class FitResult:
     """Accuracy of the moving average of the weights, where one is kept."""
     folders: tuple[Location, ...] = ()
     """The finished checkpoints; the saved step, where a signal ended training before its last step."""
+    reconstruction: float | None = None
+    """Mean loss of a masked autoencoder on the evaluation split, after the last step; it has no accuracy."""
 
 
 def batches_for(engine: Trainer, split: Split) -> Batches:
@@ -78,6 +81,8 @@ def fit(
             return FitResult(step, signal_in_any_process(engine, stop()), folders=(run.step_folder(step),))
         folders = run.finish(engine, step)
         try:
+            if config.masked is not None:
+                return FitResult(step, folders=folders, reconstruction=loop.evaluate_reconstruction(step))
             accuracy, average = loop.evaluate(step)
         except StoppedBySignal as stopped:
             return FitResult(step, stopped.number, folders=folders)
@@ -144,6 +149,13 @@ class _Loop:
         self.metrics.upload()
         return accuracy, average
 
+    def evaluate_reconstruction(self, step: int) -> float:
+        """The mean loss of a masked autoencoder on the evaluation split; logs it. Raises StoppedBySignal."""
+        loss = reconstruction_loss(self.engine, self.evaluation, stop=self.stop, display=self.display)
+        self.metrics.write(step, evaluation_loss=loss)
+        self.metrics.upload()
+        return loss
+
     def _save_and_evaluate(self, step: int, ending: bool, monitor: StepMonitor) -> bool:
         """Saves and evaluates where the config says so after this step; returns whether training ends with it."""
         config = self.engine.config
@@ -151,7 +163,10 @@ class _Loop:
             self._save(step, monitor)
         if not ending and _is_due(step, config.evaluate_every):
             try:
-                self.evaluate(step)
+                if config.masked is not None:
+                    self.evaluate_reconstruction(step)
+                else:
+                    self.evaluate(step)
             except StoppedBySignal:
                 ending = True
                 self._save(step, monitor)

@@ -205,6 +205,8 @@ class Run:
             config, folders = self.request.config, {int(folder.name): folder for folder in saved_steps(self.folder)}
             lines = read_metrics(self.folder / METRICS)
             scores = {line["step"]: line[name] for name in SCORES for line in lines if name in line}
+            if config.masked is not None:
+                scores = {line["step"]: -line["evaluation_loss"] for line in lines if "evaluation_loss" in line}
             for step in steps_to_remove(folders, config.keep, config.keep_every, config.keep_best, scores):
                 remove_step(folders[step])
             remove_incomplete(self.folder, folders.values())

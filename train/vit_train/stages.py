@@ -181,7 +181,9 @@ def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageRes
     if there.init is not None and not saved_steps(out):
         raise InputError(f"{out}: has no saved step yet; repeat the command that began it, with --init {there.init}")
     request = there.replace(
-        config=config, labels=training.labels, examples=(training.fingerprint(), evaluation.fingerprint())
+        config=config,
+        labels=training.labels if config.masked is None else None,
+        examples=(training.fingerprint(), evaluation.fingerprint()),
     )
     segment = {name: value for name, value in fields.items() if name in CHANGEABLE_IN_SEGMENTS}
     stage = "pretrain" if there.init is None else "finetune"
@@ -203,14 +205,17 @@ def train(
 
     InputError where the folder holds another run or is used by another process, or the processes of the run disagree.
     """
-    if len(training.labels) != config.model.num_classes:
+    if config.masked is None and not config.data.labelled:
+        raise InputError("data.labelled: false leaves nothing to train towards; set mae.mask_ratio above 0 (0.75)")
+    if config.masked is None and len(training.labels) != config.model.num_classes:
         raise InputError(
             f"model.num_classes: {config.model.num_classes}, but {training.title} has {len(training.labels)} classes; "
             f"set --model.num-classes {len(training.labels)}"
         )
     provenance = weights.config.provenance if weights else Provenance()
     examples = training.fingerprint(), evaluation.fingerprint()
-    request = Request(config=config, init=init, labels=training.labels, provenance=provenance, examples=examples)
+    labels = training.labels if config.masked is None else None
+    request = Request(config=config, init=init, labels=labels, provenance=provenance, examples=examples)
     return _train(stage, Run(out, request), weights, training, evaluation, launch, changes)
 
 

@@ -20,6 +20,7 @@ from vit_core.errors import DamagedError, InputError
 from vit_core.lora import Lora, adapter_rows, adapters, merged_arrays, with_adapter_rows
 from vit_core.parameters import parameters
 from vit_core.storage import Location, StorePath, is_local, local_copy, remove_tree, staged_files
+from vit_train.config import TrainConfig
 from vit_train.step_statistics import ADAPTER, BASE, SKIPPED, step_statistics
 
 STATISTICS = "optimizer.safetensors"
@@ -49,9 +50,13 @@ class Statistics(Mapping[str, np.ndarray]):
         return len(self.arrays)
 
 
-def read_step(folder: Location, lora: Lora) -> tuple[Checkpoint, int, Statistics]:
-    """The weights of a step, the number of updates before it, and the statistics; all files are checked first. The
-    weights are those beside the adapters, which are among them.
+def read_step(folder: Location, run: TrainConfig) -> tuple[Checkpoint, int, Statistics]:
+    """The weights of a step of a run, the number of updates before it, and the statistics; all files are checked first.
+
+    The weights are those beside the run's adapters, which are among them; a masked autoencoder's decoder is among the
+    statistics.
+
+    mae: of the run, where it trains a masked autoencoder; its decoder is among the statistics.
 
     DamagedError for a step that is not as it was saved.
     """
@@ -60,12 +65,12 @@ def read_step(folder: Location, lora: Lora) -> tuple[Checkpoint, int, Statistics
         step.verify()
         config = CheckpointConfig.parse(step.manifest.metadata, f"{folder / MANIFEST}: metadata")
         checkpoint = Checkpoint(config, step.parameters(config.model), str(folder))
-        rows = with_adapter_rows(parameters(config.model), config.model, lora)
+        rows = with_adapter_rows(parameters(config.model, run.masked), config.model, run.lora)
         arrays: Mapping[str, np.ndarray] = step_statistics(step, rows)
     else:
         checkpoint, arrays = _open_weights(folder), _read_statistics(folder / STATISTICS)
     statistics = Statistics(folder, arrays)
-    checkpoint = _with_adapters(checkpoint, statistics, lora)
+    checkpoint = _with_adapters(checkpoint, statistics, run.lora)
     return checkpoint, checkpoint.config.provenance.step or 0, statistics
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats.vit.step import PARAMETERS, OrbaxStep
-from vit_core.parameters import Parameter, Stack
+from vit_core.parameters import DECODER, Parameter, Stack
 
 SKIPPED = "skipped"
 """The leaf that counts skipped updates."""
@@ -32,10 +32,14 @@ def step_statistics(step: OrbaxStep, rows: Mapping[str, Parameter]) -> LazyArray
     """Statistics by "<kind>/<canonical name>", and "skipped", as `statistics` of the engines returns them: in PyTorch's
     layout, means over rows and columns as [matrices of the parameter, length]. Adapters and their base too.
 
+    A masked autoencoder's decoder is among them, as "params/<canonical name>".
+
     InputError where the step has other parameters than `rows`.
     """
     kinds = {leaf.partition("/")[0] for leaf in step.manifest.leaves} - {PARAMETERS, SKIPPED}
     by_matrix = kinds - {AVERAGE, ADAPTER, BASE} if step.manifest.structured else set()
+    leaves = step.leaves(kinds)
+    leaves += [leaf for leaf in step.leaves((PARAMETERS,)) if leaf.startswith(f"{PARAMETERS}/{DECODER}")]
 
     def shape_of(kind: str, stack: Stack) -> tuple[int, ...]:
         if kind not in by_matrix:
@@ -43,7 +47,7 @@ def step_statistics(step: OrbaxStep, rows: Mapping[str, Parameter]) -> LazyArray
         return len(stack.rows) * _matrices(stack), *_lengths(kind, stack)
 
     arrays: dict[str, LazyArray] = {}
-    for leaf, stack in step.stacks(rows, kinds, shape_of):
+    for leaf, stack in step.stacks(rows, leaves, shape_of):
         kind, dtype = leaf.partition("/")[0], step.manifest.leaves[leaf].dtype
         for i, row in enumerate(stack.rows):
             read: Callable[[], np.ndarray] = partial(step.read_row, leaf, stack, i)

@@ -1,7 +1,7 @@
 """Speed of training between two log lines.
 
 MFU, the model FLOP utilisation, is the FLOPs that the model needs (three forward passes for each image, whatever is
-frozen or computed twice) over those that the devices could do meanwhile: as fast as they multiply two large matrices of
+frozen or computed twice; of a masked autoencoder by the patches that are visible) over those that the devices could do meanwhile: as fast as they multiply two large matrices of
 the compute dtype, measured when training begins.
 """
 
@@ -21,7 +21,7 @@ class Throughput:
 
     def __init__(self, config: TrainConfig, peak: float) -> None:
         self.batch_size, self.peak = config.batch_size, peak
-        self.step_flops = 3 * sum(flops.forward(config.model).values()) * config.batch_size
+        self.step_flops = 3 * sum(flops.in_training(config.model, config.masked).values()) * config.batch_size
         self.start, self.steps = time.perf_counter(), 0
         self.since, self.waited = self.start, 0.0
 

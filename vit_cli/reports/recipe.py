@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vit_cli.console import say, table
 from vit_cli.field_options import value_text
 from vit_core import flops
-from vit_core.parameters import Parameter, count, parameters, spans
+from vit_core.parameters import Parameter, spans
 from vit_train.config import TrainConfig, flatten
 
 
@@ -22,9 +22,13 @@ def print_recipe(title: str, config: TrainConfig, examples: int | None = None) -
     rates = [(step + 1, f"{config.learning_rate(step):.3e}", epochs(config, step + 1, examples)) for step in steps]
     table("schedule", ("step", "learning rate", "epochs"), rates)
     _print_groups(config)
-    forward = flops.forward(config.model)
+    forward = flops.in_training(config.model, config.masked)
     total = sum(forward.values())
-    say(f"{count(config.model):,} parameters, {config.model.tokens} tokens an image")
+    tokens = f"{config.model.tokens} tokens an image"
+    if config.masked is not None:
+        seen = config.model.prefix_tokens + config.masked.visible(config.model)
+        tokens += f", of which the encoder sees {seen}"
+    say(f"{sum(row.size for row in config.table.values()):,} parameters, {tokens}")
     shares = ", ".join(f"{name} {part / total:.0%}" for name, part in forward.items())
     say(f"{total / 1e9:.3f} GFLOPs an image forward ({shares}), {3 * total / 1e9:.3f} in training")
     images = config.steps * config.batch_size
@@ -73,8 +77,7 @@ class Group:
 
 def groups(config: TrainConfig) -> Iterator[Group]:
     """The parameter groups in the order of the network."""
-    rows = config.rows(parameters(config.model))
-    factors = config.factors(parameters(config.model))
+    rows, factors = config.table, config.factors()
     alike: dict[tuple[float | None, bool], list[Parameter]] = {}
     for name, row in rows.items():
         alike.setdefault((factors.get(name), row.decay), []).append(row)
@@ -88,7 +91,8 @@ def place_in_network(config: TrainConfig, rows: list[Parameter]) -> str:
     blocks = [depth - 1 for depth in depths if 0 < depth <= config.model.depth]
     names = ["embeddings"] if 0 in depths else []
     names += [f"{'blocks' if len(blocks) > 1 else 'block'} {spans(blocks).replace(',', ', ')}"] if blocks else []
-    return ", ".join(names + (["head"] if depths[-1] > config.model.depth else []))
+    last = "head" if config.masked is None else "decoder"
+    return ", ".join(names + ([last] if depths[-1] > config.model.depth else []))
 
 
 def decay_of_a_step(config: TrainConfig, group: Group) -> float:

@@ -66,10 +66,14 @@ def _progress_bar(title: str, total: int, completed: int) -> Iterator[Task]:
 def print_stage(result: StageResult) -> None:
     """Prints the accuracy that a run reached, and where its files are; nothing for a run that was stopped."""
     fit = result.fit
-    if result.process or fit.accuracy is None:
+    if result.process or (fit.accuracy is None and fit.reconstruction is None):
         return
+    if fit.reconstruction is not None:
+        say(f"evaluation after {fit.step} steps: loss of the hidden patches {fit.reconstruction:.4f}")
+        say("the decoder is not in the checkpoint, only in the run's saved steps, from which it resumes")
     rows = [("weights", fit.accuracy), ("moving average", fit.average)]
-    print_accuracies(f"evaluation after {fit.step} steps", [(name, found) for name, found in rows if found])
+    if fit.accuracy is not None:
+        print_accuracies(f"evaluation after {fit.step} steps", [(name, found) for name, found in rows if found])
     for folder in fit.folders:
         say(f"checkpoint {folder}")
     if result.curves is not None:

@@ -48,7 +48,7 @@ class Parameter:
     depth: int
     """0 for the embeddings, i + 1 for block i, depth + 1 after the blocks: layer-wise learning rates."""
     layer: int | None
-    """The block it stands in, if any."""
+    """The block it stands in, if any (of the encoder, or of a masked autoencoder's decoder)."""
     key_bias: slice | None
     """Where on its first JAX axis stands what is added to all keys alike, if anything is. Softmax is blind to it: its
     gradient is zero in exact arithmetic, and the rounding noise in its place is all that would tell two engines'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from math import prod, sqrt
 from types import MappingProxyType
@@ -13,11 +14,15 @@ from vit_core.relative_positions import table_rows
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
+    from vit_core.masked_autoencoder import MaskedAutoencoder
 
 
 @lru_cache(maxsize=64)
-def parameters(config: ViTConfig) -> Mapping[str, Parameter]:
-    """The table of a config: canonical name -> row, in the order the network computes; read-only."""
+def parameters(config: ViTConfig, mae: MaskedAutoencoder | None = None) -> Mapping[str, Parameter]:
+    """The table of a config: canonical name -> row, in the order the network computes; read-only.
+
+    mae: that the model is pretrained by; rows of its decoder follow, whose names begin with DECODER.
+    """
     table = _Table(config)
     c = config
     _patch_embed(table, c)
@@ -61,7 +66,7 @@ def parameters(config: ViTConfig) -> Mapping[str, Parameter]:
             table.linear(head, ["classes"], [features], init=ZEROS)
             if c.head_bias:
                 table.bias(head, "classes", init=Initializer("constant", c.head_bias_init))
-    return MappingProxyType(table.rows)
+    return MappingProxyType(table.rows | (_decoder(c, mae) if mae else {}))
 
 
 def count(config: ViTConfig) -> int:
@@ -69,6 +74,8 @@ def count(config: ViTConfig) -> int:
     return sum(row.size for row in parameters(config).values())
 
 
+DECODER = "decoder."
+"""Beginning of the names of the parameters of a masked autoencoder's decoder."""
 ZEROS = Initializer("constant", 0.0)
 ONES = Initializer("constant", 1.0)
 
@@ -199,6 +206,25 @@ def _attention_pool(table: _Table, c: ViTConfig) -> None:
     table.bias("attn_pool.proj", "width")
     table.norm("attn_pool.norm")
     _mlp(table, "attn_pool.mlp", c)
+
+
+def _decoder(c: ViTConfig, mae: MaskedAutoencoder) -> dict[str, Parameter]:
+    """The decoder of a masked autoencoder: its blocks and their norm, and what is before and after them."""
+    inner, values = mae.decoder(c), mae.patch_values(c)
+    table = _Table(inner)
+    table.enter(None)
+    table.sizes |= {"encoder_width": c.width, "patch_values": values}
+    table.linear("embed", ["width"], ["encoder_width"], init=_xavier_uniform(c.width, inner.width))
+    table.bias("embed", "width")
+    table.tokens("mask_token", "one_b", Initializer("normal", 0.02))
+    blocks = parameters(inner).items()
+    table.rows |= {name: row for name, row in blocks if row.layer is not None or name.startswith("norm.")}
+    table.linear("pred", ["patch_values"], ["width"], init=_xavier_uniform(inner.width, values))
+    table.bias("pred", "patch_values")
+    return {
+        DECODER + name: replace(row, name=DECODER + name, jax_name=DECODER + row.jax_name, depth=c.depth + 1)
+        for name, row in table.rows.items()
+    }
 
 
 class _Table:

@@ -40,7 +40,9 @@ move to another place, and so may its teacher; that they are the same is checked
 digest of the teacher."""
 
 FIXED_ON_RESUME = {
-    "data.train_split", "data.held_out", "data.split_seed", "data.group",
+    "mae.mask_ratio", "mae.decoder_width", "mae.decoder_depth", "mae.decoder_heads", "mae.decoder_mlp_dim",
+    "mae.normalize_target",
+    "data.train_split", "data.labelled", "data.held_out", "data.split_seed", "data.group",
     "preprocessing.image_size", "preprocessing.channels", "preprocessing.bit_depth", "preprocessing.mean",
     "preprocessing.std",
     "preprocessing.crop_fraction", "preprocessing.interpolation", "preprocessing.resize",

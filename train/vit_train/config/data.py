@@ -28,6 +28,9 @@ class Data(Schema):
     eval_split: str | None = None
     """Default: a validation split (validation, val, valid, dev) if there is one, else test; `vit evaluate` takes test
     first. Without such splits: `held_out` of the images."""
+    labelled: Flag = True
+    """Whether images have classes. False, for mae.mask_ratio: a folder may hold images in any order and depth, or in
+    one folder for each split; labels that other sources have are not used."""
     held_out: Fraction = 0.1
     """Fraction of each class that is kept for evaluation in data without splits, drawn by `split_seed`."""
     split_seed: NonNegative = 0

@@ -1,5 +1,6 @@
 """Config of how the devices of all processes share a run."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Self
 
@@ -50,8 +51,13 @@ class Mesh(Schema):
                 "mesh.data, mesh.fsdp or mesh.tensor"
             )
         full = self.replace(**dict.fromkeys(rest, devices // fixed))
-        for axis, lengths in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
-            for name in lengths:
-                if (length := getattr(model, name)) % full.axes[axis]:
-                    raise InputError(f"mesh.{axis}: {full.axes[axis]} does not divide model.{name} {length}")
+        check_divides(full.axes, model)
         return full
+
+
+def check_divides(axes: Mapping[str, int], model: ViTConfig, prefix: str = "model.") -> None:
+    """InputError where a mesh of so many devices along each axis cannot divide a model. prefix: of its fields' names."""
+    for axis, lengths in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
+        for name in lengths:
+            if (length := getattr(model, name)) % axes[axis]:
+                raise InputError(f"mesh.{axis}: {axes[axis]} does not divide {prefix}{name} {length}")

@@ -10,6 +10,7 @@ from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.lora import Lora, trained_with, with_adapter_rows
+from vit_core.masked_autoencoder import MaskedAutoencoder
 from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
@@ -44,6 +45,7 @@ class TrainConfig(Schema):
     """
 
     model: ViTConfig
+    mae: MaskedAutoencoder = MaskedAutoencoder()
     data: Data = Data(name="digits")
     preprocessing: Preprocessing = Field(
         default_factory=lambda data: Preprocessing(image_size=data["model"].image_size, channels=data["model"].channels)
@@ -109,8 +111,8 @@ class TrainConfig(Schema):
     keep_every: NonNegative = 0
     """Saved steps at multiples of this are kept too; 0: none."""
     keep_best: NonNegative = 0
-    """Number of saved steps with the best top-1, or mAP where images have several classes, that are kept too (of those
-    evaluated: see evaluate_every)."""
+    """Number of saved steps with the best top-1, mAP where images have several classes, or loss of a masked
+    autoencoder, that are kept too (of those evaluated: see evaluate_every)."""
     evaluation_batch: Positive = 100
     """Examples at once in evaluation."""
     threads: Positive = 2
@@ -167,7 +169,9 @@ class TrainConfig(Schema):
                 f"schedule: {schedule.warmup_steps} steps of warm-up and {schedule.cooldown_steps} of cooldown leave "
                 f"nothing of {length:g} steps"
             )
-        if not self.model.num_classes:
+        if self.masked is not None:
+            self._check_masked(self.masked)
+        elif not self.model.num_classes:
             raise ValueError("model.num_classes: 0 leaves nothing to train towards")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
@@ -198,19 +202,33 @@ class TrainConfig(Schema):
             )
         if "balanced" in self.class_weights and len(self.class_weights) > 1:
             raise ValueError("class_weights: expected one number for each class, or balanced alone")
-        self.factors(parameters(self.model))
+        self.factors()
         return self
 
-    def rows(self, table: Mapping[str, Parameter]) -> Mapping[str, Parameter]:
-        """The rows of all that the run's network consists of: the model's parameter table, then its adapters'."""
-        return with_adapter_rows(table, self.model, self.lora)
+    def _check_masked(self, mae: MaskedAutoencoder) -> None:
+        mae.check(self.model)
+        if self.augmentation.mixes:
+            raise ValueError("augmentation.mixup, augmentation.cutmix: mix classes, and mae.mask_ratio needs none")
+        if self.class_weights:
+            raise ValueError("class_weights: weigh classes, and mae.mask_ratio needs none")
 
-    def factors(self, table: Mapping[str, Parameter]) -> dict[str, float]:
-        """Factor on the learning rate of each parameter that is trained, by canonical name; `table` is the model's.
+    @property
+    def masked(self) -> MaskedAutoencoder | None:
+        """How the model is pretrained as a masked autoencoder; None where it is trained towards classes."""
+        return self.mae if self.mae.mask_ratio else None
+
+    @property
+    def table(self) -> Mapping[str, Parameter]:
+        """The rows of all that the run's network consists of: the model's parameter table with a decoder's rows, then
+        its adapters'."""
+        return with_adapter_rows(parameters(self.model, self.masked), self.model, self.lora)
+
+    def factors(self) -> dict[str, float]:
+        """Factor on the learning rate of each parameter that is trained, by canonical name.
 
         InputError where nothing is left to train, or a pattern of optimizer.frozen matches nothing.
         """
-        factors = self.optimizer.factors(self.rows(table))
+        factors = self.optimizer.factors(self.table)
         trained = {name: factor for name, factor in factors.items() if trained_with(self.lora, name)}
         if not trained:
             raise InputError(
@@ -244,6 +262,8 @@ class TrainConfig(Schema):
     @property
     def loss_limit(self) -> float:
         """The loss above which it counts as exploded."""
+        if self.masked is not None:
+            return self.explosion  # the mean square of normalised pixels is about 1
         classes = self.model.num_classes
         return self.explosion * (log(classes + 1) if self.loss == "softmax" else classes * log(2))
 

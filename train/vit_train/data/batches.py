@@ -17,6 +17,7 @@ import numpy as np
 
 from vit_core import masks
 from vit_core.errors import InputError
+from vit_core.masked_autoencoder import draw_order
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import Mix, augmented, draw_mix
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
 
-IMAGE_STREAM, MASK_STREAM, MIX_STREAM = 1, 2, 3
+IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM = 1, 2, 3, 4
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
 
 
@@ -60,7 +61,7 @@ class Batch(NamedTuple):
     boxes_B4: Array
     """int32 (top, left, bottom, right): inside, all pixels are the partner's (CutMix)."""
     masks: dict[str, Array]
-    """Masks of dropout and stochastic depth, by site (vit_core.masks)."""
+    """Masks of dropout and stochastic depth, and a masked autoencoder's order of patches, by site (vit_core.masks)."""
     ids_B: Array
     """int64 index of each example in its split; it does not influence training."""
 
@@ -106,7 +107,8 @@ class Batches:
             )
         if size > len(self.split):
             raise InputError(f"batch_size: {size} is more than the {len(self.split)} examples of {self.split.title}")
-        check_loss(self.split, self.config.loss)
+        if self.config.masked is None:
+            check_loss(self.split, self.config.loss)
         if "balanced" in (self.config.sampling, *self.config.class_weights):
             _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
         _ = self.class_weights_C
@@ -180,6 +182,9 @@ class Batches:
         )
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
         drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
+        if config.masked is not None:
+            rng = np.random.default_rng([config.seed, ORDER_STREAM, step])
+            drawn[masks.PATCH_ORDER] = draw_order(config.model, config.batch_size, rng)
         kept = {site: masks.rows_of(site, mask, rows) for site, mask in drawn.items()}
         return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
 
@@ -368,6 +373,8 @@ def check_loss(split: Split, loss: Loss) -> None:
 def smooth_targets(labels: Sequence[Any], config: TrainConfig) -> np.ndarray:
     """float32 [B, C]: 1 at the classes of each label (an integer or several), else 0, smoothed as the config says."""
     classes, smoothing = config.model.num_classes, config.label_smoothing
+    if config.masked is not None:
+        return np.zeros((len(labels), 0), np.float32)
     targets_BC = np.full((len(labels), classes), smoothing / classes, np.float32)
     if len(labels):
         classes_B = [classes_of(label) for label in labels]

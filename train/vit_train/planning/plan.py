@@ -13,7 +13,6 @@ from jax.experimental import topologies as jax_topologies
 import vit_jax
 from vit_core import ViTConfig, flops
 from vit_core.errors import InputError
-from vit_core.parameters import count
 from vit_train.config import TrainConfig
 from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.train_step import TrainStep
@@ -60,12 +59,12 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Number of parameters of the model."""
-        return count(self.config.model)
+        return sum(row.size for row in self.config.table.values())
 
     @property
     def forward_flops(self) -> int:
         """FLOPs of the forward pass of an image, by arithmetic."""
-        return sum(flops.forward(self.config.model).values())
+        return sum(flops.in_training(self.config.model, self.config.masked).values())
 
     @property
     def training_flops(self) -> int:
@@ -75,7 +74,7 @@ class Plan:
     @property
     def recomputed_flops(self) -> int:
         """FLOPs of what the backward pass recomputes for an image, in addition to training_flops."""
-        return flops.recomputed(self.config.model, self.config.remat)
+        return flops.recomputed(self.config.model, self.config.remat, self.config.masked)
 
     @property
     def fits(self) -> bool:
@@ -149,7 +148,7 @@ def plan(config: TrainConfig, target: Target) -> Plan:
         gradients=sum(map(device_bytes, parameters.values())),
         compiled=compiled,
         cached=cached,
-        xla_flops=xla_flops(config.model),
+        xla_flops=xla_flops(config.model) if config.masked is None else None,
     )
 
 

@@ -41,7 +41,7 @@ class Recipe:
     def config(self, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
         """The config of a stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config.
 
-        Of features without a head (DINOv3, CLIP) the stage is given the config with a head, of as many classes as
+        Of features without a head (DINOv3, CLIP, MAE) the stage is given the config with a head, of as many classes as
         `pretrain()` has; the training data's take their place.
 
         InputError for a recipe that lacks the stage, or fails.
@@ -49,8 +49,8 @@ class Recipe:
         if not callable(function := getattr(self.module, stage, None)):
             raise InputError(f"{self.name}: has no function {stage}; {self._has_instead()}")
         if stage == "finetune" and init is not None and not init.model.num_classes:
-            classes = self.config("pretrain").model.num_classes if hasattr(self.module, "pretrain") else 2
-            init = init.replace(model=init.model.with_classes(classes))
+            classes = self.config("pretrain").model.num_classes if hasattr(self.module, "pretrain") else 0
+            init = init.replace(model=init.model.with_classes(classes or 2))
         result = _call(self.path, partial(function, init) if stage == "finetune" else function)
         if not isinstance(result, TrainConfig):
             found = type(result).__name__

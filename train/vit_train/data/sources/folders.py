@@ -15,6 +15,8 @@ from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
 from vit_train.data.sources.split import Listed, Split, Which, size_and_time
 
+UNLABELLED = ("images",)
+"""The only class of images without labels."""
 RUN = b"run.json"
 """A file that marks the folder of a training run."""
 HEIC = (b".heic", b".heif")
@@ -91,6 +93,26 @@ def class_folders(folder: Path, data: Data, which: Which) -> Split:
         files = held_out.part(files, labels, data, which, str(folder))
         title = held_out.share_title(title, data, which)
     return Split(files, tuple(labels), title, (*unknown, *notes))
+
+
+def unlabelled_folder(folder: Path, data: Data, which: Which) -> Split:
+    """A split of the images below a folder, whatever the folders in it are, or of FOLDER/<split>/...; without a split
+    to evaluate on, one is drawn."""
+    asked = {name.casefold() for name in (data.train_split, data.eval_split) if name}
+    splits = [name for name in subfolders(folder) if split_names.is_known(name) or name.casefold() in asked]
+    train = split_names.choose(str(folder), splits, data, "train") or ""
+    evaluation = split_names.choose(str(folder), splits, data, "eval" if which == "train" else which) or ""
+    chosen = evaluation if evaluation and which != "train" else train
+    ignored: Counter[bytes] = Counter()
+    names = sorted(_images(os.fsencode(folder), os.fsencode(chosen), ignored))
+    if not names:
+        raise InputError(f"{folder / chosen}: no images; expected files as .jpg or .png, in it or in folders below it")
+    files = Files(str(folder), np.array(names), np.zeros(len(names), np.int32))
+    title = os.path.basename(os.path.abspath(folder)) + (f"/{chosen}" if chosen else "")
+    if not evaluation:
+        files = held_out.part(files, UNLABELLED, data, which, str(folder))
+        title = held_out.share_title(title, data, which)
+    return Split(files, UNLABELLED, title, _ignored_notes(str(folder / chosen), ignored))
 
 
 def split_folders(folder: Path, asked: Collection[str | None] = ()) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data.sources import columns, prepared, shards, tables
-from vit_train.data.sources.folders import class_folders, split_folders, subfolders
+from vit_train.data.sources.folders import class_folders, split_folders, subfolders, unlabelled_folder
 from vit_train.data.sources.listing import Listing, split_of
 from vit_train.data.sources.prepared import prepared_split
 from vit_train.data.sources.split import Split, Which
@@ -29,7 +29,7 @@ def open_split(data: Data, which: Which) -> Split:
         raise InputError(
             f"{where}: {error.strerror}; expected a readable folder of class folders, or a prepared set"
         ) from None
-    if len(split.labels) < 2:
+    if len(split.labels) < 2 and data.labelled:
         raise InputError(f"{split.title}: classes: {', '.join(split.labels) or 'none'}; expected two or more")
     return split
 
@@ -59,8 +59,9 @@ def _opened(data: Data, which: Which) -> Split:
         return prepared_split(prepared.find_set(data), data, which)
     if (listing := _listing(path, data)) is not None:
         return split_of(listing, data, which)
-    sets = prepared.prepared_in(path)
-    return prepared_split(sets[-1], data, which) if sets else class_folders(path, data, which)
+    if sets := prepared.prepared_in(path):
+        return prepared_split(sets[-1], data, which)
+    return class_folders(path, data, which) if data.labelled else unlabelled_folder(path, data, which)
 
 
 def _listing(path: Path, data: Data) -> Listing | None:

@@ -12,11 +12,12 @@ import numpy as np
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.step import MANIFEST, is_orbax_step, step_config
-from vit_core.parameters import initial_value, parameters
+from vit_core.parameters import DECODER, initial_value, parameters
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
+from vit_train.engines.jax import mesh as meshes
 from vit_train.engines.jax.forward import Params
 from vit_train.engines.jax.mesh import make_mesh
 from vit_train.engines.jax.on_mesh import OnMesh, gather, place
@@ -57,7 +58,7 @@ class JaxEngine(OnMesh):
         elif is_orbax_step(saved):
             self._resume_orbax_step(saved)
         else:
-            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved, config.lora))
+            checkpoint, step, statistics = read_together(self.joined, lambda: read_step(saved, config))
             self._begin(checkpoint)
             self.restore(step, statistics)
 
@@ -120,21 +121,29 @@ class JaxEngine(OnMesh):
         params = self.step.params(self.state, averaged)
         return self.predict_with(self.step.forward, params, images_BHWC).astype(self.config.dtype)
 
+    def losses(self, batch: Batch) -> np.ndarray:
+        """float64 [B]: the loss of each image of a masked autoencoder, in evaluation; this process's rows."""
+        rows, params = self._to_global(batch), self.step.params(self.state)
+        with jax.set_mesh(self.mesh):
+            losses_B = self.step.forward.losses(params, rows.images_BHWC, rows.masks)
+        return meshes.to_local(losses_B).astype(np.float64)
+
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk, those of adapters by themselves; every
-        process has to call it."""
+        """The model's parameters, or their moving average, in the layout on disk, those of adapters by themselves;
+        every process has to call it."""
         arrays: dict[str, np.ndarray] = {}
         for name, x in self.step.params(self.state, averaged).items():
-            arrays |= to_disk_layout(self.step.stacks[name], gather(x))
-        return {name: arrays[name] for name in self.step.forward.position_of}
+            if not name.startswith(DECODER):
+                arrays |= to_disk_layout(self.step.stacks[name], gather(x))
+        return {name: arrays[name] for name in parameters(self.config.model)}
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics, the moving average and "skipped": "<kind>/<canonical name>" in the layout on
-        disk; every process has to call it."""
+        disk; of a masked autoencoder also the decoder ("params/decoder..."). Every process has to call it."""
         statistics = {"skipped": np.asarray(self.skipped)}
         for leaf, x in self.state.items():
             kind, _, stack = leaf.partition("/")
-            if kind not in ("params", "skipped"):
+            if _is_statistic(kind, stack):
                 layers = to_disk_layout(self.step.stacks[stack], gather(x), by_matrix=self._is_by_matrix(kind))
                 statistics |= {f"{kind}/{name}": layer for name, layer in layers.items()}
         return statistics
@@ -145,7 +154,7 @@ class JaxEngine(OnMesh):
             kind, _, name = leaf.partition("/")
             if kind == "skipped":
                 self.state[leaf] = place(like, np.asarray(statistics.get("skipped", np.zeros(()))))
-            elif kind != "params":
+            elif _is_statistic(kind, name):
                 stack = self.step.stacks[name]
                 layers = {row.name: np.asarray(statistics[f"{kind}/{row.name}"]) for row in stack.rows}
                 host = from_disk_layout(stack, layers, like.shape, by_matrix=self._is_by_matrix(kind))
@@ -166,7 +175,7 @@ class JaxEngine(OnMesh):
 
     def _begin(self, weights: Checkpoint | None) -> None:
         """Sets new weights or the given ones, and statistics of zero; each device gets its part of each array."""
-        rows = self.config.rows(parameters(self.config.model))
+        rows = self.config.table
         given = {} if weights is None else self.config.fitted(weights).arrays
 
         def value(name: str) -> np.ndarray:
@@ -208,7 +217,7 @@ class JaxEngine(OnMesh):
         self.skippable = max(self.config.skippable, self.skipped)
 
     def _is_by_matrix(self, kind: str) -> bool:
-        return kind != "average" and self.step.update.by_matrix
+        return kind not in ("average", "params") and self.step.update.by_matrix
 
     def _to_global(self, batch: Batch) -> Batch:
         """The global batch, from this process's rows of it."""
@@ -225,6 +234,11 @@ class JaxEngine(OnMesh):
     def _by_device(self, stop: bool) -> jax.Array:
         ours = np.full(1, stop, np.int32)
         return jax.make_array_from_callback((self.mesh.size,), self.step.by_device, lambda _: ours)
+
+
+def _is_statistic(kind: str, name: str) -> bool:
+    """Whether a leaf "<kind>/<name>" is what `statistics` returns: none of the parameters that `export` returns."""
+    return kind != "skipped" and (kind != "params" or name.startswith(DECODER))
 
 
 class _AveragePredictor(OnMesh):

@@ -11,9 +11,10 @@ import vit_jax
 from vit_core.checkpoints import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.lora import Lora
+from vit_core.masked_autoencoder import MaskedAutoencoder
 from vit_core.parameters import Parameter, Stack, parameters, stacks
 from vit_core.preprocess import Preprocessing, offset_and_scale
-from vit_jax import arrays, lora, sharding
+from vit_jax import arrays, lora, masked_autoencoder, sharding
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.mesh import batch_sharding
@@ -26,7 +27,9 @@ Params = dict[str, jax.Array]
 class Forward:
     """Builds the model from its parameters, prepares images, and computes logits.
 
-    The methods are pure functions, to be traced by jax.jit; `logits` is jitted: (params, images_BHWC) -> [B, classes].
+    mae: the model is a masked autoencoder, whose call gives the loss of each image instead.
+    The methods are pure functions, to be traced by jax.jit. Jitted are `logits`: (params, images_BHWC) -> [B, classes],
+    and `losses`: (params, images_BHWC, masks) -> [B].
     """
 
     def __init__(
@@ -41,15 +44,20 @@ class Forward:
         remat: Remat = "none",
         mixes: bool = False,
         adapters: Lora | None = None,
+        mae: MaskedAutoencoder | None = None,
     ) -> None:
         self.model_config, self.preprocessing, self.stacks = model, preprocessing, stacks
-        self.adapters = adapters
+        self.adapters, self.mae = adapters, mae
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.scan, self.remat, self.mixes = scan, remat, mixes
         self.position_of = {row.name: (stack.name, i) for stack in stacks.values() for i, row in enumerate(stack.rows)}
         """Canonical name -> the stack that has the parameter, and its index there."""
         self.logits = jax.jit(
             lambda params, images_BHWC: self.model(params)(self.normalise(images_BHWC)),
+            out_shardings=batch_sharding(mesh),
+        )
+        self.losses = jax.jit(
+            lambda params, images_BHWC, masks: self.model(params)(self.normalise(images_BHWC), masks),
             out_shardings=batch_sharding(mesh),
         )
 
@@ -66,6 +74,7 @@ class Forward:
             remat=config.remat,
             mixes=config.augmentation.mixes,
             adapters=config.lora,
+            mae=config.masked,
         )
 
     @classmethod
@@ -96,9 +105,13 @@ class Forward:
         def stack(whole: Stack) -> jax.Array:
             return self.stack(params, whole).astype(self.compute_dtype)
 
-        model = nnx.eval_shape(
-            lambda: vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
-        )
+        def build() -> vit_jax.ViT:
+            if self.mae is not None:
+                kind = masked_autoencoder.MaskedAutoencoder
+                return kind(self.model_config, self.mae, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
+            return vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
+
+        model = nnx.eval_shape(build)
         if self.scan:
             arrays.write_stacks(model, stack)
         else:
@@ -119,12 +132,14 @@ class Forward:
         return jnp.stack([self.layer(params, row) for row in whole.rows])
 
     def normalise(self, images_BHWC: jax.Array, mix: Batch | None = None) -> jax.Array:
-        """uint8 images as input of the model, in the compute dtype; mixed in pairs as a batch says, in training."""
+        """uint8 images as input of the model, in the compute dtype (where they are to be predicted too, in float32 at
+        least); mixed in pairs as a batch says, in training."""
         offset, scale = offset_and_scale(self.preprocessing)
         x_BHWC = (images_BHWC.astype(jnp.float32) - offset) * scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.astype(jnp.promote_types(self.compute_dtype, jnp.float32)), mix)
-        return sharding.constrain(x_BHWC.astype(self.compute_dtype), "batch")
+        dtype = self.compute_dtype if self.mae is None else jnp.promote_types(self.compute_dtype, jnp.float32)
+        return sharding.constrain(x_BHWC.astype(dtype), "batch")
 
 
 def mixed(x_BHWC: jax.Array, batch: Batch) -> jax.Array:

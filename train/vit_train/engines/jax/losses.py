@@ -13,9 +13,13 @@ End = tuple[jax.Array, jax.Array]
 """What a head reads [B, features], and the logits it gives [B, classes]."""
 
 
-def total_loss(config: TrainConfig, logits_BC: jax.Array, batch: Batch) -> jax.Array:
-    """The loss summed over the examples by their weights, in float32 at least."""
-    losses_B = own_losses(config, precise(logits_BC), batch)
+def total_loss(config: TrainConfig, outputs: jax.Array, batch: Batch) -> jax.Array:
+    """The loss summed over the examples by their weights, in float32 at least.
+
+    outputs: logits [B, classes], or of a masked autoencoder the loss of each example.
+    """
+    outputs = precise(outputs)
+    losses_B = outputs if config.masked is not None else own_losses(config, outputs, batch)
     return (losses_B * batch.weights_B.astype(losses_B.dtype)).sum()
 
 

@@ -4,6 +4,7 @@ Nothing here needs a device: `TrainStep.lower` is how a plan computes what a run
 """
 
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from vit_core import masks
 from vit_core.checkpoints import CheckpointConfig
 from vit_core.errors import InputError
 from vit_core.lora import adapter_rows, adapters, is_adapter
-from vit_core.parameters import Stack, parameters, stacks
+from vit_core.parameters import Stack, stacks
 from vit_jax import sharding
 from vit_train.config import TrainConfig
+from vit_train.config.mesh import check_divides
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.forward import Forward, Params
 from vit_train.engines.jax.losses import distillation_loss, total_loss
@@ -51,8 +53,9 @@ class TrainStep:
         self.config, self.mesh = config, mesh
         if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
-        table = parameters(config.model)
-        rows, factors = config.rows(table), config.factors(table)
+        if config.masked is not None:
+            check_divides(mesh.shape, config.masked.decoder(config.model), "mae.decoder_")
+        rows, factors = config.table, config.factors()
         self.names = tuple(factors)
         self.trained = stacks(rows[name] for name in self.names)
         self.frozen = stacks(row for name, row in rows.items() if name not in factors)
@@ -175,13 +178,16 @@ class TrainStep:
         def array(shape: tuple[int, ...], dtype: Any, layout: str = "batch") -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, layout))
 
+        drawn = {name: array(site.shape, np.float32, mask_layout(name)) for name, site in sites.items()}
+        if self.config.masked is not None:
+            drawn[masks.PATCH_ORDER] = array((B, prod(model.grid)), np.int32, mask_layout(masks.PATCH_ORDER))
         return Batch(
             images_BHWC=array((B, *model.image_size, model.channels), self.config.preprocessing.pixel_type),
             targets_BC=array((B, model.num_classes), np.float32),
             weights_B=array((B,), np.float32),
             own_share_B=array((B,), np.float32),
             boxes_B4=array((B, 4), np.int32),
-            masks={name: array(site.shape, np.float32, mask_layout(name)) for name, site in sites.items()},
+            masks=drawn,
             ids_B=None,
         )
 

@@ -15,9 +15,9 @@ import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.lora import adapter_rows
 from vit_core.masks import rows_of
-from vit_core.parameters import Parameter, initial_value, parameters
+from vit_core.parameters import DECODER, Parameter, initial_value
 from vit_core.storage import Location
-from vit_torch import arrays, lora
+from vit_torch import arrays, lora, masked_autoencoder
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
@@ -28,6 +28,7 @@ from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_no
 from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.sharding import (
     accumulating,
+    blocks_of,
     gather_slices,
     is_sharded,
     local_slice,
@@ -57,19 +58,14 @@ class TorchEngine(Member):
         teacher: Checkpoint | None = None,
     ) -> None:
         super().__init__()
-        table = parameters(config.model)
-        self.config, self.table, factors = config, config.rows(table), config.factors(table)
+        self.config, self.table = config, config.table
         self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
         if saved is not None:
-            weights, step, statistics = read_together(self.joined, lambda: read_step(saved, config.lora))
-        if weights is None:
-            model = vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
-        else:
-            own = config.fitted(weights).with_arrays(weights.arrays)  # without adapters
-            model = vit_torch.load(own, dtype=config.dtype, remat=config.remat)
+            weights, step, statistics = read_together(self.joined, lambda: read_step(saved, config))
+        model = self._model(weights)
         lora.attach(model, config.lora, self._adapters(weights))
-        self.trained = tuple(factors)
+        self.trained = tuple(config.factors())
         for name, p in model.named_parameters():
             p.requires_grad_(name in self.trained)
         compute = getattr(torch, config.compute_dtype or config.dtype)
@@ -78,7 +74,7 @@ class TorchEngine(Member):
             shard(model, mesh, self.device, compute)
         self.network.to(self.device)
         if config.compile is True or (config.compile is None and self.device.type == "cuda"):
-            for block in model.blocks:
+            for block in blocks_of(model):
                 block.compile()
         self.teacher = None if teacher is None else self._network_of(teacher, mesh, compute)
         several = self.processes > 1 and mesh.fsdp == 1
@@ -92,11 +88,26 @@ class TorchEngine(Member):
             if self.table[name].key_bias is not None
         }
         self.skipped_updates = torch.zeros((), device=self.device)
-        self.update = OptimizerUpdate(config.optimizer, self.table, factors, self.slices)
+        self.update = OptimizerUpdate(config.optimizer, self.table, config.factors(), self.slices)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
         if statistics is not None:
             self.restore(step, statistics)
+
+    def _model(self, weights: Checkpoint | None) -> vit_torch.ViT:
+        """The model to train, with given weights, or new ones by the config's seed; new are those of a decoder."""
+        config = self.config
+        if config.masked is not None:
+            options = {"dtype": config.dtype, "remat": config.remat}
+            model = masked_autoencoder.from_seed(config.model, config.masked, config.seed, **options)
+            if weights is not None:
+                given = config.fitted(weights).arrays.as_type(config.dtype)
+                model.load_state_dict({name: arrays.from_numpy(given[name]) for name in given}, strict=False)
+            return model
+        if weights is None:
+            return vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
+        own = config.fitted(weights).with_arrays(weights.arrays)  # without adapters
+        return vit_torch.load(own, dtype=config.dtype, remat=config.remat)
 
     @property
     def state_bytes(self) -> dict[str, tuple[int, int]]:
@@ -178,14 +189,26 @@ class TorchEngine(Member):
         logits: np.ndarray = logits_BC.cpu().to(getattr(torch, self.config.dtype)).numpy()
         return logits
 
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> np.ndarray:
+        """float64 [B]: the loss of each image of a masked autoencoder, in evaluation; this process's rows."""
+        masks = {site: self.on_device(mask) for site, mask in batch.masks.items()}
+        losses_B = self.network(self.on_device(batch.images_BHWC), batch._replace(masks=masks))
+        if is_sharded(self.network.model):
+            self.network.model.reshard()
+        losses: np.ndarray = losses_B.cpu().double().numpy()
+        return losses
+
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk: in process 0; every process has to call
-        it."""
-        return self._gathered(self.slices | self.averages if averaged else self.slices)
+        """The model's parameters, or their moving average, in the layout on disk: in process 0; every process has to
+        call it."""
+        chosen = self.slices | self.averages if averaged else self.slices
+        return self._gathered({name: x for name, x in chosen.items() if not name.startswith(DECODER)})
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics, the moving average and "skipped": "<kind>/<canonical name>" in the layout on
-        disk; in process 0; every process has to call it."""
+        disk; of a masked autoencoder also the decoder ("params/decoder..."). In process 0; every process has to call
+        it."""
         # Where the run stops because of one skipped update too many, that one will be tried again.
         skipped = np.asarray(min(self.skipped, self.skippable), np.int64)
         return self._gathered(self._statistics()) | {"skipped": skipped}
@@ -201,6 +224,8 @@ class TorchEngine(Member):
         self.update.restore(step - self.skipped, slices)
         for name, average in self.averages.items():
             average.copy_(slices[f"average/{name}"])
+        for key, decoder in self._decoder().items():
+            decoder.copy_(slices[key])
 
     def save(self, folder: Location, config: CheckpointConfig) -> None:
         """Writes a step's folder."""
@@ -246,7 +271,7 @@ class TorchEngine(Member):
         if self.teacher is None:
             return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
         with torch.no_grad():
-            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, part, ends=True))
+            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, part._replace(masks={}), ends=True))
         student = self.parallel(part.images_BHWC, part, ends=True)
         return distillation_loss(self.config, student, (features_BD, logits_BC), part)
 
@@ -292,8 +317,13 @@ class TorchEngine(Member):
             exchange()
 
     def _statistics(self) -> dict[str, Tensor]:
-        """This process's slices of the statistics and the moving averages."""
-        return self.update.statistics() | {f"average/{name}": x for name, x in self.averages.items()}
+        """This process's slices of the statistics, the moving averages and a decoder."""
+        averages = {f"average/{name}": x for name, x in self.averages.items()}
+        return self.update.statistics() | averages | self._decoder()
+
+    def _decoder(self) -> dict[str, Tensor]:
+        """This process's slices of a masked autoencoder's decoder, "params/<canonical name>"; else nothing."""
+        return {f"params/{name}": x for name, x in self.slices.items() if name.startswith(DECODER)}
 
     def _gathered(self, slices: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Whole arrays in process 0, nothing in the others, from the slices of all; keys end in canonical names."""

@@ -8,12 +8,14 @@ from torch.func import functional_call
 
 import vit_torch
 from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_torch.masked_autoencoder import MaskedAutoencoder
 from vit_train.data.batches import Batch
 from vit_train.engines.torch.sharding import is_sharded
 
 
 class Network(nn.Module):
-    """uint8 images to logits: normalized, mixed in pairs as a batch says (in training), through the model."""
+    """uint8 images to logits: normalized, mixed in pairs as a batch says (in training), through the model. For a masked
+    autoencoder the loss of each image is in the place of logits."""
 
     offset: Tensor
     scale: Tensor
@@ -27,10 +29,10 @@ class Network(nn.Module):
             self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
     def forward(self, images_BHWC: Tensor, batch: Batch | None = None, ends: bool = False) -> Any:
-        """Logits [B, classes] of uint8 images; batch: of training, with its masks (which a model in evaluation does not
-        use) and how images are mixed. ends: return what the model's `forward_ends` does."""
-        x_BCHW, options = self.normalise(images_BHWC, batch), {"ends": ends}
-        masks = batch.masks if batch is not None and self.training else None
+        """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed. ends:
+        return what the model's `forward_ends` does."""
+        x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
+        options = {"ends": True} if ends else {}
         # FSDP casts as it gathers.
         if is_sharded(self.model) or next(self.model.parameters()).dtype == self.compute:
             return self.model(x_BCHW, masks, **options)
@@ -38,11 +40,14 @@ class Network(nn.Module):
         return functional_call(self.model, cast, (x_BCHW, masks), options)
 
     def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
-        """uint8 images as input of the model, [B, C, H, W] in the compute dtype; mixed in pairs as a batch says."""
+        """uint8 images as input of the model, [B, C, H, W] in the compute dtype (where they are to be predicted too, in
+        float32 at least); mixed in pairs as a batch says."""
         x_BHWC = (images_BHWC.float() - self.offset) * self.scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)
-        return x_BHWC.permute(0, 3, 1, 2).to(self.compute)
+        predicted = isinstance(self.model, MaskedAutoencoder)
+        dtype = torch.promote_types(self.compute, torch.float32) if predicted else self.compute
+        return x_BHWC.permute(0, 3, 1, 2).to(dtype)
 
 
 def mixed(x_BHWC: Tensor, batch: Batch) -> Tensor:

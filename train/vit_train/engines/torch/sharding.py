@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vit_torch
 from vit_core.errors import InputError
+from vit_torch.masked_autoencoder import MaskedAutoencoder
 from vit_train.config import Mesh, TrainConfig
 from vit_train.engines.torch.processes import Processes
 
@@ -50,8 +51,13 @@ def shard(model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch
         over = init_device_mesh(device.type, (mesh.fsdp,), mesh_dim_names=("fsdp",))
     dtype = next(model.parameters()).dtype
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=dtype, cast_forward_inputs=False)
-    for module in (*model.blocks, model):
+    for module in (*blocks_of(model), model):
         fully_shard(module, mesh=over, mp_policy=policy)
+
+
+def blocks_of(model: vit_torch.ViT) -> list[nn.Module]:
+    """The blocks of a model, those of a masked autoencoder's decoder too."""
+    return [*model.blocks, *(model.decoder.blocks if isinstance(model, MaskedAutoencoder) else ())]
 
 
 def is_sharded(module: nn.Module) -> "TypeGuard[FSDPModule]":

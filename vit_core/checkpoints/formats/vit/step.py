@@ -24,7 +24,7 @@ from pydantic import Field, JsonValue
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.config import ViTConfig
 from vit_core.errors import DamagedError, InputError, shortened
-from vit_core.parameters import Parameter, Stack, parameters
+from vit_core.parameters import DECODER, Parameter, Stack, parameters
 from vit_core.schema import Flag, NonNegative, Schema
 from vit_core.storage import Location, StorePath, absolute, is_local, local_copy, location
 
@@ -198,9 +198,11 @@ class OrbaxStep:
     def parameters(self, config: ViTConfig) -> LazyArrays:
         """Canonical name -> array in PyTorch's layout. InputError where the step has other parameters."""
         rows = parameters(config)
+        # A masked autoencoder's decoder is not part of the checkpoint: only a run that resumes needs it.
+        leaves = [leaf for leaf in self.leaves((PARAMETERS,)) if not leaf.startswith(f"{PARAMETERS}/{DECODER}")]
         arrays = {
             row.name: LazyArray(row.shape, self.manifest.leaves[leaf].dtype, partial(self.read_row, leaf, stack, i))
-            for leaf, stack in self.stacks(rows, (PARAMETERS,))
+            for leaf, stack in self.stacks(rows, leaves)
             for i, row in enumerate(stack.rows)
         }
         if missing := [name for name in rows if name not in arrays]:
@@ -211,22 +213,24 @@ class OrbaxStep:
         """The error for leaves that are not those of a config."""
         return InputError(f"{self.folder}: {what}; was it saved by another config?")
 
+    def leaves(self, kinds: Collection[str]) -> list[str]:
+        """The names of the leaves of these kinds: "<kind>/<stack>"."""
+        return [leaf for leaf in self.manifest.leaves if leaf.partition("/")[0] in kinds]
+
     def stacks(
         self,
         rows: Mapping[str, Parameter],
-        kinds: Collection[str],
+        leaves: Iterable[str],
         shape_of: Callable[[str, Stack], tuple[int, ...]] = lambda kind, stack: stack.jax_shape,
     ) -> Iterator[tuple[str, Stack]]:
-        """Every leaf "<kind>/<stack>" of these kinds with its stack; `shape_of` gives the expected shape.
+        """Each of these leaves with its stack of rows of the parameter table; `shape_of` gives the expected shape.
 
         InputError for a leaf of none of these rows, or that has another shape.
         """
         depth = max((row.layer + 1 for row in rows.values() if row.layer is not None), default=0)
         seen = set[tuple[str, str]]()
-        for leaf, found in self.manifest.leaves.items():
-            kind, _, name = leaf.partition("/")
-            if kind not in kinds:
-                continue
+        for leaf in leaves:
+            (kind, _, name), found = leaf.partition("/"), self.manifest.leaves[leaf]
             members = [rows.get(member) for member in _stack_members(name, depth)]
             stack = Stack(tuple(row for row in members if row is not None))
             if None in members or not members or stack.name != name or seen & {(kind, row.name) for row in stack.rows}:
@@ -322,8 +326,8 @@ def s3_options() -> dict[str, str]:
 
 def _stack_members(name: str, depth: int) -> list[str]:
     """Names of a stack's parameters: "blocks.0-1,5.norm1.bias" has three; any other name has itself only."""
-    match = re.fullmatch(r"blocks\.([\d,-]{1,4096})\.(.+)", name)
-    return [f"blocks.{layer}.{match[2]}" for layer in _layers(match[1], depth)] if match else [name]
+    match = re.fullmatch(rf"((?:{re.escape(DECODER)})?)blocks\.([\d,-]{{1,4096}})\.(.+)", name)
+    return [f"{match[1]}blocks.{layer}.{match[3]}" for layer in _layers(match[2], depth)] if match else [name]
 
 
 def _layers(spans: str, depth: int) -> Iterable[int]:

@@ -1,0 +1,73 @@
+"""Masked-autoencoder pretraining by the command line: images without labels to an encoder that opens like any other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vit_cli.tests.printed import Vit
+from vit_core import open_checkpoint
+from vit_core.parameters import DECODER
+from vit_train.tests.small_run import folder_of_images, quadrants
+
+SMALL = [
+    "--model.image-size", "8", "--model.patch-size", "2", "--model.width", "16",
+    "--model.depth", "1", "--model.heads", "2", "--model.mlp-dim", "16", "--mae.decoder-width", "16",
+    "--mae.decoder-depth", "1", "--mae.decoder-heads", "2", "--batch-size", "16", "--schedule.warmup-steps", "2",
+    "--compute-dtype", "float32", "--framework", "torch", "--no-tensorboard",
+]  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Images without classes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, example in enumerate(quadrants(40).examples):
+        (folder / f"{i:02d}.png").write_bytes(example["image"])
+    return folder
+
+
+def test_images_without_labels_give_an_encoder(vit: Vit, photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", "imagenet_mae", "--data", photos, *SMALL, "--out", run]
+    out = vit(*words, "--steps", "6", "--log-every", "3", "--evaluate-every", "3")
+    assert "fitted to photos: 36 images: " in out or "6 steps of 16 images" in out
+    assert "loss of the hidden patches" in out
+    assert "the decoder is not in the checkpoint" in out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "evaluation_loss" in line] == [3, 6]
+    # Normalised patches have a variance of about 1, which predictions near zero leave as it is.
+    assert all(0.3 < line["evaluation_loss"] < 3 for line in lines if "evaluation_loss" in line)
+    for path in (run, run / "steps" / "000006"):
+        encoder = open_checkpoint(path)
+        assert not any(name.startswith(DECODER) for name in encoder.arrays)
+        assert encoder.config.labels is None
+    assert "resuming after step 6" in vit("resume", run, "--steps", "8")
+    classes = folder_of_images(tmp_path / "classes", 64)
+    tuned = tmp_path / "tuned"
+    vit(
+        "finetune", "imagenet_mae", "--init", run, "--data", classes, "--data.eval-split", "none", "--steps", "2",
+        "--batch-size", "16", "--schedule.warmup-steps", "1", "--lr", "0", "--compute-dtype", "float32",
+        "--framework", "torch", "--out", tuned,
+    )  # fmt: skip
+    before, after = open_checkpoint(run).arrays, open_checkpoint(tuned).arrays
+    assert set(after) - set(before) == {"head.weight", "head.bias"}
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["timm", "transformers", "meta"])
+def test_the_encoder_is_converted_like_any_other(vit: Vit, format: str, photos: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / ("out.pth" if format == "meta" else "out")
+    words = ["pretrain", "imagenet_mae", "--data", photos, *SMALL, "--out", run]
+    vit(*words, "--steps", "3")
+    printed = vit("convert", run, out, "--to", format)
+    assert "largest difference" in printed
+
+
+def test_training_towards_nothing_is_refused(vit: Vit, photos: Path) -> None:
+    words = ["explain", "imagenet_mae", "--data", photos]
+    assert "data.labelled: false leaves nothing to train towards" in vit(*words, "--mae.mask-ratio", "0", status=2)
+    assert "of which the encoder sees 50" in vit(*words)

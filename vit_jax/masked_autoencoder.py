@@ -1,0 +1,140 @@
+"""Masked-autoencoder pretraining in JAX (MAE, arXiv:2111.06377). Read it beside vit_torch/masked_autoencoder.py;
+model.py explains the names of arrays. Here M counts the tokens that the encoder sees, m the hidden patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vit_core.arrays import convert
+from vit_core.errors import InputError
+from vit_core.masked_autoencoder import TARGET_EPSILON
+from vit_core.masks import PATCH_ORDER, of_layers
+from vit_core.parameters import Parameter, initial_value, parameters
+from vit_core.position_embeddings import sincos2d
+from vit_jax import arrays, stacking
+from vit_jax.attention import Attend
+from vit_jax.layers import linear, norm_layer
+from vit_jax.model import Block, ParallelBlock, ViT
+from vit_jax.sharding import constrain
+from vit_jax.stacking import Masks, Remat
+
+if TYPE_CHECKING:
+    from vit_core.config import ViTConfig
+    from vit_core.masked_autoencoder import MaskedAutoencoder as Config
+
+
+class Decoder(nnx.Module):
+    """The encoder's tokens to predicted pixels of all patches."""
+
+    def __init__(self, encoder: ViTConfig, mae: Config, attention: Attend, *, scan: bool, remat: Remat) -> None:
+        self.config, self.remat = mae.decoder(encoder), remat
+        config = self.config
+        self.embed = linear(encoder.width, config.width)
+        self.mask_token = nnx.Param(jnp.zeros((1, 1, config.width)))
+        block = ParallelBlock if config.parallel else Block
+        blocks = nnx.List([block(config, attention) for _ in range(config.depth)])
+        self.blocks = stacking.stack(blocks) if scan else blocks
+        self.norm = norm_layer(config)
+        self.pred = linear(config.width, mae.patch_values(encoder))
+
+    def __call__(self, x_BMD: Array, order_BN: Array) -> Array:
+        """Predictions [B, N, P] from the encoder's tokens: those before the patches, then the first of the order."""
+        config, prefix, (B, N) = self.config, self.config.prefix_tokens, order_BN.shape
+        x_BMD = self.embed(x_BMD)
+        hidden_BmD = jnp.broadcast_to(self.mask_token[...], (B, N + prefix - x_BMD.shape[1], config.width))
+        x_BND = jnp.concatenate([x_BMD[:, prefix:], hidden_BmD], axis=1)
+        x_BND = jnp.take_along_axis(x_BND, jnp.argsort(order_BN, axis=1)[..., None], axis=1)
+        x_BND = x_BND + jnp.asarray(sincos2d(config.grid, config.width, "mae"), x_BND.dtype)
+        x_BND = constrain(jnp.concatenate([x_BMD[:, :prefix], x_BND], axis=1), "batch tokens width")
+        x_BND = self.norm(stacking.run(self.blocks, x_BND, {}, {}, self.remat))
+        return constrain(self.pred(x_BND[:, prefix:]), "batch tokens values")
+
+
+class MaskedAutoencoder(ViT):
+    """A ViT whose call gives the loss of predicting hidden patches, with the decoder that predicts them.
+
+    mae: what is hidden, and the decoder's size. The other arguments are those of ViT. InputError for a model that
+    cannot be trained so.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        mae: Config,
+        *,
+        rngs: nnx.Rngs,
+        attention: Attend = "plain",
+        scan: bool = False,
+        remat: Remat = "none",
+    ) -> None:
+        mae.check(config)
+        self.mae, self.attention = mae, attention  # before add_heads is called
+        super().__init__(config, rngs=rngs, attention=attention, scan=scan, remat=remat)
+
+    def add_heads(self, config: ViTConfig) -> None:
+        """Sets the decoder, without initial values."""
+        super().add_heads(config)
+        self.decoder = Decoder(config, self.mae, self.attention, scan=self.scan, remat=self.remat)
+
+    @property
+    def table(self) -> Mapping[str, Parameter]:
+        """The rows of the parameter table that the model has."""
+        return parameters(self.config, self.mae)
+
+    def __call__(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+        """The loss of each image [B]: the mean squared error over its hidden patches, in float32 at least.
+
+        masks: with the order of the patches (vit_core.masks.PATCH_ORDER), by which some are hidden.
+        """
+        order_BN, first = order_in(masks), self.mae.visible(self.config)
+        predicted_BNP = self.reconstruct(x_BHWC, masks)
+        precise = jnp.promote_types(predicted_BNP.dtype, jnp.float32)
+        target_BNP = self.target(x_BHWC.astype(precise))
+        errors_BN = jnp.square(predicted_BNP.astype(precise) - target_BNP).mean(axis=2)
+        return jnp.take_along_axis(errors_BN, order_BN[:, first:], axis=1).mean(axis=1)
+
+    def reconstruct(self, x_BHWC: Array, masks: Masks | None) -> Array:
+        """Predicted pixels of all patches [B, N, P], as those of `target`; only the hidden ones are trained."""
+        order_BN = order_in(masks)
+        return self.decoder(self.encode(x_BHWC, masks), order_BN)
+
+    def encode(self, x_BHWC: Array, masks: Masks | None) -> Array:
+        """The tokens before the patches, and those of the visible patches in their order, after the last norm: [B, M,
+        D]."""
+        x_BND, _ = self.embed(x_BHWC)
+        prefix, visible_BM = self.config.prefix_tokens, order_in(masks)[:, : self.mae.visible(self.config)]
+        visible_BMD = jnp.take_along_axis(x_BND[:, prefix:], visible_BM[..., None], axis=1)
+        x_BMD = constrain(jnp.concatenate([x_BND[:, :prefix], visible_BMD], axis=1), "batch tokens width")
+        return self.norm(stacking.run(self.blocks, x_BMD, of_layers(masks), {}, self.remat))
+
+    def target(self, x_BHWC: Array) -> Array:
+        """The pixels of each patch [B, N, P], with the axes height, width, channels; normalised if the config says
+        so."""
+        (P, Q), (B, H, W, C) = self.config.patch_size, x_BHWC.shape
+        x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
+        x_BNP = x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * Q * C)
+        if not self.mae.normalize_target:
+            return x_BNP
+        mean_BN1, variance_BN1 = x_BNP.mean(axis=2, keepdims=True), x_BNP.var(axis=2, ddof=1, keepdims=True)
+        return (x_BNP - mean_BN1) / jnp.sqrt(variance_BN1 + TARGET_EPSILON)
+
+
+def order_in(masks: Masks | None) -> Array:
+    """The order of the patches among a batch's masks. InputError where it is missing."""
+    if masks is None or PATCH_ORDER not in masks:
+        raise InputError(f"masks: a masked autoencoder needs {PATCH_ORDER!r}; vit_core.masked_autoencoder draws one")
+    return masks[PATCH_ORDER]
+
+
+def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, **storage: Any) -> MaskedAutoencoder:
+    """A new model whose initial values vit_torch.masked_autoencoder.from_seed gives too, from NumPy's generator."""
+    model = nnx.eval_shape(lambda: MaskedAutoencoder(config, mae, rngs=nnx.Rngs(0), **storage))
+    arrays.write(
+        model, lambda row: arrays.from_numpy(row.to_jax(convert(initial_value(row, seed), dtype or "float32")))
+    )
+    return model
