@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Siglip": {"size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "Beit": {"size": 224, "crop_size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
     "DINOv3ViT": {"size": 224, "resample": 2, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]},
 }
 """Processor -> what it does where the file says nothing."""
@@ -45,7 +46,12 @@ _OF_MODEL = {
     "dinov2": "Bit",
     "dinov2_with_registers": "Bit",
     "dinov3_vit": "DINOv3ViT",
+    "beit": "Beit",
+    "data2vec-vision": "Beit",
+    "internvl_vision": "GotOcr2",
     "siglip_vision_model": "Siglip",
+    "siglip2_vision_model": "Siglip2",
+    "aimv2_vision_model": "CLIP",
     "clip_vision_model": "CLIP",
 }
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -57,6 +63,7 @@ _KNOWN = frozenset(
     ("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "_valid_processor_keys")
     + ("do_convert_rgb", "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size")
     + ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad", "pad_size", "device")
+    + ("do_reduce_labels", "reduce_labels")
     + ("data_format", "input_data_format", "return_tensors", "disable_grouping", "image_seq_length")
     + ("model_input_names", "transformers_version", "_auto_class")
 )
@@ -123,7 +130,7 @@ def _preprocessing_fields(
         raise _Unsaid("rescale_factor is not 1/255")
     if said.get("do_pad", False) is not False:
         raise _Unsaid("images are padded (do_pad)")
-    square = said.get("default_to_square", kind in ("ViT", "DeiT", "DINOv3ViT"))
+    square = said.get("default_to_square", kind in ("ViT", "DeiT", "Beit", "DINOv3ViT"))
     resize, whole = _size(said["size"], "squash" if square else "crop")
     cropped = said.get("do_center_crop", False)
     if cropped:
