@@ -29,6 +29,8 @@ _HEAD_OF = {
     "WithTeacher": "cls_classifier",
     "WithProjection": "visual_projection",
     "CLIPModel": "visual_projection",
+    "MetaClip2Model": "visual_projection",
+    "CLIPSegModel": "visual_projection",
     "Aimv2Model": "visual_projection",
 }
 """What the name of an architecture ends in -> its head."""
@@ -48,6 +50,7 @@ def model_type_of(source: Source, shapes: Shapes) -> str:
             "embeddings.rms_norm.weight": "aimv2_vision_model",
             ".attention.projection_layer.weight": "internvl_vision",
             ".lambda_1": beit,
+            "pooler.layernorm.weight": beit,
             "_position_bias.relative_position_bias_table": beit,
             "embeddings.patch_embeddings.weight": "dinov3_vit",
             "embeddings.class_embedding": "clip_vision_model",
@@ -72,7 +75,7 @@ def _next_step(source: Source) -> str:
     read = f"of transformers' model types are read: {', '.join([*FAMILIES, *TOWER_OF])}"
     inner = source.config.get("vision_config")
     tower = inner.get("model_type") if isinstance(inner, dict) else None
-    if tower not in FAMILIES:
+    if tower not in FAMILIES and tower not in TOWER_OF:
         return f"which is not read; give a checkpoint of one that is: {read}"
     module = ".".join(source.prefix)
     where = f" (here '{module}')" if module else ""

@@ -51,8 +51,14 @@ TOWER_OF = {
     "siglip2": "siglip2_vision_model",
     "clip": "clip_vision_model",
     "aimv2": "aimv2_vision_model",
+    "altclip_vision_model": "clip_vision_model",
+    **{
+        f"{name}{end}": "clip_vision_model"
+        for name in ("chinese_clip", "clipseg", "metaclip_2")
+        for end in ("", "_vision_model")
+    },
 }
-"""The image tower of two."""
+"""The image tower of two, and towers that are CLIP's under another name."""
 
 _Theirs = Mapping[str, str | tuple[str, ...]]
 _VIT = {
