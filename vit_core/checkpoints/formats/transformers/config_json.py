@@ -11,8 +11,7 @@ from typing import Any, ClassVar, NoReturn
 from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.interface import Fields, Source, assume_heads, assume_image_size, layers_of
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
-from vit_core.config import ViTConfig
-from vit_core.errors import InputError, abbreviate
+from vit_core.errors import InputError
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -34,6 +33,11 @@ _HEAD_OF = {
     "Aimv2Model": "visual_projection",
 }
 """What the name of an architecture ends in -> its head."""
+_LOOKALIKES = {
+    "siglip_vision_model": "the image towers of PaddleOCR-VL and Phi-4 have",
+    "dinov2": "RF-DETR's backbone, whose attention is within windows, has",
+}
+"""Family -> towers that compute other outputs from the same arrays, which only a config.json tells apart."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -138,6 +142,8 @@ class Tower:
             why = f"transformers' default for {self.names.model_type}, without a config.json"
             defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
             self.assumptions += [one for one in defaults if one.field not in self.fields]
+            if others := _LOOKALIKES.get(self.names.model_type):
+                self.notes.append(f"without a config.json: {others} the same arrays and would compute other outputs")
         if self.family.kind in FROM_SQUARE_GRIDS:
             size = self.fields.get("image_size", found["image_size"])
             size = (size, size) if isinstance(size, int) else size
@@ -376,24 +382,6 @@ def dinov2_mlp_dim(width: int, mlp_ratio: float, gated: bool) -> int:
     """Dinov2Config has no hidden width: two thirds of the ratio's where gated, in eights."""
     hidden = int(width * mlp_ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
-
-
-def labels_of(source: Source, model: ViTConfig) -> tuple[tuple[str, ...] | None, list[str]]:
-    """The names in id2label, and notes. None without a note where there is no id2label, or where it has the names that
-    transformers itself puts there."""
-    said = source.config.get("id2label")
-    if said is None or not model.num_classes:
-        return None, []
-    if not isinstance(said, dict):
-        return None, [f"left out: labels, for id2label is {shown(said)}"]
-    names = {str(key): name for key, name in said.items()}
-    missing = [str(i) for i in range(model.num_classes) if not isinstance(names.get(str(i)), str)]
-    if missing:
-        return None, [f"left out: labels, for id2label has no name for class {abbreviate(missing)}"]
-    if len(names) != model.num_classes:
-        return None, [f"left out: labels, for id2label has {len(names)} names for {model.num_classes} classes"]
-    ordered = tuple(names[str(i)] for i in range(model.num_classes))
-    return (None if ordered == tuple(f"LABEL_{i}" for i in range(model.num_classes)) else ordered), []
 
 
 def shown(value: object) -> str:
