@@ -1,5 +1,7 @@
 """Images of any aspect in one batch: the twins agree, padding changes nothing, and transformers' Siglip2 agrees."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 import torch
 from flax import nnx
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
@@ -16,11 +19,15 @@ import vit_jax
 import vit_jax.naflex
 import vit_torch
 import vit_torch.naflex
+from parity_tests.pixel_sweep import picture
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parity
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS
+from vit_core.checkpoints.formats.transformers.image_processors import FILE, read_preprocessing
 from vit_core.errors import InputError
-from vit_core.naflex import Patches, collate, fit_grid, patchify
+from vit_core.naflex import Patches, collate, fit_grid, fit_image, patchify
 from vit_core.parameters import parameters
 
 MODEL = ViTConfig(
@@ -159,6 +166,51 @@ def test_grids_are_transformers(max_patches: int) -> None:
         for width in (2, 15, 17, 224, 1333):
             theirs = get_image_size_for_max_num_patches(height, width, patch_size=16, max_num_patches=max_patches)
             assert fit_grid(height, width, (16, 16), max_patches) == (theirs[0] // 16, theirs[1] // 16)
+
+
+PROCESSORS: list[dict[str, Any]] = [
+    {"patch_size": 4, "max_num_patches": 24},
+    {"patch_size": 5, "max_num_patches": 9, "resample": 3},
+    {"patch_size": 16, "max_num_patches": 7, "image_mean": [0.1, 0.5, 0.3], "image_std": [0.2, 0.4, 1.0]},
+]
+
+
+@pytest.mark.parametrize("options", PROCESSORS, ids=str)
+def test_patches_are_those_of_the_processor(options: dict[str, Any], tmp_path: Path) -> None:
+    """Patches, masks and grids of images of odd remainders, upright and across; its file gives the constants.
+
+    The values differ by the roundings of float32: (x / 255 - mean) / std there, (x - 255 mean) * (1 / (255 std)) here.
+    """
+    theirs = Siglip2ImageProcessorPil(**options)
+    theirs.save_pretrained(tmp_path)
+    model = MODEL.replace(patch_size=options["patch_size"], image_size=4 * options["patch_size"])
+    source = Source(tmp_path, LazyArrays({}), preprocessor=json.loads((tmp_path / FILE).read_text()))
+    preprocessing, notes = read_preprocessing(source, model, "siglip2_vision_model", None)
+    assert preprocessing is not None
+    assert len(notes) == 1
+    assert f"at most {options['max_num_patches']} patches" in notes[0]
+    for height, width in (
+        (17, 40),
+        (40, 17),
+        (23, 31),
+        (31, 23),
+        (16, 16),
+        (1, 1),
+        (3, 41),
+        (41, 3),
+        (90, 64),
+        (25, 24),
+    ):
+        image = picture(height, width)
+        most = options["max_num_patches"]
+        fitted_HWC = fit_image(image, preprocessing, model.patch_size, most)
+        found, expected = collate([fitted_HWC], model, length=most), theirs(image, return_tensors="np")
+        grid = [side // patch for side, patch in zip(fitted_HWC.shape[:2], model.patch_size, strict=True)]
+        assert expected["spatial_shapes"].tolist() == [grid]
+        np.testing.assert_array_equal(found.valid_BN, expected["pixel_attention_mask"] == 1)
+        scale = 1 / min(preprocessing.std)
+        apart = np.abs(found.patches_BNP - expected["pixel_values"]).max()
+        assert apart <= 4 * 2.0**-24 * scale  # each value: a quotient, a difference and a product, rounded
 
 
 def test_what_does_not_fit() -> None:

@@ -7,6 +7,7 @@ displacement by a small network (Swin v2, arXiv:2111.09883, in timm's form "cr")
 """
 
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 
@@ -16,6 +17,12 @@ Grid = tuple[int, int]
 def displacements(grid: Grid) -> int:
     """Number of displacements between patches of a grid."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
+def square_of(number: int) -> Grid | None:
+    """The square grid whose patches have so many displacements; none where there is no such grid."""
+    side = isqrt(max(number, 0))
+    return ((side + 1) // 2, (side + 1) // 2) if side % 2 and side * side == number else None
 
 
 def table_rows(grid: Grid, class_token: bool) -> int:

@@ -150,8 +150,8 @@ WRONG_CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "layer scale": ("Dinov2Model", {"layerscale_value": "x"}, "layer_scale: expected a number, found 'x'"),
     "registers": ("Dinov2WithRegistersModel", {"num_register_tokens": 4}, "says num_register_tokens 4, its arrays 3;"),
     "vision_config": ("SiglipModel", {"vision_config": [1]}, "says vision_config [1]; expected an object of fields"),
-    "siglip2": ("SiglipVisionModel", {"model_type": "siglip2"}, "states model_type 'siglip2', which is not read"),
-    "beit": ("ViTModel", {"model_type": "beit"}, "states model_type 'beit', which is not read"),
+    "swinv2": ("SiglipVisionModel", {"model_type": "swinv2"}, "states model_type 'swinv2', which is not read"),
+    "yolos": ("ViTModel", {"model_type": "yolos"}, "states model_type 'yolos', which is not read"),
     "model_type nested": ("ViTModel", {"model_type": [["vit"]]}, "states model_type [['vit']], which is not read"),
 }
 # fmt: on

@@ -21,6 +21,8 @@ _CLASSES = (
     "Dinov2ForImageClassification", "Dinov2Model",
     "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersModel",
     "DINOv3ViTModel",
+    "BeitForImageClassification", "BeitModel",
+    "Aimv2VisionModel",
     "SiglipForImageClassification", "SiglipVisionModel",
     "CLIPVisionModel", "CLIPVisionModelWithProjection",
 )
@@ -41,8 +43,8 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
     )
     if wrong := [f"{what}: {sorted(map(str, names))[:3]}" for what, names in info.items() if names]:
         raise InputError(f"{path}: transformers itself does not open it as it is ({'; '.join(wrong)})")
-    # CLIP's norm stands after its pooling, as SigLIP's MAP head does.
-    own_pooling = bool(model.representation) or model.pooling == "map" or name.startswith("CLIP")
+    # CLIP's and BEiT's norms stand after their pooling, as SigLIP's MAP head does.
+    own_pooling = bool(model.representation) or model.pooling == "map" or name.startswith(("CLIP", "Beit"))
 
     def outputs(x_BCHW: Tensor) -> Tensor:
         result = opened.eval()(pixel_values=x_BCHW)

@@ -17,3 +17,13 @@ BEIT: dict[str, Any] = {
 RELPOS: dict[str, Any] = {
     "relative_bias": "mlp", "position_embedding": "none", "class_token": False, "pooling": "gap", **GELU
 }  # fmt: skip
+AIMV2: dict[str, Any] = {
+    "class_token": False,
+    "pooling": "gap",
+    "norm": "rms_norm",
+    "norm_epsilon": 1e-5,
+    "embed_norm": True,
+    "mlp": "swiglu",
+    "qkv_bias": False,
+    "proj_bias": False,
+}

@@ -15,8 +15,10 @@ _OTHER_POSITIONS = (
         "rotary positions, as in EVA-02 and rope-vit",
     ),
     (
-        # Those of timm's Beit and VisionTransformerRelPos are read; Swin's are one level further down.
-        r"^(?!.*(?<!layers[./]\d[./])blocks[./]\d+[./]attn[./]|(.*[./])?(shared_rel_pos|rel_pos_bias)[./])"
+        # Those of timm's Beit and VisionTransformerRelPos and of transformers' Beit are read; Swin's are one level
+        # further down.
+        r"^(?!.*(?<!layers[./]\d[./])blocks[./]\d+[./]attn[./]|(.*[./])?(shared_rel_pos|rel_pos_bias)[./]"
+        r"|(?!.*[./]blocks[./]).*(relative|shared)_position_bias[./])"
         r".*(relative_position_bias_table$|[./]rel_pos[./])|[./]rel_pos_[hw]$",
         "relative positions, as in Swin and SAM",
     ),
@@ -53,7 +55,10 @@ _NEXT_STEP = (
 
 
 def check_positions(source: Source) -> None:
-    """InputError for arrays of positions that a plain Vision Transformer does not have."""
+    """InputError for arrays of positions that a plain Vision Transformer does not have, unless config.json states the
+    type of the model."""
+    if source.config.get("model_type", "timm_wrapper") != "timm_wrapper":
+        return
     for pattern, what in _OTHER_POSITIONS:
         if found := [name for name in source.arrays if re.search(pattern, name)]:
             raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.interface import Fields, assume_heads, layers_of, square_grid
 from vit_core.errors import InputError
+from vit_core.relative_positions import square_of
 
 Size = tuple[int, int]
 
@@ -220,8 +221,8 @@ def _square_of_table(s: Shapes, patch: Size) -> Size | None:
     name = f"{_place_of_relative_bias(s)}.{_TABLE}"
     if name not in s:
         return None
-    side = isqrt(s.of(name, 2)[0] - 3 * ("cls_token" in s))
-    return ((side + 1) // 2 * patch[0], (side + 1) // 2 * patch[1]) if side % 2 else None
+    grid = square_of(s.of(name, 2)[0] - 3 * ("cls_token" in s))
+    return (grid[0] * patch[0], grid[1] * patch[1]) if grid else None
 
 
 def _whole(size: int | Size | None, patch: Size) -> Size | None:

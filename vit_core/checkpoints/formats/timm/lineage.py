@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint
-from vit_core.checkpoints.formats.example_models import BEIT, CLIP, GATED_DINOV2, GELU, RELPOS, SIGLIP
+from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, GATED_DINOV2, GELU, RELPOS, SIGLIP
 from vit_core.checkpoints.formats.expressing import at_least_float32
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
@@ -219,16 +219,6 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     return Writing(arrays, texts, tuple(notes))
 
 
-_AIMV2: dict[str, Any] = {
-    "class_token": False,
-    "pooling": "gap",
-    "norm": "rms_norm",
-    "norm_epsilon": 1e-5,
-    "embed_norm": True,
-    "mlp": "swiglu",
-    "qkv_bias": False,
-    "proj_bias": False,
-}
 _DINOV3: dict[str, Any] = {
     "rope": "dinov3",
     "position_embedding": "none",
@@ -275,7 +265,7 @@ FORMAT = Format(
         "parallel blocks": {"parallel": True, **GELU},
         "qk-norm, no class position": {"qk_norm": True, "class_token_position": False, **GELU},
         "norms after the branches": {"branch_norm": "after", "pooling": "gap", "final_norm": "after_pooling", **GELU},
-        "RMSNorm, gated MLP (AIMv2)": {**_AIMV2, **GELU},
+        "RMSNorm, gated MLP (AIMv2)": {**AIMV2, **GELU},
         "rotary positions (DINOv3)": {**_DINOV3, **GELU},
         "rotary positions, gated MLP with a norm (EVA-02)": {**_EVA02, **GELU},
         "rotary positions, attention pooling (PE)": {**_PE, **GELU},

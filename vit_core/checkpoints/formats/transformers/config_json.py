@@ -6,13 +6,12 @@ The values in that may be anything: what is used of it is either held against th
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.interface import Fields, Source, assume_heads, assume_image_size, layers_of
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
-from vit_core.config import ViTConfig
-from vit_core.errors import InputError, abbreviate
+from vit_core.errors import InputError
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -22,21 +21,41 @@ ACTIVATIONS = {
     "gelu_python": "gelu",
 }
 """hidden_act -> ours; the first for one of ours is written."""
+GATES = ("silu", "swish")
+"""hidden_act of gated MLPs."""
 _HEAD_OF = {
     "ForImageClassification": "classifier",
     "WithTeacher": "cls_classifier",
     "WithProjection": "visual_projection",
     "CLIPModel": "visual_projection",
+    "MetaClip2Model": "visual_projection",
+    "CLIPSegModel": "visual_projection",
+    "Aimv2Model": "visual_projection",
 }
 """What the name of an architecture ends in -> its head."""
+_LOOKALIKES = {
+    "siglip_vision_model": "the image towers of PaddleOCR-VL and Phi-4 have",
+    "dinov2": "RF-DETR's backbone, whose attention is within windows, has",
+}
+"""Family -> towers that compute other outputs from the same arrays, which only a config.json tells apart."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def model_type_of(source: Source, names: Mapping[str, object]) -> str:
+def _is_patch_matrix(shapes: Shapes) -> bool:
+    return any(name.endswith("embeddings.patch_embedding.weight") and len(shapes[name]) == 2 for name in shapes)
+
+
+def model_type_of(source: Source, shapes: Shapes) -> str:
     """That of the image tower: config.json's, or what names tell. InputError for what has no place in our schema."""
     said = source.config.get("model_type")
     if said is None:
+        beit = "data2vec-vision" if any(name.startswith("data2vec_vision.") for name in shapes) else "beit"
         telling = {
+            "embeddings.rms_norm.weight": "aimv2_vision_model",
+            ".attention.projection_layer.weight": "internvl_vision",
+            ".lambda_1": beit,
+            "pooler.layernorm.weight": beit,
+            "_position_bias.relative_position_bias_table": beit,
             "embeddings.patch_embeddings.weight": "dinov3_vit",
             "embeddings.class_embedding": "clip_vision_model",
             "embeddings.patch_embedding.weight": "siglip_vision_model",
@@ -44,16 +63,30 @@ def model_type_of(source: Source, names: Mapping[str, object]) -> str:
             ".layer_scale1.lambda1": "dinov2",
             "embeddings.distillation_token": "deit",
         }
-        told = next((kind for end, kind in telling.items() if any(name.endswith(end) for name in names)), None)
-        has_class_token = any(name.endswith("embeddings.cls_token") for name in names)
+        told = next((kind for end, kind in telling.items() if any(name.endswith(end) for name in shapes)), None)
+        if told == "siglip_vision_model" and _is_patch_matrix(shapes):
+            return "siglip2_vision_model"
+        has_class_token = any(name.endswith("embeddings.cls_token") for name in shapes)
         return told or ("vit" if has_class_token else "ijepa")
     model_type = TOWER_OF.get(said, said) if isinstance(said, str) else None
     if model_type not in FAMILIES:
-        raise InputError(
-            f"{source.path}: config.json states model_type {shown(said)}, which is not read; of transformers' model "
-            f"types are read: {', '.join([*FAMILIES, *TOWER_OF])}"
-        )
+        raise InputError(f"{source.path}: config.json states model_type {shown(said)}, {_next_step(source)}")
     return model_type
+
+
+def _next_step(source: Source) -> str:
+    """What to do with a model type that is not read, which may hold an image tower that is."""
+    read = f"of transformers' model types are read: {', '.join([*FAMILIES, *TOWER_OF])}"
+    inner = source.config.get("vision_config")
+    tower = inner.get("model_type") if isinstance(inner, dict) else None
+    if tower not in FAMILIES and tower not in TOWER_OF:
+        return f"which is not read; give a checkpoint of one that is: {read}"
+    module = ".".join(source.prefix)
+    where = f" (here '{module}')" if module else ""
+    return (
+        f"which is not read as a whole; its image tower is a {tower}, which is: save that module alone{where} with its "
+        "save_pretrained(FOLDER), and give that folder"
+    )
 
 
 def _said_of_tower(source: Source) -> Mapping[str, Any]:
@@ -81,6 +114,8 @@ class Tower:
     assumptions: list[Assumption] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """Regular expressions of names that are no part of it."""
+    epsilon_key: ClassVar[str] = "layer_norm_eps"
+    """The key of config.json that states the epsilon of the norms."""
 
     def __post_init__(self) -> None:
         self.where, self.top = self.source.path, self.source.config
@@ -96,7 +131,7 @@ class Tower:
         found |= self.ends()
         found["heads"] = self.heads(found)
         found["activation"] = self.activation()
-        found["norm_epsilon"] = self.said.get("layer_norm_eps", self.family.epsilon)
+        found["norm_epsilon"] = self.said.get(self.epsilon_key, self.family.epsilon)
         found |= self.positions()
         if self.family.kind in ("dinov2", "dinov3"):
             found["layer_scale"] = self.said.get("layerscale_value", 1.0)
@@ -107,8 +142,12 @@ class Tower:
             why = f"transformers' default for {self.names.model_type}, without a config.json"
             defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
             self.assumptions += [one for one in defaults if one.field not in self.fields]
-        if self.family.kind == "dinov2":
-            check_grid(found["image_size"], found["patch_size"], self.where)
+            if others := _LOOKALIKES.get(self.names.model_type):
+                self.notes.append(f"without a config.json: {others} the same arrays and would compute other outputs")
+        if self.family.kind in FROM_SQUARE_GRIDS:
+            size = self.fields.get("image_size", found["image_size"])
+            size = (size, size) if isinstance(size, int) else size
+            check_grid(size, found["patch_size"], self.where, FROM_SQUARE_GRIDS[self.family.kind])
         return {**found, **self.fields}
 
     def positions(self) -> dict[str, Any]:
@@ -118,11 +157,11 @@ class Tower:
     def sizes(self) -> dict[str, Any]:
         """What the shapes alone tell."""
         names, gated = self.names, self.names.gated
-        width, channels, *patch = self.shape(names.of("patch_embed.proj.weight"), 4)
+        width, channels, patch = self.patches()
         fc1 = names.in_block("mlp.fc1.weight")
         hidden = self.shape(fc1[0], 2)[0]
         found = {
-            "patch_size": tuple(patch),
+            "patch_size": patch,
             "channels": channels,
             "width": width,
             "depth": layers_of(self.shapes, names.layers),
@@ -133,6 +172,11 @@ class Tower:
         if names.model_type == "dinov2_with_registers":
             found["registers"] = self.shape(names.of("reg_token"), 3)[1]
         return found
+
+    def patches(self) -> tuple[int, int, tuple[int, int]]:
+        """The width, the channels and the height and width of patches."""
+        width, channels, height, across = self.shape(self.names.of("patch_embed.proj.weight"), 4)
+        return width, channels, (height, across)
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
         """The shape of an array. InputError unless it is there, with so many axes."""
@@ -181,7 +225,7 @@ class Tower:
         fields: dict[str, Any]
         pooled = f"{self.names.prefix}pooler.dense.weight"
         match self.names.model_type:
-            case "siglip_vision_model":
+            case "siglip_vision_model" | "siglip2_vision_model":
                 return self.siglip(classes)
             case "clip_vision_model":
                 if "classifier" in classes:
@@ -250,6 +294,8 @@ class Tower:
         return heads
 
     def activation(self) -> str | None:
+        if self.names.gated and self.family.kind in ("dinov3", "aimv2"):
+            return self.of_gate()
         said = self.said.get("hidden_act", self.family.activation)
         if "activation" in self.fields:
             return None
@@ -260,10 +306,23 @@ class Tower:
             )
         return ACTIVATIONS[said]
 
+    def of_gate(self) -> str:
+        """The activation beside a gate, which nothing reads. InputError unless the gate's own is SiLU."""
+        said = self.said.get("hidden_act", GATES[0])
+        if said not in GATES:
+            raise InputError(
+                f"{self.where}: config.json says hidden_act {shown(said)} for a gated MLP, which the schema cannot "
+                f"say; known with gates: {', '.join(GATES)}"
+            )
+        return "gelu"
+
+    def cannot_say(self, what: str) -> NoReturn:
+        raise InputError(f"{self.where}: {what}, which ViTConfig cannot express")
+
     def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
         """config.json's in whole patches (what is left at the right and the bottom is read by none of them)."""
         patch, table = found["patch_size"], self.names.of("pos_embed")
-        rows = self.shape(table, 2 if self.family.kind == "clip" else 3)[-2]
+        rows = self.shape(table, 2 if table.endswith(".weight") else 3)[-2]
         patches = rows - (found.get("class_token", True) + (found.get("distillation", "none") != "none"))
         said = self.said_image_size
         if said is None:
@@ -273,6 +332,15 @@ class Tower:
         if prod(side // size for side, size in zip(said, patch, strict=True)) != patches:
             self.disagree("image_size", self.said["image_size"], f"{patches} positions of patches {list(patch)}")
         return self.whole_patches(said, patch)
+
+    def any_size(self, patch: tuple[int, int], why: str) -> tuple[int, int]:
+        """config.json's, or an assumed one of 14x14 patches, where no array shows any. why: the reason for these."""
+        if (said := self.said_image_size) is not None:
+            return self.whole_patches(said, patch)
+        assumed = (14 * patch[0], 14 * patch[1])
+        if "image_size" not in self.fields:
+            self.assumptions.append(Assumption("image_size", assumed, why, "--set image_size=HEIGHTxWIDTH"))
+        return assumed
 
     def whole_patches(self, said: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
         """The part of an image that whole patches cover, with a note where some is left."""
@@ -295,13 +363,17 @@ class Tower:
         )
 
 
-def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: object) -> None:
-    """InputError for what transformers' Dinov2 does not compute: it resamples positions whenever the image is not
-    square, and from a square grid, whatever theirs is."""
+FROM_SQUARE_GRIDS = {"dinov2": "Dinov2", "beit": "Beit", "internvl": "InternVLVisionModel"}
+"""Kinds whose classes resample positions whenever the image is not square, and from a square grid, whatever theirs
+is; and the names of these classes."""
+
+
+def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: object, name: str = "Dinov2") -> None:
+    """InputError for what the classes of FROM_SQUARE_GRIDS do not compute. name: the class's."""
     (height, width), (patch_height, patch_width) = image_size, patch_size
     if height != width and height // patch_height != width // patch_width:
         raise InputError(
-            f"{where}: image_size {height}x{width} with patch_size {patch_height}x{patch_width}: transformers' Dinov2 "
+            f"{where}: image_size {height}x{width} with patch_size {patch_height}x{patch_width}: transformers' {name} "
             "takes the positions of an image that is not square for a square grid; resize to a square image first"
         )
 
@@ -310,24 +382,6 @@ def dinov2_mlp_dim(width: int, mlp_ratio: float, gated: bool) -> int:
     """Dinov2Config has no hidden width: two thirds of the ratio's where gated, in eights."""
     hidden = int(width * mlp_ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
-
-
-def labels_of(source: Source, model: ViTConfig) -> tuple[tuple[str, ...] | None, list[str]]:
-    """The names in id2label, and notes. None without a note where there is no id2label, or where it has the names that
-    transformers itself puts there."""
-    said = source.config.get("id2label")
-    if said is None or not model.num_classes:
-        return None, []
-    if not isinstance(said, dict):
-        return None, [f"left out: labels, for id2label is {shown(said)}"]
-    names = {str(key): name for key, name in said.items()}
-    missing = [str(i) for i in range(model.num_classes) if not isinstance(names.get(str(i)), str)]
-    if missing:
-        return None, [f"left out: labels, for id2label has no name for class {abbreviate(missing)}"]
-    if len(names) != model.num_classes:
-        return None, [f"left out: labels, for id2label has {len(names)} names for {model.num_classes} classes"]
-    ordered = tuple(names[str(i)] for i in range(model.num_classes))
-    return (None if ordered == tuple(f"LABEL_{i}" for i in range(model.num_classes)) else ordered), []
 
 
 def shown(value: object) -> str:

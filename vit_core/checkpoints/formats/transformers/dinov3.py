@@ -10,16 +10,14 @@ from typing import Any
 
 from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.allowed_values import ANY, Values
-from vit_core.checkpoints.formats.transformers.config_json import Tower, shown
+from vit_core.checkpoints.formats.transformers.config_json import GATES, Tower
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
 from vit_core.rope import Rope
 
 _ROPE = {"rope_theta": "base", "pos_embed_shift": "shift", "pos_embed_jitter": "jitter", "pos_embed_rescale": "rescale"}
 """Key of config.json -> field of Rope."""
 _DEFAULTS = {"rope_theta": 100.0, "pos_embed_rescale": 2.0}
 """What its config class says where a file does not."""
-_GATES = ("silu", "swish")
 _PARTS = ("query", "key", "value")
 
 
@@ -41,9 +39,6 @@ class DINOv3Tower(Tower):
             self.left_out.append(r"(^|\.)register_tokens$")
         key_bias = biases["key_bias"] or not biases["query_bias"]
         return {**super().sizes(), "registers": registers, "key_bias": key_bias, "proj_bias": proj}
-
-    def cannot_say(self, what: str) -> None:
-        raise InputError(f"{self.where}: {what}, which ViTConfig cannot express")
 
     def expected(self, found: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         patch, bias = found["patch_size"], found["qkv_bias"]
@@ -79,26 +74,10 @@ class DINOv3Tower(Tower):
             return 32
         return super().heads(found)
 
-    def activation(self) -> str | None:
-        if not self.names.gated:
-            return super().activation()
-        said = self.said.get("hidden_act", _GATES[0])
-        if said not in _GATES:
-            raise InputError(
-                f"{self.where}: config.json says hidden_act {shown(said)} and use_gated_mlp true, which the schema "
-                f"cannot say; known with gates: {', '.join(_GATES)}"
-            )
-        return "gelu"  # which nothing reads
-
     def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
-        patch, said = found["patch_size"], self.said_image_size
-        if said is not None:
-            return self.whole_patches(said, patch)
-        if "image_size" not in self.fields:
-            why = "the released models' 14x14 patches, as rotary positions fit every size"
-            assumed = (14 * patch[0], 14 * patch[1])
-            self.assumptions.append(Assumption("image_size", assumed, why, "--set image_size=HEIGHTxWIDTH"))
-        return 14 * patch[0], 14 * patch[1]
+        return self.any_size(
+            found["patch_size"], "the released models' 14x14 patches, as rotary positions fit every size"
+        )
 
 
 def allowed_values(model: ViTConfig) -> dict[str, Values]:
@@ -131,7 +110,7 @@ def config_fields(model: ViTConfig) -> dict[str, Any]:
     return {
         "intermediate_size": model.mlp_dim,
         "use_gated_mlp": gated,
-        **({"hidden_act": _GATES[0]} if gated else {}),
+        **({"hidden_act": GATES[0]} if gated else {}),
         "num_register_tokens": model.registers,
         "layerscale_value": model.layer_scale,
         "query_bias": bias,

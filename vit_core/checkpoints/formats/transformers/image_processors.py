@@ -31,8 +31,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "image_mean": _HALF, "image_std": _HALF},
     "DeiT": {**_CLIP, "size": 256, "image_mean": _HALF, "image_std": _HALF},
     "Siglip": {"size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
+    "Siglip2": {"resample": 2, "image_mean": _HALF, "image_std": _HALF, "default_to_square": True},
     "Bit": _CLIP,
     "CLIP": _CLIP,
+    "Beit": {"size": 224, "crop_size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
     "DINOv3ViT": {"size": 224, "resample": 2, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]},
 }
 """Processor -> what it does where the file says nothing."""
@@ -45,7 +47,12 @@ _OF_MODEL = {
     "dinov2": "Bit",
     "dinov2_with_registers": "Bit",
     "dinov3_vit": "DINOv3ViT",
+    "beit": "Beit",
+    "data2vec-vision": "Beit",
+    "internvl_vision": "GotOcr2",
     "siglip_vision_model": "Siglip",
+    "siglip2_vision_model": "Siglip2",
+    "aimv2_vision_model": "CLIP",
     "clip_vision_model": "CLIP",
 }
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -57,6 +64,7 @@ _KNOWN = frozenset(
     ("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "_valid_processor_keys")
     + ("do_convert_rgb", "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size")
     + ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_pad", "pad_size", "device")
+    + ("do_reduce_labels", "reduce_labels", "patch_size", "max_num_patches")
     + ("data_format", "input_data_format", "return_tensors", "disable_grouping", "image_seq_length")
     + ("model_input_names", "transformers_version", "_auto_class")
 )
@@ -91,6 +99,12 @@ def read_preprocessing(
         notes += equal_in_one(FILE, constants, model.channels)
     if kind == "DINOv3ViT":
         notes.append(f"{FILE}: DINOv3's processor resizes without rounding to whole levels; up to one level apart")
+    if kind == "Siglip2":
+        most = source.preprocessor.get("max_num_patches", 256)
+        notes.append(
+            f"{FILE}: images are stretched to the model's size, where Siglip2's processor keeps their aspect with "
+            f"at most {str(most)[:60]} patches (vit_core.naflex.fit_image)"
+        )
     if size != model.image_size:
         notes.append(f"{FILE} is for {size[0]}x{size[1]} pixels; taken over for the model's")
     return preprocessing, notes
@@ -115,6 +129,8 @@ def _preprocessing_fields(
     if kind not in _DEFAULTS:
         raise _Unsaid(f"it is for {kind[:60]}ImageProcessor")
     said = {**_DEFAULTS[kind], **{key: value for key, value in file.items() if value is not None}}
+    if kind == "Siglip2":  # which chooses a size for each image
+        said["size"] = list(model.image_size)
     if model.channels not in (1, 3):
         raise _Unsaid(f"images of {model.channels} channels")
     if not (said.get("do_resize", True) is said.get("do_rescale", True) is True):
@@ -123,7 +139,7 @@ def _preprocessing_fields(
         raise _Unsaid("rescale_factor is not 1/255")
     if said.get("do_pad", False) is not False:
         raise _Unsaid("images are padded (do_pad)")
-    square = said.get("default_to_square", kind in ("ViT", "DeiT", "DINOv3ViT"))
+    square = said.get("default_to_square", kind in ("ViT", "DeiT", "Beit", "DINOv3ViT"))
     resize, whole = _size(said["size"], "squash" if square else "crop")
     cropped = said.get("do_center_crop", False)
     if cropped:

@@ -51,7 +51,19 @@ OF_KIND: Mapping[str, frozenset[str]] = {
         apply_layernorm reshape_hidden_states return_class_token stage_names out_features out_indices _out_features
         _out_indices
     """),
-    "clip": _words("projection_dim vision_use_head"),
+    "beit": _words("""
+        use_mask_token use_absolute_position_embeddings use_relative_position_bias use_shared_relative_position_bias
+        layer_scale_init_value drop_path_rate use_mean_pooling vocab_size pool_scales use_auxiliary_head
+        auxiliary_loss_weight auxiliary_channels auxiliary_num_convs auxiliary_concat_input semantic_loss_ignore_index
+        add_fpn reshape_hidden_states stage_names out_features out_indices _out_features _out_indices
+        segmentation_indices
+    """),
+    "internvl": _words("""
+        attention_bias use_qk_norm projection_dropout norm_type use_mask_token use_absolute_position_embeddings
+        layer_scale_init_value use_mean_pooling
+    """),
+    "clip": _words("projection_dim vision_use_head num_patches"),
+    "aimv2": _words("rms_norm_eps qkv_bias mlp_bias use_head is_native"),
 }
 """Keys of the kinds of towers. Those of the second line of DINOv2's are about feature maps of a backbone."""
 WITH_TEXT = _words("""

@@ -1,9 +1,9 @@
-"""Hugging Face transformers' folders of ViT, DeiT, ViTMAE, ViTMSN, I-JEPA, Dinov2, DINOv3, SigLIP and CLIP towers.
+"""Hugging Face transformers' folders of image towers: those of its model types that `names.FAMILIES` lists.
 
 Sizes come from the arrays' shapes, with which config.json has to agree; heads, activation, epsilon and image size from
 config.json, or, where a file comes without, from its names and the defaults of their config class.
 The trees of its former Flax classes are read too. Lineage: huggingface/transformers, src/transformers/models/{vit,deit,
-vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,dinov3_vit,siglip,clip}.
+vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,dinov3_vit,beit,data2vec,internvl,siglip,siglip2,clip,aimv2}.
 """
 
 import dataclasses
@@ -18,33 +18,51 @@ import numpy as np
 from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
-from vit_core.checkpoints.formats.example_models import CLIP, DINOV2, DINOV3, GATED_DINOV2, GELU, SIGLIP
+from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, DINOV2, DINOV3, GATED_DINOV2, GELU, SIGLIP
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.rules import write_by_rules
-from vit_core.checkpoints.formats.transformers import dinov3
+from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3
 from vit_core.checkpoints.formats.transformers import image_processors as images
+from vit_core.checkpoints.formats.transformers.aimv2 import Aimv2Tower
+from vit_core.checkpoints.formats.transformers.beit import BeitTower
 from vit_core.checkpoints.formats.transformers.config_json import (
     ACTIVATIONS,
     Tower,
     check_grid,
     dinov2_mlp_dim,
-    labels_of,
     model_type_of,
 )
 from vit_core.checkpoints.formats.transformers.dinov3 import DINOv3Tower
 from vit_core.checkpoints.formats.transformers.flax_names import as_pytorch, is_flax
 from vit_core.checkpoints.formats.transformers.known_keys import unknown_config_keys
+from vit_core.checkpoints.formats.transformers.labels import labels_of
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
+from vit_core.checkpoints.formats.transformers.siglip2 import Siglip2Tower
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 
-_PATCHES = ("patch_embeddings.projection.weight", "patch_embedding.weight", "embeddings.patch_embeddings.weight")
+_PATCHES = (
+    *("patch_embeddings.projection.weight", "patch_embedding.weight", "embeddings.patch_embeddings.weight"),
+    "embeddings.patch_embed.weight",
+)
 _FLAX_PATCHES = re.compile(r"(?:^|[./])embeddings[./](?:patch_embeddings[./]projection|patch_embedding)[./]kernel$")
+_QUERIES = re.compile(
+    r"layers?[./]0[./](?:attention[./]attention[./]query|attention[./]q_proj|self_attn[./]q_proj)[./](?:weight|kernel)$"
+)
 _ANCHOR = (
     rf"(?:(?:{'|'.join(dict.fromkeys(one.prefix.rstrip('.') for one in FAMILIES.values() if one.prefix))})[./])?"
-    r"embeddings[./](?:patch_embeddings(?:[./]projection)?|patch_embedding)[./](?:weight|kernel)"
+    r"embeddings[./](?:patch_embeddings(?:[./]projection)?|patch_embedding|patch_embed)[./](?:weight|kernel)"
 )
+_TOWERS: Mapping[str, type[Tower]] = {
+    "dinov3_vit": DINOv3Tower,
+    "beit": BeitTower,
+    "data2vec-vision": BeitTower,
+    "internvl_vision": BeitTower,
+    "siglip2_vision_model": Siglip2Tower,
+    "aimv2_vision_model": Aimv2Tower,
+}
+"""Model type -> what finds its config, where it is no plain tower."""
 _TIMM_WRAPPER = "timm_wrapper"
 """The model_type of folders that hold a model of timm, whose names they have."""
 _MULTILABEL = "multi_label_classification"
@@ -62,23 +80,25 @@ _LEFT_OUT = (
 
 
 def recognises_source(source: Source) -> bool:
-    """By the patch projection's name, or a config.json with a model_type (which may be refused then, by its name)."""
+    """By the names of the patch projection and of the first block's queries, or a config.json with a model_type, which
+    may be refused then by its name."""
     if source.config.get("model_type") == _TIMM_WRAPPER:
         return False
-    names = source.arrays
-    return "model_type" in source.config or any(name.endswith(_PATCHES) or _FLAX_PATCHES.search(name) for name in names)
+    if "model_type" in source.config:
+        return True
+    patches = any(name.endswith(_PATCHES) or _FLAX_PATCHES.search(name) for name in source.arrays)
+    return patches and any(_QUERIES.search(name) for name in source.arrays)
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
     """From the shapes and config.json."""
     if is_flax(source.arrays):
         source = dataclasses.replace(source, arrays=as_pytorch(source.arrays), beside=as_pytorch(source.beside))
-    source = dataclasses.replace(source, arrays=_with_one_prefix(source.arrays))
-    model_type = model_type_of(source, source.arrays)
+    model_type = model_type_of(source, source.arrays.shapes)
+    source = dataclasses.replace(source, arrays=_in_one_form(source.arrays, model_type))
     arrays, head_notes, used = _with_head(source, model_type)
     names = Names.found(model_type, arrays)
-    kind = DINOv3Tower if FAMILIES[model_type].kind == "dinov3" else Tower
-    tower = kind(source, arrays.shapes, names, fields)
+    tower = _TOWERS.get(model_type, Tower)(source, arrays.shapes, names, fields)
     model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
     preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
     labels, label_notes = labels_of(source, model)
@@ -91,6 +111,18 @@ def read_source(source: Source, fields: Fields) -> Reading:
     all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
     stated = frozenset(_STATED - {one.field for one in tower.assumptions}) if source.config else frozenset[str]()
     return Reading(config, names.rules(model), arrays, left_out, all_notes, tuple(tower.assumptions), stated, used)
+
+
+def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
+    """The arrays under the names that `Names` gives, with those that a class computes without."""
+    family = FAMILIES[model_type]
+    if family.kind == "vit":
+        return _with_one_prefix(arrays)
+    if family.kind == "beit":
+        return beit.with_norm_of_masked_modelling(arrays, family.prefix)
+    if family.kind == "aimv2":
+        return aimv2.with_pooling(arrays, family.prefix if f"{family.prefix}rms_norm.weight" in arrays else "")
+    return arrays
 
 
 def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
@@ -106,7 +138,7 @@ def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
 def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], frozenset[str]]:
     """With a Linear in a Sequential (`classifier.1`) as the classifier."""
     patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(_PATCHES)), None)
-    if patches is None or model_type in ("clip_vision_model", "siglip_vision_model", "dinov3_vit"):
+    if patches is None or FAMILIES[model_type].kind not in ("vit", "dinov2", "beit"):
         return source.arrays, [], frozenset()
     if any(name in source.arrays for name in ("classifier.weight", "cls_classifier.weight")):
         return source.arrays, [], frozenset()
@@ -132,13 +164,14 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
         case "dinov3":
             activation: Values = ANY if model.mlp == "swiglu" else tuple(dict.fromkeys(ACTIVATIONS.values()))
             return own(**{"activation": activation, **dinov3.allowed_values(model)})
+        case "beit":
+            _check_squares(model, architecture)
+            return own(**beit.allowed_values(model))
+        case "aimv2":
+            _check_squares(model, architecture)
+            return own(**aimv2.allowed_values(model))
         case "clip":
-            for field in ("image_size", "patch_size"):
-                height, width = getattr(model, field)
-                if height != width:
-                    raise InputError(
-                        f"--to transformers: its {architecture} takes squares only, found {field} {height}x{width}"
-                    )
+            _check_squares(model, architecture)
             if model_type == "clip_vision_model":
                 head_bias = (False,) if model.num_classes else either
                 return own(pre_norm=(True,), patch_bias=(False,), head_bias=head_bias)
@@ -148,6 +181,16 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
             return own(**without, pooling=("map", "gap"), num_classes=(0,))
     representation: Values = ANY if architecture.endswith("Model") else (None,)
     return own(distillation=("none", "token", "head"), representation=representation, qkv_bias=either)
+
+
+def _check_squares(model: ViTConfig, architecture: str) -> None:
+    """InputError where the image or its patches are no squares, for a class that takes nothing else."""
+    for field in ("image_size", "patch_size"):
+        height, width = getattr(model, field)
+        if height != width:
+            raise InputError(
+                f"--to transformers: its {architecture} takes squares only, found {field} {height}x{width}"
+            )
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
@@ -167,11 +210,13 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
         notes.append(f"{names.of('mask_token')}: zeros, as no image needs it")
     if FAMILIES[tower].kind == "dinov3" and not model.registers:  # its class has an array of none
         arrays = LazyArrays.with_array(arrays, names.of("reg_token"), convert(np.zeros((1, 0, model.width)), dtype))
-    if (tower, model.pooling, model.num_classes) == ("siglip_vision_model", "gap", 0):
-        notes.append("SiglipVisionModel gives tokens: their mean is left to whoever opens it")
+    if (model.pooling, model.num_classes) == ("gap", 0) and tower in ("siglip_vision_model", "aimv2_vision_model"):
+        notes.append(f"{architecture} gives tokens: their mean is left to whoever opens it")
     if model.position_embedding == "learned" and model.position_resampling != FAMILIES[tower].resampling:
         there = FAMILIES[tower].resampling
         notes.append(f"positions: resampled by '{there}' there (here: '{model.position_resampling}')")
+    if model.relative_bias == "table":
+        notes.append("relative_bias: resampled to other image sizes linearly there, and not by BEiT's own rule")
     texts = {"config.json": json.dumps(_config_of(model, config, dtype), indent=2) + "\n", **texts}
     return Writing(arrays, texts, tuple(notes))
 
@@ -193,6 +238,10 @@ def _architecture_of(model: ViTConfig) -> tuple[str, str]:
     """The model_type and the class that hold a model, if any do: by what only one family has."""
     if model.rope is not None:
         return "dinov3_vit", "DINOv3ViTModel"
+    if model.relative_bias == "table":
+        return "beit", "BeitForImageClassification" if model.num_classes else "BeitModel"
+    if model.norm == "rms_norm" and model.embed_norm:
+        return "aimv2_vision_model", "Aimv2VisionModel"
     if model.distillation == "head":
         return "deit", "DeiTForImageClassificationWithTeacher"
     pooler = model.representation is not None and not model.num_classes
@@ -236,6 +285,11 @@ def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[s
         }
     elif kind == "dinov3":
         tower |= dinov3.config_fields(model)
+    elif kind == "beit":
+        tower |= {"intermediate_size": model.mlp_dim, **beit.config_fields(model)}
+    elif kind == "aimv2":
+        del tower["layer_norm_eps"]
+        tower |= aimv2.config_fields(model)
     else:
         tower["intermediate_size"] = model.mlp_dim
     if kind in ("vit", "dinov2"):
@@ -246,7 +300,7 @@ def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[s
         tower |= {"pooler_output_size": model.representation, "pooler_act": "tanh"}
     if architecture == "CLIPVisionModelWithProjection":
         tower["projection_dim"] = model.num_classes
-    if not model.class_token:
+    if not model.class_token and kind == "clip":
         tower["vision_use_head"] = model.pooling == "map"
     if model_type == "siglip":  # its class looks for the tower one level down
         tower = {"vision_config": {**tower, "model_type": "siglip_vision_model"}}
@@ -282,6 +336,9 @@ FORMAT = Format(
         "Dinov2WithRegisters, gated MLP": {"num_classes": 0, **GATED_DINOV2, "mlp_dim": 344},
         "DINOv3": DINOV3,
         "DINOv3, gated MLP": {**DINOV3, "mlp": "swiglu", "mlp_dim": 96, "registers": 4},
+        "BEiT": {"pooling": "gap", "final_norm": "after_pooling", **BEIT},
+        "BEiT, one relative bias": {"num_classes": 0, **BEIT, "relative_bias_shared": True},
+        "AIMv2": {"num_classes": 0, **AIMV2, **GELU},
         "SigLIP": {"num_classes": 0, **SIGLIP},
         "CLIP with projection": {**CLIP, "head_bias": False},
     },

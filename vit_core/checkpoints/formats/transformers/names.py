@@ -1,4 +1,4 @@
-"""What Hugging Face transformers calls the arrays of its image towers: four kinds of names, of two ages.
+"""What Hugging Face transformers calls the arrays of its image towers: seven kinds of names, of two ages.
 
 Files have the names of the old versions, and those of today still write them; the modules of transformers 5 have
 others in memory, which a state dict saved by hand brings along. Both are read, the files' are written.
@@ -18,7 +18,7 @@ from vit_core.position_embeddings import Method
 class Family:
     """A model_type of config.json: how its arrays are named, and what its config class says where a file does not."""
 
-    kind: Literal["vit", "dinov2", "dinov3", "clip"]
+    kind: Literal["vit", "dinov2", "dinov3", "beit", "internvl", "clip", "aimv2"]
     prefix: str
     """Before the tower's names in classes that have something beside it."""
     activation: str = "gelu"
@@ -38,11 +38,27 @@ FAMILIES = {
     "dinov2": Family("dinov2", "dinov2."),
     "dinov2_with_registers": Family("dinov2", "dinov2_with_registers.", resampling="bicubic_antialias"),
     "dinov3_vit": Family("dinov3", "", epsilon=1e-5, heads=6),
+    "beit": Family("beit", "beit.", epsilon=1e-12),
+    "data2vec-vision": Family("beit", "data2vec_vision.", epsilon=1e-12),
+    "internvl_vision": Family("internvl", "", heads=16),
     "siglip_vision_model": Family("clip", "vision_model.", "gelu_pytorch_tanh"),
+    "siglip2_vision_model": Family("clip", "vision_model.", "gelu_pytorch_tanh", resampling="bilinear_antialias"),
     "clip_vision_model": Family("clip", "vision_model.", "quick_gelu", 1e-5),
+    "aimv2_vision_model": Family("aimv2", "vision_model.", "silu", 1e-5, heads=8),
 }
-TOWER_OF = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
-"""The image tower of two."""
+TOWER_OF = {
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+    "clip": "clip_vision_model",
+    "aimv2": "aimv2_vision_model",
+    "altclip_vision_model": "clip_vision_model",
+    **{
+        f"{name}{end}": "clip_vision_model"
+        for name in ("chinese_clip", "clipseg", "metaclip_2")
+        for end in ("", "_vision_model")
+    },
+}
+"""The image tower of two, and towers that are CLIP's under another name."""
 
 _Theirs = Mapping[str, str | tuple[str, ...]]
 _VIT = {
@@ -55,6 +71,7 @@ _VIT = {
     "norm": "layernorm",
     "pre_logits.fc": "pooler.dense",
 }
+_BEIT = {**_VIT, "fc_norm": "pooler.layernorm"}
 _DINOV3 = {
     "patch_embed.proj": "embeddings.patch_embeddings",
     "cls_token": "embeddings.cls_token",
@@ -74,8 +91,31 @@ _CLIP = {
     "attn_pool.mlp.fc1": "head.mlp.fc1",
     "attn_pool.mlp.fc2": "head.mlp.fc2",
 }
-_TOWERS: Mapping[str, Mapping[str, str]] = {"vit": _VIT, "dinov2": _VIT, "dinov3": _DINOV3, "clip": _CLIP}
+_AIMV2 = {
+    "patch_embed.proj": "embeddings.patch_embed",
+    "patch_embed.norm": "embeddings.rms_norm",
+    "pos_embed": "embeddings.position_embedding.weight",
+    "norm": "rms_norm",
+    "attn_pool.latent": "head.cls_token",
+    "attn_pool.q": "head.q_proj",
+    "attn_pool.proj": "head.output_proj",
+    "attn_pool.norm": "head.norm",
+    "attn_pool.mlp.fc1": "head.mlp.fc1",
+    "attn_pool.mlp.fc2": "head.mlp.fc2",
+}
+_TOWERS: Mapping[str, Mapping[str, str]] = {
+    "vit": _VIT,
+    "dinov2": _VIT,
+    "dinov3": _DINOV3,
+    "beit": _BEIT,
+    "internvl": _VIT,
+    "clip": _CLIP,
+    "aimv2": _AIMV2,
+}
+_SHARED_BIAS = {"files": "encoder.relative_position_bias", "memory": "shared_position_bias"}
 _LAYOUTS = {"embeddings.class_embedding": "width", "embeddings.position_embedding.weight": "positions width"}
+_PATCH_MATRIX = "width (patch_height patch_width channels)"
+"""Axes of Siglip2's patch projection, a Linear over patches that are cut before."""
 
 _SCALED = {
     "norm1": "norm1",
@@ -83,32 +123,56 @@ _SCALED = {
     "ls1.gamma": "layer_scale1.lambda1",
     "ls2.gamma": "layer_scale2.lambda1",
 }
+_LAMBDAS = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "ls1.gamma": "lambda_1",
+    "ls2.gamma": "lambda_2",
+}
 _NORMS: Mapping[str, _Theirs] = {
     "vit": {"norm1": "layernorm_before", "norm2": "layernorm_after"},
     "dinov2": _SCALED,
     "dinov3": _SCALED,
+    "beit": _LAMBDAS,
+    "internvl": _LAMBDAS,
     "clip": {"norm1": "layer_norm1", "norm2": "layer_norm2"},
+    "aimv2": {"norm1": "rms_norm1", "norm2": "rms_norm2"},
 }
 _ATTENTION: Mapping[str, _Theirs] = {
     "files": {
         "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "attn.q_bias": "attention.attention.query.bias",
+        "attn.v_bias": "attention.attention.value.bias",
+        "attn.rel_pos": "attention.attention.relative_position_bias",
         "attn.proj": "attention.output.dense",
     },
     "memory": {
         "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         "attn.q_bias": "attention.q_proj.bias",
         "attn.v_bias": "attention.v_proj.bias",
+        "attn.rel_pos": "relative_position_bias",
         "attn.proj": "attention.o_proj",
+    },
+    "internvl": {
+        "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "attn.proj": "attention.projection_layer",
+    },
+    "aimv2": {
+        "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        "attn.proj": "attention.out_proj",
     },
     "clip": {
         "attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "attn.proj": "self_attn.out_proj",
     },
 }
+_DENSE = {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
 _MLPS: Mapping[str, _Theirs] = {
     "mlp": {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
     "dinov3": {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"},
-    "vit, files": {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"},
+    "vit, files": _DENSE,
+    "beit, files": _DENSE,
+    "aimv2": {"mlp.fc1": ("ffn.gate_proj", "ffn.up_proj"), "mlp.fc2": "ffn.down_proj"},
     "gated, files": {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"},
     "gated, memory": {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj"), "mlp.fc2": "mlp.down_proj"},
 }
@@ -137,6 +201,8 @@ class Names:
             in_memory = any(name.startswith("model.") for name in names)
             gated = any_ends(".mlp.gate_proj.weight")
             return cls(model_type, prefixed, gated, "memory" if in_memory else "files")
+        if FAMILIES[model_type].kind == "aimv2":
+            return cls(model_type, prefixed, gated=True)
         gated = any_ends(".mlp.weights_in.weight", ".mlp.gate_proj.weight")
         return cls(model_type, prefixed, gated, "memory" if any_ends(".attention.q_proj.weight") else "files")
 
@@ -151,20 +217,23 @@ class Names:
     @property
     def layers(self) -> str:
         """What the names of all blocks begin with."""
-        if self.kind == "clip":
+        if self.kind in ("clip", "aimv2"):
             return f"{self.prefix}encoder.layers."
         if self.kind == "dinov3":
             return "model.layer." if self.age == "memory" else "layer."
-        return f"{self.prefix}layers." if (self.kind, self.age) == ("vit", "memory") else f"{self.prefix}encoder.layer."
+        if self.kind in ("vit", "beit") and self.age == "memory":
+            return f"{self.prefix}layers."
+        return f"{self.prefix}encoder.layer."
 
     @property
     def block(self) -> _Theirs:
         """The class's names for our names within a block."""
         # DINOv3 came after the names in memory, which its files have too.
         age = "memory" if self.kind == "dinov3" else self.age
-        attention = _ATTENTION["clip" if self.kind == "clip" else age]
+        attention = _ATTENTION.get(self.kind, _ATTENTION[age])
         mlp = _MLPS.get(f"{self.kind}, {age}", _MLPS.get(self.kind, _MLPS["mlp"]))
-        return {**_NORMS[self.kind], **attention, **(_MLPS[f"gated, {age}"] if self.gated else mlp)}
+        gated = self.gated and self.kind != "aimv2"  # whose MLPs are all gated
+        return {**_NORMS[self.kind], **attention, **(_MLPS[f"gated, {age}"] if gated else mlp)}
 
     def of(self, ours: str) -> str:
         """The name of what stands before or after the blocks, the head aside."""
@@ -177,15 +246,25 @@ class Names:
         parts = (theirs,) if isinstance(theirs, str) else theirs
         return tuple(f"{self.layers}{layer}.{part}{leaf}" for part in parts)
 
+    def shared_bias(self, leaf: str) -> str:
+        """The name of an array of the relative bias that all blocks share."""
+        return f"{self.prefix}{_SHARED_BIAS[self.age]}.{leaf}"
+
     def rules(self, model: ViTConfig) -> list[Rule]:
         """For every parameter."""
-        rows = [name for name in parameters(model) if not name.startswith("attn_pool.kv.")]  # beside q, in one rule
+        rows = list(parameters(model))
+        if self.kind == "clip":
+            rows = [name for name in rows if not name.startswith("attn_pool.kv.")]  # beside q, in one rule
         return [self._rule(name, model) for name in rows]
 
     def _rule(self, ours: str, model: ViTConfig) -> Rule:
         stem, _, leaf = ours.rpartition(".")
-        if stem == "attn_pool.q":  # as in torch's MultiheadAttention
+        if stem == "attn_pool.q" and self.kind == "clip":  # as in torch's MultiheadAttention
             return rule((ours, f"attn_pool.kv.{leaf}"), f"{self.prefix}head.attention.in_proj_{leaf}")
+        if stem == "attn_pool.kv":
+            return rule(ours, tuple(f"{self.prefix}head.{part}_proj.{leaf}" for part in "kv"))
+        if stem == "shared_rel_pos":
+            return rule(ours, self.shared_bias(leaf))
         if ours.startswith("blocks."):
             _, layer, within = ours.split(".", 2)
             return rule(ours, self.in_block(within, layer))
@@ -194,10 +273,11 @@ class Names:
         if stem == "head" and model.distillation == "head":
             return rule(ours, f"cls_classifier.{leaf}")
         if stem == "head":
-            return rule(
-                ours, f"{'visual_projection' if self.model_type == 'clip_vision_model' else 'classifier'}.{leaf}"
-            )
+            projected = self.model_type in ("clip_vision_model", "aimv2_vision_model")
+            return rule(ours, f"{'visual_projection' if projected else 'classifier'}.{leaf}")
         theirs = self.of(ours)
+        if ours == "patch_embed.proj.weight" and self.model_type == "siglip2_vision_model":
+            return rule(ours, theirs, _PATCH_MATRIX)
         return rule(ours, theirs, _LAYOUTS.get(theirs.removeprefix(self.prefix)))
 
 

@@ -1,0 +1,47 @@
+"""transformers' SigLIP 2 for images of any aspect (NaFlex): what its files and its config.json say.
+
+It is SigLIP with a patch projection that is a Linear over patches cut before, of any grid, and with positions that
+are resampled from a square table for each image. On images of the table's own grid the two are one model; batches of
+any aspect are vit_core.naflex. (SigLIP 2 for a fixed size is SigLIP to transformers.)
+Lineage: huggingface/transformers, src/transformers/models/siglip2.
+"""
+
+from collections.abc import Mapping
+from math import isqrt, prod
+from typing import Any
+
+from vit_core.checkpoints.checkpoint import Assumption
+from vit_core.checkpoints.formats.transformers.config_json import Tower, shown
+from vit_core.errors import InputError
+
+
+class Siglip2Tower(Tower):
+    """A Siglip2VisionModel, alone, with a classifier or beside a text tower, while its config is being found."""
+
+    def patches(self) -> tuple[int, int, tuple[int, int]]:
+        name = self.names.of("patch_embed.proj.weight")
+        width, values = self.shape(name, 2)
+        channels = self.fields.get("channels", self.said.get("num_channels", 3))
+        patch = self.fields.get("patch_size", self.said.get("patch_size"))
+        if patch is None:
+            patch = isqrt(values // channels) if type(channels) is int and channels > 0 else None
+            if patch and "patch_size" not in self.fields:
+                why = f"for square patches of {channels} channels"
+                self.assumptions.append(Assumption("patch_size", (patch, patch), why, "--set patch_size=HEIGHTxWIDTH"))
+        sides = (patch, patch) if isinstance(patch, int) else tuple(patch or ())
+        fits = len(sides) == 2 and all(type(one) is int and one > 0 for one in (channels, *sides))
+        if not fits or prod(sides) * channels != values:
+            raise InputError(
+                f"{self.where}: {name} reads {values} values of a patch, which patch_size {shown(patch)} and "
+                f"{shown(channels)} channels do not give; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
+            )
+        return width, channels, (sides[0], sides[1])
+
+    def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
+        rows, patch = self.shape(self.names.of("pos_embed"), 2)[0], found["patch_size"]
+        side = isqrt(rows)
+        if side * side != rows:
+            raise InputError(f"{self.where}: {rows} positions form no square grid, from which Siglip2 resamples")
+        if (said := self.said.get("num_patches", rows)) != rows:
+            self.disagree("num_patches", said, rows)
+        return side * patch[0], side * patch[1]
