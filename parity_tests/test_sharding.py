@@ -29,6 +29,7 @@ ROTARY = RUN.replace(
     )
 )
 """As DINOv3, with all that training draws of its coordinates."""
+FLEXIBLE = RUN.replace(patch_sizes=(2, 4, 8))
 MUON = RUN.replace(optimizer=RUN.optimizer.replace(name="muon", momentum=0.95))
 MESHES = {
     "data 8": Mesh(data=8),
@@ -151,6 +152,13 @@ def test_rotary_positions_are_a_single_devices(tmp_path: Path) -> None:
     assert_every_mesh_equals(tmp_path, trained(JaxEngine(ROTARY)))
 
 
+@pytest.mark.slow
+def test_drawn_patch_sizes_are_a_single_devices(tmp_path: Path) -> None:
+    """The kernel is resized from slices of it."""
+    on_devices(8, "flexible", str(tmp_path))
+    assert_every_mesh_equals(tmp_path, trained(JaxEngine(FLEXIBLE)))
+
+
 @pytest.mark.release
 def test_float32_is_a_single_devices(tmp_path: Path) -> None:
     on_devices(8, "float32", str(tmp_path))
@@ -201,9 +209,10 @@ def main(kind: str, folder: Path) -> None:
         engine.train_step(batches_of(engine)[2], 2)
         save_step(run, engine, 3)
         return
-    if kind == "rotary":
+    if kind in ("rotary", "flexible"):
         for name, mesh in MESHES.items():
-            config = ROTARY.replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
+            run = ROTARY if kind == "rotary" else FLEXIBLE
+            config = run.replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
             np.savez(folder / f"{name}.npz", **trained(JaxEngine(config)))
         return
     if kind == "muon":

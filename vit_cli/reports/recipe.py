@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from vit_cli.console import say, table
 from vit_cli.field_options import value_text
-from vit_core import flops
 from vit_core.parameters import Parameter, count, parameters, spans
 from vit_train.config import TrainConfig, flatten
 
@@ -22,9 +21,11 @@ def print_recipe(title: str, config: TrainConfig, examples: int | None = None) -
     rates = [(step + 1, f"{config.learning_rate(step):.3e}", epochs(config, step + 1, examples)) for step in steps]
     table("schedule", ("step", "learning rate", "epochs"), rates)
     _print_groups(config)
-    forward = flops.forward(config.model)
+    forward = config.forward_flops
     total = sum(forward.values())
-    say(f"{count(config.model):,} parameters, {config.model.tokens} tokens an image")
+    tokens = ", ".join(str(network.tokens) for network in config.networks)
+    drawn = f"one of {tokens}" if len(config.networks) > 1 else tokens
+    say(f"{count(config.model):,} parameters, {drawn} tokens an image")
     shares = ", ".join(f"{name} {part / total:.0%}" for name, part in forward.items())
     say(f"{total / 1e9:.3f} GFLOPs an image forward ({shares}), {3 * total / 1e9:.3f} in training")
     images = config.steps * config.batch_size

@@ -279,9 +279,7 @@ class Checkpoint:
             changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size)
         arrays = self.arrays
         if new.patch_kernel != old.patch_kernel:
-            if old.patch_norms:
-                raise InputError("patch_size: a norm of whole patches (patch_norms) cannot be resized")
-            kernel = resize_kernel(arrays["patch_embed.proj.weight"], new.patch_kernel)
+            kernel = resize_kernel(arrays["patch_embed.proj.weight"], old.kernel_of(new.patch_size))
             arrays = arrays.with_array("patch_embed.proj.weight", kernel)
         if new.grid != old.grid:
             for name in list(arrays):

@@ -56,7 +56,7 @@ FIXED_ON_RESUME = {
     "optimizer.layer_decay", "optimizer.frozen",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
     "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
-    "ema_warmup", "seed", "dtype", "compute_dtype", "head",
+    "ema_warmup", "seed", "dtype", "compute_dtype", "head", "patch_sizes",
     *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
 }  # fmt: skip
 """Fields that make it another run: a folder that holds a run with another value is refused."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from vit_core import flops
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
@@ -62,6 +63,10 @@ class TrainConfig(Schema):
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """Order of the training examples. Shuffled: each once in an epoch. Balanced: drawn with replacement, every class
     equally often, so an example with a probability inversely proportional to the frequency of its class."""
+    patch_sizes: tuple[Positive, ...] = ()
+    """FlexiViT (arXiv:2212.08013): sides of square patches in pixels, one of which is drawn for each batch, each as
+    often as any other; the patch kernel and the positions are resized to it in the step. Evaluated and saved is the
+    model with its own patch_size. (): that size alone."""
     steps: Positive
     """Updates of the weights in the whole run."""
     batch_size: Positive
@@ -190,6 +195,39 @@ class TrainConfig(Schema):
             raise ValueError("class_weights: expected one number for each class, or balanced alone")
         self.optimizer.factors(parameters(self.model))
         return self
+
+    @model_validator(mode="after")
+    def _check_patch_sizes(self) -> Self:
+        (H, W), sizes = self.model.image_size, self.patch_sizes
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"patch_sizes: {sizes} has a size twice; each is drawn as often as any other")
+        for size in sizes:
+            if H % size or W % size:
+                possible = [side for side in range(4, min(H, W) + 1) if H % side == W % side == 0]
+                raise ValueError(
+                    f"patch_sizes: {size} does not divide image_size {self.model.image_size}; these do: {possible}"
+                )
+            try:
+                self.model.kernel_of((size, size))
+            except InputError as error:
+                raise ValueError(f"patch_sizes: {error}") from None
+        return self
+
+    @property
+    def networks(self) -> tuple[ViTConfig, ...]:
+        """The model at each size that training draws, each as often as any other; else the model alone."""
+        return tuple(self.model.replace(patch_size=size) for size in self.patch_sizes) or (self.model,)
+
+    @property
+    def longest(self) -> ViTConfig:
+        """The one of `networks` with the most tokens, which needs the most memory."""
+        return max(self.networks, key=lambda network: network.tokens)
+
+    @property
+    def forward_flops(self) -> dict[str, float]:
+        """FLOPs of the forward pass of a training image by module, the mean over `networks`."""
+        counts = [flops.forward(network) for network in self.networks]
+        return {name: sum(count[name] for count in counts) / len(counts) for name in counts[0]}
 
     def fitted(self, weights: Checkpoint) -> Checkpoint:
         """The weights under this run's model config. InputError unless both compute the same network."""

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_core import masks
+from vit_core import ViTConfig, masks
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
@@ -28,13 +28,10 @@ from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
 
-if TYPE_CHECKING:
-    pass
-
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
 
-IMAGE_STREAM, MASK_STREAM, MIX_STREAM = 1, 2, 3
+IMAGE_STREAM, MASK_STREAM, MIX_STREAM, NETWORK_STREAM = 1, 2, 3, 4
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
 
 
@@ -63,16 +60,23 @@ class Batch(NamedTuple):
     """Masks of dropout and stochastic depth, by site (vit_core.masks)."""
     ids_B: Array
     """int64 index of each example in its split; it does not influence training."""
+    patch_size: tuple[int, int] | None = None
+    """Patches that the images are cut into, where the run draws their size; else the model's."""
 
     def digests(self) -> np.ndarray:
         """uint64 [B]: for each example a hash of everything that influences training."""
         B = len(self.weights_B)
         by_example = [masks.by_example(site, mask, B) for site, mask in sorted(self.masks.items())]
-        digests = []
+        digests, patch = [], b"" if self.patch_size is None else repr(self.patch_size).encode()
         for example in zip(*self[:5], *by_example, strict=True):
-            digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example))
+            digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example) + patch)
             digests.append(int.from_bytes(digest.digest()[:8], "little"))
         return np.array(digests, np.uint64)
+
+    @property
+    def size(self) -> str:
+        """In words what the engine's program depends on, where a run draws it."""
+        return f"patches of {'x'.join(map(str, self.patch_size))}" if self.patch_size else ""
 
     def fingerprint(self) -> str:
         """A hash of all examples in their order."""
@@ -98,7 +102,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         size = self.config.batch_size
-        sites = masks.sites(self.config.model, size).values()
+        sites = masks.sites(self.config.longest, size).values()
         if (needed := 4 * sum(prod(site.shape) for site in sites)) > MASKS_LIMIT:
             raise InputError(
                 f"model.dropout: the masks of a batch of {size} take {needed / 2**30:.1f} GiB, drawn on the host; "
@@ -179,9 +183,16 @@ class Batches:
             smooth_targets(classes_B, config),
         )
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
-        drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
+        network = self.network(step)
+        drawn = masks.draw(network, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         kept = {site: masks.rows_of(site, mask, rows) for site, mask in drawn.items()}
-        return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
+        patch_size = network.patch_size if config.patch_sizes else None
+        return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B, patch_size)
+
+    def network(self, step: int) -> ViTConfig:
+        """The model of a step: one of the config's `networks`, drawn for the whole batch."""
+        networks = self.config.networks
+        return networks[int(np.random.default_rng([self.config.seed, NETWORK_STREAM, step]).integers(len(networks)))]
 
     def _example(self, i: int) -> Decoded:
         """Example i of the split; without a picture where it cannot be read."""

@@ -102,6 +102,7 @@ class JaxEngine(OnMesh):
                 np.int32(step),
                 step_rates(self.config, step),
                 (np.int32(self.skippable), np.asarray(self.config.loss_limit, self.config.dtype)),
+                batch.patch_size,
             )
         return result
 
@@ -196,8 +197,8 @@ class JaxEngine(OnMesh):
             return self.to_global(x, layout, size)
 
         masks = {site: put(mask_layout(site), mask) for site, mask in batch.masks.items()}
-        # The ids do not influence training.
-        arrays: Batch = jax.tree.map(put, LAYOUTS, batch._replace(masks={}, ids_B=None))
+        # The ids do not influence training, and the patch size is no array.
+        arrays: Batch = jax.tree.map(put, LAYOUTS, batch._replace(masks={}, ids_B=None, patch_size=None))
         return arrays._replace(masks=masks)
 
     def _by_device(self, stop: bool) -> jax.Array:

@@ -38,9 +38,9 @@ def mask_layout(site: str) -> str:
 class TrainStep:
     """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
 
-    train(state, batch, stop, step, rates, limits) -> (state, StepResult), jitted, the state donated. stop [devices]: 1
-    on the devices of processes that want to stop. rates: see `step_rates`. limits: how many updates may be skipped, and
-    the loss above which one is.
+    train(state, batch, stop, step, rates, limits, patch_size) -> (state, StepResult), jitted, the state donated. stop
+    [devices]: 1 on the devices of processes that want to stop. rates: see `step_rates`. limits: how many updates may be
+    skipped, and the loss above which one is. patch_size: where the run draws it; there is a program for each.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
@@ -56,7 +56,7 @@ class TrainStep:
         self.forward = Forward.of_run(config, self.stacks, mesh)
         self.update = OptimizerUpdate(config.optimizer.resolved(), self.trained, factors, jnp.dtype(config.dtype))
         out = {leaf: x.sharding for leaf, x in self.state.items()}
-        self.train = jax.jit(self._train, donate_argnums=0, out_shardings=(out, self._replicated))
+        self.train = jax.jit(self._train, donate_argnums=0, static_argnums=6, out_shardings=(out, self._replicated))
 
     @cached_property
     def state(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -74,14 +74,15 @@ class TrainStep:
         }
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step lowered for this mesh, whose devices need not be present. InputError for a batch that the
-        mesh cannot share."""
+        """The train step lowered for this mesh, whose devices need not be present; with the most tokens where there
+        are several. InputError for a batch that the mesh cannot share."""
         self.config.check_batch_shards(batch_shards(self.mesh))
         rate = jax.ShapeDtypeStruct((), jnp.dtype(self.config.dtype), sharding=self._replicated)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
         stop = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=self.by_device)
         with jax.set_mesh(self.mesh):
-            return self.train.lower(self.state, self.batch, stop, count, (rate,) * 4, (count, rate))
+            drawn = self.config.longest.patch_size if self.config.patch_sizes else None
+            return self.train.lower(self.state, self.batch, stop, count, (rate,) * 4, (count, rate), drawn)
 
     def params(self, state: State, averaged: bool = False) -> Params:
         """The parameters in a state by stack; or their moving average, with the parameters that have none."""
@@ -99,8 +100,8 @@ class TrainStep:
 
     @cached_property
     def batch(self) -> Batch:
-        """Shape, type and sharding of every array of a batch."""
-        model, B = self.config.model, self.config.batch_size
+        """Shape, type and sharding of every array of a batch, the longest where there are several."""
+        model, B = self.config.longest, self.config.batch_size
         sites = masks.sites(model, B)
 
         def array(shape: tuple[int, ...], dtype: Any, layout: str = "batch") -> jax.ShapeDtypeStruct:
@@ -124,10 +125,11 @@ class TrainStep:
         step: jax.Array,
         rates: tuple[jax.Array, ...],
         limits: tuple[jax.Array, jax.Array],
+        patch_size: tuple[int, int] | None,
     ) -> tuple[State, StepResult]:
         config, params = self.config, self.params(state)
         learning_rate, fraction, kept, added = rates
-        loss, gradients = self._gradients(params, batch)
+        loss, gradients = self._gradients(params, batch, patch_size)
         norms, position_of = squared_norms(gradients, self.trained), self.forward.position_of
         squares = jnp.stack([norms[stack][i] for stack, i in (position_of[name] for name in self.names)])
         total = squares.sum()
@@ -145,7 +147,7 @@ class TrainStep:
         skipped = state["skipped"] + (training & ~valid)
         return {**state, **new, "skipped": skipped}, StepResult(loss, squares, stop.sum())
 
-    def _gradients(self, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    def _gradients(self, params: Params, batch: Batch, patch_size: tuple[int, int] | None) -> tuple[jax.Array, Params]:
         """The mean loss over the examples that count, and its gradients, computed in `accumulation` parts."""
         dtype = jnp.dtype(self.config.dtype)
         count = jnp.maximum((batch.weights_B != 0).sum(), 1).astype(dtype)
@@ -153,7 +155,7 @@ class TrainStep:
 
         def loss_of(trained: Params, part: Batch) -> jax.Array:
             images_BHWC = self.forward.normalise(part.images_BHWC, part)
-            logits_BC = self.forward.model(params | trained)(images_BHWC, part.masks)
+            logits_BC = self.forward.model(params | trained)(images_BHWC, part.masks, patch_size=patch_size)
             return total_loss(self.config, logits_BC, part).astype(dtype) / count
 
         if self.config.accumulation == 1:

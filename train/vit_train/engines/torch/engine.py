@@ -230,7 +230,7 @@ class TorchEngine(Member):
             rows = slice(first, first + size)
             images, targets, weights, own_share, boxes = (self.on_device(array[rows]) for array in batch[:5])
             masks = {site: self.on_device(rows_of(site, mask, rows)) for site, mask in batch.masks.items()}
-            parts.append(Batch(images, targets, weights, own_share, boxes, masks, ids_B=None))
+            parts.append(Batch(images, targets, weights, own_share, boxes, masks, None, batch.patch_size))
         return parts
 
     @torch.no_grad()

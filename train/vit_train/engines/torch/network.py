@@ -27,14 +27,16 @@ class Network(nn.Module):
             self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
     def forward(self, images_BHWC: Tensor, batch: Batch | None = None) -> Tensor:
-        """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed."""
+        """Logits [B, classes] of uint8 images; batch: of training, with its masks, its patch size and how images are
+        mixed."""
         x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
+        options = {"patch_size": None if batch is None else batch.patch_size}
         # FSDP casts as it gathers.
         if is_sharded(self.model) or next(self.model.parameters()).dtype == self.compute:
-            logits_BC: Tensor = self.model(x_BCHW, masks)
+            logits_BC: Tensor = self.model(x_BCHW, masks, **options)
             return logits_BC
         cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}
-        logits_BC = functional_call(self.model, cast, (x_BCHW, masks))
+        logits_BC = functional_call(self.model, cast, (x_BCHW, masks), options)
         return logits_BC
 
     def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
