@@ -17,8 +17,9 @@ from jax import Array
 
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
+from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_jax import arrays, relative, rope, stacking, traced_positions
+from vit_jax import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerScale, conv, drop, identity, linear, mean_of_tokens, norm_layer, padding_bias
@@ -161,14 +162,22 @@ class ViT(Classifier):
         arrays.initialize(self, rngs.params())
 
     def __call__(
-        self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
+        self,
+        x_BHWC: Array | Patches,
+        masks: Masks | None = None,
+        *,
+        interpolate: bool = False,
+        patch_size: Patch | None = None,
     ) -> Array:
         """Logits. With masks (`draw_masks`, or one's own) as in training, without as in evaluation.
 
         interpolate: accept another resolution than the config's, with the positions resampled by its method.
         patch_size: (height, width) of patches, other than the config's, to which the kernel is resized by FlexiViT's
         method and the positions by the config's. Raises InputError for images that do not fit.
+        A batch of patches (vit_core.naflex) stands for images of any aspect.
         """
+        if isinstance(x_BHWC, Patches):
+            return naflex.logits(self, x_BHWC, masks)
         return self.forward_head(self.forward_features(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size))
 
     def forward_features(

@@ -18,8 +18,9 @@ from torch import nn
 
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
+from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_torch import arrays, relative, rope, stacking, traced_positions
+from vit_torch import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, mean_of_tokens, norm_layer, padding_bias
@@ -163,14 +164,22 @@ class ViT(Classifier):
         arrays.initialize(self, generator)
 
     def forward(
-        self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
+        self,
+        x_BCHW: Array | Patches,
+        masks: Masks | None = None,
+        *,
+        interpolate: bool = False,
+        patch_size: Patch | None = None,
     ) -> Array:
         """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
 
         interpolate: accept another resolution than the config's, with the positions resampled by its method.
         patch_size: (height, width) of patches, other than the config's, to which the kernel is resized by FlexiViT's
         method and the positions by the config's. Raises InputError for images that do not fit.
+        A batch of patches (vit_core.naflex) stands for images of any aspect.
         """
+        if isinstance(x_BCHW, Patches):
+            return naflex.logits(self, x_BCHW, masks)
         return self.forward_head(self.forward_features(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size))
 
     def forward_features(
