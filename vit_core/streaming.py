@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.errors import InputError
+from vit_core.image_batches import ImageBatch, Images
 from vit_core.preprocess import PictureSource, Preprocessing, decode, resize_image
 
 AHEAD = 2
@@ -30,7 +31,7 @@ class DeviceFunction(Protocol):
     def hardware(self) -> str:
         """The devices in words."""
 
-    def start(self, pixels_BHWC: np.ndarray) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
         """Begins to compute the values [B, ...] of uint8 or uint16 images; what it returns waits for them."""
 
 
@@ -38,7 +39,7 @@ class DeviceFunction(Protocol):
 class PictureBatch:
     """Some pictures, decoded."""
 
-    pixels_BHWC: np.ndarray
+    images: ImageBatch
     """uint8 or uint16; zeros where a picture could not be read, and in the rows that fill up the last batch."""
     errors: tuple[InputError | None, ...]
     """For each picture why it could not be read; None where it was."""
@@ -69,7 +70,7 @@ def compute(
     size = -(-batch_size // function.devices) * function.devices
     waiting: tuple[PictureBatch, Callable[[], np.ndarray]] | None = None
     for batch in decoded(pictures, preprocessing, size, threads):
-        started = function.start(batch.pixels_BHWC)
+        started = function.start(batch.images)
         if waiting is not None:  # only now, so that a device computes while the batch before it is used
             yield _result(*waiting)
         waiting = batch, started
@@ -87,29 +88,21 @@ def decoded(
     """Pictures in batches of `size`, of which `AHEAD` are decoded in advance by threads."""
     threads = threads or default_threads()
     left, pool = iter(pictures), ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[np.ndarray, list[Future[InputError | None]]]] = deque()
+    waiting: deque[tuple[Images, list[Future[InputError | None]]]] = deque()
 
     def start_next() -> None:
         if chosen := list(islice(left, size)):
-            pixels_BHWC = np.zeros((size, *preprocessing.image_size, preprocessing.channels), preprocessing.pixel_type)
-            waiting.append(
-                (
-                    pixels_BHWC,
-                    [
-                        pool.submit(_decode_into, pixels_BHWC[row], picture, preprocessing)
-                        for row, picture in enumerate(chosen)
-                    ],
-                )
-            )
+            images = Images(preprocessing, size)
+            waiting.append((images, [pool.submit(_decode, images, row, one) for row, one in enumerate(chosen)]))
 
     try:
         for _ in range(AHEAD + threads // size):
             start_next()
         while waiting:
-            pixels_BHWC, futures = waiting.popleft()
+            images, futures = waiting.popleft()
             errors = tuple(future.result() for future in futures)
             start_next()
-            yield PictureBatch(pixels_BHWC, errors)
+            yield PictureBatch(images.batch(), errors)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -120,10 +113,10 @@ def default_threads() -> int:
     return min(usable, MOST_THREADS)
 
 
-def _decode_into(pixels_HWC: np.ndarray, picture: PictureSource, preprocessing: Preprocessing) -> InputError | None:
-    """Writes a picture's pixels; returns the reason where it cannot be read."""
+def _decode(images: Images, row: int, picture: PictureSource) -> InputError | None:
+    """Sets a row to a picture's pixels; returns the reason where it cannot be read."""
     try:
-        pixels_HWC[...] = resize_image(decode(picture, preprocessing), preprocessing)
+        images[row] = resize_image(decode(picture, images.preprocessing), images.preprocessing)
     except InputError as error:
         return error
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -45,6 +45,13 @@ def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Arra
         places |= rope.places_at(config, xy_BN2, precise, (masks or {}).get(ROPE))
     x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
     return model.norm(x_BND), valid_BN
+
+
+def normalised(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:
+    """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
+    x_BNP = batch.patches_BNP
+    x_BNPC = x_BNP.reshape(*x_BNP.shape[:2], -1, len(offset_C)).astype(jnp.float32)
+    return batch._replace(patches_BNP=((x_BNPC - offset_C) * scale_C).reshape(x_BNP.shape).astype(dtype))
 
 
 def resampled(pos_hwD: Array, batch: Patches) -> Array:

@@ -46,6 +46,12 @@ def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Arra
     return model.norm(x_BND), valid_BN
 
 
+def normalised(batch: Patches, offset_C: Array, scale_C: Array, dtype: torch.dtype) -> Patches:
+    """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
+    x_BNPC = batch.patches_BNP.unflatten(2, (-1, len(offset_C))).float()
+    return batch._replace(patches_BNP=((x_BNPC - offset_C) * scale_C).flatten(2).to(dtype))
+
+
 def resampled(pos_hwD: Array, batch: Patches) -> Array:
     """The position table for each image's own grid [B, N, D], at least in float32, rounded once."""
     precise = torch.promote_types(pos_hwD.dtype, torch.float32)

@@ -57,6 +57,7 @@ FIXED_ON_RESUME = {
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
     "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
     "ema_warmup", "seed", "dtype", "compute_dtype", "head", "patch_sizes",
+    "sequence_lengths", "preprocessing.max_patches", "preprocessing.patch_size",
     *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
 }  # fmt: skip
 """Fields that make it another run: a folder that holds a run with another value is refused."""

@@ -9,6 +9,7 @@ from vit_core import flops
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
+from vit_core.naflex import check_model
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
@@ -46,7 +47,8 @@ class TrainConfig(Schema):
     preprocessing: Preprocessing = Field(
         default_factory=lambda data: Preprocessing(image_size=data["model"].image_size, channels=data["model"].channels)
     )
-    """How images become arrays, here and later in evaluation. Its image size and channels are always the model's."""
+    """How images become arrays, here and later in evaluation. Its image size, channels and patch size are always the
+    model's. With max_patches the run trains on images of any aspect."""
     augmentation: Augmentation = Augmentation()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -67,6 +69,9 @@ class TrainConfig(Schema):
     """FlexiViT (arXiv:2212.08013): sides of square patches in pixels, one of which is drawn for each batch, each as
     often as any other; the patch kernel and the positions are resized to it in the step. Evaluated and saved is the
     model with its own patch_size. (): that size alone."""
+    sequence_lengths: tuple[Positive, ...] = ()
+    """With preprocessing.max_patches: numbers of patches, one of which is drawn for each batch in place of max_patches,
+    each as often as any other (NaFlex). Evaluation has max_patches. (): that number alone."""
     steps: Positive
     """Updates of the weights in the whole run."""
     batch_size: Positive
@@ -156,7 +161,9 @@ class TrainConfig(Schema):
         # A value that is the same for every channel stays so, however many channels there are.
         each = {name: tuple(preprocessing.get(name) or ()) for name in ("mean", "std")}
         same = {name: values[:1] * model.channels for name, values in each.items() if len(set(values)) == 1}
-        size = {"image_size": model.image_size, "channels": model.channels}
+        size = {"image_size": model.image_size, "channels": model.channels, "patch_size": None}
+        if preprocessing.get("max_patches") is not None:
+            size["patch_size"] = model.patch_size
         return {**data, "preprocessing": {**preprocessing, **same, **size}}
 
     @model_validator(mode="after")
@@ -213,9 +220,34 @@ class TrainConfig(Schema):
                 raise ValueError(f"patch_sizes: {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _check_any_aspect(self) -> Self:
+        if self.preprocessing.max_patches is None:
+            if self.sequence_lengths:
+                raise ValueError("sequence_lengths: are for images of any aspect; set preprocessing.max_patches too")
+            return self
+        try:
+            check_model(self.model)
+        except InputError as error:
+            raise ValueError(f"preprocessing.max_patches: {error}") from None
+        if len(set(self.sequence_lengths)) < len(self.sequence_lengths):
+            raise ValueError(f"sequence_lengths: {self.sequence_lengths} has a length twice")
+        for name, on in (
+            ("patch_sizes", self.patch_sizes),
+            ("augmentation.mixup and cutmix", self.augmentation.mixes),
+            ("augmentation.random_crop", self.augmentation.random_crop),
+        ):
+            if on:
+                raise ValueError(f"{name}: for images of one size, not for preprocessing.max_patches; leave out either")
+        return self
+
     @property
     def networks(self) -> tuple[ViTConfig, ...]:
-        """The model at each size that training draws, each as often as any other; else the model alone."""
+        """The model at each size that training draws, each as often as any other; else the model alone. For images of
+        any aspect, one row of patches stands for a sequence of that length."""
+        if self.preprocessing.max_patches is not None:
+            (P, Q), lengths = self.model.patch_size, self.sequence_lengths or (self.preprocessing.max_patches,)
+            return tuple(self.model.replace(image_size=(P, length * Q)) for length in lengths)
         return tuple(self.model.replace(patch_size=size) for size in self.patch_sizes) or (self.model,)
 
     @property

@@ -17,6 +17,8 @@ import numpy as np
 
 from vit_core import ViTConfig, masks
 from vit_core.errors import InputError
+from vit_core.image_batches import Images
+from vit_core.naflex import PatchedImages
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import Mix, augmented, draw_mix
@@ -43,7 +45,8 @@ class Batch(NamedTuple):
     """What an engine is given for one step: a process's rows of the global batch."""
 
     images_BHWC: Array
-    """uint8 or uint16; normalised, then mixed, by the engine."""
+    """uint8 or uint16; normalised, then mixed, by the engine. Images of any aspect are vit_core.naflex.PatchedImages,
+    and on the device Patches."""
     targets_BC: Array
     """float32, from 0 to 1: how much of each class; already smoothed and mixed."""
     weights_B: Array
@@ -68,7 +71,8 @@ class Batch(NamedTuple):
         B = len(self.weights_B)
         by_example = [masks.by_example(site, mask, B) for site, mask in sorted(self.masks.items())]
         digests, patch = [], b"" if self.patch_size is None else repr(self.patch_size).encode()
-        for example in zip(*self[:5], *by_example, strict=True):
+        images = self.images_BHWC if isinstance(self.images_BHWC, PatchedImages) else [self.images_BHWC]
+        for example in zip(*images, *self[1:5], *by_example, strict=True):
             digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example) + patch)
             digests.append(int.from_bytes(digest.digest()[:8], "little"))
         return np.array(digests, np.uint64)
@@ -76,6 +80,8 @@ class Batch(NamedTuple):
     @property
     def size(self) -> str:
         """In words what the engine's program depends on, where a run draws it."""
+        if isinstance(self.images_BHWC, PatchedImages):
+            return f"{self.images_BHWC.patches_BNP.shape[1]} patches"
         return f"patches of {'x'.join(map(str, self.patch_size))}" if self.patch_size else ""
 
     def fingerprint(self) -> str:
@@ -165,8 +171,10 @@ class Batches:
         rows = np.arange(config.batch_size) if self.rows is None else self.rows
         numbers = [config.examples_before(step) + int(row) for row in rows]
         ids_B = np.array([self.order[number] for number in numbers], np.int64)
-        shape = (len(numbers), *preprocessing.image_size, preprocessing.channels)
-        images_BHWC, readable_B = np.zeros(shape, preprocessing.pixel_type), np.zeros(len(numbers), bool)
+        network = self.network(step)
+        if preprocessing.max_patches is not None:
+            preprocessing = preprocessing.replace(max_patches=prod(network.grid))
+        images, readable_B = Images(preprocessing, len(numbers)), np.zeros(len(numbers), bool)
         rngs, classes_B = list(generators(config.seed, IMAGE_STREAM, numbers)), [classes_of(0)] * len(numbers)
 
         def make_images(chosen: range) -> None:
@@ -174,7 +182,7 @@ class Batches:
                 picture, classes_B[row] = self._example(int(ids_B[row]))
                 if picture is not None:
                     with suppress(InputError):  # the training loop names it: it sees the weight
-                        images_BHWC[row] = augmented(picture, preprocessing, config.augmentation, rngs[row])
+                        images[row] = augmented(picture, preprocessing, config.augmentation, rngs[row])
                         readable_B[row] = True
 
         _in_threads(make_images, len(numbers), threads)
@@ -183,11 +191,10 @@ class Batches:
             smooth_targets(classes_B, config),
         )
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
-        network = self.network(step)
         drawn = masks.draw(network, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         kept = {site: masks.rows_of(site, mask, rows) for site, mask in drawn.items()}
         patch_size = network.patch_size if config.patch_sizes else None
-        return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B, patch_size)
+        return Batch(images.batch(), targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B, patch_size)
 
     def network(self, step: int) -> ViTConfig:
         """The model of a step: one of the config's `networks`, drawn for the whole batch."""
@@ -248,7 +255,7 @@ def _targets_with_a_share(targets_BC: np.ndarray, partners_BC: np.ndarray, share
 class EvaluationBatch(NamedTuple):
     """Some examples of a split."""
 
-    images_BHWC: np.ndarray
+    images_BHWC: np.ndarray | PatchedImages
     """uint8 or uint16, by the evaluation transform."""
     labels_B: np.ndarray
     """int64: class of each example; of a multilabel split bool [B, classes]: which it has. Zero where counts_B is
@@ -282,8 +289,7 @@ class EvaluationBatches:
     def make(self, i: int, threads: int = 1) -> EvaluationBatch:
         """Batch i. threads: that make its images."""
         ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
-        shape = (len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels)
-        images_BHWC = np.zeros(shape, self.preprocessing.pixel_type)
+        images = Images(self.preprocessing, len(ids_B))
         counts_B = ids_B < len(self.split)
         classes_B = [classes_of(())] * len(ids_B)
 
@@ -292,7 +298,7 @@ class EvaluationBatches:
                 try:
                     example = self.split.examples[int(ids_B[row])]
                     classes_B[row] = classes_of(example["label"])
-                    images_BHWC[row] = evaluation_pixels(example, self.preprocessing)
+                    images[row] = evaluation_pixels(example, self.preprocessing)
                 except InputError as error:
                     if not self.allow_undecodable:
                         raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
@@ -301,7 +307,7 @@ class EvaluationBatches:
                     check_classes(classes_B[row], self.split, int(ids_B[row]))
 
         _in_threads(make_images, int(counts_B.sum()), threads)  # padding is at the end
-        return EvaluationBatch(images_BHWC, self._labels(classes_B), counts_B, ids_B)
+        return EvaluationBatch(images.batch(), self._labels(classes_B), counts_B, ids_B)
 
     def _labels(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
         if not self.split.multilabel:

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 import vit_jax
 from vit_core.config import ViTConfig
+from vit_core.naflex import Patches
 from vit_core.parameters import Parameter, Stack
 from vit_core.preprocess import Preprocessing, offset_and_scale
-from vit_jax import arrays, sharding
+from vit_jax import arrays, naflex, sharding
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.mesh import batch_sharding
@@ -84,9 +85,11 @@ class Forward:
             arrays.write(model, layer)
         return model
 
-    def normalise(self, images_BHWC: jax.Array, mix: Batch | None = None) -> jax.Array:
+    def normalise(self, images_BHWC: jax.Array | Patches, mix: Batch | None = None) -> jax.Array | Patches:
         """uint8 images as input of the model, in the compute dtype; mixed in pairs as a batch says, in training."""
         offset, scale = offset_and_scale(self.preprocessing)
+        if isinstance(images_BHWC, Patches):
+            return naflex.normalised(images_BHWC, offset, scale, self.compute_dtype)
         x_BHWC = (images_BHWC.astype(jnp.float32) - offset) * scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.astype(jnp.promote_types(self.compute_dtype, jnp.float32)), mix)

@@ -4,6 +4,7 @@ Nothing here needs a device: `TrainStep.lower` is how a plan computes what a run
 """
 
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_core import masks
 from vit_core.errors import InputError
+from vit_core.naflex import Patches
 from vit_core.parameters import Stack, parameters, stacks
 from vit_jax import sharding
 from vit_train.config import TrainConfig
@@ -101,14 +103,25 @@ class TrainStep:
     @cached_property
     def batch(self) -> Batch:
         """Shape, type and sharding of every array of a batch, the longest where there are several."""
-        model, B = self.config.longest, self.config.batch_size
+        model, B, made = self.config.longest, self.config.batch_size, self.config.preprocessing
         sites = masks.sites(model, B)
 
         def array(shape: tuple[int, ...], dtype: Any, layout: str = "batch") -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh, layout))
 
+        images: Any = array((B, *model.image_size, model.channels), made.pixel_type)
+        if made.max_patches is not None:
+            (h, w), N, dtype = self.config.model.grid, prod(model.grid), np.dtype(self.config.dtype)
+            pixels, rotary = prod(model.patch_size) * model.channels, model.rope is not None
+            images = Patches(
+                array((B, N, pixels), made.pixel_type),
+                array((B, N, h), dtype),
+                array((B, N, w), dtype),
+                array((B, N, 2), dtype) if rotary else None,
+                array((B, N), np.bool_),
+            )
         return Batch(
-            images_BHWC=array((B, *model.image_size, model.channels), self.config.preprocessing.pixel_type),
+            images_BHWC=images,
             targets_BC=array((B, model.num_classes), np.float32),
             weights_B=array((B,), np.float32),
             own_share_B=array((B,), np.float32),

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import vit_torch
+from vit_core.naflex import Patches
 from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_torch import naflex
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.torch.sharding import is_sharded
@@ -26,7 +28,7 @@ class Network(nn.Module):
         for name, constants_C in zip(("offset", "scale"), offset_and_scale(preprocessing), strict=True):
             self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
-    def forward(self, images_BHWC: Tensor, batch: Batch | None = None) -> Tensor:
+    def forward(self, images_BHWC: Tensor | Patches, batch: Batch | None = None) -> Tensor:
         """Logits [B, classes] of uint8 images; batch: of training, with its masks, its patch size and how images are
         mixed."""
         x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
@@ -39,8 +41,10 @@ class Network(nn.Module):
         logits_BC = functional_call(self.model, cast, (x_BCHW, masks), options)
         return logits_BC
 
-    def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
+    def normalise(self, images_BHWC: Tensor | Patches, mix: Batch | None = None) -> Tensor | Patches:
         """uint8 images as input of the model, [B, C, H, W] in the compute dtype; mixed in pairs as a batch says."""
+        if isinstance(images_BHWC, Patches):
+            return naflex.normalised(images_BHWC, self.offset, self.scale, self.compute)
         x_BHWC = (images_BHWC.float() - self.offset) * self.scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)
