@@ -110,8 +110,8 @@ class Preprocessing(Schema):
         """InputError where images have sizes of their own, which `what` cannot take."""
         if self.max_patches is not None:
             raise InputError(
-                f"preprocessing.max_patches: {self.max_patches}, so images have sizes of their own, but {what} needs "
-                "one size for all; set max_patches none"
+                f"preprocessing.max_patches: {self.max_patches} gives images sizes of their own, which is not possible "
+                f"for {what}; set max_patches none"
             )
 
 

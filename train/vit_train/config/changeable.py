@@ -11,7 +11,8 @@ FREE_MODEL_FIELDS = {
     "patch_embedding",
     "position_resampling",
 }
-"""Fields of a model that a run may choose freely for given weights: they change no output of the trained network."""
+"""Fields of a model that a run may choose freely for given weights: they change no output of the trained network.
+(So do shift, jitter and rescale in `rope`, which is fixed otherwise.)"""
 
 FIXED_MODEL_FIELDS = {
     "image_size", "patch_size", "channels", "width", "depth", "heads", "head_dim", "mlp_dim", "num_classes",

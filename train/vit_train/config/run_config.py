@@ -268,7 +268,9 @@ class TrainConfig(Schema):
 
     def check_network(self, model: ViTConfig, origin: str) -> None:
         """InputError, naming the origin, unless a model computes the same network as this run's."""
-        ours, theirs = self.model.model_dump(), model.model_dump()
+        ours, theirs = (
+            each.model_dump() | {"rope": each.rope and each.rope.trained.model_dump()} for each in (self.model, model)
+        )
         differing = [name for name in ours if ours[name] != theirs[name] and name not in FREE_MODEL_FIELDS]
         if differing:
             found = ", ".join(f"{name} is {ours[name]} here and {theirs[name]} there" for name in differing)
