@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
@@ -29,6 +30,7 @@ from vit_core.checkpoints.formats.transformers.image_processors import FILE, rea
 from vit_core.errors import InputError
 from vit_core.naflex import Patches, collate, fit_grid, fit_image, patchify
 from vit_core.parameters import parameters
+from vit_core.rope import PUBLISHED
 
 MODEL = ViTConfig(
     image_size=16, patch_size=4, width=24, depth=2, heads=3, mlp_dim=40, num_classes=5, pooling="map", class_token=False
@@ -47,6 +49,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "mean of all tokens": {"pooling": "gap", "pool_prefix": True, "registers": 2, "position_resampling": "bicubic"},
     "norm of patches, DINOv2's resampling": {"embed_norm": True, "position_resampling": "dinov2"},
     "no positions": {"position_embedding": "none", "patch_bias": False},
+    "rotary positions": {"position_embedding": "none", "rope": "dinov3", "head_dim": 8, "registers": 2},
+    "rotary positions of a reference grid, and others": {"rope": "eva02", "head_dim": 8},
+    "learned frequencies": {"rope": "mixed", "head_dim": 8, "class_token": True, "pooling": "cls"},
 }
 SIZES = [(8, 20), (16, 16), (12, 4)]
 
@@ -57,11 +62,11 @@ def images_of(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
 
 
 def in_torch(batch: Patches) -> Patches:
-    return Patches(*map(torch.from_numpy, batch))
+    return Patches(*(None if array is None else torch.from_numpy(array) for array in batch))
 
 
 def in_jax(batch: Patches) -> Patches:
-    return Patches(*map(jnp.asarray, batch))
+    return Patches(*(None if array is None else jnp.asarray(array) for array in batch))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,6 +165,71 @@ def siglip2_pair() -> tuple[Any, vit_torch.ViT]:
     return theirs, vit_torch.load(checkpoint(model), dtype="float64")
 
 
+ROTARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dinov3": ({"rope": "dinov3"}, {"rope_rotate_half": True}),
+    "axial": (
+        {"rope": {**PUBLISHED["eva02"], "base": 100.0, "reference": (4, 4)}},
+        {"rope_ref_feat_shape": (4, 4)},
+    ),
+    "mixed": ({"rope": {**PUBLISHED["mixed"], "base": 100.0}}, {"rope_grid_indexing": "xy"}),
+}
+"""timm's rope_type -> our fields, and timm's other options."""
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+def test_rotary_positions_of_timms_naflexvit(kind: str) -> None:
+    """A batch of three aspects, with padding, in float64; both twins.
+
+    timm computes angles and their tables in float32 whatever the model is. An angle of at most 2 pi here (coordinates
+    of up to 4 in grids, times frequencies of at most 1) is off by up to 2**-24 of itself for each of the four roundings
+    of period, coordinate, product and table, so outputs by 4 * 2 pi * 2**-24, passed on by fewer than 10 layers.
+    """
+    ours, options = ROTARY[kind]
+    weights = checkpoint(
+        MODEL.replace(
+            head_dim=8,
+            pooling="cls",
+            class_token=True,
+            registers=1,
+            position_embedding="none",
+            **{"activation": "gelu", "layer_scale": 0.1, **ours},
+        )
+    )
+    config, arrays = weights.config.model, {name: torch.from_numpy(array) for name, array in weights.arrays.items()}
+    theirs = NaFlexVit(
+        NaFlexVitCfg(
+            patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_ratio=40 / 24, class_token=True, reg_tokens=1,
+            pos_embed="none", rope_type=kind, rope_temperature=100.0, global_pool="token", init_values=0.1, **options,
+        ),
+        num_classes=5,
+    ).double().eval()  # fmt: skip
+    state = {}
+    for name, array in arrays.items():
+        embeds = name.startswith(("cls_token", "reg_token", "patch_embed."))
+        renamed = name.replace("patch_embed.", "").replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+        if name.endswith("rope.freqs"):
+            continue
+        state[f"embeds.{renamed}" if embeds else renamed] = array
+    state["embeds.proj.weight"] = state["embeds.proj.weight"].permute(0, 2, 3, 1).flatten(1)
+    if kind == "mixed":
+        state["rope.freqs"] = torch.stack([arrays[f"blocks.{i}.attn.rope.freqs"] for i in range(2)], dim=1)
+    theirs.load_state_dict(state, strict=True)
+    sizes = [(8, 20), (16, 16), (12, 8)]
+    batch = collate(images_of(sizes), config, length=20)
+    places = [np.indices((height // 4, width // 4)).reshape(2, -1).T for height, width in sizes]
+    padded_BN2 = np.stack([np.pad(each, ((0, 20 - len(each)), (0, 0))) for each in places])
+    with torch.no_grad():
+        expected_BC = theirs(
+            torch.from_numpy(batch.patches_BNP),
+            patch_coord=torch.from_numpy(padded_BN2),
+            patch_valid=torch.from_numpy(batch.valid_BN),
+        ).numpy()
+        found_BC = vit_torch.load(weights, dtype="float64")(in_torch(batch)).numpy()
+    assert distance(found_BC, expected_BC) < 10 * 4 * 2 * np.pi * 2**-24
+    in_jax_BC = vit_jax.load(weights, dtype="float64")(in_jax(batch))
+    assert distance(np.asarray(in_jax_BC), found_BC) < parity.FLOAT64_BOUND
+
+
 @pytest.mark.parametrize("max_patches", [1, 7, 256, 1024])
 def test_grids_are_transformers(max_patches: int) -> None:
     for height in (1, 3, 16, 100, 333, 4000):
@@ -219,7 +289,7 @@ def test_what_does_not_fit() -> None:
         patchify(image[1:], (4, 4))
     with pytest.raises(InputError, match="length: 3 is less than the 16 patches"):
         collate([image], MODEL, length=3)
-    with pytest.raises(InputError, match="need a model with absolute positions only"):
-        collate([image], MODEL.replace(rope="axial"))
+    with pytest.raises(InputError, match="need a model without relative positions, a stem"):
+        collate([image], MODEL.replace(relative_bias="table"))
     with pytest.raises(InputError, match="max_patches: 0, expected 1 or more"):
         fit_grid(8, 8, (4, 4), 0)

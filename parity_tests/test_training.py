@@ -93,6 +93,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "model": ROTARY.replace(rope={**PUBLISHED["mixed"], "shift": 0.3, "jitter": 1.5, "rescale": 2.0}),
     },
     "descendant, muon": {"optimizer": MUON, "model": DESCENDANT},
+    "flexible patches, sgd": {"optimizer": SGD, "patch_sizes": (2, 8)},
+    "flexible patches, accumulation": {
+        "optimizer": ADAMW.replace(clip_norm=0.5),
+        "model": MODEL.replace(image_size=12, patch_size=6, dropout=0.1),
+        "patch_sizes": (3, 4, 6),
+        "accumulation": 4,
+    },
+    "flexible patches, rotary": {"optimizer": ADAMW, "model": ROTARY, "patch_sizes": (2, 4, 8)},
 }
 
 
@@ -125,14 +133,16 @@ def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
         mixes = [draw_mix(run.augmentation, run.model.image_size, rng) for _ in range(size // 2)]
         own_share_B = np.repeat([mix.weight for mix in mixes], 2).astype(np.float32)
         boxes_B4 = np.repeat([mix.box for mix in mixes], 2, axis=0).astype(np.int32)
-        drawn = masks.draw(run.model, size, rng)
-        made.append(Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, drawn, np.arange(size)))
+        network = run.networks[rng.integers(len(run.networks))]
+        drawn, patch_size = masks.draw(network, size, rng), network.patch_size if run.patch_sizes else None
+        ids_B = np.arange(size)
+        made.append(Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, drawn, ids_B, patch_size))
     return made
 
 
 QUICK = (
     "adamw, clipped", "sgd, coupled, clipped, sigmoid", "adafactor", "accumulation",
-    "descendant, adamw", "rotary, accumulation",
+    "descendant, adamw", "rotary, accumulation", "flexible patches, sgd",
 )  # fmt: skip
 """One run of each kind; the others are slow."""
 
@@ -154,6 +164,8 @@ def test_twenty_steps_are_the_same(name: str) -> None:
         assert in_jax.keys() == in_torch.keys()
         for parameter in in_jax:
             assert parity.difference(in_jax[parameter], in_torch[parameter])[1] <= parity.FLOAT64_BOUND, parameter
+    if run.patch_sizes:
+        assert engines[0].step.train._cache_size() == len(run.patch_sizes), "a program for each size, and no other"
     trained = engines[1].export()
     assert parity.difference(trained["blocks.1.mlp.fc1.weight"], start)[1] > 1e-3, "nothing was trained"
     if run.optimizer.frozen:

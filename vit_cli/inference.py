@@ -65,6 +65,7 @@ class Extraction:
         pool = pool or ("cls" if model.class_token else "gap")
         check_features(model, layer, pool)
         made = preparation_with_warnings(checkpoint.config, preprocessing)
+        made.check_fixed("features")
         extract = partial(twin.features, layer=layer, pool=pool, norm=norm)
         function = twin.OnDevices(twin.load(checkpoint, dtype=dtype), made, extract)
         return cls(function, made, features_shape(model, pool))

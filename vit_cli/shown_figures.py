@@ -191,7 +191,8 @@ class Shown:
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
         with self.display.task("attention", len(ids)) as task:
             for done, i in enumerate(ids):
-                pixels_HWC = evaluation_pixels(self.split.examples[int(i)], self.preprocessing)
+                made = self.preprocessing.of_one_size()  # attention is drawn on the model's own grid
+                pixels_HWC = evaluation_pixels(self.split.examples[int(i)], made)
                 total = total + self._distances_of([weights[0] for weights in self._attention(pixels_HWC)])
                 task.update(done + 1, self.split.title)
         return total / len(ids), len(ids)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from vit_core.errors import unknown_name
+from vit_core.errors import InputError, unknown_name
 from vit_core.position_embeddings import Method, SincosFormula
 from vit_core.rope import PUBLISHED, Rope
 from vit_core.schema import Count, Flag, Positive, Rate, Real, Schema
@@ -309,6 +309,15 @@ class ViTConfig(Schema):
     def patch_kernel(self) -> tuple[int, int]:
         """Height and width of the patch projection's kernel: the patch, in outputs of the stem."""
         return self.patch_size[0] // self.stem_stride, self.patch_size[1] // self.stem_stride
+
+    def kernel_of(self, patch_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the patch projection's kernel, resized for another patch size. InputError for one that
+        the model cannot have."""
+        if self.patch_norms:
+            raise InputError("patch_size: a norm of whole patches (patch_norms) cannot be resized")
+        if min(patch_size) < 1 or any(patch % self.stem_stride for patch in patch_size):
+            raise InputError(f"patch_size: {patch_size} is not a multiple of the stem's stride {self.stem_stride}")
+        return patch_size[0] // self.stem_stride, patch_size[1] // self.stem_stride
 
     @property
     def sincos_formula(self) -> SincosFormula:

@@ -13,24 +13,36 @@ import numpy as np
 from vit_core.errors import InputError
 from vit_core.position_embeddings import axis_matrices
 from vit_core.preprocess import normalise, resize_image
+from vit_core.rotations import coordinates
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vit_core.config import ViTConfig
-    from vit_core.preprocess import Picture, Preprocessing
+    from vit_core.preprocess import DecodedImage, Preprocessing
+
+
+class PatchedImages(NamedTuple):
+    """A batch of images as patches, before it is known which model they are for: B images, N patches at most, P values
+    in a patch."""
+
+    patches_BNP: np.ndarray
+    """Pixels: patches of an image row by row, each with the axes height, width, channels; zeros after the last one."""
+    grids_B2: np.ndarray
+    """int32: patches down and across."""
 
 
 class Patches(NamedTuple):
-    """A batch of images as patches: B images, N patches at most, P values in a patch, h w the config's grid."""
+    """A batch of images as patches, as a model takes it: h w is the config's grid."""
 
     patches_BNP: Any
-    """Normalised pixels, floats: patches of an image row by row, each with the axes height, width, channels; zeros
-    after the last one."""
+    """As in PatchedImages, but normalised."""
     rows_BNh: Any
     """For each patch the weights of the rows of the position table."""
     columns_BNw: Any
     """For each patch the weights of the table's columns."""
+    coordinates_BN2: Any
+    """For each patch its rotary coordinates (vit_core.rotations); None without rotary positions."""
     valid_BN: Any
     """True for patches of the image, False for padding."""
 
@@ -60,7 +72,7 @@ def fit_grid(height: int, width: int, patch_size: tuple[int, int], max_patches: 
 
 
 def fit_image(
-    image: Picture | Image.Image, preprocessing: Preprocessing, patch_size: tuple[int, int], max_patches: int
+    image: DecodedImage | Image.Image, preprocessing: Preprocessing, patch_size: tuple[int, int], max_patches: int
 ) -> np.ndarray:
     """A decoded image, resized to its grid of at most max_patches and normalised: float32 [H, W, C], for `collate`.
 
@@ -82,29 +94,48 @@ def patchify(image_HWC: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
     return patches_hPwQC.transpose(0, 2, 1, 3, 4).reshape(-1, P * Q * C)
 
 
-def collate(images: Sequence[np.ndarray], config: ViTConfig, length: int | None = None) -> Patches:
-    """Images [H, W, C], normalised and of whole patches each, as one batch.
+def patched(images: Sequence[np.ndarray], patch_size: tuple[int, int], length: int | None = None) -> PatchedImages:
+    """Images [H, W, C] of whole patches each as one batch.
 
     length: number of patches that all are padded to (default: that of the largest image). Raises InputError for images
-    that do not fit, and for models with rotary or relative positions, a stem or patch norms.
+    that do not fit.
     """
-    if (config.rope, config.relative_bias, config.stem_layers, config.patch_norms) != (None, "none", None, False):
-        raise InputError("patches of any aspect need a model with absolute positions only, no stem and no patch norms")
-    flat = [patchify(image, config.patch_size) for image in images]
+    flat = [patchify(image, patch_size) for image in images]
     longest = max(len(patches_NP) for patches_NP in flat)
     N = longest if length is None else length
     if longest > N:
         raise InputError(f"length: {N} is less than the {longest} patches of the largest image")
-    first, (h, w) = flat[0], config.grid
-    dtype = np.result_type(first.dtype, np.float32)
-    patches_BNP = np.zeros((len(flat), N, first.shape[1]), dtype)
-    rows_BNh, columns_BNw = (np.zeros((len(flat), N, side), np.float64) for side in (h, w))
-    for i, (image, patches_NP) in enumerate(zip(images, flat, strict=True)):
-        down, across = (side // patch for side, patch in zip(image.shape[:2], config.patch_size, strict=True))
+    patches_BNP = np.zeros((len(flat), N, flat[0].shape[1]), flat[0].dtype)
+    for i, patches_NP in enumerate(flat):
+        patches_BNP[i, : len(patches_NP)] = patches_NP
+    sizes_B2 = np.array([image.shape[:2] for image in images], np.int32)
+    return PatchedImages(patches_BNP, sizes_B2 // np.array(patch_size, np.int32))
+
+
+def placed(images: PatchedImages, config: ViTConfig, dtype: Any = np.float64) -> Patches:
+    """A batch with what a model needs of the places of its patches, as `dtype`. InputError as for `check_model`."""
+    check_model(config)
+    (B, N, _), (h, w) = images.patches_BNP.shape, config.grid
+    rows_BNh, columns_BNw = (np.zeros((B, N, side), dtype) for side in (h, w))
+    coordinates_BN2 = None if config.rope is None else np.zeros((B, N, 2), dtype)
+    for i, (down, across) in enumerate(images.grids_B2.tolist()):
         rows, columns = axis_matrices(config.position_resampling, (h, w), (down, across))
-        n = len(patches_NP)
-        patches_BNP[i, :n] = patches_NP
-        rows_BNh[i, :n] = np.repeat(rows, across, axis=0)
-        columns_BNw[i, :n] = np.tile(columns, (down, 1))
-    valid_BN = np.arange(N) < np.array([len(patches_NP) for patches_NP in flat])[:, None]
-    return Patches(patches_BNP, rows_BNh, columns_BNw, valid_BN)
+        rows_BNh[i, : down * across] = np.repeat(rows, across, axis=0)
+        columns_BNw[i, : down * across] = np.tile(columns, (down, 1))
+        if config.rope is not None and coordinates_BN2 is not None:
+            coordinates_BN2[i, : down * across] = coordinates(config.rope, (down, across), 0)
+    valid_BN = np.arange(N) < images.grids_B2.prod(axis=1)[:, None]
+    return Patches(images.patches_BNP, rows_BNh, columns_BNw, coordinates_BN2, valid_BN)
+
+
+def check_model(config: ViTConfig) -> None:
+    """InputError for a model that cannot take patches of any aspect."""
+    if config.relative_bias != "none" or config.stem_layers is not None or config.patch_norms:
+        raise InputError(
+            "patches of any aspect need a model without relative positions, a stem and norms of whole patches"
+        )
+
+
+def collate(images: Sequence[np.ndarray], config: ViTConfig, length: int | None = None) -> Patches:
+    """Images [H, W, C], normalised, as a batch that a model takes; see `patched` and `placed`."""
+    return placed(patched(images, config.patch_size, length), config)

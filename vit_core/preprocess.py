@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from vit_core.config import Size
 from vit_core.errors import InputError
 from vit_core.jpeg import START, decode_jpeg
+from vit_core.naflex import fit_grid
 from vit_core.pixels import Pixels
 from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, checked_pixels, image_pixels, read_pixels
 from vit_core.schema import Positive, Schema
@@ -67,6 +68,11 @@ class Preprocessing(Schema):
     (transformers). One pixel apart for a margin of 3, 7, 11, ... pixels."""
     exif_rotation: bool = False
     """Turn the image as its EXIF orientation says. Off, as in training everywhere (TIFF: Pillow always turns it)."""
+    max_patches: Positive | None = None
+    """Keep the aspect of each image: both sides are multiplied by one factor and rounded up to whole patches, so that
+    there are at most so many (SigLIP 2's NaFlex, arXiv:2502.14786). None: all images have image_size."""
+    patch_size: Size | None = None
+    """With max_patches: (height, width) of a patch in pixels, always the model's."""
 
     @property
     def pixel_type(self) -> np.dtype[Any]:
@@ -79,6 +85,34 @@ class Preprocessing(Schema):
             if len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values, expected one for each of {self.channels} channels")
         return self
+
+    @model_validator(mode="after")
+    def _whole_images(self) -> Self:
+        if self.max_patches is not None and self.crop_fraction != 1.0:
+            raise ValueError("max_patches: images are taken whole; leave crop_fraction 1")
+        return self
+
+    def fitted(self, height: int, width: int) -> "Preprocessing":
+        """The preprocessing of an image of this size: with max_patches, that of its own size."""
+        if self.max_patches is None:
+            return self
+        if self.patch_size is None:
+            raise InputError("preprocessing.max_patches: needs preprocessing.patch_size, that of the model")
+        grid = fit_grid(height, width, self.patch_size, self.max_patches)
+        size = tuple(count * patch for count, patch in zip(grid, self.patch_size, strict=True))
+        return self.replace(image_size=size, max_patches=None, patch_size=None, resize="squash")
+
+    def of_one_size(self) -> "Preprocessing":
+        """The same for images that all get image_size."""
+        return self.replace(max_patches=None, patch_size=None)
+
+    def check_fixed(self, what: str) -> None:
+        """InputError where images have sizes of their own, which `what` cannot take."""
+        if self.max_patches is not None:
+            raise InputError(
+                f"preprocessing.max_patches: {self.max_patches} gives images sizes of their own, which is not possible "
+                f"for {what}; set max_patches none"
+            )
 
 
 IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
@@ -247,6 +281,7 @@ def resized(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
 
     InputError where the aspect ratio is too extreme to resize in memory.
     """
+    preprocessing = preprocessing.fitted(image.height, image.width)
     image, (height, width) = uncropped(image, preprocessing), preprocessing.image_size
     top = crop_start(image.height - height, preprocessing.crop_rounding)
     left = crop_start(image.width - width, preprocessing.crop_rounding)

@@ -74,7 +74,12 @@ class Rope(Schema):
     @property
     def is_augmented(self) -> bool:
         """Whether training draws coordinates anew at each step."""
-        return (self.shift, self.jitter, self.rescale) != (None, None, None)
+        return self != self.trained
+
+    @property
+    def trained(self) -> Self:
+        """The same positions without what training alone draws of them: what a trained network computes."""
+        return self.replace(shift=None, jitter=None, rescale=None)
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -64,10 +64,11 @@ def rotation(pairs: str, angles: Array, xp: Any = np) -> tuple[Array, Array]:
 
 
 def axial_angles(rope: Rope, coordinates_N2: Array, head_dim: int, xp: Any = np) -> Array:
-    """Angles [N, K / 2] of coordinates [N, 2] by the fixed frequencies: first one axis's pairs, then the other's."""
+    """Angles [..., N, K / 2] of coordinates [..., N, 2] by the fixed frequencies: first one axis's pairs, then the
+    other's."""
     device = {"device": coordinates_N2.device} if hasattr(coordinates_N2, "new_tensor") else {}  # torch must be told
     bands = xp.asarray(frequencies(rope, head_dim).copy(), dtype=coordinates_N2.dtype, **device)
-    first, second = coordinates_N2[:, :1] * bands, coordinates_N2[:, 1:] * bands
+    first, second = coordinates_N2[..., :1] * bands, coordinates_N2[..., 1:] * bands
     return xp.concatenate([first, second], -1)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.errors import InputError
+from vit_core.image_batches import ImageBatch, Images
 from vit_core.preprocess import ImageSource, Preprocessing, decode, resize_image
 
 AHEAD = 2
@@ -30,15 +31,15 @@ class DeviceFunction(Protocol):
     def hardware(self) -> str:
         """The devices in words."""
 
-    def start(self, pixels_BHWC: np.ndarray) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
         """Begins to compute the values [B, ...] of uint8 or uint16 images; what it returns waits for them."""
 
 
 @dataclass(frozen=True)
-class ImageBatch:
+class DecodedBatch:
     """Some images, decoded."""
 
-    pixels_BHWC: np.ndarray
+    images: ImageBatch
     """uint8 or uint16; zeros where an image could not be read, and in the rows that fill up the last batch."""
     errors: tuple[InputError | None, ...]
     """For each image why it could not be read; None where it was."""
@@ -67,9 +68,9 @@ def compute(
     function sees one shape. threads: that decode; None: one for each processor, at most 8.
     """
     size = -(-batch_size // function.devices) * function.devices
-    waiting: tuple[ImageBatch, Callable[[], np.ndarray]] | None = None
+    waiting: tuple[DecodedBatch, Callable[[], np.ndarray]] | None = None
     for batch in decoded(images, preprocessing, size, threads):
-        started = function.start(batch.pixels_BHWC)
+        started = function.start(batch.images)
         if waiting is not None:  # only now, so that a device computes while the batch before it is used
             yield _result(*waiting)
         waiting = batch, started
@@ -77,39 +78,31 @@ def compute(
         yield _result(*waiting)
 
 
-def _result(batch: ImageBatch, values: Callable[[], np.ndarray]) -> Computed:
+def _result(batch: DecodedBatch, values: Callable[[], np.ndarray]) -> Computed:
     return Computed(values()[: len(batch.errors)], batch.errors)
 
 
 def decoded(
     images: Iterable[ImageSource], preprocessing: Preprocessing, size: int, threads: int | None = None
-) -> Iterator[ImageBatch]:
+) -> Iterator[DecodedBatch]:
     """Images in batches of `size`, of which `AHEAD` are decoded in advance by threads."""
     threads = threads or default_threads()
     left, pool = iter(images), ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[np.ndarray, list[Future[InputError | None]]]] = deque()
+    waiting: deque[tuple[Images, list[Future[InputError | None]]]] = deque()
 
     def start_next() -> None:
         if chosen := list(islice(left, size)):
-            pixels_BHWC = np.zeros((size, *preprocessing.image_size, preprocessing.channels), preprocessing.pixel_type)
-            waiting.append(
-                (
-                    pixels_BHWC,
-                    [
-                        pool.submit(_decode_into, pixels_BHWC[row], image, preprocessing)
-                        for row, image in enumerate(chosen)
-                    ],
-                )
-            )
+            into = Images(preprocessing, size)
+            waiting.append((into, [pool.submit(_decode, into, row, one) for row, one in enumerate(chosen)]))
 
     try:
         for _ in range(AHEAD + threads // size):
             start_next()
         while waiting:
-            pixels_BHWC, futures = waiting.popleft()
+            into, futures = waiting.popleft()
             errors = tuple(future.result() for future in futures)
             start_next()
-            yield ImageBatch(pixels_BHWC, errors)
+            yield DecodedBatch(into.batch(), errors)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -120,10 +113,10 @@ def default_threads() -> int:
     return min(usable, MOST_THREADS)
 
 
-def _decode_into(pixels_HWC: np.ndarray, image: ImageSource, preprocessing: Preprocessing) -> InputError | None:
-    """Writes an image's pixels; returns the reason where it cannot be read."""
+def _decode(images: Images, row: int, source: ImageSource) -> InputError | None:
+    """Sets a row to an image's pixels; returns the reason where it cannot be read."""
     try:
-        pixels_HWC[...] = resize_image(decode(image, preprocessing), preprocessing)
+        images[row] = resize_image(decode(source, images.preprocessing), images.preprocessing)
     except InputError as error:
         return error
     return None

@@ -86,10 +86,13 @@ class MaskedAutoencoder(ViT):
         """The rows of the parameter table that the model has."""
         return parameters(self.config, self.mae)
 
-    def __call__(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+    def __call__(  # type: ignore[override]  # not of images of any aspect
+        self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: None = None
+    ) -> Array:
         """The loss of each image [B]: the mean squared error over its hidden patches, in float32 at least.
 
-        masks: with the order of the patches (vit_core.masks.PATCH_ORDER), by which some are hidden.
+        masks: with the order of the patches (vit_core.masks.PATCH_ORDER), by which some are hidden. The other
+        options of ViT have no effect here.
         """
         order_BN, first = order_in(masks), self.mae.visible(self.config)
         predicted_BNP = self.reconstruct(x_BHWC, masks)

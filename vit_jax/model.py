@@ -17,12 +17,14 @@ from jax import Array
 
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
+from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_jax import arrays, relative, rope, stacking, traced_positions
+from vit_jax import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerScale, conv, drop, identity, linear, mean_of_tokens, norm_layer, padding_bias
 from vit_jax.mlp import block_mlp
+from vit_jax.patch_kernels import resized
 from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
 from vit_jax.stacking import Masks, Places, Remat
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
 Layer = Callable[[Array], Array]
+Patch = tuple[int, int]
 
 
 class PatchEmbed(nnx.Module):
@@ -44,14 +47,16 @@ class PatchEmbed(nnx.Module):
         self.proj = conv(C, D, patch, strides=patch, padding="VALID", use_bias=config.patch_bias)
         self.norm = norm_layer(config) if config.patch_norms or config.embed_norm else identity
 
-    def __call__(self, x_BHWC: Array) -> Array:
-        x_BHWC = self.backbone(x_BHWC)
-        if self.config.patch_embedding == "conv" and not self.config.patch_norms:
+    def __call__(self, x_BHWC: Array, patch_size: Patch | None = None) -> Array:
+        x_BHWC, config, kernel_PQCD = self.backbone(x_BHWC), self.config, self.proj.kernel[...]
+        if patch_size is not None:
+            kernel_PQCD = resized(kernel_PQCD, config.kernel_of(patch_size))
+        elif config.patch_embedding == "conv" and not config.patch_norms:
             return self.norm(self.proj(x_BHWC))
-        (P, Q), (B, H, W, C) = self.config.patch_kernel, x_BHWC.shape
+        (P, Q), (B, H, W, C) = kernel_PQCD.shape[:2], x_BHWC.shape
         x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
         x_BhwP = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))
-        x_BhwD = x_BhwP @ self.proj.kernel.reshape(P * Q * C, -1)
+        x_BhwD = x_BhwP @ kernel_PQCD.reshape(P * Q * C, -1)
         return self.norm(x_BhwD if self.proj.bias is None else x_BhwD + self.proj.bias[...])
 
 
@@ -156,17 +161,30 @@ class ViT(Classifier):
         self.add_heads(config)
         arrays.initialize(self, rngs.params())
 
-    def __call__(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+    def __call__(
+        self,
+        x_BHWC: Array | Patches,
+        masks: Masks | None = None,
+        *,
+        interpolate: bool = False,
+        patch_size: Patch | None = None,
+    ) -> Array:
         """Logits. With masks (`draw_masks`, or one's own) as in training, without as in evaluation.
 
         interpolate: accept another resolution than the config's, with the positions resampled by its method.
-        Raises InputError for images that do not fit.
+        patch_size: (height, width) of patches, other than the config's, to which the kernel is resized by FlexiViT's
+        method and the positions by the config's. Raises InputError for images that do not fit.
+        A batch of patches (vit_core.naflex) stands for images of any aspect.
         """
-        return self.forward_head(self.forward_features(x_BHWC, masks, interpolate=interpolate))
+        if isinstance(x_BHWC, Patches):
+            return naflex.logits(self, x_BHWC, masks)
+        return self.forward_head(self.forward_features(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size))
 
-    def forward_features(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+    def forward_features(
+        self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
+    ) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
-        x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate)
+        x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
@@ -199,11 +217,13 @@ class ViT(Classifier):
         stages["logits"] = self.forward_head(x_BND)
         return stages
 
-    def embed(self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False) -> tuple[Array, Places]:
+    def embed(
+        self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
+    ) -> tuple[Array, Places]:
         """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]; and
         what the blocks need to know of the tokens' places."""
-        self.check(x_BHWC, interpolate)
-        x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype))
+        self.check(x_BHWC, interpolate, patch_size)
+        x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
         pos_1ND = self.positions((h, w), x_BND.dtype)
@@ -267,7 +287,7 @@ class ViT(Classifier):
         mean_BD = mean_of_tokens(pooled_BND, valid_BN)
         return mean_BD if config.pooling == "gap" else jnp.concatenate([x_BND[:, 0], mean_BD], axis=1)
 
-    def check(self, x_BHWC: Array, interpolate: bool) -> None:
+    def check(self, x_BHWC: Array, interpolate: bool, patch_size: Patch | None = None) -> None:
         """Raises InputError for images that the model cannot take."""
         if x_BHWC.ndim != 4:
             raise InputError(f"images have shape {list(x_BHWC.shape)}, the model takes [B, H, W, C]; for one, x[None]")
@@ -278,5 +298,7 @@ class ViT(Classifier):
             raise InputError(f"images have {C} channels, the model takes {config.channels} (NHWC)")
         if not interpolate and config.image_size != (H, W):
             raise InputError(f"images are {H}x{W}, the model takes {config.image_size}; resize, or interpolate=True")
-        if H % config.patch_size[0] or W % config.patch_size[1]:
-            raise InputError(f"images are {H}x{W}, not a multiple of the patch {config.patch_size}")
+        if patch_size is not None:
+            config.kernel_of(patch_size)
+        if H % (patch := patch_size or config.patch_size)[0] or W % patch[1]:
+            raise InputError(f"images are {H}x{W}, not a multiple of the patch {patch}")

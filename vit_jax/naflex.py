@@ -1,21 +1,30 @@
 """Images of any aspect in one batch, in JAX. Read it beside vit_torch/naflex.py; vit_core/naflex.py makes batches."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import jax.numpy as jnp
 from jax import Array
 
+from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
-from vit_jax import stacking
-from vit_jax.layers import padding_bias
-from vit_jax.model import ViT
+from vit_jax import rope, stacking
+from vit_jax.layers import drop, padding_bias
+from vit_jax.sharding import constrain
+from vit_jax.stacking import Masks
+
+if TYPE_CHECKING:
+    from vit_jax.model import ViT
 
 
-def logits(model: ViT, batch: Patches) -> Array:
-    """Logits [B, classes] of a batch of patches (arrays); padding changes none of them."""
-    x_BND, valid_BN = tokens(model, batch)
+def logits(model: ViT, batch: Patches, masks: Masks | None = None) -> Array:
+    """Logits [B, classes] of a batch of patches (arrays); padding changes none of them. masks: in training."""
+    x_BND, valid_BN = tokens(model, batch, masks)
     return model.forward_head(x_BND, valid_BN=valid_BN)
 
 
-def tokens(model: ViT, batch: Patches) -> tuple[Array, Array]:
+def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array]:
     """All tokens [B, N, D] after the last block, and which of them are no padding: bool [B, N]."""
     config, kernel_PQCD = model.config, model.patch_embed.proj.kernel[...]
     kernel_PD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
@@ -26,10 +35,23 @@ def tokens(model: ViT, batch: Patches) -> tuple[Array, Array]:
         x_BND = x_BND + resampled(pos_1ND[0, config.prefix_positions :].reshape(*config.grid, -1), batch)
     B = len(x_BND)
     prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in model.prefix(pos_1ND)]
-    x_BND = model.norm_pre(jnp.concatenate([*prefix, x_BND], axis=1))
+    x_BND = drop(jnp.concatenate([*prefix, x_BND], axis=1), POSITIONS, masks)
+    x_BND = model.norm_pre(constrain(x_BND, "batch tokens width"))
     valid_BN = jnp.pad(batch.valid_BN, ((0, 0), (config.prefix_tokens, 0)), constant_values=True)
-    x_BND = stacking.run(model.blocks, x_BND, {}, {"bias": padding_bias(valid_BN, x_BND.dtype)}, model.remat)
+    places = {"bias": padding_bias(valid_BN, x_BND.dtype)}
+    if config.rope is not None:
+        precise = jnp.promote_types(x_BND.dtype, jnp.float32)
+        xy_BN2 = jnp.pad(batch.coordinates_BN2.astype(precise), ((0, 0), (config.prefix_tokens, 0), (0, 0)))
+        places |= rope.places_at(config, xy_BN2, precise, (masks or {}).get(ROPE))
+    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
     return model.norm(x_BND), valid_BN
+
+
+def normalised(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:
+    """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
+    x_BNP = batch.patches_BNP
+    x_BNPC = x_BNP.reshape(*x_BNP.shape[:2], -1, len(offset_C)).astype(jnp.float32)
+    return batch._replace(patches_BNP=((x_BNPC - offset_C) * scale_C).reshape(x_BNP.shape).astype(dtype))
 
 
 def resampled(pos_hwD: Array, batch: Patches) -> Array:

@@ -85,8 +85,14 @@ class MaskedAutoencoder(ViT):
         """The rows of the parameter table that the model has."""
         return parameters(self.config, self.mae)
 
-    def forward(
-        self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, ends: bool = False
+    def forward(  # type: ignore[override]  # not of images of any aspect
+        self,
+        x_BCHW: Array,
+        masks: Masks | None = None,
+        *,
+        interpolate: bool = False,
+        patch_size: None = None,
+        ends: bool = False,
     ) -> Array:
         """The loss of each image [B]: the mean squared error over its hidden patches, in float32 at least.
 

@@ -18,13 +18,15 @@ from torch import nn
 
 from vit_core.errors import InputError, unknown_name
 from vit_core.masks import POSITIONS, ROPE, of_layers
+from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
-from vit_torch import arrays, relative, rope, stacking, traced_positions
+from vit_torch import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, mean_of_tokens, norm_layer, padding_bias
 from vit_torch.masks import Masks, Places, draw_masks
 from vit_torch.mlp import block_mlp
+from vit_torch.patch_kernels import resized
 from vit_torch.relative import RelativeBias
 from vit_torch.stacking import Remat
 from vit_torch.stem import backbone
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
 Layer = Callable[[Array], Array]
+Patch = tuple[int, int]
 
 
 class PatchEmbed(nn.Module):
@@ -46,14 +49,16 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(C, D, patch, stride=patch, bias=config.patch_bias)
         self.norm = norm_layer(config) if config.patch_norms or config.embed_norm else nn.Identity()
 
-    def forward(self, x_BCHW: Array) -> Array:
-        x_BCHW = self.backbone(x_BCHW)
-        if self.config.patch_embedding == "conv" and not self.config.patch_norms:
+    def forward(self, x_BCHW: Array, patch_size: Patch | None = None) -> Array:
+        x_BCHW, config, weight_DCPQ = self.backbone(x_BCHW), self.config, self.proj.weight
+        if patch_size is not None:
+            weight_DCPQ = resized(weight_DCPQ, config.kernel_of(patch_size))
+        elif config.patch_embedding == "conv" and not config.patch_norms:
             return self.norm(self.proj(x_BCHW).permute(0, 2, 3, 1))
-        (P, Q), (B, C, H, W) = self.config.patch_kernel, x_BCHW.shape
+        (P, Q), (B, C, H, W) = weight_DCPQ.shape[2:], x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
         x_BhwP = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
-        return self.norm(F.linear(x_BhwP, self.proj.weight.flatten(1), self.proj.bias))
+        return self.norm(F.linear(x_BhwP, weight_DCPQ.flatten(1), self.proj.bias))
 
 
 class Block(nn.Module):
@@ -159,25 +164,37 @@ class ViT(Classifier):
         arrays.initialize(self, generator)
 
     def forward(
-        self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, ends: bool = False
+        self,
+        x_BCHW: Array | Patches,
+        masks: Masks | None = None,
+        *,
+        interpolate: bool = False,
+        patch_size: Patch | None = None,
+        ends: bool = False,
     ) -> Array | list[tuple[Array, Array]]:
         """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
 
         interpolate: accept another resolution than the config's, with the positions resampled by its method.
-        ends: return what `forward_ends` does, in place of logits.
+        patch_size: (height, width) of patches, other than the config's, to which the kernel is resized by FlexiViT's
+        method and the positions by the config's. ends: return what `forward_ends` does, in place of logits.
         Raises InputError for images that do not fit.
+        A batch of patches (vit_core.naflex) stands for images of any aspect.
         """
-        x_BND = self.forward_features(x_BCHW, masks, interpolate=interpolate)
+        if isinstance(x_BCHW, Patches):
+            return naflex.logits(self, x_BCHW, masks)
+        x_BND = self.forward_features(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
         return self.forward_ends(x_BND) if ends else self.forward_head(x_BND)
 
-    def forward_features(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> Array:
+    def forward_features(
+        self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
+    ) -> Array:
         """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
         if masks is None and self.training:
-            self.check(x_BCHW, interpolate)
-            h, w = x_BCHW.shape[2] // self.config.patch_size[0], x_BCHW.shape[3] // self.config.patch_size[1]
-            tokens = self.config.prefix_tokens + h * w
+            self.check(x_BCHW, interpolate, patch_size)
+            P, Q = patch_size or self.config.patch_size
+            tokens = self.config.prefix_tokens + (x_BCHW.shape[2] // P) * (x_BCHW.shape[3] // Q)
             masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
-        x_BND, places = self.embed(x_BCHW, masks, interpolate=interpolate)
+        x_BND, places = self.embed(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
@@ -210,14 +227,16 @@ class ViT(Classifier):
         stages["logits"] = self.forward_head(x_BND)
         return stages
 
-    def embed(self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False) -> tuple[Array, Places]:
+    def embed(
+        self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
+    ) -> tuple[Array, Places]:
         """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]; and
         what the blocks need to know of the tokens' places."""
-        self.check(x_BCHW, interpolate)
-        x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype))
+        self.check(x_BCHW, interpolate, patch_size)
+        x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = x_BhwD.reshape(B, h * w, D)
-        pos_1ND = self.positions((h, w) if interpolate else None, x_BND)
+        pos_1ND = self.positions((h, w) if interpolate or patch_size else None, x_BND)
         change_22, traced = (masks or {}).get(ROPE), interpolate and torch.compiler.is_compiling()
         prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
@@ -277,7 +296,7 @@ class ViT(Classifier):
         mean_BD = mean_of_tokens(pooled_BND, valid_BN)
         return mean_BD if config.pooling == "gap" else torch.cat([x_BND[:, 0], mean_BD], dim=1)
 
-    def check(self, x_BCHW: Array, interpolate: bool) -> None:
+    def check(self, x_BCHW: Array, interpolate: bool, patch_size: Patch | None = None) -> None:
         """Raises InputError for images that the model cannot take."""
         if x_BCHW.ndim != 4:
             raise InputError(f"images have shape {list(x_BCHW.shape)}, the model takes [B, C, H, W]; for one, x[None]")
@@ -288,5 +307,7 @@ class ViT(Classifier):
             raise InputError(f"images have {C} channels, the model takes {config.channels} (NCHW)")
         if not interpolate and config.image_size != (H, W):
             raise InputError(f"images are {H}x{W}, the model takes {config.image_size}; resize, or interpolate=True")
-        if H % config.patch_size[0] or W % config.patch_size[1]:
-            raise InputError(f"images are {H}x{W}, not a multiple of the patch {config.patch_size}")
+        if patch_size is not None:
+            config.kernel_of(patch_size)
+        if H % (patch := patch_size or config.patch_size)[0] or W % patch[1]:
+            raise InputError(f"images are {H}x{W}, not a multiple of the patch {patch}")

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vit_torch import arrays
+from vit_core.naflex import PatchedImages, Patches, placed
+from vit_torch import arrays, naflex
 from vit_torch.model import ViT
 
 if TYPE_CHECKING:
+    from vit_core.image_batches import ImageBatch
     from vit_core.preprocess import Preprocessing
 
 
 class OnDevices:
     """A function of a model and normalised images, on one or several devices: each has the model and a part of a batch.
 
-    function: from the model and images [B, C, H, W], in the model's type, to values [B, ...]. devices: by default all
-    CUDA devices, without any the processor. A `vit_core.streaming.DeviceFunction`.
+    function: from the model and images [B, C, H, W], or patches of images of any aspect, in the model's type, to values
+    [B, ...]. devices: by default all CUDA devices, without any the processor. A `vit_core.streaming.DeviceFunction`.
     """
 
     def __init__(
         self,
         model: ViT,
         preprocessing: Preprocessing,
-        function: Callable[[ViT, Tensor], Tensor] = ViT.__call__,
+        function: Callable[[ViT, Any], Tensor] = ViT.__call__,
         devices: Sequence[str | torch.device] | None = None,
     ) -> None:
         from vit_core.preprocess import offset_and_scale
@@ -47,16 +49,28 @@ class OnDevices:
         kind = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
         return f"{self.devices} x {kind}"
 
-    def start(self, pixels_BHWC: np.ndarray) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
         """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
         them. (A processor computes them here.)"""
         with torch.inference_mode():
-            parts = torch.from_numpy(pixels_BHWC).chunk(self.devices)
-            values = [self._values(model, part) for model, part in zip(self.models, parts, strict=True)]
+            values = [self._values(model, part) for model, part in zip(self.models, self._parts(images), strict=True)]
         return lambda: np.concatenate([arrays.to_numpy(part) for part in values])
 
-    def _values(self, model: ViT, pixels_BHWC: Tensor) -> Tensor:
+    def _parts(self, images: ImageBatch) -> Sequence[Tensor | Patches]:
+        """What each device is given."""
+        if not isinstance(images, PatchedImages):
+            return torch.from_numpy(images).chunk(self.devices)
+        cut = [
+            [None] * self.devices if x is None else torch.from_numpy(x).chunk(self.devices)
+            for x in placed(images, self.models[0].config)
+        ]
+        return [Patches(*part) for part in zip(*cut, strict=True)]
+
+    def _values(self, model: ViT, pixels_BHWC: Tensor | Patches) -> Tensor:
         weight = model.patch_embed.proj.weight
         offset, scale = (constant.to(weight.device) for constant in self.constants)
+        if isinstance(pixels_BHWC, Patches):
+            moved = Patches(*(None if x is None else x.to(weight.device, non_blocking=True) for x in pixels_BHWC))
+            return self.function(model, naflex.normalised(moved, offset, scale, weight.dtype))
         x_BHWC = (pixels_BHWC.to(weight.device, non_blocking=True).float() - offset) * scale
         return self.function(model, x_BHWC.permute(0, 3, 1, 2).to(weight.dtype))

@@ -24,9 +24,9 @@ class MixedRope(nn.Module):
         self.freqs = nn.Parameter(torch.zeros((2, config.heads, config.attention_dim // 2)))
 
     def forward(self, places: Places) -> Places:
-        """cos and sin [N, T, K] of the tokens' coordinates, in their precision."""
+        """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
         freqs_2TA, xy_N2 = self.freqs.to(places["coordinates"].dtype), places["coordinates"]
-        angles_NTA = xy_N2[:, 0, None, None] * freqs_2TA[0] + xy_N2[:, 1, None, None] * freqs_2TA[1]
+        angles_NTA = xy_N2[..., 0, None, None] * freqs_2TA[0] + xy_N2[..., 1, None, None] * freqs_2TA[1]
         cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTA, torch)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
@@ -48,15 +48,22 @@ def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Arr
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, torch).to(like.device)
     else:
         xy_N2 = like.new_tensor(rotations.coordinates(config.rope, grid, prefix))
+    return places_at(config, xy_N2, like, change_22)
+
+
+def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | None) -> Places:
+    """What the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; those before the patches are not changed."""
+    rope, prefix = config.rope, config.prefix_tokens
+    assert rope is not None
     if change_22 is not None:
         shift_2, scale_2 = change_22.to(xy_N2)
-        changed_N2 = (xy_N2[prefix:] + shift_2) * scale_2
-        xy_N2 = torch.cat([xy_N2[:prefix], changed_N2])
-    if not fixed:
+        changed_N2 = (xy_N2[..., prefix:, :] + shift_2) * scale_2
+        xy_N2 = torch.cat([xy_N2[..., :prefix, :], changed_N2], dim=-2)
+    if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.to(like)}
-    angles_NA = rotations.axial_angles(config.rope, xy_N2, config.attention_dim, torch)
-    cos_NK, sin_NK = rotations.rotation(config.rope.pairs, angles_NA, torch)
-    return {"cos": cos_NK[:, None].to(like), "sin": sin_NK[:, None].to(like)}
+    angles_NA = rotations.axial_angles(rope, xy_N2, config.attention_dim, torch)
+    cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NA, torch)
+    return {"cos": cos_NK[..., None, :].to(like), "sin": sin_NK[..., None, :].to(like)}
 
 
 def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from vit_core.errors import InputError
+from vit_core.image_batches import Images
 from vit_core.preprocess import Preprocessing
 from vit_train.classification import OTHER, ClassReport, report_of_answers
 from vit_train.data.batches import evaluation_pixels
@@ -111,15 +112,16 @@ def answers_to(
     ids_N, classes, logits = spread_over(split, count), [], []
     with display.task("answers", len(ids_N)) as task:
         for begin in range(0, len(ids_N), BATCH):
-            pixels = []
-            for i in ids_N[begin : begin + BATCH]:
+            ids = ids_N[begin : begin + BATCH]
+            images = Images(preprocessing, len(ids))
+            for row, i in enumerate(ids):
                 example = split.examples[int(i)]
                 try:
-                    pixels.append(evaluation_pixels(example, preprocessing))
+                    images[row] = evaluation_pixels(example, preprocessing)
                 except InputError as error:
                     raise InputError(f"{split.name(int(i))}: {error}") from None
                 classes.append(int(example["label"]))
-            logits.append(predictor.predict(np.stack(pixels)).astype(np.float64))
-            task.update(begin + len(pixels), split.title)
+            logits.append(predictor.predict(images.batch()).astype(np.float64))
+            task.update(begin + len(ids), split.title)
     probabilities = log_softmax(np.concatenate(logits), axis=-1)
     return Answers(split, preprocessing, ids_N, np.array(classes), np.array(outputs), probabilities)

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.image_batches import ImageBatch
 from vit_core.storage import Location
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
@@ -54,8 +55,8 @@ class Predictor(BatchRows, Protocol):
     def name(self) -> str:
         """The framework: "jax" or "torch"."""
 
-    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
-        """Logits [B, classes] in evaluation of uint8 images; both are this process's rows."""
+    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
+        """Logits [B, classes] in evaluation of uint8 images, or of their patches; both are this process's rows."""
 
 
 class Trainer(BatchRows, Protocol):

@@ -108,12 +108,16 @@ class _Loop:
         throughput = Throughput(config, engine.peak_flops)
         made = stream(self.batches, slice(start, end), config.threads, config.workers)
         step, ending, profile = start, start == end, Profile(engine, self.run.folder, start, end)
+        sizes: set[str] = set()
         with self.display.task(f"{title} ({engine.name})", config.steps, start) as task, monitor, profile:
             while not ending:
                 with throughput.waiting():
                     batch = next(made)
                 monitor.before_step(step + 1, batch)
                 profile.before_step(step)
+                if len(config.networks) > 1 and batch.size not in sizes:
+                    sizes.add(batch.size)
+                    task.update(step, f"first step with {batch.size} ({len(sizes)} of {len(config.networks)} sizes)")
                 result = engine.train_step(batch, step, stop() is not None)
                 step += 1
                 monitor.after_step(step, batch, result)

@@ -1,15 +1,15 @@
 """Speed of training between two log lines.
 
 MFU, the model FLOP utilisation, is the FLOPs that the model needs (three forward passes for each image, whatever is
-frozen or computed twice; of a masked autoencoder by the patches that are visible) over those that the devices could do meanwhile: as fast as they multiply two large matrices of
-the compute dtype, measured when training begins.
+frozen or computed twice; of a masked autoencoder by the patches that are visible; the mean where patch sizes are drawn)
+over those that the devices could do meanwhile: as fast as they multiply two large matrices of the compute dtype,
+measured when training begins.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vit_core import flops
 from vit_train.config import TrainConfig
 
 
@@ -21,7 +21,7 @@ class Throughput:
 
     def __init__(self, config: TrainConfig, peak: float) -> None:
         self.batch_size, self.peak = config.batch_size, peak
-        self.step_flops = 3 * sum(flops.in_training(config.model, config.masked).values()) * config.batch_size
+        self.step_flops = 3 * sum(config.forward_flops.values()) * config.batch_size
         self.start, self.steps = time.perf_counter(), 0
         self.since, self.waited = self.start, 0.0
 

@@ -57,9 +57,9 @@ def measure(config: ViTConfig, framework: Framework, repeats: int) -> Rates:
     pipeline: Pipeline = import_twin(framework).pipeline(checkpoint, batch_size=BATCH)
     images = [_jpeg(i) for i in range(BATCH)] * BATCHES
     (batch,) = decoded(images[:BATCH], made, BATCH)
-    pipeline.function.start(batch.pixels_BHWC)()  # compiles it
+    pipeline.function.start(batch.images)()  # compiles it
     ways: dict[str, Callable[[], Iterable[object]]] = {
-        "model": lambda: [pipeline.function.start(batch.pixels_BHWC)() for _ in range(BATCHES)],
+        "model": lambda: [pipeline.function.start(batch.images)() for _ in range(BATCHES)],
         "decoding": lambda: decoded(images, made, BATCH),
         "predict": lambda: pipeline.stream(images),
     }

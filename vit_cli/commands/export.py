@@ -180,7 +180,9 @@ def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str]) -> Preproces
             "does not set is assumed: mean=0.5 std=0.5 interpolation=bicubic resize=crop crop_fraction=1"
         )
     found = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
-    return found.replace(**parse_preprocessing(words))
+    found = found.replace(**parse_preprocessing(words))
+    found.check_fixed("an exported program")
+    return found
 
 
 def _check_free(target: Location, names: Sequence[str], overwrite: bool) -> None:

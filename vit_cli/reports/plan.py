@@ -37,6 +37,8 @@ def step_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     axes = f" over {shared} of the mesh" if shared != plan.devices else ""
     yield "mesh", str(config.mesh)
     yield "batch", f"{config.batch_size}: {config.batch_size / shared:g} on a device{axes}{accumulated}"
+    if len(config.networks) > 1:
+        yield "tokens", f"{config.longest.tokens}: the most of the {len(config.networks)} sizes that training draws"
     yield "layers", f"{config.model.depth} {'scanned' if config.scan else 'unrolled'}, remat {config.remat}"
     yield "types", f"{config.compute_dtype or config.dtype} in passes, {config.dtype} parameters"
     yield "parameters", f"{plan.parameters:,}"

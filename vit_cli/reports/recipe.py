@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from vit_cli.console import say, table
 from vit_cli.field_options import value_text
-from vit_core import flops
 from vit_core.parameters import Parameter, spans
 from vit_train.config import TrainConfig, flatten
 
@@ -22,9 +21,10 @@ def print_recipe(title: str, config: TrainConfig, examples: int | None = None) -
     rates = [(step + 1, f"{config.learning_rate(step):.3e}", epochs(config, step + 1, examples)) for step in steps]
     table("schedule", ("step", "learning rate", "epochs"), rates)
     _print_groups(config)
-    forward = flops.in_training(config.model, config.masked)
+    forward = config.forward_flops
     total = sum(forward.values())
-    tokens = f"{config.model.tokens} tokens an image"
+    each = ", ".join(str(network.tokens) for network in config.networks)
+    tokens = f"{f'one of {each}' if len(config.networks) > 1 else each} tokens an image"
     if config.masked is not None:
         seen = config.model.prefix_tokens + config.masked.visible(config.model)
         tokens += f", of which the encoder sees {seen}"

@@ -87,6 +87,10 @@ class CheckpointConfig(Schema):
                 f"preprocessing: gives {preprocessing.image_size} with {preprocessing.channels} channels, "
                 f"the model takes {model.image_size} with {model.channels}"
             )
+        if preprocessing and preprocessing.max_patches is not None and preprocessing.patch_size != model.patch_size:
+            raise ValueError(
+                f"preprocessing: cuts patches of {preprocessing.patch_size}, the model takes {model.patch_size}"
+            )
         return self
 
     @classmethod
@@ -117,7 +121,9 @@ class CheckpointConfig(Schema):
 
         Also returns the names of the fields that had to be assumed, because no preprocessing is recorded.
         """
-        changes = changes or {}
+        changes = dict(changes or {})
+        if changes.get("max_patches") is not None:
+            changes["patch_size"] = self.model.patch_size
         recorded = self.preprocessing or Preprocessing(image_size=self.model.image_size, channels=self.model.channels)
         assumed = () if self.preprocessing else tuple(name for name in IMAGE_FIELDS if name not in changes)
         return recorded.replace(**changes) if changes else recorded, assumed
@@ -276,12 +282,11 @@ class Checkpoint:
         new = old.replace(image_size=image_size, patch_size=patch_size)
         changes: dict[str, Any] = {"model": new}
         if self.config.preprocessing:
-            changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size)
+            patch = {} if self.config.preprocessing.patch_size is None else {"patch_size": patch_size}
+            changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size, **patch)
         arrays = self.arrays
         if new.patch_kernel != old.patch_kernel:
-            if old.patch_norms:
-                raise InputError("patch_size: a norm of whole patches (patch_norms) cannot be resized")
-            kernel = resize_kernel(arrays["patch_embed.proj.weight"], new.patch_kernel)
+            kernel = resize_kernel(arrays["patch_embed.proj.weight"], old.kernel_of(new.patch_size))
             arrays = arrays.with_array("patch_embed.proj.weight", kernel)
         if new.grid != old.grid:
             for name in list(arrays):

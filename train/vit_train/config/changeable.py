@@ -11,7 +11,8 @@ FREE_MODEL_FIELDS = {
     "patch_embedding",
     "position_resampling",
 }
-"""Fields of a model that a run may choose freely for given weights: they change no output of the trained network."""
+"""Fields of a model that a run may choose freely for given weights: they change no output of the trained network.
+(So do shift, jitter and rescale in `rope`, which is fixed otherwise.)"""
 
 FIXED_MODEL_FIELDS = {
     "image_size", "patch_size", "channels", "width", "depth", "heads", "head_dim", "mlp_dim", "num_classes",
@@ -61,7 +62,8 @@ FIXED_ON_RESUME = {
     "lora.rank", "lora.alpha", "lora.root", "lora.targets",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
     "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
-    "ema_warmup", "seed", "dtype", "compute_dtype", "head",
+    "ema_warmup", "seed", "dtype", "compute_dtype", "head", "patch_sizes",
+    "sequence_lengths", "preprocessing.max_patches", "preprocessing.patch_size",
     *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
 }  # fmt: skip
 """Fields that make it another run: a folder that holds a run with another value is refused."""

@@ -83,7 +83,7 @@ class Augmentation(Schema):
     """Random resized crop (arXiv:1409.4842): smallest and largest fraction of the image's area; none: the evaluation
     transform."""
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
-    """Smallest and largest width over height of the crop."""
+    """Smallest and largest width over height of the crop; with preprocessing.max_patches relative to the image's."""
     random_crop: Flag = False
     """Without crop_area: the evaluation transform, but cut out at a random position (big_vision's resize_small and
     random_crop; with crop_padding 4 DeiT III's simple random crop, and the usual one for CIFAR)."""

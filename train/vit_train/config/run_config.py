@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from vit_core import flops
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.lora import Lora, trained_with, with_adapter_rows
 from vit_core.masked_autoencoder import MaskedAutoencoder
+from vit_core.naflex import check_model
 from vit_core.parameters import Parameter, parameters
 from vit_core.preprocess import Preprocessing
 from vit_core.schema import Flag, NonNegative, Positive, Rate, Schema
@@ -50,7 +52,8 @@ class TrainConfig(Schema):
     preprocessing: Preprocessing = Field(
         default_factory=lambda data: Preprocessing(image_size=data["model"].image_size, channels=data["model"].channels)
     )
-    """How images become arrays, here and later in evaluation. Its image size and channels are always the model's."""
+    """How images become arrays, here and later in evaluation. Its image size, channels and patch size are always the
+    model's. With max_patches the run trains on images of any aspect."""
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
@@ -69,6 +72,13 @@ class TrainConfig(Schema):
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """Order of the training examples. Shuffled: each once in an epoch. Balanced: drawn with replacement, every class
     equally often, so an example with a probability inversely proportional to the frequency of its class."""
+    patch_sizes: tuple[Positive, ...] = ()
+    """FlexiViT (arXiv:2212.08013): sides of square patches in pixels, one of which is drawn for each batch, each as
+    often as any other; the patch kernel and the positions are resized to it in the step. Evaluated and saved is the
+    model with its own patch_size. (): that size alone."""
+    sequence_lengths: tuple[Positive, ...] = ()
+    """With preprocessing.max_patches: numbers of patches, one of which is drawn for each batch in place of max_patches,
+    each as often as any other (NaFlex). Evaluation has max_patches. (): that number alone."""
     steps: Positive
     """Updates of the weights in the whole run."""
     batch_size: Positive
@@ -158,7 +168,9 @@ class TrainConfig(Schema):
         # A value that is the same for every channel stays so, however many channels there are.
         each = {name: tuple(preprocessing.get(name) or ()) for name in ("mean", "std")}
         same = {name: values[:1] * model.channels for name, values in each.items() if len(set(values)) == 1}
-        size = {"image_size": model.image_size, "channels": model.channels}
+        size = {"image_size": model.image_size, "channels": model.channels, "patch_size": None}
+        if preprocessing.get("max_patches") is not None:
+            size["patch_size"] = model.patch_size
         return {**data, "preprocessing": {**preprocessing, **same, **size}}
 
     @model_validator(mode="after")
@@ -205,12 +217,78 @@ class TrainConfig(Schema):
         self.factors()
         return self
 
+    @model_validator(mode="after")
+    def _check_patch_sizes(self) -> Self:
+        (H, W), sizes = self.model.image_size, self.patch_sizes
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"patch_sizes: {sizes} has a size twice; each is drawn as often as any other")
+        for size in sizes:
+            if H % size or W % size:
+                possible = [side for side in range(4, min(H, W) + 1) if H % side == W % side == 0]
+                raise ValueError(
+                    f"patch_sizes: {size} does not divide image_size {self.model.image_size}; these do: {possible}"
+                )
+            try:
+                self.model.kernel_of((size, size))
+            except InputError as error:
+                raise ValueError(f"patch_sizes: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_any_aspect(self) -> Self:
+        if self.preprocessing.max_patches is None:
+            if self.sequence_lengths:
+                raise ValueError("sequence_lengths: are for images of any aspect; set preprocessing.max_patches too")
+            return self
+        try:
+            check_model(self.model)
+        except InputError as error:
+            raise ValueError(f"preprocessing.max_patches: {error}") from None
+        if len(set(self.sequence_lengths)) < len(self.sequence_lengths):
+            raise ValueError(f"sequence_lengths: {self.sequence_lengths} has a length twice")
+        for name, on in (
+            ("patch_sizes", self.patch_sizes),
+            ("augmentation.mixup and cutmix", self.augmentation.mixes),
+            ("augmentation.random_crop", self.augmentation.random_crop),
+            ("distillation.teacher", self.distillation.teacher),
+        ):
+            if on:
+                raise ValueError(f"{name}: for images of one size, not for preprocessing.max_patches; leave out either")
+        return self
+
+    @property
+    def networks(self) -> tuple[ViTConfig, ...]:
+        """The model at each size that training draws, each as often as any other; else the model alone. For images of
+        any aspect, one row of patches stands for a sequence of that length."""
+        if self.preprocessing.max_patches is not None:
+            (P, Q), lengths = self.model.patch_size, self.sequence_lengths or (self.preprocessing.max_patches,)
+            return tuple(self.model.replace(image_size=(P, length * Q)) for length in lengths)
+        return tuple(self.model.replace(patch_size=size) for size in self.patch_sizes) or (self.model,)
+
+    @property
+    def longest(self) -> ViTConfig:
+        """The one of `networks` with the most tokens, which needs the most memory."""
+        return max(self.networks, key=lambda network: network.tokens)
+
+    @property
+    def forward_flops(self) -> dict[str, float]:
+        """FLOPs of the forward pass of a training image by module, the mean over `networks`."""
+        counts = [flops.in_training(network, self.masked) for network in self.networks]
+        return {name: sum(count[name] for count in counts) / len(counts) for name in counts[0]}
     def _check_masked(self, mae: MaskedAutoencoder) -> None:
         mae.check(self.model)
         if self.augmentation.mixes:
             raise ValueError("augmentation.mixup, augmentation.cutmix: mix classes, and mae.mask_ratio needs none")
         if self.class_weights:
             raise ValueError("class_weights: weigh classes, and mae.mask_ratio needs none")
+        for name, on in (
+            ("patch_sizes", self.patch_sizes),
+            ("preprocessing.max_patches", self.preprocessing.max_patches),
+            ("lora.rank", self.lora.rank),
+            ("distillation.teacher", self.distillation.teacher),
+        ):
+            if on:
+                raise ValueError(f"{name}: not for a masked autoencoder (mae.mask_ratio); leave out either")
 
     @property
     def masked(self) -> MaskedAutoencoder | None:
@@ -243,7 +321,9 @@ class TrainConfig(Schema):
 
     def check_network(self, model: ViTConfig, origin: str) -> None:
         """InputError, naming the origin, unless a model computes the same network as this run's."""
-        ours, theirs = self.model.model_dump(), model.model_dump()
+        ours, theirs = (
+            each.model_dump() | {"rope": each.rope and each.rope.trained.model_dump()} for each in (self.model, model)
+        )
         differing = [name for name in ours if ours[name] != theirs[name] and name not in FREE_MODEL_FIELDS]
         if differing:
             found = ", ".join(f"{name} is {ours[name]} here and {theirs[name]} there" for name in differing)

@@ -48,7 +48,7 @@ def augmented(
     image = as_decoded(image, preprocessing.channels)
     if augmentation.crop_area:
         image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
-    elif augmentation.random_crop:
+    elif augmentation.random_crop:  # a run's config refuses it for images with sizes of their own
         image = _random_crop(image, preprocessing, augmentation.crop_padding, place)
     else:
         image = resized(image, preprocessing)
@@ -104,23 +104,28 @@ def _random_resized_crop(
     image: DecodedImage, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
 ) -> DecodedImage:
     """An image of image_size: torchvision's RandomResizedCrop (arXiv:1409.4842), equal bit for bit for the same draws.
+    With max_patches an image of its own size, from a crop whose ratio is drawn relative to that of the image.
 
     draws: uniform in [0, 1), for each try its area, ratio, top and left.
     """
-    top, left, height, width = _crop(image.height, image.width, augmentation, draws)
-    rows, columns = preprocessing.image_size
+    aspect = 1.0 if preprocessing.max_patches is None else image.width / image.height
+    top, left, height, width = _crop(image.height, image.width, augmentation, draws, aspect)
+    rows, columns = preprocessing.fitted(height, width).image_size
     # Not by the `box` of resize: its filter reads pixels outside the crop, and torchvision's does not.
     image = image.crop((left, top, left + width, top + height))
     return image.resize((columns, rows), Image.Resampling[preprocessing.interpolation.upper()])
 
 
-def _crop(height: int, width: int, augmentation: Augmentation, draws: Sequence[float]) -> tuple[int, int, int, int]:
+def _crop(
+    height: int, width: int, augmentation: Augmentation, draws: Sequence[float], aspect: float
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop in an image of height x width, in pixels: the first try that fits into it.
 
-    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64.
+    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64. aspect: what the
+    ratios are multiplied by.
     """
     smallest, largest = augmentation.crop_area or (1.0, 1.0)
-    narrowest, widest = augmentation.crop_ratio
+    narrowest, widest = (ratio * aspect for ratio in augmentation.crop_ratio)
     log_narrowest, log_widest = math.log(narrowest), math.log(widest)
     for i in range(0, len(draws), 4):
         area = height * width * (smallest + (largest - smallest) * draws[i])

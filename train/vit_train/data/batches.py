@@ -11,13 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_core import masks
+from vit_core import ViTConfig, masks
 from vit_core.errors import InputError
+from vit_core.image_batches import Images
 from vit_core.masked_autoencoder import draw_order
+from vit_core.naflex import PatchedImages
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import Mix, augmented, draw_mix
@@ -29,13 +31,10 @@ from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
 from vit_train.processes import end_with_parent
 
-if TYPE_CHECKING:
-    pass
-
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
 
-IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM = 1, 2, 3, 4
+IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM, NETWORK_STREAM = 1, 2, 3, 5, 6  # 4: data.classes
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
 
 
@@ -47,7 +46,8 @@ class Batch(NamedTuple):
     """What an engine is given for one step: a process's rows of the global batch."""
 
     images_BHWC: Array
-    """uint8 or uint16; normalised, then mixed, by the engine."""
+    """uint8 or uint16; normalised, then mixed, by the engine. Images of any aspect are vit_core.naflex.PatchedImages,
+    and on the device Patches."""
     targets_BC: Array
     """float32, from 0 to 1: how much of each class; already smoothed and mixed."""
     weights_B: Array
@@ -64,16 +64,26 @@ class Batch(NamedTuple):
     """Masks of dropout and stochastic depth, and a masked autoencoder's order of patches, by site (vit_core.masks)."""
     ids_B: Array
     """int64 index of each example in its split; it does not influence training."""
+    patch_size: tuple[int, int] | None = None
+    """Patches that the images are cut into, where the run draws their size; else the model's."""
 
     def digests(self) -> np.ndarray:
         """uint64 [B]: for each example a hash of everything that influences training."""
         B = len(self.weights_B)
         by_example = [masks.by_example(site, mask, B) for site, mask in sorted(self.masks.items())]
-        digests = []
-        for example in zip(*self[:5], *by_example, strict=True):
-            digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example))
+        digests, patch = [], b"" if self.patch_size is None else repr(self.patch_size).encode()
+        images = self.images_BHWC if isinstance(self.images_BHWC, PatchedImages) else [self.images_BHWC]
+        for example in zip(*images, *self[1:5], *by_example, strict=True):
+            digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in example) + patch)
             digests.append(int.from_bytes(digest.digest()[:8], "little"))
         return np.array(digests, np.uint64)
+
+    @property
+    def size(self) -> str:
+        """In words what the engine's program depends on, where a run draws it."""
+        if isinstance(self.images_BHWC, PatchedImages):
+            return f"{self.images_BHWC.patches_BNP.shape[1]} patches"
+        return f"patches of {'x'.join(map(str, self.patch_size))}" if self.patch_size else ""
 
     def fingerprint(self) -> str:
         """A hash of all examples in their order."""
@@ -99,7 +109,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         size = self.config.batch_size
-        sites = masks.sites(self.config.model, size).values()
+        sites = masks.sites(self.config.longest, size).values()
         if (needed := 4 * sum(prod(site.shape) for site in sites)) > MASKS_LIMIT:
             raise InputError(
                 f"model.dropout: the masks of a batch of {size} take {needed / 2**30:.1f} GiB, drawn on the host; "
@@ -163,8 +173,10 @@ class Batches:
         rows = np.arange(config.batch_size) if self.rows is None else self.rows
         numbers = [config.examples_before(step) + int(row) for row in rows]
         ids_B = np.array([self.order[number] for number in numbers], np.int64)
-        shape = (len(numbers), *preprocessing.image_size, preprocessing.channels)
-        images_BHWC, readable_B = np.zeros(shape, preprocessing.pixel_type), np.zeros(len(numbers), bool)
+        network = self.network(step)
+        if preprocessing.max_patches is not None:
+            preprocessing = preprocessing.replace(max_patches=prod(network.grid))
+        images, readable_B = Images(preprocessing, len(numbers)), np.zeros(len(numbers), bool)
         rngs, classes_B = list(generators(config.seed, IMAGE_STREAM, numbers)), [classes_of(0)] * len(numbers)
 
         def make_images(chosen: range) -> None:
@@ -172,7 +184,7 @@ class Batches:
                 image, classes_B[row] = self._example(int(ids_B[row]))
                 if image is not None:
                     with suppress(InputError):  # the training loop names it: it sees the weight
-                        images_BHWC[row] = augmented(image, preprocessing, config.augmentation, rngs[row])
+                        images[row] = augmented(image, preprocessing, config.augmentation, rngs[row])
                         readable_B[row] = True
 
         _in_threads(make_images, len(numbers), threads)
@@ -181,12 +193,18 @@ class Batches:
             smooth_targets(classes_B, config),
         )
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
-        drawn = masks.draw(config.model, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
+        drawn = masks.draw(network, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         if config.masked is not None:
             rng = np.random.default_rng([config.seed, ORDER_STREAM, step])
             drawn[masks.PATCH_ORDER] = draw_order(config.model, config.batch_size, rng)
         kept = {site: masks.rows_of(site, mask, rows) for site, mask in drawn.items()}
-        return Batch(images_BHWC, targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B)
+        patch_size = network.patch_size if config.patch_sizes else None
+        return Batch(images.batch(), targets_BC, weights_B, own_share_B, boxes_B4, kept, ids_B, patch_size)
+
+    def network(self, step: int) -> ViTConfig:
+        """The model of a step: one of the config's `networks`, drawn for the whole batch."""
+        networks = self.config.networks
+        return networks[int(np.random.default_rng([self.config.seed, NETWORK_STREAM, step]).integers(len(networks)))]
 
     def _example(self, i: int) -> Decoded:
         """Example i of the split; without an image where it cannot be read."""
@@ -242,7 +260,7 @@ def _targets_with_a_share(targets_BC: np.ndarray, partners_BC: np.ndarray, share
 class EvaluationBatch(NamedTuple):
     """Some examples of a split."""
 
-    images_BHWC: np.ndarray
+    images_BHWC: np.ndarray | PatchedImages
     """uint8 or uint16, by the evaluation transform."""
     labels_B: np.ndarray
     """int64: class of each example; of a multilabel split bool [B, classes]: which it has. Zero where counts_B is
@@ -276,8 +294,7 @@ class EvaluationBatches:
     def make(self, i: int, threads: int = 1) -> EvaluationBatch:
         """Batch i. threads: that make its images."""
         ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
-        shape = (len(ids_B), *self.preprocessing.image_size, self.preprocessing.channels)
-        images_BHWC = np.zeros(shape, self.preprocessing.pixel_type)
+        images = Images(self.preprocessing, len(ids_B))
         counts_B = ids_B < len(self.split)
         classes_B = [classes_of(())] * len(ids_B)
 
@@ -286,7 +303,7 @@ class EvaluationBatches:
                 try:
                     example = self.split.examples[int(ids_B[row])]
                     classes_B[row] = classes_of(example["label"])
-                    images_BHWC[row] = evaluation_pixels(example, self.preprocessing)
+                    images[row] = evaluation_pixels(example, self.preprocessing)
                 except InputError as error:
                     if not self.allow_undecodable:
                         raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
@@ -295,7 +312,7 @@ class EvaluationBatches:
                     check_classes(classes_B[row], self.split, int(ids_B[row]))
 
         _in_threads(make_images, int(counts_B.sum()), threads)  # padding is at the end
-        return EvaluationBatch(images_BHWC, self._labels(classes_B), counts_B, ids_B)
+        return EvaluationBatch(images.batch(), self._labels(classes_B), counts_B, ids_B)
 
     def _labels(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
         if not self.split.multilabel:

@@ -64,7 +64,7 @@ class Plan:
     @property
     def forward_flops(self) -> int:
         """FLOPs of the forward pass of an image, by arithmetic."""
-        return sum(flops.in_training(self.config.model, self.config.masked).values())
+        return sum(flops.in_training(self.config.longest, self.config.masked).values())
 
     @property
     def training_flops(self) -> int:
@@ -74,7 +74,7 @@ class Plan:
     @property
     def recomputed_flops(self) -> int:
         """FLOPs of what the backward pass recomputes for an image, in addition to training_flops."""
-        return flops.recomputed(self.config.model, self.config.remat, self.config.masked)
+        return flops.recomputed(self.config.longest, self.config.remat, self.config.masked)
 
     @property
     def fits(self) -> bool:
@@ -126,7 +126,8 @@ def local_memory(device: jax.Device) -> int:
 
 
 def plan(config: TrainConfig, target: Target) -> Plan:
-    """Lowers and compiles the step that training executes. InputError where the devices cannot share it."""
+    """Lowers and compiles the step that training executes, of several the one with the most tokens. InputError where
+    the devices cannot share it."""
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     config = config.replace(mesh=config.mesh.over(len(target.devices), config.model))
@@ -148,7 +149,7 @@ def plan(config: TrainConfig, target: Target) -> Plan:
         gradients=sum(map(device_bytes, parameters.values())),
         compiled=compiled,
         cached=cached,
-        xla_flops=xla_flops(config.model) if config.masked is None else None,
+        xla_flops=xla_flops(config.longest) if config.masked is None else None,
     )
 
 

@@ -11,10 +11,12 @@ from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.errors import InputError
 from vit_core.patch_kernels import resize_kernel
 from vit_core.preprocess import Preprocessing
+from vit_core.rope import Rope
 from vit_train.config import Data
 from vit_train.data.batches import EvaluationBatches
 from vit_train.engines.torch.predictor import TorchPredictor
 from vit_train.evaluation import evaluate
+from vit_train.run import Request, differences
 from vit_train.stages import Evaluation, Launch, adapted, evaluate_checkpoint, finetune
 from vit_train.tests.small_run import CONFIG, ENGINES, LABELS, MODEL, folder_of_images, quadrants
 
@@ -240,3 +242,17 @@ def test_another_patch_size_resizes_the_kernel() -> None:
     kernel = resize_kernel(weights.arrays["patch_embed.proj.weight"], (2, 2))
     np.testing.assert_array_equal(changed.arrays["patch_embed.proj.weight"], kernel)
     assert changed.arrays["pos_embed"].shape[1] == finer.model.positions
+
+
+def test_what_training_draws_of_rotary_positions_may_change() -> None:
+    """When fine-tuning begins, as dropout may; what the network computes may not, and a run's own may not either."""
+    rotary = CONFIG.model.replace(rope={"rescale": 2.0}, position_embedding="none")
+    weights = Checkpoint.of(CheckpointConfig(model=rotary), parity.randomized(rotary, 0))
+    other = CONFIG.replace(model=rotary.replace(rope={"jitter": 1.5, "shift": 0.1}))
+    assert other.fitted(weights).config.model.rope == Rope(jitter=1.5, shift=0.1)
+    with pytest.raises(InputError, match="rope is .*50.* here and .*100.* there"):
+        other.replace(model=rotary.replace(rope={"base": 50.0})).fitted(weights)
+    with pytest.raises(InputError, match="rope is None here"):
+        other.replace(model=rotary.replace(rope=None)).fitted(weights)
+    found = differences(Request(config=other), Request(config=other.replace(model=rotary)))
+    assert {line.split()[0] for line in found} == {"model.rope.jitter", "model.rope.shift", "model.rope.rescale"}

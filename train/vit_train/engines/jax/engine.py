@@ -12,6 +12,7 @@ import numpy as np
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.step import MANIFEST, is_orbax_step, step_config
+from vit_core.image_batches import ImageBatch
 from vit_core.parameters import DECODER, initial_value, parameters
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
@@ -112,10 +113,11 @@ class JaxEngine(OnMesh):
                 step_rates(self.config, step),
                 (np.int32(self.skippable), np.asarray(self.config.loss_limit, self.config.dtype)),
                 self.taught,
+                batch.patch_size,
             )
         return result
 
-    def predict(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray:
+    def predict(self, images_BHWC: ImageBatch, averaged: bool = False) -> np.ndarray:
         """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
         average."""
         params = self.step.params(self.state, averaged)
@@ -221,15 +223,16 @@ class JaxEngine(OnMesh):
 
     def _to_global(self, batch: Batch) -> Batch:
         """The global batch, from this process's rows of it."""
-        size = len(batch.images_BHWC)
+        size = len(batch.weights_B)
 
         def put(layout: str, x: np.ndarray) -> jax.Array:
             return self.to_global(x, layout, size)
 
         masks = {site: put(mask_layout(site), mask) for site, mask in batch.masks.items()}
-        # The ids do not influence training.
-        arrays: Batch = jax.tree.map(put, LAYOUTS, batch._replace(masks={}, ids_B=None))
-        return arrays._replace(masks=masks)
+        # The ids do not influence training, and the patch size is no array.
+        rest = batch._replace(images_BHWC=None, masks={}, ids_B=None, patch_size=None)
+        arrays: Batch = jax.tree.map(put, LAYOUTS._replace(images_BHWC=None), rest)
+        return arrays._replace(images_BHWC=self.images_to_global(batch.images_BHWC, self.config.model), masks=masks)
 
     def _by_device(self, stop: bool) -> jax.Array:
         ours = np.full(1, stop, np.int32)
@@ -248,6 +251,6 @@ class _AveragePredictor(OnMesh):
         super().__init__(engine.mesh)
         self.engine = engine
 
-    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)

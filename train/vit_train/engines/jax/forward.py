@@ -12,9 +12,10 @@ from vit_core.checkpoints import CheckpointConfig
 from vit_core.config import ViTConfig
 from vit_core.lora import Lora
 from vit_core.masked_autoencoder import MaskedAutoencoder
+from vit_core.naflex import Patches
 from vit_core.parameters import Parameter, Stack, parameters, stacks
 from vit_core.preprocess import Preprocessing, offset_and_scale
-from vit_jax import arrays, lora, masked_autoencoder, sharding
+from vit_jax import arrays, lora, masked_autoencoder, naflex, sharding
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.mesh import batch_sharding
@@ -92,8 +93,9 @@ class Forward:
 
     def ends(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """What the head reads [B, features] and the logits [B, classes], in evaluation, of a batch of training."""
-        model = self.model(params)
-        x_BND = model.forward_features(self.normalise(batch.images_BHWC, batch))
+        model, images_BHWC = self.model(params), self.normalise(batch.images_BHWC, batch)
+        assert not isinstance(images_BHWC, Patches), "refused by the config"
+        x_BND = model.forward_features(images_BHWC)
         return model.forward_head(x_BND, pre_logits=True), model.forward_head(x_BND)
 
     def model(self, params: Params) -> vit_jax.ViT:
@@ -131,10 +133,12 @@ class Forward:
             return params[whole.name]
         return jnp.stack([self.layer(params, row) for row in whole.rows])
 
-    def normalise(self, images_BHWC: jax.Array, mix: Batch | None = None) -> jax.Array:
+    def normalise(self, images_BHWC: jax.Array | Patches, mix: Batch | None = None) -> jax.Array | Patches:
         """uint8 images as input of the model, in the compute dtype (where they are to be predicted too, in float32 at
         least); mixed in pairs as a batch says, in training."""
         offset, scale = offset_and_scale(self.preprocessing)
+        if isinstance(images_BHWC, Patches):
+            return naflex.normalised(images_BHWC, offset, scale, self.compute_dtype)
         x_BHWC = (images_BHWC.astype(jnp.float32) - offset) * scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.astype(jnp.promote_types(self.compute_dtype, jnp.float32)), mix)

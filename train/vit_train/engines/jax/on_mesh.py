@@ -1,10 +1,15 @@
 """What the engine and the predictor in JAX share: a mesh, the parameters on it, and this process's rows of a batch."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from vit_core import ViTConfig
+from vit_core.image_batches import ImageBatch
+from vit_core.naflex import PatchedImages, Patches, placed
 from vit_train.engines.jax import mesh as meshes
 from vit_train.engines.jax.forward import Forward, Params
 from vit_train.engines.jax.processes import joined_processes
@@ -37,9 +42,19 @@ class OnMesh:
         """The global array from this process's rows of it; count: number of examples in them."""
         return meshes.to_global(self.mesh, rows, layout, count * self.batch_shards // len(self.rows(self.batch_shards)))
 
-    def predict_with(self, forward: Forward, params: Params, images_BHWC: np.ndarray) -> np.ndarray:
+    def images_to_global(self, images: ImageBatch, model: ViTConfig) -> Any:
+        """The global batch of images, or of patches with what the model needs of their places, from this process's
+        rows."""
+        given: np.ndarray | Patches
+        if isinstance(images, PatchedImages):
+            given = placed(images, model, np.float64 if jax.config.read("jax_enable_x64") else np.float32)
+        else:
+            given = images
+        return jax.tree.map(lambda rows: self.to_global(rows, "batch", len(rows)), given)
+
+    def predict_with(self, forward: Forward, params: Params, images_BHWC: ImageBatch) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
-        images = self.to_global(images_BHWC, "batch", len(images_BHWC))
+        images = self.images_to_global(images_BHWC, forward.model_config)
         with jax.set_mesh(self.mesh):
             logits_BC = forward.logits(params, images)
         return meshes.to_local(logits_BC)

@@ -16,6 +16,7 @@ from vit_core import masks
 from vit_core.checkpoints import CheckpointConfig
 from vit_core.errors import InputError
 from vit_core.lora import adapter_rows, adapters, is_adapter
+from vit_core.naflex import Patches
 from vit_core.parameters import Stack, stacks
 from vit_jax import sharding
 from vit_train.config import TrainConfig
@@ -43,10 +44,10 @@ def mask_layout(site: str) -> str:
 class TrainStep:
     """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
 
-    train(state, batch, stop, step, rates, limits, taught) -> (state, StepResult), jitted, the state donated. stop
-    [devices]: 1 on the devices of processes that want to stop. rates: see `step_rates`. limits: how many updates may be
-    skipped, and the loss above which one is. taught: the teacher's parameters, of a run that has one (its config is
-    `teacher`).
+    train(state, batch, stop, step, rates, limits, taught, patch_size) -> (state, StepResult), jitted, the state
+    donated. stop [devices]: 1 on the devices of processes that want to stop. rates: see `step_rates`. limits: how many
+    updates may be skipped, and the loss above which one is. taught: the teacher's parameters, of a run that has one
+    (its config is `teacher`). patch_size: where the run draws it; there is a program for each.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, teacher: CheckpointConfig | None = None) -> None:
@@ -64,7 +65,7 @@ class TrainStep:
         self.teacher = None if teacher is None else Forward.of_teacher(config, teacher, mesh)
         self.update = OptimizerUpdate(config.optimizer.resolved(), self.trained, factors, jnp.dtype(config.dtype))
         out = {leaf: x.sharding for leaf, x in self.state.items()}
-        self.train = jax.jit(self._train, donate_argnums=0, out_shardings=(out, self._replicated))
+        self.train = jax.jit(self._train, donate_argnums=0, static_argnums=7, out_shardings=(out, self._replicated))
 
     @cached_property
     def state(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -82,14 +83,16 @@ class TrainStep:
         }
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step lowered for this mesh, whose devices need not be present. InputError for a batch that the
-        mesh cannot share."""
+        """The train step lowered for this mesh, whose devices need not be present; with the most tokens where there
+        are several. InputError for a batch that the mesh cannot share."""
         self.config.check_batch_shards(batch_shards(self.mesh))
         rate = jax.ShapeDtypeStruct((), jnp.dtype(self.config.dtype), sharding=self._replicated)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
         stop = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=self.by_device)
         with jax.set_mesh(self.mesh):
-            return self.train.lower(self.state, self.batch, stop, count, (rate,) * 4, (count, rate), self.taught)
+            drawn = self.config.longest.patch_size if self.config.patch_sizes else None
+            limits, rates = (count, rate), (rate,) * 4
+            return self.train.lower(self.state, self.batch, stop, count, rates, limits, self.taught, drawn)
 
     @cached_property
     def taught(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -171,8 +174,8 @@ class TrainStep:
 
     @cached_property
     def batch(self) -> Batch:
-        """Shape, type and sharding of every array of a batch."""
-        model, B = self.config.model, self.config.batch_size
+        """Shape, type and sharding of every array of a batch, the longest where there are several."""
+        model, B, made = self.config.longest, self.config.batch_size, self.config.preprocessing
         sites = masks.sites(model, B)
 
         def array(shape: tuple[int, ...], dtype: Any, layout: str = "batch") -> jax.ShapeDtypeStruct:
@@ -181,8 +184,19 @@ class TrainStep:
         drawn = {name: array(site.shape, np.float32, mask_layout(name)) for name, site in sites.items()}
         if self.config.masked is not None:
             drawn[masks.PATCH_ORDER] = array((B, prod(model.grid)), np.int32, mask_layout(masks.PATCH_ORDER))
+        images: Any = array((B, *model.image_size, model.channels), made.pixel_type)
+        if made.max_patches is not None:
+            (h, w), N, dtype = self.config.model.grid, prod(model.grid), np.dtype(self.config.dtype)
+            pixels, rotary = prod(model.patch_size) * model.channels, model.rope is not None
+            images = Patches(
+                array((B, N, pixels), made.pixel_type),
+                array((B, N, h), dtype),
+                array((B, N, w), dtype),
+                array((B, N, 2), dtype) if rotary else None,
+                array((B, N), np.bool_),
+            )
         return Batch(
-            images_BHWC=array((B, *model.image_size, model.channels), self.config.preprocessing.pixel_type),
+            images_BHWC=images,
             targets_BC=array((B, model.num_classes), np.float32),
             weights_B=array((B,), np.float32),
             own_share_B=array((B,), np.float32),
@@ -200,10 +214,11 @@ class TrainStep:
         rates: tuple[jax.Array, ...],
         limits: tuple[jax.Array, jax.Array],
         taught: Params,
+        patch_size: tuple[int, int] | None,
     ) -> tuple[State, StepResult]:
         config, params = self.config, self.params(state)
         learning_rate, fraction, kept, added = rates
-        loss, gradients = self._gradients(params, batch, taught)
+        loss, gradients = self._gradients(params, batch, taught, patch_size)
         norms, position_of = squared_norms(gradients, self.trained), self.forward.position_of
         squares = jnp.stack([norms[stack][i] for stack, i in (position_of[name] for name in self.names)])
         total = squares.sum()
@@ -221,7 +236,9 @@ class TrainStep:
         skipped = state["skipped"] + (training & ~valid)
         return {**state, **new, "skipped": skipped}, StepResult(loss, squares, stop.sum())
 
-    def _gradients(self, params: Params, batch: Batch, taught: Params) -> tuple[jax.Array, Params]:
+    def _gradients(
+        self, params: Params, batch: Batch, taught: Params, patch_size: tuple[int, int] | None
+    ) -> tuple[jax.Array, Params]:
         """The mean loss over the examples that count, and its gradients, computed in `accumulation` parts."""
         dtype = jnp.dtype(self.config.dtype)
         count = jnp.maximum((batch.weights_B != 0).sum(), 1).astype(dtype)
@@ -230,9 +247,10 @@ class TrainStep:
         def loss_of(trained: Params, part: Batch) -> jax.Array:
             images_BHWC, model = self.forward.normalise(part.images_BHWC, part), self.forward.model(params | trained)
             if self.teacher is None:
-                loss = total_loss(self.config, model(images_BHWC, part.masks), part)
+                loss = total_loss(self.config, model(images_BHWC, part.masks, patch_size=patch_size), part)
             else:
-                ends = model.forward_ends(model.forward_features(images_BHWC, part.masks))
+                assert not isinstance(images_BHWC, Patches), "refused by the config"
+                ends = model.forward_ends(model.forward_features(images_BHWC, part.masks, patch_size=patch_size))
                 loss = distillation_loss(self.config, ends, self.teacher.ends(taught, part), part)
             return loss.astype(dtype) / count
 

@@ -13,8 +13,10 @@ from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.image_batches import ImageBatch
 from vit_core.lora import adapter_rows
 from vit_core.masks import rows_of
+from vit_core.naflex import PatchedImages
 from vit_core.parameters import DECODER, Parameter, initial_value
 from vit_core.storage import Location
 from vit_torch import arrays, lora, masked_autoencoder
@@ -177,12 +179,13 @@ class TorchEngine(Member):
         return (may_go_on & finite).to(loss.dtype)
 
     @torch.no_grad()
-    def predict(self, images_BHWC: np.ndarray, averaged: bool = False) -> np.ndarray:
+    def predict(self, images_BHWC: ImageBatch, averaged: bool = False) -> np.ndarray:
         """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
         average. Every process has to call it, as often as the others."""
         self.network.eval()
         with self._averages_as_weights() if averaged else nullcontext():
-            logits_BC = self.network(self.on_device(images_BHWC))
+            images = self.images_on_device(images_BHWC, self.config.model, self.config.dtype)
+            logits_BC = self.network(images)
             if is_sharded(self.network.model):
                 self.network.model.reshard()  # otherwise it keeps gathered weights, which a change leaves outdated
         self.network.train()
@@ -285,13 +288,15 @@ class TorchEngine(Member):
 
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
-        size = len(batch.images_BHWC) // self.config.accumulation
+        size, whole = len(batch.weights_B) // self.config.accumulation, batch.images_BHWC
         parts = []
-        for first in range(0, len(batch.images_BHWC), size):
+        for first in range(0, len(batch.weights_B), size):
             rows = slice(first, first + size)
-            images, targets, weights, own_share, boxes = (self.on_device(array[rows]) for array in batch[:5])
+            part = PatchedImages(*(x[rows] for x in whole)) if isinstance(whole, PatchedImages) else whole[rows]
+            images = self.images_on_device(part, self.config.model, self.config.dtype)
+            targets, weights, own_share, boxes = (self.on_device(array[rows]) for array in batch[1:5])
             masks = {site: self.on_device(rows_of(site, mask, rows)) for site, mask in batch.masks.items()}
-            parts.append(Batch(images, targets, weights, own_share, boxes, masks, ids_B=None))
+            parts.append(Batch(images, targets, weights, own_share, boxes, masks, None, batch.patch_size))
         return parts
 
     @torch.no_grad()
@@ -342,7 +347,7 @@ class _AveragePredictor(Member):
         super().__init__()
         self.engine = engine
 
-    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import vit_torch
+from vit_core.naflex import Patches
 from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_torch import naflex
 from vit_torch.masked_autoencoder import MaskedAutoencoder
 from vit_train.data.batches import Batch
 from vit_train.engines.torch.sharding import is_sharded
@@ -28,20 +30,24 @@ class Network(nn.Module):
         for name, constants_C in zip(("offset", "scale"), offset_and_scale(preprocessing), strict=True):
             self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
-    def forward(self, images_BHWC: Tensor, batch: Batch | None = None, ends: bool = False) -> Any:
-        """Logits [B, classes] of uint8 images; batch: of training, with its masks and how images are mixed. ends:
-        return what the model's `forward_ends` does."""
+    def forward(self, images_BHWC: Tensor | Patches, batch: Batch | None = None, ends: bool = False) -> Any:
+        """Logits [B, classes] of uint8 images; batch: of training, with its masks, its patch size and how images are
+        mixed. ends: return what the model's `forward_ends` does."""
         x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
-        options = {"ends": True} if ends else {}
+        options: dict[str, Any] = {"ends": True} if ends else {}
+        if batch is not None and batch.patch_size is not None:
+            options["patch_size"] = batch.patch_size
         # FSDP casts as it gathers.
         if is_sharded(self.model) or next(self.model.parameters()).dtype == self.compute:
             return self.model(x_BCHW, masks, **options)
         cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}
         return functional_call(self.model, cast, (x_BCHW, masks), options)
 
-    def normalise(self, images_BHWC: Tensor, mix: Batch | None = None) -> Tensor:
+    def normalise(self, images_BHWC: Tensor | Patches, mix: Batch | None = None) -> Tensor | Patches:
         """uint8 images as input of the model, [B, C, H, W] in the compute dtype (where they are to be predicted too, in
         float32 at least); mixed in pairs as a batch says."""
+        if isinstance(images_BHWC, Patches):
+            return naflex.normalised(images_BHWC, self.offset, self.scale, self.compute)
         x_BHWC = (images_BHWC.float() - self.offset) * self.scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)

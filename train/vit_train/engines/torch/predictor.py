@@ -6,6 +6,7 @@ import torch
 import vit_torch
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
+from vit_core.image_batches import ImageBatch
 from vit_train.config import Mesh
 from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network
@@ -27,13 +28,14 @@ class TorchPredictor(Member):
         if mesh is not None and (mesh.fsdp > 1 or mesh.tensor > 1):
             raise InputError(f"mesh: {mesh}: in PyTorch every process predicts by the whole model; use mesh.data only")
         preprocessing, _ = checkpoint.config.preparation()
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = dtype
         compute: torch.dtype = getattr(torch, compute_dtype or dtype)
         network = Network(vit_torch.load(checkpoint, dtype=dtype), preprocessing, compute)
         self.network = network.to(self.device).eval()
 
     @torch.no_grad()
-    def predict(self, images_BHWC: np.ndarray) -> np.ndarray:
+    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
-        logits_BC: torch.Tensor = self.network(self.on_device(images_BHWC))
-        return logits_BC.cpu().to(self.dtype).numpy()
+        images = self.images_on_device(images_BHWC, self.network.model.config, self.dtype)
+        logits_BC: torch.Tensor = self.network(images)
+        return logits_BC.cpu().to(getattr(torch, self.dtype)).numpy()

@@ -202,6 +202,8 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
         notes.append("preprocessing: unknown, where timm takes ImageNet's mean and std")
     elif preprocessing.bit_depth != 8:
         notes.append("preprocessing: timm reads pixels of 8 bits, not 16")
+    elif preprocessing.max_patches is not None:
+        notes.append("preprocessing: timm gives all images one size, and none max_patches patches")
     elif preprocessing.exif_rotation:
         notes.append("preprocessing: timm turns no image as its EXIF data says")
     elif preprocessing.crop_rounding != "half_even" and crop_rounding_matters(preprocessing):

@@ -202,6 +202,8 @@ def preprocessor_texts(preprocessing: Preprocessing | None) -> tuple[dict[str, s
     p, (height, width) = preprocessing, preprocessing.image_size
     if p.bit_depth != 8:
         return {}, [f"no {FILE}: no processor of transformers keeps 16 bits of a pixel"]
+    if p.max_patches is not None:
+        return {}, [f"no {FILE}: this model's class of transformers takes images of one size, not max_patches patches"]
     if p.exif_rotation or p.resize == "border" or (p.resize == "crop" and height != width):
         what = "covers and crops to a size that is not square"
         if p.exif_rotation or p.resize == "border":
