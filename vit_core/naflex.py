@@ -12,14 +12,10 @@ import numpy as np
 
 from vit_core.errors import InputError
 from vit_core.position_embeddings import axis_matrices
-from vit_core.preprocess import normalise, resize_image
 from vit_core.rotations import coordinates
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from vit_core.config import ViTConfig
-    from vit_core.preprocess import DecodedImage, Preprocessing
 
 
 class PatchedImages(NamedTuple):
@@ -69,20 +65,6 @@ def fit_grid(height: int, width: int, patch_size: tuple[int, int], max_patches: 
         down, across = grid(middle)
         low, high = (middle, high) if down * across <= max_patches else (low, middle)
     return grid(low)
-
-
-def fit_image(
-    image: DecodedImage | Image.Image, preprocessing: Preprocessing, patch_size: tuple[int, int], max_patches: int
-) -> np.ndarray:
-    """A decoded image, resized to its grid of at most max_patches and normalised: float32 [H, W, C], for `collate`.
-
-    Of `preprocessing` the filter and the constants are used; the size follows from the image. The pixels are those of
-    transformers' Siglip2ImageProcessor with its PIL backend. InputError as for `fit_grid` and `resize_image`.
-    """
-    down, across = fit_grid(image.height, image.width, patch_size, max_patches)
-    image_size = (down * patch_size[0], across * patch_size[1])
-    whole = preprocessing.replace(image_size=image_size, resize="squash", crop_fraction=1.0)
-    return normalise(resize_image(image, whole), whole)
 
 
 def patchify(image_HWC: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:

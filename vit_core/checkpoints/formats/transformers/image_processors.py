@@ -91,6 +91,8 @@ def read_preprocessing(
         return None, [f"{FILE} left out: {reason}", *notes]
     where = f"{source.path}: {FILE}"
     try:
+        if kind == "Siglip2":
+            fields |= {"max_patches": source.preprocessor.get("max_num_patches", 256), "patch_size": model.patch_size}
         preprocessing = Preprocessing.parse({**fields, "image_size": model.image_size}, where)
     except InputError as reason:
         return None, [f"left out: preprocessing ({reason})", *notes]
@@ -99,12 +101,6 @@ def read_preprocessing(
         notes += equal_in_one(FILE, constants, model.channels)
     if kind == "DINOv3ViT":
         notes.append(f"{FILE}: DINOv3's processor resizes without rounding to whole levels; up to one level apart")
-    if kind == "Siglip2":
-        most = source.preprocessor.get("max_num_patches", 256)
-        notes.append(
-            f"{FILE}: images are stretched to the model's size, where Siglip2's processor keeps their aspect with "
-            f"at most {str(most)[:60]} patches (vit_core.naflex.fit_image)"
-        )
     if size != model.image_size:
         notes.append(f"{FILE} is for {size[0]}x{size[1]} pixels; taken over for the model's")
     return preprocessing, notes
