@@ -72,6 +72,7 @@ def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
         open_teacher(run_with(tmp_path / "nothing"), LABELS)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_teacher(tmp_path: Path) -> None:
     """Its address may change, its weights may not; the run ends as one that was not interrupted, bit for bit."""
     teacher_in(tmp_path / "teacher", seed=1)
