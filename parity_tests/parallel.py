@@ -72,7 +72,12 @@ def class_metrics(engine: Engine) -> dict[str, np.ndarray]:
 def in_processes(tmp_path: Path, command: list[str], environment: dict[str, str], script: str) -> dict[str, np.ndarray]:
     """What a file, run as a script by the command, has found."""
     (tmp_path / "config.json").write_text(RUN.model_dump_json())
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", **environment}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((os.getcwd(), os.path.join(os.getcwd(), "train"))),
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
     words = [sys.executable, *command, script, str(tmp_path)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

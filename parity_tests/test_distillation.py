@@ -30,7 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "features, sigmoid": {"distillation": {"kind": "features"}, "loss": "sigmoid"},
     "hard, adapters": {"distillation": {"kind": "hard"}, "lora": {"rank": 2}, "scan": False},
 }
-QUICK = ("hard, distillation token", "features")
+QUICK = ("hard, distillation token",)
 
 
 UNUSED = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

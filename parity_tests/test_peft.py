@@ -44,7 +44,11 @@ def written(folder: Path, model: ViTConfig, lora: Lora) -> tuple[Checkpoint, dic
 
 @pytest.mark.parametrize(
     ("model", "lora"),
-    [(MODEL, LORA), (DESCENDANT, EVERYWHERE), (MODEL.replace(key_bias=False), EVERYWHERE)],
+    [
+        pytest.param(MODEL, LORA, marks=pytest.mark.slow),
+        pytest.param(DESCENDANT, EVERYWHERE, marks=pytest.mark.slow),
+        (MODEL.replace(key_bias=False), EVERYWHERE),
+    ],
     ids=["plain", "descendant, every layer", "no key bias"],
 )
 def test_adapters_open_in_peft_and_come_back(model: ViTConfig, lora: Lora, tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 """Eight programs, which take four fifths of their time to compile: as in `make test`, code is generated quickly."""
 
 
-def on_devices(count: int, *words: str) -> None:
-    """This very file, run as a script with so many devices."""
+def on_devices(count: int, *words: str, script: str = __file__) -> None:
+    """This very file, or another, run as a script with so many devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((os.getcwd(), os.path.join(os.getcwd(), "train"))),
@@ -85,7 +85,7 @@ def on_devices(count: int, *words: str) -> None:
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    done = subprocess.run([sys.executable, __file__, *words], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

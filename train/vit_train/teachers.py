@@ -17,7 +17,10 @@ def open_teacher(config: TrainConfig, labels: tuple[str, ...] | None) -> tuple[C
     address = config.distillation.teacher
     if address is None:
         return None, []
-    teacher = open_checkpoint(address)
+    try:
+        teacher = open_checkpoint(address)
+    except InputError as error:
+        raise InputError(f"distillation.teacher: {error}") from None
     notes = [f"teacher {address}: {note}" for note in teacher.notes]
     ours, theirs = config.model, teacher.config.model
     for name in ("image_size", "channels"):

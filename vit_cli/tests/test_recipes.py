@@ -63,7 +63,8 @@ def test_fine_tuning_removes_the_hidden_layer_of_a_pretraining_head(vit: Vit, tm
     np.testing.assert_array_equal(tuned.arrays["blocks.0.mlp.fc1.weight"], arrays["blocks.0.mlp.fc1.weight"])
 
 
-ONE_OF_EACH_KIND = {"digits", "folder", "cifar10", "imagenet_s16", "deit3_s16", "transfer_cifar10", "imagenet_mae"}
+ONE_OF_EACH_KIND = {"digits", "folder", "cifar10", "imagenet_s16", "deit3_s16", "transfer_cifar10", "mae_finetune"}
+ONE_OF_EACH_KIND |= {"lora", "deit_b16_distilled", "imagenet_mae"}
 """The other recipes are data over the same fields as these, so that they are left to the longest target."""
 
 
@@ -93,6 +94,8 @@ def test_every_recipe_runs(vit: Vit, name: str, stage: str, framework: str, tmp_
         small += ["--mae.decoder-width", "16", "--mae.decoder-depth", "1", "--mae.decoder-heads", "2"]
     elif stage == "pretrain":
         small += ["--model.num-classes", "4"]
+    if name == "deit_b16_distilled":
+        small += ["--distillation.teacher", begin]
     split = ["--data.name", images, "--data.train-split", "None", "--data.eval-split", "None"]
     words = [stage, name, *(["--init", begin] if stage == "finetune" else []), *small, *split]
     out = vit(*words, "--framework", framework, "--out", tmp_path / "run", "--log-every", "5")
@@ -126,6 +129,10 @@ def test_recipes_say_what_papers_say() -> None:
     masked = recipes.load("imagenet_mae", "pretrain")
     assert (masked.optimizer.learning_rate, masked.optimizer.beta2, masked.mae.mask_ratio) == (2.4e-3, 0.95, 0.75)
     assert masked.mae.visible(masked.model) == 49
+    deit = recipes.load("deit_b16_distilled", "pretrain")
+    assert (deit.optimizer.learning_rate, deit.model.distillation, deit.distillation.kind) == (1e-3, "head", "hard")
+    low_rank = recipes.load("lora", "finetune", CheckpointConfig(model=variant("B/16", 224, 1000)))
+    assert (low_rank.lora.rank, low_rank.lora.scale, low_rank.schedule.warmup_steps) == (8, 1.0, 120)
     cifar = recipes.load("cifar10", "pretrain")
     assert cifar.steps * cifar.batch_size / 50_000 == pytest.approx(280, rel=1e-3)
     assert 3 * sum(flops.forward(cifar.model).values()) * cifar.steps * cifar.batch_size <= 16e15
