@@ -1,8 +1,8 @@
 """Speed of training between two log lines.
 
 MFU, the model FLOP utilisation, is the FLOPs that the model needs (three forward passes for each image, whatever is
-frozen or computed twice; of a masked autoencoder by the patches that are visible) over those that the devices could do meanwhile: as fast as they multiply two large matrices of
-the compute dtype, measured when training begins.
+frozen or computed twice; a masked autoencoder's encoder sees the visible patches only) over those that the devices
+could do meanwhile: as fast as they multiply two large matrices of the compute dtype, measured when training begins.
 """
 
 import time
