@@ -129,7 +129,11 @@ def transformers_model(
 
 @pytest.mark.parametrize(
     ("fields", "changes"),
-    [({}, {}), ({"qkv_bias": False, "channels": 1}, {"mask_ratio": 0.5}), ({}, {"normalize_target": True})],
+    [
+        ({}, {}),
+        pytest.param({"qkv_bias": False, "channels": 1}, {"mask_ratio": 0.5}, marks=pytest.mark.slow),
+        ({}, {"normalize_target": True}),
+    ],
     ids=["plain", "one channel", "normalised target"],
 )
 def test_the_loss_is_that_of_transformers(fields: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
@@ -169,7 +173,12 @@ TWINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", TWINS)
+QUICK = ("plain", "other blocks")
+
+
+@pytest.mark.parametrize(
+    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in TWINS]
+)
 def test_the_twins_have_the_same_loss_and_gradients(what: str) -> None:
     fields, changes = TWINS[what]
     config, mae = SMALL.replace(**fields), MAE.replace(**changes)

@@ -100,8 +100,8 @@ class Shown:
         yield Figure(
             "completed.png",
             "Completed images",
-            f"Images; what the encoder sees of them, {1 - config.mae.mask_ratio:.0%} of the patches; and beside these what "
-            f"the decoder makes of the others.{added if config.mae.normalize_target else ''}",
+            f"Images; what the encoder sees of them, {1 - config.mae.mask_ratio:.0%} of the patches; and beside these "
+            f"what the decoder makes of the others.{added if config.mae.normalize_target else ''}",
             lambda path: reconstruction_figures.completed_images(found, path),
         )
 
