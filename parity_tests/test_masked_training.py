@@ -12,9 +12,11 @@ import pytest
 from parity_tests.test_masked_autoencoder import MAE
 from vit_core import ViTConfig, open_checkpoint, parity
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.errors import InputError
 from vit_core.masks import PATCH_ORDER
 from vit_core.parameters import parameters
 from vit_train.config import Mesh, Optimizer, Schedule, TrainConfig
+from vit_train.config.mesh import check_divides
 from vit_train.engine import Engine
 from vit_train.engines.jax.engine import JaxEngine
 from vit_train.engines.torch.engine import TorchEngine
@@ -102,7 +104,7 @@ def test_twenty_steps_are_the_same(accumulation: int) -> None:
     assert in_torch["loss.19"] < in_torch["loss.0"]
 
 
-@pytest.mark.parametrize("saved_by", ENGINES)
+@pytest.mark.parametrize("saved_by", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_either_engine_goes_on_with_a_step_of_either(saved_by: str, tmp_path: Path) -> None:
     """In the same one bit for bit; and the step is a checkpoint of the encoder, like any other."""
     whole, first = ENGINES[saved_by](RUN), ENGINES[saved_by](RUN)
@@ -118,6 +120,15 @@ def test_either_engine_goes_on_with_a_step_of_either(saved_by: str, tmp_path: Pa
     for name, make in ENGINES.items():
         found = everything(train_steps(make(RUN, saved=folder), batches, 2, 4))
         assert_same(found, expected, 0.0 if name == saved_by else parity.FLOAT64_BOUND)
+
+
+def test_a_mesh_that_cannot_divide_the_decoder_is_refused() -> None:
+    for axes, message in (
+        ({"fsdp": 1, "tensor": 3}, "mesh.tensor: 3 does not divide mae.decoder_heads 8"),
+        ({"fsdp": 3, "tensor": 1}, "mesh.fsdp: 3 does not divide mae.decoder_width 16"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_divides(axes, RUN.mae.decoder(MODEL), "mae.decoder_")
 
 
 def in_processes(framework: str, folder: Path) -> None:

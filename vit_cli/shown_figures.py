@@ -11,17 +11,21 @@ from vit_cli.console import say
 from vit_cli.twins import Framework
 from vit_core import attention_maps
 from vit_core.checkpoints import Checkpoint
+from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
-from vit_train import answer_figures, attention_figures, figures
+from vit_train import answer_figures, attention_figures, figures, reconstruction, reconstruction_figures
 from vit_train.answers import Answers, spread_over
 from vit_train.data.batches import evaluation_pixels
 from vit_train.data.sources import Split
 from vit_train.display import Display
 from vit_train.metrics import METRICS
+from vit_train.run import RUN, read_request
 
 DISTANCE_IMAGES = 128
 """Images that attention distances are averaged over, as in arXiv:2010.11929."""
+COMPLETED = 8
+"""Images that a masked autoencoder completes."""
 WORST, PAIRS, IMAGES_OF_A_PAIR = 24, 6, 4
 
 
@@ -58,6 +62,7 @@ class Shown:
         """All that can be drawn; prints what cannot, and why."""
         if self.run is not None and (self.run / METRICS).is_file():
             yield self._curves(self.run)
+            yield from self._reconstructions(self.run)
         yield from self._of_answers()
         yield from self._of_weights()
         if self.image is None:
@@ -71,6 +76,33 @@ class Shown:
             "Training",
             "Loss and learning rate by step, and the accuracy at each evaluation.",
             lambda path: figures.training_curves([(run.name, run / METRICS)], path),
+        )
+
+    def _reconstructions(self, run: Location) -> Iterator[Figure]:
+        """Images as the run's masked autoencoder completes them, if it trains one."""
+        config = read_request(run).config if (run / RUN).is_file() else None
+        if config is None or config.masked is None:
+            return
+        if self.split is not None:
+            ids = spread_over(self.split, COMPLETED)
+            pixels = [evaluation_pixels(self.split.examples[int(i)], config.preprocessing) for i in ids]
+        elif self.image is not None and self.image[1].shape[:2] == config.model.image_size:
+            pixels = [self.image[1]]
+        else:
+            say("not drawn: completed images; give an IMAGE, or --data")
+            return
+        try:
+            found = reconstruction.reconstructions(run, config, np.stack(pixels), self.framework)
+        except InputError as error:
+            say(f"not drawn: completed images; {error}")
+            return
+        added = " Each hidden patch has its true mean and contrast, which are not predicted."
+        yield Figure(
+            "completed.png",
+            "Completed images",
+            f"Images; what the encoder sees of them, {1 - config.mae.mask_ratio:.0%} of the patches; and beside these "
+            f"what the decoder makes of the others.{added if config.mae.normalize_target else ''}",
+            lambda path: reconstruction_figures.completed_images(found, path),
         )
 
     def _of_weights(self) -> Iterator[Figure]:

@@ -83,7 +83,7 @@ def save(
     """Writes a checkpoint folder (`vit_core.checkpoints`) and returns its location.
 
     What is not given is written as in the checkpoint that the model was loaded from. dtype: stored type, by default the
-    model's.
+    model's. The decoder of a masked autoencoder is left out.
     Raises InputError where it cannot be written.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
@@ -91,6 +91,7 @@ def save(
 
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     rows = parameters(model.config)
-    stored = {name: arrays.to_numpy(rows[name], value) for name, value in jax.device_get(arrays.read(model)).items()}
+    found = jax.device_get(arrays.read(model))
+    stored = {name: arrays.to_numpy(row, found[name]) for name, row in rows.items()}
     save_checkpoint(path, Checkpoint.of(config, stored, dtype))
     return location(path)

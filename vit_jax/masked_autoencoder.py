@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -134,10 +136,27 @@ def order_in(masks: Masks | None) -> Array:
     return masks[PATCH_ORDER]
 
 
+def from_arrays(config: ViTConfig, mae: Config, values: Mapping[str, np.ndarray], **storage: Any) -> MaskedAutoencoder:
+    """A model with these parameters, by canonical name and in the layout on disk."""
+    model = nnx.eval_shape(lambda: MaskedAutoencoder(config, mae, rngs=nnx.Rngs(0), **storage))
+    arrays.write(model, lambda row: arrays.from_numpy(row.to_jax(values[row.name])))
+    return model
+
+
 def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, **storage: Any) -> MaskedAutoencoder:
     """A new model whose initial values vit_torch.masked_autoencoder.from_seed gives too, from NumPy's generator."""
-    model = nnx.eval_shape(lambda: MaskedAutoencoder(config, mae, rngs=nnx.Rngs(0), **storage))
-    arrays.write(
-        model, lambda row: arrays.from_numpy(row.to_jax(convert(initial_value(row, seed), dtype or "float32")))
-    )
-    return model
+    rows = parameters(config, mae).items()
+    values = {name: convert(initial_value(row, seed), dtype or "float32") for name, row in rows}
+    return from_arrays(config, mae, values, **storage)
+
+
+def reconstructed(model: MaskedAutoencoder, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
+    """What `reconstruct` gives for normalised images and the order of their patches."""
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def compute(state, x_BHWC, order_BN):  # type: ignore[no-untyped-def]
+        return nnx.merge(graph, state).reconstruct(x_BHWC, {PATCH_ORDER: order_BN})
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(compute(state, jnp.asarray(x_BHWC), jnp.asarray(order_BN)))

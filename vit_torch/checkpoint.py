@@ -84,13 +84,14 @@ def save(
     """Writes a checkpoint folder (`vit_core.checkpoints`) and returns its location.
 
     What is not given is written as in the checkpoint that the model was loaded from. dtype: stored type, by default the
-    model's.
+    model's. The decoder of a masked autoencoder is left out.
     Raises InputError where it cannot be written.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
     from vit_core.storage import location
 
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
-    stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters()}
+    rows = parameters(model.config)
+    stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters() if name in rows}
     save_checkpoint(path, Checkpoint.of(config, stored, dtype))
     return location(path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor as Array
 from torch import nn
@@ -139,10 +140,24 @@ def order_in(masks: Masks | None) -> Array:
     return masks[PATCH_ORDER].long()
 
 
-def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, **storage: Any) -> MaskedAutoencoder:
-    """A new model, in training mode, whose initial values vit_jax.masked_autoencoder.from_seed gives too."""
+def from_arrays(config: ViTConfig, mae: Config, values: Mapping[str, np.ndarray], **storage: Any) -> MaskedAutoencoder:
+    """A model, in training mode, with these parameters, by canonical name and in the layout on disk."""
     with torch.device("meta"):
         model = MaskedAutoencoder(config, mae, **storage)
-    rows = parameters(config, mae)
-    arrays.write(model, {name: convert(initial_value(row, seed), dtype or "float32") for name, row in rows.items()})
+    arrays.write(model, {name: values[name] for name in model.table})
     return model
+
+
+def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, **storage: Any) -> MaskedAutoencoder:
+    """A new model whose initial values vit_jax.masked_autoencoder.from_seed gives too, from NumPy's generator."""
+    rows = parameters(config, mae).items()
+    values = {name: convert(initial_value(row, seed), dtype or "float32") for name, row in rows}
+    return from_arrays(config, mae, values, **storage)
+
+
+def reconstructed(model: MaskedAutoencoder, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
+    """What `reconstruct` gives for normalised images and the order of their patches."""
+    with torch.no_grad():
+        x_BCHW, order = torch.as_tensor(x_BHWC).permute(0, 3, 1, 2), torch.as_tensor(order_BN)
+        predicted: np.ndarray = model.reconstruct(x_BCHW, {PATCH_ORDER: order}).numpy()
+    return predicted

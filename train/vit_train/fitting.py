@@ -101,8 +101,9 @@ def fitted_fields(
 ) -> dict[FieldPath, Any]:
     """The fields of a recipe that are changed for its training images, except those that the user has chosen.
 
-    Every recipe: the number of classes (0 for a masked autoencoder); the sigmoid loss, where images may have several classes; a batch that is larger
-    than the set; the steps, where `epochs` are asked for; a warm-up and cooldown that are longer than the run.
+    Every recipe: the number of classes (0 for a masked autoencoder); the sigmoid loss, where images may have several
+    classes; a batch that is larger than the set; the steps, where `epochs` are asked for; a warm-up and cooldown that
+    are longer than the run.
     A recipe that states the most epochs of a run (Recipe.most_epochs): the steps; for small sets the batch, the
     warm-up and the intervals of evaluation and saving; for small images the image and patch size of new weights.
     """

@@ -1,20 +1,28 @@
 """How well a masked autoencoder predicts the hidden patches of images that it was not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from vit_core.checkpoints.run_folder import saved_steps
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.masked_autoencoder import draw_order
+from vit_core.masked_autoencoder import TARGET_EPSILON, draw_order
 from vit_core.masks import PATCH_ORDER
+from vit_core.naflex import patchify
+from vit_core.parameters import DECODER
+from vit_core.preprocess import normalise, offset_and_scale
+from vit_core.storage import Location
+from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch, EvaluationBatches, stream
 from vit_train.data.draws import generators
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display
-from vit_train.engine import Trainer
+from vit_train.engine import Framework, Trainer
 from vit_train.evaluation import signal_in_any_process
 from vit_train.signals import StoppedBySignal, StopSignal, never
+from vit_train.step_folders import read_step
 
 ORDER_STREAM = 5
 """Number of this kind of random draws, beside those of vit_train.data.batches."""
@@ -58,3 +66,79 @@ def unlabelled_batch(images_BHWC: np.ndarray, order_BN: np.ndarray) -> Batch:
     ones_B, boxes_B4 = np.ones(B, np.float32), np.zeros((B, 4), np.int32)
     targets_BC, ids_B = np.zeros((B, 0), np.float32), np.arange(B)
     return Batch(images_BHWC, targets_BC, ones_B, ones_B, boxes_B4, {PATCH_ORDER: order_BN}, ids_B)
+
+
+class Reconstruction(NamedTuple):
+    """An image as a masked autoencoder sees and completes it: pixels [H, W, C] from 0 to 1."""
+
+    original_HWC: np.ndarray
+    visible_HWC: np.ndarray
+    """Grey where patches are hidden."""
+    completed_HWC: np.ndarray
+    """The hidden patches as they are predicted."""
+
+
+def reconstructions(
+    run: Location, config: TrainConfig, pixels_BHWC: np.ndarray, framework: Framework
+) -> list[Reconstruction]:
+    """What the decoder in the newest saved step of a run makes of images, uint8 or uint16. InputError without a step.
+
+    Where the run predicts normalised patches, the true mean and deviation of each hidden patch are added: the decoder
+    does not predict them.
+    """
+    mae, model = config.masked, config.model
+    if mae is None or not (steps := saved_steps(run)):
+        raise InputError(f"{run}: has no saved step of a masked autoencoder")
+    checkpoint, _, statistics = read_step(steps[0], mae)
+    prefix = f"params/{DECODER}"
+    decoder = {key.removeprefix("params/"): statistics[key] for key in statistics if key.startswith(prefix)}
+    arrays = {name: checkpoint.arrays[name] for name in checkpoint.arrays} | decoder
+    x_BHWC = normalise(pixels_BHWC, config.preprocessing)
+    order_BN = evaluation_order(model, config.seed, range(len(x_BHWC)))
+    predict = _in_torch if framework == "torch" else _in_jax
+    values = {name: array.astype(np.float32) for name, array in arrays.items()}
+    predicted_BNP = predict(config, values, x_BHWC, order_BN)
+    offset, scale = offset_and_scale(config.preprocessing)
+    levels = float(np.iinfo(pixels_BHWC.dtype).max)
+    found = []
+    for x_HWC, pixels_HWC, order_N, predicted_NP in zip(x_BHWC, pixels_BHWC, order_BN, predicted_BNP, strict=True):
+        hidden_M, true_NP = order_N[mae.visible(model) :], patchify(x_HWC, model.patch_size)
+        if mae.normalize_target:
+            deviation_N1 = np.sqrt(true_NP.var(axis=1, ddof=1, keepdims=True) + TARGET_EPSILON)
+            predicted_NP = predicted_NP * deviation_N1 + true_NP.mean(axis=1, keepdims=True)
+        completed_NP = true_NP.copy()
+        completed_NP[hidden_M] = predicted_NP[hidden_M]
+        visible_NP = patchify(pixels_HWC / levels, model.patch_size)
+        visible_NP[hidden_M] = 0.5
+        completed_HWC = (_unpatchified(completed_NP, model) / scale + offset) / levels
+        found.append(
+            Reconstruction(pixels_HWC / levels, _unpatchified(visible_NP, model), np.clip(completed_HWC, 0, 1))
+        )
+    return found
+
+
+def _unpatchified(patches_NP: np.ndarray, model: ViTConfig) -> np.ndarray:
+    """Patches put together to an image [H, W, C]."""
+    (h, w), (P, Q) = model.grid, model.patch_size
+    x_hwPQC = patches_NP.reshape(h, w, P, Q, model.channels)
+    return x_hwPQC.transpose(0, 2, 1, 3, 4).reshape(*model.image_size, model.channels)
+
+
+def _in_torch(
+    config: TrainConfig, arrays: Mapping[str, np.ndarray], x_BHWC: np.ndarray, order_BN: np.ndarray
+) -> np.ndarray:
+    from vit_torch import masked_autoencoder
+
+    return masked_autoencoder.reconstructed(
+        masked_autoencoder.from_arrays(config.model, config.mae, arrays), x_BHWC, order_BN
+    )
+
+
+def _in_jax(
+    config: TrainConfig, arrays: Mapping[str, np.ndarray], x_BHWC: np.ndarray, order_BN: np.ndarray
+) -> np.ndarray:
+    from vit_jax import masked_autoencoder
+
+    return masked_autoencoder.reconstructed(
+        masked_autoencoder.from_arrays(config.model, config.mae, arrays), x_BHWC, order_BN
+    )

@@ -62,7 +62,7 @@ def show(
     Writes PNG files and index.html, a page with all of them that needs no other file: patch filters and position
     embeddings; for an image, attention by head and layer, attention rollout, mean attention distance and the attention
     of registers; for a training run the curves, and for its data set the confusion matrix and the images that were
-    answered worst. What cannot be drawn is named.
+    answered worst, or for a masked autoencoder images that it completes. What cannot be drawn is named.
 
     Examples:
         vit show runs/cifar10

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_cli.tests.printed import Vit
 from vit_core import open_checkpoint
@@ -45,6 +46,9 @@ def test_images_without_labels_give_an_encoder(vit: Vit, photos: Path, tmp_path:
         assert not any(name.startswith(DECODER) for name in encoder.arrays)
         assert encoder.config.labels is None
     assert "resuming after step 6" in vit("resume", run, "--steps", "8")
+    assert f"wrote {tmp_path / 'figures' / 'completed.png'}" in vit("show", run, "--out", tmp_path / "figures")
+    drawn = np.asarray(Image.open(tmp_path / "figures" / "completed.png").convert("L"))
+    assert len(set(drawn.ravel())) > 50
     classes = folder_of_images(tmp_path / "classes", 64)
     tuned = tmp_path / "tuned"
     vit(

@@ -97,4 +97,5 @@ def test_bfloat16_errors_of_another_size_are_out() -> None:
 
 def test_every_mask_site_has_a_name() -> None:
     dropping = MODEL.replace(dropout=0.1, attention_dropout=0.1, stochastic_depth=0.1, rope={"jitter": 2.0})
-    assert set(masks.SITES) == masks.sites(dropping, 1).keys()
+    # The order of patches belongs to how a model is trained (vit_core.masked_autoencoder).
+    assert set(masks.SITES) - {masks.PATCH_ORDER} == masks.sites(dropping, 1).keys()

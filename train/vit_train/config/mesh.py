@@ -56,7 +56,7 @@ class Mesh(Schema):
 
 
 def check_divides(axes: Mapping[str, int], model: ViTConfig, prefix: str = "model.") -> None:
-    """InputError where a mesh of so many devices along each axis cannot divide a model. prefix: of its fields' names."""
+    """InputError where a mesh of so many devices along each axis cannot divide a model; prefix: of its fields."""
     for axis, lengths in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
         for name in lengths:
             if (length := getattr(model, name)) % axes[axis]:

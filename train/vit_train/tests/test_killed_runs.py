@@ -13,11 +13,20 @@ from vit_train.run import RUN, read_request
 from vit_train.tests.run_processes import RECIPE, assert_the_same_run, logged, start, start_command
 from vit_train.tests.small_run import assert_ended, children, folder_of_images
 
+KINDS: dict[str, tuple[str, ...]] = {
+    "classes": (),
+    "masked autoencoder": (
+        "--mae.mask-ratio", "0.75", "--mae.decoder-width", "16", "--mae.decoder-depth", "1", "--mae.decoder-heads", "2",
+        "--model.patch-size", "2", "--augmentation.mixup", "0", "--augmentation.cutmix", "0",
+    ),
+}  # fmt: skip
+
 
 @pytest.mark.slow
-def test_a_killed_run_that_is_started_again_is_the_same_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_that_is_started_again_is_the_same_run(kind: str, tmp_path: Path) -> None:
     """A real process, killed during a step; its workers end too."""
-    recipe, torch = tmp_path / "recipe.py", ("--framework", "torch")
+    recipe, torch = tmp_path / "recipe.py", ("--framework", "torch", *KINDS[kind])
     recipe.write_text(RECIPE.format(folder=str(folder_of_images(tmp_path / "images"))))
     process = start(recipe, "cut", *torch)
     while logged(tmp_path / "cut") < 17 and process.poll() is None:

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
+from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.image_batches import ImageBatch
 from vit_core.lora import adapter_rows
@@ -100,12 +101,12 @@ class TorchEngine(Member):
         """The model to train, with given weights, or new ones by the config's seed; new are those of a decoder."""
         config = self.config
         if config.masked is not None:
-            options = {"dtype": config.dtype, "remat": config.remat}
-            model = masked_autoencoder.from_seed(config.model, config.masked, config.seed, **options)
-            if weights is not None:
-                given = config.fitted(weights).arrays.as_type(config.dtype)
-                model.load_state_dict({name: arrays.from_numpy(given[name]) for name in given}, strict=False)
-            return model
+            given = {} if weights is None else config.fitted(weights).arrays
+            values = {
+                name: convert(given[name] if name in given else initial_value(row, config.seed), config.dtype)
+                for name, row in self.table.items()
+            }
+            return masked_autoencoder.from_arrays(config.model, config.masked, values, remat=config.remat)
         if weights is None:
             return vit_torch.from_seed(config.model, config.seed, dtype=config.dtype, remat=config.remat)
         own = config.fitted(weights).with_arrays(weights.arrays)  # without adapters

@@ -13,6 +13,7 @@ import vit_torch
 from vit_core.errors import InputError
 from vit_torch.masked_autoencoder import MaskedAutoencoder
 from vit_train.config import Mesh, TrainConfig
+from vit_train.config.mesh import check_divides
 from vit_train.engines.torch.processes import Processes
 
 if TYPE_CHECKING:  # their import takes more than a second, so the functions that need them import them
@@ -29,6 +30,8 @@ def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
         raise InputError(
             f"mesh.tensor: {mesh.tensor}, but PyTorch shares by data and fsdp; set mesh.tensor 1, or train in JAX"
         )
+    if config.masked is not None:
+        check_divides(mesh.axes, config.masked.decoder(config.model), "mae.decoder_")
     if mesh.fsdp > 1 and config.optimizer.by_matrix:
         raise InputError(
             f"optimizer.name: {optimizer} needs whole matrices, which mesh.fsdp {mesh.fsdp} cuts; use adamw, lion or "
