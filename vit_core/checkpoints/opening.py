@@ -27,6 +27,7 @@ from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
 from vit_core.checkpoints.run_folder import checkpoint_in
+from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
 from vit_core.config import TRAINING_ONLY
 from vit_core.errors import InputError, abbreviate, one_line
@@ -130,7 +131,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     return dataclasses.replace(
         source,
         arrays=chosen.arrays,
-        facts=facts_beside(container.tree, chosen.keys),
+        facts={**container.metadata, **facts_beside(container.tree, chosen.keys)},
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=arrays_beside(chosen, candidates),
@@ -190,7 +191,7 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     """A foreign source as a checkpoint: every array is used, left out by name, or an InputError."""
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
-            reading = format.read(source, fields)
+            reading = read_with_facts(format.read, source, fields)
         left_out = _left_out(format, source, reading)
         arrays = read_by_rules(reading.rules, reading.config.model, reading.arrays, source.path)
     arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
