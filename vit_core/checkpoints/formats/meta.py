@@ -57,8 +57,8 @@ def recognises_source(source: Source) -> bool:
         if "pos_embed" not in names:  # which DeiT III always has: timm's Eva
             return False
         raise InputError(
-            f"{source.path}: LayerScale as gamma_1 and positions for patches alone are those of DeiT III and of rotary "
-            "ViTs (rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III, "
+            f"{source.path}: LayerScale as gamma_1 and positions of patches are those of DeiT III and of rotary ViTs "
+            "(rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III, "
             "--from timm --set rope=axial if it is rope-vit"
         )
     return recognised
@@ -69,10 +69,13 @@ def _has_own_names(source: Source) -> bool:
 
 
 def _may_be_rotary(source: Source) -> bool:
+    """Whether the arrays are rope-vit's too, of a grid of any shape. iBOT's have a position for the class token, which
+    an oblong grid of rope-vit may be taken for unless the weights are under a key of self-supervised training."""
     shapes = source.arrays.shapes
     layer_scale = any(name.endswith(".gamma_1") for name in shapes) and "blocks.0.attn.qkv.bias" in shapes
-    rows = shapes.get("pos_embed", (1, 0, 0))[1]
-    return layer_scale and isqrt(rows) ** 2 == rows and not _states_deit3(source)
+    rows = (*shapes.get("pos_embed", ()), 0, 0)[1]
+    of_ibot = isqrt(rows) ** 2 != rows and _is_nested(source, *_SELF_SUPERVISED)
+    return layer_scale and not of_ibot and not _states_deit3(source)
 
 
 def _states_deit3(source: Source) -> bool:
