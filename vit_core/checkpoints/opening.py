@@ -21,7 +21,7 @@ from vit_core.checkpoints.candidates import (
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
-from vit_core.checkpoints.formats.other_networks import check_deepspeed, check_positions, unrecognised
+from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
 from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
@@ -38,6 +38,8 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
 _LONGEST_JSON = 2**24
 """Bytes."""
+_HEAD = re.compile(r"(?:\w+_)?heads?(?:_\w+)?\.|(?:fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)\.")
+"""Names of what stands after a backbone, whatever it is."""
 
 
 def open_checkpoint(
@@ -192,7 +194,7 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
-        left_out = _left_out(format, source, reading)
+        left_out = _left_out(format, source, reading, without_head=fields.get("num_classes") == 0)
         arrays = read_by_rules(reading.rules, reading.config.model, reading.arrays, source.path)
     arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
     assumptions = (*reading.assumptions, *_unsaid(format, reading, fields))
@@ -216,15 +218,18 @@ def _named_as_in_file(source: Source) -> Iterator[None]:
         raise type(error)(f"{where}in '{one_line(inside)}': {text.removeprefix(where)}") from None
 
 
-def _left_out(format: Format, source: Source, reading: Reading) -> list[str]:
+def _left_out(format: Format, source: Source, reading: Reading, *, without_head: bool) -> list[str]:
     """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
     used = {name for rule in reading.rules for name in rule.theirs}
     unused = [name for name in reading.arrays if name not in used]
-    left_out = [name for name in unused if re.search(reading.left_out, name)]
+    of_head = [name for name in unused if _HEAD.match(name)]
+    left_out = [name for name in unused if re.search(reading.left_out, name) or (without_head and name in of_head)]
     if unexpected := [name for name in unused if name not in left_out]:
+        advice = advice_about(unexpected) or "nothing is dropped in silence"
+        if set(unexpected) <= set(of_head):
+            advice = "use --set num_classes=0 to leave this head out"
         raise InputError(
-            f"{source.path}: arrays with no place in {format.name}'s model as read: {abbreviate(unexpected)}; "
-            "nothing is dropped in silence"
+            f"{source.path}: arrays with no place in {format.name}'s model as read: {abbreviate(unexpected)}; {advice}"
         )
     modules = tuple(f"{module}." for module in reading.used)
     beside = [name for name in source.beside if name not in reading.used and not name.startswith(modules)]

@@ -5,6 +5,7 @@ positions show a network that computes other outputs than a plain Vision Transfo
 """
 
 import re
+from collections.abc import Sequence
 
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.errors import InputError, abbreviate
@@ -28,7 +29,7 @@ _NETWORKS = (
     (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
     (r"(^|[./])lora_[AB][./]|lora_(up|down)[./]", "LoRA adapters", "merge them into the model and save that"),
     (
-        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$",
+        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$|[./]_packed_params|[./]zero_point$",
         "quantized weights",
         "save the model before quantization",
     ),
@@ -74,6 +75,12 @@ def check_deepspeed(source: Source) -> None:
             f"{source.path}: a file of DeepSpeed ZeRO stage 3 with the names of {len(empty)} arrays but not their "
             f"values; {_JOIN}"
         )
+
+
+def advice_about(names: Sequence[str]) -> str | None:
+    """What arrays are that have no place in a model, and the next step; none where they are of nothing known."""
+    looks, step = _look_alike(list(names))
+    return f"they look{looks.removeprefix(',').replace(' as of', ' like those of', 1)}; {step}" if looks else None
 
 
 def unrecognised(source: Source, formats: tuple[str, ...]) -> InputError:
