@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from timm.models.vision_transformer import VisionTransformer
 
 from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
@@ -157,4 +158,38 @@ def test_quantized_weights(dtype: torch.dtype, tmp_path: Path) -> None:
     state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].to(dtype)
     torch.save(state, tmp_path / "file.pth")
     with pytest.raises(InputError, match="quantized weights are not read: save the model before quantization"):
+        opened(tmp_path / "file.pth", heads=3)
+
+
+@pytest.mark.parametrize("reads_pooler", [False, True])
+def test_a_head_beside_a_model_with_a_pooler(reads_pooler: bool, tmp_path: Path) -> None:
+    """Whether it reads the class token or transformers' pooler_output is assumed, said, and set."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    config: Any = transformers.ViTConfig(image_size=16, patch_size=4, attn_implementation="sdpa", **sizes)
+    tower: Any = randomized(transformers.ViTModel(config))
+    fc: Any = randomized(torch.nn.Linear(24, 5), seed=1)
+    torch.save(prefixed("vit.", tower.state_dict()) | prefixed("fc.", fc.state_dict()), tmp_path / "file.pth")
+    assert assumed(opened(tmp_path / "file.pth", heads=3))["representation"] is None
+    found = opened(tmp_path / "file.pth", heads=3, representation=24 if reads_pooler else None)
+    assert "representation" not in assumed(found)
+    with torch.no_grad():
+        out = tower(pixel_values=nchw(images(found.config.model)))
+        expected = fc(out.pooler_output if reads_pooler else out.last_hidden_state[:, 0])
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+
+
+OTHERS: dict[str, tuple[str, tuple[int, ...], str]] = {
+    "Qwen-VL": ("visual.patch_embed.proj.weight", (24, 3, 2, 4, 4), "patches of several frames"),
+    "V-JEPA": ("module.backbone.patch_embed.proj.weight", (24, 3, 2, 4, 4), "patches of several frames"),
+    "CaiT": ("blocks_token_only.0.attn.proj.weight", (24, 24), "talking heads, as in CaiT"),
+}
+
+
+@pytest.mark.parametrize("network", OTHERS)
+def test_networks_with_names_of_timm(network: str, tmp_path: Path) -> None:
+    """The reason is what they are."""
+    name, shape, reason = OTHERS[network]
+    prefix = name.partition("patch_embed")[0] if "patch_embed" in name else ""
+    torch.save({**prefixed(prefix, model().state_dict()), name: torch.ones(shape)}, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=f"{reason}.* which ViTConfig cannot express"):
         opened(tmp_path / "file.pth", heads=3)

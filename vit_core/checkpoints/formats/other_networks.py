@@ -24,6 +24,8 @@ _OTHER_POSITIONS = (
         "relative positions, as in Swin and SAM",
     ),
 )
+_OTHER_BLOCKS = ((r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),)
+_PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
 _NETWORKS = (
     (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
@@ -56,11 +58,17 @@ _NEXT_STEP = (
 
 
 def check_positions(source: Source) -> None:
-    """InputError for arrays of positions that a plain Vision Transformer does not have, unless config.json states the
-    type of the model."""
+    """InputError for arrays of positions, blocks and patches that a plain Vision Transformer does not have, unless
+    config.json states the type of the model."""
     if source.config.get("model_type", "timm_wrapper") != "timm_wrapper":
         return
-    for pattern, what in _OTHER_POSITIONS:
+    for name, entry in source.arrays.entries.items():
+        if len(entry.shape) == 5 and _PATCHES_OVER_TIME.search(name):
+            raise InputError(
+                f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
+                "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
+            )
+    for pattern, what in (*_OTHER_POSITIONS, *_OTHER_BLOCKS):
         if found := [name for name in source.arrays if re.search(pattern, name)]:
             raise InputError(
                 f"{source.path}: {abbreviate(found, most=1)} belongs to {what}, which ViTConfig cannot express"
