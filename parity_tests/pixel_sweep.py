@@ -104,6 +104,7 @@ PROCESSORS = tuple(_processors())
 PUBLISHED = (
     Processor("ViT", "vit", "ViT", (("size", square(224)),)),
     Processor("DeiT", "deit", "DeiT"),
+    Processor("BEiT", "beit", "Beit"),
     Processor("CLIP", "clip_vision_model", "CLIP"),
     Processor("SigLIP", "siglip_vision_model", "Siglip"),
     Processor("DINOv2", "dinov2", "Bit", (("size", {"shortest_edge": 256}), ("crop_size", square(224)))),

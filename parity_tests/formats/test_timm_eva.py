@@ -218,6 +218,20 @@ def test_a_rotation_is_never_guessed(architecture: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("size", [(64, 128), (80, 160)], ids=["4x8", "5x10: 7x7 and one more"])
+def test_nor_is_one_of_an_oblong_grid(size: tuple[int, int], tmp_path: Path) -> None:
+    """rope-vit with absolute positions, whose table has the rows of no square grid, or of a class token's and a square
+    one's; under the keys of a trainer too. What is said is computed."""
+    theirs, file = built("vit_small_patch16_rope_ape_224", img_size=size), tmp_path / "model.pth"
+    for tree in (theirs.state_dict(), {"model": theirs.state_dict()}):
+        torch.save(tree, file)
+        with pytest.raises(InputError, match=re.escape("--from timm --set rope=axial if it is rope-vit")):
+            open_checkpoint(file, fields={"image_size": size, "heads": 3})
+    found = open_checkpoint(file, format="timm", fields={"image_size": size, "heads": 3, "rope": "axial"})
+    x_BCHW = images(found)
+    assert distance(ours(found, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
+
+
 def images_of(theirs: Any) -> tuple[int, int]:
     return tuple(theirs.patch_embed.img_size)
 

@@ -285,7 +285,7 @@ def test_a_config_that_makes_no_sense_is_refused(change: dict[str, Any], reason:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({**GATED, "hidden_act": "gelu"}, "config.json says hidden_act 'gelu' and use_gated_mlp true"),
+        ({**GATED, "hidden_act": "gelu"}, "config.json says hidden_act 'gelu' for a gated MLP"),
         ({"query_bias": False}, "a bias on only one of queries and values"),
         ({"query_bias": False, "value_bias": False, "key_bias": True}, "a bias on keys alone"),
         ({"mlp_bias": False}, "a bias on only one of the attention's projection and the MLP"),

@@ -65,7 +65,7 @@ def test_preprocessing(case: str, kind: str, fields: dict[str, Any], tmp_path: P
         ({"size": "16"}, "size 16"),
         ({"do_center_crop": True, "crop_size": 20}, "a crop of 20 from 16"),
         ({"do_center_crop": True, "crop_size": {"height": 8, "width": 12}}, "a crop of 8x12 from 16x16"),
-        ({"image_processor_type": "BeitImageProcessor"}, "it is for BeitImageProcessor"),
+        ({"image_processor_type": "SamImageProcessor"}, "it is for SamImageProcessor"),
         ({"image_processor_type": ["x"]}, "it is for ['x']ImageProcessor"),
     ],
 )

@@ -22,12 +22,13 @@ from vit_core.checkpoints.candidates import (
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
-from vit_core.checkpoints.formats.other_networks import check_deepspeed, check_positions, unrecognised
+from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
 from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
 from vit_core.checkpoints.run_folder import checkpoint_in
+from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
 from vit_core.config import TRAINING_ONLY
 from vit_core.errors import InputError, abbreviate, one_line
@@ -38,6 +39,8 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
 _LONGEST_JSON = 2**24
 """Bytes."""
+_HEAD = re.compile(r"(?:\w+_)?heads?(?:_\w+)?\.|(?:fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)\.")
+"""Names of what stands after a backbone, whatever it is."""
 
 
 def open_checkpoint(
@@ -157,7 +160,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     return dataclasses.replace(
         source,
         arrays=chosen.arrays,
-        facts=facts_beside(container.tree, chosen.keys),
+        facts={**container.metadata, **facts_beside(container.tree, chosen.keys)},
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=arrays_beside(chosen, candidates),
@@ -217,8 +220,8 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     """A foreign source as a checkpoint: every array is used, left out by name, or an InputError."""
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
-            reading = format.read(source, fields)
-        left_out = _left_out(format, source, reading)
+            reading = read_with_facts(format.read, source, fields)
+        left_out = _left_out(format, source, reading, without_head=fields.get("num_classes") == 0)
         arrays = read_by_rules(reading.rules, reading.config.model, reading.arrays, source.path)
     arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
     assumptions = (*reading.assumptions, *_unsaid(format, reading, fields))
@@ -242,15 +245,18 @@ def _named_as_in_file(source: Source) -> Iterator[None]:
         raise type(error)(f"{where}in '{one_line(inside)}': {text.removeprefix(where)}") from None
 
 
-def _left_out(format: Format, source: Source, reading: Reading) -> list[str]:
+def _left_out(format: Format, source: Source, reading: Reading, *, without_head: bool) -> list[str]:
     """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
     used = {name for rule in reading.rules for name in rule.theirs}
     unused = [name for name in reading.arrays if name not in used]
-    left_out = [name for name in unused if re.search(reading.left_out, name)]
+    of_head = [name for name in unused if _HEAD.match(name)]
+    left_out = [name for name in unused if re.search(reading.left_out, name) or (without_head and name in of_head)]
     if unexpected := [name for name in unused if name not in left_out]:
+        advice = advice_about(unexpected) or "nothing is dropped in silence"
+        if set(unexpected) <= set(of_head):
+            advice = "use --set num_classes=0 to leave this head out"
         raise InputError(
-            f"{source.path}: arrays with no place in {format.name}'s model as read: {abbreviate(unexpected)}; "
-            "nothing is dropped in silence"
+            f"{source.path}: arrays with no place in {format.name}'s model as read: {abbreviate(unexpected)}; {advice}"
         )
     modules = tuple(f"{module}." for module in reading.used)
     beside = [name for name in source.beside if name not in reading.used and not name.startswith(modules)]

@@ -17,7 +17,11 @@ def with_value_checks(origin: object, arrays: LazyArrays) -> LazyArrays:
     checked = {}
     for name, entry in arrays.entries.items():
         if entry.dtype not in DTYPES:
-            raise InputError(f"{origin}: parameter {name} has type {entry.dtype}; expected one of {', '.join(DTYPES)}")
+            quantized = entry.dtype.startswith(("int8", "uint8", "float8", "float4"))
+            step = "; quantized weights are not read: save the model before quantization" if quantized else ""
+            raise InputError(
+                f"{origin}: parameter {name} has type {entry.dtype}; expected one of {', '.join(DTYPES)}{step}"
+            )
         checked[name] = entry.then(partial(_warn_not_finite, origin, name), entry.shape, entry.dtype)
     return LazyArrays(checked)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from vit_core.arrays import LazyArray, LazyArrays
 
+_INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers))*")
+"""Where in the module of a head its Linear may be: a projection head (`head.mlp`, `fc.fc1`) is no head."""
 _HEAD_ROOTS = r"(head|heads|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls|last_layer)"
 
 
@@ -23,7 +25,8 @@ def with_linear_head(
     for group, where in ((arrays, "in the model"), (beside, "beside the model")):
         for root in _roots(group):
             members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
-            if (linear := _linear(members, width)) is None:
+            linear = _linear(members, width)
+            if linear is None or not _INSIDE.fullmatch(linear.removeprefix(root)):
                 continue
             kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
             leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]

@@ -30,12 +30,20 @@ _RENAMED = (
     (r"^register_tokens$", "reg_token"),
     (r"^linear_head\.", "head."),
 )
-_LEFT_OUT = r"^mask_token$|^decoder_|^(head\.(mlp|last_layer)|dino_head|ibot_head)\.|^(dino|ibot_patch)_loss\."
-"""Mask tokens, MAE's decoder, projection heads."""
+_LEFT_OUT = (
+    r"^mask_token$|^decoder_|^(head\.(mlp|last_layer)|dino_head|ibot_head)\.|^(dino|ibot_patch)_loss\.|^fc\.(fc|bn)\d\."
+)
+"""Mask tokens, MAE's decoder, projection heads (MSN's is `fc`)."""
+_OF_MOCO = r"|^head\.\d+\."
+"""MoCo v3's projection head, a Sequential."""
 _SUPERVISED = (("model",), ("model_ema",))
 """The keys under which the training scripts of MAE and DeiT keep the weights; timm's has other ones."""
-_SELF_SUPERVISED = ("teacher", "student", "target_encoder")
-"""Where those of DINO, DINOv2 and I-JEPA keep them; I-JEPA's also under the key "encoder", which is in no prefix."""
+_MOCO = ("base_encoder", "momentum_encoder")
+_SELF_SUPERVISED = ("teacher", "student", "target_encoder", *_MOCO)
+"""Where those of DINO, DINOv2, I-JEPA, MSN and MoCo v3 keep them; I-JEPA's also under the key "encoder", which is in no
+prefix."""
+_MOCO_HEADS = 12
+"""Of each of MoCo v3's models, its vit_small too."""
 _ALWAYS = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
 _NEVER = r"relative_position|^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\.|^rope\.freqs$"
 
@@ -57,8 +65,8 @@ def recognises_source(source: Source) -> bool:
         if "pos_embed" not in names:  # which DeiT III always has: timm's Eva
             return False
         raise InputError(
-            f"{source.path}: LayerScale as gamma_1 and positions for patches alone are those of DeiT III and of rotary "
-            "ViTs (rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III, "
+            f"{source.path}: LayerScale as gamma_1 and positions of patches are those of DeiT III and of rotary ViTs "
+            "(rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III, "
             "--from timm --set rope=axial if it is rope-vit"
         )
     return recognised
@@ -69,10 +77,13 @@ def _has_own_names(source: Source) -> bool:
 
 
 def _may_be_rotary(source: Source) -> bool:
+    """Whether the arrays are rope-vit's too, of a grid of any shape. iBOT's have a position for the class token, which
+    an oblong grid of rope-vit may be taken for unless the weights are under a key of self-supervised training."""
     shapes = source.arrays.shapes
     layer_scale = any(name.endswith(".gamma_1") for name in shapes) and "blocks.0.attn.qkv.bias" in shapes
-    rows = shapes.get("pos_embed", (1, 0, 0))[1]
-    return layer_scale and isqrt(rows) ** 2 == rows and not _states_deit3(source)
+    rows = (*shapes.get("pos_embed", ()), 0, 0)[1]
+    of_ibot = isqrt(rows) ** 2 != rows and _is_nested(source, *_SELF_SUPERVISED)
+    return layer_scale and not of_ibot and not _states_deit3(source)
 
 
 def _states_deit3(source: Source) -> bool:
@@ -86,8 +97,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
     """From the names and shapes."""
     if meta_dinov3.PERIODS in source.arrays:
         return meta_dinov3.read_source(source, fields)
-    where = source.path
-    names = [name for name in source.arrays if not re.search(_LEFT_OUT, name)]
+    where, of_moco = source.path, _is_nested(source, *_MOCO)
+    left_out = _LEFT_OUT + _OF_MOCO * of_moco
+    names = [name for name in source.arrays if not re.search(left_out, name)]
     renamed = {_canonical(name): name for name in names}
     if len(renamed) < len(names):
         raise InputError(f"{where}: two arrays have one meaning; expected the names of one of Meta's projects")
@@ -95,7 +107,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     ours = LazyArrays({ours: source.arrays.entries[name] for ours, name in renamed.items()})
     width = (ours.entries["patch_embed.proj.weight"].shape or (0,))[0] if "patch_embed.proj.weight" in ours else 0
     ours, notes, used = with_linear_head(ours, source.beside, width, "head")
-    shapes = fields_from_shapes(ours.shapes, fields, where)
+    shapes = fields_from_shapes(ours.shapes, {"heads": _MOCO_HEADS, **fields} if of_moco else fields, where)
     found = shapes.fields
     if linear and found["pooling"] != "cls_gap":
         raise InputError(
@@ -105,17 +117,18 @@ def read_source(source: Source, fields: Fields) -> Reading:
     resampling = _resampling(source)
     found |= {"activation": "gelu", "norm_epsilon": 1e-6, "position_resampling": resampling}
     model = ViTConfig.parse({**found, **fields}, str(where))
-    left = {name: entry for name, entry in source.arrays.entries.items() if re.search(_LEFT_OUT, name)}
+    left = {name: entry for name, entry in source.arrays.entries.items() if re.search(left_out, name)}
     arrays = LazyArrays({renamed.get(name, name): entry for name, entry in ours.entries.items()} | left)
     named = [rule(name, renamed.get(name, name)) for name in parameters(model)]
     assumed = (*shapes.assumptions, *_assumptions(source, model))
     assumed = tuple(one for one in assumed if one.field not in fields)
-    return Reading(CheckpointConfig(model=model), named, arrays, _LEFT_OUT, tuple(notes), assumed, used=used)
+    return Reading(CheckpointConfig(model=model), named, arrays, left_out, tuple(notes), assumed, used=used)
 
 
 def _assumptions(source: Source, model: ViTConfig) -> list[Assumption]:
     by_project = "by the project that the names point to"
     assumed = [
+        *([Assumption("heads", model.heads, "as in MoCo v3's models")] if _is_nested(source, *_MOCO) else ()),
         Assumption("pooling", model.pooling, "by the names of the arrays", "--set pooling=gap or another"),
         Assumption("position_resampling", model.position_resampling, by_project),
     ]
@@ -151,6 +164,8 @@ def _linear_head(source: Source) -> LazyArray | None:
 def _resampling(source: Source) -> str:
     """DINOv2 antialiases where it has registers; without, it keeps DINO's offset of 0.1. MAE and DeiT do neither."""
     arrays = source.arrays
+    if _is_nested(source, *_MOCO):
+        return "bicubic"
     if "register_tokens" in arrays:
         return "bicubic_antialias"
     dinov2 = len(arrays.shapes.get("mask_token", ())) == 2 or _linear_head(source) is not None

@@ -5,6 +5,7 @@ positions show a network that computes other outputs than a plain Vision Transfo
 """
 
 import re
+from collections.abc import Sequence
 
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.errors import InputError, abbreviate
@@ -23,12 +24,14 @@ _OTHER_POSITIONS = (
         "relative positions, as in Swin and SAM",
     ),
 )
+_OTHER_BLOCKS = ((r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),)
+_PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
 _NETWORKS = (
     (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
     (r"(^|[./])lora_[AB][./]|lora_(up|down)[./]", "LoRA adapters", "merge them into the model and save that"),
     (
-        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$",
+        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$|[./]_packed_params|[./]zero_point$",
         "quantized weights",
         "save the model before quantization",
     ),
@@ -55,11 +58,17 @@ _NEXT_STEP = (
 
 
 def check_positions(source: Source) -> None:
-    """InputError for arrays of positions that a plain Vision Transformer does not have, unless config.json states the
-    type of the model."""
+    """InputError for arrays of positions, blocks and patches that a plain Vision Transformer does not have, unless
+    config.json states the type of the model."""
     if source.config.get("model_type", "timm_wrapper") != "timm_wrapper":
         return
-    for pattern, what in _OTHER_POSITIONS:
+    for name, entry in source.arrays.entries.items():
+        if len(entry.shape) == 5 and _PATCHES_OVER_TIME.search(name):
+            raise InputError(
+                f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
+                "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
+            )
+    for pattern, what in (*_OTHER_POSITIONS, *_OTHER_BLOCKS):
         if found := [name for name in source.arrays if re.search(pattern, name)]:
             raise InputError(
                 f"{source.path}: {abbreviate(found, most=1)} belongs to {what}, which ViTConfig cannot express"
@@ -74,6 +83,12 @@ def check_deepspeed(source: Source) -> None:
             f"{source.path}: a file of DeepSpeed ZeRO stage 3 with the names of {len(empty)} arrays but not their "
             f"values; {_JOIN}"
         )
+
+
+def advice_about(names: Sequence[str]) -> str | None:
+    """What arrays are that have no place in a model, and the next step; none where they are of nothing known."""
+    looks, step = _look_alike(list(names))
+    return f"they look{looks.removeprefix(',').replace(' as of', ' like those of', 1)}; {step}" if looks else None
 
 
 def unrecognised(source: Source, formats: tuple[str, ...]) -> InputError:

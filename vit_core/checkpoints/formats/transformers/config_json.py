@@ -245,6 +245,9 @@ class Tower:
         fields = {"distillation": "token"} if self.names.model_type == "deit" else {}
         if classes:
             self.left_out.append(r"(^|\.)pooler\.")  # the classifier does not read it
+            if pooled in self.shapes and "representation" not in self.fields:
+                other = f"--set representation={self.shape(pooled, 2)[0]} for a head that reads pooler_output"
+                self.assumptions.append(Assumption("representation", None, "for a head that reads the tokens", other))
         elif pooled in self.shapes:
             if self.said.get("pooler_act", "tanh") != "tanh":
                 raise InputError(

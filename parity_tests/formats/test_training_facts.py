@@ -1,0 +1,133 @@
+"""Facts beside weights of no architecture that is known by name: taken where the arrays agree, said where they do not.
+
+The reference is timm's own class, of an oblong grid and with heads that no rule guesses.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from vit_core import parity
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.errors import InputError
+
+OBLONG: dict[str, Any] = {"img_size": (8, 32), "num_heads": 3}
+SIZES: dict[str, Any] = {**OBLONG, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_classes": 5}
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+def model(**options: Any) -> Any:
+    return randomized(VisionTransformer(**{**SIZES, **options}))
+
+
+def saved(folder: Path, beside: dict[str, Any], **options: Any) -> Path:
+    state = {f"net.{name}": x for name, x in model(**options).state_dict().items()}
+    torch.save({"state_dict": state, **beside}, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def assert_same(found: Checkpoint, **options: Any) -> None:
+    with torch.no_grad():
+        expected = model(**options)(nchw(images(found.config.model)))
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+
+
+HEARD: dict[str, dict[str, Any]] = {
+    "Lightning": {"hyper_parameters": OBLONG},
+    "other names": {"hyper_parameters": {"image_size": [8, 32], "heads": 3}},
+    "channels first": {"hyper_parameters": {"input_size": (3, 8, 32), "n_heads": 3}},
+    "text": {"args": {"img_size": "8x32", "num_heads": "3"}},
+    "a namespace": {"args": Namespace(**OBLONG)},
+    "nested": {"config": {"model": {"encoder": OBLONG}, "data": {"workers": 2}}},
+    "beside a text model": {"config": {"text": {"num_heads": 8}, "vision": OBLONG}},
+    "the outermost": {"hparams": {**OBLONG, "old": {"img_size": 16, "num_heads": 4}}},
+}
+
+
+@pytest.mark.parametrize("case", HEARD)
+def test_what_no_array_shows(case: str, tmp_path: Path) -> None:
+    found = opened(saved(tmp_path, HEARD[case]))
+    assert_same(found)
+    assert not {"image_size", "heads"} & set(assumed(found))
+    key = next(iter(HEARD[case]))
+    assert len([note for note in found.notes if f": stated by {key}: " in note]) == 2
+    assert not [note for note in found.notes if note.startswith("left out") and key in note]
+
+
+def test_pooling(tmp_path: Path) -> None:
+    """The mean with a norm before it, which has the names of a class token's model."""
+    gap = {"global_pool": "avg", "fc_norm": False}
+    stated = {"hyper_parameters": {**OBLONG, "global_pool": "avg"}}
+    assert_same(opened(saved(tmp_path, stated, **gap)), **gap)
+
+
+def test_the_metadata_of_safetensors(tmp_path: Path) -> None:
+    """Values are text there, and so is a whole config."""
+    for metadata in ({"img_size": "[8, 32]", "num_heads": "3"}, {"config": json.dumps(OBLONG), "format": "pt"}):
+        save_file(model().state_dict(), tmp_path / "model.safetensors", metadata)
+        assert_same(opened(tmp_path / "model.safetensors"))
+
+
+def test_the_user_comes_first(tmp_path: Path) -> None:
+    found = opened(saved(tmp_path, {"hyper_parameters": OBLONG}), image_size=16, heads=4)
+    assert (found.config.model.image_size, found.config.model.heads) == ((16, 16), 4)
+
+
+CONTRADICTED: dict[str, tuple[dict[str, Any], str]] = {
+    "image size": (
+        {"img_size": 224},
+        "img_size states image_size=224x224, which the arrays contradict (pos_embed has 17",
+    ),
+    "heads": ({"num_heads": 5}, "num_heads states heads=5, which the arrays contradict (5 does not divide width 24"),
+    "classes": ({"num_classes": 10}, "num_classes states num_classes=10, but the arrays have num_classes=5"),
+    "patches": ({"patch_size": 16}, "patch_size states patch_size=16x16, but the arrays have patch_size=4x4"),
+    "width": ({"embed_dim": 48}, "embed_dim states width=48, but the arrays have width=24"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTED)
+def test_a_contradiction_is_named(case: str, tmp_path: Path) -> None:
+    """In one line; the other facts are still heard."""
+    stated, message = CONTRADICTED[case]
+    found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, **stated}}))
+    assert len([note for note in found.notes if f"hyper_parameters: {message}" in note]) == 1
+    assert ("heads" in assumed(found)) == (case == "heads")
+
+
+def test_two_values_for_one_fact(tmp_path: Path) -> None:
+    """Neither is taken."""
+    found = opened(saved(tmp_path, {"config": {"a": {"num_heads": 3}, "b": {"num_heads": 4}}}))
+    assert "heads" in assumed(found)
+
+
+def test_a_grid_that_is_no_square_opens_by_its_facts(tmp_path: Path) -> None:
+    """4 x 10 patches and a class token: no square with or without it."""
+    options = {"img_size": (16, 40)}
+    with pytest.raises(InputError, match="form no square grid"):
+        opened(saved(tmp_path, {}, **options))
+    assert_same(opened(saved(tmp_path, {"hyper_parameters": {**options, "num_heads": 3}}, **options)), **options)
+
+
+LABELS: dict[str, Any] = {
+    "a list": {"classes": NAMES},
+    "numbers": {"class_to_idx": {name: i for i, name in reversed(list(enumerate(NAMES)))}},
+    "names": {"idx_to_class": dict(enumerate(NAMES))},
+    "Lightning": {"hyper_parameters": {**OBLONG, "class_names": tuple(NAMES)}},
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_names_of_classes(case: str, tmp_path: Path) -> None:
+    assert opened(saved(tmp_path, LABELS[case])).config.labels == tuple(NAMES)
+
+
+@pytest.mark.parametrize("names", [NAMES[:4], [*NAMES[:4], "ant"], [1, 2, 3, 4, 5], {"ant": 1, "bee": 2}])
+def test_what_are_no_names_of_the_classes(names: Any, tmp_path: Path) -> None:
+    assert opened(saved(tmp_path, {"classes": names})).config.labels is None

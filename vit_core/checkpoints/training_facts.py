@@ -1,0 +1,193 @@
+"""What files state of their model beside its arrays, under names that training scripts share.
+
+Lightning's `hyper_parameters`, an `args` of argparse, a `config` at any key, a safetensors file's metadata: the image
+size, the heads and the pooling, which no array shows, are taken from there where the arrays agree; sizes that the
+arrays show are compared with it; and names of classes (`classes`, `class_to_idx`) become labels.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vit_core.checkpoints.formats.interface import Fields, Reading, Source
+from vit_core.config import ViTConfig
+from vit_core.errors import InputError
+from vit_core.field_text import field_text
+
+_POOLING = {"token": "cls", "cls": "cls", "avg": "gap", "mean": "gap", "gap": "gap", "map": "map"}
+_ASSUMED = {
+    "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
+    "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
+    "pooling": ("global_pool", "pooling", "pool"),
+}
+"""Field that arrays do not show -> names that scripts give it; an image size first, without which some do not open."""
+_SHOWN = {
+    "patch_size": ("patch_size",),
+    "channels": ("in_chans", "in_channels", "num_channels"),
+    "width": ("embed_dim", "hidden_size"),
+    "depth": ("depth", "num_layers", "num_hidden_layers"),
+    "num_classes": ("num_classes", "n_classes", "nb_classes", "num_labels"),
+}
+"""Field that arrays show -> names that scripts give it."""
+_LABELS = ("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label")
+_DEPTH = 4
+"""Levels of mappings in which names are looked for."""
+_OTHERS = re.compile(r"text|txt|teacher|student|decoder|predictor|optim|sched|state_dict", re.IGNORECASE)
+"""Names of mappings about something else than the image model."""
+_LONGEST_JSON = 2**20
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value that a file states."""
+
+    key: str
+    """The file's top key, of which it is a part."""
+    name: str
+    value: Any
+    depth: int
+    """Levels above it."""
+
+    @property
+    def where(self) -> str:
+        """Where it is, for people: "hyper_parameters: img_size"."""
+        return self.name if self.key == self.name else f"{self.key[:60]}: {self.name}"
+
+
+def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, fields: Fields) -> Reading:
+    """A reading that takes what the file states beside the arrays; `fields`, which the user states, come first.
+
+    Raises the reader's InputError where it opens neither with these facts nor without them.
+    """
+    facts = list(_facts(source.facts))
+    reading, failure = _attempt(read, source, fields)
+    assumed = {one.field for one in reading.assumptions} if reading else set(_ASSUMED)
+    taken: dict[str, Any] = {}
+    notes, used = list[str](), set[str]()
+    for field in _ASSUMED:
+        if (found := _fact_of(field, facts)) is None or field not in assumed or field in fields:
+            continue
+        fact, value = found
+        better, why_not = _attempt(read, source, {**taken, field: value, **fields})
+        if better is None:
+            stated = f"{fact.where} states {field_text(field, value)}"
+            notes.append(f"{stated}, which the arrays contradict ({_reason(why_not)})")
+            continue
+        reading, taken[field] = better, value
+        used.add(fact.key)
+        notes.append(f"{field_text(field, value)}: stated by {fact.where}")
+    if reading is None:
+        assert failure is not None
+        raise failure
+    model = reading.config.model
+    shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
+    notes += [note for field, (fact, value) in shown if (note := _apart(field, fact, value, model))]
+    reading, label_note, label_key = _with_labels(reading, facts)
+    return replace(
+        reading,
+        notes=(*reading.notes, *notes, *label_note),
+        used=reading.used | used | label_key,
+        stated=reading.stated | set(taken),
+    )
+
+
+def _attempt(
+    read: Callable[[Source, Fields], Reading], source: Source, fields: Fields
+) -> tuple[Reading | None, InputError | None]:
+    try:
+        return read(source, fields), None
+    except InputError as error:
+        return None, error
+
+
+def _reason(error: InputError | None) -> str:
+    return str(error).rpartition(": ")[2]
+
+
+def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
+    """Every value of the known names, the outermost first."""
+    known = {name for names in (*_ASSUMED.values(), *_SHOWN.values()) for name in names} | set(_LABELS)
+    level = [(str(key), str(key), value) for key, value in values.items()]
+    for depth in range(_DEPTH):
+        below: list[tuple[str, str, Any]] = []
+        for key, name, value in level:
+            if name in known and value is not None:
+                yield Fact(key, name, value, depth)
+            inner = _inside(value)
+            if not _OTHERS.search(name) and len(inner) < 10_000:
+                below += [(key, str(one), item) for one, item in inner.items()]
+        level = below
+
+
+def _inside(value: Any) -> Mapping[str, Any]:
+    """The values that a value holds: a mapping, the stand-in for an argparse.Namespace, a text in JSON."""
+    if isinstance(value, str) and value.startswith("{") and len(value) < _LONGEST_JSON:
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    inner = getattr(value, "attributes", value)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _fact_of(field: str, facts: list[Fact]) -> tuple[Fact, Any] | None:
+    """The outermost fact about a field, and its value as the field has it; None where two differ."""
+    names = (_ASSUMED | _SHOWN)[field]
+    found = [(one, value) for one in facts if one.name in names and (value := _value_of(field, one.value)) is not None]
+    outermost = [(one, value) for one, value in found if one.depth == found[0][0].depth]
+    return outermost[0] if len({value for _, value in outermost}) == 1 else None
+
+
+def _value_of(field: str, said: Any) -> Any:
+    """A value of the field; None for what is none."""
+    if field == "pooling":
+        return _POOLING.get(said) if isinstance(said, str) else None
+    if isinstance(said, str):
+        with suppress(ValueError):
+            said = json.loads(f"[{said.replace('x', ',')}]")
+            said = said[0] if len(said) == 1 else said
+    whole = type(said) is int and said > 0
+    if field not in ("image_size", "patch_size"):
+        return said if whole else None
+    if whole:
+        return (said, said)
+    sides = list(said) if isinstance(said, list | tuple) else []
+    if len(sides) == 3:  # channels before or after
+        sides = sides[1:] if sides[0] in (1, 3) else sides[:2]
+    fits = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+    return tuple(sides) if fits else None
+
+
+def _apart(field: str, fact: Fact, value: Any, model: ViTConfig) -> str | None:
+    """A note where the arrays have something else; a model without a head has no number of classes."""
+    there = getattr(model, field)
+    if there == value or (field == "num_classes" and not there):
+        return None
+    return f"{fact.where} states {field_text(field, value)}, but the arrays have {field_text(field, there)}, as taken"
+
+
+def _with_labels(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str], set[str]]:
+    config = reading.config
+    if config.labels or not config.model.num_classes:
+        return reading, [], set()
+    for fact in facts:
+        names = _names_of(fact.value) if fact.name in _LABELS else None
+        if names and len(names) == config.model.num_classes and len(set(names)) == len(names):
+            labelled = replace(reading, config=config.replace(labels=names))
+            return labelled, [f"labels: {len(names)} names of {fact.where}"], {fact.key}
+    return reading, [], set()
+
+
+def _names_of(said: Any) -> tuple[str, ...] | None:
+    """Names in the order of classes: of a list, of {number: name}, or of {name: number}."""
+    if isinstance(said, list | tuple):
+        return tuple(said) if all(isinstance(one, str) for one in said) else None
+    if not isinstance(said, Mapping):
+        return None
+    pairs = dict(said.items())
+    if all(type(value) is int for value in pairs.values()):
+        pairs = {value: str(key) for key, value in pairs.items()}
+    by_number = {str(key): name for key, name in pairs.items()}
+    names = [by_number.get(str(i)) for i in range(len(by_number))]
+    return tuple(name for name in names if name) if all(isinstance(name, str) and name for name in names) else None
