@@ -134,7 +134,7 @@ def test_what_is_counted() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patch_sizes": (3,)}, r"patch_sizes: 3 does not divide image_size \(8, 8\); these do: \[4, 8\]"),
+        ({"patch_sizes": (3,)}, r"patch_sizes: 3 does not divide image_size \(8, 8\); these do: \[2, 4, 8\]"),
         ({"patch_sizes": (4, 4)}, "has a size twice"),
         (
             {"model": CONFIG.model.replace(patch_norms=True), "patch_sizes": (4, 8)},

@@ -290,8 +290,8 @@ def test_a_rotation_of_other_tokens_is_red(
     true = rotations.axial_rotation
     expected = rotary[ROTARY]
 
-    def wrong(config: Rope, grid: tuple[int, int], head_dim: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
-        cos, sin = true(config, grid, head_dim, prefix)
+    def wrong(rope: Rope, grid: tuple[int, int], head_dim: int, prefix: int, registers: int) -> tuple[np.ndarray, ...]:
+        cos, sin = true(rope, grid, head_dim, prefix, registers)
         if name == "backwards":
             return cos, -sin
         if name == "prefix rotated":

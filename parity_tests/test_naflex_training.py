@@ -194,6 +194,8 @@ def test_impossible_combinations(fields: dict[str, Any], message: str) -> None:
 
 def test_a_batch_of_patches_is_no_image_elsewhere() -> None:
     made = Preprocessing(image_size=16, max_patches=12, patch_size=4)
-    with pytest.raises(InputError, match="max_patches: 12 gives images sizes of their own, which is not possible for features"):
+    with pytest.raises(
+        InputError, match="max_patches: 12 gives images sizes of their own, which is not possible for features"
+    ):
         made.check_fixed("features")
     assert isinstance(Batches(of_many_aspects(), config(PLAIN))[0].images_BHWC, PatchedImages)

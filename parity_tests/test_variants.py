@@ -29,7 +29,9 @@ def test_as_many_parameters_as_timms(name: str) -> None:
 
 
 def test_every_family_is_compared() -> None:
-    assert {f"{family}-{size}" for family, sizes in FAMILIES.items() for size in sizes} == set(IN_TIMM)
+    """ViT-5, which timm does not have, in test_vit5.py."""
+    others = {family: sizes for family, sizes in FAMILIES.items() if family != "vit5"}
+    assert {f"{family}-{size}" for family, sizes in others.items() for size in sizes} == set(IN_TIMM)
 
 
 def test_an_unknown_size_is_answered_with_the_nearest() -> None:

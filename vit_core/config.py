@@ -1,6 +1,6 @@
 """The one schema both twins are built from: every choice that changes what the network computes is a field here."""
 
-from math import prod
+from math import isqrt, prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -25,6 +25,11 @@ def _published_rope(rope: Any) -> Any:
             raise ValueError(str(unknown_name("published variant", rope, PUBLISHED)))
         return PUBLISHED[rope]
     return rope
+
+
+def is_square(count: int) -> bool:
+    """Whether so many tokens fill a square grid."""
+    return count > 0 and isqrt(count) ** 2 == count
 
 
 Layers = Annotated[Positive, Field(le=4096)]
@@ -73,7 +78,7 @@ class ViTConfig(Schema):
     computed."""
     rope: Annotated[Rope | None, BeforeValidator(_published_rope)] = None
     """Rotary positions, which turn queries and keys: the fields of vit_core.rope.Rope, or the name of a published
-    variant (dinov3, eva02, pe, axial, mixed); none: no rotation."""
+    variant (dinov3, eva02, pe, axial, mixed, vit5); none: no rotation."""
     relative_bias: Literal["none", "table", "mlp"] = "none"
     """What is added to attention scores by how far two patches are apart: learned values (BEiT), or a small network's
     (timm's vit_relpos)."""
@@ -167,6 +172,8 @@ class ViTConfig(Schema):
         if self.rope is not None and self.attention_dim % 4:
             near = max(round(self.attention_dim / 4), 1) * 4
             raise ValueError(f"rope: heads of width {self.attention_dim} are not a multiple of 4; set head_dim {near}")
+        if self.rope is not None and self.rope.register_base is not None and not is_square(self.registers):
+            raise ValueError(f"rope.register_base: {self.registers} registers are no square grid; use 4")
         if self.relative_bias == "table" and self.prefix_tokens > self.class_token:
             raise ValueError("relative_bias: 'table' has values for patches and a class token only; set registers 0")
         if self.relative_bias == "none" and self.relative_bias_shared:

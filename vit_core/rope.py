@@ -9,9 +9,11 @@ coordinate times frequency. Variants differ in the coordinates, the frequencies,
     Perception Encoder (PE)  grid, x before y, from 1 on     likewise             neighbours
     rope-vit axial           grid, x before y                likewise             neighbours
     rope-vit mixed           grid, x before y                learned              neighbours
+    ViT-5                    grid                            likewise             neighbours
 
 Tokens before the patches (class token, registers) are not rotated: their angle is zero, so that cos 1 and sin 0 leave
-them as they are, bit for bit. K is the width of a head.
+them as they are, bit for bit. ViT-5 alone rotates its registers, which lie on a grid of their own. K is the width of a
+head.
 """
 
 import json
@@ -45,6 +47,9 @@ class Rope(Schema):
     """Which values of a head are rotated together: i and i + K / 2 ("rotate half"), or 2 i and 2 i + 1."""
     periods: Literal["float64", "float32", "bfloat16"] = "float64"
     """Type to which fixed periods are rounded. Meta's DINOv3 was trained with bfloat16."""
+    register_base: Annotated[Real, Field(gt=0.0)] | None = None
+    """Longest period of register tokens, which then lie on a square grid of their own, 0, 1, ... (ViT-5,
+    arXiv:2602.08071); none: they are not rotated."""
     shift: Annotated[Real, Field(ge=0.0)] | None = None
     """Training: both coordinates are moved by amounts drawn from [-shift, shift]."""
     jitter: Annotated[Real, Field(ge=1.0)] | None = None
@@ -64,6 +69,8 @@ class Rope(Schema):
             raise ValueError("frequencies: 'mixed' needs pairs 'neighbours'")
         if self.frequencies == "mixed" and self.periods != "float64":
             raise ValueError("periods: learned frequencies are not rounded; leave it 'float64'")
+        if self.frequencies == "mixed" and self.register_base is not None:
+            raise ValueError("register_base: learned frequencies have none for registers; leave it out")
         return self
 
     def __str__(self) -> str:
@@ -88,5 +95,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "pe": {"coordinates": "grid", "base": 10_000.0, "pairs": "neighbours", "axes": "xy", "offset": 1.0},
     "axial": {"coordinates": "grid", "base": 100.0, "pairs": "neighbours", "axes": "xy"},
     "mixed": {"coordinates": "grid", "base": 10.0, "pairs": "neighbours", "axes": "xy", "frequencies": "mixed"},
+    "vit5": {"coordinates": "grid", "base": 10_000.0, "pairs": "neighbours", "register_base": 100.0},
 }
-"""Name -> fields of a published variant: DINOv3, EVA-02, the Perception Encoder, rope-vit's axial and mixed."""
+"""Name -> fields of a published variant: DINOv3, EVA-02, the Perception Encoder, rope-vit's axial and mixed, ViT-5."""

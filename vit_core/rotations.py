@@ -6,6 +6,7 @@ The schema is imported for type checking only, so that importing a twin does not
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -72,11 +73,26 @@ def axial_angles(rope: Rope, coordinates_N2: Array, head_dim: int, xp: Any = np)
     return xp.concatenate([first, second], -1)
 
 
+def with_registers(rope: Rope, angles_NA: Array, prefix: int, registers: int, xp: Any = np) -> Array:
+    """Angles [..., N, K / 2] with those of the registers, the last of `prefix` tokens, where they are rotated."""
+    if rope.register_base is None:
+        return angles_NA
+    own, side = rope.replace(base=rope.register_base), isqrt(registers)
+    places_R2 = np.stack(np.divmod(np.arange(registers, dtype=np.float64), side), 1)
+    table_RA = axial_angles(own, places_R2 if rope.axes == "yx" else places_R2[:, ::-1], 2 * angles_NA.shape[-1])
+    device = {"device": angles_NA.device} if hasattr(angles_NA, "new_tensor") else {}  # torch must be told
+    own_RA = xp.asarray(table_RA, dtype=angles_NA.dtype, **device)
+    own_RA = xp.broadcast_to(own_RA, (*angles_NA.shape[:-2], *own_RA.shape))
+    return xp.concatenate([angles_NA[..., : prefix - registers, :], own_RA, angles_NA[..., prefix:, :]], -2)
+
+
 @lru_cache(maxsize=16)
-def axial_rotation(rope: Rope, grid: tuple[int, int], head_dim: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
+def axial_rotation(
+    rope: Rope, grid: tuple[int, int], head_dim: int, prefix: int, registers: int
+) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin [prefix + h * w, 1, K] of a grid (h, w) by the fixed frequencies, float64, read-only; the axis of
     length 1 is that of the heads."""
-    angles = axial_angles(rope, coordinates(rope, grid, prefix), head_dim)
+    angles = with_registers(rope, axial_angles(rope, coordinates(rope, grid, prefix), head_dim), prefix, registers)
     cos, sin = (table[:, None] for table in rotation(rope.pairs, angles))
     cos.flags.writeable = sin.flags.writeable = False
     return cos, sin

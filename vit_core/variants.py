@@ -28,6 +28,10 @@ _DINOV3: dict[str, Any] = {
     "rope": "dinov3", "position_embedding": "none", "registers": 4, "layer_scale": 1e-5, "key_bias": False,
     "activation": "gelu", "norm_epsilon": 1e-5,
 }
+_VIT5: dict[str, Any] = {
+    "rope": "vit5", "registers": 4, "class_token_position": False, "layer_scale": 1e-4, "activation": "gelu",
+    "norm": "rms_norm", "qk_norm": True, "qkv_bias": False,
+}
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "dinov3": {
         "S":  {**_DINOV3, **VARIANTS["S"]},
@@ -38,8 +42,15 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "7B": {**_DINOV3, "width": 4096, "depth": 40, "mlp_dim": 8192, "heads": 32, "mlp": "swiglu",
                "qkv_bias": False, "key_bias": True},
     },
+    "vit5": {
+        "S":  {**_VIT5, **VARIANTS["S"]},
+        "B":  {**_VIT5, **VARIANTS["B"]},
+        "L":  {**_VIT5, **VARIANTS["L"]},
+        "XL": {**_VIT5, "width": 1152, "depth": 28, "mlp_dim": 4608, "heads": 16},
+    },
 }
-"""Families with choices of their own -> size -> fields; "dinov3-B/16" is DINOv3's ViT-B (arXiv:2508.10104, table 3)."""
+"""Families with choices of their own -> size -> fields; "dinov3-B/16" is DINOv3's ViT-B (arXiv:2508.10104, table 3),
+"vit5-B/16" ViT-5's (arXiv:2602.08071; the authors' code, github.com/wangf3014/ViT-5)."""
 # fmt: on
 
 

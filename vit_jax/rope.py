@@ -40,7 +40,8 @@ def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Arra
     dtype, prefix = jnp.promote_types(dtype, jnp.float32), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
     if fixed and not traced and change_22 is None:
-        cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, grid, config.attention_dim, prefix)
+        sizes = grid, config.attention_dim, prefix, config.registers
+        cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, *sizes)
         return {"cos": jnp.asarray(cos_N1K, dtype), "sin": jnp.asarray(sin_N1K, dtype)}
     if traced:
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, jnp)
@@ -60,6 +61,7 @@ def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | No
     if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.astype(dtype)}
     angles_NA = rotations.axial_angles(rope, xy_N2, config.attention_dim, jnp)
+    angles_NA = rotations.with_registers(rope, angles_NA, prefix, config.registers, jnp)
     cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NA, jnp)
     return {"cos": cos_NK[..., None, :].astype(dtype), "sin": sin_NK[..., None, :].astype(dtype)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from vit_torch.masks import Places
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
+    from vit_core.rope import Rope
 
 
 class MixedRope(nn.Module):
@@ -42,13 +44,35 @@ def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Arr
     like, prefix = like.new_zeros((), dtype=torch.promote_types(like.dtype, torch.float32)), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
     if fixed and not traced and change_22 is None:
-        cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, grid, config.attention_dim, prefix)
-        return {"cos": like.new_tensor(cos_N1K), "sin": like.new_tensor(sin_N1K)}
+        # What a program is traced with must not be kept: it may stand for a value, and a program has its own copy.
+        plain = type(like) is Array and not torch.compiler.is_compiling()
+        tables = _tables if plain else _tables.__wrapped__
+        sizes = grid, config.attention_dim, prefix, config.registers
+        cos_N1K, sin_N1K = tables(config.rope, *sizes, like.dtype, like.device)
+        return {"cos": cos_N1K, "sin": sin_N1K}
     if traced:
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, torch).to(like.device)
     else:
         xy_N2 = like.new_tensor(rotations.coordinates(config.rope, grid, prefix))
     return places_at(config, xy_N2, like, change_22)
+
+
+@lru_cache(maxsize=16)
+def _tables(
+    rope: Rope,
+    grid: tuple[int, int],
+    head_dim: int,
+    prefix: int,
+    registers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Array, Array]:
+    """cos and sin of vit_core.rotations.axial_rotation on a device, where they stay: a copy at each forward pass would
+    have the host wait for a GPU."""
+    with torch.inference_mode(False):  # otherwise training could not use what evaluation has made
+        like = torch.zeros((), dtype=dtype, device=device)
+        cos_N1K, sin_N1K = rotations.axial_rotation(rope, grid, head_dim, prefix, registers)
+        return like.new_tensor(cos_N1K), like.new_tensor(sin_N1K)
 
 
 def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | None) -> Places:
@@ -62,6 +86,7 @@ def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | N
     if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.to(like)}
     angles_NA = rotations.axial_angles(rope, xy_N2, config.attention_dim, torch)
+    angles_NA = rotations.with_registers(rope, angles_NA, prefix, config.registers, torch)
     cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NA, torch)
     return {"cos": cos_NK[..., None, :].to(like), "sin": sin_NK[..., None, :].to(like)}
 

@@ -2,6 +2,7 @@
 
 Every contestant is the same network where its library allows: class token, learned positions, GELU by tanh, a head for
 1000 classes. (vit-pytorch's has exact GELU, two more norms at the patches and no bias on queries, keys and values.)
+Variants with rotary positions, such as dinov3-S/16, are measured beside timm's class for them.
 """
 
 import time
@@ -113,8 +114,10 @@ class Contestant:
     def ours(self) -> bool:
         return self.name.startswith("vit_")
 
-    def why_absent(self) -> str | None:
-        """Why it cannot take part; None where it can."""
+    def why_absent(self, model: ViTConfig) -> str | None:
+        """Why it cannot take part with a network; None where it can."""
+        if model.rope is not None and not (self.ours or self.name == "timm"):
+            return "not measured with rotary positions"
         if self.name in CHECKOUTS and self.checkout is None:
             return f"no package index has it: --peer {self.name}=PATH to a checkout of {CHECKOUTS[self.name]}"
         absent = missing(self.packages)

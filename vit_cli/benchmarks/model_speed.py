@@ -128,7 +128,9 @@ def finished(report: Report, setting: Setting, wanted: Sequence[Contestant], rou
     for part in report.parts:
         rounds_of = {m.contestant: len(m.forward.turns) for m in part.measured}
         if part.setting == setting and all(
-            rounds_of.get(c.name, 0) >= rounds or c.name in part.failed or c.why_absent() == part.absent.get(c.name, "")
+            rounds_of.get(c.name, 0) >= rounds
+            or c.name in part.failed
+            or c.why_absent(setting.model) == part.absent.get(c.name, "")
             for c in wanted
         ):
             return part
@@ -146,7 +148,7 @@ def measure(
 
     together: let them take turns; else one after another. progress: is called with what is done next.
     """
-    absent = {c.name: why for c in wanted if (why := c.why_absent()) is not None}
+    absent = {c.name: why for c in wanted if (why := c.why_absent(setting.model)) is not None}
     failed: dict[str, str] = {}
     present = [c for c in wanted if c.name not in absent]
     groups = [present] if together else [[c] for c in present]
@@ -175,9 +177,9 @@ def measure(
     )
 
 
-def number_of_calls(wanted: Sequence[Contestant], rounds: int) -> int:
+def number_of_calls(setting: Setting, wanted: Sequence[Contestant], rounds: int) -> int:
     """How often `measure` reports progress for a setting, at most."""
-    return (2 * (rounds + 1) + 1) * sum(c.why_absent() is None for c in wanted)
+    return (2 * (rounds + 1) + 1) * sum(c.why_absent(setting.model) is None for c in wanted)
 
 
 def _calls(racers: Sequence["_Racer"], rounds: int) -> Iterator[tuple["_Racer", str]]:

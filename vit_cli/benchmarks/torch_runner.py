@@ -14,7 +14,7 @@ import vit_torch
 from vit_cli.benchmarks.contestants import CLASSES, Kind, Setting, Stopwatch, Turn
 from vit_core.checkpoints.formats.lucidrains import arguments
 from vit_core.config import ViTConfig
-from vit_torch.references.timm import timm_model
+from vit_torch.references.timm import registered_model, timm_model
 from vit_train.engines.torch.peak import matmul_flops
 
 
@@ -116,7 +116,7 @@ def _transformers(config: ViTConfig) -> nn.Module:
 
 BUILDERS: dict[str, Callable[[ViTConfig], nn.Module]] = {
     "vit_torch": vit_torch.ViT,
-    "timm": timm_model,
+    "timm": lambda config: timm_model(config) if config.rope is None else registered_model(config),
     "transformers": _transformers,
     "vit-pytorch": lambda config: importlib.import_module("vit_pytorch").ViT(**arguments(config)),
 }

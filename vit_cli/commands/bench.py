@@ -106,7 +106,7 @@ def _measured(setting: Setting, wanted: Sequence[Contestant], rounds: int, toget
     from vit_cli.benchmarks.model_speed import measure, number_of_calls
 
     with console.progress() as bar:
-        task = bar.add_task(str(setting), total=number_of_calls(wanted, rounds), note="")
+        task = bar.add_task(str(setting), total=number_of_calls(setting, wanted, rounds), note="")
         return measure(setting, wanted, rounds, together, lambda note: bar.update(task, advance=1, note=note))
 
 

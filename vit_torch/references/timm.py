@@ -26,8 +26,7 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
     if path.is_dir():
         opened: nn.Module = timm.create_model(f"local-dir:{path}", pretrained=True).double().eval()
     elif is_eva(model) or model.relative_bias != "none" or model.parallel:
-        create = timm.models.model_entrypoint(architecture(model))  # timm.create_model itself drops arguments of None
-        opened = load_state_dict(path, partial(create, num_classes=model.num_classes, **model_args(model)))
+        opened = load_state_dict(path, lambda: registered_model(model))
     elif holds_all(model, IN_TIMM):
         opened = load_state_dict(path, lambda: timm_model(model))
     else:
@@ -99,6 +98,13 @@ def holds_all(model: ViTConfig, fields: Mapping[str, tuple[Any, ...]]) -> bool:
     """Whether a model has only given values of some fields, and a patch bias exactly where it has no pre_norm."""
     coupled = model.patch_bias is not model.pre_norm and not is_eva(model)
     return coupled and all(getattr(model, name) in values for name, values in fields.items())
+
+
+def registered_model(model: ViTConfig) -> Any:
+    """timm's model with the architecture of a config, by one of the architectures that timm has registered."""
+    models = importlib.import_module("timm").models
+    create = models.model_entrypoint(architecture(model))  # timm.create_model itself drops arguments of None
+    return create(num_classes=model.num_classes, **model_args(model))
 
 
 def timm_model(model: ViTConfig) -> Any:

@@ -224,7 +224,7 @@ class TrainConfig(Schema):
             raise ValueError(f"patch_sizes: {sizes} has a size twice; each is drawn as often as any other")
         for size in sizes:
             if H % size or W % size:
-                possible = [side for side in range(4, min(H, W) + 1) if H % side == W % side == 0]
+                possible = [side for side in range(2, min(H, W) + 1) if H % side == W % side == 0]
                 raise ValueError(
                     f"patch_sizes: {size} does not divide image_size {self.model.image_size}; these do: {possible}"
                 )

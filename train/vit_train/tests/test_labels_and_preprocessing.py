@@ -250,7 +250,7 @@ def test_what_training_draws_of_rotary_positions_may_change() -> None:
     weights = Checkpoint.of(CheckpointConfig(model=rotary), parity.randomized(rotary, 0))
     other = CONFIG.replace(model=rotary.replace(rope={"jitter": 1.5, "shift": 0.1}))
     assert other.fitted(weights).config.model.rope == Rope(jitter=1.5, shift=0.1)
-    with pytest.raises(InputError, match="rope is .*50.* here and .*100.* there"):
+    with pytest.raises(InputError, match=r"rope is .*50.* here and .*100.* there"):
         other.replace(model=rotary.replace(rope={"base": 50.0})).fitted(weights)
     with pytest.raises(InputError, match="rope is None here"):
         other.replace(model=rotary.replace(rope=None)).fitted(weights)

@@ -86,4 +86,4 @@ def rope_args(rope: Rope | None) -> dict[str, Any]:
 def nearest(rope: Rope) -> Rope:
     """The rotary positions that timm's Eva computes: these, but for what its arguments cannot set."""
     mixed = {"offset": 0.0, "reference": None} if rope.frequencies == "mixed" else {}
-    return rope.replace(normalize="separate", periods="float64", **mixed)
+    return rope.replace(normalize="separate", periods="float64", register_base=None, **mixed)
