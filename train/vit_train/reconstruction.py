@@ -89,7 +89,7 @@ def reconstructions(
     mae, model = config.masked, config.model
     if mae is None or not (steps := saved_steps(run)):
         raise InputError(f"{run}: has no saved step of a masked autoencoder")
-    checkpoint, _, statistics = read_step(steps[0], mae)
+    checkpoint, _, statistics = read_step(steps[0], config)
     prefix = f"params/{DECODER}"
     decoder = {key.removeprefix("params/"): statistics[key] for key in statistics if key.startswith(prefix)}
     arrays = {name: checkpoint.arrays[name] for name in checkpoint.arrays} | decoder

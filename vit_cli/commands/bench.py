@@ -68,7 +68,7 @@ def model(
         if name not in NAMES:
             raise InputError(f"--only: {unknown_name('contestant', name, NAMES)}")
     threads = threads or available_cores()
-    _at_least_one(batch_size=batch_size, threads=threads, rounds=rounds)
+    _at_least(1, batch_size=batch_size, threads=threads, rounds=rounds)
     settings = [
         Setting(variant=name, batch_size=batch_size, dtype=each, compiled=compiled, threads=threads)
         for name, each in product(variant, dtype)
@@ -131,7 +131,7 @@ def convert(
     """
     from vit_cli.benchmarks import conversion
 
-    _at_least_one(repeats=repeats)
+    _at_least(1, repeats=repeats)
     config = conversion.model_of(variant)
     check_writable(folder, "--folder")
     with console.working(f"making {variant} in several formats, and converting"):
@@ -171,7 +171,7 @@ def train(
         require_training(name)
     from vit_cli.benchmarks import loop_speed
 
-    _at_least_one(batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
+    _at_least(1, batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
     _warn_if_busy()
     config = loop_speed.config_of(variant, batch_size, dtype, steps * (rounds + 1), threads)
     rows = []
@@ -207,7 +207,7 @@ def predict(
     from vit_cli.benchmarks import prediction
     from vit_cli.reports.prediction import print_rates
 
-    _at_least_one(repeats=repeats)
+    _at_least(1, repeats=repeats)
     _warn_if_busy()
     config = prediction.model_of(variant)
     with console.working(f"predicting with {variant}"):
@@ -240,7 +240,7 @@ def input(
     from vit_cli.benchmarks import input_speed
     from vit_cli.reports import speed
 
-    _at_least_one(images=images, rounds=rounds)
+    _at_least(1, images=images, rounds=rounds)
     _warn_if_busy()
     with console.working("decoding"):
         large = input_speed.measure(interpolation, images, rounds)
@@ -265,9 +265,8 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
     from vit_cli.benchmarks import source_speed
     from vit_cli.reports import speed
 
-    _at_least_one(rounds=rounds)
-    if images < 2:
-        raise InputError(f"--images {images}: expected 2 or more, one for each of two classes")
+    _at_least(2, images=images)  # one for each of two classes
+    _at_least(1, rounds=rounds)
     _warn_if_busy()
     with console.working("writing and reading"):
         speeds = source_speed.measure(images, rounds)
@@ -293,7 +292,7 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     from vit_cli.benchmarks import scaling
     from vit_cli.reports import speed
 
-    _at_least_one(rounds=rounds)
+    _at_least(1, rounds=rounds)
     _warn_if_busy()
     rows = {"FLOPs": scaling.exponents_of_flops()}
     with console.working("scaling") as status:
@@ -361,7 +360,7 @@ def startup(*, repeats: int = 5) -> int:
     """
     from vit_cli.benchmarks.startup import help_startup, import_startups
 
-    _at_least_one(repeats=repeats)
+    _at_least(1, repeats=repeats)
     found = help_startup(repeats)
     imported = ", ".join(found.imported) or "none of the large packages"
     console.say(f"vit --help: {found.seconds:.2f} s (limit {found.limit} s), imports {imported}")
@@ -395,7 +394,7 @@ def _warn_if_busy() -> None:
         console.say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")
 
 
-def _at_least_one(**values: int) -> None:
+def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+        if value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more")

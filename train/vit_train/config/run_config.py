@@ -275,6 +275,7 @@ class TrainConfig(Schema):
         """FLOPs of the forward pass of a training image by module, the mean over `networks`."""
         counts = [flops.in_training(network, self.masked) for network in self.networks]
         return {name: sum(count[name] for count in counts) / len(counts) for name in counts[0]}
+
     def _check_masked(self, mae: MaskedAutoencoder) -> None:
         mae.check(self.model)
         if self.augmentation.mixes:
