@@ -24,7 +24,7 @@ from vit_train.evaluation import signal_in_any_process
 from vit_train.signals import StoppedBySignal, StopSignal, never
 from vit_train.step_folders import read_step
 
-ORDER_STREAM = 5
+ORDER_STREAM = 7
 """Number of this kind of random draws, beside those of vit_train.data.batches."""
 
 
