@@ -121,13 +121,24 @@ def test_what_is_refused(tmp_path: Path) -> None:
     edit(adapter, base_model_name_or_path=str(tmp_path / "elsewhere"))
     refused("elsewhere, is not there; give the checkpoint")
     edit(adapter, base_model_name_or_path=str(adapter))
-    refused("is a folder of adapters too")
+    refused("has this one as its base")
     edit(adapter, use_dora=True)
     refused("use_dora: not read; merge it in peft", base=base)
     edit(adapter, peft_type="IA3", use_dora=False)
     refused("peft_type is 'IA3'; only LORA is read", base=base)
     (adapter / ADAPTER_CONFIG).write_text("{")
     refused("JSON", base=base)
+
+
+def test_adapters_of_adapters(tmp_path: Path) -> None:
+    """A run that began from a folder of adapters has it as its base."""
+    written(tmp_path, MODEL, LORA)
+    below = open_checkpoint(tmp_path / "adapter")
+    arrays = with_adapters(below, EVERYWHERE)
+    write_adapters(tmp_path / "second", arrays, EVERYWHERE, below.config, str(tmp_path / "adapter"))
+    found = open_checkpoint(tmp_path / "second")
+    for name, array in merged_arrays(arrays, MODEL, EVERYWHERE).items():
+        np.testing.assert_array_equal(found.arrays[name], array, err_msg=name)
 
 
 def test_a_folder_without_the_networks_config_has_to_fit_the_base(tmp_path: Path) -> None:

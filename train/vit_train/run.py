@@ -227,6 +227,7 @@ class Run:
                     init = self.request.init
                     base = None if init is None else str(absolute(location(init)))
                     write_adapters(folder, exported, lora, config, base)
+                    logger.info("%s: the adapters by themselves, in peft's format", folder)
                 merged = merged_arrays(exported, config.model, lora)
                 save_checkpoint(self.folder / name, Checkpoint.of(config, merged))
         return tuple(self.folder / name for name in averaged)

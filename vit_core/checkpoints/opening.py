@@ -99,7 +99,10 @@ def open_with_warning(
     return checkpoint
 
 
-def _open_adapters(path: Location, base: str | os.PathLike[str] | Checkpoint | None) -> Checkpoint:
+def _open_adapters(
+    path: Location, base: str | os.PathLike[str] | Checkpoint | None, above: tuple[Location, ...] = ()
+) -> Checkpoint:
+    """The base with a folder's adapters as a part of it; above: the folders that have this one as their base."""
     adapters = read_adapters(path)
     if base is None:
         named = adapters.base
@@ -108,9 +111,10 @@ def _open_adapters(path: Location, base: str | os.PathLike[str] | Checkpoint | N
             raise InputError(f"{path}: adapters alone, and {where}; give the checkpoint they belong to (base=...)")
         base = named
     if not isinstance(base, Checkpoint):
-        if is_adapter_folder(location(base)):
-            raise InputError(f"{path}: its base {base} is a folder of adapters too; expected a whole checkpoint")
-        base = open_checkpoint(base)
+        below, above = location(base), (*above, path)
+        if below in above:
+            raise InputError(f"{path}: its base {base} is a folder of adapters that has this one as its base")
+        base = _open_adapters(below, None, above) if is_adapter_folder(below) else open_checkpoint(below)
     return apply_adapters(adapters, base)
 
 
