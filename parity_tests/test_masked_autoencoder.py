@@ -173,11 +173,8 @@ TWINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-QUICK = ("plain", "other blocks")
-
-
 @pytest.mark.parametrize(
-    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in TWINS]
+    "what", [what if what == "plain" else pytest.param(what, marks=pytest.mark.slow) for what in TWINS]
 )
 def test_the_twins_have_the_same_loss_and_gradients(what: str) -> None:
     fields, changes = TWINS[what]

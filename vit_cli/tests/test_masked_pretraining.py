@@ -46,9 +46,6 @@ def test_images_without_labels_give_an_encoder(vit: Vit, photos: Path, tmp_path:
         assert not any(name.startswith(DECODER) for name in encoder.arrays)
         assert encoder.config.labels is None
     assert "resuming after step 6" in vit("resume", run, "--steps", "8")
-    assert f"wrote {tmp_path / 'figures' / 'completed.png'}" in vit("show", run, "--out", tmp_path / "figures")
-    drawn = np.asarray(Image.open(tmp_path / "figures" / "completed.png").convert("L"))
-    assert len(set(drawn.ravel())) > 50
     classes = folder_of_images(tmp_path / "classes", 64)
     tuned = tmp_path / "tuned"
     vit(
@@ -69,6 +66,19 @@ def test_the_encoder_is_converted_like_any_other(vit: Vit, format: str, photos: 
     vit(*words, "--steps", "3")
     printed = vit("convert", run, out, "--to", format)
     assert "largest difference" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_images_are_completed_in_a_figure(vit: Vit, framework: str, photos: Path, tmp_path: Path) -> None:
+    """Of the run's own held-out images, by the decoder in its newest saved step."""
+    run, figures = tmp_path / "run", tmp_path / "figures"
+    vit("pretrain", "imagenet_mae", "--data", photos, *SMALL, "--out", run, "--steps", "3")
+    printed = vit("show", run, "--out", figures, "--framework", framework)
+    assert f"wrote {figures / 'completed.png'}" in printed
+    drawn = np.asarray(Image.open(figures / "completed.png").convert("L"))
+    assert len(set(drawn.ravel())) > 50
+    assert "25% of the patches" in (figures / "index.html").read_text()
 
 
 def test_training_towards_nothing_is_refused(vit: Vit, photos: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_loss_is_the_mean_over_the_readable_images_whatever_the_batches() ->
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("framework", ["jax", "torch"])
+@pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalize: bool, tmp_path: Path) -> None:
     config = MASKED.replace(mae=MASKED.mae.replace(normalize_target=normalize))
     engine = TorchEngine(config)
