@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,6 +45,7 @@ HEARD: dict[str, dict[str, Any]] = {
     "other names": {"hyper_parameters": {"image_size": [8, 32], "heads": 3}},
     "channels first": {"hyper_parameters": {"input_size": (3, 8, 32), "n_heads": 3}},
     "text": {"args": {"img_size": "8x32", "num_heads": "3"}},
+    "arrays": {"hyper_parameters": {"img_size": np.array([8, 32]), "num_heads": torch.tensor(3)}},
     "a namespace": {"args": Namespace(**OBLONG)},
     "nested": {"config": {"model": {"encoder": OBLONG}, "data": {"workers": 2}}},
     "beside a text model": {"config": {"text": {"num_heads": 8}, "vision": OBLONG}},

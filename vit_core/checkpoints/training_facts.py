@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+from vit_core.arrays import LazyArray
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
@@ -147,6 +149,8 @@ def _value_of(field: str, said: Any) -> Any:
         with suppress(ValueError):
             said = json.loads(f"[{said.replace('x', ',')}]")
             said = said[0] if len(said) == 1 else said
+    if isinstance(said, LazyArray) and said.dtype.startswith("int") and prod(said.shape) <= 3:
+        said = said.read().tolist()
     whole = type(said) is int and said > 0
     if field not in ("image_size", "patch_size"):
         return said if whole else None
