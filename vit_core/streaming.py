@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.errors import InputError
-from vit_core.image_batches import ImageBatch, Images
+from vit_core.image_batches import ImageArrays, Images
 from vit_core.preprocess import PictureSource, Preprocessing, decode, resize_image
 
 AHEAD = 2
@@ -31,7 +31,7 @@ class DeviceFunction(Protocol):
     def hardware(self) -> str:
         """The devices in words."""
 
-    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
         """Begins to compute the values [B, ...] of uint8 or uint16 images; what it returns waits for them."""
 
 
@@ -39,7 +39,7 @@ class DeviceFunction(Protocol):
 class PictureBatch:
     """Some pictures, decoded."""
 
-    images: ImageBatch
+    images: ImageArrays
     """uint8 or uint16; zeros where a picture could not be read, and in the rows that fill up the last batch."""
     errors: tuple[InputError | None, ...]
     """For each picture why it could not be read; None where it was."""
