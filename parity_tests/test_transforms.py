@@ -16,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from torchvision import datasets, transforms
 
 from vit_core.preprocess import Preprocessing, decode_image, normalise, offset_and_scale, resize_image
-from vit_core.tests.pictures import Jpegs, pixels_of, write_jpegs
+from vit_core.tests.images import Jpegs, pixels_of, write_jpegs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}

@@ -55,8 +55,8 @@ COMMANDS = {
             "resume", "Go on with a run that was stopped, or train a finished one further.", "Train", takes_recipe=True
         ),
         Command("evaluate", "Measure the accuracy of a checkpoint on a data set.", "Train"),
-        Command("predict", "Name what is on pictures.", "Use"),
-        Command("features", "Write the features of pictures: the tokens after a block of the model.", "Use"),
+        Command("predict", "Name what images show.", "Use"),
+        Command("features", "Write the features of images: the tokens after a block of the model.", "Use"),
         Command("probe", "Measure how well classes are told apart by a model's features.", "Use"),
         Command("prepare", "Pack images into a data set that loads fast.", "Train"),
         Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
@@ -83,7 +83,7 @@ COMMANDS = {
                 "scaling": "Measure how the cost of a train step grows with batch, depth, width and tokens, and the "
                 "host's share of a step.",
                 "all": "Measure everything, in parts of some minutes that can be stopped and started.",
-                "predict": "Measure `vit predict` on generated pictures, beside its model alone and decoding alone.",
+                "predict": "Measure `vit predict` on generated images, beside its model alone and decoding alone.",
                 "startup": "Measure how long `vit --help` takes, and the import of each twin.",
                 "convert": "Measure what converting a checkpoint costs, beside a plain copy of the file.",
             },

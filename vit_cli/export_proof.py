@@ -14,7 +14,7 @@ from vit_core.deployment import Deployment, Precision
 from vit_core.errors import InputError
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
-from vit_core.preprocess import MODES, Picture, decode, normalise, pixels_of, resize_image
+from vit_core.preprocess import MODES, DecodedImage, decode, normalise, pixels_of, resize_image
 
 if TYPE_CHECKING:
     from vit_train.data.sources import Split
@@ -133,16 +133,16 @@ def on_data(
     found, size = OnData(split.title), deployment.batch or (1 if deployment.input == "image" else CHUNK)
     with display.task("from file to label", len(ids)) as task:
         for begin in range(0, len(ids), size):
-            pictures = []
+            images = []
             for i in ids[begin : begin + size]:
                 example = split.examples[int(i)]
                 try:
-                    pictures.append(decode(example["image"], deployment.preprocessing))
+                    images.append(decode(example["image"], deployment.preprocessing))
                 except InputError as error:
                     raise InputError(f"{split.name(int(i))}: {error}") from None
                 found.wanted += [outputs[int(example["label"])]] if outputs is not None else []
-            _add(found, twin, deployment, program, pictures, size)
-            task.update(begin + len(pictures), split.title)
+            _add(found, twin, deployment, program, images, size)
+            task.update(begin + len(images), split.title)
     return found
 
 
@@ -151,16 +151,16 @@ def _add(
     twin: "Predictor",
     deployment: Deployment,
     program: Runner,
-    pictures: Sequence[Picture],
+    images: Sequence[DecodedImage],
     size: int,
 ) -> None:
     """Adds the answers to some images; a fixed batch is filled up with its last image."""
-    padded = [*pictures, *[pictures[-1]] * (size - len(pictures))] if deployment.batch else pictures
+    padded = [*images, *[images[-1]] * (size - len(images))] if deployment.batch else images
     begin = time.perf_counter()
-    pixels_BHWC = np.stack([resize_image(picture, deployment.preprocessing) for picture in padded])
-    of_twin = twin.predict(pixels_BHWC)[: len(pictures)]
+    pixels_BHWC = np.stack([resize_image(image, deployment.preprocessing) for image in padded])
+    of_twin = twin.predict(pixels_BHWC)[: len(images)]
     middle = time.perf_counter()
-    of_file = _run(program, [deployment.input_of(picture) for picture in padded])[: len(pictures)]
+    of_file = _run(program, [deployment.input_of(image) for image in padded])[: len(images)]
     end = time.perf_counter()
     if found.twin:  # the first batch includes compiling
         found.seconds["twin"] += middle - begin
@@ -196,7 +196,7 @@ def _sizes(deployment: Deployment) -> list[tuple[int, int]]:
     return [(max(round(height * y / P), least) * P, max(round(width * x / Q), least) * Q) for y, x in SIZES]
 
 
-def _random_image(rng: np.random.Generator, deployment: Deployment, size: tuple[int, int]) -> Picture:
+def _random_image(rng: np.random.Generator, deployment: Deployment, size: tuple[int, int]) -> DecodedImage:
     preprocessing = deployment.preprocessing
     pixels_HWC = rng.integers(
         0, np.iinfo(preprocessing.pixel_type).max, (*size, preprocessing.channels), preprocessing.pixel_type, True

@@ -1,4 +1,4 @@
-"""What `vit predict`, `vit features` and `vit probe` share: pictures that pass through a twin."""
+"""What `vit predict`, `vit features` and `vit probe` share: images that pass through a twin."""
 
 import importlib
 import time
@@ -13,14 +13,14 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 
 from vit_cli import console
-from vit_cli.pictures import Pictures
+from vit_cli.named_images import NamedImages
 from vit_cli.requirements import TWINS, require
 from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError, one_line
 from vit_core.features import Pool, check_features, features_shape
 from vit_core.pipeline import preparation_with_warnings
-from vit_core.preprocess import PictureSource, Preprocessing
+from vit_core.preprocess import ImageSource, Preprocessing
 from vit_core.streaming import DeviceFunction, compute
 
 Unreadable = Literal["skip", "error"]
@@ -45,7 +45,7 @@ class Extraction:
     function: DeviceFunction
     preprocessing: Preprocessing
     shape: tuple[int, ...]
-    """Shape of the features of one picture."""
+    """Shape of the features of one image."""
 
     @classmethod
     def of(
@@ -71,10 +71,10 @@ class Extraction:
         return cls(function, made, features_shape(model, pool))
 
     def stream(
-        self, pictures: Iterable[PictureSource], batch_size: int = 32, threads: int | None = None
+        self, images: Iterable[ImageSource], batch_size: int = 32, threads: int | None = None
     ) -> Iterator[np.ndarray | InputError]:
-        """The features of each picture, in their order; for one that cannot be read the error."""
-        for computed in compute(self.function, pictures, self.preprocessing, batch_size, threads):
+        """The features of each image, in their order; for one that cannot be read the error."""
+        for computed in compute(self.function, images, self.preprocessing, batch_size, threads):
             for values, error in zip(computed.values_N, computed.errors, strict=True):
                 yield error or values
 
@@ -97,14 +97,14 @@ def positive(**options: int | None) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
 
-def fitting_batch(named: Pictures, batch_size: int) -> int:
-    """The size of a batch: for few pictures a smaller one, because the last batch is filled up."""
+def fitting_batch(named: NamedImages, batch_size: int) -> int:
+    """The size of a batch: for few images a smaller one, because the last batch is filled up."""
     return batch_size if named.count is None else min(batch_size, 1 << (named.count - 1).bit_length())
 
 
-def each_picture(
+def each_image(
     title: str,
-    pictures: Iterable[Item],
+    images: Iterable[Item],
     count: int | None,
     compute: Callable[[Iterable[Item]], Iterator[Value | InputError]],
     use: Callable[[Item, Value], None],
@@ -114,37 +114,37 @@ def each_picture(
     batch_size: int,
     hardware: str,
 ) -> int:
-    """Computes the value of each picture, uses it, shows progress, and prints how many images each second passed.
+    """Computes the value of each image, uses it, shows progress, and prints how many images each second passed.
 
-    count: of the pictures, where it is known. compute: from pictures to values, in the same order, an error for a
-    picture that cannot be read. name: of a picture, where the error does not have it. Returns the number of values.
-    InputError for a picture that cannot be read where `unreadable` is "error", and where none can be read.
+    count: of the images, where it is known. compute: from images to values, in the same order, an error for an
+    image that cannot be read. name: of an image, where the error does not have it. Returns the number of values.
+    InputError for an image that cannot be read where `unreadable` is "error", and where none can be read.
     """
     waiting: deque[Item] = deque()
 
     def remembered() -> Iterator[Item]:
-        for picture in pictures:
-            waiting.append(picture)
-            yield picture
+        for image in images:
+            waiting.append(image)
+            yield image
 
     rate, used, skipped = _Rate(2 * batch_size), 0, 0
     with console.progress() as bar:
         task = bar.add_task(title, total=count, note="starting")
         for found in compute(remembered()):
-            picture = waiting.popleft()
+            image = waiting.popleft()
             if isinstance(found, InputError):
-                error = f"{name(picture)}: {found}" if name else str(found)
+                error = f"{name(image)}: {found}" if name else str(found)
                 if unreadable == "error":
                     raise InputError(error)
                 console.say(f"skipped: {error}")
                 skipped += 1
             else:
-                use(picture, found)
+                use(image, found)
                 used += 1
             rate.count()
             bar.update(task, advance=1, note=one_line(hardware))
     if not used:
-        raise InputError(f"none of the {skipped} pictures can be read" if skipped else "no pictures on standard input")
+        raise InputError(f"none of the {skipped} images can be read" if skipped else "no images on standard input")
     console.say(f"{used:,} image{'s' * (used != 1)}{f' ({skipped:,} skipped)' if skipped else ''}: {rate}, {hardware}")
     return used
 

@@ -46,11 +46,18 @@ class _RunFacts:
 
 
 def model_card(
-    path: Location, checkpoint: Checkpoint, format: str, target: HubRepository, notes: Sequence[str], proof: Proof
+    path: Location,
+    checkpoint: Checkpoint,
+    format: str,
+    target: HubRepository,
+    notes: Sequence[str],
+    proof: Proof,
+    license: str | None = None,
 ) -> str:
     """The text of README.md for a checkpoint that was opened at `path` and written in a format for a repository.
 
-    notes, proof: what was said of the conversion, and what it was found to change.
+    notes, proof: what was said of the conversion, and what it was found to change. license: of the weights, by its
+    name in the Hub.
     """
     run = _run_facts(path, checkpoint)
     sections = (
@@ -68,7 +75,7 @@ def model_card(
         if paragraphs:
             text += [f"## {heading}"] if heading else []
             text += paragraphs
-    return f"---\n{_metadata(checkpoint.config.model, format, title, run)}\n---\n\n" + "\n\n".join(text) + "\n"
+    return f"---\n{_metadata(checkpoint.config.model, format, title, run, license)}\n---\n\n" + "\n\n".join(text) + "\n"
 
 
 def _run_facts(path: Location, checkpoint: Checkpoint) -> _RunFacts | None:
@@ -92,8 +99,8 @@ def _run_facts(path: Location, checkpoint: Checkpoint) -> _RunFacts | None:
     return _RunFacts(request.config_at(max(step - 1, 0)), request.init, evaluation)
 
 
-def _metadata(model: ViTConfig, format: str, title: str, run: _RunFacts | None) -> str:
-    """The YAML that the Hub reads: the library, the task, the accuracy."""
+def _metadata(model: ViTConfig, format: str, title: str, run: _RunFacts | None, license: str | None) -> str:
+    """The YAML that the Hub reads: the library, the task, the license, the accuracy."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -103,6 +110,7 @@ def _metadata(model: ViTConfig, format: str, title: str, run: _RunFacts | None) 
     data = ModelCardData(
         library_name="vit-parity" if format == "vit" else format,
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
+        license=license,
         tags=["vision-transformer", "vit-parity"],
         model_name=title if results else None,
         eval_results=results or None,

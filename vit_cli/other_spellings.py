@@ -103,7 +103,7 @@ HINTS: dict[str, dict[str, str]] = {
     "predict": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--init"), "the checkpoint is the first word: vit predict PATH"),
-        **dict.fromkeys(("--data", "--data-dir"), "the pictures are the second word: vit predict PATH FOLDER"),
+        **dict.fromkeys(("--data", "--data-dir"), "the images are the second word: vit predict PATH FOLDER"),
         **dict.fromkeys(("--device", "--devices", "--gpus"), _DEVICES),
     },
     "prepare": dict.fromkeys(("--data", "--data.name"), "the images are the first word: vit prepare FOLDER --out OUT"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_cli import console
-from vit_cli.inference import Extraction, Unreadable, each_picture, import_twin, warnings_said
+from vit_cli.inference import Extraction, Unreadable, each_image, import_twin, warnings_said
 from vit_cli.option_types import FieldWords, open_and_report
 from vit_cli.requirements import TRAINING, require
 from vit_cli.twins import Framework
@@ -113,11 +113,11 @@ def _features_of(split: "Split", model: Model, images: Images, extraction: Extra
     values_ND = np.empty((len(split), *extraction.shape), np.float32)
     label_of, rows = dict[int, str](), list[int]()
 
-    def pictures(numbers: Iterable[int]) -> Iterator[bytes]:
+    def encoded(numbers: Iterable[int]) -> Iterator[bytes]:
         for i in numbers:
             try:
                 example = split.examples[i]
-            except InputError:  # no picture: reported as all that cannot be read
+            except InputError:  # no image: reported as all that cannot be read
                 yield b""
                 continue
             label_of[i] = split.labels[int(example["label"])]
@@ -127,11 +127,11 @@ def _features_of(split: "Split", model: Model, images: Images, extraction: Extra
         values_ND[i] = values
         rows.append(i)
 
-    each_picture(
+    each_image(
         f"features of {split.title} ({model.framework})",
         range(len(split)),
         len(split),
-        lambda numbers: extraction.stream(pictures(numbers), images.batch_size, images.threads),
+        lambda numbers: extraction.stream(encoded(numbers), images.batch_size, images.threads),
         use,
         name=split.name,
         unreadable=images.unreadable,

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from vit_core.checkpoints import Checkpoint, Provenance
 from vit_core.config import ViTConfig
-from vit_core.preprocess import Picture, Preprocessing, normalise, pixels_of, resize_image
+from vit_core.preprocess import DecodedImage, Preprocessing, normalise, pixels_of, resize_image
 from vit_core.schema import Flag, Positive, Schema
 from vit_core.traced_pixels import why_not_traceable
 
@@ -103,7 +103,7 @@ class Deployment(Schema):
         shape = (channels, *size) if self.channels_first else (*size, channels)
         return (self.batch or "batch", *shape)
 
-    def input_of(self, image: Picture) -> np.ndarray:
+    def input_of(self, image: DecodedImage) -> np.ndarray:
         """What the program takes for a decoded image, without the batch."""
         if self.input == "image":
             return pixels_of(image)

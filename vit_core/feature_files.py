@@ -1,7 +1,7 @@
 """Files of features, written row by row in bounded memory: .npy and .safetensors with a table of the images beside
 them, or .parquet with everything in it.
 
-Both kinds of arrays begin with their shape, which is known only at the end, because pictures that cannot be read are
+Both kinds of arrays begin with their shape, which is known only at the end, because images that cannot be read are
 left out: it is written last, into the space that was kept for it.
 """
 

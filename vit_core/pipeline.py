@@ -1,4 +1,4 @@
-"""From pictures to the names of their classes: what `vit_jax.pipeline` and `vit_torch.pipeline` return."""
+"""From images to the names of their classes: what `vit_jax.pipeline` and `vit_torch.pipeline` return."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,15 +9,15 @@ import numpy as np
 
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.errors import InputError
-from vit_core.preprocess import PictureSource, Preprocessing, assumed_preprocessing
+from vit_core.preprocess import ImageSource, Preprocessing, assumed_preprocessing
 from vit_core.streaming import DeviceFunction, compute
 
-Source = TypeVar("Source", bound=PictureSource)
+Source = TypeVar("Source", bound=ImageSource)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of a picture, the most probable first."""
+    """The most probable classes of an image, the most probable first."""
 
     labels: tuple[str, ...]
     """Names of the classes."""
@@ -41,9 +41,9 @@ class Prediction:
 
 
 class Pipeline:
-    """Names the classes of pictures: `pipeline("photo.jpg")` gives a `Prediction`, a list of pictures a list of them.
+    """Names the classes of images: `pipeline("photo.jpg")` gives a `Prediction`, a list of images a list of them.
 
-    A picture is the path of a file, an image of Pillow's, or an array of pixels (uint8, height x width x channels).
+    An image is the path of a file, an image of Pillow's, or an array of pixels (uint8, height x width x channels).
     """
 
     def __init__(
@@ -73,26 +73,26 @@ class Pipeline:
         self.function = on_devices(self.preprocessing)
 
     @overload
-    def __call__(self, pictures: PictureSource) -> Prediction: ...
+    def __call__(self, images: ImageSource) -> Prediction: ...
 
     @overload
-    def __call__(self, pictures: list[Source] | tuple[Source, ...]) -> list[Prediction]: ...
+    def __call__(self, images: list[Source] | tuple[Source, ...]) -> list[Prediction]: ...
 
-    def __call__(self, pictures: Any) -> Prediction | list[Prediction]:
-        """The classes of a picture, or of each picture of a list. InputError for one that cannot be read."""
-        if not isinstance(pictures, list | tuple):
-            return self([pictures])[0]
-        # For few pictures a small batch: a power of two, so that only some sizes are ever compiled.
-        size = min(self.batch_size, 1 << (len(pictures) - 1).bit_length()) if pictures else 1
-        return [_raised(found) for found in self._predictions(pictures, size)]
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """The classes of an image, or of each image of a list. InputError for one that cannot be read."""
+        if not isinstance(images, list | tuple):
+            return self([images])[0]
+        # For few images a small batch: a power of two, so that only some sizes are ever compiled.
+        size = min(self.batch_size, 1 << (len(images) - 1).bit_length()) if images else 1
+        return [_raised(found) for found in self._predictions(images, size)]
 
-    def stream(self, pictures: Iterable[PictureSource]) -> Iterator[Prediction | InputError]:
-        """The classes of each picture, in their order, for pictures that need not be in memory at the same time; for
+    def stream(self, images: Iterable[ImageSource]) -> Iterator[Prediction | InputError]:
+        """The classes of each image, in their order, for images that need not be in memory at the same time; for
         one that cannot be read the error."""
-        return self._predictions(pictures, self.batch_size)
+        return self._predictions(images, self.batch_size)
 
-    def _predictions(self, pictures: Iterable[PictureSource], size: int) -> Iterator[Prediction | InputError]:
-        for computed in compute(self.function, pictures, self.preprocessing, size, self.threads):
+    def _predictions(self, images: Iterable[ImageSource], size: int) -> Iterator[Prediction | InputError]:
+        for computed in compute(self.function, images, self.preprocessing, size, self.threads):
             for logits_C, error in zip(computed.values_N.astype(np.float64), computed.errors, strict=True):
                 yield error or self._prediction(logits_C)
 

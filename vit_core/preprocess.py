@@ -30,9 +30,9 @@ from vit_core.schema import Positive, Schema
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name for 8-bit pixels of so many channels."""
 
-Picture: TypeAlias = Pixels | Planes
+DecodedImage: TypeAlias = Pixels | Planes
 """A decoded image: pixels for 8-bit grayscale and RGB, otherwise planes."""
-PictureSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """Where an image comes from: a file, the bytes of one, an image of Pillow's, or pixels [H, W, C] or [H, W]."""
 
 MAX_RESIZED_PIXELS = 2**27
@@ -150,7 +150,7 @@ def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif
         raise InputError(f"cannot decode to {channels} channels: expected 1 (grayscale) or 3 (RGB)")
     name = "image bytes" if isinstance(source, bytes) else f"image {os.fspath(source)!r}"
     register_formats()
-    # Half a picture must never pass for a whole one, but other libraries lift Pillow's check for the whole process.
+    # Half an image must never pass for a whole one, but other libraries lift Pillow's check for the whole process.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     size = -1
     try:
@@ -186,7 +186,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def decode(source: PictureSource, preprocessing: Preprocessing) -> Picture:
+def decode(source: ImageSource, preprocessing: Preprocessing) -> DecodedImage:
     """The image in a file (or in the bytes of one, or in memory), with the channels and bits of `preprocessing`.
 
     8-bit grayscale and RGB: as `decode_image`. Others: from TIFF, NumPy (.npy, [H, W, C]), arrays and what Pillow
@@ -223,8 +223,8 @@ def _jpeg_file(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
-def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing, ordinary: bool) -> Picture:
-    """The same picture as from a file of these pixels; what is given is not changed."""
+def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing, ordinary: bool) -> DecodedImage:
+    """The same image as from a file of these pixels; what is given is not changed."""
     channels, ordinary_pixels = preprocessing.channels, False
     try:
         if isinstance(source, np.ndarray):
@@ -254,15 +254,15 @@ def _is_numpy(source: str | os.PathLike[str] | bytes) -> bool:
     return os.fspath(source).endswith(".npy")
 
 
-def resize_image(image: Picture | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+def resize_image(image: DecodedImage | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 or uint16 [H, W, C] (C last, also when 1) from a decoded image, by `preprocessing`'s geometry.
 
     InputError as for `resized`, and where an image of Pillow's has not the mode of `channels`.
     """
-    return np.array(pixels_of(resized(as_picture(image, preprocessing.channels), preprocessing)))
+    return np.array(pixels_of(resized(as_decoded(image, preprocessing.channels), preprocessing)))
 
 
-def as_picture(image: Picture | Image.Image, channels: int) -> Picture:
+def as_decoded(image: DecodedImage | Image.Image, channels: int) -> DecodedImage:
     """A decoded image; one of Pillow's as pixels. InputError where its mode is not that of `channels`."""
     if not isinstance(image, Image.Image):
         return image
@@ -271,12 +271,12 @@ def as_picture(image: Picture | Image.Image, channels: int) -> Picture:
     return Pixels.of(image)
 
 
-def pixels_of(image: Picture) -> np.ndarray:
+def pixels_of(image: DecodedImage) -> np.ndarray:
     """uint8 or uint16 [H, W, C] of a decoded image; maybe read-only."""
     return image.pixels() if isinstance(image, Planes) else image.pixels_HWC
 
 
-def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
+def resized(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
     """A decoded image at the size of `preprocessing`, by its geometry.
 
     InputError where the aspect ratio is too extreme to resize in memory.
@@ -288,7 +288,7 @@ def resized(image: Picture, preprocessing: Preprocessing) -> Picture:
     return image.crop((left, top, left + width, top + height))
 
 
-def uncropped(image: Picture, preprocessing: Preprocessing) -> Picture:
+def uncropped(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
     """What `resized` cuts the center out of: the whole image, which covers the size of `preprocessing`.
 
     InputError as for `resized`.
@@ -318,7 +318,7 @@ def crop_rounding_matters(preprocessing: Preprocessing) -> bool:
     return any(crop_start(margin, "floor") != crop_start(margin, "half_even") for margin in margins)
 
 
-def _with_borders(image: Picture, preprocessing: Preprocessing) -> Picture:
+def _with_borders(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
     """The image in the center of one that covers image_size, the rest filled with the mean; timm's CenterCropOrPad."""
     fill = tuple(round(LEVELS[preprocessing.bit_depth] * mean) for mean in preprocessing.mean)
     if isinstance(image, Planes):
@@ -380,7 +380,7 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return normalized
 
 
-def load_image(source: PictureSource, preprocessing: Preprocessing) -> np.ndarray:
+def load_image(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
     """float32 [H, W, C], ready for either twin: decode, resize, normalise. Errors are those of the three."""
     image = decode(source, preprocessing)
     return normalise(resize_image(image, preprocessing), preprocessing)

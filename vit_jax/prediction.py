@@ -1,4 +1,4 @@
-"""`vit_jax.pipeline`: from a checkpoint to what names the classes of pictures."""
+"""`vit_jax.pipeline`: from a checkpoint to what names the classes of images."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def pipeline(
     fields: Mapping[str, Any] | None = None,
     part: str | None = None,
 ) -> Pipeline:
-    """What names the classes of pictures by a checkpoint: `pipeline("runs/folder")("photo.jpg").label`.
+    """Names the classes of images by a checkpoint: `pipeline("runs/folder")("photo.jpg").label`.
 
     path: a checkpoint file or folder of any format, a training run or a saved step, local or in a store.
-    top_k: classes of each prediction; None: all. batch_size: pictures at once; fewer are computed as fewer.
+    top_k: classes of each prediction; None: all. batch_size: images at once; fewer are computed as fewer.
     labels: names of the outputs, where the checkpoint has none, or to use instead of its own.
     preprocessing: fields of `vit_core.preprocess.Preprocessing` to use instead of the checkpoint's.
     image_size: resample the positions for another (height, width). dtype: of the computation.
     devices: by default all of this process.
-    threads: that decode pictures; None: one for each processor, at most 8.
+    threads: that decode images; None: one for each processor, at most 8.
     format, fields, part: as for `vit_core.open_checkpoint`.
     Raises InputError for a missing, damaged or unfitting checkpoint, and for one without a head or labels.
     """

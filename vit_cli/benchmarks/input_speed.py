@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vit_cli.benchmarks.pictures import jpegs
+from vit_cli.benchmarks.generated_jpegs import jpegs
 from vit_cli.requirements import missing
 from vit_core import ViTConfig
 from vit_core.preprocess import Preprocessing, decode
@@ -21,8 +21,8 @@ from vit_train.data.sources import Split
 
 OURS, PILLOW, TENSORS = "ours", "torchvision on PIL", "torchvision on tensors"
 CROP_AREA = 0.08, 1.0
-SMALL_SET, SMALL_BATCHES = 2048, 8
-"""Images of the small set, and batches of it in a round."""
+SMALL_SET, SMALL_BATCHES = 50_000, 8
+"""Images of the small set (CIFAR-10's), and batches of it in a round."""
 
 Filter = Literal["bilinear", "bicubic"]
 """Filter of a resize; when shrinking, as wide as the scale (antialias)."""
@@ -41,8 +41,9 @@ def measure(interpolation: Filter, images: int, rounds: int) -> dict[str, list[f
 def measure_small(rounds: int) -> dict[str, list[float]]:
     """The same for batches of a set like CIFAR-10, whose decoded images are in memory: crop, flip and mixup."""
     rng = np.random.default_rng(0)
-    images_NHWC = rng.integers(0, 256, (SMALL_SET, 32, 32, 3), np.uint8)
-    examples = [{"image": _png(image_HWC), "label": i % 10} for i, image_HWC in enumerate(images_NHWC)]
+    images_NHWC = rng.integers(0, 256, (256, 32, 32, 3), np.uint8)
+    files = [_png(image_HWC) for image_HWC in images_NHWC]
+    examples = [{"image": files[i % len(files)], "label": i % 10} for i in range(SMALL_SET)]
     config = TrainConfig(
         model=ViTConfig(
             image_size=32, patch_size=4, width=192, depth=9, heads=3, mlp_dim=768, num_classes=10, stochastic_depth=0.1
@@ -52,7 +53,7 @@ def measure_small(rounds: int) -> dict[str, list[float]]:
         batch_size=256,
     )
     batches = Batches(Split(examples, tuple("0123456789"), "generated"), config)
-    for step in range(SMALL_SET // config.batch_size):
+    for step in range(-(-SMALL_SET // config.batch_size)):
         batches[step]  # decodes every image once
     steps = iter(range(config.steps))
     ways: dict[str, Callable[[], object]] = {OURS: lambda: [batches[next(steps)] for _ in range(SMALL_BATCHES)]}

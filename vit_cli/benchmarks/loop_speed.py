@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_cli.benchmarks.pictures import jpegs
+from vit_cli.benchmarks.generated_jpegs import jpegs
 from vit_cli.twins import Framework
 from vit_core.variants import variant
 from vit_train.config import Augmentation, Optimizer, Schedule, TrainConfig

@@ -19,8 +19,8 @@ from vit_core.preprocess import Preprocessing
 from vit_core.streaming import decoded
 
 BATCH, BATCHES, CLASSES = 16, 4, 1000
-PICTURE = (500, 375)
-"""Width and height of a picture, as many of ImageNet's are."""
+IMAGE = (500, 375)
+"""Width and height of an image, as many of ImageNet's are."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ def model_of(variant: str) -> ViTConfig:
 
 
 def measure(config: ViTConfig, framework: Framework, repeats: int) -> Rates:
-    """Measures a model with initial weights in float32, on made pictures."""
+    """Measures a model with initial weights in float32, on made images."""
     labels = tuple(f"class {i}" for i in range(CLASSES))
     made = Preprocessing(image_size=config.image_size)
     arrays = {name: convert(initial_value(row, 0), "float32") for name, row in parameters(config).items()}
     checkpoint = Checkpoint.of(CheckpointConfig(model=config, labels=labels, preprocessing=made), arrays)
     pipeline: Pipeline = import_twin(framework).pipeline(checkpoint, batch_size=BATCH)
-    pictures = [_jpeg(i) for i in range(BATCH)] * BATCHES
-    (batch,) = decoded(pictures[:BATCH], made, BATCH)
+    images = [_jpeg(i) for i in range(BATCH)] * BATCHES
+    (batch,) = decoded(images[:BATCH], made, BATCH)
     pipeline.function.start(batch.images)()  # compiles it
     ways: dict[str, Callable[[], Iterable[object]]] = {
         "model": lambda: [pipeline.function.start(batch.images)() for _ in range(BATCHES)],
-        "decoding": lambda: decoded(pictures, made, BATCH),
-        "predict": lambda: pipeline.stream(pictures),
+        "decoding": lambda: decoded(images, made, BATCH),
+        "predict": lambda: pipeline.stream(images),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -70,14 +70,14 @@ def measure(config: ViTConfig, framework: Framework, repeats: int) -> Rates:
             for _ in way():
                 pass
             seconds[name].append(time.perf_counter() - start)
-    rates = {name: len(pictures) / median(found) for name, found in seconds.items()}
+    rates = {name: len(images) / median(found) for name, found in seconds.items()}
     return Rates(f"{framework} on {pipeline.function.hardware}", **rates)
 
 
 def _jpeg(seed: int) -> bytes:
-    """A picture with edges and slopes, so that it takes as long to decode as a photo."""
+    """An image with edges and slopes, so that it takes as long to decode as a photo."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(PICTURE, Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(IMAGE, Image.Resampling.BICUBIC)
     file = io.BytesIO()
     coarse.save(file, "JPEG", quality=90)
     return file.getvalue()

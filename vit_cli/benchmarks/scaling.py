@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
-from vit_cli.benchmarks.pictures import jpegs
+from vit_cli.benchmarks.generated_jpegs import jpegs
 from vit_cli.twins import Framework
 from vit_core import flops
 from vit_core.config import ViTConfig

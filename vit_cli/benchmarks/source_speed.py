@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_cli.benchmarks.pictures import jpegs
+from vit_cli.benchmarks.generated_jpegs import jpegs
 from vit_train.config import Data
 from vit_train.data.prepare import prepare
 from vit_train.data.sources import Split, open_split
@@ -19,7 +19,7 @@ from vit_train.data.sources import Split, open_split
 PREPARED, PARQUET, TAR, FOLDERS = "ArrayRecord (vit prepare)", "parquet, unpacked once", "tar shards", "class folders"
 CLASSES = "cat", "dog"
 DIFFERENT = 64
-"""Different pictures; of more images they are copies, for reading does not depend on what is in them."""
+"""Different images; of more images they are copies, for reading does not depend on what is in them."""
 
 
 def measure(images: int, rounds: int) -> dict[str, list[float]]:

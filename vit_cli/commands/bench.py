@@ -192,7 +192,7 @@ def predict(
     variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
     repeats: int = 5,
 ) -> int:
-    """Measure `vit predict` on generated pictures, beside its model alone and decoding alone.
+    """Measure `vit predict` on generated images, beside its model alone and decoding alone.
 
     Examples:
         vit bench predict

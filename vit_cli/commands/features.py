@@ -14,7 +14,7 @@ from vit_core.field_text import parse_preprocessing
 
 def features(
     checkpoint: Place,
-    pictures: Annotated[tuple[str, ...], Parameter(metavar="PICTURE")] = (),
+    images: Annotated[tuple[str, ...], Parameter(metavar="IMAGE")] = (),
     /,
     *,
     out: Annotated[Target, Parameter(metavar="FILE")],
@@ -33,12 +33,12 @@ def features(
     set_: FieldWords = (),
     part: PartName | None = None,
 ) -> int:
-    """Write the features of pictures: the tokens after a block of the model.
+    """Write the features of images: the tokens after a block of the model.
 
     They equal those of timm's forward_intermediates. Rows are written as they are computed, so memory does not grow
-    with the number of pictures; the file appears at the end, whole. Beside an array (.npy, which can be opened as a
-    memory map, and .safetensors) a table of the same name (.csv) has the path of each row's picture; a parquet file has
-    it in itself. For pictures in folders of a folder, the name of the folder is their label: `vit probe` learns it.
+    with the number of images; the file appears at the end, whole. Beside an array (.npy, which can be opened as a
+    memory map, and .safetensors) a table of the same name (.csv) has the path of each row's image; a parquet file has
+    it in itself. For images in folders of a folder, the name of the folder is their label: `vit probe` learns it.
 
     Examples:
         vit features ViT-B_16.npz ./photos/train --out train.npy
@@ -46,16 +46,16 @@ def features(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        pictures: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
+        images: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
         out: File to write, which ends in .npy, .safetensors or .parquet.
-        stdin: Take the paths of pictures from standard input, one in each line; - is short for it.
+        stdin: Take the paths of images from standard input, one in each line; - is short for it.
         layer: Block after which the tokens are taken, from 0; -1 is the last.
         pool: The class token, the mean of the patch tokens (gap), or all tokens: class and register tokens first.
             Default: the class token if there is one, otherwise gap.
         norm: Apply the model's last LayerNorm to the tokens first.
-        unreadable: What to do with a picture that cannot be read: name and skip it, or end with an error.
+        unreadable: What to do with an image that cannot be read: name and skip it, or end with an error.
         framework: Framework that computes.
-        batch_size: Pictures at once; the last batch is filled up to this size.
+        batch_size: Images at once; the last batch is filled up to this size.
         threads: Threads that decode. Default: one for each processor, at most 8.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         compute_dtype: Type of the weights and the computation. Features are stored in float32, or in float64.
@@ -65,15 +65,15 @@ def features(
         part: The model to read, where the file holds several, such as model_ema.
     """
     from vit_cli.console import say
-    from vit_cli.inference import Extraction, each_picture, fitting_batch, import_twin, positive, warnings_said
-    from vit_cli.pictures import named_pictures, text_of
+    from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.named_images import named_images, text_of
     from vit_core.feature_files import check_target, feature_file, table_beside
 
     positive(batch_size=batch_size, threads=threads)
     check_target(out)
     if out.suffix == ".parquet":
         require("parquet", "pyarrow")
-    twin, named = import_twin(framework, compute_dtype), named_pictures(pictures, stdin)
+    twin, named = import_twin(framework, compute_dtype), named_images(images, stdin)
     with warnings_said():
         extraction = Extraction.of(
             twin,
@@ -85,7 +85,7 @@ def features(
             preprocessing=parse_preprocessing(preprocessing),
         )
     with feature_file(out, extraction.shape, "float64" if compute_dtype == "float64" else "float32") as add:
-        used = each_picture(
+        used = each_image(
             f"features ({framework})",
             named.paths,
             named.count,

@@ -23,7 +23,7 @@ from vit_core.storage import Location
 
 def predict(
     checkpoint: Place,
-    pictures: Annotated[tuple[str, ...], Parameter(metavar="PICTURE")] = (),
+    images: Annotated[tuple[str, ...], Parameter(metavar="IMAGE")] = (),
     /,
     *,
     stdin: Annotated[bool, Parameter(negative=())] = False,
@@ -42,9 +42,9 @@ def predict(
     set_: FieldWords = (),
     part: PartName | None = None,
 ) -> int:
-    """Name what is on pictures.
+    """Name what images show.
 
-    Pictures are prepared as the checkpoint's own preprocessing says, decoded by several threads, and computed in
+    Images are prepared as the checkpoint's own preprocessing says, decoded by several threads, and computed in
     batches, which all devices share. Probabilities are those of training: they sum to 1 over the classes, or are of
     each class by itself where an image may have several.
 
@@ -55,16 +55,16 @@ def predict(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        pictures: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
-        stdin: Take the paths of pictures from standard input, one in each line; - is short for it.
-        to: How to write: a table, CSV or parquet with a row for each class, JSON lines with one for each picture.
+        images: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
+        stdin: Take the paths of images from standard input, one in each line; - is short for it.
+        to: How to write: a table, CSV or parquet with a row for each class, JSON lines with one for each image.
             Default: as the name of the file ends; without a file a table.
         out: File to write to. Default: the terminal. Standard output then holds nothing else.
-        top_k: Number of classes of each picture.
-        unreadable: What to do with a picture that cannot be read: name and skip it, or end with an error.
+        top_k: Number of classes of each image.
+        unreadable: What to do with an image that cannot be read: name and skip it, or end with an error.
         class_names: Text file with the names of the classes, one in each line, for a checkpoint without them.
         framework: Framework that computes.
-        batch_size: Pictures at once; the last batch is filled up to this size.
+        batch_size: Images at once; the last batch is filled up to this size.
         threads: Threads that decode. Default: one for each processor, at most 8.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         compute_dtype: Type of the weights and the computation.
@@ -73,12 +73,12 @@ def predict(
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
     """
-    from vit_cli.inference import each_picture, fitting_batch, import_twin, positive, warnings_said
-    from vit_cli.pictures import named_pictures
+    from vit_cli.inference import each_image, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.named_images import named_images
     from vit_cli.reports.prediction import kind_of, writing
 
     positive(top_k=top_k, batch_size=batch_size, threads=threads)
-    twin, kind, named = import_twin(framework), kind_of(to, out), named_pictures(pictures, stdin)
+    twin, kind, named = import_twin(framework), kind_of(to, out), named_images(images, stdin)
     with writing(kind, out) as write:
         with warnings_said():
             pipeline = twin.pipeline(
@@ -91,7 +91,7 @@ def predict(
                 dtype=compute_dtype,
                 threads=threads,
             )
-        each_picture(
+        each_image(
             f"predict ({framework})",
             named.paths,
             named.count,

@@ -66,9 +66,9 @@ def probe(
         layer: Block after which the tokens are taken, from 0; -1 is the last.
         pool: The class token, or the mean of the patch tokens (gap). Default: the class token if there is one.
         norm: Apply the model's last LayerNorm to the tokens first.
-        unreadable: What to do with a picture that cannot be read: name and skip it, or end with an error.
+        unreadable: What to do with an image that cannot be read: name and skip it, or end with an error.
         framework: Framework that computes.
-        batch_size: Pictures at once; the last batch is filled up to this size.
+        batch_size: Images at once; the last batch is filled up to this size.
         threads: Threads that decode. Default: one for each processor, at most 8.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         compute_dtype: Type of the weights and the computation.

@@ -26,6 +26,7 @@ def push(
     private: Annotated[bool, Parameter(negative=())] = False,
     revision: Annotated[str, Parameter(metavar="BRANCH")] | None = None,
     message: Annotated[str, Parameter(metavar="TEXT")] | None = None,
+    license: Annotated[str, Parameter(metavar="NAME")] | None = None,
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
@@ -54,6 +55,8 @@ def push(
         private: Create a repository that only you can see.
         revision: Branch to upload to. It is created if it is missing. Default: main.
         message: Message of the commit.
+        license: License of the weights by its name in the Hub, such as apache-2.0 or cc-by-nc-4.0. Default: none is
+            stated.
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
@@ -77,7 +80,7 @@ def push(
             return 1
         from vit_cli.model_card import model_card
 
-        card = model_card(checkpoint, opened, to, there, (*expressed.notes, *notes), proof)
+        card = model_card(checkpoint, opened, to, there, (*expressed.notes, *notes), proof, license)
         (folder / MODEL_CARD).write_text(card)
         done = there.push(plan, folder, message or f"Upload {opened.config.provenance.run or checkpoint.name} ({to})")
     console.say(f"uploaded {there.address} as commit {done.commit[:12]}: {done.url}")

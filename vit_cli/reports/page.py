@@ -1,4 +1,4 @@
-"""A page of figures as one HTML file that needs nothing else: pictures are inside it."""
+"""A page of figures as one HTML file that needs nothing else: images are inside it."""
 
 import base64
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ def page(title: str, facts: Sequence[tuple[str, object]], figures: Sequence[tupl
 
 
 def _section(title: str, text: str, file: Path) -> str:
-    picture = base64.b64encode(file.read_bytes()).decode()
+    image = base64.b64encode(file.read_bytes()).decode()
     return (
         f'<section id="{file.stem}">\n<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>\n'
-        f'<img alt="{escape(title)}" src="data:image/png;base64,{picture}">\n</section>\n'
+        f'<img alt="{escape(title)}" src="data:image/png;base64,{image}">\n</section>\n'
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from vit_cli import console
-from vit_cli.pictures import text_of
+from vit_cli.named_images import text_of
 from vit_cli.requirements import require
 from vit_core.errors import InputError, one_line
 from vit_core.pipeline import Prediction
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["table", "csv", "jsonl", "parquet"]
 Write = Callable[[str, Prediction], None]
-"""Writes the prediction for the picture at a path."""
+"""Writes the prediction for the image at a path."""
 COLUMNS = ("image", "rank", "label", "probability")
 _ROWS_AT_ONCE = 2**14
 """Rows of a parquet file that are held in memory."""

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_cli.benchmarks import input_speed, loop_speed, pictures, source_speed
+from vit_cli.benchmarks import generated_jpegs, input_speed, loop_speed, source_speed
 from vit_cli.tests.printed import Printing, Vit
 
 
 def test_generated_files_are_like_photos() -> None:
     """ImageNet's have 110 kB on average, at 500 x 375."""
-    files = pictures.jpegs(3)
+    files = generated_jpegs.jpegs(3)
     assert len(set(files)) == 3
     for file in files:
         assert 50_000 < len(file) < 200_000
 
 
 def test_all_ways_make_the_same_kind_of_image() -> None:
-    (file,) = pictures.jpegs(1)
+    (file,) = generated_jpegs.jpegs(1)
     ways = input_speed.prepared_by("bilinear")
     assert list(ways) == [input_speed.OURS, input_speed.PILLOW, input_speed.TENSORS]
     whole = np.asarray(Image.open(io.BytesIO(file)))

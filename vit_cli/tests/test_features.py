@@ -17,11 +17,11 @@ def photos(tmp_path: Path) -> Path:
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)).save(path)
-    (tmp_path / "photos/b/broken.png").write_bytes(b"no picture")
+    (tmp_path / "photos/b/broken.png").write_bytes(b"no image")
     return tmp_path / "photos"
 
 
-def test_rows_have_the_names_and_folders_of_their_pictures(printed: Printing, photos: Path, tmp_path: Path) -> None:
+def test_rows_have_the_names_and_folders_of_their_images(printed: Printing, photos: Path, tmp_path: Path) -> None:
     model, out = save_random(tmp_path / "model"), tmp_path / "x.npy"
     shown = printed("features", model, photos, "--out", out)
     assert "warning: preprocessing: the checkpoint does not record how its images were made" in shown.out
@@ -31,7 +31,7 @@ def test_rows_have_the_names_and_folders_of_their_pictures(printed: Printing, ph
     assert (tmp_path / "x.csv").read_text().splitlines() == ["image,label", *(f"{photos}/{name}" for name in names)]
     found = read_features(out)
     assert found.labels is None, "one of them has none"
-    np.testing.assert_array_equal(found.values_N[0], found.values_N[2])  # the same picture
+    np.testing.assert_array_equal(found.values_N[0], found.values_N[2])  # the same image
     printed("features", model, photos / "a", photos / "b/0.png", "--out", out, "--pool", "tokens")
     assert read_features(out).values_N.shape == (2, MODEL.tokens, MODEL.width)
 
@@ -48,7 +48,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(refused: Vit, photos: Path, tm
         ([model, photos, "--out", out, "--layer", 1], "layer 1: the model has 1 blocks; expected 0 to 0, or -1"),
         ([without, photos, "--out", out, "--pool", "cls"], "pool cls: the model has no class token; use gap"),
         ([model, photos, "--out", out, "--unreadable", "error"], f"cannot decode image '{photos}/b/broken.png'"),
-        ([model, photos / "b/broken.png", "--out", out], "none of the 1 pictures can be read"),
+        ([model, photos / "b/broken.png", "--out", out], "none of the 1 images can be read"),
         ([model, photos, "--out", out, "--threads", 0], "--threads 0: expected 1 or more"),
     ):
         assert why in refused("features", *words)

@@ -31,13 +31,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in a folder and in one below it, a hidden one, and a file that is no picture."""
+    """Images in a folder and in one below it, a hidden one, and a file that is no image."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "more").mkdir()
     for i in range(COUNT):
         pixels_HWC = np.random.default_rng(i).integers(0, 256, (20 + i, 30 - i, 3), np.uint8)
         Image.fromarray(pixels_HWC).save(folder / ("more" if i % 3 else ".") / f"{i}.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     Image.fromarray(pixels_HWC).save(folder / ".hidden.png")
     return folder
 
@@ -98,7 +98,7 @@ def printing(self, pixels_BHWC):
 vit_jax.OnDevices.start = printing
 sys.exit(run(sys.argv[1:]))
 """
-"""`vit`, which also prints how each batch is divided: 11 pictures in batches of 4."""
+"""`vit`, which also prints how each batch is divided: 11 images in batches of 4."""
 
 
 def test_two_devices_in_jax_share_each_batch(checkpoint: Path, photos: Path) -> None:
@@ -119,7 +119,7 @@ def test_two_devices_in_jax_share_each_batch(checkpoint: Path, photos: Path) -> 
     assert found["probability"].tolist() == pytest.approx([row[3] for row in expected], abs=10 * parity.FLOAT32_BOUND)
 
 
-def test_pictures_are_named_in_several_ways(
+def test_images_are_named_in_several_ways(
     printed: Printing, checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def images(*words: object) -> list[str]:
@@ -134,7 +134,7 @@ def test_pictures_are_named_in_several_ways(
     assert images("-") == [below, one]
 
 
-def test_an_unreadable_picture_is_named_and_skipped_or_an_error(
+def test_an_unreadable_image_is_named_and_skipped_or_an_error(
     printed: Printing, refused: Vit, checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no more")
@@ -146,7 +146,7 @@ def test_an_unreadable_picture_is_named_and_skipped_or_an_error(
     (tmp_path / "rows.csv").write_text("before")
     assert f"cannot decode image '{tmp_path}/broken.jpg': " in refused(*words, "--unreadable", "error")
     assert (tmp_path / "rows.csv").read_text() == "before", "what was there is still there"
-    assert "none of the 1 pictures can be read" in refused("predict", checkpoint, tmp_path / "broken.jpg")
+    assert "none of the 1 images can be read" in refused("predict", checkpoint, tmp_path / "broken.jpg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "rows.csv"]
 
 
@@ -185,11 +185,11 @@ def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp
     (tmp_path / "empty").mkdir()
     for words, why in (
         ([headless, photos], f"{headless}: has no head, so no classes to predict; fine-tune it first"),
-        ([checkpoint], "no pictures: name files, folders or patterns, or write - for paths on standard input"),
+        ([checkpoint], "no images: name files, folders or patterns, or write - for paths on standard input"),
         ([checkpoint, tmp_path / "empty"], f"{tmp_path}/empty: no images; expected files as .jpg or .png in it"),
-        ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such picture; expected a file, a folder"),
+        ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such image; expected a file, a folder"),
         ([checkpoint, tmp_path / "*.jpg"], f"{tmp_path}/*.jpg: no file has a name of this pattern"),
-        ([checkpoint, photos, "-"], f"-: takes the pictures from standard input; leave out {photos}"),
+        ([checkpoint, photos, "-"], f"-: takes the images from standard input; leave out {photos}"),
         ([checkpoint, photos, "--to", "parquet"], "--to parquet: is not for the terminal; add --out FILE.parquet"),
         ([checkpoint, photos, "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .jsonl or .parquet"),
         ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; name a file"),

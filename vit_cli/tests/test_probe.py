@@ -14,7 +14,7 @@ from vit_train.probing import Labelled, probe
 
 
 def class_folders(folder: Path, count: int) -> Path:
-    """Dark pictures, and bright ones, all with some noise."""
+    """Dark images, and bright ones, all with some noise."""
     rng = np.random.default_rng(count)
     for i in range(count):
         level, name = ((20, "dark"), (230, "bright"))[i % 2]
@@ -54,12 +54,12 @@ def test_one_file_is_divided(vit: Vit, tmp_path: Path) -> None:
     assert "fitted to 10 images of 2 classes (50% of " in shown
 
 
-def test_an_unreadable_picture_is_named(printed: Printing, refused: Vit, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(printed: Printing, refused: Vit, tmp_path: Path) -> None:
     model, photos = save_random(tmp_path / "model"), class_folders(tmp_path / "photos", 20)
-    (photos / "dark/0.png").write_bytes(b"no picture")
+    (photos / "dark/0.png").write_bytes(b"no image")
     words = ["probe", model, "--data", photos, "--neighbours", 3]
     shown = printed(*words).out
-    assert re.search(r"skipped: .*dark/0.png: cannot decode image bytes: its 10 bytes begin no image format", shown)
+    assert re.search(r"skipped: .*dark/0.png: cannot decode image bytes: its 8 bytes begin no image format", shown)
     assert "dark/0.png: cannot decode image" in refused(*words, "--unreadable", "error")
 
 

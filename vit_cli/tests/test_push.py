@@ -180,6 +180,7 @@ def test_the_card_of_a_checkpoint_without_a_run(vit: Vit, hub: Hub, tmp_path: Pa
     card = hub.repositories["u/m"].files()["README.md"].decode()
     assert card.startswith("---\n")
     assert "library_name: vit-parity\n" in card
+    assert "license" not in card
     assert "pipeline_tag: image-classification\n" in card
     assert 'vit_torch.load("hf://u/m")' in card
     assert r"0. cat" in card
@@ -195,13 +196,14 @@ def test_the_card_of_a_checkpoint_without_a_run(vit: Vit, hub: Hub, tmp_path: Pa
 def test_the_card_of_a_run(vit: Vit, hub: Hub, recipe: str, tmp_path: Path) -> None:
     """Accuracy with the interval that the run printed, its data without their folder, its options."""
     printed = vit("pretrain", recipe, "--out", tmp_path / "run", "--framework", "torch")
-    vit("push", tmp_path / "run", "u/m", "--to", "transformers", "--revision", "v1")
+    vit("push", tmp_path / "run", "u/m", "--to", "transformers", "--revision", "v1", "--license", "cc-by-nc-4.0")
     card = hub.repositories["u/m"].files("v1")["README.md"].decode()
     (line,) = (line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "top1" in line)
     logged = json.loads(line)
     low, high = logged["top1_interval"]
     assert re.search(rf"{logged['top1']:.2%} +{low:.2%} - {high:.2%}", printed)
     assert f"| top-1 accuracy | {logged['top1']:.2%} | {low:.2%} - {high:.2%} |" in card
+    assert "license: cc-by-nc-4.0\n" in card
     assert "On images, the images that training evaluates on:" in card
     assert str(tmp_path.parent) not in card
     for row in ("| run | run |", "| steps | 8 |", "| data | images |", "| batch size | 16 |", "| seed | 0 |"):

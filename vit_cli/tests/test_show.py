@@ -32,19 +32,19 @@ WITHOUT_DATA = [
 OF_DATA = ["confused.png", "confusion_matrix.png", "worst.png"]
 
 
-class _Pictures(HTMLParser):
-    """The pictures of a page, and every address in it."""
+class _PageImages(HTMLParser):
+    """The images of a page, and every address in it."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.pictures: list[bytes] = []
+        self.images: list[bytes] = []
         self.addresses: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if tag == "img" and name == "src":
-                self.pictures.append(base64.b64decode((value or "").removeprefix("data:image/png;base64,")))
+                self.images.append(base64.b64decode((value or "").removeprefix("data:image/png;base64,")))
             elif name in ("src", "href"):
                 self.addresses.append(value or "")
 
@@ -52,8 +52,8 @@ class _Pictures(HTMLParser):
 def assert_page_of(folder: Path, files: list[str]) -> None:
     """The folder has these figures, none of one colour, and a page with all of them and without other files."""
     assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "index.html"])
-    found = _Pictures((folder / "index.html").read_text())
-    assert sorted(found.pictures) == sorted((folder / file).read_bytes() for file in files)
+    found = _PageImages((folder / "index.html").read_text())
+    assert sorted(found.images) == sorted((folder / file).read_bytes() for file in files)
     assert all(address.startswith("#") for address in found.addresses)
     for file in files:
         assert len(set(np.asarray(Image.open(folder / file).convert("L")).ravel())) > 50, file
@@ -112,10 +112,10 @@ def test_both_frameworks_give_the_same_attention(tmp_path: Path) -> None:
 
 
 def test_a_page_escapes_what_it_is_given(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "a.png").write_bytes(b"image")
     text = page("<i>run</i>", [("labels", "<script>")], [("A & B", '"quoted" <b>', tmp_path / "a.png")])
     assert not re.search("<i>|<script>|<b>", text)
-    assert _Pictures(text).pictures == [b"picture"]
+    assert _PageImages(text).images == [b"image"]
 
 
 def test_bad_input(refused: Vit, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
-from vit_core.tests.pictures import decoded, encoded, pixels_of
+from vit_core.tests.images import decoded, encoded, pixels_of
 
 # Decoding: every mode, with the pixels it must give.
 
@@ -153,7 +153,7 @@ def test_truncated_file(kind, kept, tmp_path, monkeypatch):
     path.write_bytes(whole)
     assert decode_image(path).size == (128, 96)
     path.write_bytes(whole[: int(kept * len(whole))])
-    # As other libraries set it. Pillow would hand back half a picture then, without a word.
+    # As other libraries set it. Pillow would hand back half an image then, without a word.
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     refusal(path)
 

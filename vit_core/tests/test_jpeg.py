@@ -13,8 +13,8 @@ from vit_core import jpeg
 from vit_core.errors import InputError
 from vit_core.jpeg import decode_jpeg
 from vit_core.preprocess import Preprocessing, decode, decode_image, pixels_of
-from vit_core.tests.pictures import encoded
-from vit_core.tests.pictures import pixels_of as noise
+from vit_core.tests.images import encoded
+from vit_core.tests.images import pixels_of as noise
 
 SIZES = [(1, 1), (7, 5), (8, 8), (16, 17), (33, 15), (97, 131), (375, 500)]
 RGB = Preprocessing(image_size=8)

@@ -1,4 +1,4 @@
-"""Pictures in batches, and what a pipeline makes of a twin's outputs; no twin is needed."""
+"""Images in batches, and what a pipeline makes of a twin's outputs; no twin is needed."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from scipy import special
 
 from vit_core import Checkpoint, CheckpointConfig, InputError, ViTConfig, parity, streaming
 from vit_core.pipeline import Pipeline, probabilities
-from vit_core.preprocess import PictureSource, Preprocessing, load_image
+from vit_core.preprocess import ImageSource, Preprocessing, load_image
 
 SMALL = ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=2, mlp_dim=8, num_classes=3)
 PIXELS = Preprocessing(image_size=8, resize="squash")
@@ -72,11 +72,11 @@ def test_the_most_probable_classes_come_first(how: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("bit_depth", [8, 16])
-def test_a_picture_in_memory_is_the_picture_of_its_file(channels: int, bit_depth: int, tmp_path: Path) -> None:
+def test_an_image_in_memory_is_the_image_of_its_file(channels: int, bit_depth: int, tmp_path: Path) -> None:
     made = Preprocessing(image_size=8, channels=channels, bit_depth=bit_depth)
     pixels_HWC = np.random.default_rng(0).integers(0, 256, (20, 31, channels), np.uint8)
     np.save(tmp_path / "pixels.npy", pixels_HWC)
-    sources: list[PictureSource] = [tmp_path / "pixels.npy", pixels_HWC]
+    sources: list[ImageSource] = [tmp_path / "pixels.npy", pixels_HWC]
     if channels != 5:
         image = Image.fromarray(pixels_HWC.squeeze())
         image.save(tmp_path / "image.png")
@@ -109,7 +109,7 @@ def test_exif_rotation_and_transparency_leave_the_users_image_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("picture", "why"),
+    ("image", "why"),
     [
         (np.zeros((2, 8, 8, 3), np.uint8), r"its shape is \[2, 8, 8, 3\]; expected \[height, width, 3\]"),
         (np.zeros((3, 8, 8), np.uint8), r"its shape is \[3, 8, 8\]; expected \[height, width, 3\]"),
@@ -119,24 +119,24 @@ def test_exif_rotation_and_transparency_leave_the_users_image_alone(tmp_path: Pa
         (b"", "it is empty"),
     ],
 )
-def test_what_is_no_picture(picture: PictureSource, why: str) -> None:
+def test_what_is_no_image(image: ImageSource, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        pipeline()([plain(0, 0, 0), picture])
+        pipeline()([plain(0, 0, 0), image])
 
 
-def test_a_batch_has_one_size_and_pictures_keep_their_order() -> None:
+def test_a_batch_has_one_size_and_images_keep_their_order() -> None:
     levels = np.random.default_rng(0).integers(0, 256, (23, 3))
-    pictures: list[PictureSource] = [plain(*level) for level in levels]
-    pictures[7] = b"no picture"
+    images: list[ImageSource] = [plain(*level) for level in levels]
+    images[7] = b"no image"
     means = Means(devices=3)
-    found = list(pipeline(means, batch_size=4).stream(iter(pictures)))
+    found = list(pipeline(means, batch_size=4).stream(iter(images)))
     assert means.sizes == [6] * 4  # 4 is rounded up to a multiple of 3
     assert isinstance(found.pop(7), InputError)
     expected = [LABELS[level.argmax()] for level in np.delete(levels, 7, axis=0)]
     assert [each.label for each in found if not isinstance(each, InputError)] == expected
 
 
-def test_few_pictures_are_a_small_batch() -> None:
+def test_few_images_are_a_small_batch() -> None:
     means = Means()
     classify = pipeline(means, batch_size=8)
     for count in (1, 2, 3, 5, 9):
@@ -146,7 +146,7 @@ def test_few_pictures_are_a_small_batch() -> None:
     assert classify(plain(1, 2, 3)) == classify((plain(1, 2, 3),))[0]
 
 
-def test_pictures_are_taken_as_they_are_needed_and_threads_end() -> None:
+def test_images_are_taken_as_they_are_needed_and_threads_end() -> None:
     taken = 0
 
     def endless() -> Iterator[np.ndarray]:

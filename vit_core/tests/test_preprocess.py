@@ -17,7 +17,7 @@ from vit_core.preprocess import (
     offset_and_scale,
     resize_image,
 )
-from vit_core.tests.pictures import encoded, pixels_of, write_jpegs
+from vit_core.tests.images import encoded, pixels_of, write_jpegs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}

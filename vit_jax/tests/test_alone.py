@@ -175,14 +175,14 @@ def test_images_without_a_batch_axis_or_not_normalised() -> None:
         vit_jax.predict(model, np.zeros((8, 8, 3)))
 
 
-def test_a_stream_of_pictures_is_compiled_once(folder: Path) -> None:
-    """The last batch is filled up; a single picture is another size, compiled when it comes."""
-    pictures = [np.full((9, 9, 3), level, np.uint8) for level in range(7)]
+def test_a_stream_of_images_is_compiled_once(folder: Path) -> None:
+    """The last batch is filled up; a single image is another size, compiled when it comes."""
+    images = [np.full((9, 9, 3), level, np.uint8) for level in range(7)]
     with pytest.warns(UserWarning, match="does not record how its images were made"):
         classify = vit_jax.pipeline(folder, labels=("a", "b", "c"), batch_size=3)
-    assert len(list(classify.stream(pictures))) == 7
+    assert len(list(classify.stream(images))) == 7
     assert classify.function.values._cache_size() == 1  # type: ignore[attr-defined]
-    classify(pictures[0])
+    classify(images[0])
     assert classify.function.values._cache_size() == 2  # type: ignore[attr-defined]
 
 

@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
-from vit_core.preprocess import Picture, Preprocessing, as_picture, pixels_of, resized, uncropped
+from vit_core.preprocess import DecodedImage, Preprocessing, as_decoded, pixels_of, resized, uncropped
 from vit_train.config import Augmentation
 from vit_train.data.colors import JITTER_DRAWS, THREE_AUGMENT_DRAWS, jittered, three_augmented
 from vit_train.data.erasing import ERASING_DRAWS, erased
@@ -25,25 +25,27 @@ from vit_train.data.rand_augment import LAYER_DRAWS, rand_augmented
 CROP_TRIES = 10
 """Tries of a random crop before the central crop is taken; torchvision's number."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
-"""Uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; those of RandAugment come after them."""
+"""Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's come last."""
 _STARTS = (0, *accumulate(_DRAWS))
 
 
 def augmented(
-    image: Picture | Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: np.random.Generator
+    image: DecodedImage | Image.Image,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate,
     then operations on colours, then erasing.
 
-    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws, then 50 and 6
-    for each layer of RandAugment, then those of the noise that fills what is erased. Raises InputError as `resized`
-    does, where there is no crop of random size.
+    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws; then, where
+    one of them is on, those of random_crop, colours and erasing, and those of the noise that fills what is erased.
+    Raises InputError as `resized` does, where there is no crop of random size.
     """
     draws = rng.random(4 * CROP_TRIES + 4).tolist()
-    later = rng.random(sum(_DRAWS) + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
-    place, three, jitter, erasing, layers = (later[begin:end] for begin, end in pairwise((*_STARTS, len(later))))
+    place, three, jitter, erasing, layers = _later_draws(augmentation, rng)
     flip, *affine = draws[4 * CROP_TRIES :]
-    image = as_picture(image, preprocessing.channels)
+    image = as_decoded(image, preprocessing.channels)
     if augmentation.crop_area:
         image = _random_resized_crop(image, preprocessing, augmentation, draws[: 4 * CROP_TRIES])
     elif augmentation.random_crop:  # a run's config refuses it for images with sizes of their own
@@ -60,10 +62,22 @@ def augmented(
         if augmentation.three_augment:
             pillow = three_augmented(pillow, three)
         image = Pixels.of(jittered(pillow, augmentation, jitter))
-    return erased(pixels_of(image), preprocessing, augmentation, erasing, rng)
+    pixels_HWC = pixels_of(image)
+    return erased(pixels_HWC, preprocessing, augmentation, erasing, rng) if augmentation.erasing else pixels_HWC
 
 
-def _random_crop(image: Picture, preprocessing: Preprocessing, padding: int, place: Sequence[float]) -> Picture:
+def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[list[float]]:
+    """Uniform draws of the place of a crop, 3-Augment, colour jitter, erasing and RandAugment: the last that an image
+    takes, so they can be left out where none of these is on."""
+    if not (augmentation.random_crop or augmentation.colors or augmentation.erasing):
+        return [[]] * (len(_DRAWS) + 1)
+    draws = rng.random(_STARTS[-1] + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
+    return [draws[begin:end] for begin, end in pairwise((*_STARTS, len(draws)))]
+
+
+def _random_crop(
+    image: DecodedImage, preprocessing: Preprocessing, padding: int, place: Sequence[float]
+) -> DecodedImage:
     """The image resized as for evaluation, mirrored at its borders for so many pixels, and cut out at random:
     torchvision's Resize and RandomCrop with padding_mode "reflect".
 
@@ -87,8 +101,8 @@ def _mirrored(pixels: np.ndarray, padding: int) -> np.ndarray:
 
 
 def _random_resized_crop(
-    image: Picture, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
-) -> Picture:
+    image: DecodedImage, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
+) -> DecodedImage:
     """An image of image_size: torchvision's RandomResizedCrop (arXiv:1409.4842), equal bit for bit for the same draws.
     With max_patches an image of its own size, from a crop whose ratio is drawn relative to that of the image.
 
@@ -129,8 +143,8 @@ def _crop(
 
 
 def _shifted_and_rotated(
-    image: Picture, augmentation: Augmentation, angle: float, down: float, across: float
-) -> Picture:
+    image: DecodedImage, augmentation: Augmentation, angle: float, down: float, across: float
+) -> DecodedImage:
     """The image shifted, then rotated about its center, bicubic, black outside the border; the draws 0 and 1 give the
     largest changes."""
     width, height = image.width, image.height

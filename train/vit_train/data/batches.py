@@ -179,10 +179,10 @@ class Batches:
 
         def make_images(chosen: range) -> None:
             for row in chosen:
-                picture, classes_B[row] = self._example(int(ids_B[row]))
-                if picture is not None:
+                image, classes_B[row] = self._example(int(ids_B[row]))
+                if image is not None:
                     with suppress(InputError):  # the training loop names it: it sees the weight
-                        images[row] = augmented(picture, preprocessing, config.augmentation, rngs[row])
+                        images[row] = augmented(image, preprocessing, config.augmentation, rngs[row])
                         readable_B[row] = True
 
         _in_threads(make_images, len(numbers), threads)
@@ -202,16 +202,16 @@ class Batches:
         return networks[int(np.random.default_rng([self.config.seed, NETWORK_STREAM, step]).integers(len(networks)))]
 
     def _example(self, i: int) -> Decoded:
-        """Example i of the split; without a picture where it cannot be read."""
+        """Example i of the split; without an image where it cannot be read."""
         if (found := self.decoded.get(i)) is not None:
             return found
-        picture, classes = None, classes_of(0)
+        image, classes = None, classes_of(0)
         with suppress(InputError):
             example = self.split.examples[i]
             classes = classes_of(example["label"])
-            picture = decode(example["image"], self.config.preprocessing)
+            image = decode(example["image"], self.config.preprocessing)
         check_classes(classes, self.split, i)
-        found = Decoded(picture, classes)
+        found = Decoded(image, classes)
         self.decoded.keep(i, found)
         return found
 

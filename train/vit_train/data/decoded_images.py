@@ -5,13 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_core.pixels import Pixels
-from vit_core.preprocess import Picture
+from vit_core.preprocess import DecodedImage
 
 
 class Decoded(NamedTuple):
     """What an example is augmented from."""
 
-    picture: Picture | None
+    image: DecodedImage | None
     """None: it cannot be read."""
     classes: np.ndarray
     """int64."""
@@ -35,9 +35,9 @@ class DecodedImages:
 
     def keep(self, i: int, decoded: Decoded) -> None:
         """Keeps example i, if there is memory for it."""
-        if not isinstance(decoded.picture, Pixels):
+        if not isinstance(decoded.image, Pixels):
             return
-        size = decoded.picture.pixels_HWC.nbytes
+        size = decoded.image.pixels_HWC.nbytes
         if not self.kept and size * self.count > self.limit:
             self.limit = 0
         if self.bytes + size <= self.limit:

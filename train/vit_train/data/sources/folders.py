@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.errors import InputError, abbreviate
-from vit_core.picture_files import extensions, files_below
+from vit_core.image_files import extensions, files_below
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
 from vit_train.data.sources.split import Listed, Split, Which, size_and_time

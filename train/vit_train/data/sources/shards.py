@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vit_core.errors import InputError, abbreviate
-from vit_core.picture_files import extensions
+from vit_core.image_files import extensions
 from vit_train.config import Data
 from vit_train.data.sources import tar_members
 from vit_train.data.sources.listing import Listing, optional_column

@@ -1,4 +1,4 @@
-"""The pictures that a command line names: files, folders, patterns, or paths on standard input."""
+"""The images that a command line names: files, folders, patterns, or paths on standard input."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 
 from vit_core.errors import InputError, abbreviate
-from vit_core.picture_files import pictures_below
+from vit_core.image_files import images_below
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Paths of pictures, in the order in which they are named; those of a folder or a pattern sorted."""
+class NamedImages:
+    """Paths of images, in the order in which they are named; those of a folder or a pattern sorted."""
 
     paths: Iterable[str]
     count: int | None
@@ -21,7 +21,7 @@ class Pictures:
     """The folders that are named."""
 
     def label_of(self, path: str) -> str | None:
-        """The name of the folder that a picture is in, directly below a folder that is named; None where it is not."""
+        """The name of the folder that an image is in, directly below a folder that is named; None where it is not."""
         for folder in self.folders:
             if path.startswith(os.path.join(folder, "")):
                 inside = os.path.relpath(path, folder).split(os.sep)
@@ -34,32 +34,32 @@ def text_of(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def named_pictures(words: Sequence[str], stdin: bool = False) -> Pictures:
-    """The pictures that words name: a file, a folder (all images in it and below), or a pattern such as `photos/*.jpg`.
+def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
+    """The images that words name: a file, a folder (all images in it and below), or a pattern such as `photos/*.jpg`.
     With `stdin` those of the paths on standard input, one in each line, as they are needed.
 
     InputError for a path that does not exist, a pattern without matches, and a folder without images.
     """
     if stdin and words:
-        raise InputError(f"-: takes the pictures from standard input; leave out {abbreviate(words)}")
+        raise InputError(f"-: takes the images from standard input; leave out {abbreviate(words)}")
     if stdin:
-        return Pictures(_lines(), None)
+        return NamedImages(_lines(), None)
     if not words:
-        raise InputError("no pictures: name files, folders or patterns, or write - for paths on standard input")
+        raise InputError("no images: name files, folders or patterns, or write - for paths on standard input")
     paths = [path for word in words for path in _expanded(word)]
-    return Pictures(paths, len(paths), tuple(word for word in words if os.path.isdir(word)))
+    return NamedImages(paths, len(paths), tuple(word for word in words if os.path.isdir(word)))
 
 
 def _expanded(word: str) -> list[str]:
     if os.path.isdir(word):
-        return pictures_below(word)
+        return images_below(word)
     if os.path.exists(word):
         return [word]
     if not has_magic(word):
-        raise InputError(f"{word}: no such picture; expected a file, a folder, or a pattern as 'photos/*.jpg'")
+        raise InputError(f"{word}: no such image; expected a file, a folder, or a pattern as 'photos/*.jpg'")
     if not (found := sorted(glob(word, recursive=True))):
         raise InputError(f"{word}: no file has a name of this pattern")
-    return [path for name in found for path in (pictures_below(name) if os.path.isdir(name) else [name])]
+    return [path for name in found for path in (images_below(name) if os.path.isdir(name) else [name])]
 
 
 def _lines() -> Iterator[str]:
