@@ -114,11 +114,11 @@ def test_images_are_resized_as_in_transformers() -> None:
     """To the size that Siglip2ImageProcessor takes, by Pillow."""
     preprocessing = Preprocessing(image_size=32, max_patches=16, patch_size=8, interpolation="bilinear")
     for example in of_many_aspects(8).examples[4:]:
-        picture = Image.open(io.BytesIO(example["image"]))
+        opened = Image.open(io.BytesIO(example["image"]))
         height, width = get_image_size_for_max_num_patches(
-            picture.height, picture.width, patch_size=8, max_num_patches=16
+            opened.height, opened.width, patch_size=8, max_num_patches=16
         )
-        expected = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        expected = np.asarray(opened.resize((width, height), Image.Resampling.BILINEAR))
         found = resize_image(decode(example["image"], preprocessing), preprocessing)
         np.testing.assert_array_equal(found, expected)
 

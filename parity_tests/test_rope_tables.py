@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vit_torch
 from vit_core import ViTConfig
-from vit_torch.rope import _tables
+from vit_torch.rope import kept_tables
 
 MODEL = ViTConfig(
     image_size=16,
@@ -23,17 +23,17 @@ MODEL = ViTConfig(
 
 @pytest.fixture(autouse=True)
 def empty() -> None:
-    _tables.cache_clear()
+    kept_tables.cache_clear()
 
 
 def test_they_are_made_once_for_a_grid_and_type() -> None:
     model, x_BCHW = vit_torch.from_seed(MODEL, 0), torch.randn(2, 3, 16, 16)
     first = model(x_BCHW)
     assert torch.equal(model(x_BCHW), first)
-    assert _tables.cache_info()[:2] == (1, 1)
+    assert kept_tables.cache_info()[:2] == (1, 1)
     model(torch.randn(2, 3, 16, 24), interpolate=True)
     model.double()(x_BCHW)
-    assert _tables.cache_info()[:2] == (1, 3)
+    assert kept_tables.cache_info()[:2] == (1, 3)
 
 
 def test_training_uses_what_evaluation_made() -> None:
@@ -41,7 +41,7 @@ def test_training_uses_what_evaluation_made() -> None:
     with torch.inference_mode():
         model(x_BCHW)
     model(x_BCHW).sum().backward()
-    assert _tables.cache_info().hits == 1
+    assert kept_tables.cache_info().hits == 1
     assert model.blocks[0].attn.qkv.weight.grad is not None
 
 
@@ -52,7 +52,7 @@ def test_what_stands_for_a_value_is_not_kept() -> None:
     compiled = torch.compile(model, backend="eager")(x_BCHW)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         model(mode.from_tensor(x_BCHW))
-    assert _tables.cache_info().currsize == 0
+    assert kept_tables.cache_info().currsize == 0
     expected = model(x_BCHW)
     torch.testing.assert_close(exported(x_BCHW), expected)
     torch.testing.assert_close(compiled, expected)

@@ -5,7 +5,7 @@ import numpy as np
 from vit_core.naflex import PatchedImages, patched
 from vit_core.preprocess import Preprocessing
 
-ImageBatch = np.ndarray | PatchedImages
+ImageArrays = np.ndarray | PatchedImages
 """Pixels [B, H, W, C], or the patches of images of any aspect."""
 
 
@@ -27,7 +27,7 @@ class Images:
         else:
             self.pixels_BHWC[row] = pixels_HWC
 
-    def batch(self) -> ImageBatch:
+    def batch(self) -> ImageArrays:
         """The batch."""
         made, limit = self.preprocessing, self.preprocessing.max_patches
         if limit is None or made.patch_size is None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.errors import InputError
-from vit_core.image_batches import ImageBatch, Images
+from vit_core.image_batches import ImageArrays, Images
 from vit_core.preprocess import ImageSource, Preprocessing, decode, resize_image
 
 AHEAD = 2
@@ -31,15 +31,15 @@ class DeviceFunction(Protocol):
     def hardware(self) -> str:
         """The devices in words."""
 
-    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
         """Begins to compute the values [B, ...] of uint8 or uint16 images; what it returns waits for them."""
 
 
 @dataclass(frozen=True)
-class DecodedBatch:
+class ImageBatch:
     """Some images, decoded."""
 
-    images: ImageBatch
+    images: ImageArrays
     """uint8 or uint16; zeros where an image could not be read, and in the rows that fill up the last batch."""
     errors: tuple[InputError | None, ...]
     """For each image why it could not be read; None where it was."""
@@ -68,7 +68,7 @@ def compute(
     function sees one shape. threads: that decode; None: one for each processor, at most 8.
     """
     size = -(-batch_size // function.devices) * function.devices
-    waiting: tuple[DecodedBatch, Callable[[], np.ndarray]] | None = None
+    waiting: tuple[ImageBatch, Callable[[], np.ndarray]] | None = None
     for batch in decoded(images, preprocessing, size, threads):
         started = function.start(batch.images)
         if waiting is not None:  # only now, so that a device computes while the batch before it is used
@@ -78,13 +78,13 @@ def compute(
         yield _result(*waiting)
 
 
-def _result(batch: DecodedBatch, values: Callable[[], np.ndarray]) -> Computed:
+def _result(batch: ImageBatch, values: Callable[[], np.ndarray]) -> Computed:
     return Computed(values()[: len(batch.errors)], batch.errors)
 
 
 def decoded(
     images: Iterable[ImageSource], preprocessing: Preprocessing, size: int, threads: int | None = None
-) -> Iterator[DecodedBatch]:
+) -> Iterator[ImageBatch]:
     """Images in batches of `size`, of which `AHEAD` are decoded in advance by threads."""
     threads = threads or default_threads()
     left, pool = iter(images), ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -92,17 +92,17 @@ def decoded(
 
     def start_next() -> None:
         if chosen := list(islice(left, size)):
-            into = Images(preprocessing, size)
-            waiting.append((into, [pool.submit(_decode, into, row, one) for row, one in enumerate(chosen)]))
+            batch = Images(preprocessing, size)
+            waiting.append((batch, [pool.submit(_decode, batch, row, image) for row, image in enumerate(chosen)]))
 
     try:
         for _ in range(AHEAD + threads // size):
             start_next()
         while waiting:
-            into, futures = waiting.popleft()
+            made, futures = waiting.popleft()
             errors = tuple(future.result() for future in futures)
             start_next()
-            yield DecodedBatch(into.batch(), errors)
+            yield ImageBatch(made.batch(), errors)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -113,10 +113,10 @@ def default_threads() -> int:
     return min(usable, MOST_THREADS)
 
 
-def _decode(images: Images, row: int, source: ImageSource) -> InputError | None:
+def _decode(images: Images, row: int, image: ImageSource) -> InputError | None:
     """Sets a row to an image's pixels; returns the reason where it cannot be read."""
     try:
-        images[row] = resize_image(decode(source, images.preprocessing), images.preprocessing)
+        images[row] = resize_image(decode(image, images.preprocessing), images.preprocessing)
     except InputError as error:
         return error
     return None

@@ -16,7 +16,7 @@ from vit_jax import naflex
 from vit_jax.model import ViT
 
 if TYPE_CHECKING:
-    from vit_core.image_batches import ImageBatch
+    from vit_core.image_batches import ImageArrays
     from vit_core.preprocess import Preprocessing
 
 
@@ -61,7 +61,7 @@ class OnDevices:
         """The devices in words."""
         return f"{self.devices} x {self.places[0].device_kind}"
 
-    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
         """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
         them."""
         given: np.ndarray | Patches

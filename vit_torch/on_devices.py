@@ -15,7 +15,7 @@ from vit_torch import arrays, naflex
 from vit_torch.model import ViT
 
 if TYPE_CHECKING:
-    from vit_core.image_batches import ImageBatch
+    from vit_core.image_batches import ImageArrays
     from vit_core.preprocess import Preprocessing
 
 
@@ -49,14 +49,14 @@ class OnDevices:
         kind = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
         return f"{self.devices} x {kind}"
 
-    def start(self, images: ImageBatch) -> Callable[[], np.ndarray]:
+    def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
         """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
         them. (A processor computes them here.)"""
         with torch.inference_mode():
             values = [self._values(model, part) for model, part in zip(self.models, self._parts(images), strict=True)]
         return lambda: np.concatenate([arrays.to_numpy(part) for part in values])
 
-    def _parts(self, images: ImageBatch) -> Sequence[Tensor | Patches]:
+    def _parts(self, images: ImageArrays) -> Sequence[Tensor | Patches]:
         """What each device is given."""
         if not isinstance(images, PatchedImages):
             return torch.from_numpy(images).chunk(self.devices)

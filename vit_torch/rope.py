@@ -46,7 +46,7 @@ def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Arr
     if fixed and not traced and change_22 is None:
         # What a program is traced with must not be kept: it may stand for a value, and a program has its own copy.
         plain = type(like) is Array and not torch.compiler.is_compiling()
-        tables = _tables if plain else _tables.__wrapped__
+        tables = kept_tables if plain else kept_tables.__wrapped__
         sizes = grid, config.attention_dim, prefix, config.registers
         cos_N1K, sin_N1K = tables(config.rope, *sizes, like.dtype, like.device)
         return {"cos": cos_N1K, "sin": sin_N1K}
@@ -58,7 +58,7 @@ def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Arr
 
 
 @lru_cache(maxsize=16)
-def _tables(
+def kept_tables(
     rope: Rope,
     grid: tuple[int, int],
     head_dim: int,

@@ -26,6 +26,7 @@ from vit_core.checkpoints import save_checkpoint
 from vit_core.checkpoints.formats.registry import WRITERS
 from vit_core.checkpoints.saving import express_for
 from vit_core.errors import InputError
+from vit_torch.rope import kept_tables
 
 ANGLES = 88 * 2.0**-24
 """An angle is 2 pi * c * f, at most 2 pi in size. In roundings of 2**-24: the coordinate c is off by 1.5, which 2 pi
@@ -71,7 +72,9 @@ def images(size: tuple[int, int], channels: int = 3) -> tuple[np.ndarray, torch.
 def their_angles(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both twins take cos and sin from their module: float32 values, in float64."""
 
-    def tables(config: Any, grid: tuple[int, int], head_dim: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
+    def tables(
+        config: Any, grid: tuple[int, int], head_dim: int, prefix: int, registers: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         patch = theirs.config.patch_size
         rows, columns = (patch, patch) if isinstance(patch, int) else patch
         image = torch.zeros((1, theirs.config.num_channels, grid[0] * rows, grid[1] * columns), dtype=torch.float64)
@@ -82,7 +85,9 @@ def their_angles(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
     with monkeypatch.context() as patched:
         patched.setattr(rotations, "axial_rotation", tables)
+        kept_tables.cache_clear()
         yield
+        kept_tables.cache_clear()
 
 
 def their_trace(theirs: Any, x_BCHW: torch.Tensor, probe_BC: np.ndarray, folder: Path) -> dict[str, np.ndarray]:

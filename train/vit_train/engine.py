@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_core.storage import Location
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
@@ -55,7 +55,7 @@ class Predictor(BatchRows, Protocol):
     def name(self) -> str:
         """The framework: "jax" or "torch"."""
 
-    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] in evaluation of uint8 images, or of their patches; both are this process's rows."""
 
 

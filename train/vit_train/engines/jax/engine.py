@@ -12,7 +12,7 @@ import numpy as np
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.step import MANIFEST, is_orbax_step, step_config
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_core.parameters import DECODER, initial_value, parameters
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
@@ -117,7 +117,7 @@ class JaxEngine(OnMesh):
             )
         return result
 
-    def predict(self, images_BHWC: ImageBatch, averaged: bool = False) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays, averaged: bool = False) -> np.ndarray:
         """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
         average."""
         params = self.step.params(self.state, averaged)
@@ -251,6 +251,6 @@ class _AveragePredictor(OnMesh):
         super().__init__(engine.mesh)
         self.engine = engine
 
-    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)

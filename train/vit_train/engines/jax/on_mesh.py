@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vit_core import ViTConfig
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_core.naflex import PatchedImages, Patches, placed
 from vit_train.engines.jax import mesh as meshes
 from vit_train.engines.jax.forward import Forward, Params
@@ -42,7 +42,7 @@ class OnMesh:
         """The global array from this process's rows of it; count: number of examples in them."""
         return meshes.to_global(self.mesh, rows, layout, count * self.batch_shards // len(self.rows(self.batch_shards)))
 
-    def images_to_global(self, images: ImageBatch, model: ViTConfig) -> Any:
+    def images_to_global(self, images: ImageArrays, model: ViTConfig) -> Any:
         """The global batch of images, or of patches with what the model needs of their places, from this process's
         rows."""
         given: np.ndarray | Patches
@@ -52,7 +52,7 @@ class OnMesh:
             given = images
         return jax.tree.map(lambda rows: self.to_global(rows, "batch", len(rows)), given)
 
-    def predict_with(self, forward: Forward, params: Params, images_BHWC: ImageBatch) -> np.ndarray:
+    def predict_with(self, forward: Forward, params: Params, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         images = self.images_to_global(images_BHWC, forward.model_config)
         with jax.set_mesh(self.mesh):

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_core.parameters import Stack, parameters, stacks
 from vit_jax.sharding import of_parameter
 from vit_train import config
@@ -40,7 +40,7 @@ class JaxPredictor(OnMesh):
         self.forward = Forward(model, preprocessing, by_name, self.mesh, compute_dtype or dtype)
         self.params = {name: self._place(stack, checkpoint.arrays) for name, stack in by_name.items()}
 
-    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.predict_with(self.forward, self.params, images_BHWC).astype(self.dtype)
 

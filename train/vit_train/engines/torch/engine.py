@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 import vit_torch
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_core.lora import adapter_rows
 from vit_core.masks import rows_of
 from vit_core.naflex import PatchedImages
@@ -180,7 +180,7 @@ class TorchEngine(Member):
         return (may_go_on & finite).to(loss.dtype)
 
     @torch.no_grad()
-    def predict(self, images_BHWC: ImageBatch, averaged: bool = False) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays, averaged: bool = False) -> np.ndarray:
         """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
         average. Every process has to call it, as often as the others."""
         self.network.eval()
@@ -348,7 +348,7 @@ class _AveragePredictor(Member):
         super().__init__()
         self.engine = engine
 
-    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vit_core import ViTConfig
 from vit_core.errors import InputError
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_core.naflex import PatchedImages, Patches, placed
 from vit_train.engines.torch.processes import join
 from vit_train.engines.torch.transfers import on_device
@@ -36,7 +36,7 @@ class Member:
         """A copy of an array on this process's device; the host does not wait for it."""
         return on_device(array, self.device)
 
-    def images_on_device(self, images: ImageBatch, model: ViTConfig, dtype: str) -> Tensor | Patches:
+    def images_on_device(self, images: ImageArrays, model: ViTConfig, dtype: str) -> Tensor | Patches:
         """Images, or patches with what the model needs of their places as `dtype`, on this process's device."""
         if not isinstance(images, PatchedImages):
             return self.on_device(images)

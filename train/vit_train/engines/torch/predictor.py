@@ -6,7 +6,7 @@ import torch
 import vit_torch
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
-from vit_core.image_batches import ImageBatch
+from vit_core.image_batches import ImageArrays
 from vit_train.config import Mesh
 from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network
@@ -34,7 +34,7 @@ class TorchPredictor(Member):
         self.network = network.to(self.device).eval()
 
     @torch.no_grad()
-    def predict(self, images_BHWC: ImageBatch) -> np.ndarray:
+    def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         images = self.images_on_device(images_BHWC, self.network.model.config, self.dtype)
         logits_BC: torch.Tensor = self.network(images)

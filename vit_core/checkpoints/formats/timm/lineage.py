@@ -28,7 +28,6 @@ from vit_core.checkpoints.formats.timm.lookalikes import check_lookalikes, check
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import crop_rounding_matters
-from vit_core.rope import PUBLISHED
 
 _STEM_NOTE = "stem: with Google's epsilons (1e-6 in its norms, where timm has 1e-5), with which it was trained"
 _RESAMPLING = "bicubic_antialias"
@@ -146,7 +145,7 @@ def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any
         raise InputError(
             f"{where}: has no positions, as models without them and models with rotary ones, which compute other "
             "outputs; use --set position_embedding=none for the former, --set rope=NAME for the latter "
-            f"({', '.join(PUBLISHED)})"
+            f"({', '.join(rotary.IN_TIMM)})"
         )
 
 

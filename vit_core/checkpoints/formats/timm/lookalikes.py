@@ -10,8 +10,8 @@ from typing import Any
 from vit_core.checkpoints.formats.interface import Fields, Source
 from vit_core.checkpoints.formats.timm.eva import eva_mark
 from vit_core.checkpoints.formats.timm.relative import has_relative_bias, with_canonical_names
+from vit_core.checkpoints.formats.timm.rotary import IN_TIMM
 from vit_core.errors import InputError
-from vit_core.rope import PUBLISHED
 
 
 def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ def check_rotation(names: Mapping[str, object], known: Fields, where: object) ->
     mark = eva_mark(names)
     if mark is None or "rope" in known or has_relative_bias(names):
         return
-    rotations = [_likely_rotation(names), *PUBLISHED, "none"]
+    rotations = [_likely_rotation(names), *IN_TIMM, "none"]
     likely, *others = dict.fromkeys(rotations)
     raise InputError(
         f"{where}: {mark} is a name of timm's Eva class, and no array shows its rotary positions; use --set "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_core.errors import InputError
-from vit_core.rope import Rope
+from vit_core.rope import PUBLISHED, Rope
 
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^eva02_(?!enormous_)|_rope_reg\d+_gap_", {"ref_feat_shape": 16}),
@@ -81,6 +81,10 @@ def rope_args(rope: Rope | None) -> dict[str, Any]:
         "ref_feat_shape": rope.reference,
         **{key: getattr(rope, ours) for ours, key in _TRAINING.items()},
     }
+
+
+IN_TIMM = tuple(name for name, fields in PUBLISHED.items() if "register_base" not in fields)
+"""Names of the published variants that classes of timm compute: all but ViT-5."""
 
 
 def nearest(rope: Rope) -> Rope:
