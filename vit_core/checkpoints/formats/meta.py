@@ -80,7 +80,8 @@ def _may_be_rotary(source: Source) -> bool:
     """Whether the arrays are rope-vit's too, of a grid of any shape. iBOT's have a position for the class token, which
     an oblong grid of rope-vit may be taken for unless the weights are under a key of self-supervised training."""
     shapes = source.arrays.shapes
-    layer_scale = any(name.endswith(".gamma_1") for name in shapes) and "blocks.0.attn.qkv.bias" in shapes
+    whole_bias = "blocks.0.attn.qkv.bias" in shapes and "blocks.0.attn.q_bias" not in shapes  # unlike BEiT's
+    layer_scale = whole_bias and any(name.endswith(".gamma_1") for name in shapes)
     rows = (*shapes.get("pos_embed", ()), 0, 0)[1]
     of_ibot = isqrt(rows) ** 2 != rows and _is_nested(source, *_SELF_SUPERVISED)
     return layer_scale and not of_ibot and not _states_deit3(source)
