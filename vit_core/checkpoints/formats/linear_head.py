@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from vit_core.arrays import LazyArray, LazyArrays
 
-_INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers))*")
-"""Where in the module of a head its Linear may be: a projection head (`head.mlp`, `fc.fc1`) is no head."""
+_INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj))*")
+"""Where in the module of a head its Linear may be (open_clip's is `head.proj`); a layer of an MLP (`fc.fc1`) is no
+head."""
 _HEAD_ROOTS = r"(head|heads|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls|last_layer)"
 
 
