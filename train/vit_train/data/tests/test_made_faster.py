@@ -129,10 +129,11 @@ def test_few_batches_wait_however_many_threads() -> None:
     size = batches[0].images_BHWC.nbytes
     tracemalloc.start()
     try:
-        made = stream(batches, slice(0, 30), threads=16)
+        made = stream(batches, slice(0, 18), threads=16)
         for _ in range(12):
             next(made)
         peak = tracemalloc.get_traced_memory()[1]
+        assert len(list(made)) == 6  # tracemalloc of Python 3.11 may crash if a thread allocates while it is stopped
     finally:
         tracemalloc.stop()
     assert size < peak < 7 * size

@@ -13,7 +13,7 @@ from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.step import MANIFEST, is_orbax_step, step_config
 from vit_core.image_batches import ImageArrays
-from vit_core.parameters import DECODER, initial_value, parameters
+from vit_core.parameters import DECODER, initial_value
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
@@ -137,7 +137,7 @@ class JaxEngine(OnMesh):
         for name, x in self.step.params(self.state, averaged).items():
             if not name.startswith(DECODER):
                 arrays |= to_disk_layout(self.step.stacks[name], gather(x))
-        return {name: arrays[name] for name in parameters(self.config.model)}
+        return {name: arrays[name] for name in self.step.forward.position_of if name in arrays}
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics, the moving average and "skipped": "<kind>/<canonical name>" in the layout on
