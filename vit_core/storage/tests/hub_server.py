@@ -67,7 +67,8 @@ class Repository:
     gated: bool = False
 
     def commit(self, files: dict[str, bytes], ref: str = "main") -> str:
-        number = hashlib.sha1(f"{len(self.commits)} {sorted(files)}".encode()).hexdigest()
+        contents = sorted((name, hashlib.sha256(content).hexdigest()) for name, content in files.items())
+        number = hashlib.sha1(f"{len(self.commits)} {contents}".encode()).hexdigest()  # readers keep what it names
         self.commits[number] = files
         self.refs[ref] = number
         return number
