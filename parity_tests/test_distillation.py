@@ -30,7 +30,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "features, sigmoid": {"distillation": {"kind": "features"}, "loss": "sigmoid"},
     "hard, adapters": {"distillation": {"kind": "hard"}, "lora": {"rank": 2}, "scan": False},
 }
-QUICK = ("hard, distillation token",)
+RUNS["logits, flexible patches"] = {"distillation": {"kind": "logits"}, "patch_sizes": (2, 8)}
+QUICK = ("hard, distillation token", "logits, flexible patches")
 
 
 UNUSED = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -9,7 +9,7 @@ import peft
 import pytest
 import timm
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vit_jax
 import vit_torch
@@ -124,7 +124,32 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("has this one as its base")
     edit(adapter, use_dora=True)
     refused("use_dora: not read; merge it in peft", base=base)
-    edit(adapter, peft_type="IA3", use_dora=False)
+    edit(adapter, use_dora=False, init_lora_weights="pissa_niter_4")
+    refused("'pissa_niter_4' also changes the base; save plain LoRA in peft", base=base)
+    edit(adapter, init_lora_weights=True)
+    for alpha in ("x", None, True, float("nan"), 0, [1]):
+        edit(adapter, lora_alpha=alpha)
+        refused("an alpha is .*; expected a number above 0", base=base)
+    edit(adapter, lora_alpha=6.0)
+    for pattern in ({"(": 1}, {"(.+)+x": 1}, ["qkv"]):
+        edit(adapter, alpha_pattern=pattern)
+        refused("alpha_pattern: expected names of layers with their alphas", base=base)
+    edit(adapter, alpha_pattern={"qkv": None})
+    refused("an alpha is 'None'", base=base)
+    edit(adapter, alpha_pattern={})
+    whole = load_file(adapter / ADAPTER_WEIGHTS)
+    first = next(name for name in whole if "lora_A" in name)
+    for name, array in (
+        (first, np.zeros(())),
+        (first, np.zeros((0, 24))),
+        ("base_model.model.head.weight", np.zeros(())),
+    ):
+        save_file({**whole, name: array}, adapter / ADAPTER_WEIGHTS)
+        refused("expected 2 axes or more, none of 0", base=base)
+    save_file({"base_model.model.head.weight": whole["base_model.model.head.weight"]}, adapter / ADAPTER_WEIGHTS)
+    refused("holds no adapters", base=base)
+    save_file(whole, adapter / ADAPTER_WEIGHTS)
+    edit(adapter, peft_type="IA3")
     refused("peft_type is 'IA3'; only LORA is read", base=base)
     (adapter / ADAPTER_CONFIG).write_text("{")
     refused("JSON", base=base)

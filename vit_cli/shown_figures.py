@@ -85,7 +85,11 @@ class Shown:
             return
         if self.split is not None:
             ids = spread_over(self.split, COMPLETED)
-            pixels = [evaluation_pixels(self.split.examples[int(i)], config.preprocessing) for i in ids]
+            try:
+                pixels = [evaluation_pixels(self.split.examples[int(i)], config.preprocessing) for i in ids]
+            except InputError as error:
+                say(f"not drawn: completed images; {error}")
+                return
         elif self.image is not None and self.image[1].shape[:2] == config.model.image_size:
             pixels = [self.image[1]]
         else:

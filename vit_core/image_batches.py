@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vit_core.errors import InputError
 from vit_core.naflex import PatchedImages, patched
 from vit_core.preprocess import Preprocessing
 
@@ -17,7 +18,8 @@ class Images:
         self.preprocessing = preprocessing
         # With max_patches an image that is not there has one patch.
         size = preprocessing.patch_size if preprocessing.max_patches is not None else preprocessing.image_size
-        assert size is not None
+        if size is None:
+            raise InputError("preprocessing.max_patches: needs preprocessing.patch_size, that of the model")
         self.pixels_BHWC = np.zeros((count, *size, preprocessing.channels), preprocessing.pixel_type)
         self.rows = list(self.pixels_BHWC) if preprocessing.max_patches is not None else []
 

@@ -20,6 +20,8 @@ from vit_core.parameters import Initializer, Parameter, groups_of, parameters
 from vit_core.schema import Count, Flag, Real, Schema
 
 Target = Literal["qkv", "proj", "fc1", "fc2"]
+ADAPTERS_BESIDE = "the model has adapters, which are no part of its weights; vit_core.lora.merged_arrays makes them one"
+"""Why such a model is not saved as a checkpoint."""
 TARGETS: dict[Target, str] = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 """Layers of a block that may have adapters -> their names in the block."""
 

@@ -49,6 +49,11 @@ def write_stacks(model: "ViT", value: Callable[[Stack], jax.Array]) -> None:
         leaves[path_of(stack.rows[0], scan=True)].set_value(value(stack))
 
 
+def has_adapters(model: "ViT") -> bool:
+    """Whether low-rank adapters stand beside the weights (vit_jax.lora)."""
+    return any(path.endswith((".lora_A", ".lora_B")) for path in _leaves(model))
+
+
 def initialize(model: "ViT", key: jax.Array) -> None:
     """Draws every parameter anew from its row's distribution, float32, with a key that depends on the name alone."""
     write(model, lambda row: _draw(row.initializer, jax.random.fold_in(key, crc32(row.name.encode())), row.jax_shape))

@@ -10,6 +10,8 @@ import jax
 from flax import nnx
 
 from vit_core.arrays import convert
+from vit_core.errors import InputError
+from vit_core.lora import ADAPTERS_BESIDE
 from vit_core.parameters import initial_value, parameters
 from vit_jax import arrays
 from vit_jax.model import ViT
@@ -84,13 +86,15 @@ def save(
 
     What is not given is written as in the checkpoint that the model was loaded from. dtype: stored type, by default the
     model's. The decoder of a masked autoencoder is left out.
-    Raises InputError where it cannot be written.
+    Raises InputError where it cannot be written, and for a model with adapters.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
     from vit_core.storage import location
 
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     rows = parameters(model.config)
+    if arrays.has_adapters(model):
+        raise InputError(ADAPTERS_BESIDE)
     found = jax.device_get(arrays.read(model))
     stored = {name: arrays.to_numpy(row, found[name]) for name, row in rows.items()}
     save_checkpoint(path, Checkpoint.of(config, stored, dtype))

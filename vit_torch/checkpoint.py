@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vit_core.arrays import convert
+from vit_core.errors import InputError
+from vit_core.lora import ADAPTERS_BESIDE, is_adapter
 from vit_core.parameters import initial_value, parameters
 from vit_torch import arrays
 from vit_torch.model import ViT
@@ -85,13 +87,15 @@ def save(
 
     What is not given is written as in the checkpoint that the model was loaded from. dtype: stored type, by default the
     model's. The decoder of a masked autoencoder is left out.
-    Raises InputError where it cannot be written.
+    Raises InputError where it cannot be written, and for a model with adapters.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
     from vit_core.storage import location
 
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
     rows = parameters(model.config)
+    if any(is_adapter(name) for name, _ in model.named_parameters()):
+        raise InputError(ADAPTERS_BESIDE)
     stored = {name: arrays.to_numpy(tensor) for name, tensor in model.named_parameters() if name in rows}
     save_checkpoint(path, Checkpoint.of(config, stored, dtype))
     return location(path)

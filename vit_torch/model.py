@@ -181,6 +181,7 @@ class ViT(Classifier):
         A batch of patches (vit_core.naflex) stands for images of any aspect.
         """
         if isinstance(x_BCHW, Patches):
+            assert not ends, "of images of one size only"
             return naflex.logits(self, x_BCHW, masks)
         x_BND = self.forward_features(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
         return self.forward_ends(x_BND) if ends else self.forward_head(x_BND)

@@ -109,6 +109,17 @@ def test_two_values_for_one_fact(tmp_path: Path) -> None:
     assert "heads" in assumed(found)
 
 
+@pytest.mark.parametrize("other", ["head", "fusion", "text_model", "loss"])
+def test_facts_about_another_module(other: str, tmp_path: Path) -> None:
+    found = opened(saved(tmp_path, {"hyper_parameters": {other: {"num_heads": 4, "pooling": "mean"}}}))
+    assert "heads" in assumed(found)
+    assert found.config.model.pooling == "cls"
+
+
+def test_a_hostile_text(tmp_path: Path) -> None:
+    opened(saved(tmp_path, {"hyper_parameters": {"img_size": "[" * 100_000, "num_heads": "1" * 100_000}}))
+
+
 def test_a_grid_that_is_no_square_opens_by_its_facts(tmp_path: Path) -> None:
     """4 x 10 patches and a class token: no square with or without it."""
     options = {"img_size": (16, 40)}
@@ -130,6 +141,24 @@ def test_names_of_classes(case: str, tmp_path: Path) -> None:
     assert opened(saved(tmp_path, LABELS[case])).config.labels == tuple(NAMES)
 
 
-@pytest.mark.parametrize("names", [NAMES[:4], [*NAMES[:4], "ant"], [1, 2, 3, 4, 5], {"ant": 1, "bee": 2}])
+@pytest.mark.parametrize(
+    "names",
+    [
+        NAMES[:4],
+        [*NAMES[:4], "ant"],
+        [1, 2, 3, 4, 5],
+        {"ant": 1, "bee": 2},
+        ["a\nb", *NAMES[1:]],
+        ["", *NAMES[1:]],
+    ],
+)
 def test_what_are_no_names_of_the_classes(names: Any, tmp_path: Path) -> None:
     assert opened(saved(tmp_path, {"classes": names})).config.labels is None
+
+
+def test_names_in_two_orders(tmp_path: Path) -> None:
+    found = opened(saved(tmp_path, {"classes": NAMES, "class_to_idx": {name: i for i, name in enumerate(NAMES[::-1])}}))
+    assert found.config.labels is None
+    assert any(
+        "labels left out: classes and class_to_idx have different names or orders" in note for note in found.notes
+    )

@@ -95,6 +95,8 @@ def finetune(
     splits: the training and evaluation examples, where the caller has opened them already.
     """
     check_apart(out, config.data)
+    if config.masked is not None:
+        raise InputError("mae.mask_ratio: fine-tuning learns from labels; leave it 0, or use vit pretrain")
     training, evaluation = splits or open_splits(config.data)
     weights, config, changes = adapted(init, config, training.labels)
     if init.config.preprocessing is None:
@@ -231,12 +233,11 @@ def _train(
 ) -> StageResult:
     """Trains a run in its folder; `segment`: fields that it changes from its newest saved step on."""
     check_loggers(run.request.config.loggers, run.folder)
-    teacher, notes = open_teacher(run.request.config, training.labels)
-    run = run.taught_by(teacher)
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
     with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():
-        run, changed = run.resumed().with_change(segment or {})
+        teacher, notes = open_teacher(run.request.config, training.labels)
+        run, changed = run.taught_by(teacher).resumed().with_change(segment or {})
         check_agreement(processes, run)
         if run.finished:
             logger.info("%s: this run is finished; its checkpoint is %s", run.folder, run.folder / FINISHED)

@@ -56,8 +56,6 @@ def read_step(folder: Location, run: TrainConfig) -> tuple[Checkpoint, int, Stat
     The weights are those beside the run's adapters, which are among them; a masked autoencoder's decoder is among the
     statistics.
 
-    mae: of the run, where it trains a masked autoencoder; its decoder is among the statistics.
-
     DamagedError for a step that is not as it was saved.
     """
     if is_orbax_step(folder):

@@ -9,7 +9,7 @@ from vit_train.config import TrainConfig
 
 def open_teacher(config: TrainConfig, labels: tuple[str, ...] | None) -> tuple[Checkpoint | None, list[str]]:
     """The teacher of a run, with its outputs in the order of the run's labels, and what people should know of it, in
-    words; None for a run without one.
+    words; None for a run without one. labels: None where it is only planned, with new outputs.
 
     InputError for a teacher that takes images of another size, does not know all classes, or has features of another
     width than the student.
@@ -35,24 +35,21 @@ def open_teacher(config: TrainConfig, labels: tuple[str, ...] | None) -> tuple[C
     elif teacher.config.preparation()[0].bit_depth != config.preprocessing.bit_depth:
         raise InputError(f"distillation.teacher: {address}: its images have another bit_depth than the run's")
     if config.distillation.kind == "features":
-        if theirs.features != features_of(ours):
+        if theirs.features != ours.features:
             raise InputError(
                 f"distillation.kind: features of the teacher {address} have {theirs.features} values and the student's "
-                f"{features_of(ours)}; use 'logits' or 'hard', or a teacher of this width"
+                f"{ours.features}; use 'logits' or 'hard', or a teacher of this width"
             )
         return teacher, notes
     return _in_order(teacher, ours, labels, notes), notes
 
 
-def features_of(student: ViTConfig) -> int:
-    """Width of what the student compares with a teacher's features: of the distillation token, where it has a head."""
-    return student.width if student.distillation == "head" else student.features
-
-
 def _in_order(teacher: Checkpoint, student: ViTConfig, labels: tuple[str, ...] | None, notes: list[str]) -> Checkpoint:
     """The teacher with its outputs in the order of the run's classes."""
     theirs, address = teacher.config.labels, teacher.origin
-    if labels is None or theirs is None:
+    if labels is None:
+        return teacher.with_head(student.num_classes)
+    if theirs is None:
         if teacher.config.model.num_classes != student.num_classes:
             raise InputError(
                 f"distillation.teacher: {address} has {teacher.config.model.num_classes} outputs for "

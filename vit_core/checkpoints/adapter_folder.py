@@ -38,6 +38,10 @@ _OTHER_FORMULAS = (
     "trainable_token_indices",
 )  # fmt: skip
 """Fields of peft's LoraConfig that make the adapted layer another function than W x + scale B A x."""
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+"""How peft may begin adapters without changing the base too, as PiSSA, OLoRA, CorDA and LoftQ do."""
+_LAYERS = re.compile(r"\^?(?:\\?[\w.]|\\d\+|\|)*\$?")
+"""Patterns of layers' names that are matched in a bounded time."""
 _LONGEST_JSON = 2**24
 """Bytes."""
 
@@ -72,7 +76,7 @@ class Adapters:
         rank = self.arrays.entries[pair_of(module).down].shape[0]
         alphas = self.fields.get("alpha_pattern") or {}
         matching = (alphas[key] for key in alphas if re.fullmatch(rf"(.*\.)?({key})", module))
-        alpha = float(next(matching, self.fields.get("lora_alpha", 8)))
+        alpha: float = next(matching, self.fields.get("lora_alpha", 8))
         return alpha / (sqrt(rank) if self.fields.get("use_rslora") else rank)
 
 
@@ -123,13 +127,40 @@ def read_adapters(path: Location) -> Adapters:
     others += ["bias"] if fields.get("bias", "none") != "none" else []
     if others:
         raise InputError(f"{path / ADAPTER_CONFIG}: {', '.join(others)}: not read; merge it in peft (merge_and_unload)")
+    _check_scales(path / ADAPTER_CONFIG, fields)
     container = open_safetensors(path / ADAPTER_WEIGHTS)
     arrays = LazyArrays({name.removeprefix(PREFIX): entry for name, entry in container.arrays.entries.items()})
+    _check_axes(path / ADAPTER_WEIGHTS, arrays)
     network = None
     if (path / NETWORK_CONFIG).is_file() and "format_version" in (found := _read_fields(path / NETWORK_CONFIG)):
         network, _ = CheckpointConfig.from_json(json.dumps(found), str(path / NETWORK_CONFIG))
     checked = with_value_checks(path / ADAPTER_WEIGHTS, arrays)
     return Adapters(str(path), fields, checked, network, container.metadata.get(DIGEST))
+
+
+def _check_scales(where: Location, fields: Mapping[str, Any]) -> None:
+    """InputError for scales that make no sense, and for adapters that belong beside a base that peft changes."""
+    if (start := fields.get("init_lora_weights", True)) not in (True, False, None, *_PLAIN_STARTS):
+        raise InputError(
+            f"{where}: init_lora_weights {str(start)[:40]!r} also changes the base; save plain LoRA in peft "
+            "(path_initial_model_for_weight_conversion), or merge it there"
+        )
+    patterns = fields.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(_LAYERS.fullmatch(key) for key in patterns):
+        raise InputError(f"{where}: alpha_pattern: expected names of layers with their alphas")
+    for alpha in (fields.get("lora_alpha", 8), *patterns.values()):
+        if type(alpha) not in (int, float) or not 0 < alpha < float("inf"):
+            raise InputError(f"{where}: an alpha is {str(alpha)[:40]!r}; expected a number above 0")
+
+
+def _check_axes(where: Location, arrays: LazyArrays) -> None:
+    """InputError where there are no adapters, and for arrays that have not the axes of adapters and heads."""
+    if not any(is_adapter(name) for name in arrays):
+        raise InputError(f"{where}: holds no adapters (lora_A, lora_B)")
+    for name, shape in arrays.shapes.items():
+        needed = 2 if is_adapter(name) or name == "head.weight" else 0
+        if len(shape) < needed or (needed and 0 in shape):
+            raise InputError(f"{where}: {name} has the shape {list(shape)}; expected {needed} axes or more, none of 0")
 
 
 def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:

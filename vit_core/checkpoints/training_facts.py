@@ -37,7 +37,11 @@ _SHOWN = {
 _LABELS = ("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label")
 _DEPTH = 4
 """Levels of mappings in which names are looked for."""
-_OTHERS = re.compile(r"text|txt|teacher|student|decoder|predictor|optim|sched|state_dict", re.IGNORECASE)
+_OTHERS = re.compile(
+    r"text|txt|language|teacher|student|decoder|predictor|head|neck|fusion|pool|probe|adapter|former|loss|optim|sched"
+    r"|state_dict",
+    re.IGNORECASE,
+)
 """Names of mappings about something else than the image model."""
 _LONGEST_JSON = 2**20
 
@@ -146,8 +150,8 @@ def _value_of(field: str, said: Any) -> Any:
     if field == "pooling":
         return _POOLING.get(said) if isinstance(said, str) else None
     if isinstance(said, str):
-        with suppress(ValueError):
-            said = json.loads(f"[{said.replace('x', ',')}]")
+        with suppress(ValueError, RecursionError):
+            said = json.loads(f"[{said[:64].replace('x', ',')}]")
             said = said[0] if len(said) == 1 else said
     if isinstance(said, LazyArray) and said.dtype.startswith("int") and prod(said.shape) <= 3:
         said = said.read().tolist()
@@ -175,23 +179,29 @@ def _with_labels(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str
     config = reading.config
     if config.labels or not config.model.num_classes:
         return reading, [], set()
+    fitting = dict[tuple[str, ...], Fact]()
     for fact in facts:
         names = _names_of(fact.value) if fact.name in _LABELS else None
         if names and len(names) == config.model.num_classes and len(set(names)) == len(names):
-            labelled = replace(reading, config=config.replace(labels=names))
-            return labelled, [f"labels: {len(names)} names of {fact.where}"], {fact.key}
+            fitting.setdefault(names, fact)
+    if len(fitting) > 1:
+        where = " and ".join(fact.where for fact in fitting.values())
+        return reading, [f"labels left out: {where} have different names or orders"], set()
+    for names, fact in fitting.items():
+        labelled = replace(reading, config=config.replace(labels=names))
+        return labelled, [f"labels: {len(names)} names of {fact.where}"], {fact.key}
     return reading, [], set()
 
 
 def _names_of(said: Any) -> tuple[str, ...] | None:
     """Names in the order of classes: of a list, of {number: name}, or of {name: number}."""
+    names: list[Any] = []
     if isinstance(said, list | tuple):
-        return tuple(said) if all(isinstance(one, str) for one in said) else None
-    if not isinstance(said, Mapping):
-        return None
-    pairs = dict(said.items())
-    if all(type(value) is int for value in pairs.values()):
-        pairs = {value: str(key) for key, value in pairs.items()}
-    by_number = {str(key): name for key, name in pairs.items()}
-    names = [by_number.get(str(i)) for i in range(len(by_number))]
-    return tuple(name for name in names if name) if all(isinstance(name, str) and name for name in names) else None
+        names = list(said)
+    elif isinstance(said, Mapping):
+        pairs = dict(said.items())
+        if all(type(value) is int for value in pairs.values()):
+            pairs = {value: key for key, value in pairs.items()}
+        by_number = {str(key): name for key, name in pairs.items()}
+        names = [by_number.get(str(i)) for i in range(len(by_number))]
+    return tuple(names) if all(isinstance(name, str) and name and name.isprintable() for name in names) else None

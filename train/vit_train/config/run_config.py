@@ -197,6 +197,11 @@ class TrainConfig(Schema):
                 f"distillation.kind: '{self.distillation.kind}' compares classes of which an image has one; use "
                 "'features' with loss 'sigmoid'"
             )
+        if self.distillation.teacher and (self.distillation.kind, self.model.distillation) == ("features", "head"):
+            raise ValueError(
+                "distillation.kind: 'features' does not train the distillation token's head; use model.distillation "
+                "'token' or 'none', or kind 'hard' or 'logits'"
+            )
         epsilon = self.optimizer.resolved().epsilon
         if self.optimizer.name == "adafactor" and epsilon and epsilon > 1e-12:
             raise ValueError(

@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the model."""
+        """Number of parameters of all that the run's network consists of."""
         return sum(row.size for row in self.config.table.values())
 
     @property

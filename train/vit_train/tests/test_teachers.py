@@ -67,6 +67,13 @@ def test_what_is_refused(
     assert not [each for each in tmp_path.iterdir() if each.name != "teacher"]
 
 
+def test_a_plan_needs_no_names(tmp_path: Path) -> None:
+    teacher_in(tmp_path / "teacher", TEACHER.replace(num_classes=7), None)
+    found, _ = open_teacher(run_with(tmp_path / "teacher"), None)
+    assert found is not None
+    assert found.config.model.num_classes == 4
+
+
 def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^distillation.teacher: .*no such checkpoint"):
         open_teacher(run_with(tmp_path / "nothing"), LABELS)

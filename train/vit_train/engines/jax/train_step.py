@@ -56,6 +56,8 @@ class TrainStep:
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
         if config.masked is not None:
             check_divides(mesh.shape, config.masked.decoder(config.model), "mae.decoder_")
+        if teacher is not None:
+            check_divides(mesh.shape, teacher.model, "the teacher's ")
         rows, factors = config.table, config.factors()
         self.names = tuple(factors)
         self.trained = stacks(rows[name] for name in self.names)

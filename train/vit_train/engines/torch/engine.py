@@ -275,7 +275,8 @@ class TorchEngine(Member):
         if self.teacher is None:
             return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
         with torch.no_grad():
-            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, part._replace(masks={}), ends=True))
+            as_it_is = part._replace(masks={}, patch_size=None)
+            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, as_it_is, ends=True))
         student = self.parallel(part.images_BHWC, part, ends=True)
         return distillation_loss(self.config, student, (features_BD, logits_BC), part)
 
