@@ -117,7 +117,7 @@ def test_exponents_are_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scaling.exponents("torch", 3) == dict.fromkeys(scaling.doubled(), 2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.release  # 2.5 minutes of a core
 def test_scaling_is_measured(printed: Printing) -> None:
     lines = printed("bench", "scaling", "--rounds", 1).out.splitlines()
     rows = [line.split() for line in lines]
