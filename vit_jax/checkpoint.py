@@ -11,7 +11,6 @@ from flax import nnx
 
 from vit_core.arrays import convert
 from vit_core.errors import InputError
-from vit_core.lora import ADAPTERS_BESIDE
 from vit_core.parameters import initial_value, parameters
 from vit_jax import arrays
 from vit_jax.model import ViT
@@ -89,6 +88,7 @@ def save(
     Raises InputError where it cannot be written, and for a model with adapters.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
+    from vit_core.lora import ADAPTERS_BESIDE
     from vit_core.storage import location
 
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)

@@ -10,7 +10,6 @@ import torch
 
 from vit_core.arrays import convert
 from vit_core.errors import InputError
-from vit_core.lora import ADAPTERS_BESIDE, is_adapter
 from vit_core.parameters import initial_value, parameters
 from vit_torch import arrays
 from vit_torch.model import ViT
@@ -90,6 +89,7 @@ def save(
     Raises InputError where it cannot be written, and for a model with adapters.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
+    from vit_core.lora import ADAPTERS_BESIDE, is_adapter
     from vit_core.storage import location
 
     config = CheckpointConfig.of(model.config, model.checkpoint, preprocessing, labels, provenance)
