@@ -39,7 +39,8 @@ def few_steps(engine: TorchEngine) -> dict[str, np.ndarray]:
     """The weights after three of them, and the first's loss and squared gradient norms."""
     batches = batches_for(engine, quadrants())
     first = engine.train_step(batches[0], 0)
-    return train_steps(engine, batches, 1, 3).export() | {"first": np.array([first.loss, *first.squared_norms])}
+    numbers = np.array([float(first.loss), *np.asarray(first.squared_norms)])
+    return train_steps(engine, batches, 1, 3).export() | {"first": numbers}
 
 
 @pytest.mark.slow
