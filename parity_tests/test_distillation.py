@@ -11,7 +11,7 @@ from timm.task.token_distillation import TokenDistillationTask
 from torch import nn
 
 import vit_torch
-from parity_tests.test_training import ADAMW, MODEL, batches, config
+from parity_tests.test_training import ADAMW, MODEL, assert_trained_alike, batches, config
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parity
 from vit_core.checkpoints import Checkpoint
@@ -58,15 +58,7 @@ def test_twenty_steps_are_the_same(name: str) -> None:
     run = run_of(name)
     weights, teacher = checkpoint(run.model), teacher_of()
     engines = [make(run, weights, teacher=teacher) for make in (JaxEngine, TorchEngine)]
-    for step, batch in enumerate(batches(run)):
-        a, b = (engine.train_step(batch, step) for engine in engines)
-        assert abs(float(a.loss) - float(b.loss)) <= parity.FLOAT64_BOUND * abs(float(b.loss)), f"step {step}"
-        assert abs(a.gradient_norm - b.gradient_norm) <= parity.FLOAT64_BOUND * b.gradient_norm, f"step {step}"
-    for what in ("export", "statistics"):
-        in_jax, in_torch = (getattr(engine, what)() for engine in engines)
-        assert in_jax.keys() == in_torch.keys()
-        for key in in_jax:
-            assert parity.difference(in_jax[key], in_torch[key])[1] <= parity.FLOAT64_BOUND, key
+    assert_trained_alike(engines, batches(run))
 
 
 class Distilled(nn.Module):

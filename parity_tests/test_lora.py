@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity_tests.test_training import ADAMW, DESCENDANT, LAMB, ROTARY, batches, config
+from parity_tests.test_training import ADAMW, DESCENDANT, LAMB, ROTARY, assert_trained_alike, batches, config
 from parity_tests.twins import checkpoint
 from vit_core import open_checkpoint, parity
 from vit_core.checkpoints import Checkpoint
@@ -43,15 +43,7 @@ def test_twenty_steps_are_the_same(name: str) -> None:
     engines = [make(run, weights) for make in ENGINES.values()]
     made = batches(run)
     untrained = {make.name: make.predict(made[0].images_BHWC) for make in engines}
-    for step, batch in enumerate(made):
-        a, b = (engine.train_step(batch, step) for engine in engines)
-        assert abs(float(a.loss) - float(b.loss)) <= parity.FLOAT64_BOUND * abs(float(b.loss)), f"step {step}"
-        assert abs(a.gradient_norm - b.gradient_norm) <= parity.FLOAT64_BOUND * b.gradient_norm, f"step {step}"
-    for what in ("export", "statistics"):
-        in_jax, in_torch = (getattr(engine, what)() for engine in engines)
-        assert in_jax.keys() == in_torch.keys()
-        for key in in_jax:
-            assert parity.difference(in_jax[key], in_torch[key])[1] <= parity.FLOAT64_BOUND, key
+    assert_trained_alike(engines, made)
     rows = adapter_rows(run.model, run.lora)
     trained = engines[1].export()
     for engine in engines:

@@ -1,7 +1,7 @@
 """Twenty optimizer steps in both engines from one checkpoint on one stream of batches: the same losses and weights."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,19 @@ def config(**fields: object) -> TrainConfig:
     )
 
 
+def assert_trained_alike(engines: Sequence[Any], made: Sequence[Batch]) -> None:
+    """Trains two engines on the same batches: losses, gradients, and in the end weights and statistics are the same."""
+    for step, batch in enumerate(made):
+        a, b = (engine.train_step(batch, step) for engine in engines)
+        assert abs(float(a.loss) - float(b.loss)) <= parity.FLOAT64_BOUND * abs(float(b.loss)), f"step {step}"
+        assert abs(a.gradient_norm - b.gradient_norm) <= parity.FLOAT64_BOUND * b.gradient_norm, f"step {step}"
+    for what in ("export", "statistics"):
+        ours, theirs = (getattr(engine, what)() for engine in engines)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert parity.difference(ours[name], theirs[name])[1] <= parity.FLOAT64_BOUND, name
+
+
 def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
     """Random images and labels, mixed as the run says; one example of each batch does not count."""
     rng = np.random.default_rng(seed)
@@ -155,15 +168,7 @@ def test_twenty_steps_are_the_same(name: str) -> None:
     weights = checkpoint(run.model)
     engines = JaxEngine(run, weights), TorchEngine(run, weights)
     start = weights.arrays["blocks.1.mlp.fc1.weight"]
-    for step, batch in enumerate(batches(run)):
-        a, b = (engine.train_step(batch, step) for engine in engines)
-        assert abs(float(a.loss) - float(b.loss)) <= parity.FLOAT64_BOUND * abs(float(b.loss)), f"step {step}"
-        assert abs(a.gradient_norm - b.gradient_norm) <= parity.FLOAT64_BOUND * b.gradient_norm, f"step {step}"
-    for what in ("export", "statistics"):
-        in_jax, in_torch = (getattr(engine, what)() for engine in engines)
-        assert in_jax.keys() == in_torch.keys()
-        for parameter in in_jax:
-            assert parity.difference(in_jax[parameter], in_torch[parameter])[1] <= parity.FLOAT64_BOUND, parameter
+    assert_trained_alike(engines, batches(run))
     if run.patch_sizes:
         assert engines[0].step.train._cache_size() == len(run.patch_sizes), "a program for each size, and no other"
     trained = engines[1].export()

@@ -71,7 +71,7 @@ def test_the_encoder_is_converted_like_any_other(vit: Vit, format: str, photos: 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_images_are_completed_in_a_figure(vit: Vit, framework: str, photos: Path, tmp_path: Path) -> None:
-    """Of the run's own held-out images, by the decoder in its newest saved step."""
+    """Completed are the run's own held-out images, by the decoder in its newest saved step."""
     run, figures = tmp_path / "run", tmp_path / "figures"
     vit("pretrain", "imagenet_mae", "--data", photos, *SMALL, "--out", run, "--steps", "3")
     printed = vit("show", run, "--out", figures, "--framework", framework)
