@@ -4,6 +4,7 @@ import importlib
 from typing import cast
 
 from vit_train.engine import Framework, MakeEngine, MakePredictor
+from vit_train.freed_memory import keep_freed_memory
 from vit_train.processes import Processes
 
 
@@ -12,6 +13,7 @@ def join_processes(framework: Framework, distributed: str | None = None) -> Proc
 
     distributed: for JAX, see engines.jax.processes.join; PyTorch's processes are those of torchrun.
     """
+    keep_freed_memory()
     processes = importlib.import_module(f"vit_train.engines.{framework}.processes")
     return cast(Processes, processes.join(distributed) if framework == "jax" else processes.join())
 
@@ -32,6 +34,7 @@ def predictor_class(framework: Framework, dtype: str) -> MakePredictor:
 
 
 def _prepare(framework: Framework, dtype: str) -> None:
+    keep_freed_memory()
     if framework == "jax":
         importlib.import_module("vit_train.engines.jax.compilation_cache").keep_compiled_programs()
         if dtype == "float64":

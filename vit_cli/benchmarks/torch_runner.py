@@ -22,7 +22,8 @@ class TorchRunner:
     """A model of a PyTorch library on the GPU, or on the CPU where there is none; see contestants.Runner.
 
     In bfloat16 the forward pass has its parameters in bfloat16. Training keeps them in float32: the twin casts them as
-    the trainer does, other libraries run under autocast as their users would.
+    the trainer does, other libraries run under autocast as their users would. GELU is that of the error function, which
+    is vit-pytorch's only one (big_vision's, among JAX's contestants, is the one by tanh).
     """
 
     def __init__(self, name: str, setting: Setting) -> None:
@@ -32,6 +33,8 @@ class TorchRunner:
         self.dtype: torch.dtype = getattr(torch, setting.dtype)
         self.compile: Callable[[Any], Any] = torch.compile if setting.compiled else lambda model: model
         self.setting, self.build, self.ours = setting, BUILDERS[name], name == "vit_torch"
+        by_tanh = setting.model.activation == "gelu_tanh"
+        self.model = setting.model.replace(activation="gelu") if by_tanh else setting.model
         size = setting.batch_size, setting.model.channels, *setting.model.image_size
         self.images_BCHW = torch.randn(size, device=self.device)
         self.labels_B = torch.randint(CLASSES, (setting.batch_size,), device=self.device)
@@ -40,7 +43,7 @@ class TorchRunner:
     def run(self, kind: Kind, calls: int) -> Turn:
         if kind not in self.prepared:
             prepare = self._prepare_forward if kind == "forward" else self._prepare_train
-            self.prepared[kind] = prepare(self.build(self.setting.model).to(self.device))
+            self.prepared[kind] = prepare(self.build(self.model).to(self.device))
         call = self.prepared[kind]
         self._wait()
         watch = Stopwatch(calls)
@@ -105,7 +108,7 @@ def _transformers(config: ViTConfig) -> nn.Module:
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
         intermediate_size=config.mlp_dim,
-        hidden_act="gelu_pytorch_tanh",
+        hidden_act="gelu",
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         num_labels=config.num_classes,

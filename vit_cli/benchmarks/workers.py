@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from vit_cli.benchmarks.contestants import Contestant, Kind, Runner, Setting, Turn
 from vit_core.errors import shortened
+from vit_train.freed_memory import keep_freed_memory
 
 
 class Memory(NamedTuple):
@@ -89,7 +90,9 @@ def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
 
 
 def _open_runner(contestant: Contestant, setting: Setting) -> Runner:
-    """The contestant's model in this process, ready to be measured."""
+    """The contestant's model in this process, ready to be measured; the twins with the trainer's setting of memory."""
+    if contestant.ours:
+        keep_freed_memory()
     if contestant.framework == "torch":
         from vit_cli.benchmarks.torch_runner import TorchRunner
 
