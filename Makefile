@@ -22,7 +22,7 @@ test: .venv/installed
 	$(QUICK) $(PYTEST) -m "not slow and not release"
 
 test-slow: .venv/installed
-	$(PYTEST) -m slow
+	$(QUICK) $(PYTEST) -m slow
 
 # Before a release: all tests, four times as many random examples, programs compiled as users compile them.
 test-release: .venv/installed

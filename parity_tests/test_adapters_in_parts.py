@@ -37,7 +37,7 @@ def trained(engine: Any) -> dict[str, np.ndarray]:
     return parallel.trained(engine) | engine.statistics()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_every_mesh_is_one_device(tmp_path: Path) -> None:
     on_devices(8, str(tmp_path), script=__file__)
     expected = trained(engine_of(JaxEngine))

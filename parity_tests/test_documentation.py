@@ -1,7 +1,7 @@
 """The documentation: its code runs, what it names exists, its tables are complete, and its site is built strictly.
 
 Every block of code is `python`, `sh` or `text`. Blocks of `python` and `sh` are run in their order, page by page, in an
-empty folder, by `make test-slow`. The word `parse` after the language says that a block needs hardware, a network or a
+empty folder, by `make test-slow` or, on long pages, `make test-release`. The word `parse` after the language says that a block needs hardware, a network or a
 file of another project, so only commands and options are checked. A comment behind `print(...)` is the line that it
 prints.
 """
@@ -65,6 +65,14 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+LONG = {
+    f"docs/{page}.md"
+    for page in (
+        "adapters", "dinov3", "exporting", "figures", "fine-tuning", "first-hour", "identical", "masked-autoencoder",
+        "resolutions", "using",
+    )
+}  # fmt: skip
+"""Pages whose code takes more than half a minute of a core; it runs before a release (`make test-release`)."""
 BLOCKS = {name: blocks(page) for name, page in PROSE.items()}
 
 
@@ -84,8 +92,14 @@ def run_block(block: Block, folder: Path, where: str) -> None:
         assert done.stdout.splitlines() == expected, f"{where}:{block.line}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BLOCKS if any(block.runs for block in BLOCKS[name])])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.release if name in LONG else pytest.mark.slow)
+        for name in BLOCKS
+        if any(block.runs for block in BLOCKS[name])
+    ],
+)
 def test_code_runs(name: str, tmp_path: Path) -> None:
     for block in BLOCKS[name]:
         if block.runs:

@@ -259,7 +259,7 @@ def test_random_configs(config: ViTConfig, seed: int) -> None:
     assert_one_model(parity.compare(a, b))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_full_size_base() -> None:
     a, b = traces(variants.variant("B/16", image_size=224, num_classes=1000), jax_options={"scan": True})
     report = parity.compare(a, b)

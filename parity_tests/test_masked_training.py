@@ -144,7 +144,7 @@ def in_processes(framework: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("framework", ENGINES)
 def test_every_mesh_trains_as_one_device(framework: str, tmp_path: Path) -> None:
     in_processes(framework, tmp_path)

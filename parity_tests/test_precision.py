@@ -41,7 +41,7 @@ def test_float32(fields: dict[str, str]) -> None:
     assert min(a, b) > 0, "float32 was not used"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("variant", ["Ti/16", "B/16", "L/16"])
 def test_float32_published_sizes(variant: str) -> None:
     config = variants.variant(variant, image_size=224, num_classes=1000)

@@ -119,7 +119,7 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
         assert parity.difference(found[name], expected)[1] <= BOUND, name
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_muon_is_a_single_devices_on_every_mesh(tmp_path: Path) -> None:
     """Its iteration multiplies whole matrices, of which each device holds a slice."""
     on_devices(8, "muon", str(tmp_path))
@@ -151,14 +151,14 @@ def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
     assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_rotary_positions_are_a_single_devices(tmp_path: Path) -> None:
     """One change of coordinates serves the whole batch, wherever its examples are."""
     on_devices(8, "rotary", str(tmp_path))
     assert_every_mesh_equals(tmp_path, trained(JaxEngine(ROTARY)))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("kind", ["flexible", "any aspect"])
 def test_drawn_sizes_are_a_single_devices(kind: str, tmp_path: Path) -> None:
     """The kernel is resized from slices of it; images of any aspect are shared as other images are."""

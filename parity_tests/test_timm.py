@@ -194,7 +194,7 @@ def test_published_architectures(name: str, variant: str, fields: dict[str, Any]
     assert count(config) == sum(parameter.numel() for parameter in theirs.parameters()) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_full_size_base_with_timms_defaults() -> None:
     config = variants.variant("B/16", image_size=224, num_classes=1000, activation="gelu")
     ours, theirs = vit_torch.load(checkpoint(config)), timm.create_model("vit_base_patch16_224").double()

@@ -78,7 +78,7 @@ def of(found: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{what}/"): array for key, array in found.items() if key.startswith(f"{what}/")}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
     """Two processes by the command line: stopped by a signal with half of the state each, gone on with by two that hold
     it whole, evaluated; what one process gives alone."""

@@ -45,7 +45,7 @@ def reason(name: str) -> str | None:
     return next((why for names, why in REFUSED.items() if re.fullmatch(names, name)), None)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("module", MODULES)
 def test_names_and_shapes_at_full_size(module: str) -> None:
     """Read by name on the meta device; and written with timm's own names and shapes."""

@@ -22,8 +22,9 @@ KINDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "classes" else pytest.mark.release) for kind in KINDS]
+)
 def test_a_killed_run_that_is_started_again_is_the_same_run(kind: str, tmp_path: Path) -> None:
     """A real process, killed during a step; its workers end too."""
     recipe, torch = tmp_path / "recipe.py", ("--framework", "torch", *KINDS[kind])
