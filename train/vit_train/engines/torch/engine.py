@@ -21,6 +21,7 @@ from vit_core.naflex import PatchedImages
 from vit_core.parameters import DECODER, Parameter, initial_value
 from vit_core.storage import Location
 from vit_torch import arrays, lora, masked_autoencoder
+from vit_torch.layers import mean_of_heads
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
@@ -276,9 +277,10 @@ class TorchEngine(Member):
             return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
         with torch.no_grad():
             as_it_is = part._replace(masks={}, patch_size=None)
-            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, as_it_is, ends=True))
+            ends = self.teacher(part.images_BHWC, as_it_is, ends=True)
+        taught = mean_of_heads(ends, pre_logits=True), mean_of_heads(ends)
         student = self.parallel(part.images_BHWC, part, ends=True)
-        return distillation_loss(self.config, student, (features_BD, logits_BC), part)
+        return distillation_loss(self.config, student, taught, part)
 
     def _network_of(self, teacher: Checkpoint, mesh: Mesh, compute: torch.dtype) -> Network:
         """The teacher's network in evaluation, shared by the processes as the student is."""
@@ -352,14 +354,6 @@ class _AveragePredictor(Member):
     def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
-
-
-def _mean_of_ends(ends: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Features and logits of a model: the mean of its heads."""
-    (features_BD, logits_BC), *others = ends
-    for other_features_BD, other_logits_BC in others:
-        features_BD, logits_BC = (features_BD + other_features_BD) / 2, (logits_BC + other_logits_BC) / 2
-    return features_BD, logits_BC
 
 
 def key_bias(row: Parameter) -> Tensor:
