@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
+from vit_core import flops
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.image_batches import ImageArrays
@@ -77,10 +78,9 @@ class TorchEngine(Member):
         if mesh.fsdp > 1:
             shard(model, mesh, self.device, compute)
         self.network.to(self.device)
-        if config.compile is True or (config.compile is None and self.device.type == "cuda"):
-            for block in blocks_of(model):
-                block.compile()
+        self._compile(model)
         self.teacher = None if teacher is None else self._network_of(teacher, mesh, compute)
+        self.teacher_flops = 0 if teacher is None else sum(flops.forward(teacher.config.model).values())
         several = self.processes > 1 and mesh.fsdp == 1
         # Its buffers are constants.
         self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
@@ -288,7 +288,14 @@ class TorchEngine(Member):
         network = Network(model, teacher.config.preparation()[0], compute, self.config.augmentation.mixes)
         if mesh.fsdp > 1:
             shard(model, mesh, self.device, compute)
+        self._compile(model)
         return network.to(self.device).eval()
+
+    def _compile(self, model: vit_torch.ViT) -> None:
+        """Compiles each block, where the config says so."""
+        if self.config.compile is True or (self.config.compile is None and self.device.type == "cuda"):
+            for block in blocks_of(model):
+                block.compile()
 
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
