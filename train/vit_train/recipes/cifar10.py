@@ -10,8 +10,8 @@ Expected: 93.6 % top-1 or more. This recipe has not been measured; the one befor
 Unlike that one it has the batch size, learning rate, warm-up, normalisation, fill of erasing and Mixup of main.py in
 that code, and like it leaves half of the images unmixed. RandAugment is as in the configs for CIFAR-10 of
 SHI-Labs/Compact-Transformers, where that code has AutoAugment's policy. Other than there, stochastic depth grows from
-block to block, borders are mirrored, positions begin small, gradients are clipped (at a norm above those seen), and
-there is an average of the weights.
+block to block, borders are mirrored, positions begin small, gradients are clipped, and there is an average of
+the weights.
 """
 
 from vit_core import CheckpointConfig, ViTConfig
