@@ -52,20 +52,24 @@ def trained(engine: Engine) -> dict[str, np.ndarray]:
 
 
 def class_metrics(engine: Engine) -> dict[str, np.ndarray]:
-    """The metrics of every class, of images with one class each, and of images with several."""
+    """The metrics of every class and the calibration, of images with one class each; the former of images with several
+    too."""
     one, options = quadrants(50, seed=1), engine.config.evaluation
     several = Split(
         [{**each, "label": (each["label"], 3)} for each in one.examples], one.labels, "several", multilabel=True
     )
     found = {}
     for split, loss in ((one, "softmax"), (several, "sigmoid")):
-        report = evaluate(engine, split, options.replace(loss=loss), ranked=True).classes
+        accuracy = evaluate(engine, split, options.replace(loss=loss), ranked=True)
+        report = accuracy.classes
         assert report is not None
         assert report.average_precision_C is not None
         found[f"average precision, {split.title}"] = report.average_precision_C
         found[f"f1, {split.title}"] = report.f1_C
         if report.confusion_matrix is not None:
             found["confusion matrix"] = report.confusion_matrix.astype(np.float64)
+        if (bins := accuracy.calibration) is not None:
+            found["calibration"] = np.stack((bins.counts_K, bins.confidences_K, bins.correct_K))
     return found
 
 
@@ -88,7 +92,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     assert found.keys() == expected.keys()
     for name in expected:
         assert parity.difference(found[name], expected[name])[1] <= parity.FLOAT64_BOUND, name
-        if "average precision" in name or "f1" in name or name == "confusion matrix":
+        if "average precision" in name or "f1" in name or name in ("confusion matrix", "calibration"):
             np.testing.assert_array_equal(found[name], expected[name])
     assert found["accuracy"][1] == 50
     assert found["stop"].tolist() == [0, 0, 0, 1, 0, 0]

@@ -13,7 +13,7 @@ from torch import nn
 import vit_torch
 from parity_tests.test_training import ADAMW, MODEL, assert_trained_alike, batches, config
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, parity
+from vit_core import ViTConfig, flops, parity
 from vit_core.checkpoints import Checkpoint
 from vit_core.preprocess import Preprocessing, normalise
 from vit_train.config import Augmentation, TrainConfig
@@ -58,6 +58,7 @@ def test_twenty_steps_are_the_same(name: str) -> None:
     run = run_of(name)
     weights, teacher = checkpoint(run.model), teacher_of()
     engines = [make(run, weights, teacher=teacher) for make in (JaxEngine, TorchEngine)]
+    assert {engine.teacher_flops for engine in engines} == {sum(flops.forward(TEACHER).values())}
     assert_trained_alike(engines, batches(run))
 
 

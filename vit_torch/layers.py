@@ -41,6 +41,14 @@ def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
     return torch.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(dim=1, keepdim=True)
 
 
+def mean_of_heads(ends: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
+    """Mean [B, classes] of the logits in what forward_ends returns; pre_logits: of what the heads read, [B, D]."""
+    x_BC, *others = (end[0 if pre_logits else 1] for end in ends)
+    for other_BC in others:
+        x_BC = (x_BC + other_BC) / 2
+    return x_BC
+
+
 class AdaptedLinear(nn.Linear):
     """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
 

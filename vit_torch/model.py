@@ -23,7 +23,7 @@ from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_torch import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
-from vit_torch.layers import LayerScale, drop, mean_of_tokens, norm_layer, padding_bias
+from vit_torch.layers import LayerScale, drop, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
 from vit_torch.masks import Masks, Places, draw_masks
 from vit_torch.mlp import block_mlp
 from vit_torch.patch_kernels import resized
@@ -203,10 +203,7 @@ class ViT(Classifier):
 
         pre_logits: what the head reads instead. valid_BN: False for tokens that are padding (vit_core.naflex).
         """
-        x_BC, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
-        for other_BC in others:
-            x_BC = (x_BC + other_BC) / 2
-        return x_BC
+        return mean_of_heads(self.forward_ends(x_BND, valid_BN), pre_logits)
 
     def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
         """What each head reads and the logits it gives: of the one head, or of two with distillation "head"."""

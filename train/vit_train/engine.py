@@ -78,6 +78,10 @@ class Trainer(BatchRows, Protocol):
         """FLOP/s of matrix products in the compute dtype, on the devices of all processes; measured when asked for."""
 
     @property
+    def teacher_flops(self) -> int:
+        """FLOPs of the forward pass of one image by the teacher of a run that distills; 0 without one."""
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Canonical names of the parameters that are trained."""
 

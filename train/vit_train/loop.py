@@ -105,7 +105,7 @@ class _Loop:
         """Trains, saves and evaluates from step `start` to `end`; returns the number of steps done."""
         engine, config, stop = self.engine, self.engine.config, self.stop
         monitor = StepMonitor(engine, self.run, self.batches, self.metrics)
-        throughput = Throughput(config, engine.peak_flops)
+        throughput = Throughput(config, engine.peak_flops, engine.teacher_flops)
         made = stream(self.batches, slice(start, end), config.threads, config.workers)
         step, ending, profile = start, start == end, Profile(engine, self.run.folder, start, end)
         sizes: set[str] = set()

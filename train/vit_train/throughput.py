@@ -1,9 +1,9 @@
 """Speed of training between two log lines.
 
 MFU, the model FLOP utilisation, is the FLOPs that the model needs (three forward passes for each image, whatever is
-frozen or computed twice; of a masked autoencoder by the patches that are visible; the mean where patch sizes are drawn)
-over those that the devices could do meanwhile: as fast as they multiply two large matrices of the compute dtype,
-measured when training begins.
+frozen or computed twice; of a masked autoencoder by the patches that are visible; the mean where patch sizes are drawn;
+and one forward pass of a teacher, where there is one) over those that the devices could do meanwhile: as fast as they
+multiply two large matrices of the compute dtype, measured when training begins.
 """
 
 import time
@@ -16,12 +16,12 @@ from vit_train.config import TrainConfig
 class Throughput:
     """Measures the time of a step, the fraction of it that training waited for data, and MFU, between log lines.
 
-    peak: FLOP/s of all devices.
+    peak: FLOP/s of all devices. teacher: FLOPs of a teacher's forward pass of one image.
     """
 
-    def __init__(self, config: TrainConfig, peak: float) -> None:
+    def __init__(self, config: TrainConfig, peak: float, teacher: int = 0) -> None:
         self.batch_size, self.peak = config.batch_size, peak
-        self.step_flops = 3 * sum(config.forward_flops.values()) * config.batch_size
+        self.step_flops = (3 * sum(config.forward_flops.values()) + teacher) * config.batch_size
         self.start, self.steps = time.perf_counter(), 0
         self.since, self.waited = self.start, 0.0
 

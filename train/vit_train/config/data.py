@@ -114,6 +114,9 @@ class Augmentation(Schema):
     cutmix: Magnitude = 0.0
     """CutMix's alpha (arXiv:1905.04899); 0: off. With both on, each pair of examples draws one of them with equal
     probability."""
+    mix_probability: Fraction = 1.0
+    """Probability that a pair of examples is mixed, where Mixup or CutMix is on (timm's `mixup_prob`, there for a whole
+    batch)."""
     mixed_targets: Literal["shares", "all"] = "shares"
     """Targets of a mixture: each image's target times its share; or all classes of both images, in full (DeiT III with
     its binary cross entropy; arXiv:2110.00476)."""

@@ -172,13 +172,15 @@ class Mix(NamedTuple):
 
 def draw_mix(augmentation: Augmentation, image_size: tuple[int, int], rng: np.random.Generator) -> Mix:
     """Draws Mixup (arXiv:1710.09412), CutMix (arXiv:1905.04899), one of both with equal probability, or nothing, as is
-    switched on.
+    switched on; nothing too for the pairs that mix_probability leaves as they are.
 
     CutMix's box is that of the paper's code and of torchvision: sides sqrt(1 - lambda) times the image's, centered on
     any pixel, cut off at the border. (timm's differs by one pixel where a side is odd.) Consumes 4 uniform draws.
     """
     which, quantile, down, across = rng.random(4).tolist()
-    cut = augmentation.cutmix > 0 and (not augmentation.mixup or which < 0.5)
+    if which >= augmentation.mix_probability:
+        return Mix()
+    cut = augmentation.cutmix > 0 and (not augmentation.mixup or which < augmentation.mix_probability / 2)
     alpha = augmentation.cutmix if cut else augmentation.mixup
     if not alpha:
         return Mix()

@@ -112,4 +112,10 @@ def test_a_checkpoint_is_evaluated_without_a_training_config(tmp_path: Any, capl
         assert result.title == f"a checkpoint in memory on images (all images), {framework}"
         assert (result.images, result.process, result.accuracy.correct) == (64, 0, expected.correct)
         assert result.accuracy.loss == pytest.approx(expected.loss, rel=1e-5)
+        found, wanted = result.accuracy.calibration, expected.calibration
+        assert found is not None
+        assert wanted is not None
+        np.testing.assert_array_equal(found.counts_K, wanted.counts_K)
+        np.testing.assert_array_equal(found.correct_K, wanted.correct_K)
+        np.testing.assert_allclose(found.confidences_K, wanted.confidences_K, rtol=1e-5)  # as the loss
     assert caplog.records == []

@@ -43,7 +43,10 @@ def test_speed_between_two_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: now)
     with FlopCounterMode(display=False) as counter:
         vit_torch.ViT(CONFIG.model, attention="plain")(torch.zeros(1, CONFIG.model.channels, *CONFIG.model.image_size))
+    total = counter.get_total_flops()
+    taught = Throughput(CONFIG, peak=1e9, teacher=5 * total)
     throughput = Throughput(CONFIG, peak=1e9)
+    assert taught.step_flops == (3 + 5) * total * CONFIG.batch_size
     for _ in range(2):
         for _ in range(4):
             with throughput.waiting():
@@ -55,7 +58,7 @@ def test_speed_between_two_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         assert values["step_seconds"] == 0.5
         assert values["data_wait"] == 0.25
         assert values["images_per_second"] == 2 * CONFIG.batch_size
-        assert values["mfu"] == round(3 * counter.get_total_flops() * CONFIG.batch_size / 0.5 / 1e9, 4) > 0
+        assert values["mfu"] == round(3 * total * CONFIG.batch_size / 0.5 / 1e9, 4) > 0
     assert values["seconds"] == 2 * (4 * 0.5 + 60)
 
 

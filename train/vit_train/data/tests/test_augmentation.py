@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+import timm.data
 import torch
 import torchvision
 from PIL import Image
@@ -249,6 +250,19 @@ def test_only_what_is_switched_on_is_drawn() -> None:
     assert {mix.weight for mix in cutmix} == {1.0}
     assert all(mix in pair for mix, pair in zip(both, zip(mixup, cutmix, strict=True), strict=True))
     assert abs(sum(map(Mix.__eq__, both, mixup)) - 500) < 5 * np.sqrt(1000 / 4)  # five standard deviations
+
+
+def test_a_part_of_the_pairs_is_mixed_as_by_timm() -> None:
+    """The shares of pairs left as they are, mixed and cut, beside those that timm draws with the same probabilities."""
+    count, options = 4000, {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "prob": 0.3}
+    rng, augmentation = np.random.default_rng(0), Augmentation(mixup=0.8, cutmix=1.0, mix_probability=0.3)
+    mixes = [draw_mix(augmentation, (32, 32), rng) for _ in range(count)]
+    np.random.seed(0)
+    weights, cut = timm.data.Mixup(**options)._params_per_elem(count)
+    found = sum(mix == Mix() for mix in mixes), sum(mix.weight < 1 for mix in mixes)
+    expected = int((weights == 1).sum()), int(((weights < 1) & ~cut).sum())
+    assert np.abs(np.subtract(found, expected)).max() < 5 * np.sqrt(2 * count / 4)  # five standard deviations
+    assert {mix.box for mix in mixes if mix.weight < 1} == {(0, 0, 0, 0)}
 
 
 @pytest.mark.parametrize("seed", range(4))

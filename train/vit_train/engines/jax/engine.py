@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_core import flops
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.vit.step import MANIFEST, is_orbax_step, step_config
@@ -51,6 +52,7 @@ class JaxEngine(OnMesh):
         self.config, self.skippable = config, config.skippable
         self.step = TrainStep(config, self.mesh, None if teacher is None else teacher.config)
         self.taught = {} if teacher is None else self._placed(teacher)
+        self.teacher_flops = 0 if teacher is None else sum(flops.forward(teacher.config.model).values())
         self.trained = self.step.names
         self.saver = OrbaxSaver()
         self.state: State = {}

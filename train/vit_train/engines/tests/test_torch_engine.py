@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vit_core import InputError, parity
+from vit_core import Checkpoint, CheckpointConfig, InputError, parity
 from vit_core.preprocess import offset_and_scale
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch, Batches
@@ -143,11 +143,16 @@ def test_meshes_that_pytorch_cannot_use_are_refused() -> None:
 def test_blocks_are_compiled_where_it_is_chosen(
     chosen: bool | None, compiled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By default on CUDA devices, which are not here."""
+    """By default on CUDA devices, which are not here; a teacher's as the student's."""
     calls: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: calls.append(module))
-    engine = TorchEngine(CONFIG.replace(compile=chosen))
-    assert calls == list(engine.network.model.blocks)[:compiled]
+    shape = CheckpointConfig(model=CONFIG.model, preprocessing=CONFIG.preprocessing)
+    teacher = Checkpoint.of(shape, parity.randomized(CONFIG.model, 0))
+    engine = TorchEngine(CONFIG.replace(compile=chosen), teacher=teacher)
+    assert engine.teacher is not None
+    assert calls == [
+        block for network in (engine.network, engine.teacher) for block in list(network.model.blocks)[:compiled]
+    ]
 
 
 @pytest.mark.slow

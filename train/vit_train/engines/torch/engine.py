@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
+from vit_core import flops
 from vit_core.arrays import convert
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
 from vit_core.image_batches import ImageArrays
@@ -21,6 +22,7 @@ from vit_core.naflex import PatchedImages
 from vit_core.parameters import DECODER, Parameter, initial_value
 from vit_core.storage import Location
 from vit_torch import arrays, lora, masked_autoencoder
+from vit_torch.layers import mean_of_heads
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
@@ -76,10 +78,9 @@ class TorchEngine(Member):
         if mesh.fsdp > 1:
             shard(model, mesh, self.device, compute)
         self.network.to(self.device)
-        if config.compile is True or (config.compile is None and self.device.type == "cuda"):
-            for block in blocks_of(model):
-                block.compile()
+        self._compile(model)
         self.teacher = None if teacher is None else self._network_of(teacher, mesh, compute)
+        self.teacher_flops = 0 if teacher is None else sum(flops.forward(teacher.config.model).values())
         several = self.processes > 1 and mesh.fsdp == 1
         # Its buffers are constants.
         self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
@@ -276,9 +277,10 @@ class TorchEngine(Member):
             return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
         with torch.no_grad():
             as_it_is = part._replace(masks={}, patch_size=None)
-            features_BD, logits_BC = _mean_of_ends(self.teacher(part.images_BHWC, as_it_is, ends=True))
+            ends = self.teacher(part.images_BHWC, as_it_is, ends=True)
+        taught = mean_of_heads(ends, pre_logits=True), mean_of_heads(ends)
         student = self.parallel(part.images_BHWC, part, ends=True)
-        return distillation_loss(self.config, student, (features_BD, logits_BC), part)
+        return distillation_loss(self.config, student, taught, part)
 
     def _network_of(self, teacher: Checkpoint, mesh: Mesh, compute: torch.dtype) -> Network:
         """The teacher's network in evaluation, shared by the processes as the student is."""
@@ -286,7 +288,14 @@ class TorchEngine(Member):
         network = Network(model, teacher.config.preparation()[0], compute, self.config.augmentation.mixes)
         if mesh.fsdp > 1:
             shard(model, mesh, self.device, compute)
+        self._compile(model)
         return network.to(self.device).eval()
+
+    def _compile(self, model: vit_torch.ViT) -> None:
+        """Compiles each block, where the config says so."""
+        if self.config.compile is True or (self.config.compile is None and self.device.type == "cuda"):
+            for block in blocks_of(model):
+                block.compile()
 
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
@@ -352,14 +361,6 @@ class _AveragePredictor(Member):
     def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
-
-
-def _mean_of_ends(ends: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Features and logits of a model: the mean of its heads."""
-    (features_BD, logits_BC), *others = ends
-    for other_features_BD, other_logits_BC in others:
-        features_BD, logits_BC = (features_BD + other_features_BD) / 2, (logits_BC + other_logits_BC) / 2
-    return features_BD, logits_BC
 
 
 def key_bias(row: Parameter) -> Tensor:
