@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vit_core import parity
+from vit_train.config import Augmentation
 from vit_train.data.sources import Split
 from vit_train.engine import Engine
 from vit_train.evaluation import evaluate
@@ -23,6 +25,15 @@ RUN = CONFIG.replace(
     optimizer=CONFIG.optimizer.replace(epsilon=1e-6),
 )
 STEPS = 6
+DRAWN_SIZES: dict[str, dict[str, Any]] = {
+    "flexible": {"patch_sizes": (2, 8)},
+    "any aspect": {
+        "preprocessing": RUN.preprocessing.replace(max_patches=6, patch_size=4),
+        "sequence_lengths": (3, 6),
+        "augmentation": Augmentation(crop_area=(0.3, 1.0), crop_ratio=(0.4, 2.5)),
+    },
+}
+"""Fields of a run in which each batch draws a patch size, or a sequence length."""
 
 
 def split() -> Split:

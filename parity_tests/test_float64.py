@@ -82,6 +82,12 @@ FIELDS = {
     "relative table, shared": {"relative_bias": "table", "relative_bias_shared": True, "depth": 2},
     "relative table without class token": {"relative_bias": "table", "class_token": False, "pooling": "gap"},
     "relative network": {"relative_bias": "mlp", "relative_bias_dim": 6, "registers": 1},
+    "relative network without class token": {  # whose last bias softmax is invariant to
+        "relative_bias": "mlp",
+        "relative_bias_dim": 6,
+        "class_token": False,
+        "pooling": "gap",
+    },
     "relative network, shared": {"relative_bias": "mlp", "relative_bias_shared": True, "relative_bias_dim": 6},
     "parallel": {"parallel": True, "layer_scale": 0.5, "depth": 2},
     "parallel, swiglu, rope": {"parallel": True, "mlp": "swiglu", "rope": "axial", "mlp_norm": True},

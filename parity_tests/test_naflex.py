@@ -108,14 +108,14 @@ def test_padding_changes_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_of_the_models_own_size(kind: str) -> None:
-    """As patches it gives what it gives as an image."""
+def test_an_image_alone(kind: str) -> None:
+    """As patches it gives what it gives as an image, of the model's size and of another one at run time."""
     model = vit_torch.load(checkpoint(MODEL.replace(**KINDS[kind])), dtype="float64")
-    (image_HWC,) = images_of([(16, 16)])
-    with torch.no_grad():
-        as_image = model(torch.from_numpy(image_HWC).permute(2, 0, 1)[None]).numpy()
-        as_patches = vit_torch.naflex.logits(model, in_torch(collate([image_HWC], model.config))).numpy()
-    assert distance(as_patches, as_image) < parity.FLOAT64_BOUND
+    for image_HWC, interpolate in zip(images_of([(16, 16), (8, 20)]), (False, True), strict=True):
+        with torch.no_grad():
+            as_image = model(torch.from_numpy(image_HWC).permute(2, 0, 1)[None], interpolate=interpolate).numpy()
+            as_patches = vit_torch.naflex.logits(model, in_torch(collate([image_HWC], model.config))).numpy()
+        assert distance(as_patches, as_image) < parity.FLOAT64_BOUND
 
 
 def test_siglip2_of_transformers() -> None:

@@ -22,7 +22,7 @@ from parity_tests.twins import checkpoint
 from vit_core import CheckpointConfig, ViTConfig, parity
 from vit_core.checkpoints import Checkpoint
 from vit_core.errors import InputError
-from vit_core.naflex import PatchedImages, Patches, collate
+from vit_core.naflex import Patches, collate
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing, decode, load_image, resize_image
 from vit_train.config import Augmentation, EvaluationOptions, Optimizer, Schedule, TrainConfig
@@ -190,12 +190,3 @@ def test_what_was_trained_evaluates_and_predicts_the_same(tmp_path: Path) -> Non
 def test_impossible_combinations(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         config(**{"model": PLAIN, **fields})
-
-
-def test_a_batch_of_patches_is_no_image_elsewhere() -> None:
-    made = Preprocessing(image_size=16, max_patches=12, patch_size=4)
-    with pytest.raises(
-        InputError, match="max_patches: 12 gives images sizes of their own, which is not possible for features"
-    ):
-        made.check_fixed("features")
-    assert isinstance(Batches(of_many_aspects(), config(PLAIN))[0].images_BHWC, PatchedImages)

@@ -1,16 +1,19 @@
 """float32 and bfloat16 against a float64 oracle, twin by twin; and each attention kernel against the plain path."""
 
 from types import ModuleType
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-import vit_jax
+import vit_jax.rope
 import vit_torch.arrays
+import vit_torch.rope
 from parity_tests.twins import checkpoint
-from vit_core import ViTConfig, parity, variants
+from vit_core import ViTConfig, parity, rotations, variants
+from vit_core.rope import PUBLISHED
 
 MODEL = ViTConfig(image_size=32, patch_size=8, width=64, depth=4, heads=4, mlp_dim=256, num_classes=10)
 SCANNED = {"scan": True}
@@ -54,12 +57,45 @@ def bfloat16_bound(config: ViTConfig) -> float:
     return float(4 * 2**-8 * np.sqrt(4 * config.depth))
 
 
-def test_bfloat16_errors_are_comparable() -> None:
+ROTARY: dict[str, dict[str, Any]] = {
+    "DINOv3, as Meta trains it": {"periods": "bfloat16"},
+    "far from the origin": {"coordinates": "grid", "pairs": "neighbours", "offset": 256.0},
+    "learned frequencies": PUBLISHED["mixed"],
+}
+"""Rotary positions. From 256 on, bfloat16 has every second whole number: angles in it would be off by up to a radian,
+where those in float32 are off by 256 times 2**-24."""
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        None,
+        "far from the origin",
+        pytest.param("DINOv3, as Meta trains it", marks=pytest.mark.slow),
+        pytest.param("learned frequencies", marks=pytest.mark.slow),
+    ],
+)
+def test_bfloat16_errors_are_comparable(rope: str | None) -> None:
     # Both twins round at the same places, up to where a kernel keeps float32 inside: two draws of the same size.
-    a, b, _ = errors(MODEL, "bfloat16")
-    assert 2**-12 < a < bfloat16_bound(MODEL)
-    assert 2**-12 < b < bfloat16_bound(MODEL)
+    config = MODEL if rope is None else MODEL.replace(rope=ROTARY[rope], position_embedding="none", registers=2)
+    a, b, _ = errors(config, "bfloat16")
+    assert 2**-12 < a < bfloat16_bound(config)
+    assert 2**-12 < b < bfloat16_bound(config)
     assert max(a, b) <= parity.COMPARABLE * min(a, b)
+
+
+@pytest.mark.parametrize("rope", ["DINOv3, as Meta trains it", "far from the origin"])
+def test_bfloat16_has_the_tables_of_float32(rope: str) -> None:
+    """Cosine and sine of every token, in both twins: those of float64, rounded once to float32."""
+    config = MODEL.replace(rope=ROTARY[rope], position_embedding="none", registers=2)
+    prefix, like = config.prefix_tokens, torch.zeros(1, dtype=torch.bfloat16)
+    assert config.rope is not None
+    expected = rotations.axial_rotation(config.rope, config.grid, config.attention_dim, prefix, config.registers)
+    in_torch = vit_torch.rope.places(config, config.grid, like, None, False)
+    in_jax = vit_jax.rope.places(config, config.grid, jnp.bfloat16, None, False)
+    for name, table in zip(("cos", "sin"), expected, strict=True):
+        np.testing.assert_array_equal(in_torch[name].numpy(), table.astype(np.float32))
+        np.testing.assert_array_equal(np.asarray(in_jax[name]), table.astype(np.float32))
 
 
 @pytest.mark.parametrize("twin", [vit_jax, vit_torch])

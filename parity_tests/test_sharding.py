@@ -15,7 +15,7 @@ import pytest
 from parity_tests import parallel
 from vit_core import parity
 from vit_core.checkpoints.run_folder import saved_steps
-from vit_train.config import Augmentation, Mesh
+from vit_train.config import Mesh
 from vit_train.data.batches import Batches
 from vit_train.engines.jax.engine import JaxEngine
 from vit_train.loop import batches_for
@@ -29,13 +29,7 @@ ROTARY = RUN.replace(
     )
 )
 """As DINOv3, with all that training draws of its coordinates."""
-FLEXIBLE = RUN.replace(patch_sizes=(2, 8))
-ANY_ASPECT = RUN.replace(
-    preprocessing=RUN.preprocessing.replace(max_patches=6, patch_size=4),
-    sequence_lengths=(3, 6),
-    augmentation=Augmentation(crop_area=(0.3, 1.0), crop_ratio=(0.4, 2.5)),
-)
-KINDS = {"rotary": ROTARY, "flexible": FLEXIBLE, "any aspect": ANY_ASPECT}
+KINDS = {"rotary": ROTARY} | {kind: RUN.replace(**fields) for kind, fields in parallel.DRAWN_SIZES.items()}
 MUON = RUN.replace(optimizer=RUN.optimizer.replace(name="muon", momentum=0.95))
 MESHES = {
     "data 8": Mesh(data=8),
@@ -159,7 +153,7 @@ def test_rotary_positions_are_a_single_devices(tmp_path: Path) -> None:
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("kind", ["flexible", "any aspect"])
+@pytest.mark.parametrize("kind", parallel.DRAWN_SIZES)
 def test_drawn_sizes_are_a_single_devices(kind: str, tmp_path: Path) -> None:
     """The kernel is resized from slices of it; images of any aspect are shared as other images are."""
     on_devices(8, kind, str(tmp_path))

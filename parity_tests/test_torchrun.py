@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.parallel import RUN, STEPS, assert_same, in_processes, trained
+from parity_tests.parallel import DRAWN_SIZES, RUN, STEPS, assert_same, in_processes, trained
 from vit_core import open_checkpoint, parity
 from vit_core.checkpoints.run_folder import saved_steps
 from vit_train.config import Mesh
@@ -45,13 +45,17 @@ def few_steps(engine: TorchEngine) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Also after saving: a run of one process goes on in two halves, then in two whole ones, then in one again."""
+    """Also with sizes that each batch draws; and after saving: a run of one process goes on in two halves, then in two
+    whole ones, then in one again."""
     alone, run = TorchEngine(RUN), run_in(tmp_path / "run", RUN)
     batches = batches_for(alone, quadrants())
     save_step(run, train_steps(alone, batches, 0, 2), 2)
     found = in_processes(tmp_path, TORCHRUN, {}, __file__)
     for mesh in MESHES:
         assert_same(of(found, mesh), trained(TorchEngine(RUN)))
+    for kind, fields in DRAWN_SIZES.items():
+        # The kernel is resized from slices of it; images of any aspect are shared as other images are.
+        assert_same(of(found, kind), trained(TorchEngine(RUN.replace(**fields))))
     assert found["whole, held"] == 1
     # Parameters whose first axis is one long are in the first process.
     assert 0.5 <= found["halves, held"] < 0.6
@@ -115,6 +119,9 @@ def main() -> None:
         found[f"{name}, held"] = np.asarray(held / whole)
         low = few_steps(TorchEngine(LOW.replace(mesh=mesh)))
         found |= {f"{name}, bfloat16/{key}": array for key, array in low.items()}
+    for kind, fields in DRAWN_SIZES.items():
+        engine = TorchEngine(RUN.replace(mesh=MESHES["halves"], **fields))
+        found |= {f"{kind}/{key}": array for key, array in trained(engine).items()}
     for mesh in MESHES.values():
         run = Run(folder / "run", Request(config=RUN.replace(mesh=mesh), labels=LABELS))
         engine, step = run.start(TorchEngine, None)

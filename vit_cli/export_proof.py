@@ -12,6 +12,7 @@ from vit_core import parity
 from vit_core.checkpoints import Checkpoint
 from vit_core.deployment import Deployment, Precision
 from vit_core.errors import InputError
+from vit_core.image_batches import Images
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
 from vit_core.preprocess import MODES, DecodedImage, decode, normalise, pixels_of, resize_image
@@ -130,7 +131,8 @@ def on_data(
     from vit_train.answers import spread_over
 
     ids = spread_over(split, count)
-    found, size = OnData(split.title), deployment.batch or (1 if deployment.input == "image" else CHUNK)
+    alone = deployment.input == "image" or deployment.any_size
+    found, size = OnData(split.title), deployment.batch or (1 if alone else CHUNK)
     with display.task("from file to label", len(ids)) as task:
         for begin in range(0, len(ids), size):
             images = []
@@ -157,8 +159,12 @@ def _add(
     """Adds the answers to some images; a fixed batch is filled up with its last image."""
     padded = [*images, *[images[-1]] * (size - len(images))] if deployment.batch else images
     begin = time.perf_counter()
-    pixels_BHWC = np.stack([resize_image(image, deployment.preprocessing) for image in padded])
-    of_twin = twin.predict(pixels_BHWC)[: len(images)]
+    made = Images(deployment.preprocessing, len(padded))
+    for row, image in enumerate(padded):
+        made[row] = pixels_HWC = resize_image(image, deployment.preprocessing)
+        if deployment.framework == "torch" and deployment.any_size:
+            _check_two_patches(pixels_HWC, deployment)
+    of_twin = twin.predict(made.batch())[: len(images)]
     middle = time.perf_counter()
     of_file = _run(program, [deployment.input_of(image) for image in padded])[: len(images)]
     end = time.perf_counter()
@@ -167,6 +173,15 @@ def _add(
         found.seconds["file"] += end - middle
     found.twin.append(of_twin)
     found.file.append(of_file)
+
+
+def _check_two_patches(pixels_HWC: np.ndarray, deployment: Deployment) -> None:
+    (height, width, _), patch = pixels_HWC.shape, deployment.model.patch_size
+    if height < 2 * patch[0] or width < 2 * patch[1]:
+        raise InputError(
+            f"--data: an image becomes {height}x{width}, and {deployment.target} expresses no side of one patch "
+            f"({patch[0]}x{patch[1]}); use images of other shapes, or --to jax-export"
+        )
 
 
 def _run(program: Runner, inputs: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Small random models written in each format, opened by the library that the format belongs to, and read back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ import vit_torch
 from vit_core import parity
 from vit_core.arrays import LazyArrays
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint
+from vit_core.checkpoints.comparison import trace_twins
 from vit_core.checkpoints.containers import open_container
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, WRITERS
 from vit_core.checkpoints.verification import Difference, difference, different
@@ -26,6 +27,10 @@ _OWN_EXAMPLES: dict[str, dict[str, Any]] = {
     "class token": {},
     "registers, gated MLP, LayerScale": {
         "registers": 4, "mlp": "swiglu", "mlp_dim": 96, "layer_scale": 1.0, "activation": "gelu"
+    },
+    "RMSNorm, rotated registers (ViT-5)": {
+        "rope": "vit5", "registers": 4, "norm": "rms_norm", "qk_norm": True, "qkv_bias": False,
+        "class_token_position": False, "layer_scale": 1.0, "activation": "gelu",
     },
 }  # fmt: skip
 
@@ -42,10 +47,13 @@ class Proof:
     """Whether what was read, written again, gives the same arrays."""
     difference: Difference | None
     """From the outputs of the format's own library, in float64; None where no library has such a model."""
+    twins: parity.Report | None
+    """Every stage and gradient of the JAX and the PyTorch model, if they were asked for."""
 
     @property
     def ok(self) -> bool:
-        return self.same_bits and self.same_file and (self.difference is None or self.difference.ok)
+        compared = (self.difference, self.twins)
+        return self.same_bits and self.same_file and all(each is None or each.ok for each in compared)
 
 
 def examples() -> dict[str, Mapping[str, Mapping[str, Any]]]:
@@ -58,15 +66,15 @@ def read_only_formats() -> list[str]:
     return [name for name in FOREIGN_FORMATS if name not in WRITERS]
 
 
-def proofs(seed: int = 0) -> Iterator[Proof]:
-    """One proof for each example, as soon as it is complete."""
+def proofs(twins: Sequence[Any] = (), seed: int = 0) -> Iterator[Proof]:
+    """One proof for each example, as soon as it is complete. twins: both packages, if they are to be compared too."""
     for format, models in examples().items():
         for what, fields in models.items():
             with TemporaryDirectory() as folder:
-                yield _proof(format, what, ViTConfig(**{**_PLAIN, **fields}), Path(folder), seed)
+                yield _proof(format, what, ViTConfig(**{**_PLAIN, **fields}), Path(folder), twins, seed)
 
 
-def _proof(format: str, what: str, model: ViTConfig, folder: Path, seed: int) -> Proof:
+def _proof(format: str, what: str, model: ViTConfig, folder: Path, twins: Sequence[Any], seed: int) -> Proof:
     arrays = LazyArrays.of(parity.randomized(model, seed)).as_type("float32")
     checkpoint = Checkpoint(CheckpointConfig(model=model), arrays)
     container = "folder" if format == "vit" else WRITERS[format].containers[0]
@@ -83,6 +91,7 @@ def _proof(format: str, what: str, model: ViTConfig, folder: Path, seed: int) ->
         same_config and _same(opened.arrays, checkpoint.arrays),
         _same(open_container(second).arrays, open_container(first).arrays),
         _against_library(first, format, checkpoint, seed),
+        parity.compare(*trace_twins(checkpoint, twins, "float64", seed)) if twins else None,
     )
 
 

@@ -65,7 +65,11 @@ class Extraction:
         pool = pool or ("cls" if model.class_token else "gap")
         check_features(model, layer, pool)
         made = preparation_with_warnings(checkpoint.config, preprocessing)
-        made.check_fixed("features")
+        if made.max_patches is not None and pool == "tokens":
+            raise InputError(
+                f"pool tokens: by preprocessing.max_patches ({made.max_patches}) images have different numbers of "
+                "tokens; use gap, the mean of the patch tokens, or --preprocessing max_patches=none for one size of all"
+            )
         extract = partial(twin.features, layer=layer, pool=pool, norm=norm)
         function = twin.OnDevices(twin.load(checkpoint, dtype=dtype), made, extract)
         return cls(function, made, features_shape(model, pool))

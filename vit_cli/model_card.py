@@ -150,10 +150,17 @@ def _preprocessing(checkpoint: Checkpoint) -> list[str]:
     made = checkpoint.config.preprocessing
     if made is None:
         return ["How the images of training were made is not known."]
+    size = f"{made.image_size[0]} x {made.image_size[1]} pixels"
+    resized = f"{made.resize}, {made.interpolation}, {made.crop_fraction:g} of the resized image"
+    if made.max_patches is not None and made.patch_size is not None:
+        size = (
+            f"of each image: at most {made.max_patches} patches of {made.patch_size[0]} x {made.patch_size[1]} pixels"
+        )
+        resized = f"one factor for both sides, rounded up to whole patches, {made.interpolation}"
     rows = {
-        "size": f"{made.image_size[0]} x {made.image_size[1]} pixels",
+        "size": size,
         "channels": str(made.channels),
-        "resized by": f"{made.resize}, {made.interpolation}, {made.crop_fraction:g} of the resized image",
+        "resized by": resized,
         "mean": ", ".join(f"{value:g}" for value in made.mean),
         "standard deviation": ", ".join(f"{value:g}" for value in made.std),
     }

@@ -11,6 +11,7 @@ from vit_cli.console import say
 from vit_cli.twins import Framework
 from vit_core import attention_maps
 from vit_core.checkpoints import Checkpoint
+from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
@@ -137,7 +138,7 @@ class Shown:
             say(f"not drawn: position similarity; its positions are not learned ({model.position_embedding})")
 
     def _of_attention(self, name: str, pixels_HWC: np.ndarray) -> Iterator[Figure]:
-        model = self.checkpoint.config.model
+        model = self._model_at(pixels_HWC)
         of_image = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
         query = attention_figures.query_token(model)[1]
         yield Figure(
@@ -154,7 +155,7 @@ class Shown:
             "(arXiv:2005.00928). It shows which patches can have contributed, not why.",
             lambda path: attention_figures.attention_rollout(model, pixels_HWC, of_image, path),
         )
-        distances_LT, images = self._distances(of_image)
+        distances_LT, images = self._distances(model, of_image)
         yield Figure(
             "attention_distance.png",
             "Mean attention distance",
@@ -207,37 +208,42 @@ class Shown:
     @cached_property
     def _twin(self) -> Callable[[np.ndarray], list[np.ndarray]]:
         """The attention weights of each layer for normalised images."""
+        any_size = self.preprocessing.max_patches is not None
         if self.framework == "torch":
             import vit_torch
 
             in_torch = vit_torch.load(self.checkpoint, dtype="float32")
-            return lambda x_BHWC: vit_torch.attention_weights(in_torch, x_BHWC)
+            return lambda x_BHWC: vit_torch.attention_weights(in_torch, x_BHWC, interpolate=any_size)
         import vit_jax
 
         in_jax = vit_jax.load(self.checkpoint, dtype="float32")
-        return lambda x_BHWC: vit_jax.attention_weights(in_jax, x_BHWC)
+        return lambda x_BHWC: vit_jax.attention_weights(in_jax, x_BHWC, interpolate=any_size)
+
+    def _model_at(self, pixels_HWC: np.ndarray) -> ViTConfig:
+        """The model's config for an image, which has a size of its own with max_patches."""
+        return self.checkpoint.config.model.replace(image_size=pixels_HWC.shape[:2])
 
     def _attention(self, pixels_HWC: np.ndarray) -> list[np.ndarray]:
         return self._twin(normalise(pixels_HWC[None], self.preprocessing))
 
-    def _distances(self, of_image: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
+    def _distances(self, model: ViTConfig, of_image: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
         """Mean attention distance [layers, heads], and over how many images: the split's, or the one image."""
         if self.split is None:
-            return self._distances_of(of_image), 1
+            return _distances_of(model, of_image), 1
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
         with self.display.task("attention", len(ids)) as task:
             for done, i in enumerate(ids):
-                made = self.preprocessing.of_one_size()  # attention is drawn on the model's own grid
-                pixels_HWC = evaluation_pixels(self.split.examples[int(i)], made)
-                total = total + self._distances_of([weights[0] for weights in self._attention(pixels_HWC)])
+                pixels_HWC = evaluation_pixels(self.split.examples[int(i)], self.preprocessing)
+                weights_LTNN = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
+                total = total + _distances_of(self._model_at(pixels_HWC), weights_LTNN)
                 task.update(done + 1, self.split.title)
         return total / len(ids), len(ids)
 
-    def _distances_of(self, weights_LTNN: Sequence[np.ndarray]) -> np.ndarray:
-        model = self.checkpoint.config.model
-        return np.stack(
-            [
-                attention_maps.attention_distances(weights_TNN, model.grid, model.patch_size, model.prefix_tokens)
-                for weights_TNN in weights_LTNN
-            ]
-        )
+
+def _distances_of(model: ViTConfig, weights_LTNN: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(
+        [
+            attention_maps.attention_distances(weights_TNN, model.grid, model.patch_size, model.prefix_tokens)
+            for weights_TNN in weights_LTNN
+        ]
+    )

@@ -102,18 +102,6 @@ class Preprocessing(Schema):
         size = tuple(count * patch for count, patch in zip(grid, self.patch_size, strict=True))
         return self.replace(image_size=size, max_patches=None, patch_size=None, resize="squash")
 
-    def of_one_size(self) -> "Preprocessing":
-        """The same for images that all get image_size."""
-        return self.replace(max_patches=None, patch_size=None)
-
-    def check_fixed(self, what: str) -> None:
-        """InputError where images have sizes of their own, which `what` cannot take."""
-        if self.max_patches is not None:
-            raise InputError(
-                f"preprocessing.max_patches: {self.max_patches} gives images sizes of their own, which is not possible "
-                f"for {what}; set max_patches none"
-            )
-
 
 IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
 """The fields of Preprocessing that another project's images differ in."""

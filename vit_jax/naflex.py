@@ -12,7 +12,7 @@ from vit_core.naflex import Patches
 from vit_jax import rope, stacking
 from vit_jax.layers import drop, padding_bias
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks
+from vit_jax.stacking import Masks, Places
 
 if TYPE_CHECKING:
     from vit_jax.model import ViT
@@ -26,6 +26,14 @@ def logits(model: ViT, batch: Patches, masks: Masks | None = None) -> Array:
 
 def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array]:
     """All tokens [B, N, D] after the last block, and which of them are no padding: bool [B, N]."""
+    x_BND, valid_BN, places = embed(model, batch, masks)
+    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
+    return model.norm(x_BND), valid_BN
+
+
+def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array, Places]:
+    """All tokens [B, N, D] before the first block, which of them are no padding: bool [B, N], and what the blocks need
+    to know of their places."""
     config, kernel_PQCD = model.config, model.patch_embed.proj.kernel[...]
     kernel_PD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
     x_BND, bias = batch.patches_BNP.astype(kernel_PD.dtype) @ kernel_PD, model.patch_embed.proj.bias
@@ -38,13 +46,12 @@ def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Arra
     x_BND = drop(jnp.concatenate([*prefix, x_BND], axis=1), POSITIONS, masks)
     x_BND = model.norm_pre(constrain(x_BND, "batch tokens width"))
     valid_BN = jnp.pad(batch.valid_BN, ((0, 0), (config.prefix_tokens, 0)), constant_values=True)
-    places = {"bias": padding_bias(valid_BN, x_BND.dtype)}
+    places: Places = {"bias": padding_bias(valid_BN, x_BND.dtype)}
     if config.rope is not None:
         precise = jnp.promote_types(x_BND.dtype, jnp.float32)
         xy_BN2 = jnp.pad(batch.coordinates_BN2.astype(precise), ((0, 0), (config.prefix_tokens, 0), (0, 0)))
         places |= rope.places_at(config, xy_BN2, precise, (masks or {}).get(ROPE))
-    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
-    return model.norm(x_BND), valid_BN
+    return x_BND, valid_BN, places
 
 
 def normalised(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:

@@ -50,13 +50,16 @@ def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.
         return np.asarray(compute(state, jnp.asarray(x_BHWC)))
 
 
-def attention_weights(model: ViT, x_BHWC: np.ndarray) -> list[np.ndarray]:
-    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation."""
+def attention_weights(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> list[np.ndarray]:
+    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation.
+
+    interpolate: accept another resolution than the config's, as the model does.
+    """
     graph, state = nnx.split(model)
 
     @jax.jit
     def compute(state, x_BHWC):  # type: ignore[no-untyped-def]
-        stages = nnx.merge(graph, state).forward_intermediates(x_BHWC)
+        stages = nnx.merge(graph, state).forward_intermediates(x_BHWC, interpolate=interpolate)
         return [stages[f"blocks.{i}.attn"] for i in range(model.config.depth)]
 
     with jax.default_matmul_precision("highest"):

@@ -5,22 +5,34 @@ from itertools import islice
 from torch import Tensor
 
 from vit_core.features import Pool, check_features
+from vit_core.naflex import Patches
+from vit_torch import naflex
+from vit_torch.layers import mean_of_tokens
 from vit_torch.model import ViT
 
 
-def features(model: ViT, x_BCHW: Tensor, layer: int = -1, pool: Pool = "cls", norm: bool = False) -> Tensor:
+def features(model: ViT, x_BCHW: Tensor | Patches, layer: int = -1, pool: Pool = "cls", norm: bool = False) -> Tensor:
     """The tokens after a block, as timm's `forward_intermediates` gives them; later blocks are not computed.
 
     layer: number of the block from 0; -1 is the last. pool: "cls" the class token [B, D], "gap" the mean of the patch
     tokens [B, D], "tokens" all [B, N, D], those before the patches first. norm: apply the model's last norm to all
     tokens first (timm's `norm=True`). InputError for a layer or a token that the model does not have.
+    A batch of patches (vit_core.naflex) stands for images of any aspect: the mean leaves out their padding; "tokens"
+    include those of padding, which mean nothing.
     """
     number = check_features(model.config, layer, pool)
-    x_BND, places = model.embed(x_BCHW)
+    valid_BN: Tensor | None = None
+    if isinstance(x_BCHW, Patches):
+        x_BND, valid_BN, places = naflex.embed(model, x_BCHW)
+    else:
+        x_BND, places = model.embed(x_BCHW)
     for block in islice(model.blocks, number + 1):
         x_BND = block(x_BND, None, places)
     if norm:
         x_BND = model.norm(x_BND)
     if pool == "tokens":
         return x_BND
-    return x_BND[:, 0] if pool == "cls" else x_BND[:, model.config.prefix_tokens :].mean(dim=1)
+    if pool == "cls":
+        return x_BND[:, 0]
+    prefix = model.config.prefix_tokens
+    return mean_of_tokens(x_BND[:, prefix:], None if valid_BN is None else valid_BN[:, prefix:])

@@ -12,7 +12,7 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_torch import rope, stacking
 from vit_torch.layers import drop, padding_bias
-from vit_torch.masks import Masks
+from vit_torch.masks import Masks, Places
 
 if TYPE_CHECKING:
     from vit_torch.model import ViT
@@ -26,6 +26,14 @@ def logits(model: ViT, batch: Patches, masks: Masks | None = None) -> Array:
 
 def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array]:
     """All tokens [B, N, D] after the last block, and which of them are no padding: bool [B, N]."""
+    x_BND, valid_BN, places = embed(model, batch, masks)
+    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
+    return model.norm(x_BND), valid_BN
+
+
+def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array, Places]:
+    """All tokens [B, N, D] before the first block, which of them are no padding: bool [B, N], and what the blocks need
+    to know of their places."""
     config, weight_DCPQ = model.config, model.patch_embed.proj.weight
     kernel_DP = weight_DCPQ.permute(0, 2, 3, 1).flatten(1)
     x_BND = F.linear(batch.patches_BNP.to(weight_DCPQ.dtype), kernel_DP, model.patch_embed.proj.bias)
@@ -37,13 +45,12 @@ def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Arra
     prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in model.prefix(pos_1ND)]
     x_BND = model.norm_pre(drop(torch.cat([*prefix, x_BND], dim=1), POSITIONS, masks))
     valid_BN = F.pad(batch.valid_BN, (config.prefix_tokens, 0), value=True)
-    places = {"bias": padding_bias(valid_BN, x_BND.dtype)}
+    places: Places = {"bias": padding_bias(valid_BN, x_BND.dtype)}
     if config.rope is not None:
         precise = x_BND.new_zeros((), dtype=torch.promote_types(x_BND.dtype, torch.float32))
         xy_BN2 = F.pad(batch.coordinates_BN2.to(precise), (0, 0, config.prefix_tokens, 0))
         places |= rope.places_at(config, xy_BN2, precise, (masks or {}).get(ROPE))
-    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
-    return model.norm(x_BND), valid_BN
+    return x_BND, valid_BN, places
 
 
 def normalised(batch: Patches, offset_C: Array, scale_C: Array, dtype: torch.dtype) -> Patches:

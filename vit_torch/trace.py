@@ -36,9 +36,13 @@ def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.
         return arrays.to_numpy(model.eval()(x_BCHW, interpolate=interpolate))
 
 
-def attention_weights(model: ViT, x_BHWC: np.ndarray) -> list[np.ndarray]:
-    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation."""
+def attention_weights(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> list[np.ndarray]:
+    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation.
+
+    interpolate: accept another resolution than the config's, as the model does.
+    """
     device = next(model.parameters()).device
     with torch.no_grad():
-        stages = model.eval().forward_intermediates(torch.as_tensor(x_BHWC, device=device).movedim(-1, 1))
+        x_BCHW = torch.as_tensor(x_BHWC, device=device).movedim(-1, 1)
+        stages = model.eval().forward_intermediates(x_BCHW, interpolate=interpolate)
     return [arrays.to_numpy(stages[f"blocks.{i}.attn"]) for i in range(model.config.depth)]

@@ -84,7 +84,8 @@ def export(
             image, where the target can express it.
         batch: Number of images, or any (default: any, where the target can express it; otherwise 1).
         any_size: Let the model run at any multiples of its patch (two or more for each side), with the position
-            embeddings resampled in the program.
+            embeddings resampled in the program. Of a model for images of any aspect (max_patches), the program takes
+            images as its preprocessing resizes them, of one size in a batch.
         precision: Type of weights and computation. int8: weights and inputs of matrix products in 8 bits, by
             onnxruntime's dynamic quantization.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
@@ -107,15 +108,15 @@ def export(
         require("train", *TRAINING)
     if images < 1:
         raise InputError(f"--images {images}: expected 1 or more")
-    if any_size and data is not None:
-        raise InputError("--data: images are brought to one size, so --any-size cannot be compared on them; remove one")
     if opset is not None and to != "onnx":
         raise InputError(f"--opset {opset}: is of ONNX files; {to} has none")
     opened = open_and_report(source, from_, set_, part)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(image_size=image_size)
-    made = _preprocessing_of(checkpoint, preprocessing)
+    made = _preprocessing_of(checkpoint, preprocessing, any_size)
+    if any_size and data is not None and made.max_patches is None:
+        raise InputError("--data: images are brought to one size, so --any-size cannot be compared on them; remove one")
     if batch is None:
         batch = 1 if to == "stablehlo" else "any"
     deployment = Deployment.of(
@@ -171,8 +172,9 @@ def _default_input(target: Target, preprocessing: Preprocessing, any_size: bool)
     return "image"
 
 
-def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str]) -> Preprocessing:
-    """The checkpoint's preprocessing with some fields changed; says what is assumed where it records none."""
+def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str], any_size: bool) -> Preprocessing:
+    """The checkpoint's preprocessing with some fields changed; says what is assumed where it records none. InputError
+    where images get sizes of their own, and the program has one."""
     model, recorded = checkpoint.config.model, checkpoint.config.preprocessing
     if recorded is None:
         console.say(
@@ -181,7 +183,12 @@ def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str]) -> Preproces
         )
     found = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
     found = found.replace(**parse_preprocessing(words))
-    found.check_fixed("an exported program")
+    if found.max_patches is not None and not any_size:
+        raise InputError(
+            f"preprocessing.max_patches: {found.max_patches} gives images sizes of their own, this program has one; "
+            "add --any-size (images of one batch have one size), or --preprocessing max_patches=none (all are "
+            f"resized to {'x'.join(map(str, found.image_size))})"
+        )
     return found
 
 

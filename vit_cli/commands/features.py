@@ -36,9 +36,11 @@ def features(
     """Write the features of images: the tokens after a block of the model.
 
     They equal those of timm's forward_intermediates. Rows are written as they are computed, so memory does not grow
-    with the number of images; the file appears at the end, whole. Beside an array (.npy, which can be opened as a
-    memory map, and .safetensors) a table of the same name (.csv) has the path of each row's image; a parquet file has
-    it in itself. For images in folders of a folder, the name of the folder is their label: `vit probe` learns it.
+    with the number of images; the file appears at the end, whole. A command that is interrupted writes nothing, and
+    the next one starts over, because images, weights and options may have changed: of very many images, write several
+    files, a part of the images in each. Beside an array (.npy, which can be opened as a memory map, and .safetensors) a
+    table of the same name (.csv) has the path of each row's image; a parquet file has it in itself. For images in
+    folders of a folder, the name of the folder is their label: `vit probe` learns it.
 
     Examples:
         vit features ViT-B_16.npz ./photos/train --out train.npy
@@ -84,17 +86,21 @@ def features(
             dtype=compute_dtype,
             preprocessing=parse_preprocessing(preprocessing),
         )
-    with feature_file(out, extraction.shape, "float64" if compute_dtype == "float64" else "float32") as add:
-        used = each_image(
-            f"features ({framework})",
-            named.paths,
-            named.count,
-            partial(extraction.stream, batch_size=fitting_batch(named, batch_size), threads=threads),
-            lambda path, values: add(text_of(path), named.label_of(path), values),
-            unreadable=unreadable,
-            batch_size=batch_size,
-            hardware=extraction.function.hardware,
-        )
+    try:
+        with feature_file(out, extraction.shape, "float64" if compute_dtype == "float64" else "float32") as add:
+            used = each_image(
+                f"features ({framework})",
+                named.paths,
+                named.count,
+                partial(extraction.stream, batch_size=fitting_batch(named, batch_size), threads=threads),
+                lambda path, values: add(text_of(path), named.label_of(path), values),
+                unreadable=unreadable,
+                batch_size=batch_size,
+                hardware=extraction.function.hardware,
+            )
+    except KeyboardInterrupt:
+        say(f"{out}: not written; the next command starts over, unless you name parts of the images, a file for each")
+        raise
     beside = "" if out.suffix == ".parquet" else f", images in {table_beside(out)}"
     say(f"written: {out}, {' x '.join(map(str, (used, *extraction.shape)))}{beside}")
     return 0

@@ -1,24 +1,38 @@
 """`vit formats`"""
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from vit_cli import console
 from vit_cli.requirements import require
 
 
-def formats() -> int:
+def formats(*, twins: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Check every checkpoint format on small random models.
 
     Each model is written, opened by the library that the format belongs to, and read back. The table shows whether the
     bits are equal, and how far the outputs of the other library are from ours in float64. The exit status is 1 when
     something is not as it should be. The libraries are installed by pip install 'vit-parity[test]'.
 
-    Example:
+    Examples:
         vit formats
+        vit formats --twins
+
+    Args:
+        twins: Also compare every stage and the gradient of every parameter of the JAX and the PyTorch model, which
+            takes some minutes.
     """
     require("test", "torch", "timm", "transformers", "torchvision", "vit_pytorch")
-    from vit_cli.format_proofs import proofs, read_only_formats
+    from vit_cli.format_proofs import examples, proofs, read_only_formats
     from vit_cli.reports.formats import print_proofs
+    from vit_cli.twins import twin
 
-    with console.working("writing, opening and reading small models"):
-        found = list(proofs())
+    found, packages = [], [twin("jax"), twin("torch")] if twins else []
+    with console.progress() as bar:
+        task = bar.add_task("formats", total=sum(map(len, examples().values())), note="starting")
+        for proof in proofs(packages):
+            found.append(proof)
+            bar.update(task, advance=1, note=f"{proof.format}: {proof.model}")
     print_proofs(found, read_only_formats())
     return int(not all(proof.ok for proof in found))

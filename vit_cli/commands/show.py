@@ -128,13 +128,13 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
     if image.is_dir():
         raise InputError(f"{image}: is a folder; name one image")
     with local_copy(image) as file:
-        return resize_image(decode(file, preprocessing), preprocessing.of_one_size())
+        return resize_image(decode(file, preprocessing), preprocessing)
 
 
 def _first_pixels(examples: "Split", preprocessing: Preprocessing) -> np.ndarray:
     from vit_train.data.batches import evaluation_pixels
 
-    return evaluation_pixels(examples.examples[0], preprocessing.of_one_size())
+    return evaluation_pixels(examples.examples[0], preprocessing)
 
 
 def _examples(

@@ -1,6 +1,6 @@
 """How `vit formats` and `vit bench` show their results."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vit_cli.console import table, verdict
@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from vit_cli.format_proofs import Proof
 
 
-def print_proofs(proofs: "Iterable[Proof]", read_only: Iterable[str]) -> None:
-    """Prints what was found for each model in each format."""
-    rows = []
+def print_proofs(proofs: "Sequence[Proof]", read_only: Iterable[str]) -> None:
+    """Prints what was found for each model in each format; a column for the twins, where they were compared."""
+    rows: list[tuple[str, ...]] = []
+    twins = any(proof.twins for proof in proofs)
     for proof in proofs:
         same = "equal bits" if proof.same_bits and proof.same_file else "[bold red]CHANGED[/]"
-        rows.append((proof.format, proof.model, same, _distance(proof), verdict(proof.ok)))
-    rows += [(format, "", "read only", "see parity_tests/formats", "") for format in read_only]
-    columns = ("format", "model", "there and back", "from its own library", "")
+        of_twins = () if proof.twins is None else (f"{proof.twins.worst.relative:.1e}",)
+        rows.append((proof.format, proof.model, same, _distance(proof), *of_twins, verdict(proof.ok)))
+    rows += [(format, "", "read only", "see parity_tests/formats", *[""] * twins, "") for format in read_only]
+    columns = ("format", "model", "there and back", "from its own library", *["twins, gradients"] * twins, "")
     table("float64, relative to the largest output", columns, rows)
 
 

@@ -62,15 +62,51 @@ def test_an_onnx_file_is_served_without_this_package(vit: Vit, checkpoint: Path,
     assert all(line.endswith("of the scale (bound 1e-05) ok") for line in lines), lines
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (30, 21, 3), np.uint8)).save(tmp_path / "image.png")
-    command = [sys.executable, "-I", "-c", SERVING, tmp_path / "pets.onnx", tmp_path / "image.png"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert_served(tmp_path / "pets.onnx", tmp_path / "image.png", checkpoint)
+
+
+def assert_served(file: Path, image: Path, checkpoint: Path, preprocessing: Preprocessing = PREPROCESSING) -> None:
+    """In a process of its own, an image file gets the model's logits and label."""
+    command = [sys.executable, "-I", "-c", SERVING, file, image]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=image.parent)
     found = json.loads(done.stdout)
     assert found["ours"] == []
-    expected_C = vit_torch.predict(vit_torch.load(checkpoint), load_image(tmp_path / "image.png", PREPROCESSING)[None])[
-        0
-    ]
+    (expected_C,) = vit_torch.predict(vit_torch.load(checkpoint), load_image(image, preprocessing)[None])
     assert np.abs(found["logits"] - expected_C).max() <= parity.FLOAT32_BOUND * np.abs(expected_C).max()
     assert found["label"] == LABELS[expected_C.argmax()]
+
+
+def test_large_weights_lie_beside_an_onnx_file(
+    vit: Vit, refused: Vit, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a limit that this small model exceeds; protobuf's own is that of the next test."""
+    monkeypatch.setattr("vit_torch.onnx_file.EMBEDDED_BYTES", 1000)
+    out = vit("export", checkpoint, tmp_path / "pets.onnx", "--input", "pixels", "--batch", 1)
+    assert f"wrote {tmp_path / 'pets.onnx'}, {tmp_path / 'pets.onnx.data'}" in out
+    weights = sum(array.nbytes for array in open_checkpoint(checkpoint).arrays.values())
+    file, data = ((tmp_path / name).stat().st_size for name in ("pets.onnx", "pets.onnx.data"))
+    assert data >= weights / 2, "small tensors may stay in the file"
+    assert f"{(file + data) / 1e6:,.2f} MB" in out
+    assert "has pets.onnx.data, pets.onnx already" in refused("export", checkpoint, tmp_path / "pets.onnx")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("pets.onnx", "pets.onnx.data"):
+        (tmp_path / name).rename(moved / name)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "image.png")
+    whole = PREPROCESSING.replace(crop_fraction=1.0)  # an image of the model's size, as it is
+    assert_served(moved / "pets.onnx", tmp_path / "image.png", checkpoint, whole)
+
+
+@pytest.mark.release
+def test_weights_of_more_than_2_gib(vit: Vit, refused: Vit, tmp_path: Path) -> None:
+    """Wide rather than deep, which costs the least to trace; in onnxruntime, moved to another folder."""
+    wide = MODEL.replace(width=2816, mlp_dim=65536 + 32768, heads=2, depth=1)
+    source = save_labelled(tmp_path / "wide", wide)
+    out = vit("export", source, tmp_path / "wide.onnx", "--input", "pixels", "--batch", 1)
+    assert (tmp_path / "wide.onnx.data").stat().st_size > 2**31
+    assert "(bound 1e-05) ok" in out
+    line = refused("export", source, tmp_path / "wide.jaxexport", "--input", "pixels")
+    assert "jax-export: its files end at 2 GiB, the weights are 2.2; use onnx" in line
 
 
 def test_a_description_lies_beside_a_jax_program(vit: Vit, checkpoint: Path, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """`vit features`: what it prints, skips and refuses. (parity_tests/test_features.py holds its values against timm.)"""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vit_cli.inference import Extraction
 from vit_cli.tests.printed import Printing, Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random
 from vit_core.feature_files import read_features
@@ -34,6 +37,25 @@ def test_rows_have_the_names_and_folders_of_their_images(printed: Printing, phot
     np.testing.assert_array_equal(found.values_N[0], found.values_N[2])  # the same image
     printed("features", model, photos / "a", photos / "b/0.png", "--out", out, "--pool", "tokens")
     assert read_features(out).values_N.shape == (2, MODEL.tokens, MODEL.width)
+
+
+def test_an_interrupted_command_leaves_what_was_there(
+    printed: Printing, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = save_random(tmp_path / "model"), tmp_path / "x.npy"
+    printed("features", model, photos / "a", "--out", out)
+    before = {path: path.read_bytes() for path in tmp_path.glob("x.*")}
+    stream = Extraction.stream
+
+    def interrupted(*words: Any, **options: Any) -> Iterator[Any]:
+        yield next(stream(*words, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Extraction, "stream", interrupted)
+    shown = printed("features", model, photos, "--out", out, status=130)
+    assert f"{out}: not written; the next command starts over, unless you name parts of the images" in shown.out
+    assert shown.err == "vit: interrupted\n"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(refused: Vit, photos: Path, tmp_path: Path) -> None:

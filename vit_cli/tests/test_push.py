@@ -10,6 +10,7 @@ from vit_cli.tests.printed import Printing, Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random
 from vit_core import Checkpoint, CheckpointConfig, Provenance, open_checkpoint, parity, save_checkpoint
 from vit_core.checkpoints.checkpoint import Resampling
+from vit_core.preprocess import Preprocessing
 from vit_core.storage.tests.hub_server import TOKEN, Answer, Hub, Request, hub, use
 
 __all__ = ["hub"]
@@ -49,6 +50,16 @@ def test_what_is_pushed_is_read_back(printed: Printing, hub: Hub, folder: Path, 
     assert len(hub.repositories["u/m"].commits) == 2, "the one that created the repository, and one"
     (header,) = (json.loads(r.body.splitlines()[0]) for r in hub.log if "/commit/" in r.path)
     assert header["value"]["summary"] == "the first"
+
+
+def test_a_card_of_a_model_for_images_of_any_aspect(vit: Vit, hub: Hub, folder: Path) -> None:
+    made = Preprocessing(image_size=8, max_patches=20, patch_size=4, interpolation="bilinear")
+    opened = open_checkpoint(folder)
+    save_checkpoint(folder, opened.with_config(opened.config.replace(preprocessing=made)))
+    vit("push", folder, "u/m")
+    card = hub.repositories["u/m"].files()["README.md"].decode()
+    assert "| size | of each image: at most 20 patches of 4 x 4 pixels |" in card
+    assert "| resized by | one factor for both sides, rounded up to whole patches, bilinear |" in card
 
 
 def test_a_newer_checkpoint_replaces_an_older_one(

@@ -251,14 +251,14 @@ class TrainConfig(Schema):
             raise ValueError(f"preprocessing.max_patches: {error}") from None
         if len(set(self.sequence_lengths)) < len(self.sequence_lengths):
             raise ValueError(f"sequence_lengths: {self.sequence_lengths} has a length twice")
-        for name, on in (
-            ("patch_sizes", self.patch_sizes),
-            ("augmentation.mixup and cutmix", self.augmentation.mixes),
-            ("augmentation.random_crop", self.augmentation.random_crop),
-            ("distillation.teacher", self.distillation.teacher),
+        for name, off, on in (
+            ("patch_sizes", "leave them out", self.patch_sizes),
+            ("augmentation.mixup and cutmix", "set both to 0", self.augmentation.mixes),
+            ("augmentation.random_crop", "set it to false", self.augmentation.random_crop),
+            ("distillation.teacher", "leave it out", self.distillation.teacher),
         ):
             if on:
-                raise ValueError(f"{name}: for images of one size, not for preprocessing.max_patches; leave out either")
+                raise ValueError(f"{name}: for images of one size, not for preprocessing.max_patches; {off}")
         return self
 
     @property
