@@ -25,6 +25,8 @@ _OTHER_POSITIONS = (
     ),
 )
 _OTHER_BLOCKS = ((r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),)
+_BESIDE = ((r"(^|[./])projector[./]projector_layer[./]", "attention within windows, as in RF-DETR"),)
+"""What stands beside a tower that computes other outputs than its arrays alone say."""
 _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
 _NETWORKS = (
@@ -68,8 +70,10 @@ def check_positions(source: Source) -> None:
                 f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
                 "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
             )
-    for pattern, what in (*_OTHER_POSITIONS, *_OTHER_BLOCKS):
-        if found := [name for name in source.arrays if re.search(pattern, name)]:
+    inside, beside = (*_OTHER_POSITIONS, *_OTHER_BLOCKS), _BESIDE
+    known = [*((one, source.arrays) for one in inside), *((one, source.beside) for one in beside)]
+    for (pattern, what), arrays in known:
+        if found := [name for name in arrays if re.search(pattern, name)]:
             raise InputError(
                 f"{source.path}: {abbreviate(found, most=1)} belongs to {what}, which ViTConfig cannot express"
             )

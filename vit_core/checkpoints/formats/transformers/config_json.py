@@ -33,11 +33,13 @@ _HEAD_OF = {
     "Aimv2Model": "visual_projection",
 }
 """What the name of an architecture ends in -> its head."""
+_WINDOWS = "RF-DETR's backbone has the same arrays, and attention within windows"
 _LOOKALIKES = {
-    "siglip_vision_model": "the image towers of PaddleOCR-VL and Phi-4 have",
-    "dinov2": "RF-DETR's backbone, whose attention is within windows, has",
+    "siglip_vision_model": "PaddleOCR-VL's image tower has the same arrays, and rotary positions",
+    "dinov2": _WINDOWS,
+    "dinov2_with_registers": _WINDOWS,
 }
-"""Family -> towers that compute other outputs from the same arrays, which only a config.json tells apart."""
+"""Family -> a network that computes other outputs from the same arrays, which only a config.json tells apart."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -143,7 +145,9 @@ class Tower:
             defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
             self.assumptions += [one for one in defaults if one.field not in self.fields]
             if others := _LOOKALIKES.get(self.names.model_type):
-                self.notes.append(f"without a config.json: {others} the same arrays and would compute other outputs")
+                decides = "give the folder with its config.json, which decides"
+                why = f"by its names; {others}"
+                self.assumptions.append(Assumption("model_type", self.names.model_type, why, decides))
         if self.family.kind in FROM_SQUARE_GRIDS:
             size = self.fields.get("image_size", found["image_size"])
             size = (size, size) if isinstance(size, int) else size
