@@ -88,7 +88,8 @@ def check_positions(source: Source) -> None:
     if len(widths) > 1:
         several = ", ".join(str(size) for shape in sorted(widths) for size in shape)
         raise InputError(
-            f"{source.path}: its blocks have the widths {several}, as in Hiera and SAM 2, which ViTConfig cannot express"
+            f"{source.path}: its blocks have the widths {several}, as in Hiera and SAM 2, which ViTConfig cannot "
+            "express"
         )
     inside, beside = (*_OTHER_POSITIONS, *_OTHER_BLOCKS), _BESIDE
     known = [*((one, source.arrays) for one in inside), *((one, source.beside) for one in beside)]
