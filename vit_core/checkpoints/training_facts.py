@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from vit_core.arrays import LazyArray
+from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.checkpoints.formats.timm.config_json import preprocessing_of
 from vit_core.config import ViTConfig
@@ -80,7 +80,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
 
     Raises the reader's InputError where it opens neither with these facts nor without them.
     """
-    facts = list(_facts(source.facts))
+    facts = [*_facts(source.facts), *_of_normalisation(source.beside)]
     reading, failure = _attempt(read, source, fields)
     assumed = {one.field for one in reading.assumptions} if reading else set(_ASSUMED)
     taken: dict[str, Any] = {}
@@ -140,6 +140,14 @@ def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
             if not _OTHERS.search(name) and len(inner) < 10_000:
                 below += [(key, str(one), item) for one, item in inner.items()]
         level = below
+
+
+def _of_normalisation(beside: LazyArrays) -> Iterator[Fact]:
+    """The buffers of a module that normalises images before the model: `normalize.mean`."""
+    for name, array in beside.entries.items():
+        last = name.rpartition(".")[2]
+        if last in (*_IMAGES["mean"], *_IMAGES["std"]) and prod(array.shape) <= 3:
+            yield Fact(name, last, array, 0)
 
 
 def _inside(value: Any) -> Mapping[str, Any]:
@@ -242,7 +250,7 @@ def _with_preprocessing(reading: Reading, facts: list[Fact]) -> tuple[Reading, l
 def _plain(value: Any) -> Any:
     """Numbers as a list, of a tuple, a small array or a text in JSON; anything else as it is."""
     if isinstance(value, LazyArray) and prod(value.shape) <= 4:
-        value = value.read().tolist()
+        value = value.read().reshape(-1).tolist()
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError, RecursionError):
             value = json.loads(value[:200])

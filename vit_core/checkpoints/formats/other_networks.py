@@ -30,15 +30,21 @@ _OTHER_BLOCKS = (
 )
 _BESIDE = ((r"(^|[./])projector[./]projector_layer[./]", "attention within windows, as in RF-DETR"),)
 """What stands beside a tower that computes other outputs than its arrays alone say."""
+_PARAMETRISED = re.compile(r"[./](weight_(orig|mask)|parametrizations[./]weight[./]original\d*)$")
+_AFTER_BACKBONE = re.compile(r"(\w+_)?heads?(_\w+)?[./]|fc[./]|classifier[./]|last_layer[./]")
 _FIRST_NORM = re.compile(r"blocks[./]\d+[./]norm1[./]weight$")
 _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
 _OTHER_KIND = "what opens are plain Vision Transformers; give the file of one"
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
 _NETWORKS = (
     (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
-    (r"(^|[./])lora_[AB][./]|lora_(up|down)[./]", "LoRA adapters", "merge them into the model and save that"),
     (
-        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$|[./]_packed_params|[./]zero_point$",
+        r"(^|[./])lora_[AB]([./]|$)|lora_(up|down)[./]|[./]linear_[ab]_[qkv][./]",
+        "LoRA adapters",
+        "merge them into the model and save that",
+    ),
+    (
+        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_(scale|format)(_inv)?$|[./]weight[./]_(data|scale)$|[./]_packed_params|[./]zero_point$",
         "quantized weights",
         "save the model before quantization",
     ),
@@ -84,6 +90,12 @@ def check_positions(source: Source) -> None:
                 f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
                 "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
             )
+    if found := [name for name in source.arrays if _PARAMETRISED.search(name) and not _AFTER_BACKBONE.match(name)]:
+        raise InputError(
+            f"{source.path}: {abbreviate(found, most=1)} belongs to a layer whose weight is computed from other arrays "
+            "(pruned, or with weight or spectral normalization); make it permanent (prune.remove, "
+            "parametrize.remove_parametrizations) and save again"
+        )
     widths = {entry.shape for name, entry in source.arrays.entries.items() if _FIRST_NORM.match(name)}
     if len(widths) > 1:
         several = ", ".join(str(size) for shape in sorted(widths) for size in shape)

@@ -237,7 +237,11 @@ class Tower:
                         f"{self.where}: CLIPForImageClassification takes the mean of tokens before their norm, "
                         "which the schema cannot say; save its vision_model alone"
                     )
-                fields = {"pre_norm": True, "patch_bias": False, "head_bias": not classes}
+                fields = {
+                    "pre_norm": True,
+                    "patch_bias": False,
+                    "head_bias": not classes or "visual_projection.bias" in self.shapes,
+                }
                 return {**fields, "num_classes": classes.get("visual_projection", 0)}
             case "dinov2" | "dinov2_with_registers":
                 beside = "classifier" in classes or self.architecture.endswith("ForImageClassification")
