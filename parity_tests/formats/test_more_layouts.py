@@ -169,7 +169,7 @@ def test_the_unpacked_contents_of_a_pth_file(tmp_path: Path) -> None:
 
 def test_a_file_of_joblib(tmp_path: Path) -> None:
     joblib.dump({name: x.numpy() for name, x in classifier().state_dict().items()}, tmp_path / "file.pkl")
-    with pytest.raises(InputError, match="a file of joblib, .*; load it with joblib"):
+    with pytest.raises(InputError, match=r"a file of joblib, .*; load it with joblib"):
         open_checkpoint(tmp_path / "file.pkl")
 
 

@@ -145,9 +145,8 @@ class Tower:
             defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
             self.assumptions += [one for one in defaults if one.field not in self.fields]
             if others := _LOOKALIKES.get(self.names.model_type):
-                decides = "give the folder with its config.json, which decides"
-                why = f"by its names; {others}"
-                self.assumptions.append(Assumption("model_type", self.names.model_type, why, decides))
+                how = (f"by its names; {others}", "give the folder with its config.json, which decides")
+                self.assumptions.append(Assumption("model_type", self.names.model_type, *how))
         if self.family.kind in FROM_SQUARE_GRIDS:
             size = self.fields.get("image_size", found["image_size"])
             size = (size, size) if isinstance(size, int) else size
