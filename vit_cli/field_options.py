@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from vit_cli.option_words import is_option, words_of_size
 from vit_core.config import Size
 from vit_core.errors import InputError, unknown_name
+from vit_core.field_docstrings import field_docstrings
 from vit_core.field_text import parse_size
 from vit_core.schema import Schema, expectation
 
@@ -33,6 +34,7 @@ class FieldOption:
     path: tuple[str, ...]
     """("optimizer", "beta1")"""
     field: FieldInfo
+    docstring: str
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class FieldOption:
     @cached_property
     def help(self) -> str:
         """The field's docstring on one line."""
-        return " ".join((self.field.description or "").split())
+        return " ".join(self.docstring.split())
 
     @cached_property
     def optional(self) -> bool:
@@ -171,12 +173,13 @@ class FieldOption:
 
 def options_of(schema: type[Schema], path: tuple[str, ...] = ()) -> Iterator[FieldOption]:
     """An option for every field of a schema and of the schemas in it, except those that follow others."""
+    docstrings = field_docstrings(schema)
     for name, field in schema.model_fields.items():
         here = (*path, name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Schema):
             yield from options_of(field.annotation, here)
         elif ".".join(here) not in FOLLOW_THE_MODEL.keys() | NO_OPTIONS:
-            yield FieldOption(here, field)
+            yield FieldOption(here, field, docstrings.get(name, ""))
 
 
 def option_name(path: Sequence[str]) -> str:

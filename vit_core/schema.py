@@ -1,11 +1,16 @@
 """The base class of every schema in this project: frozen, no unknown keys, errors in one line."""
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from vit_core.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 Flag = Annotated[bool, Field(strict=True)]
 """true or false; nothing is converted to it."""
@@ -22,7 +27,7 @@ Real = Annotated[float, Field(strict=True)]
 class Schema(BaseModel):
     """A frozen pydantic model whose constructor raises InputError: all faults and the nearest known key in one line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -39,6 +44,19 @@ class Schema(BaseModel):
             return cls(**data)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: "CoreSchema", handler: "GetJsonSchemaHandler"
+    ) -> "JsonSchemaValue":
+        """The JSON schema, with the docstrings below the fields as their descriptions."""
+        from vit_core.field_docstrings import field_docstrings
+
+        json_schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(json_schema).get("properties", {})
+        for name, text in field_docstrings(cls).items():
+            properties[name].setdefault("description", text)
+        return json_schema
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated as a whole again."""

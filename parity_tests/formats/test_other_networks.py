@@ -44,6 +44,10 @@ def convnext() -> Any:
     return timm.create_model("convnext_atto", dims=(8, 8, 8, 8), depths=(1, 1, 1, 1)).state_dict()
 
 
+def of_timm(name: str, **sizes: Any) -> Any:
+    return lambda: timm.create_model(name, **sizes).state_dict()
+
+
 def language_model() -> Any:
     sizes = {
         "hidden_size": 8,
@@ -66,6 +70,10 @@ NETWORKS = {
     "a ConvNeXt": convnext,
     "a language model": language_model,
     "LoRA adapters": lora,
+    "a network of MLPs": of_timm("mixer_s32_224"),
+    "attention over channels": of_timm("xcit_nano_12_p16_224", embed_dim=16, depth=1, num_heads=2),
+    "a Transformer of several resolutions": of_timm("tnt_s_patch16_224", embed_dim=16, depth=1, inner_dim=8),
+    "a network with batch normalization": of_timm("mobilenetv3_small_050"),
 }
 
 
@@ -73,13 +81,23 @@ NETWORKS = {
 def test_it_is_named(network: str, tmp_path: Path) -> None:
     state = NETWORKS[network]()
     text = refusal(save(tmp_path / "model.pth", state))
-    step = "merge them into the model" if network == "LoRA adapters" else "save its state_dict"
+    steps = {"LoRA adapters": "merge them into the model", "a language model": "save its state_dict"}
+    step = steps.get(network, "what opens are plain Vision Transformers")
     if network != "a Swin Transformer":  # whose relative positions are named before
         assert f"found {len(state)} arrays" in text
         assert f"as of {network}" in text
         assert step in text
     else:
         assert "relative positions, as in Swin and SAM" in text
+
+
+def test_blocks_of_several_widths(tmp_path: Path) -> None:
+    """Hiera has the names of a plain model: what is different is the shapes."""
+    for options in ({}, {"use_expand_proj": False}):
+        sizes: dict[str, Any] = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1), "img_size": (64, 64)}
+        state = timm.create_model("hiera_tiny_224", **sizes, **options).state_dict()
+        text = refusal(save(tmp_path / "hiera.pth", state))
+        assert "its blocks have the widths 8, 16, 32, as in Hiera and SAM 2, which ViTConfig cannot express" in text
 
 
 def test_the_resnet_of_a_clip_model(tmp_path: Path) -> None:

@@ -162,3 +162,46 @@ def test_names_in_two_orders(tmp_path: Path) -> None:
     assert any(
         "labels left out: classes and class_to_idx have different names or orders" in note for note in found.notes
     )
+
+
+IMAGES: dict[str, dict[str, Any]] = {
+    "Lightning": {"hyper_parameters": {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.9}},
+    "arrays": {"hparams": {"image_mean": np.array([0.1, 0.2, 0.3]), "image_std": torch.tensor([0.4, 0.5, 0.6])}},
+    "a namespace": {"args": Namespace(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], interpolation="bilinear")},
+    "of bytes": {"config": {"data": {"mean": [25.5, 51.0, 76.5], "std": [102.0, 127.5, 153.0]}}},
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_how_images_were_made(case: str, tmp_path: Path) -> None:
+    (key, stated), *_ = IMAGES[case].items()
+    stated = vars(stated) if isinstance(stated, Namespace) else stated
+    found = opened(saved(tmp_path, IMAGES[case]), image_size=(8, 32))
+    made = found.config.preprocessing
+    assert made is not None
+    np.testing.assert_allclose(made.mean, (0.1, 0.2, 0.3), rtol=1e-6)  # of a tensor in float32
+    np.testing.assert_allclose(made.std, (0.4, 0.5, 0.6), rtol=1e-6)
+    assert (made.image_size, made.crop_fraction) == ((8, 32), stated.get("crop_pct", 0.875))
+    assert made.interpolation == stated.get("interpolation", "bicubic")
+    (note,) = [note for note in found.notes if note.startswith(f"preprocessing: stated by {key}: ")]
+    assert "assumed as in timm" in note
+    assert ("crop_pct 0.875" in note) == ("crop_pct" not in stated)
+    assert not [note for note in found.notes if note.startswith("left out") and key in note]
+
+
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        ({"mean": [0.5] * 3}, "without a mean and a std"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 2}, "std"),
+        ({"mean": "imagenet", "std": "imagenet"}, "mean"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "random"}, "interpolation"),
+        ({"crop_pct": 0.9}, "without a mean and a std"),
+    ],
+)
+def test_what_cannot_be_heard_of_images_is_named(stated: dict[str, Any], why: str, tmp_path: Path) -> None:
+    found = opened(saved(tmp_path, {"hyper_parameters": stated}), image_size=(8, 32))
+    assert found.config.preprocessing is None
+    (note,) = [note for note in found.notes if "left out" in note and "preprocessing" in note]
+    assert why in note
+    assert "hyper_parameters: " in note

@@ -67,11 +67,12 @@ CANNOT_SAY = ("CLIPForImageClassification", "MetaClip2ForImageClassification")
 """Classes of types that are read, which compute what the schema cannot say."""
 SAME_ARRAYS = words("""
     AltCLIPModel Cohere2VisionModel DPTModel DepthProModel FlavaImageModel GitVisionModel Kosmos2Model
-    Tipsv2VisionBackbone Tipsv2VisionModel VisionEncoderDecoderModel
-    Cosmos3EdgeVisionModel PaddleOCRVisionModel Phi4MultimodalVisionModel RfDetrDinov2Backbone RfDetrModel
+    Tipsv2VisionBackbone Tipsv2VisionModel VisionEncoderDecoderModel Cosmos3EdgeVisionModel Phi4MultimodalVisionModel
+    PaddleOCRVisionModel RfDetrDinov2Backbone
 """)
 """Classes of types that are not read, whose state dict has the arrays of one that is, as its tower. Those of the last
-line compute other outputs from these arrays; without a config.json nothing shows which it is, which a note says."""
+line compute other outputs from these arrays; without a config.json nothing shows which it is, which an assumption says
+(test_same_arrays.py)."""
 
 
 def image_models() -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _array_mappings(
     """Every mapping in which array names begin: of a tree with "/" the whole tree, flattened; of pickles each mapping
     that holds arrays itself."""
     if separator == "/":
-        yield keys, dict(_flattened(tree, separator))
+        yield keys, flattened(tree, separator)
         return
     own = {name: value for name, value in tree.items() if isinstance(value, LazyArray)}
     if own:
@@ -158,6 +158,11 @@ def _array_mappings(
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _array_mappings(value, separator, (*keys, str(name)))
+
+
+def flattened(tree: Mapping[str, Any], separator: str) -> dict[str, LazyArray]:
+    """Every array of a tree, under the keys that lead to it, joined."""
+    return dict(_flattened(tree, separator))
 
 
 def _flattened(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, LazyArray]]:

@@ -160,6 +160,7 @@ class Assumption:
     """A field of ViTConfig that a file of another project does not contain, and the value that was taken for it."""
 
     field: str
+    """Of ViTConfig; "model_type" where two networks have the same arrays, and transformers' config.json is missing."""
     value: Any
     why: str
     """Why this value, as a phrase: "as in ViT-B/16"."""

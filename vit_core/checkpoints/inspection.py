@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from vit_core.arrays import DTYPES
-from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.parameters import parameters
+from vit_core.schema import Schema
 
 OUTLIER = 1000.0
 """An element so many times the median magnitude of its array is told: those of a normal distribution stay below 10."""
@@ -75,6 +76,12 @@ def chosen(config: ViTConfig) -> dict[str, Any]:
     }
 
 
+def _assumption(one: Assumption) -> dict[str, Any]:
+    value = one.value.model_dump(mode="json") if isinstance(one.value, Schema) else one.value
+    value = list(value) if isinstance(value, tuple) else value
+    return {"field": one.field, "value": value, "why": one.why, "alternatives": one.alternatives}
+
+
 def description(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint is, by its config and the sizes and types of its arrays; none is read."""
     config = checkpoint.config
@@ -82,6 +89,7 @@ def description(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.origin),
         "format": checkpoint.format,
         "notes": list(checkpoint.notes),
+        "assumptions": [_assumption(one) for one in checkpoint.assumptions],
         "config": config.model_dump(mode="json"),
         "grid": list(config.model.grid),
         "prefix_tokens": config.model.prefix_tokens,

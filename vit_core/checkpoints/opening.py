@@ -16,6 +16,7 @@ from vit_core.checkpoints.candidates import (
     choose_candidate,
     facts_beside,
     find_candidates,
+    flattened,
     keys_beside,
     modules_of,
 )
@@ -37,6 +38,11 @@ from vit_core.storage import Location, location
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
+_OF_FOLDERS = tuple(
+    f"{name}{end}" for name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") for end in ("", ".index.json")
+)
+"""Names of files of weights to which a config.json beside them belongs."""
+_SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
 _LONGEST_JSON = 2**24
 """Bytes."""
 _HEAD = re.compile(r"(?:\w+_)?heads?(?:_\w+)?\.|(?:fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)\.")
@@ -137,6 +143,8 @@ def _foreign_container(path: Location) -> Container | None:
         return None
     if path.is_dir() and not (path / WEIGHTS).exists() and not any(path.iterdir()):
         return None
+    if (shard := _SHARD.fullmatch(path.name)) and int(shard[1]) > 1 and path.is_file():
+        raise InputError(f"{path}: one of {int(shard[1])} shards of a checkpoint; give the folder that it is in")
     container = open_container(path)
     return None if "format_version" in container.metadata.get("config", "") else container
 
@@ -157,6 +165,8 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     """
     anchors = [anchor for format in FOREIGN_FORMATS.values() for anchor in format.anchors]
     candidates = find_candidates(container.tree, container.separator, anchors)
+    if not candidates and container.separator == "/":  # a tree of JAX that holds PyTorch's names
+        candidates = find_candidates(flattened(container.tree, "."), ".", anchors)
     notes = (*container.notes, *source.notes)
     if not candidates:
         return dataclasses.replace(source, notes=notes)
@@ -179,7 +189,7 @@ def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str
     if path.is_dir():
         folder = container.path if container.path.is_dir() else container.path.parent  # also in a hub cache
         notes = list[str]()
-    elif path.name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") and (path.parent / CONFIG).is_file():
+    elif path.name in _OF_FOLDERS and (path.parent / CONFIG).is_file():
         folder, notes = path.parent, [f"config: from {CONFIG} beside the file"]
     else:
         return ({}, {}), []
@@ -206,7 +216,7 @@ def _read_json(path: Location) -> dict[str, Any]:
     with readable(path, "JSON"):
         if path.stat().st_size > _LONGEST_JSON:
             raise ValueError("too long")
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_bytes())  # in whatever encoding its first bytes show
     return fields if isinstance(fields, dict) else {}
 
 

@@ -26,6 +26,8 @@ _NO_WEIGHTS = re.compile(
     r"|(bf16_)?zero_pp_rank_)[\w.-]*"
 )
 """What training scripts save beside the weights under such endings."""
+_ANOTHER_MODEL = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")
+"""What accelerate's save_state calls the second model and those after it."""
 _MOST_NAMES = 10_000
 
 
@@ -52,7 +54,9 @@ def find_weights(folder: Location) -> Found:
         return Found(folder, "orbax")
     for name in WEIGHTS:
         if name in names and (folder / name).is_file():
-            return Found(folder / name, "file")
+            others = sorted(one for one in names if _ANOTHER_MODEL.fullmatch(one))
+            note = f"read {name}; other models in the folder, which can be named: {abbreviate(others, most=3)}"
+            return Found(folder / name, "file", (note,) if others else ())
     candidates = sorted(name for name in names if _looks_like_weights(name) and (folder / name).is_file())
     if len(candidates) == 1:
         return Found(folder / candidates[0], "file")
@@ -130,6 +134,9 @@ def _found_below(folder: Location, names: set[str]) -> Found:
         others = [item for item in items if item != name]
         note = f"read item '{name}'" + (f"; left out: {abbreviate(others, most=3)}" if others else "")
         return Found(folder / name, "orbax", (note,))
+    if {"data.pkl", "data", "version"} <= names:
+        step = "give that file, or pack this folder, under its name, as a zip without compression"
+        raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
     known = _unread(names)
     if known:
         raise InputError(f"{folder}: {known}, which is not read; load it with its library, and save its arrays as .npz")
@@ -155,4 +162,11 @@ def _unread(names: set[str]) -> str:
         return "a DeepSpeed ZeRO checkpoint in parts (zero_to_fp32.py joins them)"
     if "Manifest.json" in names:
         return "a Core ML package"
+    for end, kind in (
+        (".h5", "weights of Keras or TensorFlow"),
+        (".keras", "a Keras model"),
+        (".onnx", "an ONNX model"),
+    ):
+        if found := next((name for name in sorted(names) if name.endswith(end)), None):
+            return f"a folder with {kind} ({found})"
     return ""

@@ -86,6 +86,8 @@ def file_kind(head: bytes, name: str, source: FileRange | None = None) -> Kind:
         return SAFETENSORS
     if head[:1] == b"\x80" and _OLD_PYTORCH in head[:40]:
         return PTH
+    if b"joblib.numpy_pickle" in head:
+        return Kind("a file of joblib", "", "load it with joblib, and save its arrays as .npz")
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return PICKLE
     for start, kind in _STARTS:

@@ -24,7 +24,7 @@ def with_linear_head(
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
     for group, where in ((arrays, "in the model"), (beside, "beside the model")):
-        for root in _roots(group):
+        for root in _roots(group, numbered=group is beside):
             members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
             linear = _linear(members, width)
             if linear is None or not _INSIDE.fullmatch(linear.removeprefix(root)):
@@ -37,9 +37,11 @@ def with_linear_head(
     return arrays, [], frozenset()
 
 
-def _roots(arrays: Iterable[str]) -> list[str]:
-    """The names of modules that are called like a head, up to the part that says so."""
-    pattern = re.compile(rf"^(?!pre_logits\.)((?:\w+\.)??{_HEAD_ROOTS})\.")
+def _roots(arrays: Iterable[str], *, numbered: bool) -> list[str]:
+    """The names of modules that are called like a head, up to the part that says so; numbered: and of those that have a
+    number only, as in a Sequential of a model and its head."""
+    names = rf"(?:\w+\.)??{_HEAD_ROOTS}{r'|[0-9]+' if numbered else ''}"
+    pattern = re.compile(rf"^(?!pre_logits\.)({names})\.")
     return list(dict.fromkeys(match[1] for name in arrays if (match := pattern.match(name))))
 
 

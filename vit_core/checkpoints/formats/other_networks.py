@@ -24,22 +24,44 @@ _OTHER_POSITIONS = (
         "relative positions, as in Swin and SAM",
     ),
 )
-_OTHER_BLOCKS = ((r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),)
+_OTHER_BLOCKS = (
+    (r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),
+    (r"[./]attn[./](gating_param|pos_proj[./]weight)$", "gated attention by position, as in ConViT"),
+)
+_BESIDE = ((r"(^|[./])projector[./]projector_layer[./]", "attention within windows, as in RF-DETR"),)
+"""What stands beside a tower that computes other outputs than its arrays alone say."""
+_PARAMETRISED = re.compile(r"[./](weight_(orig|mask)|parametrizations[./]weight[./]original\d*)$")
+_AFTER_BACKBONE = re.compile(r"(\w+_)?heads?(_\w+)?[./]|fc[./]|classifier[./]|last_layer[./]")
+_FIRST_NORM = re.compile(r"blocks[./]\d+[./]norm1[./]weight$")
 _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
+_OTHER_KIND = "what opens are plain Vision Transformers; give the file of one"
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
 _NETWORKS = (
     (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
-    (r"(^|[./])lora_[AB][./]|lora_(up|down)[./]", "LoRA adapters", "merge them into the model and save that"),
     (
-        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_format$|[./]_packed_params|[./]zero_point$",
+        r"(^|[./])lora_[AB]([./]|$)|lora_(up|down)[./]|[./]linear_[ab]_[qkv][./]",
+        "LoRA adapters",
+        "merge them into the model and save that",
+    ),
+    (
+        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_(scale|format)(_inv)?$|[./]weight[./]_(data|scale)$|[./]_packed_params|[./]zero_point$",
         "quantized weights",
         "save the model before quantization",
     ),
-    (r"^visual\.layer1\.", "the ResNet tower of a CLIP model", ""),
-    (r"(^|[./])layer1[./]0[./]conv1[./]weight$", "a ResNet", ""),
-    (r"(^|[./])layers[./]0[./]blocks[./]0[./]attn[./]", "a Swin Transformer", ""),
-    (r"(^|[./])stages?[./]0[./](blocks[./])?0[./](conv_dw|dwconv|gamma)", "a ConvNeXt", ""),
-    (r"(^|[./])features[./]0[./]0[./]weight$", "a convolutional network of torchvision", ""),
+    (r"^visual\.layer1\.", "the ResNet tower of a CLIP model", _OTHER_KIND),
+    (r"(^|[./])layer1[./]0[./]conv1[./]weight$", "a ResNet", _OTHER_KIND),
+    (r"(^|[./])layers[./]0[./]blocks[./]0[./]attn[./]", "a Swin Transformer", _OTHER_KIND),
+    (r"(^|[./])stages?[./]0[./](blocks[./])?0[./](conv_dw|dwconv|gamma)", "a ConvNeXt", _OTHER_KIND),
+    (r"(^|[./])features[./]0[./]0[./]weight$", "a convolutional network of torchvision", _OTHER_KIND),
+    (r"[./](mlp_tokens|linear_tokens|mlp_channels)[./]", "a network of MLPs alone, without attention", _OTHER_KIND),
+    (r"[./]attn[./]temperature$", "attention over channels, as in XCiT", _OTHER_KIND),
+    (
+        r"(^|[./])((pos|cls)_(embed|token)_?[0-9]|pixel_pos|patch_pos)$"
+        r"|(^|[./])(stages|levels|network|transformers)[./]\d+[./].*[./]attn[./]",
+        "a Transformer of several resolutions (such as MViT, PVT, CrossViT, PiT, TNT or CoaT)",
+        _OTHER_KIND,
+    ),
+    (r"[./](running_mean|num_batches_tracked)$", "a network with batch normalization", _OTHER_KIND),
     (r"(^|[./])self_attn[./]q_proj[./]|[./]attn[./]c_attn[./]|token_embd", "a language model", ""),
     (r"(^|[./])attention[./]self[./]query[./]", "a BERT or BEiT of transformers", ""),
     (r"(^|[./])encoder[./]layers[./]layers_0[./]|(^|[./])decoder[./]", "a text model or a decoder", ""),
@@ -68,8 +90,23 @@ def check_positions(source: Source) -> None:
                 f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
                 "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
             )
-    for pattern, what in (*_OTHER_POSITIONS, *_OTHER_BLOCKS):
-        if found := [name for name in source.arrays if re.search(pattern, name)]:
+    if found := [name for name in source.arrays if _PARAMETRISED.search(name) and not _AFTER_BACKBONE.match(name)]:
+        raise InputError(
+            f"{source.path}: {abbreviate(found, most=1)} belongs to a layer whose weight is computed from other arrays "
+            "(pruned, or with weight or spectral normalization); make it permanent (prune.remove, "
+            "parametrize.remove_parametrizations) and save again"
+        )
+    widths = {entry.shape for name, entry in source.arrays.entries.items() if _FIRST_NORM.match(name)}
+    if len(widths) > 1:
+        several = ", ".join(str(size) for shape in sorted(widths) for size in shape)
+        raise InputError(
+            f"{source.path}: its blocks have the widths {several}, as in Hiera and SAM 2, which ViTConfig cannot "
+            "express"
+        )
+    inside, beside = (*_OTHER_POSITIONS, *_OTHER_BLOCKS), _BESIDE
+    known = [*((one, source.arrays) for one in inside), *((one, source.beside) for one in beside)]
+    for (pattern, what), arrays in known:
+        if found := [name for name in arrays if re.search(pattern, name)]:
             raise InputError(
                 f"{source.path}: {abbreviate(found, most=1)} belongs to {what}, which ViTConfig cannot express"
             )

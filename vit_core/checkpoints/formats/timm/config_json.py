@@ -165,14 +165,15 @@ def checkpoint_config(
     model: ViTConfig, config: Mapping[str, Any], where: object
 ) -> tuple[CheckpointConfig, tuple[str, ...]]:
     """The config with the preprocessing and the labels that config.json states; and notes of what is left out."""
-    preprocessing, notes = _preprocessing(model, _pretrained(config, where))
+    preprocessing, notes = preprocessing_of(model, _pretrained(config, where))
     labels, label_notes = _labels(model, config, _pretrained(config, where))
     checkpoint_config = CheckpointConfig(model=model, preprocessing=preprocessing, labels=labels)
     return checkpoint_config, (*notes, *label_notes)
 
 
-def _preprocessing(model: ViTConfig, pretrained: Mapping[str, Any]) -> tuple[Preprocessing | None, list[str]]:
-    """What cannot be expressed costs only itself: the model opens, and a note says why there is no preprocessing."""
+def preprocessing_of(model: ViTConfig, pretrained: Mapping[str, Any]) -> tuple[Preprocessing | None, list[str]]:
+    """That of a pretrained_cfg, and notes. What cannot be expressed costs only itself: the model opens, and a note says
+    why there is no preprocessing."""
     if "mean" not in pretrained or "std" not in pretrained:
         return None, ["preprocessing: the file states no mean and std"] if pretrained else []
     crop = str(pretrained.get("crop_mode") or "center")[:60]

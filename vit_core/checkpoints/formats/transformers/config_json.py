@@ -33,11 +33,13 @@ _HEAD_OF = {
     "Aimv2Model": "visual_projection",
 }
 """What the name of an architecture ends in -> its head."""
+_WINDOWS = "RF-DETR's backbone has the same arrays, and attention within windows"
 _LOOKALIKES = {
-    "siglip_vision_model": "the image towers of PaddleOCR-VL and Phi-4 have",
-    "dinov2": "RF-DETR's backbone, whose attention is within windows, has",
+    "siglip_vision_model": "PaddleOCR-VL's image tower has the same arrays, and rotary positions",
+    "dinov2": _WINDOWS,
+    "dinov2_with_registers": _WINDOWS,
 }
-"""Family -> towers that compute other outputs from the same arrays, which only a config.json tells apart."""
+"""Family -> a network that computes other outputs from the same arrays, which only a config.json tells apart."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -143,7 +145,8 @@ class Tower:
             defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
             self.assumptions += [one for one in defaults if one.field not in self.fields]
             if others := _LOOKALIKES.get(self.names.model_type):
-                self.notes.append(f"without a config.json: {others} the same arrays and would compute other outputs")
+                how = (f"by its names; {others}", "give the folder with its config.json, which decides")
+                self.assumptions.append(Assumption("model_type", self.names.model_type, *how))
         if self.family.kind in FROM_SQUARE_GRIDS:
             size = self.fields.get("image_size", found["image_size"])
             size = (size, size) if isinstance(size, int) else size
@@ -233,7 +236,11 @@ class Tower:
                         f"{self.where}: CLIPForImageClassification takes the mean of tokens before their norm, "
                         "which the schema cannot say; save its vision_model alone"
                     )
-                fields = {"pre_norm": True, "patch_bias": False, "head_bias": not classes}
+                fields = {
+                    "pre_norm": True,
+                    "patch_bias": False,
+                    "head_bias": not classes or "visual_projection.bias" in self.shapes,
+                }
                 return {**fields, "num_classes": classes.get("visual_projection", 0)}
             case "dinov2" | "dinov2_with_registers":
                 beside = "classifier" in classes or self.architecture.endswith("ForImageClassification")

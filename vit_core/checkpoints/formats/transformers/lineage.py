@@ -136,13 +136,15 @@ def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
 
 
 def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], frozenset[str]]:
-    """With a Linear in a Sequential (`classifier.1`) as the classifier."""
+    """With a Linear in a Sequential (`classifier.1`), or beside the model, as the head."""
     patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(_PATCHES)), None)
-    if patches is None or FAMILIES[model_type].kind not in ("vit", "dinov2", "beit"):
+    head = {"vit": "classifier", "dinov2": "classifier", "beit": "classifier"}.get(FAMILIES[model_type].kind)
+    head = "visual_projection" if model_type == "clip_vision_model" else head
+    if patches is None or head is None:
         return source.arrays, [], frozenset()
     if any(name in source.arrays for name in ("classifier.weight", "cls_classifier.weight")):
         return source.arrays, [], frozenset()
-    return with_linear_head(source.arrays, source.beside, (patches.shape or (0,))[0], "classifier")
+    return with_linear_head(source.arrays, source.beside, (patches.shape or (0,))[0], head)
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
