@@ -1,9 +1,9 @@
 """The documentation: its code runs, what it names exists, its tables are complete, and its site is built strictly.
 
 Every block of code is `python`, `sh` or `text`. Blocks of `python` and `sh` are run in their order, page by page, in an
-empty folder, by `make test-slow` or, on long pages, `make test-release`. The word `parse` after the language says that a
-block needs hardware, a network or a file of another project, so only commands and options are checked. A comment behind
-`print(...)` is the line that it prints.
+empty folder, by `make test-slow` or, on long pages, `make test-release`. The word `parse` after the language says that
+a block needs hardware, a network or a file of another project, so only commands and options are checked. A comment
+behind `print(...)` is the line that it prints.
 """
 
 import importlib

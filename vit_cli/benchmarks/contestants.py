@@ -1,8 +1,8 @@
 """Who takes part in `vit bench model`, what is measured of them, and what each needs.
 
 Every contestant is the same network where its library allows: class token, learned positions, GELU (in PyTorch by the
-error function, in JAX by tanh), a head for 1000 classes. (vit-pytorch's has two more norms at the patches and no bias on
-queries, keys and values.)
+error function, in JAX by tanh), a head for 1000 classes. (vit-pytorch's has two more norms at the patches and no bias
+on queries, keys and values.)
 Variants with rotary positions, such as dinov3-S/16, are measured beside timm's class for them.
 """
 
