@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -29,8 +30,12 @@ ROTARY = RUN.replace(
     )
 )
 """As DINOv3, with all that training draws of its coordinates."""
-KINDS = {"rotary": ROTARY} | {kind: RUN.replace(**fields) for kind, fields in parallel.DRAWN_SIZES.items()}
 MUON = RUN.replace(optimizer=RUN.optimizer.replace(name="muon", momentum=0.95))
+"""Its iteration multiplies whole matrices, of which each device holds a slice."""
+KINDS = {"rotary": ROTARY, "muon": MUON}
+KINDS |= {kind: RUN.replace(**fields) for kind, fields in parallel.DRAWN_SIZES.items()}
+"""Runs that need more of a mesh than RUN does: a change of coordinates that serves the whole batch; a kernel that is
+resized from slices of it; images of any aspect."""
 MESHES = {
     "data 8": Mesh(data=8),
     "fsdp 8": Mesh(data=1, fsdp=8),
@@ -113,21 +118,6 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
         assert parity.difference(found[name], expected)[1] <= BOUND, name
 
 
-@pytest.mark.release
-def test_muon_is_a_single_devices_on_every_mesh(tmp_path: Path) -> None:
-    """Its iteration multiplies whole matrices, of which each device holds a slice."""
-    on_devices(8, "muon", str(tmp_path))
-    assert_every_mesh_equals(tmp_path, trained(JaxEngine(MUON)))
-
-
-def assert_every_mesh_equals(folder: Path, expected: dict[str, np.ndarray]) -> None:
-    for mesh in MESHES:
-        found = np.load(folder / f"{mesh}.npz")
-        assert set(found) == expected.keys()
-        for name, array in expected.items():
-            assert parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_device_holds_its_shard(mesh: str, eight: Path) -> None:
@@ -145,19 +135,27 @@ def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
     assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
 
 
-@pytest.mark.release
-def test_rotary_positions_are_a_single_devices(tmp_path: Path) -> None:
-    """One change of coordinates serves the whole batch, wherever its examples are."""
-    on_devices(8, "rotary", str(tmp_path))
-    assert_every_mesh_equals(tmp_path, trained(JaxEngine(ROTARY)))
+@pytest.mark.slow
+def test_runs_of_every_kind_are_a_single_devices(tmp_path: Path) -> None:
+    """On the mesh that shards in three ways; each kind on all meshes is left to the release tests."""
+    on_devices(8, "kinds", str(tmp_path))
+    for kind, run in KINDS.items():
+        assert_same(np.load(tmp_path / f"{kind}.npz"), trained(JaxEngine(run)), kind)
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("kind", parallel.DRAWN_SIZES)
-def test_drawn_sizes_are_a_single_devices(kind: str, tmp_path: Path) -> None:
-    """The kernel is resized from slices of it; images of any aspect are shared as other images are."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_a_single_devices_on_every_mesh(kind: str, tmp_path: Path) -> None:
     on_devices(8, kind, str(tmp_path))
-    assert_every_mesh_equals(tmp_path, trained(JaxEngine(KINDS[kind])))
+    expected = trained(JaxEngine(KINDS[kind]))
+    for mesh in MESHES:
+        assert_same(np.load(tmp_path / f"{mesh}.npz"), expected, mesh)
+
+
+def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], what: str) -> None:
+    assert set(found) == expected.keys()
+    for name, array in expected.items():
+        assert parity.difference(found[name], array)[1] <= BOUND, (what, name)
 
 
 @pytest.mark.release
@@ -215,9 +213,9 @@ def main(kind: str, folder: Path) -> None:
             config = KINDS[kind].replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
             np.savez(folder / f"{name}.npz", **trained(JaxEngine(config)))
         return
-    if kind == "muon":
-        for name, mesh in MESHES.items():
-            np.savez(folder / f"{name}.npz", **trained(JaxEngine(MUON.replace(mesh=mesh))))
+    if kind == "kinds":
+        for name, config in KINDS.items():
+            np.savez(folder / f"{name}.npz", **trained(JaxEngine(config.replace(mesh=MESHES["2 x 2 x 2"]))))
         return
     shards, programs = {}, {}
     for name, mesh in MESHES.items():

@@ -1,12 +1,12 @@
 """The docstrings below the fields of a schema, read from its source when they are asked for.
 
-pydantic's use_attribute_docstrings reads them when each class is made, which took a seventh of the time in which
-`vit inspect` prints its first line.
+pydantic's use_attribute_docstrings reads them when each class is made, although most commands never print one.
 """
 
 import ast
 import inspect
 import textwrap
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 
@@ -15,11 +15,15 @@ from pydantic import BaseModel
 
 @cache
 def field_docstrings(schema: type[BaseModel]) -> dict[str, str]:
-    """Field -> its docstring, also of the classes that a schema is based on; without the fields that have none."""
+    """Field -> its docstring, also of the classes that a schema is based on.
+
+    Without the fields that have none, and without those of a class whose source is not there.
+    """
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
-            found |= _in_source(textwrap.dedent(inspect.getsource(base)))
+            with suppress(OSError, TypeError):  # installed without its source, or made by a program
+                found |= _in_source(textwrap.dedent(inspect.getsource(base)))
     return {name: text for name, text in found.items() if name in schema.model_fields}
 
 

@@ -3,7 +3,8 @@
 The measure of a pair of tensors is max|a - b| / max|b|, over a whole stored tensor. The key bias, whose
 gradient is zero in exact arithmetic, is thereby compared relative to the query and value biases that it is stored with;
 the bias of the keys' norm, which is stored alone, relative to that of the queries' norm; and the last bias of a network
-of relative positions, which adds one number to all scores, relative to the weights that it is added to.
+of relative positions, which adds one number to all scores where no token comes before the patches, relative to the
+weights that it is added to.
 """
 
 from collections.abc import Mapping
@@ -61,10 +62,12 @@ class Report:
 
 def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Report:
     """Compares two float64 traces, in the order of `b`. A tensor that only one of them has differs infinitely."""
-    rows = []
+    rows, prefixed = [], any(name.endswith(("cls_token", "reg_token", "dist_token")) for name in b)
     for name in [*b, *(name for name in a if name not in b)]:
         there = name in a and name in b and a[name].shape == b[name].shape
-        like = name.replace("k_norm.bias", "q_norm.bias").replace("rel_pos.mlp.fc2.bias", "rel_pos.mlp.fc2.weight")
+        like = name.replace("k_norm.bias", "q_norm.bias")
+        if not prefixed:
+            like = like.replace("rel_pos.mlp.fc2.bias", "rel_pos.mlp.fc2.weight")
         sibling = b.get(like)
         rows.append(Row(name, *(difference(a[name], b[name], sibling) if there else (np.inf, np.inf))))
     equal = np.float32(a["output"]) == np.float32(b["output"])

@@ -12,9 +12,10 @@ def keep_freed_memory() -> None:
     """Lets this process keep freed memory for later arrays of any thread, instead of giving it back to the kernel.
 
     A train step on a CPU frees its activations when it ends. By default glibc gives such large pieces back, and in the
-    next step the kernel clears the same pages again: 200,000 page faults a step in JAX for ViT-S/16 at batch 8, a fifth
-    of its time. With this setting the process stays as large as it once was. Call before the framework starts its
-    threads. Does nothing with another C library, or where MALLOC_... or GLIBC_TUNABLES is in the environment.
+    next step the kernel clears the same pages again, which costs JAX's steps much of their time. With this setting the
+    process stays as large as it once was. Call before the framework starts its threads: those that are there already
+    keep to the default. Does nothing with another C library, or where MALLOC_... or GLIBC_TUNABLES is in the
+    environment.
     """
     chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     if sys.platform != "linux" or chosen:

@@ -91,6 +91,6 @@ def test_attention_is_that_of_the_images_own_grid(checkpoint: Path, photos: Path
     assert (attention_distances(in_torch[0][0], (2, 4), (4, 4), 0) < 4 * np.hypot(1, 3)).all()
 
 
-def test_probes_take_the_means_of_valid_patches(vit: Vit, checkpoint: Path, photos: Path) -> None:
+def test_a_probe_has_a_feature_for_each_channel(vit: Vit, checkpoint: Path, photos: Path) -> None:
     out = vit("probe", checkpoint, "--data", f"{photos}/", "--neighbours", 3, "--held-out", 0.5)
     assert "probes of 16 features" in out

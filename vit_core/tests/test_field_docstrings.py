@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict
 from vit_core.config import ViTConfig
 from vit_core.field_docstrings import field_docstrings
 from vit_core.preprocess import Preprocessing
+from vit_core.schema import Schema
 
 
 class Theirs(BaseModel):
@@ -37,3 +38,10 @@ def test_the_json_schema_has_them() -> None:
         properties, docstrings = schema.model_json_schema()["properties"], field_docstrings(schema)
         assert {name: properties[name]["description"] for name in docstrings} == docstrings
         assert len(docstrings) > 8
+
+
+def test_a_class_without_source_has_none() -> None:
+    made: dict[str, type[Schema]] = {}
+    exec("class Made(Schema):\n    first: int = 1\n    'One line.'", {"Schema": Schema, "__name__": "made"}, made)
+    assert field_docstrings(made["Made"]) == {}
+    assert made["Made"].model_json_schema()["properties"]["first"]["default"] == 1
