@@ -37,6 +37,7 @@ def assert_close(found_BC: np.ndarray, expected_BC: np.ndarray) -> None:
     assert parity.difference(found_BC, expected_BC)[1] <= parity.FLOAT32_BOUND
 
 
+@pytest.mark.slow
 def test_both_frameworks_give_the_logits_of_image_files(tmp_path: Path) -> None:
     """One program of each framework, for files of several sizes; the expected pixels are Pillow's."""
     checkpoint, rng = checkpoint_of(MODEL), np.random.default_rng(0)

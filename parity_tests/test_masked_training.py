@@ -91,7 +91,8 @@ def assert_same(found: Any, expected: dict[str, np.ndarray], bound: float) -> No
         assert parity.difference(found[name], array)[1] <= bound, name
 
 
-@pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 4])
 def test_twenty_steps_are_the_same(accumulation: int) -> None:
     run = RUN.replace(accumulation=accumulation)
     in_jax, in_torch = (trained(make(run, weights()), run.steps) for make in ENGINES.values())
@@ -104,7 +105,8 @@ def test_twenty_steps_are_the_same(accumulation: int) -> None:
     assert in_torch["loss.19"] < in_torch["loss.0"]
 
 
-@pytest.mark.parametrize("saved_by", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
+@pytest.mark.slow
+@pytest.mark.parametrize("saved_by", ["jax", "torch"])
 def test_either_engine_goes_on_with_a_step_of_either(saved_by: str, tmp_path: Path) -> None:
     """In the same one bit for bit; and the step is a checkpoint of the encoder, like any other."""
     whole, first = ENGINES[saved_by](RUN), ENGINES[saved_by](RUN)

@@ -75,7 +75,8 @@ RUNS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("rotary, accumulation", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "rotary, accumulation"])
 def test_twenty_steps_are_the_same(kind: str) -> None:
     run = config(**RUNS[kind])
     weights, batches = checkpoint(run.model), Batches(of_many_aspects(), run)

@@ -181,9 +181,10 @@ def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray
         assert parity.difference(array, one[name])[1] <= BOUND, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
-    [pytest.param({"scan": False}, marks=pytest.mark.slow), {"remat": "full"}, {"remat": "dots"}, {"accumulation": 4}],
+    [{"scan": False}, {"remat": "full"}, {"remat": "dots"}, {"accumulation": 4}],
     ids=str,
 )
 def test_storage_and_recomputation_change_no_result(change: dict[str, object], one: dict[str, np.ndarray]) -> None:

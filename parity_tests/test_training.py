@@ -155,7 +155,7 @@ def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
 
 QUICK = (
     "adamw, clipped", "sgd, coupled, clipped, sigmoid", "adafactor", "accumulation",
-    "descendant, adamw", "rotary, accumulation", "flexible patches, sgd",
+    "descendant, adamw", "rotary, accumulation",
 )  # fmt: skip
 """One run of each kind; the others are slow."""
 

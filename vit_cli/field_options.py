@@ -1,5 +1,6 @@
 """One option for each field of a recipe's config: its name, what it accepts, and what a user typed as a value."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -12,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from vit_cli.option_words import is_option, words_of_size
 from vit_core.config import Size
-from vit_core.errors import InputError, unknown_name
+from vit_core.errors import InputError, shortened, unknown_name
 from vit_core.field_docstrings import field_docstrings
 from vit_core.field_text import parse_size
 from vit_core.schema import Schema, expectation
@@ -156,10 +157,18 @@ class FieldOption:
             if word not in values:
                 raise InputError(f"{self.name}: {unknown_name('value', word, self.choices or values)}")
             return values[word]
+        if isinstance(type_, type) and issubclass(type_, Schema):  # by a name, or its fields as JSON
+            return self._parse_json(word) if word.startswith("{") else word
         try:
             return TypeAdapter(type_).validate_strings(word)
         except ValidationError as error:
             raise self._error(error.errors()[0], word) from None
+
+    def _parse_json(self, word: str) -> Any:
+        try:
+            return json.loads(word)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.name}: expected fields as JSON, found {shortened(word)} ({error})") from None
 
     def _validated(self, adapter: TypeAdapter[Any], value: Any, text: str) -> Any:
         try:

@@ -130,6 +130,7 @@ def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_p
     assert "expected one of model" in refused("bench")
 
 
+@pytest.mark.slow
 def test_the_machine_says_what_it_is() -> None:
     machine = this_machine()
     assert machine.cores == available_cores()

@@ -91,6 +91,7 @@ def test_no_room_for_a_saved_step(
     assert "0.0 GiB free, and a saved step takes 0.00; free some space, or choose another --out" in line
 
 
+@pytest.mark.slow
 def test_sixteen_bits_in_five_channels(vit: Vit, recipe: str, tmp_path: Path) -> None:
     """From NumPy files to an accuracy that both engines agree on; the class is in the last channel's lowest bits."""
     rng = np.random.default_rng(0)

@@ -21,6 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return save_random(tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 def test_parity_says_yes_and_nothing_else(folder: Path) -> None:
     """In a process of its own: what libraries print when they start would be seen here (libtpu without a TPU)."""
     command = [sys.executable, "-m", "vit_cli", "parity", folder]

@@ -51,6 +51,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return save_labelled(tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_served_without_this_package(vit: Vit, checkpoint: Path, tmp_path: Path) -> None:
     """In a process that cannot import it: `-I` ignores PYTHONPATH and the working directory."""
     out = vit("export", checkpoint, tmp_path / "pets.onnx")
@@ -76,6 +77,7 @@ def assert_served(file: Path, image: Path, checkpoint: Path, preprocessing: Prep
     assert found["label"] == LABELS[expected_C.argmax()]
 
 
+@pytest.mark.slow
 def test_large_weights_lie_beside_an_onnx_file(
     vit: Vit, refused: Vit, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

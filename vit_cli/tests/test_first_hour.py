@@ -77,6 +77,7 @@ def test_a_run_keeps_what_was_fitted_when_it_began(vit: Vit, photos: Path) -> No
     assert "resuming after step 7 of 7" in vit(*words)
 
 
+@pytest.mark.slow
 def test_the_whole_walk(vit: Vit, refused: Vit, photos: Path) -> None:
     out = vit("pretrain", "folder", "--data", "./photos", *TINY, "--epochs", "4")
     assert "28 steps of 8 images: 4.07 epochs" in out

@@ -103,6 +103,7 @@ def test_a_refusal_of_the_system_names_the_file(refused: Vit, tmp_path: Path, mo
     assert refused("inspect", tmp_path / "x") == f"vit: error: {tmp_path / 'x'}: Permission denied\n"
 
 
+@pytest.mark.slow
 def test_the_version_and_the_help_of_a_recipe_without_a_checkpoint(vit: Vit) -> None:
     from importlib.metadata import version
 

@@ -101,6 +101,7 @@ sys.exit(run(sys.argv[1:]))
 """`vit`, which also prints how each batch is divided: 11 images in batches of 4."""
 
 
+@pytest.mark.slow
 def test_two_devices_in_jax_share_each_batch(checkpoint: Path, photos: Path) -> None:
     """Probabilities of both twins, whose logits of at most 10 differ by parity.FLOAT32_BOUND of their scale."""
     command = [sys.executable, "-c", SHARDS_PRINTED, "predict", str(checkpoint), str(photos), "--framework", "jax"]

@@ -70,6 +70,9 @@ def test_values(name: str, words: str, value: object) -> None:
         ("--model.image-size", "big", "--model.image-size: image size 'big': expected pixels"),
         ("--class-weights", "1 0", "--class-weights: expected more than 0, found 0"),
         ("--class-weights", "even", "--class-weights: expected a number, found even"),
+        ("--model.rope", "dinov4", "--model.rope: unknown published variant 'dinov4'; did you mean 'dinov3'?"),
+        ("--model.rope", '{"base":', "--model.rope: expected fields as JSON"),
+        ("--model.rope", '{"base":-1}', "--model.rope: base: expected more than 0, found -1"),
         ("--preprocessing.resize", "stretch", "--preprocessing.resize: unknown value 'stretch'"),
     ],
 )
@@ -115,9 +118,9 @@ def test_fields_that_do_not_fit_together_name_an_option() -> None:
     config = recipes.load("cifar10", "pretrain")
     with pytest.raises(InputError, match=r"^--model.heads: 5 does not divide width 192"):
         changed(config, {("model", "heads"): 5})
-    with pytest.raises(InputError, match=r"^--accumulation: 7 does not divide batch_size 256"):
+    with pytest.raises(InputError, match=r"^--accumulation: 7 does not divide batch_size 128"):
         changed(config, {("accumulation",): 7})
-    with pytest.raises(InputError, match=r"^schedule: 1000 steps of warm-up"):
+    with pytest.raises(InputError, match=r"^schedule: 11000 steps of warm-up"):
         changed(config, {("steps",): 10})
     both = changed(config, {("model", "width"): 96, ("model", "heads"): 6, ("steps",): 2000})
     assert (both.model.width, both.model.heads, both.steps) == (96, 6, 2000)

@@ -192,6 +192,7 @@ def test_a_broken_recipe_is_one_line(vit: Vit, tmp_path: Path) -> None:
     assert "unknown key 'widht'; did you mean 'width'?" in refused(text)
 
 
+@pytest.mark.slow
 def test_runs_of_one_config_are_compared(vit: Vit, recipe: str, tmp_path: Path) -> None:
     for framework in ("jax", "torch"):
         vit(

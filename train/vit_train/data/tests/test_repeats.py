@@ -73,6 +73,7 @@ def test_few_images_and_balanced_sampling_are_refused() -> None:
         repeated.replace(sampling="balanced")
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_batches() -> None:
     changes = Augmentation(crop_area=(0.3, 1.0), repeats=4, erasing=0.5, erasing_fill="noise", mixup=0.2)
     batches = Batches(quadrants(256), CONFIG.replace(augmentation=changes, batch_size=32))

@@ -65,6 +65,7 @@ def on_v5e(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, str]:
     return made, texts[0]
 
 
+@pytest.mark.slow
 def test_bytes_of_a_chip_equal_those_worked_out_by_hand(on_v5e: tuple[Plan, str]) -> None:
     """Matrices are divided by four, vectors are not; AdamW has two statistics for each parameter."""
     made, _ = on_v5e
