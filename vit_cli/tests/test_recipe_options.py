@@ -122,8 +122,8 @@ def test_fields_that_do_not_fit_together_name_an_option() -> None:
         changed(config, {("accumulation",): 7})
     with pytest.raises(InputError, match=r"^schedule: 11000 steps of warm-up"):
         changed(config, {("steps",): 10})
-    both = changed(config, {("model", "width"): 96, ("model", "heads"): 6, ("steps",): 2000})
-    assert (both.model.width, both.model.heads, both.steps) == (96, 6, 2000)
+    both = changed(config, {("model", "width"): 96, ("model", "heads"): 6, ("steps",): 20_000})
+    assert (both.model.width, both.model.heads, both.steps) == (96, 6, 20_000)
     assert both.replace(model=config.model, steps=config.steps) == config
 
 
