@@ -53,6 +53,27 @@ def test_a_sequential_of_a_model_and_its_head(tmp_path: Path) -> None:
     assert_same(save(tmp_path / "file.pth", model.state_dict()), model, heads=3)
 
 
+def test_a_sequential_inside_of_lightning(tmp_path: Path) -> None:
+    model = randomized(nn.Sequential(backbone(), nn.Dropout(), nn.Linear(24, 5)))
+    state = {f"model.{name}": x for name, x in model.state_dict().items()}
+    assert_same(save(tmp_path / "file.pth", state), model, heads=3)
+
+
+LONGER: dict[str, Any] = {
+    "two layers": lambda: nn.Sequential(backbone(), nn.Linear(24, 128), nn.ReLU(), nn.Linear(128, 5)),
+    "a norm": lambda: nn.Sequential(backbone(), nn.LayerNorm(24), nn.Linear(24, 5)),
+    "two heads": lambda: nn.ModuleList([backbone(), nn.Linear(24, 5), nn.Linear(24, 7)]),
+    "no Sequential": lambda: nn.ModuleDict({"0": nn.Linear(24, 5), "model": backbone()}),
+}
+
+
+@pytest.mark.parametrize("case", LONGER)
+def test_one_layer_of_several_is_no_head(case: str, tmp_path: Path) -> None:
+    found = opened(save(tmp_path / "file.pth", LONGER[case]().state_dict()), heads=3)
+    assert found.config.model.num_classes == 0
+    assert found.notes[-1].startswith("left out: ")
+
+
 def test_buffers_that_normalise_are_the_preprocessing(tmp_path: Path) -> None:
     model = classifier()
     found = opened(save(tmp_path / "file.pth", nn.Sequential(Normalize(), model).state_dict()), heads=3)
