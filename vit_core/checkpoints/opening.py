@@ -42,7 +42,10 @@ _OF_FOLDERS = tuple(
     f"{name}{end}" for name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") for end in ("", ".index.json")
 )
 """Names of files of weights to which a config.json beside them belongs."""
-_SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
+_SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
+"""Name of one of several files of a checkpoint; trainers call whole ones so too, by the number of epochs."""
+_NOT_WHOLE = re.compile(r"and no Vision Transformer by the names of|\bmissing\b")
+"""In messages about a file in which there is no model, or a part of one."""
 _LONGEST_JSON = 2**24
 """Bytes."""
 _HEAD = re.compile(r"(?:\w+_)?heads?(?:_\w+)?\.|(?:fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)\.")
@@ -82,7 +85,8 @@ def open_checkpoint(
             _refuse_choices(opened, format, fields)
         return open_folder(opened)
     source = _source_of(opened, container, part)
-    return read_source(chosen or recognised_format(source), source, fields)
+    with _named_as_shard(opened):
+        return read_source(chosen or recognised_format(source), source, fields)
 
 
 def open_with_warning(
@@ -143,8 +147,6 @@ def _foreign_container(path: Location) -> Container | None:
         return None
     if path.is_dir() and not (path / WEIGHTS).exists() and not any(path.iterdir()):
         return None
-    if (shard := _SHARD.fullmatch(path.name)) and int(shard[1]) > 1 and path.is_file():
-        raise InputError(f"{path}: one of {int(shard[1])} shards of a checkpoint; give the folder that it is in")
     container = open_container(path)
     return None if "format_version" in container.metadata.get("config", "") else container
 
@@ -244,6 +246,19 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     provenance = reading.config.provenance.replace(source=source.path.name, source_format=format.name)
     config = reading.config.replace(provenance=provenance)
     return Checkpoint(config, arrays, str(source.path), format.name, notes, assumptions)
+
+
+@contextmanager
+def _named_as_shard(path: Location) -> Iterator[None]:
+    """Adds to messages about a model that is not there, or not whole, that its file has the name of a shard."""
+    try:
+        yield
+    except InputError as error:
+        shard = _SHARD.fullmatch(path.name)
+        if not shard or int(shard[1]) < 2 or not path.is_file() or not _NOT_WHOLE.search(str(error)):
+            raise
+        step = f"by its name it is one of {int(shard[1])} shards of a checkpoint: give the folder that it is in"
+        raise type(error)(f"{error}; {step}") from None
 
 
 @contextmanager
