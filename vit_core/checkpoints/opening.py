@@ -31,7 +31,7 @@ from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
 from vit_core.checkpoints.run_folder import checkpoint_in
 from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
-from vit_core.config import TRAINING_ONLY
+from vit_core.config import TRAINING_ONLY, ViTConfig
 from vit_core.errors import InputError, abbreviate, one_line
 from vit_core.field_text import field_text
 from vit_core.storage import Location, location
@@ -101,11 +101,12 @@ def open_with_warning(
     if isinstance(path, Checkpoint):
         return path
     checkpoint = open_checkpoint(path, format=format, fields=fields, part=part, base=base)
-    if checkpoint.assumptions:
-        assumed = ", ".join(field_text(one.field, one.value) for one in checkpoint.assumptions)
-        warnings.warn(
-            f"{checkpoint.origin}: not in the file, assumed: {assumed}; set others with fields=", stacklevel=3
-        )
+    fields_of_model = [one for one in checkpoint.assumptions if one.field in ViTConfig.model_fields]
+    assumed = ", ".join(field_text(one.field, one.value) for one in fields_of_model)
+    said = [f"not in the file, assumed: {assumed}; set others with fields="] if assumed else []
+    said += [str(one) for one in checkpoint.assumptions if one not in fields_of_model]
+    if said:
+        warnings.warn(f"{checkpoint.origin}: {'; '.join(said)}", stacklevel=3)
     return checkpoint
 
 

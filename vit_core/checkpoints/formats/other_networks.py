@@ -28,7 +28,7 @@ _OTHER_BLOCKS = (
     (r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),
     (r"[./]attn[./](gating_param|pos_proj[./]weight)$", "gated attention by position, as in ConViT"),
 )
-_BESIDE = ((r"(^|[./])projector[./]projector_layer[./]", "attention within windows, as in RF-DETR"),)
+_BESIDE = ((r"(^|[./])projector[./](projector_layer|stages)[./]", "attention within windows, as in RF-DETR"),)
 """What stands beside a tower that computes other outputs than its arrays alone say."""
 _PARAMETRISED = re.compile(r"[./](weight_(orig|mask)|parametrizations[./]weight[./]original\d*)$")
 _AFTER_BACKBONE = re.compile(r"(\w+_)?heads?(_\w+)?[./]|fc[./]|classifier[./]|last_layer[./]")
