@@ -175,6 +175,19 @@ def test_layers_with_a_computed_weight_are_named(change: str, tmp_path: Path) ->
         opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
 
 
+@pytest.mark.parametrize("head", ["linear", "lin_cls", "last_layer"])
+def test_a_head_with_a_computed_weight_is_left_out(head: str, tmp_path: Path) -> None:
+    """The last layer of DINO's head, and of those after it, has weight normalization."""
+    model = randomized(backbone())
+    state = model.state_dict() | {
+        f"{head}.parametrizations.weight.original{i}": torch.ones(5, (1, 24)[i]) for i in (0, 1)
+    }
+    path = save(tmp_path / "file.pth", state)
+    assert_same(path, model, heads=3, num_classes=0)
+    with pytest.raises(InputError, match="use --set num_classes=0 to leave this head out"):
+        opened(path, heads=3)
+
+
 @pytest.mark.parametrize("name", ["lora_A", "linear_a_q.weight"])
 def test_adapters_within_a_model_are_named(name: str, tmp_path: Path) -> None:
     """loralib's, and those of projects that put LoRA into timm's qkv."""

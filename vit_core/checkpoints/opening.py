@@ -23,6 +23,7 @@ from vit_core.checkpoints.candidates import (
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
+from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
 from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
 from vit_core.checkpoints.formats.rules import read_by_rules
@@ -48,8 +49,6 @@ _NOT_WHOLE = re.compile(r"and no Vision Transformer by the names of|\bmissing\b"
 """In messages about a file in which there is no model, or a part of one."""
 _LONGEST_JSON = 2**24
 """Bytes."""
-_HEAD = re.compile(r"(?:\w+_)?heads?(?:_\w+)?\.|(?:fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)\.")
-"""Names of what stands after a backbone, whatever it is."""
 
 
 def open_checkpoint(
@@ -279,7 +278,7 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
     """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
     used = {name for rule in reading.rules for name in rule.theirs}
     unused = [name for name in reading.arrays if name not in used]
-    of_head = [name for name in unused if _HEAD.match(name)]
+    of_head = [name for name in unused if AFTER_BACKBONE.match(name)]
     left_out = [name for name in unused if re.search(reading.left_out, name) or (without_head and name in of_head)]
     if unexpected := [name for name in unused if name not in left_out]:
         advice = advice_about(unexpected) or "nothing is dropped in silence"

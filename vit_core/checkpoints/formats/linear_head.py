@@ -1,4 +1,4 @@
-"""Finds a classification head that people put on a backbone: one Linear, under whatever name."""
+"""Finds a classification head that people put on a backbone, one Linear under whatever name; names of heads."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,10 @@ _INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj
 """Where in the module of a head its Linear may be (open_clip's is `head.proj`); a layer of an MLP (`fc.fc1`) is no
 head."""
 _HEAD_ROOTS = r"(head|heads|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls|last_layer)"
+AFTER_BACKBONE = re.compile(
+    r"(\w+_)?heads?(_\w+)?[./]|(fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)[./]"
+)
+"""Names of what stands after a backbone, whatever it is."""
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
 
