@@ -224,3 +224,11 @@ def test_a_folder_of_tensorflows_weights(tmp_path: Path) -> None:
     (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(InputError, match=r"a folder with weights of Keras or TensorFlow \(tf_model.h5\), which is not"):
         open_checkpoint(tmp_path)
+
+
+def test_a_folder_beside_a_file_that_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
+    (tmp_path / "pytorch").mkdir()
+    save(tmp_path / "pytorch" / "pytorch_model.bin", classifier().state_dict())
+    with pytest.raises(InputError, match="name one of the folders in it: pytorch"):
+        open_checkpoint(tmp_path)
