@@ -192,7 +192,7 @@ def test_how_images_were_made(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stated", "why"),
     [
-        ({"mean": [0.5] * 3}, "without a mean and a std"),
+        ({"mean": [0.5] * 3}, "without a std"),
         ({"mean": [0.5] * 3, "std": [0.5] * 2}, "std"),
         ({"mean": "imagenet", "std": "imagenet"}, "mean"),
         ({"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "random"}, "interpolation"),
@@ -233,6 +233,18 @@ def test_nothing_is_said_where_nothing_is_stated_of_images(stated: dict[str, Any
     found = opened(saved(tmp_path, stated), image_size=(8, 32))
     assert found.config.preprocessing is None
     assert not [note for note in found.notes if "preprocessing" in note]
+
+
+def test_buffers_that_agree_with_what_is_stated(tmp_path: Path) -> None:
+    """0.3 is another number in float32."""
+    path = saved(tmp_path, {"hyper_parameters": {"mean": [0.3] * 3, "std": [0.3] * 3}})
+    file = torch.load(path)
+    file["state_dict"] |= {f"normalize.{name}": torch.full((3,), 0.3) for name in ("mean", "std")}
+    torch.save(file, path)
+    found = opened(path, image_size=(8, 32))
+    assert found.config.preprocessing is not None
+    assert found.config.preprocessing.mean == (0.3,) * 3
+    assert not [note for note in found.notes if note.startswith("left out")]
 
 
 def test_buffers_of_targets_are_no_preprocessing(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import prod
+from math import isclose, prod
 from typing import Any
 
 from vit_core.arrays import LazyArray, LazyArrays
@@ -69,7 +69,7 @@ def with_preprocessing(
     if not fitting:
         return reading, reasons[:1], set()
     first = fitting[0]
-    if any((one.mean, one.std) != (first.mean, first.std) for one in fitting):
+    if not all(_agree(one, first) for one in fitting):
         where = abbreviate([one.where for one in fitting], most=3)
         return reading, [f"preprocessing left out: {where} state different values"], set()
     if bgr := next((name for _, values in mappings for name in _blue_first(values)), None):
@@ -123,10 +123,10 @@ def _is_stated(value: Any) -> bool:
 def _scaled(one: _Stated, channels: int) -> tuple[_Stated | None, str]:
     """For pixels from 0 to 1; or None, and why."""
     if not one.is_complete:
-        return None, "without a mean and a std"
+        return None, f"without a {'mean' if one.mean is None else 'std'}"
     mean, std = one.mean, one.std
     for name, values in (("mean", mean), ("std", std)):
-        if not _are_numbers(values) or len(values) not in {channels, 3 if channels == 1 else channels}:
+        if not _are_numbers(values) or len(values) != channels:
             return None, f"state a {name} that is no list of {channels} numbers"
     if all(0 <= x <= 1 for x in mean) and all(0 < x <= 1 for x in std):
         return one, ""
@@ -135,6 +135,12 @@ def _scaled(one: _Stated, channels: int) -> tuple[_Stated | None, str]:
         mean, std = ([x / _WHITE for x in values] for values in (mean, std))
         return replace(one, mean=mean, std=std, where=f"{one.where}, of bytes"), ""
     return None, "fit neither pixels from 0 to 1 nor bytes"
+
+
+def _agree(one: _Stated, other: _Stated) -> bool:
+    """Whether the values are the same where a buffer was rounded to bfloat16, or to a finer type."""
+    pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)
+    return all(isclose(a, b, rel_tol=2**-8) for a, b in pairs)
 
 
 def _are_numbers(values: Any) -> bool:
