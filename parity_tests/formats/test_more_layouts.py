@@ -53,6 +53,27 @@ def test_a_sequential_of_a_model_and_its_head(tmp_path: Path) -> None:
     assert_same(save(tmp_path / "file.pth", model.state_dict()), model, heads=3)
 
 
+def test_a_sequential_inside_of_lightning(tmp_path: Path) -> None:
+    model = randomized(nn.Sequential(backbone(), nn.Dropout(), nn.Linear(24, 5)))
+    state = {f"model.{name}": x for name, x in model.state_dict().items()}
+    assert_same(save(tmp_path / "file.pth", state), model, heads=3)
+
+
+LONGER: dict[str, Any] = {
+    "two layers": lambda: nn.Sequential(backbone(), nn.Linear(24, 128), nn.ReLU(), nn.Linear(128, 5)),
+    "a norm": lambda: nn.Sequential(backbone(), nn.LayerNorm(24), nn.Linear(24, 5)),
+    "two heads": lambda: nn.ModuleList([backbone(), nn.Linear(24, 5), nn.Linear(24, 7)]),
+    "no Sequential": lambda: nn.ModuleDict({"0": nn.Linear(24, 5), "model": backbone()}),
+}
+
+
+@pytest.mark.parametrize("case", LONGER)
+def test_one_layer_of_several_is_no_head(case: str, tmp_path: Path) -> None:
+    found = opened(save(tmp_path / "file.pth", LONGER[case]().state_dict()), heads=3)
+    assert found.config.model.num_classes == 0
+    assert found.notes[-1].startswith("left out: ")
+
+
 def test_buffers_that_normalise_are_the_preprocessing(tmp_path: Path) -> None:
     model = classifier()
     found = opened(save(tmp_path / "file.pth", nn.Sequential(Normalize(), model).state_dict()), heads=3)
@@ -106,8 +127,20 @@ def test_one_shard_is_named_as_that(tmp_path: Path) -> None:
     sharded(tmp_path)
     shard = min(tmp_path.glob("model-00001-of-*.safetensors"))
     count = len(set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()))
-    with pytest.raises(InputError, match=f"one of {count} shards of a checkpoint; give the folder that it is in"):
+    with pytest.raises(InputError, match=f"one of {count} shards of a checkpoint: give the folder that it is in"):
         open_checkpoint(shard)
+
+
+def test_a_shard_with_a_part_of_a_model(tmp_path: Path) -> None:
+    state = dict(list(classifier().state_dict().items())[:-4])
+    with pytest.raises(InputError, match=r"missing norm.weight .* one of 2 shards of a checkpoint: give the folder"):
+        opened(save(tmp_path / "model-00001-of-00002.pth", state), heads=3)
+
+
+def test_a_whole_model_in_a_file_called_like_a_shard(tmp_path: Path) -> None:
+    """An epoch's, or a tower that one shard of a larger model holds."""
+    model = classifier()
+    assert_same(save(tmp_path / "epoch-00010-of-00100.pth", model.state_dict()), model, heads=3)
 
 
 def test_the_second_model_of_accelerate_is_named(tmp_path: Path) -> None:
@@ -140,6 +173,19 @@ def test_layers_with_a_computed_weight_are_named(change: str, tmp_path: Path) ->
         nn.utils.spectral_norm(layer)
     with pytest.raises(InputError, match=r"a layer whose weight is computed from other arrays .* make it permanent"):
         opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
+
+
+@pytest.mark.parametrize("head", ["linear", "lin_cls", "last_layer"])
+def test_a_head_with_a_computed_weight_is_left_out(head: str, tmp_path: Path) -> None:
+    """The last layer of DINO's head, and of those after it, has weight normalization."""
+    model = randomized(backbone())
+    state = model.state_dict() | {
+        f"{head}.parametrizations.weight.original{i}": torch.ones(5, (1, 24)[i]) for i in (0, 1)
+    }
+    path = save(tmp_path / "file.pth", state)
+    assert_same(path, model, heads=3, num_classes=0)
+    with pytest.raises(InputError, match="use --set num_classes=0 to leave this head out"):
+        opened(path, heads=3)
 
 
 @pytest.mark.parametrize("name", ["lora_A", "linear_a_q.weight"])
@@ -177,4 +223,12 @@ def test_a_folder_of_tensorflows_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(InputError, match=r"a folder with weights of Keras or TensorFlow \(tf_model.h5\), which is not"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_beside_a_file_that_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
+    (tmp_path / "pytorch").mkdir()
+    save(tmp_path / "pytorch" / "pytorch_model.bin", classifier().state_dict())
+    with pytest.raises(InputError, match="name one of the folders in it: pytorch"):
         open_checkpoint(tmp_path)

@@ -76,9 +76,29 @@ def test_of_two_networks_the_one_taken_is_said(
     assert {"field": "model_type", "value": model_type, "why": said.why, "alternatives": said.alternatives} in shown
 
 
-def test_what_stands_beside_a_tower_may_decide(tmp_path: Path) -> None:
+def test_the_warning_names_the_other_way_to_decide(tmp_path: Path) -> None:
+    """model_type is no field that can be stated."""
+    path = save(tmp_path / "file.pth", built("Dinov2Model", **SIZES, image_size=12).state_dict())
+    with pytest.warns(UserWarning, match="assumed: ") as warned:
+        vit_torch.load(path, fields={"heads": 3})
+    settable, _, decided = str(warned[0].message).partition("; set others with fields=; ")
+    assert "norm_epsilon=" in settable
+    assert "model_type" not in settable
+    assert decided.startswith("model_type: dinov2, by its names; RF-DETR")
+    assert decided.endswith("give the folder with its config.json, which decides")
+
+
+@pytest.mark.parametrize(
+    ("tower", "beside"),
+    [
+        ("backbone.backbone.", "backbone.projector.projector_layer.conv1.conv.weight"),
+        ("backbone.0.encoder.encoder.", "backbone.0.projector.stages.0.0.cv1.conv.weight"),
+    ],
+)
+def test_what_stands_beside_a_tower_may_decide(tower: str, beside: str, tmp_path: Path) -> None:
+    """As transformers saves RF-DETR, and as its own project does."""
     backbone = built("RfDetrDinov2Backbone", **SIZES, image_size=12, num_windows=1).state_dict()
-    state = {f"backbone.backbone.{name}": x for name, x in backbone.items()}
-    state["backbone.projector.projector_layer.conv1.conv.weight"] = torch.ones(2, 2, 1, 1)
+    state = {f"{tower}{name}": x for name, x in backbone.items()}
+    state[beside] = torch.ones(2, 2, 1, 1)
     with pytest.raises(InputError, match="attention within windows, as in RF-DETR, which ViTConfig cannot express"):
         opened(save(tmp_path / "file.pth", state), heads=3)

@@ -192,11 +192,18 @@ def test_how_images_were_made(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stated", "why"),
     [
-        ({"mean": [0.5] * 3}, "without a mean and a std"),
+        ({"mean": [0.5] * 3}, "without a std"),
         ({"mean": [0.5] * 3, "std": [0.5] * 2}, "std"),
         ({"mean": "imagenet", "std": "imagenet"}, "mean"),
         ({"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "random"}, "interpolation"),
-        ({"crop_pct": 0.9}, "without a mean and a std"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 10**400}, "preprocessing"),
+        ({"mean": [10**400] * 3, "std": [1] * 3}, "fit neither pixels from 0 to 1 nor bytes"),
+        ({"mean": [103.53, 116.28, 123.675], "std": [1.0] * 3}, "fit neither pixels from 0 to 1 nor bytes"),
+        ({"mean": [True] * 3, "std": [True] * 3}, "no list of 3 numbers"),
+        ({"mean": 0.0, "std": 0.02}, "no list of 3 numbers"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3, "to_rgb": False}, "blue, green, red, by to_rgb=False"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3, "input_format": "BGR"}, "blue, green, red, by input_format=BGR"),
+        ({"train": {"mean": [0.5] * 3, "std": [0.5] * 3}, "test": {"mean": [0.4] * 3, "std": [0.5] * 3}}, "different"),
     ],
 )
 def test_what_cannot_be_heard_of_images_is_named(stated: dict[str, Any], why: str, tmp_path: Path) -> None:
@@ -204,4 +211,45 @@ def test_what_cannot_be_heard_of_images_is_named(stated: dict[str, Any], why: st
     assert found.config.preprocessing is None
     (note,) = [note for note in found.notes if "left out" in note and "preprocessing" in note]
     assert why in note
-    assert "hyper_parameters: " in note
+    assert "hyper_parameters" in note
+
+
+def test_a_mean_and_a_std_are_of_one_mapping(tmp_path: Path) -> None:
+    """A std of initial weights is further out."""
+    stated = {"init": {"std": 0.02}, "hyper_parameters": {"data": {"mean": [0.5] * 3, "std": [0.4] * 3}}}
+    made = opened(saved(tmp_path, stated), image_size=(8, 32)).config.preprocessing
+    assert made is not None
+    assert (made.mean, made.std) == ((0.5,) * 3, (0.4,) * 3)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"label": {"mean": [0.5] * 3, "std": [0.4] * 3}},
+        {"args": {"mean": None, "std": None, "interpolation": "", "crop_pct": 0.9}},
+    ],
+)
+def test_nothing_is_said_where_nothing_is_stated_of_images(stated: dict[str, Any], tmp_path: Path) -> None:
+    found = opened(saved(tmp_path, stated), image_size=(8, 32))
+    assert found.config.preprocessing is None
+    assert not [note for note in found.notes if "preprocessing" in note]
+
+
+def test_buffers_that_agree_with_what_is_stated(tmp_path: Path) -> None:
+    """0.3 is another number in float32."""
+    path = saved(tmp_path, {"hyper_parameters": {"mean": [0.3] * 3, "std": [0.3] * 3}})
+    file = torch.load(path)
+    file["state_dict"] |= {f"normalize.{name}": torch.full((3,), 0.3) for name in ("mean", "std")}
+    torch.save(file, path)
+    found = opened(path, image_size=(8, 32))
+    assert found.config.preprocessing is not None
+    assert found.config.preprocessing.mean == (0.3,) * 3
+    assert not [note for note in found.notes if note.startswith("left out")]
+
+
+def test_buffers_of_targets_are_no_preprocessing(tmp_path: Path) -> None:
+    path = saved(tmp_path, {})
+    file = torch.load(path)
+    file["state_dict"] |= {f"normalize_targets.{name}": torch.full((3,), 0.5) for name in ("mean", "std")}
+    torch.save(file, path)
+    assert opened(path, image_size=(8, 32)).config.preprocessing is None

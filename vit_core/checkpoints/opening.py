@@ -23,6 +23,7 @@ from vit_core.checkpoints.candidates import (
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
+from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
 from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
 from vit_core.checkpoints.formats.rules import read_by_rules
@@ -31,7 +32,7 @@ from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
 from vit_core.checkpoints.run_folder import checkpoint_in
 from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
-from vit_core.config import TRAINING_ONLY
+from vit_core.config import TRAINING_ONLY, ViTConfig
 from vit_core.errors import InputError, abbreviate, one_line
 from vit_core.field_text import field_text
 from vit_core.storage import Location, location
@@ -42,11 +43,12 @@ _OF_FOLDERS = tuple(
     f"{name}{end}" for name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") for end in ("", ".index.json")
 )
 """Names of files of weights to which a config.json beside them belongs."""
-_SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.\w+")
+_SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
+"""Name of one of several files of a checkpoint; trainers call whole ones so too, by the number of epochs."""
+_NOT_WHOLE = re.compile(r"and no Vision Transformer by the names of|\bmissing\b")
+"""In messages about a file in which there is no model, or a part of one."""
 _LONGEST_JSON = 2**24
 """Bytes."""
-_HEAD = re.compile(r"(?:\w+_)?heads?(?:_\w+)?\.|(?:fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)\.")
-"""Names of what stands after a backbone, whatever it is."""
 
 
 def open_checkpoint(
@@ -82,7 +84,8 @@ def open_checkpoint(
             _refuse_choices(opened, format, fields)
         return open_folder(opened)
     source = _source_of(opened, container, part)
-    return read_source(chosen or recognised_format(source), source, fields)
+    with _named_as_shard(opened):
+        return read_source(chosen or recognised_format(source), source, fields)
 
 
 def open_with_warning(
@@ -97,11 +100,12 @@ def open_with_warning(
     if isinstance(path, Checkpoint):
         return path
     checkpoint = open_checkpoint(path, format=format, fields=fields, part=part, base=base)
-    if checkpoint.assumptions:
-        assumed = ", ".join(field_text(one.field, one.value) for one in checkpoint.assumptions)
-        warnings.warn(
-            f"{checkpoint.origin}: not in the file, assumed: {assumed}; set others with fields=", stacklevel=3
-        )
+    fields_of_model = [one for one in checkpoint.assumptions if one.field in ViTConfig.model_fields]
+    assumed = ", ".join(field_text(one.field, one.value) for one in fields_of_model)
+    said = [f"not in the file, assumed: {assumed}; set others with fields="] if assumed else []
+    said += [str(one) for one in checkpoint.assumptions if one not in fields_of_model]
+    if said:
+        warnings.warn(f"{checkpoint.origin}: {'; '.join(said)}", stacklevel=3)
     return checkpoint
 
 
@@ -143,8 +147,6 @@ def _foreign_container(path: Location) -> Container | None:
         return None
     if path.is_dir() and not (path / WEIGHTS).exists() and not any(path.iterdir()):
         return None
-    if (shard := _SHARD.fullmatch(path.name)) and int(shard[1]) > 1 and path.is_file():
-        raise InputError(f"{path}: one of {int(shard[1])} shards of a checkpoint; give the folder that it is in")
     container = open_container(path)
     return None if "format_version" in container.metadata.get("config", "") else container
 
@@ -247,6 +249,19 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
 
 
 @contextmanager
+def _named_as_shard(path: Location) -> Iterator[None]:
+    """Adds to messages about a model that is not there, or not whole, that its file has the name of a shard."""
+    try:
+        yield
+    except InputError as error:
+        shard = _SHARD.fullmatch(path.name)
+        if not shard or int(shard[1]) < 2 or not path.is_file() or not _NOT_WHOLE.search(str(error)):
+            raise
+        step = f"by its name it is one of {int(shard[1])} shards of a checkpoint: give the folder that it is in"
+        raise type(error)(f"{error}; {step}") from None
+
+
+@contextmanager
 def _named_as_in_file(source: Source) -> Iterator[None]:
     """Adds to messages where in the file the model is whose arrays they name: without its keys and its prefix."""
     try:
@@ -263,7 +278,7 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
     """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
     used = {name for rule in reading.rules for name in rule.theirs}
     unused = [name for name in reading.arrays if name not in used]
-    of_head = [name for name in unused if _HEAD.match(name)]
+    of_head = [name for name in unused if AFTER_BACKBONE.match(name)]
     left_out = [name for name in unused if re.search(reading.left_out, name) or (without_head and name in of_head)]
     if unexpected := [name for name in unused if name not in left_out]:
         advice = advice_about(unexpected) or "nothing is dropped in silence"

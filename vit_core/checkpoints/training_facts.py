@@ -8,15 +8,15 @@ what is stated beside them become the preprocessing.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.arrays import LazyArray
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
-from vit_core.checkpoints.formats.timm.config_json import preprocessing_of
+from vit_core.checkpoints.image_facts import with_preprocessing
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.field_text import field_text
@@ -37,16 +37,6 @@ _SHOWN = {
 }
 """Field that arrays show -> names that scripts give it."""
 _LABELS = ("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label")
-_IMAGES = {
-    "mean": ("mean", "image_mean", "img_mean", "norm_mean", "pixel_mean"),
-    "std": ("std", "image_std", "img_std", "norm_std", "pixel_std"),
-    "interpolation": ("interpolation",),
-    "crop_pct": ("crop_pct",),
-    "crop_mode": ("crop_mode",),
-}
-"""What timm calls a fact about images -> names that scripts give it."""
-_WHITE = 255.0
-"""White, where a mean is that of bytes."""
 _DEPTH = 4
 """Levels of mappings in which names are looked for."""
 _OTHERS = re.compile(
@@ -80,7 +70,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
 
     Raises the reader's InputError where it opens neither with these facts nor without them.
     """
-    facts = [*_facts(source.facts), *_of_normalisation(source.beside)]
+    mappings = list(_mappings(source.facts))
+    facts = list(_facts(mappings))
     reading, failure = _attempt(read, source, fields)
     assumed = {one.field for one in reading.assumptions} if reading else set(_ASSUMED)
     taken: dict[str, Any] = {}
@@ -104,7 +95,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
     notes += [note for field, (fact, value) in shown if (note := _apart(field, fact, value, model))]
     reading, label_note, label_key = _with_labels(reading, facts)
-    reading, image_note, image_keys = _with_preprocessing(reading, facts)
+    reading, image_note, image_keys = with_preprocessing(reading, mappings, source.beside)
     return replace(
         reading,
         notes=(*reading.notes, *notes, *label_note, *image_note),
@@ -126,28 +117,22 @@ def _reason(error: InputError | None) -> str:
     return str(error).rpartition(": ")[2]
 
 
-def _facts(values: Mapping[str, Any]) -> Iterator[Fact]:
+def _facts(mappings: Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]) -> Iterator[Fact]:
     """Every value of the known names, the outermost first."""
-    named = (*_ASSUMED.values(), *_SHOWN.values(), *_IMAGES.values(), _LABELS)
-    known = {name for names in named for name in names}
-    level = [(str(key), str(key), value) for key, value in values.items()]
-    for depth in range(_DEPTH):
-        below: list[tuple[str, str, Any]] = []
-        for key, name, value in level:
-            if name in known and value is not None:
-                yield Fact(key, name, value, depth)
-            inner = _inside(value)
-            if not _OTHERS.search(name) and len(inner) < 10_000:
-                below += [(key, str(one), item) for one, item in inner.items()]
-        level = below
+    known = {name for names in (*_ASSUMED.values(), *_SHOWN.values()) for name in names} | set(_LABELS)
+    for path, values in mappings:
+        for name, value in values.items():
+            if str(name) in known and value is not None:
+                yield Fact(path[0] if path else str(name), str(name), value, len(path))
 
 
-def _of_normalisation(beside: LazyArrays) -> Iterator[Fact]:
-    """The buffers of a module that normalises images before the model: `normalize.mean`."""
-    for name, array in beside.entries.items():
-        last = name.rpartition(".")[2]
-        if last in (*_IMAGES["mean"], *_IMAGES["std"]) and prod(array.shape) <= 3:
-            yield Fact(name, last, array, 0)
+def _mappings(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Every mapping in which names are looked for, with the keys that lead to it; the outermost first."""
+    level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), values)]
+    for _ in range(_DEPTH):
+        yield from level
+        inner = [((*path, str(name)), _inside(value)) for path, above in level for name, value in above.items()]
+        level = [(path, found) for path, found in inner if not _OTHERS.search(path[-1]) and 0 < len(found) < 10_000]
 
 
 def _inside(value: Any) -> Mapping[str, Any]:
@@ -213,52 +198,6 @@ def _with_labels(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str
         labelled = replace(reading, config=config.replace(labels=names))
         return labelled, [f"labels: {len(names)} names of {fact.where}"], {fact.key}
     return reading, [], set()
-
-
-def _with_preprocessing(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str], set[str]]:
-    """Where the format's own reading found none. A mean without a std, or one that no image can have, is named."""
-    if reading.config.preprocessing is not None:
-        return reading, [], set()
-    said = dict[str, tuple[Fact, Any]]()
-    for field, names in _IMAGES.items():
-        found = [(one, _plain(one.value)) for one in facts if one.name in names]
-        if found and all(value == found[0][1] for one, value in found if one.depth == found[0][0].depth):
-            said[field] = found[0]
-    if not said:
-        return reading, [], set()
-    where = ", ".join(fact.where for fact, _ in said.values())
-    if not {"mean", "std"} <= said.keys():
-        return reading, [f"preprocessing left out: {where} without a mean and a std"], set()
-    stated, scale = {field: value for field, (_, value) in said.items()}, ""
-    if all(isinstance(stated[key], list) and any(_exceeds(x, 1.0) for x in stated[key]) for key in ("mean", "std")):
-        scale = ", of bytes"
-        stated |= {key: [x / _WHITE if _exceeds(x, 0.0) else x for x in stated[key]] for key in ("mean", "std")}
-    try:
-        preprocessing, notes = preprocessing_of(reading.config.model, stated)
-    except (TypeError, ValueError) as error:
-        preprocessing, notes = None, [f"left out: preprocessing ({error})"]
-    if preprocessing is None:
-        return reading, [f"{note}: stated by {where}" for note in notes], set()
-    shown = {"interpolation": preprocessing.interpolation, "crop_pct": preprocessing.crop_fraction}
-    assumed = [f"{name} {value}" for name, value in shown.items() if name not in said]
-    more = f"; assumed as in timm: {', '.join(assumed)}" if assumed else ""
-    found_in = {fact.key for fact, _ in said.values()}
-    config = reading.config.replace(preprocessing=preprocessing)
-    return replace(reading, config=config), [f"preprocessing: stated by {where}{scale}{more}", *notes], found_in
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as a list, of a tuple, a small array or a text in JSON; anything else as it is."""
-    if isinstance(value, LazyArray) and prod(value.shape) <= 4:
-        value = value.read().reshape(-1).tolist()
-    if isinstance(value, str) and value.startswith("["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value[:200])
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _exceeds(value: Any, bound: float) -> bool:
-    return isinstance(value, int | float) and value > bound
 
 
 def _names_of(said: Any) -> tuple[str, ...] | None:

@@ -84,7 +84,7 @@ def describe_folder(folder: Location) -> str:
     items = [name for name in sorted(names) if _is_item(folder, name)]
     if items:
         return f"a folder with Orbax checkpoints ({abbreviate(items, most=3)})"
-    return _unread(names) or ("a folder without weights" if names else "an empty folder")
+    return _unread(names) or _foreign_file(names) or ("a folder without weights" if names else "an empty folder")
 
 
 def _names(folder: Location) -> set[str]:
@@ -137,10 +137,9 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if {"data.pkl", "data", "version"} <= names:
         step = "give that file, or pack this folder, under its name, as a zip without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
-    known = _unread(names)
-    if known:
-        raise InputError(f"{folder}: {known}, which is not read; load it with its library, and save its arrays as .npz")
     inner = [name for name in sorted(names)[:200] if (folder / name).is_dir() and _has_weights(folder / name)]
+    if known := _unread(names) or ("" if inner else _foreign_file(names)):
+        raise InputError(f"{folder}: {known}, which is not read; load it with its library, and save its arrays as .npz")
     found = f"found {abbreviate(sorted(names), most=5)}" if names else "it is empty"
     choice = f"name one of the folders in it: {abbreviate(inner, most=5)}" if inner else found
     raise InputError(f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like); {choice}")
@@ -162,6 +161,11 @@ def _unread(names: set[str]) -> str:
         return "a DeepSpeed ZeRO checkpoint in parts (zero_to_fp32.py joins them)"
     if "Manifest.json" in names:
         return "a Core ML package"
+    return ""
+
+
+def _foreign_file(names: set[str]) -> str:
+    """A folder with a file of weights of a kind that is known and not read."""
     for end, kind in (
         (".h5", "weights of Keras or TensorFlow"),
         (".keras", "a Keras model"),

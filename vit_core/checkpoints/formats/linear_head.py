@@ -1,48 +1,66 @@
-"""Finds a classification head that people put on a backbone: one Linear, under whatever name."""
+"""Finds a classification head that people put on a backbone, one Linear under whatever name; names of heads."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.formats.interface import Source
 
 _INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj))*")
 """Where in the module of a head its Linear may be (open_clip's is `head.proj`); a layer of an MLP (`fc.fc1`) is no
 head."""
 _HEAD_ROOTS = r"(head|heads|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls|last_layer)"
+AFTER_BACKBONE = re.compile(
+    r"(\w+_)?heads?(_\w+)?[./]|(fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)[./]"
+)
+"""Names of what stands after a backbone, whatever it is."""
+_NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 def with_linear_head(
-    arrays: LazyArrays, beside: LazyArrays, width: int, name: str
+    arrays: LazyArrays, source: Source, width: int, name: str
 ) -> tuple[LazyArrays, list[str], frozenset[str]]:
     """The arrays with a head under `name` (`NAME.weight`, `NAME.bias`), where they have none yet; notes; and the name
     of the module beside the model that the head is from, if it is.
 
-    arrays: of the model, canonical names. beside: arrays outside the model's prefix, where a head of its own may be.
-    A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a Sequential
-    (`head.1`). A module with other arrays too, such as a norm or a second Linear, is not taken.
+    arrays: of the model, canonical names. source: gives the arrays outside the model's prefix, where a head of its own
+    may be. A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a
+    Sequential (`head.1`), or the one layer after the model in a Sequential. A module with other arrays too, such as a
+    norm or a second Linear, is not taken.
     """
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
-    for group, where in ((arrays, "in the model"), (beside, "beside the model")):
-        for root in _roots(group, numbered=group is beside):
-            members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
-            linear = _linear(members, width)
-            if linear is None or not _INSIDE.fullmatch(linear.removeprefix(root)):
-                continue
-            kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
-            leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
-            head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
-            used = frozenset({root}) if group is beside else frozenset[str]()
-            return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
+    beside = source.beside
+    roots = [(arrays, root, "in the model") for root in _roots(arrays)]
+    roots += [(beside, root, "beside the model") for root in (*_roots(beside), *_after(source.prefix, beside))]
+    for group, root, where in roots:
+        members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
+        linear = _linear(members, width)
+        if linear is None or not _INSIDE.fullmatch(linear.removeprefix(root)):
+            continue
+        kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
+        leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
+        head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
+        used = frozenset({root}) if group is beside else frozenset[str]()
+        return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
     return arrays, [], frozenset()
 
 
-def _roots(arrays: Iterable[str], *, numbered: bool) -> list[str]:
-    """The names of modules that are called like a head, up to the part that says so; numbered: and of those that have a
-    number only, as in a Sequential of a model and its head."""
-    names = rf"(?:\w+\.)??{_HEAD_ROOTS}{r'|[0-9]+' if numbered else ''}"
-    pattern = re.compile(rf"^(?!pre_logits\.)({names})\.")
+def _roots(arrays: Iterable[str]) -> list[str]:
+    """The names of modules that are called like a head, up to the part that says so."""
+    pattern = re.compile(rf"^(?!pre_logits\.)((?:\w+\.)??{_HEAD_ROOTS})\.")
     return list(dict.fromkeys(match[1] for name in arrays if (match := pattern.match(name))))
+
+
+def _after(prefix: Sequence[str], beside: Iterable[str]) -> list[str]:
+    """The module after a model in a Sequential (`model.1` for the prefix `model.0`); none where several have arrays:
+    a layer of a longer tail is no head."""
+    if not prefix or not _NUMBER.fullmatch(prefix[-1]):
+        return []
+    outer = "".join(f"{part}." for part in prefix[:-1])
+    modules = {name.removeprefix(outer).partition(".")[0] for name in beside if name.startswith(outer)}
+    later = [one for one in modules if not _NUMBER.fullmatch(one) or int(one) > int(prefix[-1])]
+    return [f"{outer}{one}" for one in later if len(later) == 1 and _NUMBER.fullmatch(one)]
 
 
 def _linear(members: dict[str, LazyArray], width: int) -> str | None:

@@ -107,7 +107,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     linear = _linear_head(source)
     ours = LazyArrays({ours: source.arrays.entries[name] for ours, name in renamed.items()})
     width = (ours.entries["patch_embed.proj.weight"].shape or (0,))[0] if "patch_embed.proj.weight" in ours else 0
-    ours, notes, used = with_linear_head(ours, source.beside, width, "head")
+    ours, notes, used = with_linear_head(ours, source, width, "head")
     shapes = fields_from_shapes(ours.shapes, {"heads": _MOCO_HEADS, **fields} if of_moco else fields, where)
     found = shapes.fields
     if linear and found["pooling"] != "cls_gap":

@@ -62,7 +62,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
             "(untie_cls_and_patch_norms), which ViTConfig cannot express"
         )
     width = axes_of(source.arrays.shapes, "patch_embed.proj.weight", 4, where)[0]
-    arrays, notes, used = with_linear_head(source.arrays, source.beside, width, "head")
+    arrays, notes, used = with_linear_head(source.arrays, source, width, "head")
     found = _fields(arrays, where)
     if not found["key_bias"]:
         arrays = _without_key_biases(arrays, found["depth"])

@@ -1,13 +1,15 @@
 """What a file holds that no format reads: names of arrays that show which network it is, for messages.
 
-Nothing is decided by these names but the text of an InputError, with one exception: arrays of rotary or relative
-positions show a network that computes other outputs than a plain Vision Transformer from arrays of the same names.
+Most of these names decide only the text of an InputError. What `check_positions` and `check_deepspeed` find decides
+that a file is refused: its network computes other outputs than a plain Vision Transformer from arrays of the same
+names, or its arrays are empty.
 """
 
 import re
 from collections.abc import Sequence
 
 from vit_core.checkpoints.formats.interface import Source
+from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
 from vit_core.errors import InputError, abbreviate
 
 _OTHER_POSITIONS = (
@@ -28,10 +30,9 @@ _OTHER_BLOCKS = (
     (r"^(.*[./])?blocks_token_only[./]|[./]attn[./]proj_[lw][./]", "talking heads, as in CaiT"),
     (r"[./]attn[./](gating_param|pos_proj[./]weight)$", "gated attention by position, as in ConViT"),
 )
-_BESIDE = ((r"(^|[./])projector[./]projector_layer[./]", "attention within windows, as in RF-DETR"),)
+_BESIDE = ((r"(^|[./])projector[./](projector_layer|stages)[./]", "attention within windows, as in RF-DETR"),)
 """What stands beside a tower that computes other outputs than its arrays alone say."""
 _PARAMETRISED = re.compile(r"[./](weight_(orig|mask)|parametrizations[./]weight[./]original\d*)$")
-_AFTER_BACKBONE = re.compile(r"(\w+_)?heads?(_\w+)?[./]|fc[./]|classifier[./]|last_layer[./]")
 _FIRST_NORM = re.compile(r"blocks[./]\d+[./]norm1[./]weight$")
 _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
 _OTHER_KIND = "what opens are plain Vision Transformers; give the file of one"
@@ -44,7 +45,8 @@ _NETWORKS = (
         "merge them into the model and save that",
     ),
     (
-        r"(^|[./])qweight$|[./]qzeros$|[./]SCB$|weight_(scale|format)(_inv)?$|[./]weight[./]_(data|scale)$|[./]_packed_params|[./]zero_point$",
+        r"(^|[./])qweight$|[./](qzeros|SCB|zero_point)$|weight_(scale|format)(_inv)?$"
+        r"|[./]weight[./]_(data|scale)$|[./]_packed_params",
         "quantized weights",
         "save the model before quantization",
     ),
@@ -90,7 +92,7 @@ def check_positions(source: Source) -> None:
                 f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
                 "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
             )
-    if found := [name for name in source.arrays if _PARAMETRISED.search(name) and not _AFTER_BACKBONE.match(name)]:
+    if found := [name for name in source.arrays if _PARAMETRISED.search(name) and not AFTER_BACKBONE.match(name)]:
         raise InputError(
             f"{source.path}: {abbreviate(found, most=1)} belongs to a layer whose weight is computed from other arrays "
             "(pruned, or with weight or spectral normalization); make it permanent (prune.remove, "

@@ -113,7 +113,7 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
     before = {name: entry for name, entry in source.arrays.entries.items() if name.startswith(_REPRESENTATION)}
     others = LazyArrays({name: entry for name, entry in source.arrays.entries.items() if name not in before})
     inputs = shapes.get(f"{_REPRESENTATION}weight") or shapes.get("conv_proj.weight") or (0,)
-    arrays, notes, used = with_linear_head(others, source.beside, inputs[0], "heads.head")
+    arrays, notes, used = with_linear_head(others, source, inputs[0], "heads.head")
     return LazyArrays({**arrays.entries, **before}), notes, used
 
 

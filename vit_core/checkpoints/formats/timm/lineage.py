@@ -132,7 +132,7 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
     if "patch_embed.proj.weight" not in source.arrays:
         return source.arrays, [], frozenset()
     width = (source.arrays.entries["patch_embed.proj.weight"].shape or (0,))[0]
-    return with_linear_head(source.arrays, source.beside, width, "head")
+    return with_linear_head(source.arrays, source, width, "head")
 
 
 def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:

@@ -144,7 +144,7 @@ def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], 
         return source.arrays, [], frozenset()
     if any(name in source.arrays for name in ("classifier.weight", "cls_classifier.weight")):
         return source.arrays, [], frozenset()
-    return with_linear_head(source.arrays, source.beside, (patches.shape or (0,))[0], head)
+    return with_linear_head(source.arrays, source, (patches.shape or (0,))[0], head)
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
