@@ -262,6 +262,7 @@ def test_a_dead_link_is_an_error(link: str, tmp_path: Path) -> None:
     assert alive or link.split("#")[-1] in done.stderr
 
 
+@pytest.mark.slow
 def test_the_site_needs_no_other_host(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) >= len(PAGES)
@@ -278,6 +279,7 @@ def test_the_site_needs_no_other_host(site: Path) -> None:
         assert not re.search("http|<script", text), drawing.name
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
     ids = set[str]()
     for page in (site / "reference").glob("*.html"):

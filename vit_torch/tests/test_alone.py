@@ -34,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
+@pytest.mark.slow
 def test_loads_where_jax_cannot_be_imported(folder: Path) -> None:
     """And imports pydantic, schemas and formats only when it loads: `vit bench startup` measures the import."""
     program = f"""

@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_matrix", [False, True])
 def test_a_step_is_read_on_one_device_and_without_jax(run: Path, by_matrix: bool) -> None:
     step, expected = run / f"steps/{int(by_matrix):06d}", leaves_of(by_matrix)
@@ -55,6 +56,7 @@ def test_a_step_is_read_on_one_device_and_without_jax(run: Path, by_matrix: bool
     assert step_config(step) == METADATA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_matrix", [False, True])
 def test_arrays_have_canonical_names(run: Path, by_matrix: bool) -> None:
     step = run / f"steps/{int(by_matrix):06d}"
