@@ -168,6 +168,9 @@ IMAGES: dict[str, dict[str, Any]] = {
     "Lightning": {"hyper_parameters": {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.9}},
     "arrays": {"hparams": {"image_mean": np.array([0.1, 0.2, 0.3]), "image_std": torch.tensor([0.4, 0.5, 0.6])}},
     "a namespace": {"args": Namespace(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], interpolation="bilinear")},
+    "Lightning's command line": {
+        "hyper_parameters": {"data": {"init_args": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}}
+    },
     "of bytes": {"config": {"data": {"mean": [25.5, 51.0, 76.5], "std": [102.0, 127.5, 153.0]}}},
 }
 

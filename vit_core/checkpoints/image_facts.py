@@ -18,7 +18,7 @@ _PAIRS = tuple((f"{of}mean", f"{of}std") for of in ("", "image_", "img_", "norm_
 _BESIDE = ("interpolation", "crop_pct", "crop_mode")
 """What else is taken from the mapping of a mean and a std, by timm's names."""
 _NOT_IMAGES = re.compile(
-    r"target|label|action|output|unnorm|denorm|inverse|latent|reward|embed|feature|init|depth|text|audio|teacher"
+    r"target|label|action|output|unnorm|denorm|inverse|latent|reward|embed|feature|init(?!_args)|depth|text|audio|teacher"
     r"|student|decoder|predictor|head|loss",
     re.IGNORECASE,
 )
