@@ -127,13 +127,13 @@ def test_one_shard_is_named_as_that(tmp_path: Path) -> None:
     sharded(tmp_path)
     shard = min(tmp_path.glob("model-00001-of-*.safetensors"))
     count = len(set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()))
-    with pytest.raises(InputError, match=f"one of {count} shards of a checkpoint: give the folder that it is in"):
+    with pytest.raises(InputError, match=f"one of {count} shards, as its name says, give the folder that it is in"):
         open_checkpoint(shard)
 
 
 def test_a_shard_with_a_part_of_a_model(tmp_path: Path) -> None:
     state = dict(list(classifier().state_dict().items())[:-4])
-    with pytest.raises(InputError, match=r"missing norm.weight .* one of 2 shards of a checkpoint: give the folder"):
+    with pytest.raises(InputError, match=r"missing norm.weight .* one of 2 shards, as its name says, give the folder"):
         opened(save(tmp_path / "model-00001-of-00002.pth", state), heads=3)
 
 

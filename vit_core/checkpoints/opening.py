@@ -45,8 +45,6 @@ _OF_FOLDERS = tuple(
 """Names of files of weights to which a config.json beside them belongs."""
 _SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
 """Name of one of several files of a checkpoint; trainers call whole ones so too, by the number of epochs."""
-_NOT_WHOLE = re.compile(r"and no Vision Transformer by the names of|\bmissing\b")
-"""In messages about a file in which there is no model, or a part of one."""
 _LONGEST_JSON = 2**24
 """Bytes."""
 
@@ -250,14 +248,14 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
 
 @contextmanager
 def _named_as_shard(path: Location) -> Iterator[None]:
-    """Adds to messages about a model that is not there, or not whole, that its file has the name of a shard."""
+    """Adds to an InputError about a file with the name of a shard that it may hold a part of a model only."""
     try:
         yield
     except InputError as error:
         shard = _SHARD.fullmatch(path.name)
-        if not shard or int(shard[1]) < 2 or not path.is_file() or not _NOT_WHOLE.search(str(error)):
+        if not shard or int(shard[1]) < 2 or not path.is_file():
             raise
-        step = f"by its name it is one of {int(shard[1])} shards of a checkpoint: give the folder that it is in"
+        step = f"if it is one of {int(shard[1])} shards, as its name says, give the folder that it is in"
         raise type(error)(f"{error}; {step}") from None
 
 
