@@ -61,7 +61,7 @@ def assert_same_arrays(found: Checkpoint, expected: dict[str, np.ndarray]) -> No
         assert parallel.parity.difference(found.arrays[name], array)[1] <= parallel.parity.FLOAT64_BOUND, name
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_are_one(tmp_path: Path) -> None:
     found = parallel.in_processes(tmp_path, TORCHRUN, {}, __file__)
     expected = parallel.trained(engine_of(TorchEngine))

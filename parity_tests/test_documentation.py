@@ -68,8 +68,8 @@ def blocks(page: Path) -> list[Block]:
 LONG = {
     f"docs/{page}.md"
     for page in (
-        "adapters", "dinov3", "exporting", "figures", "fine-tuning", "first-hour", "identical", "masked-autoencoder",
-        "resolutions", "using",
+        "adapters", "checkpoints", "dinov3", "exporting", "extending/format", "figures", "fine-tuning", "first-hour",
+        "identical", "masked-autoencoder", "resolutions", "using",
     )
 }  # fmt: skip
 """Pages whose code takes more than half a minute of a core; it runs before a release (`make test-release`)."""
@@ -79,7 +79,7 @@ BLOCKS = {name: blocks(page) for name, page in PROSE.items()}
 def run_block(block: Block, folder: Path, where: str) -> None:
     """Runs a block, and compares what it prints with the comments behind its calls of print."""
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},  # compiled as readers do
+        **os.environ,
         "PATH": f"{EXECUTABLES}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(folder / ".cache"),
         "OMP_NUM_THREADS": "1",

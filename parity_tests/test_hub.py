@@ -46,7 +46,7 @@ def save_random(folder: Path, model: ViTConfig) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_other_libraries_open_what_was_pushed(hub: Hub, tmp_path: Path) -> None:
     """Each from its name in the Hub, with the logits of our twin, in float64."""
     ours, env = save_random(tmp_path / "ours", MODEL), environment(hub, tmp_path)

@@ -54,6 +54,7 @@ COMMANDS = {
         Command(
             "resume", "Go on with a run that was stopped, or train a finished one further.", "Train", takes_recipe=True
         ),
+        Command("runs", "Compare what finished runs reached, over their seeds and by their cost.", "Train"),
         Command("evaluate", "Measure the accuracy of a checkpoint on a data set.", "Train"),
         Command("predict", "Name what images show.", "Use"),
         Command("features", "Write the features of images: the tokens after a block of the model.", "Use"),

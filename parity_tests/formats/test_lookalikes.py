@@ -81,7 +81,7 @@ def fields_of(model: Any, found: Checkpoint) -> dict[str, Any]:
     return fields
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_each_computes_the_same_or_is_refused() -> None:
     opens, refused, wrong = list[str](), list[str](), list[str]()
     for name in distinct():

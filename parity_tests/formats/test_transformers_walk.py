@@ -140,7 +140,7 @@ def test_each_type_has_an_answer(tmp_path: Path) -> None:
     assert unknown == [], "new in transformers: read it, or add its type to those that are refused"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_state_dict_alone_is_not_taken_for_another_class() -> None:
     taken, refused = set[str](), list[str]()
     for name, model in image_models().items():

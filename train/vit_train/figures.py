@@ -1,6 +1,6 @@
 """Figures of runs and models, as PNG files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -85,6 +85,36 @@ def compared_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Loc
     below.set(xlabel="step", ylabel="relative difference (at least 1e-8)")
     for panel in (above, below):
         panel.grid(alpha=0.3)
+    return save_figure(figure, path)
+
+
+def errors_by_cost(
+    points: Sequence[tuple[str, float, Sequence[float]]],
+    line: tuple[Callable[[float], float], tuple[float, float], float] | None,
+    path: Location,
+) -> Location:
+    """Draws errors (1 - accuracy) by the FLOPs of training, both in logarithms.
+
+    points: (name, FLOPs, errors of its runs). line: the error as a function of FLOPs, the interval of the error
+    predicted at the last FLOPs, and those FLOPs. Returns the path of the PNG file.
+    """
+    figure, panel = plt.subplots(figsize=(7.5, 4.6), layout="tight")
+    for i, (name, cost, errors) in enumerate(points):
+        panel.loglog([cost] * len(errors), errors, "o", color=f"C{i % 10}", markersize=5, label=name)
+    if line is not None:
+        error, (low, high), cost = line
+        costs = np.geomspace(min(cost, *(point[1] for point in points)), max(cost, *(point[1] for point in points)))
+        panel.loglog(costs, [error(each) for each in costs], "--", color="gray", linewidth=1, label="power law")
+        panel.errorbar(
+            [cost], [error(cost)], [[error(cost) - low], [high - error(cost)]], fmt="s", color="gray", capsize=4,
+            label=f"predicted: top-1 {1 - error(cost):.1%}",
+        )  # fmt: skip
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    panel.yaxis.set_minor_formatter(PercentFormatter(1))
+    panel.tick_params(axis="y", which="minor", labelsize=7)
+    panel.set(xlabel="FLOPs of training", ylabel="error (1 - top-1)")
+    panel.grid(alpha=0.3, which="both")
+    panel.legend(fontsize=8)
     return save_figure(figure, path)
 
 

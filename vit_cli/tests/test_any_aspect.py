@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "target",
     [
-        pytest.param("a.pt2", marks=pytest.mark.slow),
+        pytest.param("a.pt2", marks=pytest.mark.release),
         pytest.param("a.onnx", marks=pytest.mark.release),
         pytest.param("a.jaxexport", marks=pytest.mark.release),  # compiled for each size of images, twice
     ],

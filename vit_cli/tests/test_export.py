@@ -210,16 +210,31 @@ def test_missing_packages_are_named(
     assert f"this command needs {package}: pip install 'vit-parity[export]'" in line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"pooling": "map", "class_token": False}, ["--any-size"]),
-        ({"pooling": "gap", "position_embedding": "sincos2d_mae"}, ["--any-size", "--input", "normalised"]),
-        ({"pooling": "cls_gap", "registers": 2, "mlp": "swiglu"}, ["--batch", "2"]),
-        ({"activation": "quick_gelu", "pre_norm": True}, ["--precision", "float16"]),
-        ({"stem_layers": (1,), "stem_width": 32, "patch_size": 8, "image_size": 16}, ["--any-size"]),
-        ({"distillation": "head", "qk_norm": True}, ["--opset", "21", "--precision", "int8"]),
+        pytest.param({"pooling": "map", "class_token": False}, ["--any-size"], marks=pytest.mark.slow),
+        pytest.param(
+            {"pooling": "gap", "position_embedding": "sincos2d_mae"},
+            ["--any-size", "--input", "normalised"],
+            marks=pytest.mark.release,
+        ),
+        pytest.param(
+            {"pooling": "cls_gap", "registers": 2, "mlp": "swiglu"}, ["--batch", "2"], marks=pytest.mark.release
+        ),
+        pytest.param(
+            {"activation": "quick_gelu", "pre_norm": True}, ["--precision", "float16"], marks=pytest.mark.release
+        ),
+        pytest.param(
+            {"stem_layers": (1,), "stem_width": 32, "patch_size": 8, "image_size": 16},
+            ["--any-size"],
+            marks=pytest.mark.release,
+        ),
+        pytest.param(
+            {"distillation": "head", "qk_norm": True},
+            ["--opset", "21", "--precision", "int8"],
+            marks=pytest.mark.release,
+        ),
     ],
 )
 def test_kinds_of_models_in_onnxruntime(vit: Vit, tmp_path: Path, fields: dict[str, Any], words: list[str]) -> None:

@@ -31,8 +31,15 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        pytest.param(
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"], marks=pytest.mark.release
+        ),
+    ],
+)
 def test_training_imports_nothing_from_the_working_directory(hostile: Path, launcher: list[str]) -> None:
     """By `python -m vit_cli`, and by torchrun, which starts the same module."""
     command = [

@@ -220,7 +220,7 @@ def test_errors_are_one_line(store: Store, recipe: Path, vit: Vit, monkeypatch: 
     object_store._client.cache_clear()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_store_that_cannot_be_reached_is_one_line(store: Store, recipe: Path) -> None:
     environment = {**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "vit_cli", "pretrain", str(recipe), "--out", "gs://bucket/run"]

@@ -1,0 +1,168 @@
+"""Finished runs side by side: what they reached, how sure that is, and how it grows with their cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.stats import t as student
+
+from vit_core.errors import InputError
+from vit_core.storage import Location
+from vit_train.config import TrainConfig, flatten
+from vit_train.config.changeable import CHANGEABLE_ON_RESUME
+from vit_train.metrics import METRICS, read_metrics
+from vit_train.run import RUN, Request, read_request
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with an evaluation of its last step."""
+
+    folder: Location
+    request: Request
+    engine: str
+    """The framework that logged its last step."""
+    top1: float
+    interval: tuple[float, float]
+    """95 % interval of top1, from the number of images that it was evaluated on."""
+    average_top1: float | None
+    """The same of the moving average, of a run that has one."""
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.request.config_at(self.request.steps)
+
+    @property
+    def images(self) -> int:
+        return self.config.examples_before(self.request.steps)
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of the run: three times those of the forward passes, two for each multiplication."""
+        return 3.0 * sum(self.config.forward_flops.values()) * self.images
+
+    @cached_property
+    def fields(self) -> dict[str, object]:
+        """What tells it from runs that differ in the seed alone: the fields that change weights, the checkpoint that it
+        began from, the fingerprints of its examples, and the framework."""
+        fields = flatten(self.config.model_dump(mode="json"))
+        own = {name: value for name, value in fields.items() if name not in CHANGEABLE_ON_RESUME and name != "seed"}
+        return own | {"init": self.request.init, "examples": self.request.examples, "framework": self.engine}
+
+
+def read_finished_run(folder: Location) -> FinishedRun:
+    """A run's request and last evaluation. InputError for a folder that holds no run, or one that was not evaluated
+    after its last step by top-1 accuracy."""
+    request, lines = read_request(folder), read_metrics(folder / METRICS)
+    last = [line for line in lines if line["step"] == request.steps and "top1" in line]
+    engines = [line["engine"] for line in lines if "engine" in line]
+    if not last or not engines:
+        raise InputError(
+            f"{folder}: no top-1 accuracy after its last step, {request.steps}; `vit resume {folder}` finishes a run"
+        )
+    low, high = last[-1]["top1_interval"]
+    return FinishedRun(folder, request, engines[-1], last[-1]["top1"], (low, high), last[-1].get("top1_ema"))
+
+
+def runs_under(folder: Location) -> list[Location]:
+    """The folder itself if it is a run, otherwise the runs in it, by name. InputError where there is none."""
+    if (folder / RUN).exists():
+        return [folder]
+    found = sorted((each for each in folder.iterdir() if (each / RUN).exists()), key=str) if folder.is_dir() else []
+    if not found:
+        raise InputError(
+            f"{folder}: no training run, and no folder of training runs (no {RUN} in it or one level below)"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone."""
+
+    runs: tuple[FinishedRun, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean top-1 accuracy."""
+        return float(np.mean([run.top1 for run in self.runs]))
+
+    @property
+    def average_mean(self) -> float | None:
+        """Mean top-1 accuracy of the moving averages."""
+        found = [run.average_top1 for run in self.runs if run.average_top1 is not None]
+        return float(np.mean(found)) if len(found) == len(self.runs) else None
+
+    @property
+    def training_flops(self) -> float:
+        return self.runs[0].training_flops
+
+    def changes_from(self, first: "Group") -> dict[str, object]:
+        """The fields that are other than in the first group, and their values here."""
+        ours, theirs = self.runs[0].fields, first.runs[0].fields
+        names = dict.fromkeys([*ours, *theirs])
+        return {name: ours.get(name) for name in names if ours.get(name) != theirs.get(name)}
+
+
+def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
+    """The runs in groups that differ in the seed alone, in the order of each group's first run."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(repr(sorted(run.fields.items())), []).append(run)
+    return [Group(tuple(group)) for group in groups.values()]
+
+
+def half_width(groups: Sequence[Group], *counts: int) -> float | None:
+    """Half of the 95 % interval of a mean over `counts[0]` seeds, or of the difference of two means; None where no
+    group has two seeds.
+
+    The spread between seeds is taken to be the same in all groups and estimated from all of them, as Student's t-test
+    does for two: with two or three seeds each, a group's own estimate says next to nothing.
+    """
+    freedom = sum(len(group.runs) - 1 for group in groups)
+    if not freedom:
+        return None
+    squares = sum((run.top1 - group.mean) ** 2 for group in groups for run in group.runs)
+    error = np.sqrt(squares / freedom * sum(1 / count for count in counts))
+    return float(student.ppf(0.975, freedom) * error)
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """errors = exp(intercept) * cost ** slope, fitted to logarithms by least squares.
+
+    Of the points are kept: their number, the mean of log(cost), the sum of its squared deviations, and the sum of the
+    squared residuals of log(error).
+    """
+
+    intercept: float
+    slope: float
+    points: int
+    middle: float
+    spread: float
+    residual: float
+
+    @classmethod
+    def fitted(cls, costs: Sequence[float], errors: Sequence[float]) -> "PowerLaw":
+        """InputError for fewer than three different costs (through two points any line passes), or an error of 0."""
+        if len(set(costs)) < 3 or min(errors) <= 0:
+            raise InputError(
+                f"{len(set(costs))} different costs: a power law is fitted to three or more, and to errors above 0"
+            )
+        x, y = np.log(costs), np.log(errors)
+        slope, intercept = np.polyfit(x, y, 1)
+        residual = np.square(y - intercept - slope * x).sum()
+        return cls(
+            float(intercept), float(slope), len(x), float(x.mean()), float(np.square(x - x.mean()).sum()), residual
+        )
+
+    def error(self, cost: float) -> float:
+        return float(np.exp(self.intercept + self.slope * np.log(cost)))
+
+    def error_interval(self, cost: float) -> tuple[float, float]:
+        """95 % prediction interval of the error of one more run of that cost, at most 1; it trusts the law itself."""
+        distance, freedom = np.log(cost) - self.middle, self.points - 2
+        variance = self.residual / freedom * (1 + 1 / self.points + distance**2 / self.spread)
+        factor = np.exp(student.ppf(0.975, freedom) * np.sqrt(variance))
+        return self.error(cost) / factor, min(1.0, self.error(cost) * factor)

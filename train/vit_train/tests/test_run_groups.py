@@ -1,0 +1,124 @@
+"""Groups of runs, their intervals and the power law, held to scipy and NumPy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t, ttest_1samp, ttest_ind
+
+from vit_core.errors import InputError
+from vit_train.config import TrainConfig
+from vit_train.metrics import METRICS
+from vit_train.run import RUN, Request
+from vit_train.run_groups import (
+    FinishedRun,
+    Group,
+    PowerLaw,
+    grouped,
+    half_width,
+    read_finished_run,
+    runs_under,
+)
+from vit_train.segments import Segment
+from vit_train.tests.small_run import CONFIG
+
+ROUNDING = 1e-9
+"""Relative; quantiles of Student's t are computed iteratively."""
+
+
+def write_run(folder: Path, config: TrainConfig, top1: float, engine: str = "torch", **request: object) -> Path:
+    """What a finished run leaves of itself, without its weights."""
+    folder.mkdir(parents=True)
+    (folder / RUN).write_text(json.dumps(Request(config=config, **request).model_dump(mode="json")))
+    lines = [
+        {"step": 1, "loss": 1.0, "engine": engine},
+        {"step": config.steps, "top1": top1, "top1_interval": [top1 - 0.1, top1 + 0.1], "top1_ema": top1 / 2},
+    ]
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def group(*accuracies: float) -> Group:
+    return Group(tuple(FinishedRun(Path(), Request(config=CONFIG), "jax", each, (0, 1), None) for each in accuracies))
+
+
+def test_two_groups_are_students_t_test() -> None:
+    a, b = [0.31, 0.34, 0.29], [0.38, 0.41]
+    groups = [group(*a), group(*b)]
+    width = half_width(groups, 3, 2)
+    expected = ttest_ind(b, a, equal_var=True).confidence_interval(0.95)
+    assert width == pytest.approx((expected.high - expected.low) / 2, rel=ROUNDING)
+    assert groups[1].mean - groups[0].mean == pytest.approx((expected.high + expected.low) / 2, rel=ROUNDING)
+
+
+def test_one_group_is_students_interval_of_the_mean() -> None:
+    scores = [0.31, 0.34, 0.29]
+    expected = ttest_1samp(scores, 0).confidence_interval(0.95)
+    assert half_width([group(*scores)], 3) == pytest.approx((expected.high - expected.low) / 2, rel=ROUNDING)
+    assert half_width([group(0.31), group(0.34)], 1) is None, "no seed twice"
+
+
+def test_the_power_law_is_numpys_line_through_logarithms() -> None:
+    costs, errors = [2e12, 8e12, 4e13, 1e14], [0.60, 0.47, 0.36, 0.31]
+    law, cost = PowerLaw.fitted(costs, errors), 1.5e16
+    x, y = np.log(costs), np.log(errors)
+    (slope, intercept), covariance = np.polyfit(x, y, 1, cov=True)
+    at = np.array([np.log(cost), 1])
+    residual = np.square(y - slope * x - intercept).sum() / 2
+    deviation = np.sqrt(at @ covariance @ at + residual)
+    low, high = law.error_interval(cost)
+    assert law.error(cost) == pytest.approx(np.exp(intercept + slope * np.log(cost)), rel=ROUNDING)
+    assert high / law.error(cost) == pytest.approx(np.exp(t.ppf(0.975, 2) * deviation), rel=1e-6)
+    assert low * high == pytest.approx(law.error(cost) ** 2, rel=ROUNDING)
+
+
+def test_an_exact_law_is_found() -> None:
+    law = PowerLaw.fitted([1e12, 1e13, 1e14], [0.8, 0.4, 0.2])
+    assert law.error(1e15) == pytest.approx(0.1, rel=ROUNDING)
+    assert law.slope == pytest.approx(-np.log10(2), rel=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("costs", "errors"), [((1e12, 1e12, 1e13), (0.5, 0.4, 0.3)), ((1.0, 2.0, 3.0), (0.1, 0.1, 0.0))]
+)
+def test_what_no_law_fits_is_refused(costs: tuple[float, ...], errors: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="three or more, and to errors above 0"):
+        PowerLaw.fitted(costs, errors)
+
+
+def test_runs_are_grouped_by_all_but_their_seed(tmp_path: Path) -> None:
+    """Neither what changes no weights, such as the log, nor the seed tells groups apart; the framework does."""
+    other = CONFIG.replace(label_smoothing=0.2)
+    write_run(tmp_path / "a-0", CONFIG, 0.5)
+    write_run(tmp_path / "a-1", CONFIG.replace(seed=1, log_every=7), 0.7)
+    write_run(tmp_path / "b", other, 0.4)
+    write_run(tmp_path / "c", CONFIG, 0.4, engine="jax")
+    write_run(tmp_path / "d", CONFIG, 0.4, examples=("1234",))
+    (tmp_path / "notes").mkdir()
+    groups = grouped([read_finished_run(run) for run in runs_under(tmp_path)])
+    assert [[run.folder.name for run in each.runs] for each in groups] == [["a-0", "a-1"], ["b"], ["c"], ["d"]]
+    assert (groups[0].mean, groups[0].average_mean) == (0.6, 0.3)
+    assert [each.changes_from(groups[0]) for each in groups[1:]] == [
+        {"label_smoothing": 0.2},
+        {"framework": "jax"},
+        {"examples": ("1234",)},
+    ]
+    assert runs_under(tmp_path / "b") == [tmp_path / "b"]
+
+
+def test_the_cost_counts_the_images_of_every_segment(tmp_path: Path) -> None:
+    config = CONFIG.replace(steps=12, batch_size=16)
+    segment = Segment(step=4, examples=64, fields={"batch_size": 8, "steps": 12})
+    run = read_finished_run(write_run(tmp_path / "a", config, 0.5, segments=(segment,)))
+    assert run.images == 4 * 16 + 8 * 8
+    assert run.training_flops == 3 * sum(config.forward_flops.values()) * run.images
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", CONFIG, 0.5)
+    (folder / METRICS).write_text('{"step": 5, "top1": 0.5, "engine": "jax"}\n')
+    with pytest.raises(InputError, match=f"no top-1 accuracy after its last step, {CONFIG.steps}; `vit resume"):
+        read_finished_run(folder)
+    with pytest.raises(InputError, match="no training run, and no folder of training runs"):
+        runs_under(tmp_path / "nothing")

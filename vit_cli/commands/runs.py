@@ -1,0 +1,50 @@
+"""`vit runs`"""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from vit_cli.option_types import OptionalTarget, Place
+from vit_cli.requirements import require
+from vit_core.errors import InputError
+from vit_core.storage import require_local
+
+
+def runs(
+    folders: Annotated[tuple[Place, ...], Parameter(negative=())],
+    /,
+    *,
+    at: Annotated[float | None, Parameter(metavar="FLOPS")] = None,
+    png: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
+) -> int:
+    """Compare what finished runs reached, over their seeds and by their cost.
+
+    Runs that differ in the seed alone are one line: their mean top-1 accuracy with a 95 % interval, and how far it is
+    from the first line's. The fields that are other than in the first line are named.
+
+    Examples:
+        vit runs runs/ablations
+        vit runs runs/small runs/middle runs/large --at 1.55e16 --png scaling.png
+
+    Args:
+        folders: Training runs, or folders of training runs.
+        at: Fit a power law to the error by the cost of training, and say what it predicts for a run of so many FLOPs.
+        png: File for a figure of accuracy by cost.
+    """
+    require("train", "scipy", "matplotlib")
+    from vit_cli.reports.runs import draw_runs, print_prediction, print_runs
+    from vit_train.run_groups import PowerLaw, grouped, read_finished_run, runs_under
+
+    if at is not None and not at > 0:
+        raise InputError(f"--at {at}: expected a number of FLOPs above 0, such as 1.5e16")
+    out = None if png is None else require_local(png, "--png")
+    groups = grouped([read_finished_run(run) for folder in folders for run in runs_under(folder)])
+    law = None
+    if at is not None:
+        law = PowerLaw.fitted([group.training_flops for group in groups], [1 - group.mean for group in groups])
+    print_runs(groups)
+    if law is not None and at is not None:
+        print_prediction(law, at)
+    if out is not None:
+        draw_runs(groups, law, at, out)
+    return 0

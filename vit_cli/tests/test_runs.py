@@ -1,0 +1,64 @@
+"""`vit runs`: the table, the prediction, the figure, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vit_cli.tests.conftest import Vit
+from vit_train.tests.small_run import CONFIG
+from vit_train.tests.test_run_groups import write_run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two seeds of one config, one run of another, and longer runs of the first."""
+    for seed, top1 in ((0, 0.30), (1, 0.40)):
+        write_run(tmp_path / f"base-{seed}", CONFIG.replace(seed=seed), top1)
+    write_run(tmp_path / "smooth", CONFIG.replace(label_smoothing=0.2), 0.41)
+    for steps, top1 in ((24, 0.5), (48, 0.6)):
+        write_run(tmp_path / f"steps-{steps}", CONFIG.replace(steps=steps), top1)
+    return tmp_path
+
+
+def test_a_line_for_each_config_and_a_prediction(vit: Vit, folder: Path) -> None:
+    """Two seeds are one line; their spread, 7 points, is that of all lines; t of one degree of freedom is 12.7."""
+    runs = [folder / name for name in ("base-0", "base-1", "steps-24", "steps-48")]
+    flops = 3 * sum(CONFIG.forward_flops.values()) * CONFIG.batch_size * 96
+    out = vit("runs", *runs, "--at", f"{flops:.6e}", "--png", folder / "cost.png")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(line.startswith("base-* 2 192 ") and "35.00% (0.0% - 98.5%)" in line for line in lines), out
+    assert any("50.00%" in line and line.endswith("+15.00 ± 110.04") for line in lines), out
+    assert "steps-24: steps 24" in lines
+    assert "(if the law holds that far)" in out
+    assert Image.open(folder / "cost.png").size[0] > 500
+
+
+def test_a_folder_of_runs(vit: Vit, folder: Path) -> None:
+    out = vit("runs", folder)
+    assert "smooth: label_smoothing 0.2" in out
+    assert "Student's t" in out
+
+
+def test_one_run_has_the_interval_of_its_images(vit: Vit, folder: Path) -> None:
+    out = vit("runs", folder / "smooth")
+    assert "41.00% (31.0% - 51.0%)" in " ".join(out.split())
+    assert "from the number of images" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["."], "no training run, and no folder of training runs"),
+        (["smooth", "base-0", "--at", "1e15"], "1 different costs: a power law is fitted to three or more"),
+        (["smooth", "--at", "-1"], "--at -1.0: expected a number of FLOPs above 0"),
+        ([], "FOLDERS"),
+    ],
+)
+def test_bad_input(refused: Vit, folder: Path, words: list[str], expected: str) -> None:
+    (folder / "empty").mkdir()
+    named = [str(folder / ("empty" if word == "." else word)) if i < 2 and word[0] not in "-1" else word
+             for i, word in enumerate(words)]  # fmt: skip
+    line = refused("runs", *named)
+    assert expected in line
+    assert len(line.strip().splitlines()) == 1
