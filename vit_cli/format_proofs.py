@@ -15,7 +15,7 @@ from vit_core.arrays import LazyArrays
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint
 from vit_core.checkpoints.comparison import trace_twins
 from vit_core.checkpoints.containers import open_container
-from vit_core.checkpoints.formats.example_models import example
+from vit_core.checkpoints.formats.example_models import VIT5, example
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, WRITERS
 from vit_core.checkpoints.verification import Difference, difference, different, outputs_of, probes
 from vit_core.config import ViTConfig
@@ -26,10 +26,7 @@ _OWN_EXAMPLES: dict[str, dict[str, Any]] = {
     "registers, gated MLP, LayerScale": {
         "registers": 4, "mlp": "swiglu", "mlp_dim": 96, "layer_scale": 1.0, "activation": "gelu"
     },
-    "RMSNorm, rotated registers (ViT-5)": {
-        "rope": "vit5", "registers": 4, "norm": "rms_norm", "qk_norm": True, "qkv_bias": False,
-        "class_token_position": False, "layer_scale": 1.0, "activation": "gelu",
-    },
+    "RMSNorm, rotated registers (ViT-5)": VIT5,
 }  # fmt: skip
 
 

@@ -32,6 +32,10 @@ AIMV2: dict[str, Any] = {
     "qkv_bias": False,
     "proj_bias": False,
 }
+VIT5: dict[str, Any] = {
+    "rope": "vit5", "registers": 4, "norm": "rms_norm", "qk_norm": True, "qkv_bias": False,
+    "class_token_position": False, "layer_scale": 1.0, **GELU,
+}  # fmt: skip
 _PLAIN: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "width": 128, "depth": 2, "heads": 2, "mlp_dim": 256, "num_classes": 5
 }  # fmt: skip
