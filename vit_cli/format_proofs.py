@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import vit_torch
+from vit_cli.families import family_of
 from vit_core import parity
 from vit_core.arrays import LazyArrays
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint
@@ -36,6 +37,7 @@ class Proof:
 
     format: str
     model: str
+    config: CheckpointConfig
     same_bits: bool
     """Whether all arrays and the config are the same, bit for bit, when the file is read back."""
     same_file: bool
@@ -61,9 +63,19 @@ def read_only_formats() -> list[str]:
     return [name for name in FOREIGN_FORMATS if name not in WRITERS]
 
 
-def proofs(twins: Sequence[Any] = (), seed: int = 0) -> Iterator[Proof]:
+def of_families() -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """The examples that belong to a family."""
+    return {
+        format: {what: fields for what, fields in models.items() if family_of(example(fields)) is not None}
+        for format, models in examples().items()
+    }
+
+
+def proofs(
+    chosen: Mapping[str, Mapping[str, Mapping[str, Any]]], twins: Sequence[Any] = (), seed: int = 0
+) -> Iterator[Proof]:
     """One proof for each example, as soon as it is complete. twins: both packages, if they are to be compared too."""
-    for format, models in examples().items():
+    for format, models in chosen.items():
         for what, fields in models.items():
             with TemporaryDirectory() as folder:
                 yield _proof(format, what, example(fields), Path(folder), twins, seed)
@@ -83,6 +95,7 @@ def _proof(format: str, what: str, config: CheckpointConfig, folder: Path, twins
     return Proof(
         format,
         what,
+        config,
         same_config and _same(opened.arrays, checkpoint.arrays),
         _same(open_container(second).arrays, open_container(first).arrays),
         _against_library(first, format, checkpoint),

@@ -202,6 +202,15 @@ def test_what_the_schema_cannot_say(name: str, message: str, tmp_path: Path) -> 
     assert message in str(error.value)
 
 
+def test_without_the_frequencies_it_is_asked(tmp_path: Path) -> None:
+    """They are buffers, which a file may lack; rotary models of timm have the same names then."""
+    state = {name: x for name, x in state_of().items() if not name.endswith("freqs")}
+    with pytest.raises(InputError, match="use --set rope=vit5 \\(the likeliest by the names\\), dinov3"):
+        opened(training_file(tmp_path / "theirs.pth", state))
+    found = opened(training_file(tmp_path / "theirs.pth", state), rope="vit5", position_resampling="bicubic")
+    assert found.config.model == EXPECTED
+
+
 def test_what_their_code_cannot_hold(tmp_path: Path) -> None:
     found = opened(training_file(tmp_path / "theirs.pth", state_of()))
     for change, message in (
