@@ -20,7 +20,7 @@ class Family:
     also_read: str = ""
     """The format that is read but not written."""
     reference: str = ""
-    """What the tests compare with, where no library has such a model."""
+    """What the tests compare with, where no library has such a model: a forward pass in NumPy."""
 
 
 def family_of(config: CheckpointConfig) -> Family | None:
@@ -46,7 +46,7 @@ FAMILIES = (
     Family("EVA-02", "rope: eva02", _rotary(lambda rope: rope.reference is not None)),
     Family("Perception Encoder", "rope: pe", _rotary(lambda rope: rope.offset == 1.0)),
     Family("rope-vit", "rope: axial, mixed", _rotary(lambda rope: rope.axes == "xy")),
-    Family("ViT-5", "rope: vit5", _rotary(lambda rope: True), "", "NumPy, in the tests"),
+    Family("ViT-5", "rope: vit5", _rotary(lambda rope: True), "", "NumPy"),
     Family("BEiT, relpos", "relative_bias", _model(lambda model: model.relative_bias != "none")),
     Family("AIMv2", "norm, embed_norm", _model(lambda model: model.norm == "rms_norm" and model.embed_norm)),
     Family("parallel blocks", "parallel", _model(lambda model: model.parallel)),

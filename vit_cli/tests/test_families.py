@@ -47,7 +47,7 @@ def test_the_table(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vit_cli.families.FAMILIES", [f for f in FAMILIES if f.name in ("parallel blocks", "ViT-5")])
     lines = [line.split() for line in vit("formats", "--families").splitlines()]
     assert ["parallel", "blocks", "parallel", "timm", "timm"] in lines
-    assert ["ViT-5", "rope:", "vit5", "vit5", "NumPy,", "in", "the", "tests"] in lines
+    assert ["ViT-5", "rope:", "vit5", "vit5", "NumPy"] in lines
     assert ["ViT-5", "0.0e+00", "0.0e+00", "ok"] in lines
     (figures,) = (line for line in lines if line[:2] == ["parallel", "blocks"] and line[-1] == "ok")
     assert 0 < float(figures[2]) < 1e-12
