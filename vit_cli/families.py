@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vit_core.checkpoints import CheckpointConfig
+from vit_core.checkpoints.formats.any_aspect import is_any_aspect
 from vit_core.config import ViTConfig
 from vit_core.rope import Rope
 
@@ -28,10 +29,6 @@ def family_of(config: CheckpointConfig) -> Family | None:
     return next((family for family in FAMILIES if family.has(config)), None)
 
 
-def _any_aspect(config: CheckpointConfig) -> bool:
-    return config.preprocessing is not None and config.preprocessing.max_patches is not None
-
-
 def _rotary(has: Callable[[Rope], bool]) -> Callable[[CheckpointConfig], bool]:
     return lambda config: config.model.rope is not None and has(config.model.rope)
 
@@ -41,7 +38,7 @@ def _model(has: Callable[[ViTConfig], bool]) -> Callable[[CheckpointConfig], boo
 
 
 FAMILIES = (
-    Family("SigLIP 2, NaFlex", "preprocessing.max_patches", _any_aspect, "timm"),
+    Family("SigLIP 2, NaFlex", "preprocessing.max_patches", is_any_aspect, "timm"),
     Family("DINOv3", "rope: dinov3", _rotary(lambda rope: rope.coordinates == "centered")),
     Family("EVA-02", "rope: eva02", _rotary(lambda rope: rope.reference is not None)),
     Family("Perception Encoder", "rope: pe", _rotary(lambda rope: rope.offset == 1.0)),

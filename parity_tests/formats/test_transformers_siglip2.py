@@ -117,6 +117,16 @@ def test_their_folder_written_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*(theirs_of(tmp_path / name)[1] for name in ("theirs", "again")))
 
 
+def test_a_folder_without_a_processor_is_none_for_one_size(tmp_path: Path) -> None:
+    """As many patches as there are positions, said; and its class again."""
+    save_checkpoint(tmp_path / "there", any_aspect("Siglip2VisionModel"), format="transformers")
+    (tmp_path / "there" / "preprocessor_config.json").unlink()
+    found = opened(tmp_path / "there")
+    assert any("at most 16 patches, as many as there are positions" in note for note in found.notes)
+    save_checkpoint(tmp_path / "again", found, format="transformers")
+    assert type(opened_there(tmp_path / "again")) is hf.Siglip2VisionModel
+
+
 def test_siglip_2_for_one_size(tmp_path: Path) -> None:
     """transformers keeps it as SigLIP, with another filter in its processor: so it is read and written."""
     config = hf.SiglipConfig(vision_config={**SIZES, **MLP}, text_config=TEXT, **SDPA)

@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.formats.any_aspect import is_any_aspect
 from vit_core.checkpoints.formats.vit.folder import WEIGHTS
 from vit_core.checkpoints.opening import open_checkpoint
 from vit_core.config import TRAINING_ONLY, ViTConfig
@@ -96,7 +97,7 @@ def probes(config: CheckpointConfig) -> list[np.ndarray]:
     where images keep their aspect."""
     model, (h, w), (P, Q) = config.model, config.model.grid, config.model.patch_size
     sizes = [model.image_size]
-    if config.preprocessing is not None and config.preprocessing.max_patches is not None:
+    if is_any_aspect(config):
         sizes.append((max(h // 2, 1) * P, 2 * w * Q))
     return [parity.probe(model, 0, image_size=size)[0] for size in sizes]
 

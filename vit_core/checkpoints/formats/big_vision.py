@@ -11,6 +11,7 @@ from math import isqrt, prod
 
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.any_aspect import assumed_preprocessing
 from vit_core.checkpoints.formats.example_models import SIGLIP
 from vit_core.checkpoints.formats.google import naflex
 from vit_core.checkpoints.formats.google.names import DETERMINED, PATCHES, PIXELS, Naming, Tree, rules, untold
@@ -69,7 +70,7 @@ def _read_naflex(source: Source, fields: Fields) -> Reading:
     found |= {"image_size": (h * rows, w * columns), "position_resampling": naflex.RESAMPLING}
     found |= {"class_token_position": False, "pooling": "map" if "MAPHead_0/probe" in tree else "gap"}
     model = ViTConfig.parse({**found, **fields}, str(source.path))
-    made, note = naflex.preprocessing_of(model)
+    made, note = assumed_preprocessing(model)
     config = CheckpointConfig(model=model, preprocessing=made)
     return Reading(config, rules(model, tree.naming), tree.arrays, notes=(note,), stated=_POOLING | {"image_size"})
 

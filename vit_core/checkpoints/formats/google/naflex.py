@@ -13,11 +13,11 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import CheckpointConfig
+from vit_core.checkpoints.formats.any_aspect import is_any_aspect
 from vit_core.checkpoints.formats.google.names import PATCHES
 from vit_core.checkpoints.formats.interface import Fields, Source, axes_of
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.preprocess import Preprocessing
 
 RESAMPLING = "bilinear_antialias"
 """How each image's grid is filled from the table."""
@@ -56,29 +56,10 @@ def grid_of(source: Source) -> tuple[int, int]:
     return h, w
 
 
-def preprocessing_of(model: ViTConfig) -> tuple[Preprocessing, str]:
-    """How images are made for it, which no array shows, and a note of that."""
-    patches = prod(model.grid)
-    made = Preprocessing(
-        image_size=model.image_size,
-        channels=model.channels,
-        interpolation="bilinear",
-        resize="squash",
-        max_patches=patches,
-        patch_size=model.patch_size,
-    )
-    note = (
-        f"preprocessing: images keep their aspect and have at most {patches} patches, as many as there are positions; "
-        f"--preprocessing max_patches=N for another number"
-    )
-    return made, note
-
-
 def holds(config: CheckpointConfig) -> bool:
     """Whether a checkpoint is one for images of any aspect, and its model one that this code has."""
-    model, made = config.model, config.preprocessing
-    any_aspect = made is not None and made.max_patches is not None
-    return any_aspect and not model.class_token and model.pooling in ("gap", "map") and bool(model.positions)
+    model = config.model
+    return is_any_aspect(config) and not model.class_token and model.pooling in ("gap", "map") and bool(model.positions)
 
 
 def write_arrays(arrays: LazyArrays, model: ViTConfig, prefix: str, where: object) -> LazyArrays:

@@ -19,6 +19,7 @@ import numpy as np
 from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.any_aspect import assumed_preprocessing, is_any_aspect
 from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, DINOV2, DINOV3, GATED_DINOV2, GELU, SIGLIP
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
@@ -104,6 +105,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
     tower = _TOWERS.get(model_type, Tower)(source, arrays.shapes, names, fields)
     model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
     preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
+    if model_type == "siglip2_vision_model" and not source.preprocessor:  # which takes images in no other way
+        preprocessing, note = assumed_preprocessing(model)
+        notes = [note, *notes]
     labels, label_notes = labels_of(source, model)
     probabilities = "sigmoid" if source.config.get("problem_type") == _MULTILABEL else None
     config = CheckpointConfig(
@@ -198,7 +202,7 @@ def _check_squares(model: ViTConfig, architecture: str) -> None:
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     """config.json, the files' names of all versions, preprocessor_config.json."""
     config, model = checkpoint.config, checkpoint.config.model
-    model_type, architecture = _architecture_of(model, siglip2.is_any_aspect(config))
+    model_type, architecture = _architecture_of(model, is_any_aspect(config))
     tower = TOWER_OF.get(model_type, model_type)
     # The tower's classes had the prefix too before transformers 5, which takes it off.
     prefixed = FAMILIES[tower].kind == "clip" or not architecture.endswith("Model")
@@ -209,7 +213,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     texts, notes = images.preprocessor_texts(config.preprocessing, any_aspect)
     if any_aspect:
         siglip2.check_resampling(model, checkpoint.origin)
-    elif siglip2.is_any_aspect(config):
+    elif is_any_aspect(config):
         fields = ", ".join(siglip2.kept_out_by(model))
         notes.append(
             f"written for images of one size: Siglip2, which takes any aspect, cannot hold this model's {fields}"
@@ -276,7 +280,7 @@ def _architecture_of(model: ViTConfig, any_aspect: bool = False) -> tuple[str, s
 
 def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[str, Any]:
     """config.json of a model that its family holds."""
-    model_type, architecture = _architecture_of(model, siglip2.is_any_aspect(config))
+    model_type, architecture = _architecture_of(model, is_any_aspect(config))
     kind = FAMILIES[TOWER_OF.get(model_type, model_type)].kind
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     tower = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import isqrt, prod
 from typing import Any
 
-from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
+from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
 from vit_core.checkpoints.formats.transformers.config_json import Tower, shown
 from vit_core.checkpoints.formats.transformers.names import FAMILIES
@@ -56,11 +56,6 @@ def allowed_values(model: ViTConfig) -> dict[str, Values]:
     if model.num_classes and model.pooling != "map":
         return {**without, "pooling": ("gap",)}
     return {**without, "pooling": ("map", "gap"), "num_classes": (0,)}
-
-
-def is_any_aspect(config: CheckpointConfig) -> bool:
-    """Whether images keep their aspect, as in SigLIP 2."""
-    return config.preprocessing is not None and config.preprocessing.max_patches is not None
 
 
 def kept_out_by(model: ViTConfig) -> list[str]:
