@@ -1,5 +1,6 @@
 """Patch kernels for another patch size, against NumPy's pseudo-inverse and timm."""
 
+import jax
 import numpy as np
 import pytest
 import timm.layers
@@ -35,6 +36,18 @@ def test_timms(old: tuple[int, int], new: tuple[int, int], method: str, timms: s
     assert np.abs(resize_kernel(kernel, new, method) - theirs).max() / np.abs(theirs).max() < bound
 
 
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_flexivits(old: tuple[int, int], new: tuple[int, int]) -> None:
+    """big_vision's, with jax.image in place of tf.image, which resizes alike: bilinear, without antialiasing."""
+    kernel = np.random.default_rng(0).standard_normal((3, 2, *old))
+    basis_NPQ = np.eye(old[0] * old[1]).reshape(-1, *old)
+    resized_NPQ = jax.image.resize(basis_NPQ, (len(basis_NPQ), *new), "linear", antialias=False)
+    inverse = np.linalg.pinv(np.asarray(resized_NPQ).reshape(len(basis_NPQ), -1))
+    expected = (kernel.reshape(6, -1) @ inverse.T).reshape(3, 2, *new)
+    found = resize_kernel(kernel, new)
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-10
+
+
 def test_larger_patches_give_the_same_tokens() -> None:
     """FlexiViT's equation 3: where patches grow, resized kernels on resized patches give what the kernels gave."""
     rng = np.random.default_rng(0)
@@ -61,5 +74,7 @@ def test_singular_matrices_give_no_large_values() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(InputError, match="patch_resampling: 'nearest', expected one of bilinear_antialias, bicubic"):
+    with pytest.raises(
+        InputError, match="patch_resampling: 'nearest', expected one of bilinear, bilinear_antialias, bicubic"
+    ):
         resize_kernel(np.zeros((1, 1, 2, 2)), (4, 4), "nearest")

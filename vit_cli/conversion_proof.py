@@ -1,20 +1,24 @@
 """Proves that a written checkpoint is the model it was made from, as far as can be run on this machine."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vit_cli import console
 from vit_cli.twins import installed_twin, twin
-from vit_core import parity
 from vit_core.checkpoints import Checkpoint
 from vit_core.checkpoints.formats.expressing import Expressed
-from vit_core.checkpoints.verification import Difference, difference, outputs_of, read_back
+from vit_core.checkpoints.verification import Difference, difference, outputs_of, probes, read_back
 from vit_core.config import TRAINING_ONLY
 from vit_core.field_text import field_text
 from vit_core.storage import Location, StorePath, is_local
+
+Outputs = Sequence[np.ndarray]
+"""Those of a model for each batch of images."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,11 @@ def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Exp
         notes.append(f"the file alone does not contain: {words}")
     if (framework := installed_twin()) is None:
         return Proof((), (*notes, "not run: neither PyTorch nor JAX is installed"))
-    x_BHWC, _ = parity.probe(checkpoint.config.model, 0)
-    differences: list[Difference] = []
+    batches, differences = probes(checkpoint.config), list[Difference]()
     with console.working("running both sides"):
         package = twin(framework)
-        before_BC = outputs_of(package, checkpoint, x_BHWC)
-        after_BC = outputs_of(package, written, x_BHWC)
-        differences.append(difference("read back", after_BC, before_BC, expressed.bound))
+        before, after = outputs_of(package, checkpoint, batches), outputs_of(package, written, batches)
+        differences += _differences("read back", after, before, batches, expressed.bound)
         if framework == "torch":
             from vit_cli.format_proofs import outputs_by_library
             from vit_torch.references import NotInstalled, bound_of
@@ -66,15 +68,24 @@ def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Exp
             try:
                 model = expressed.checkpoint.config.model
                 with _on_this_machine(target) as path:
-                    theirs_BC = outputs_by_library(path, format, model, x_BHWC)
-                if theirs_BC is not None:
+                    theirs = outputs_by_library(path, format, model, batches)
+                if theirs is not None:
                     bound = max(expressed.bound, bound_of(format, model))
-                    differences.append(difference(f"{format} itself", theirs_BC, before_BC, bound))
+                    differences += _differences(f"{format} itself", theirs, before, batches, bound)
             except NotInstalled as error:
                 notes.append(str(error))
     if assumed := assumed_on_both_sides(checkpoint):
         notes.append(f"not proved: {assumed}; the source does not contain that, and both sides used the same value")
     return Proof(tuple(differences), tuple(notes))
+
+
+def _differences(
+    what: str, found: Outputs, expected: Outputs, batches: Sequence[np.ndarray], bound: float
+) -> Iterator[Difference]:
+    """One for each batch; of those after the first, which has the model's own size, with their size."""
+    for i, (found_BC, expected_BC, x_BHWC) in enumerate(zip(found, expected, batches, strict=True)):
+        _, height, width, _ = x_BHWC.shape
+        yield difference(f"{what}, images of {height}x{width}" if i else what, found_BC, expected_BC, bound)
 
 
 def assumed_on_both_sides(checkpoint: Checkpoint) -> str:

@@ -10,28 +10,24 @@ import numpy as np
 import torch
 
 import vit_torch
+from vit_cli.families import family_of
 from vit_core import parity
 from vit_core.arrays import LazyArrays
 from vit_core.checkpoints import Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint
 from vit_core.checkpoints.comparison import trace_twins
 from vit_core.checkpoints.containers import open_container
+from vit_core.checkpoints.formats.example_models import VIT5, example
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, WRITERS
-from vit_core.checkpoints.verification import Difference, difference, different
+from vit_core.checkpoints.verification import Difference, difference, different, outputs_of, probes
 from vit_core.config import ViTConfig
 from vit_torch.references import bound_of, reference
 
-_PLAIN: dict[str, Any] = {
-    "image_size": 16, "patch_size": 4, "width": 128, "depth": 2, "heads": 2, "mlp_dim": 256, "num_classes": 5
-}  # fmt: skip
 _OWN_EXAMPLES: dict[str, dict[str, Any]] = {
     "class token": {},
     "registers, gated MLP, LayerScale": {
         "registers": 4, "mlp": "swiglu", "mlp_dim": 96, "layer_scale": 1.0, "activation": "gelu"
     },
-    "RMSNorm, rotated registers (ViT-5)": {
-        "rope": "vit5", "registers": 4, "norm": "rms_norm", "qk_norm": True, "qkv_bias": False,
-        "class_token_position": False, "layer_scale": 1.0, "activation": "gelu",
-    },
+    "RMSNorm, rotated registers (ViT-5)": VIT5,
 }  # fmt: skip
 
 
@@ -41,6 +37,7 @@ class Proof:
 
     format: str
     model: str
+    config: CheckpointConfig
     same_bits: bool
     """Whether all arrays and the config are the same, bit for bit, when the file is read back."""
     same_file: bool
@@ -66,17 +63,27 @@ def read_only_formats() -> list[str]:
     return [name for name in FOREIGN_FORMATS if name not in WRITERS]
 
 
-def proofs(twins: Sequence[Any] = (), seed: int = 0) -> Iterator[Proof]:
+def of_families() -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """The examples that belong to a family."""
+    return {
+        format: {what: fields for what, fields in models.items() if family_of(example(fields)) is not None}
+        for format, models in examples().items()
+    }
+
+
+def proofs(
+    chosen: Mapping[str, Mapping[str, Mapping[str, Any]]], twins: Sequence[Any] = (), seed: int = 0
+) -> Iterator[Proof]:
     """One proof for each example, as soon as it is complete. twins: both packages, if they are to be compared too."""
-    for format, models in examples().items():
+    for format, models in chosen.items():
         for what, fields in models.items():
             with TemporaryDirectory() as folder:
-                yield _proof(format, what, ViTConfig(**{**_PLAIN, **fields}), Path(folder), twins, seed)
+                yield _proof(format, what, example(fields), Path(folder), twins, seed)
 
 
-def _proof(format: str, what: str, model: ViTConfig, folder: Path, twins: Sequence[Any], seed: int) -> Proof:
-    arrays = LazyArrays.of(parity.randomized(model, seed)).as_type("float32")
-    checkpoint = Checkpoint(CheckpointConfig(model=model), arrays)
+def _proof(format: str, what: str, config: CheckpointConfig, folder: Path, twins: Sequence[Any], seed: int) -> Proof:
+    model = config.model
+    checkpoint = Checkpoint(config, LazyArrays.of(parity.randomized(model, seed)).as_type("float32"))
     container = "folder" if format == "vit" else WRITERS[format].containers[0]
     suffix = "" if container == "folder" else container
     first, second = folder / f"first{suffix}", folder / f"second{suffix}"
@@ -88,9 +95,10 @@ def _proof(format: str, what: str, model: ViTConfig, folder: Path, twins: Sequen
     return Proof(
         format,
         what,
+        config,
         same_config and _same(opened.arrays, checkpoint.arrays),
         _same(open_container(second).arrays, open_container(first).arrays),
-        _against_library(first, format, checkpoint, seed),
+        _against_library(first, format, checkpoint),
         parity.compare(*trace_twins(checkpoint, twins, "float64", seed)) if twins else None,
     )
 
@@ -99,16 +107,21 @@ def _same(a: LazyArrays, b: LazyArrays) -> bool:
     return a.shapes == b.shapes and all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
-def _against_library(path: Path, format: str, checkpoint: Checkpoint, seed: int) -> Difference | None:
-    x_BHWC, _ = parity.probe(checkpoint.config.model, seed)
-    theirs_BC = outputs_by_library(path, format, checkpoint.config.model, x_BHWC)
-    if theirs_BC is None:
+def _against_library(path: Path, format: str, checkpoint: Checkpoint) -> Difference | None:
+    """The largest difference among the batches."""
+    batches, model = probes(checkpoint.config), checkpoint.config.model
+    theirs = outputs_by_library(path, format, model, batches)
+    if theirs is None:
         return None
-    ours_BC = vit_torch.predict(vit_torch.load(checkpoint, dtype="float64"), x_BHWC)
-    return difference(format, theirs_BC, ours_BC, bound_of(format, checkpoint.config.model))
+    ours, bound = outputs_of(vit_torch, checkpoint, batches), bound_of(format, model)
+    found = [difference(format, their_BC, our_BC, bound) for their_BC, our_BC in zip(theirs, ours, strict=True)]
+    return max(found, key=lambda one: one.relative)
 
 
-def outputs_by_library(path: Path, format: str, model: ViTConfig, x_BHWC: np.ndarray) -> np.ndarray | None:
-    """The outputs of the format's own library for images, in float64; None where it has no such model."""
+def outputs_by_library(
+    path: Path, format: str, model: ViTConfig, batches: Sequence[np.ndarray]
+) -> list[np.ndarray] | None:
+    """The outputs of the format's own library for batches of images x_BHWC, in float64; None where it has no such
+    model."""
     theirs = reference(path, format, model)
-    return None if theirs is None else theirs(torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)).numpy()
+    return None if theirs is None else [theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy() for x in batches]

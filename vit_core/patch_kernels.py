@@ -7,8 +7,9 @@ import numpy as np
 from vit_core.errors import InputError
 from vit_core.position_embeddings import resampling_matrix
 
-METHODS = ("bilinear_antialias", "bicubic_antialias")
-"""How the patch itself would be resized: FlexiViT's (big_vision), and timm's."""
+METHODS = ("bilinear", "bilinear_antialias", "bicubic_antialias")
+"""How the patch itself would be resized: FlexiViT's (big_vision, by tf.image.resize, which antialiases only where it is
+asked to), and timm's two."""
 
 
 @lru_cache(maxsize=64)

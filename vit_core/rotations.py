@@ -56,12 +56,20 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def rotation(pairs: str, angles: Array, xp: Any = np) -> tuple[Array, Array]:
-    """cos and sin [..., K] of angles [..., K / 2], one for each pair, laid out as the values of a head (Rope.pairs)."""
+    """cos and sin [..., K] of angles [..., K / 2], one for each pair, laid out as the values of a head (Rope.pairs).
+
+    The sine of the first value of a pair has a minus: values x become x cos + y sin, where y has the two of each pair
+    swapped.
+    """
+    cos, sin = xp.cos(angles), xp.sin(angles)
+    return _spread(pairs, cos, cos, xp), _spread(pairs, -sin, sin, xp)
+
+
+def _spread(pairs: str, first: Array, second: Array, xp: Any) -> Array:
+    """The first and second values of all pairs, laid out as the values of a head."""
     if pairs == "halves":
-        spread = xp.concatenate([angles, angles], -1)
-    else:
-        spread = xp.stack([angles, angles], -1).reshape(*angles.shape[:-1], 2 * angles.shape[-1])
-    return xp.cos(spread), xp.sin(spread)
+        return xp.concatenate([first, second], -1)
+    return xp.stack([first, second], -1).reshape(*first.shape[:-1], 2 * first.shape[-1])
 
 
 def axial_angles(rope: Rope, coordinates_N2: Array, head_dim: int, xp: Any = np) -> Array:

@@ -69,8 +69,7 @@ def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | No
 def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
     """Queries or keys, turned by the angles of their tokens in the angles' precision, and rounded once."""
     if pairs == "halves":
-        first, second = jnp.split(x_BNTK, 2, axis=-1)
-        turned_BNTK = jnp.concatenate([-second, first], axis=-1)
+        swapped_BNTK = jnp.roll(x_BNTK, x_BNTK.shape[-1] // 2, axis=-1)
     else:
-        turned_BNTK = jnp.stack([-x_BNTK[..., 1::2], x_BNTK[..., ::2]], axis=-1).reshape(x_BNTK.shape)
-    return (x_BNTK * places["cos"] + turned_BNTK * places["sin"]).astype(x_BNTK.dtype)
+        swapped_BNTK = jnp.stack([x_BNTK[..., 1::2], x_BNTK[..., ::2]], axis=-1).reshape(x_BNTK.shape)
+    return (x_BNTK * places["cos"] + swapped_BNTK * places["sin"]).astype(x_BNTK.dtype)

@@ -94,8 +94,7 @@ def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | N
 def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
     """Queries or keys, turned by the angles of their tokens in the angles' precision, and rounded once."""
     if pairs == "halves":
-        first, second = x_BNTK.chunk(2, dim=-1)
-        turned_BNTK = torch.cat([-second, first], dim=-1)
+        swapped_BNTK = x_BNTK.roll(x_BNTK.shape[-1] // 2, dims=-1)
     else:
-        turned_BNTK = torch.stack([-x_BNTK[..., 1::2], x_BNTK[..., ::2]], dim=-1).flatten(-2)
-    return (x_BNTK * places["cos"] + turned_BNTK * places["sin"]).to(x_BNTK.dtype)
+        swapped_BNTK = torch.stack([x_BNTK[..., 1::2], x_BNTK[..., ::2]], dim=-1).flatten(-2)
+    return torch.addcmul(x_BNTK * places["cos"], swapped_BNTK, places["sin"]).to(x_BNTK.dtype)

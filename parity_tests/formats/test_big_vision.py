@@ -362,10 +362,9 @@ def test_stacks_that_are_none() -> None:
         assert reason in fault(big_vision, {**whole, f"Transformer/{scale}": entry})
 
 
-def test_naflex_is_refused() -> None:
-    """Its patches are rows of a matrix product, and its positions a grid of their own."""
+def test_naflexs_patches_with_one_row_of_positions_are_refused() -> None:
+    """NaFlex has a table of two axes (test_big_vision_flexible.py)."""
     arrays = laid_out(random_arrays(shapes_of(pool="map", classes=0)), "params/img/")
     whole = {name: LazyArray.of(array) for name, array in arrays.items()}
     said = fault(big_vision, {**whole, "params/img/embedding/kernel": LazyArray.of(np.zeros((48, 24)))})
-    expected = "embedding/kernel expected [height, width, channels, features] found [48, 24]"
-    assert said == f"file.npz: in 'params/img': {expected}"
+    assert said == "file.npz: in 'params/img': pos_embedding has shape [1, 9, 24]; expected [N, N, 24]"

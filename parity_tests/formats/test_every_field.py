@@ -9,34 +9,34 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_core import CheckpointConfig, ViTConfig, parity
+from vit_core import ViTConfig, parity
 from vit_core.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from vit_core.checkpoints.formats.allowed_values import ANY, plain_vit_with
+from vit_core.checkpoints.formats.example_models import example
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, WRITERS
 from vit_core.checkpoints.verification import different
 from vit_core.config import TRAINING_ONLY
 from vit_core.errors import InputError
 
-PLAIN: dict[str, Any] = {
-    "image_size": 16, "patch_size": 4, "width": 128, "depth": 2, "heads": 2, "mlp_dim": 256, "num_classes": 5
-}  # fmt: skip
 ALL = frozenset(ViTConfig.model_fields)
 EXAMPLES = [(name, what) for name in WRITERS for what in FOREIGN_FORMATS[name].examples]
 
 
 def model_of(format: str, what: str) -> ViTConfig:
     """A model that the format holds."""
-    return ViTConfig(**{**PLAIN, **FOREIGN_FORMATS[format].examples[what]})
+    return example(FOREIGN_FORMATS[format].examples[what]).model
 
 
-def written(format: str, model: ViTConfig, folder: Path) -> Path:
+def written(format: str, what: str, folder: Path, **changes: Any) -> Path:
     """A model with random float32 values, in the format."""
-    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(model, 0).items()}
+    config = example(FOREIGN_FORMATS[format].examples[what])
+    config = config.replace(model=config.model.replace(**changes))
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(config.model, 0).items()}
     container = WRITERS[format].containers[0]
     folder.mkdir(exist_ok=True)
     path = folder / ("out" if container == "folder" else f"out{container}")
-    save_checkpoint(path, Checkpoint.of(CheckpointConfig(model=model), arrays), format=format)
+    save_checkpoint(path, Checkpoint.of(config, arrays), format=format)
     return path
 
 
@@ -121,7 +121,7 @@ def test_a_writer_answers_whatever_a_field_has(format: str, field: str) -> None:
 
 
 def test_the_plain_values_are_of_every_field() -> None:
-    model = ViTConfig(**PLAIN)
+    model = example({}).model
     assert set(plain_vit_with(model, activation=ANY, norm_epsilon=ANY)) == ALL
     with pytest.raises(TypeError, match="no fields of ViTConfig, or fields without a plain value: widht"):
         plain_vit_with(model, activation=ANY, norm_epsilon=ANY, widht=ANY)
@@ -136,9 +136,10 @@ def test_what_a_format_determines_are_fields(format: str) -> None:
 def test_what_is_not_assumed_is_right(format: str, what: str, tmp_path: Path) -> None:
     """Each field that changes an output is as it was written, or named as an assumption: none is wrong in silence."""
     before = model_of(format, what)
-    first, _ = opened(written(format, before, tmp_path / "first"), format, before)
-    before = before.replace(position_resampling=first.config.model.position_resampling)  # the format has one of its own
-    after, given = opened(written(format, before, tmp_path / "second"), format, before)
+    first, _ = opened(written(format, what, tmp_path / "first"), format, before)
+    own = first.config.model.position_resampling  # the format has one of its own
+    before = before.replace(position_resampling=own)
+    after, given = opened(written(format, what, tmp_path / "second", position_resampling=own), format, before)
     assumed = {one.field: one.value for one in after.assumptions}
     assert not set(assumed) & set(given)
     assert all(getattr(after.config.model, field) == value for field, value in assumed.items())
@@ -147,7 +148,7 @@ def test_what_is_not_assumed_is_right(format: str, what: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("format", "what"), EXAMPLES, ids=str)
 def test_every_field_is_accounted_for(format: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, readings = written(format, model_of(format, what), tmp_path), spied(monkeypatch, format)
+    path, readings = written(format, what, tmp_path), spied(monkeypatch, format)
     after, given = opened(path, format, model_of(format, what))
     assumed = {one.field for one in after.assumptions}
     determined, stated = FOREIGN_FORMATS[format].determined, readings[-1].stated
@@ -160,7 +161,7 @@ def test_a_field_that_a_format_forgets_is_assumed(
 ) -> None:
     """With a note of its own, as a new field of ViTConfig would be; with none that is there already."""
     path, readings = (
-        written(format, model_of(format, what), tmp_path),
+        written(format, what, tmp_path),
         spied(monkeypatch, format, determined=frozenset()),
     )
     after, given = opened(path, format, model_of(format, what))

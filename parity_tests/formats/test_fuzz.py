@@ -36,9 +36,16 @@ from vit_core.checkpoints.saving import save_checkpoint
 
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_dim=8, num_classes=3, activation="gelu")
 FILES = {"vit": "ours", "timm": "timm", "google": "g.npz", "big_vision": "b.npz", "torchvision": "t.pth"}
-FILES |= {"transformers": "hf", "lucidrains": "l.pth", "open_clip": "o.safetensors"}
+FILES |= {"transformers": "hf", "lucidrains": "l.pth", "open_clip": "o.safetensors", "vit5": "5.pth"}
 FIELDS: dict[str, dict[str, Any]] = {
     "lucidrains": {"patch_norms": True, "qkv_bias": False, "width": 128},
+    "vit5": {
+        "rope": "vit5",
+        "registers": 1,
+        "norm": "rms_norm",
+        "class_token_position": False,
+        "position_resampling": "bicubic",
+    },
     "open_clip": {"pre_norm": True, "patch_bias": False, "head_bias": False, "norm_epsilon": 1e-5},
 }
 """What a format requires of a model."""

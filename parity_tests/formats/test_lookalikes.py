@@ -110,7 +110,8 @@ def test_each_computes_the_same_or_is_refused() -> None:
 def test_lookalikes_open_when_they_are_said_to_be_plain(name: str, tmp_path: Path) -> None:
     path = save(tmp_path / "model.pth", built(name).state_dict())
     with pytest.raises(
-        InputError, match="computes other outputs from the same arrays; use --from timm if it is a plain"
+        InputError,
+        match=r"computes other outputs from the same arrays; use --from timm (--set rope=pe|if it is a plain)",
     ):
         open_checkpoint(path)
     assert open_checkpoint(path, format="timm", fields={"heads": 2}).format == "timm"
@@ -121,6 +122,7 @@ def test_lookalikes_open_when_they_are_said_to_be_plain(name: str, tmp_path: Pat
     [
         ("vit_base_patch16_dinov3", "no array shows its rotary positions"),
         ("vit_base_patch16_rope_ape_224", "those of DeiT III and of rotary ViTs"),
+        ("vit_pe_spatial_base_patch16_512", "the Perception Encoder .*use --set rope=pe --set final_norm=none for it"),
         ("samvit_base_patch16", "relative positions, as in Swin and SAM, which ViTConfig cannot express"),
     ],
 )

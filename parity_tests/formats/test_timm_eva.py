@@ -199,6 +199,7 @@ def test_biases_that_eva_has_are_zeros(tmp_path: Path) -> None:
 
 UNTOLD = {
     "vit_small_patch16_dinov3": "rope=dinov3 (the likeliest by the names), eva02, pe, axial, mixed or none",
+    "eva02_tiny_patch14_224": "rope=eva02 (the likeliest by the names), dinov3, pe",
     "eva02_base_patch14_448": "rope=eva02 (the likeliest by the names), dinov3, pe",
     "vit_small_patch16_rope_224": "rope=axial (the likeliest by the names), dinov3, eva02",
     "vit_small_patch16_rope_mixed_ape_224": "rope=mixed (the likeliest by the names)",

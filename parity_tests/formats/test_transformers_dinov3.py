@@ -79,6 +79,7 @@ def their_angles(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         rows, columns = (patch, patch) if isinstance(patch, int) else patch
         image = torch.zeros((1, theirs.config.num_channels, grid[0] * rows, grid[1] * columns), dtype=torch.float64)
         cos_NK, sin_NK = (table.numpy() for table in theirs.rope_embeddings(image))
+        sin_NK = sin_NK * np.repeat([-1.0, 1.0], head_dim // 2)  # they put the minus to the values
         unturned = np.ones((prefix, head_dim)), np.zeros((prefix, head_dim))
         cos, sin = (np.concatenate(pair) for pair in zip(unturned, (cos_NK, sin_NK), strict=True))
         return cos[:, None], sin[:, None]

@@ -8,7 +8,11 @@ from vit_cli import console
 from vit_cli.requirements import require
 
 
-def formats(*, twins: Annotated[bool, Parameter(negative=())] = False) -> int:
+def formats(
+    *,
+    twins: Annotated[bool, Parameter(negative=())] = False,
+    families: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
     """Check every checkpoint format on small random models.
 
     Each model is written, opened by the library that the format belongs to, and read back. The table shows whether the
@@ -18,21 +22,28 @@ def formats(*, twins: Annotated[bool, Parameter(negative=())] = False) -> int:
     Examples:
         vit formats
         vit formats --twins
+        vit formats --families
 
     Args:
         twins: Also compare every stage and the gradient of every parameter of the JAX and the PyTorch model, which
             takes some minutes.
+        families: Compare both for the models of the newer families (DINOv3, NaFlex, BEiT, ...) alone, and print a row
+            for each family: which formats read and write it, and the largest differences.
     """
     require("test", "torch", "timm", "transformers", "torchvision", "vit_pytorch")
-    from vit_cli.format_proofs import examples, proofs, read_only_formats
-    from vit_cli.reports.formats import print_proofs
+    from vit_cli.format_proofs import examples, of_families, proofs, read_only_formats
+    from vit_cli.reports.formats import print_families, print_proofs
     from vit_cli.twins import twin
 
-    found, packages = [], [twin("jax"), twin("torch")] if twins else []
+    found, packages = [], [twin("jax"), twin("torch")] if twins or families else []
+    chosen = of_families() if families else examples()
     with console.progress() as bar:
-        task = bar.add_task("formats", total=sum(map(len, examples().values())), note="starting")
-        for proof in proofs(packages):
+        task = bar.add_task("formats", total=sum(map(len, chosen.values())), note="starting")
+        for proof in proofs(chosen, packages):
             found.append(proof)
             bar.update(task, advance=1, note=f"{proof.format}: {proof.model}")
-    print_proofs(found, read_only_formats())
+    if families:
+        print_families(found)
+    else:
+        print_proofs(found, read_only_formats())
     return int(not all(proof.ok for proof in found))

@@ -23,6 +23,37 @@ def print_proofs(proofs: "Sequence[Proof]", read_only: Iterable[str]) -> None:
     table("float64, relative to the largest output", columns, rows)
 
 
+def print_families(proofs: "Sequence[Proof]") -> None:
+    """Prints for each family what reads, writes and checks it, and the largest differences among its models."""
+    from vit_cli.families import FAMILIES, family_of
+
+    facts: list[tuple[str, ...]] = []
+    figures: list[tuple[str, ...]] = []
+    for family in FAMILIES:
+        own = [proof for proof in proofs if family_of(proof.config) is family]
+        foreign = [proof for proof in own if proof.format != "vit"]
+        written = ", ".join(dict.fromkeys(proof.format for proof in foreign))
+        by_library = {proof.format: proof.difference for proof in foreign if proof.difference is not None}
+        libraries = ", ".join(dict.fromkeys(_LIBRARY.get(format, format) for format in by_library))
+        facts.append((family.name, family.fields, written, family.also_read, libraries or family.reference))
+        rows = [row for proof in own if proof.twins for row in proof.twins.rows]
+        stages, gradients = ([row for row in rows if row.name.startswith("grad.") is which] for which in (False, True))
+        apart = [proof.difference.relative for proof in foreign if proof.difference is not None]
+        distances = (
+            max(apart) if apart else None,
+            *(max(row.relative for row in each) for each in (stages, gradients)),
+        )
+        shown = ("" if distance is None else f"{distance:.1e}" for distance in distances)
+        figures.append((family.name, *shown, verdict(all(proof.ok for proof in own))))
+    table("families", ("family", "config", "read and written", "read only", "reference"), facts)
+    columns = ("family", "from the reference", "twins, stages", "twins, gradients", "")
+    table("float64, the largest differences, relative to the largest output", columns, figures)
+
+
+_LIBRARY = {"meta": "timm", "google": "timm", "big_vision": "timm"}
+"""Format -> the library that opens its files, where that has another name."""
+
+
 def _distance(proof: "Proof") -> str:
     if proof.format == "vit":
         return ""

@@ -1,13 +1,14 @@
 """Verifies that a written checkpoint is still the same model: reads it back and compares configs and outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from vit_core import parity
-from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.formats.any_aspect import is_any_aspect
 from vit_core.checkpoints.formats.vit.folder import WEIGHTS
 from vit_core.checkpoints.opening import open_checkpoint
 from vit_core.config import TRAINING_ONLY, ViTConfig
@@ -24,7 +25,7 @@ class Twin(Protocol):
 
     def load(self, path: Checkpoint, *, dtype: str) -> Any: ...
 
-    def predict(self, model: Any, x_BHWC: np.ndarray) -> np.ndarray: ...
+    def predict(self, model: Any, x_BHWC: np.ndarray, *, interpolate: bool) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,20 @@ def _effective(config: ViTConfig) -> Mapping[str, Any]:
     return {**fields, "head_dim": config.attention_dim, "layer_scale": config.layer_scale is None}
 
 
-def outputs_of(twin: Twin, checkpoint: Checkpoint, x_BHWC: np.ndarray) -> np.ndarray:
+def probes(config: CheckpointConfig) -> list[np.ndarray]:
+    """Random batches of images x_BHWC for which outputs are compared: of the model's own size, and of an oblong one
+    where images keep their aspect."""
+    model, (h, w), (P, Q) = config.model, config.model.grid, config.model.patch_size
+    sizes = [model.image_size]
+    if is_any_aspect(config):
+        sizes.append((max(h // 2, 1) * P, 2 * w * Q))
+    return [parity.probe(model, 0, image_size=size)[0] for size in sizes]
+
+
+def outputs_of(twin: Twin, checkpoint: Checkpoint, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The outputs in float64. The model is freed afterwards, so that two large ones need not fit in memory together."""
-    return twin.predict(twin.load(checkpoint, dtype="float64"), x_BHWC)
+    model, own = twin.load(checkpoint, dtype="float64"), checkpoint.config.model.image_size
+    return [twin.predict(model, x_BHWC, interpolate=x_BHWC.shape[1:3] != own) for x_BHWC in batches]
 
 
 def difference(what: str, a_BC: np.ndarray, b_BC: np.ndarray, bound: float = parity.FLOAT64_BOUND) -> Difference:

@@ -1,8 +1,9 @@
-"""What the adapters in this package share: their result, the loading of a state dict, pooling of token outputs."""
+"""What the adapters in this package share: their result, loading a state dict, pooling tokens, float64 throughout."""
 
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,16 @@ Reference = Callable[[Tensor], Tensor]
 
 class NotInstalled(InputError):
     """The library that a format belongs to is not installed."""
+
+
+class Float64(ModuleType):
+    """torch, but for its float32: what stands for torch in a library's module whose code names float32 whatever the
+    type of the model."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
 def load_state_dict(path: Path, build: Callable[[], Any], prefix: str = "") -> Any:

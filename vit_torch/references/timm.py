@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, partialmethod
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from vit_core.checkpoints.formats.timm.create_model import architecture, model_args
 from vit_core.checkpoints.formats.timm.eva import is_eva
 from vit_core.config import ViTConfig
-from vit_torch.references.interface import Reference, load_state_dict
+from vit_torch.references.interface import Float64, Reference, load_state_dict
 
 LIBRARY = "timm"
 
@@ -40,15 +39,6 @@ def _outputs(model: nn.Module, x_BCHW: Tensor) -> Tensor:
     return outputs
 
 
-class _Float64(ModuleType):
-    """torch, but for its float32."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
 @contextmanager
 def float64_angles(model: nn.Module) -> Iterator[None]:
     """Within it, a model of timm's in float64 computes the angles of its rotary positions, and the displacements of
@@ -58,8 +48,8 @@ def float64_angles(model: nn.Module) -> Iterator[None]:
     relative = importlib.import_module("timm.layers.pos_embed_rel")
     dinov3, double = module.RotaryEmbeddingDinoV3, {"dtype": torch.float64}
     with (
-        patch.object(module, "torch", _Float64("torch")),
-        patch.object(relative, "torch", _Float64("torch")),
+        patch.object(module, "torch", Float64("torch")),
+        patch.object(relative, "torch", Float64("torch")),
         patch.object(module, "_build_grid", partial(module._build_grid, **double)),
         patch.object(dinov3, "_compute_periods", partialmethod(dinov3._compute_periods, **double)),
         patch.object(Tensor, "float", lambda x: x.double()),

@@ -4,13 +4,14 @@ import importlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_torch.references.interface import Reference, pool_tokens
+from vit_torch.references.interface import Float64, Reference, pool_tokens
 
 LIBRARY = "transformers"
 
@@ -24,9 +25,12 @@ _CLASSES = (
     "BeitForImageClassification", "BeitModel",
     "Aimv2VisionModel",
     "SiglipForImageClassification", "SiglipVisionModel",
+    "Siglip2ForImageClassification", "Siglip2VisionModel",
     "CLIPVisionModel", "CLIPVisionModelWithProjection",
 )
 # fmt: on
+_PADDING = 3
+"""Patches after those of an image."""
 
 
 def open_reference(path: Path, model: ViTConfig) -> Reference | None:
@@ -47,10 +51,33 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
     own_pooling = bool(model.representation) or model.pooling == "map" or name.startswith(("CLIP", "Beit"))
 
     def outputs(x_BCHW: Tensor) -> Tensor:
-        result = opened.eval()(pixel_values=x_BCHW)
+        if name.startswith("Siglip2"):
+            result = _of_patches(opened.eval(), x_BCHW, model.patch_size)
+        else:
+            result = opened.eval()(pixel_values=x_BCHW)
         output = next((x for x in (result.get("logits"), result.get("image_embeds")) if x is not None), None)
         if output is not None:
             return output
         return result.pooler_output if own_pooling else pool_tokens(result.last_hidden_state, model)
 
     return outputs
+
+
+def _of_patches(opened: Any, x_BCHW: Tensor, patch_size: tuple[int, int]) -> Any:
+    """What SigLIP 2's class gives for images as patches, with padding that changes nothing. On a processor it resamples
+    positions in float32, whatever the type of the model; here it does so in float64, by the same formulas."""
+    module = importlib.import_module("transformers.models.siglip2.modeling_siglip2")
+    (B, C, H, W), (P, Q) = x_BCHW.shape, patch_size
+    x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
+    patches_BNP = x_BChPwQ.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, P * Q * C)
+    mask_BN = torch.ones(patches_BNP.shape[:2], dtype=torch.int32)
+    grids_B2 = torch.tensor([[H // P, W // Q]] * B)
+    with patch.object(module, "torch", Float64("torch")):
+        result = opened(
+            nn.functional.pad(patches_BNP, (0, 0, 0, _PADDING), value=1.0),
+            pixel_attention_mask=nn.functional.pad(mask_BN, (0, _PADDING)),
+            spatial_shapes=grids_B2,
+        )
+    if "last_hidden_state" in result:
+        result.last_hidden_state = result.last_hidden_state[:, : mask_BN.shape[1]]
+    return result

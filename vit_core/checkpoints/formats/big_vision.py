@@ -1,5 +1,6 @@
-"""google-research/big_vision's plain ViT: SigLIP's image towers, the ViT-S/16 baselines, FlexiViT at its own size.
+"""google-research/big_vision's ViTs: SigLIP's image towers, the ViT-S/16 baselines, FlexiViT, NaFlex (SigLIP 2).
 
+FlexiViT's files are those of the plain ViT: what it resizes for other patches, it resizes when it is run.
 Its class token is put before the patches after the positions were added, so that it has none of its own; pooling is by
 a class token ("tok"), the mean ("gap"), attention ("map") or the first patch ("0"), and no array tells the last from
 the mean. Sin-cos positions are in no file either.
@@ -10,7 +11,9 @@ from math import isqrt, prod
 
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.any_aspect import assumed_preprocessing
 from vit_core.checkpoints.formats.example_models import SIGLIP
+from vit_core.checkpoints.formats.google import naflex
 from vit_core.checkpoints.formats.google.names import DETERMINED, PATCHES, PIXELS, Naming, Tree, rules, untold
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source, Writer, Writing, assume_image_size
 from vit_core.checkpoints.formats.rules import write_by_rules
@@ -18,6 +21,8 @@ from vit_core.config import ViTConfig
 
 _POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
 """Where the table is, and was before 2022, then with a row for the class token."""
+_WRITTEN = "params/"
+"""What stands before the names in files that are written."""
 _POOLING = frozenset({"pooling"})
 """Known by the arrays, but where it is assumed."""
 _FIRST = "--set pooling=first for that"
@@ -32,6 +37,8 @@ def recognises_source(source: Source) -> bool:
 
 def read_source(source: Source, fields: Fields) -> Reading:
     """From the shapes, and what no shape tells as their defaults have it."""
+    if naflex.is_naflex(source):
+        return _read_naflex(source, fields)
     tree = Tree.of(source, *_POSITIONS)
     found, assumed = tree.fields(), tuple[Assumption, ...]()
     if "MAPHead_0/probe" in tree:
@@ -56,6 +63,18 @@ def read_source(source: Source, fields: Fields) -> Reading:
     )
 
 
+def _read_naflex(source: Source, fields: Fields) -> Reading:
+    (h, w), tree = naflex.grid_of(source), Tree.of(naflex.as_images(source, fields), naflex.POSITIONS)
+    found = tree.fields()
+    rows, columns = found["patch_size"]
+    found |= {"image_size": (h * rows, w * columns), "position_resampling": naflex.RESAMPLING}
+    found |= {"class_token_position": False, "pooling": "map" if "MAPHead_0/probe" in tree else "gap"}
+    model = ViTConfig.parse({**found, **fields}, str(source.path))
+    made, note = assumed_preprocessing(model)
+    config = CheckpointConfig(model=model, preprocessing=made)
+    return Reading(config, rules(model, tree.naming), tree.arrays, notes=(note,), stated=_POOLING | {"image_size"})
+
+
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
     """A class token if and only if it is what pooling takes, and never with a position."""
     return plain_vit_with(
@@ -73,7 +92,10 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     """The parameters of a train state, no layers stacked."""
     model = checkpoint.config.model
-    arrays = write_by_rules(rules(model, Naming(_POSITIONS[0], "params/")), model, checkpoint.arrays)
+    arrays = write_by_rules(rules(model, Naming(_POSITIONS[0], _WRITTEN)), model, checkpoint.arrays)
+    if naflex.holds(checkpoint.config):
+        arrays = naflex.write_arrays(arrays, model, _WRITTEN, checkpoint.origin)
+        return Writing(arrays, notes=("written for big_vision's NaFlex", *untold(checkpoint.config, naflex.RESAMPLING)))
     notes = untold(checkpoint.config)
     if model.pooling == "first":
         notes.append("pooling: no array tells 'first' from the mean; read it with --set pooling=first")
@@ -99,5 +121,6 @@ FORMAT = Format(
         "attention pooling": SIGLIP,
         "mean": {"pooling": "gap", "class_token": False},
         "class token, sin-cos positions": {"position_embedding": "sincos2d_big_vision"},
+        "NaFlex": {**SIGLIP, "position_resampling": naflex.RESAMPLING, "max_patches": 16},
     },
 )

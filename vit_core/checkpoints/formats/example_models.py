@@ -1,6 +1,11 @@
-"""Fields of ViTConfig that the examples of several formats share."""
+"""What the examples of the formats are made of: fields of ViTConfig that several share, and a small plain model."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from vit_core.checkpoints.checkpoint import CheckpointConfig
+from vit_core.config import ViTConfig
+from vit_core.preprocess import Preprocessing
 
 GELU: dict[str, Any] = {"activation": "gelu"}
 CLIP: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "activation": "quick_gelu", "norm_epsilon": 1e-5}
@@ -27,3 +32,20 @@ AIMV2: dict[str, Any] = {
     "qkv_bias": False,
     "proj_bias": False,
 }
+VIT5: dict[str, Any] = {
+    "rope": "vit5", "registers": 4, "norm": "rms_norm", "qk_norm": True, "qkv_bias": False,
+    "class_token_position": False, "layer_scale": 1.0, **GELU,
+}  # fmt: skip
+_PLAIN: dict[str, Any] = {
+    "image_size": 16, "patch_size": 4, "width": 128, "depth": 2, "heads": 2, "mlp_dim": 256, "num_classes": 5
+}  # fmt: skip
+
+
+def example(fields: Mapping[str, Any]) -> CheckpointConfig:
+    """The config of an example: that of a small plain model but for these fields; "max_patches" is one of
+    Preprocessing, the others are of ViTConfig."""
+    model = ViTConfig(**{**_PLAIN, **{name: value for name, value in fields.items() if name != "max_patches"}})
+    if "max_patches" not in fields:
+        return CheckpointConfig(model=model)
+    sizes = {"image_size": model.image_size, "patch_size": model.patch_size, "max_patches": fields["max_patches"]}
+    return CheckpointConfig(model=model, preprocessing=Preprocessing(**sizes))

@@ -110,7 +110,7 @@ class Format:
     writer: Writer | None = None
     """None: the format is read only."""
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Short description of a model that the format holds -> its fields, beyond a small plain config. `vit formats`
+    """Short description of a model that the format holds -> what example_models.example makes it from. `vit formats`
     writes, opens and reads back each."""
 
 

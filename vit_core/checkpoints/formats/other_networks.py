@@ -14,7 +14,7 @@ from vit_core.errors import InputError, abbreviate
 
 _OTHER_POSITIONS = (
     (
-        r"(^|[./])rope(_embed)?[./](?!(freqs|periods)$)|(^|[./])(?<!rope[./])freqs(_cos|_sin)?$",
+        r"(^|[./])rope(_embed)?[./](?!(freqs|periods)$)|(^|[./])(?<!rope[./])(?<!rope_reg[./])freqs(_cos|_sin)?$",
         "rotary positions, as in EVA-02 and rope-vit",
     ),
     (

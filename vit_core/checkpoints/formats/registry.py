@@ -1,6 +1,6 @@
 """The registry of checkpoint formats: one line for each."""
 
-from vit_core.checkpoints.formats import big_vision, bonsai, jimm, lucidrains, meta, mmpretrain, torchvision
+from vit_core.checkpoints.formats import big_vision, bonsai, jimm, lucidrains, meta, mmpretrain, torchvision, vit5
 from vit_core.checkpoints.formats.google import lineage as google
 from vit_core.checkpoints.formats.interface import Format, Writer
 from vit_core.checkpoints.formats.open_clip import lineage as open_clip
@@ -10,6 +10,7 @@ from vit_core.errors import unknown_name
 
 _FOREIGN = (
     transformers.FORMAT,  # ViT, DeiT, ViTMAE, Dinov2, SigLIP and CLIP vision towers of Hugging Face
+    vit5.FORMAT,  # ViT-5 as its authors released it
     meta.FORMAT,  # DINO, DINOv2, MAE and DeiT as Meta released them
     timm.FORMAT,  # state dicts of timm's vit_* models, and the folders that its hub creates
     torchvision.FORMAT,  # state dicts of vit_b_16 ... vit_h_14

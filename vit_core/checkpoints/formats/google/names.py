@@ -157,14 +157,14 @@ def flax_rules(
     return made
 
 
-def untold(config: CheckpointConfig) -> list[str]:
-    """Notes of what such a file has no place for."""
+def untold(config: CheckpointConfig, resampling: str = RESAMPLING) -> list[str]:
+    """Notes of what such a file has no place for. resampling: what the code that reads it does with positions."""
     model, seen, notes = config.model, config.preprocessing, []
     if model.grid[0] != model.grid[1]:
         size = f"{model.image_size[0]}x{model.image_size[1]}"
         notes.append(f"image_size: {size} is not in the file; read it with --set image_size={size}")
-    if model.position_embedding == "learned" and model.position_resampling != RESAMPLING:
-        notes.append(f"position_resampling: {model.position_resampling} is not in the file; its code has {RESAMPLING}")
+    if model.position_embedding == "learned" and model.position_resampling != resampling:
+        notes.append(f"position_resampling: {model.position_resampling} is not in the file; its code has {resampling}")
     if seen:
         other = {*seen.mean, *seen.std} != {0.5}
         shown = f", not mean {list(seen.mean)} and std {list(seen.std)}" if other else ""

@@ -24,7 +24,7 @@ from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
 from vit_core.checkpoints.formats.timm import config_json, create_model, eva, naflex, relative, rotary, train_args
 from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
-from vit_core.checkpoints.formats.timm.lookalikes import check_lookalikes, check_rotation
+from vit_core.checkpoints.formats.timm.lookalikes import check_last_norm, check_lookalikes, check_rotation
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import crop_rounding_matters
@@ -62,7 +62,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
         size = (grid[0] * patch[0], grid[1] * patch[1])
         known |= {"class_token_position": False}
     _check_positions(arrays, known, config, where)
-    check_rotation(arrays, known, where)
+    check_rotation(arrays.shapes, known, where)
+    check_last_norm(arrays, known, where)
     arrays, written_out = eva.with_whole_blocks(eva.with_frequencies_by_block(arrays, where), where)
     notes += written_out
     shapes = fields_from_shapes(eva.canonical_shapes(arrays.shapes), known, where, size)
@@ -270,6 +271,7 @@ FORMAT = Format(
         "rotary positions (DINOv3)": {**_DINOV3, **GELU},
         "rotary positions, gated MLP with a norm (EVA-02)": {**_EVA02, **GELU},
         "rotary positions, attention pooling (PE)": {**_PE, **GELU},
+        "rotary positions of a grid (rope-vit)": {"rope": "axial", "class_token_position": False, **GELU},
         "learned rotary frequencies (rope-vit)": {"rope": "mixed", "class_token_position": False, **GELU},
     },
 )

@@ -21,7 +21,11 @@ def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
         return
     pooled, class_token = "attn_pool.latent" in names, "cls_token" in names
     if pooled and "norm_pre.weight" in names:
-        other = "a norm before the blocks with attention pooling is that of the Perception Encoder (vit_pe_*), which"
+        raise InputError(
+            f"{source.path}: a norm before the blocks with attention pooling is that of the Perception Encoder "
+            "(vit_pe_core_*), which computes other outputs from the same arrays; use --from timm --set rope=pe for it, "
+            "--from timm alone if it is a plain VisionTransformer"
+        )
     elif pooled and "reg_token" in names and "blocks.0.ls1.gamma" in names and not class_token:
         other = "registers with attention pooling and LayerScale are those of test_vit3, which pools the registers and"
     elif (
@@ -39,13 +43,23 @@ def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
     )
 
 
-def check_rotation(names: Mapping[str, object], known: Fields, where: object) -> None:
+def check_last_norm(names: Mapping[str, object], known: Fields, where: object) -> None:
+    """InputError for a norm before the blocks and none after them, which the Perception Encoder has in two kinds."""
+    if "final_norm" in known or "norm_pre.weight" not in names or {"norm.weight", "fc_norm.weight"} & names.keys():
+        return
+    raise InputError(
+        f"{where}: a norm before the blocks and none after them is that of the Perception Encoder (vit_pe_lang_*, "
+        "vit_pe_spatial_*); use --set rope=pe --set final_norm=none for it"
+    )
+
+
+def check_rotation(shapes: Mapping[str, tuple[int, ...]], known: Fields, where: object) -> None:
     """InputError for names of timm's Eva class where it is not known how it rotates queries and keys: EVA-02, DINOv3,
     PE and rope-vit have the same names, and so has EVA, which rotates nothing."""
-    mark = eva_mark(names)
-    if mark is None or "rope" in known or has_relative_bias(names):
+    mark = eva_mark(shapes)
+    if mark is None or "rope" in known or has_relative_bias(shapes):
         return
-    rotations = [_likely_rotation(names), *IN_TIMM, "none"]
+    rotations = [_likely_rotation(shapes), *IN_TIMM, "none"]
     likely, *others = dict.fromkeys(rotations)
     raise InputError(
         f"{where}: {mark} is a name of timm's Eva class, and no array shows its rotary positions; use --set "
@@ -53,12 +67,16 @@ def check_rotation(names: Mapping[str, object], known: Fields, where: object) ->
     )
 
 
-def _likely_rotation(names: Mapping[str, object]) -> str:
-    if "rope.freqs" in names:
+def _likely_rotation(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if "rope.freqs" in shapes:
         return "mixed"
-    if "norm_pre.weight" in names:
+    if "norm_pre.weight" in shapes:
         return "pe"
-    if "pos_embed" not in names:
-        return "dinov3" if "reg_token" in names else "axial"
-    gated = "blocks.0.mlp.fc1_g.weight" in names or "blocks.0.mlp.norm.weight" in names
+    if "pos_embed" not in shapes:
+        return "dinov3" if "reg_token" in shapes else "axial"
+    if "blocks.0.attn.q_norm.weight" in shapes and "blocks.0.norm1.bias" not in shapes:
+        return "vit5"
+    first, second = (shapes.get(f"blocks.0.mlp.fc{i}.weight", (0, 0)) for i in (1, 2))
+    gated = len(first) == len(second) == 2 and first[0] == 2 * second[1] > 0
+    gated |= "blocks.0.mlp.fc1_g.weight" in shapes or "blocks.0.mlp.norm.weight" in shapes
     return "eva02" if gated else "none"

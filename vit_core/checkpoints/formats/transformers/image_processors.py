@@ -191,19 +191,26 @@ def _fraction(side: int, whole: int) -> float:
     raise _Unsaid(f"a crop of {side} from {whole}")
 
 
-def preprocessor_texts(preprocessing: Preprocessing | None) -> tuple[dict[str, str], list[str]]:
-    """The file, by its name, and notes; none where no processor does the same."""
+def preprocessor_texts(
+    preprocessing: Preprocessing | None, any_aspect: bool = False
+) -> tuple[dict[str, str], list[str]]:
+    """The file, by its name, and notes; none where no processor does the same. any_aspect: whether the model's class
+    takes images that keep their aspect, as max_patches patches."""
     if preprocessing is None:
         return {}, []
     p, (height, width) = preprocessing, preprocessing.image_size
     if p.bit_depth != 8:
         return {}, [f"no {FILE}: no processor of transformers keeps 16 bits of a pixel"]
-    if p.max_patches is not None:
+    if p.exif_rotation:
+        return {}, [f"no {FILE}: no processor of transformers turns images by EXIF"]
+    if p.max_patches is not None and not any_aspect:
         return {}, [f"no {FILE}: this model's class of transformers takes images of one size, not max_patches patches"]
-    if p.exif_rotation or p.resize == "border" or (p.resize == "crop" and height != width):
-        what = "covers and crops to a size that is not square"
-        if p.exif_rotation or p.resize == "border":
-            what = "turns images by EXIF" if p.exif_rotation else "fits images into borders of the mean"
+    if p.max_patches is not None and p.patch_size is not None:  # always with it
+        own = {"patch_size": p.patch_size[0], "max_num_patches": p.max_patches}
+        return {FILE: _text({"image_processor_type": "Siglip2ImageProcessor", **own, **_values(p)})}, []
+    if p.resize == "border" or (p.resize == "crop" and height != width):
+        borders = p.resize == "border"
+        what = "fits images into borders of the mean" if borders else "covers and crops to a size that is not square"
         return {}, [f"no {FILE}: no processor of transformers {what}"]
     notes = []
     if p.crop_rounding != _ROUNDING and crop_rounding_matters(p):
@@ -216,11 +223,19 @@ def preprocessor_texts(preprocessing: Preprocessing | None) -> tuple[dict[str, s
     size = {"shortest_edge": whole_height} if p.resize == "crop" else {"height": whole_height, "width": whole_width}
     fields = {
         "image_processor_type": _PROCESSOR["squash, cropped" if p.resize == "squash" and cropped else p.resize],
-        "do_resize": True,
         "size": size,
-        "resample": next(code for code, name in _FILTERS.items() if name == p.interpolation),
         "do_center_crop": cropped,
         **({"crop_size": {"height": height, "width": width}} if cropped else {}),
+        **_values(p),
+    }
+    return {FILE: _text(fields)}, notes
+
+
+def _values(p: Preprocessing) -> dict[str, Any]:
+    """What every processor's file says of filter and values."""
+    return {
+        "do_resize": True,
+        "resample": next(code for code, name in _FILTERS.items() if name == p.interpolation),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -228,4 +243,7 @@ def preprocessor_texts(preprocessing: Preprocessing | None) -> tuple[dict[str, s
         "image_std": list(p.std),
         "do_convert_rgb": p.channels == 3,
     }
-    return {FILE: json.dumps(fields, indent=2) + "\n"}, notes
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, indent=2) + "\n"

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ import numpy as np
 from vit_core.arrays import LazyArrays, convert
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
+from vit_core.checkpoints.formats.any_aspect import assumed_preprocessing, is_any_aspect
 from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, DINOV2, DINOV3, GATED_DINOV2, GELU, SIGLIP
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.rules import write_by_rules
-from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3
+from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3, siglip2
 from vit_core.checkpoints.formats.transformers import image_processors as images
 from vit_core.checkpoints.formats.transformers.aimv2 import Aimv2Tower
 from vit_core.checkpoints.formats.transformers.beit import BeitTower
@@ -65,6 +67,8 @@ _TOWERS: Mapping[str, type[Tower]] = {
 """Model type -> what finds its config, where it is no plain tower."""
 _TIMM_WRAPPER = "timm_wrapper"
 """The model_type of folders that hold a model of timm, whose names they have."""
+_TOKENS_ALONE = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")
+"""Towers whose classes give tokens where nothing pools them by attention."""
 _MULTILABEL = "multi_label_classification"
 """The problem_type of models whose outputs become probabilities by the sigmoid."""
 _STATED = frozenset(("heads", "activation", "norm_epsilon", "image_size"))
@@ -101,6 +105,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
     tower = _TOWERS.get(model_type, Tower)(source, arrays.shapes, names, fields)
     model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
     preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
+    if model_type == "siglip2_vision_model" and not source.preprocessor:  # which takes images in no other way
+        preprocessing, note = assumed_preprocessing(model)
+        notes = [note, *notes]
     labels, label_notes = labels_of(source, model)
     probabilities = "sigmoid" if source.config.get("problem_type") == _MULTILABEL else None
     config = CheckpointConfig(
@@ -177,10 +184,7 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
             if model_type == "clip_vision_model":
                 head_bias = (False,) if model.num_classes else either
                 return own(pre_norm=(True,), patch_bias=(False,), head_bias=head_bias)
-            without: dict[str, Values] = {"class_token": (False,), "class_token_position": (False,)}
-            if model_type == "siglip":
-                return own(**without, pooling=("gap",))
-            return own(**without, pooling=("map", "gap"), num_classes=(0,))
+            return own(**siglip2.allowed_values(model))
     representation: Values = ANY if architecture.endswith("Model") else (None,)
     return own(distillation=("none", "token", "head"), representation=representation, qkv_bias=either)
 
@@ -198,21 +202,29 @@ def _check_squares(model: ViTConfig, architecture: str) -> None:
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     """config.json, the files' names of all versions, preprocessor_config.json."""
     config, model = checkpoint.config, checkpoint.config.model
-    model_type, architecture = _architecture_of(model)
+    model_type, architecture = _architecture_of(model, is_any_aspect(config))
     tower = TOWER_OF.get(model_type, model_type)
     # The tower's classes had the prefix too before transformers 5, which takes it off.
     prefixed = FAMILIES[tower].kind == "clip" or not architecture.endswith("Model")
     names = Names(tower, prefixed, gated=model.mlp == "swiglu")
     arrays = write_by_rules(names.rules(model), model, checkpoint.arrays)
     dtype = checkpoint.arrays.entries["patch_embed.proj.weight"].dtype
-    texts, notes = images.preprocessor_texts(config.preprocessing)
+    any_aspect = architecture.startswith("Siglip2")
+    texts, notes = images.preprocessor_texts(config.preprocessing, any_aspect)
+    if any_aspect:
+        siglip2.check_resampling(model, checkpoint.origin)
+    elif is_any_aspect(config):
+        fields = ", ".join(siglip2.kept_out_by(model))
+        notes.append(
+            f"written for images of one size: Siglip2, which takes any aspect, cannot hold this model's {fields}"
+        )
     if FAMILIES[tower].kind in ("dinov2", "dinov3"):
         mask_shape = (1, model.width) if FAMILIES[tower].kind == "dinov2" else (1, 1, model.width)
         arrays = LazyArrays.with_array(arrays, names.of("mask_token"), convert(np.zeros(mask_shape), dtype))
         notes.append(f"{names.of('mask_token')}: zeros, as no image needs it")
     if FAMILIES[tower].kind == "dinov3" and not model.registers:  # its class has an array of none
         arrays = LazyArrays.with_array(arrays, names.of("reg_token"), convert(np.zeros((1, 0, model.width)), dtype))
-    if (model.pooling, model.num_classes) == ("gap", 0) and tower in ("siglip_vision_model", "aimv2_vision_model"):
+    if (model.pooling, model.num_classes) == ("gap", 0) and tower in _TOKENS_ALONE:
         notes.append(f"{architecture} gives tokens: their mean is left to whoever opens it")
     if model.position_embedding == "learned" and model.position_resampling != FAMILIES[tower].resampling:
         there = FAMILIES[tower].resampling
@@ -236,8 +248,9 @@ def _dinov2_mlp_ratio(model: ViTConfig) -> int:
     )
 
 
-def _architecture_of(model: ViTConfig) -> tuple[str, str]:
-    """The model_type and the class that hold a model, if any do: by what only one family has."""
+def _architecture_of(model: ViTConfig, any_aspect: bool = False) -> tuple[str, str]:
+    """The model_type and the class that hold a model, if any do: by what only one family has. any_aspect: whether its
+    images keep their aspect, which makes a SigLIP one of SigLIP 2's for such images."""
     if model.rope is not None:
         return "dinov3_vit", "DINOv3ViTModel"
     if model.relative_bias == "table":
@@ -252,9 +265,10 @@ def _architecture_of(model: ViTConfig) -> tuple[str, str]:
     if model.pre_norm:
         return "clip_vision_model", "CLIPVisionModelWithProjection" if model.num_classes else "CLIPVisionModel"
     if not model.class_token:
+        name = "Siglip2" if any_aspect else "Siglip"
         if model.pooling == "gap" and model.num_classes:
-            return "siglip", "SiglipForImageClassification"
-        return "siglip_vision_model", "SiglipVisionModel"
+            return name.lower(), f"{name}ForImageClassification"
+        return f"{name.lower()}_vision_model", f"{name}VisionModel"
     by_both = model.pooling == "cls_gap" or (model.pooling == "gap" and model.num_classes > 0)
     if model.registers or model.layer_scale is not None or model.mlp == "swiglu" or by_both:
         name = "Dinov2WithRegisters" if model.registers else "Dinov2"
@@ -266,7 +280,7 @@ def _architecture_of(model: ViTConfig) -> tuple[str, str]:
 
 def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[str, Any]:
     """config.json of a model that its family holds."""
-    model_type, architecture = _architecture_of(model)
+    model_type, architecture = _architecture_of(model, is_any_aspect(config))
     kind = FAMILIES[TOWER_OF.get(model_type, model_type)].kind
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     tower = {
@@ -304,8 +318,11 @@ def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[s
         tower["projection_dim"] = model.num_classes
     if not model.class_token and kind == "clip":
         tower["vision_use_head"] = model.pooling == "map"
-    if model_type == "siglip":  # its class looks for the tower one level down
-        tower = {"vision_config": {**tower, "model_type": "siglip_vision_model"}}
+    if architecture.startswith("Siglip2"):
+        del tower["image_size"]
+        tower["num_patches"] = prod(model.grid)
+    if model_type in ("siglip", "siglip2"):  # whose class looks for the tower one level down
+        tower = {"vision_config": {**tower, "model_type": TOWER_OF[model_type]}}
     if config.probabilities == "sigmoid":
         tower["problem_type"] = _MULTILABEL
     named = config.labels or tuple(f"LABEL_{i}" for i in range(model.num_classes))
@@ -342,6 +359,12 @@ FORMAT = Format(
         "BEiT, one relative bias": {"num_classes": 0, **BEIT, "relative_bias_shared": True},
         "AIMv2": {"num_classes": 0, **AIMV2, **GELU},
         "SigLIP": {"num_classes": 0, **SIGLIP},
+        "SigLIP 2 (NaFlex)": {
+            "num_classes": 0,
+            "position_resampling": "bilinear_antialias",
+            "max_patches": 20,
+            **SIGLIP,
+        },
         "CLIP with projection": {**CLIP, "head_bias": False},
     },
 )

@@ -1,4 +1,4 @@
-"""transformers' SigLIP 2 for images of any aspect (NaFlex): what its files and its config.json say.
+"""transformers' SigLIP 2 for images of any aspect (NaFlex): what its files and its config.json say, and can hold.
 
 It is SigLIP with a patch projection that is a Linear over patches cut before, of any grid, and with positions that
 are resampled from a square table for each image. On images of the table's own grid the two are one model; batches of
@@ -11,7 +11,10 @@ from math import isqrt, prod
 from typing import Any
 
 from vit_core.checkpoints.checkpoint import Assumption
+from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
 from vit_core.checkpoints.formats.transformers.config_json import Tower, shown
+from vit_core.checkpoints.formats.transformers.names import FAMILIES
+from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 
 
@@ -45,3 +48,28 @@ class Siglip2Tower(Tower):
         if (said := self.said.get("num_patches", rows)) != rows:
             self.disagree("num_patches", said, rows)
         return side * patch[0], side * patch[1]
+
+
+def allowed_values(model: ViTConfig) -> dict[str, Values]:
+    """Values of the fields in which SigLIP, of either kind, is no plain ViT: with a classifier, or without."""
+    without: dict[str, Values] = {"class_token": (False,), "class_token_position": (False,)}
+    if model.num_classes and model.pooling != "map":
+        return {**without, "pooling": ("gap",)}
+    return {**without, "pooling": ("map", "gap"), "num_classes": (0,)}
+
+
+def kept_out_by(model: ViTConfig) -> list[str]:
+    """The fields in which a model is none that its classes hold."""
+    plain = plain_vit_with(model, activation=ANY, norm_epsilon=ANY, **allowed_values(model))
+    return [name for name, values in plain.items() if values != ANY and getattr(model, name) not in values]
+
+
+def check_resampling(model: ViTConfig, where: object) -> None:
+    """InputError for a model whose positions are resampled in another way than its class does, for nearly each image.
+    (Of a model for one size, where nothing is resampled, this is a note.)"""
+    there = FAMILIES["siglip2_vision_model"].resampling
+    if model.position_resampling != there:
+        raise InputError(
+            f"{where}: transformers' Siglip2 cannot hold position_resampling '{model.position_resampling}' (there: "
+            f"'{there}'), by which it places the patches of each image; --method {there} changes the model's"
+        )
