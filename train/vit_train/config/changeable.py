@@ -33,8 +33,8 @@ CHANGEABLE_ON_RESUME = {
     "data.label_separator", "data.label_columns", "distillation.teacher",
     "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.prefetch", "scan", "compile", "remat",
     "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
-    "threads", "workers", "image_cache", "fingerprints", "profile", "tensorboard", "loggers", "skippable", "explosion",
-    "allow_undecodable", "undecodable_limit",
+    "threads", "workers", "image_cache", "image_cache_folder", "fingerprints", "profile", "tensorboard", "loggers",
+    "skippable", "explosion", "allow_undecodable", "undecodable_limit",
 }  # fmt: skip
 """Fields that change no weights of a run (except by rounding), so a run that is resumed may change them. Its data may
 move to another place, and so may its teacher; that they are the same is checked by fingerprints of the splits and a

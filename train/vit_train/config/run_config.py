@@ -135,6 +135,9 @@ class TrainConfig(Schema):
     image_cache: NonNegative = 1024
     """Memory for decoded training images, MiB in each process that makes batches; a set that would not fit is decoded
     in every epoch, and nothing is kept of it. 0: none is."""
+    image_cache_folder: str | None = None
+    """Keep those images in files in this folder instead, which all processes on a machine share and later runs use, up
+    to image_cache MiB of a set; one whose files have changed is decoded anew. It should be on a local disk."""
     allow_undecodable: Flag = False
     """Skip images that cannot be read in evaluation, instead of stopping."""
     undecodable_limit: NonNegative = 100

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +26,11 @@ from vit_train.data.augmentation import DRAWS, Mix, augment_together, augmented,
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.decoded_images import Decoded, DecodedImages
 from vit_train.data.draws import generators, uniforms
+from vit_train.data.mapped_images import MappedImages
 from vit_train.data.repeats import RepeatedOrder
 from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
+from vit_train.data.targets import smooth_targets, targets_with_a_share
 from vit_train.data.threads import in_threads
 from vit_train.processes import end_with_parent
 
@@ -121,6 +124,8 @@ class Batches:
         if "balanced" in (self.config.sampling, *self.config.class_weights):
             _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
         _ = self.class_weights_C
+        if self.config.image_cache_folder is not None:
+            _ = self.decoded  # raises InputError for a folder that cannot be used
         if self.config.augmentation.repeats > 1:
             _ = self.order  # raises InputError where there are too few images
 
@@ -151,9 +156,12 @@ class Batches:
         return Occurrences.of(self.split)
 
     @cached_property
-    def decoded(self) -> DecodedImages:
+    def decoded(self) -> DecodedImages | MappedImages:
         """Images that are decoded already."""
-        return DecodedImages(len(self.split), self.config.image_cache * 2**20)
+        folder, limit = self.config.image_cache_folder, self.config.image_cache * 2**20
+        if folder is not None and limit:
+            return MappedImages(Path(folder), self.split, self.config.preprocessing, limit)
+        return DecodedImages(len(self.split), limit)
 
     def ids(self, step: int) -> np.ndarray:
         """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
@@ -261,17 +269,12 @@ class Batches:
         own_B, others_B = share_B.astype(np.float32), (1 - share_B).astype(np.float32)
         partner_B = np.arange(B) ^ 1
         if augmentation.mixed_targets == "all":
-            targets_BC = _targets_with_a_share(targets_BC, targets_BC[partner_B], share_B[:, None])
+            targets_BC = targets_with_a_share(targets_BC, targets_BC[partner_B], share_B[:, None])
         else:
             targets_BC = own_B[:, None] * targets_BC + others_B[:, None] * targets_BC[partner_B]
         if self.config.class_weights:  # own + others may be less than 1 in the last bit
             weights_B = own_B * weights_B + others_B * weights_B[partner_B]
         return targets_BC, weights_B, own_share_B, boxes_B4
-
-
-def _targets_with_a_share(targets_BC: np.ndarray, partners_BC: np.ndarray, share_B1: np.ndarray) -> np.ndarray:
-    """Targets of mixed images with all classes of both, except of an image whose share is 0."""
-    return np.maximum(np.where(share_B1 > 0, targets_BC, 0), np.where(share_B1 < 1, partners_BC, 0))
 
 
 class EvaluationBatch(NamedTuple):
@@ -386,16 +389,3 @@ def check_loss(split: Split, loss: Loss) -> None:
     """InputError for the cross entropy of one class where examples have several."""
     if split.multilabel and loss != "sigmoid":
         raise InputError(f"loss: {loss} is for one class in each image, and {split.title} is multi-label; use sigmoid")
-
-
-def smooth_targets(labels: Sequence[Any], config: TrainConfig) -> np.ndarray:
-    """float32 [B, C]: 1 at the classes of each label (an integer or several), else 0, smoothed as the config says."""
-    classes, smoothing = config.model.num_classes, config.label_smoothing
-    if config.masked is not None:
-        return np.zeros((len(labels), 0), np.float32)
-    targets_BC = np.full((len(labels), classes), smoothing / classes, np.float32)
-    if len(labels):
-        classes_B = [classes_of(label) for label in labels]
-        rows_N = np.repeat(np.arange(len(labels)), [len(each) for each in classes_B])
-        targets_BC[rows_N, np.concatenate(classes_B)] = 1 - smoothing + smoothing / classes
-    return targets_BC
