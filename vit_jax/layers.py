@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from vit_core.errors import shortened
-from vit_jax.sharding import constrain, on_several_devices
+from vit_jax.sharding import constrain, shares_kernels
 from vit_jax.stacking import Masks
 
 if TYPE_CHECKING:
@@ -139,12 +139,12 @@ def conv(*sizes: Any, **options: Any) -> nnx.Conv:
 def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
     """layer(x) as [B, N, D]. inputs: name of the kernel's input axis, for sharding.
 
-    On several devices the kernel is transposed, so that its first axis is the one sharded over them (D). XLA for TPUs
-    then sums on each device only its own rows of the gradient; with the kernel as stored, every device would sum all of
-    them. On one device the transposition would only cost time.
+    Where devices share the kernel it is transposed, so that its first axis is the one sharded over them (D). XLA for
+    TPUs then sums on each device only its own rows of the gradient; with the kernel as stored, every device would sum
+    all of them. Elsewhere the transposition would only cost time.
     """
     kernel_FD = layer.kernel[...].reshape(x_BNF.shape[-1], -1)
-    if on_several_devices():
+    if shares_kernels():
         x_BND = jnp.einsum("bnf,df->bnd", x_BNF, constrain(kernel_FD.T, f"width {inputs}"))
     else:
         x_BND = x_BNF @ kernel_FD
@@ -161,12 +161,13 @@ def to_hidden(layer: Linear, x_BND: Array) -> Array:
 def to_heads(layer: Linear, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
     """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K]; its own bias, or another.
 
-    On several devices the heads come first in the product, so that each device can have all three of its own heads.
+    Where devices share the kernel, the heads come first in the product, so that each device can have all three of its
+    own heads.
     """
     D, _, T, K = layer.kernel.shape
     if layer.bias is not None:
         bias_3TK = layer.bias[...]
-    if on_several_devices():
+    if shares_kernels():
         kernel_DA = constrain(layer.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")
         qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
         if is_adapted(layer):

@@ -59,10 +59,10 @@ def within_shard() -> Iterator[None]:
     _within_shard.reset(token)
 
 
-def on_several_devices() -> bool:
-    """Whether it is traced for a mesh of several devices with these axes."""
+def shares_kernels() -> bool:
+    """Whether it is traced for a mesh with these axes, whose devices each have a part of a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.axis_names == AXES and mesh.size > 1
+    return mesh.axis_names == AXES and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 
 
 def of_parameter(stack: Stack) -> PartitionSpec:

@@ -55,8 +55,6 @@ def steps(
     setting: Setting, fsdp: int, target: Target, checkouts: dict[str, str]
 ) -> tuple[dict[str, Lower], dict[str, str]]:
     """What lowers each step for the devices, by name; and the steps that cannot be, with the reason."""
-    if setting.batch_size % len(target.devices):
-        raise InputError(f"--batch-size {setting.batch_size}: expected a multiple of the {len(target.devices)} chips")
     found: dict[str, Lower] = {
         TRAINER: partial(_trainer, setting, fsdp, target, scan=True),
         f"{TRAINER} --no-scan": partial(_trainer, setting, fsdp, target, scan=False),

@@ -49,7 +49,12 @@ def program(
     require("tpu", "jax", "flax", "optax", "libtpu")
     os.environ |= topologies.WITHOUT_HARDWARE
     at_least(1, batch_size=batch_size, fsdp=fsdp)
+    if batch_size % slice_of.devices:
+        raise InputError(
+            f"--batch-size {batch_size}: expected a multiple of the {slice_of.devices} chips of {topology}"
+        )
     setting = Setting(variant=variant, batch_size=batch_size, dtype=dtype, compiled=False, threads=1)
+    setting.model  # noqa: B018 (raises InputError for a wrong one)
     folders = checkouts(peer)
     if json is not None:
         check_writable(json.parent, "--json")
