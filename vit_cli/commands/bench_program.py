@@ -47,7 +47,6 @@ def program(
     """
     slice_of = topologies.parse(topology)
     require("tpu", "jax", "flax", "optax", "libtpu")
-    os.environ |= topologies.WITHOUT_HARDWARE
     at_least(1, batch_size=batch_size, fsdp=fsdp)
     if batch_size % slice_of.devices:
         raise InputError(
@@ -58,6 +57,7 @@ def program(
     folders = checkouts(peer)
     if json is not None:
         check_writable(json.parent, "--json")
+    os.environ |= topologies.WITHOUT_HARDWARE
     from vit_cli.benchmarks import programs  # imports jax, which reads the environment
     from vit_cli.reports.programs import print_programs
     from vit_train.planning.plan import target

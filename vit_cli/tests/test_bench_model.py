@@ -132,7 +132,7 @@ def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_p
 
 def test_wrong_words_are_refused_before_anything_is_compiled(refused: Vit, tmp_path: Path) -> None:
     assert "unknown topology 'v9:2x2'" in refused("bench", "program", "--topology", "v9:2x2")
-    assert "--batch-size 6: expected a multiple of 4, the chips of v5e:2x2" in refused(
+    assert "--batch-size 6: expected a multiple of the 4 chips of v5e:2x2" in refused(
         "bench", "program", "--topology", "v5e:2x2", "--batch-size", 6
     )
     assert "expected an image size after the @" in refused("bench", "program", "--variant", "S/16@big")
