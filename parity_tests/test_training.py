@@ -16,7 +16,8 @@ from vit_core.preprocess import Preprocessing
 from vit_core.rope import PUBLISHED
 from vit_train.config import Augmentation, Optimizer, Schedule, TrainConfig
 from vit_train.data.augmentation import draw_mix
-from vit_train.data.batches import Batch, smooth_targets
+from vit_train.data.batches import Batch
+from vit_train.data.targets import smooth_targets
 from vit_train.engines.jax.engine import JaxEngine
 from vit_train.engines.torch.engine import TorchEngine
 from vit_train.loop import batches_for

@@ -83,6 +83,7 @@ COMMANDS = {
                 "sources": "Measure how fast each kind of source is read, on one thread, in random order.",
                 "scaling": "Measure how the cost of a train step grows with batch, depth, width and tokens, and the "
                 "host's share of a step.",
+                "program": "Show what the train step makes a TPU do, beside plain data-parallel steps.",
                 "all": "Measure everything, in parts of some minutes that can be stopped and started.",
                 "predict": "Measure `vit predict` on generated images, beside its model alone and decoding alone.",
                 "startup": "Measure how long `vit --help` takes, and the import of each twin.",

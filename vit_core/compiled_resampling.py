@@ -95,3 +95,52 @@ def mirror(pixels_HWC: np.ndarray, result_HWC: np.ndarray) -> None:
         from_WC, to_WC = pixels_HWC[y], result_HWC[y]
         for x in range(W):
             _copy(from_WC[x], to_WC[W - 1 - x])
+
+
+_BATCH = types.Array(types.uint8, 4, "C", readonly=True)
+_BOXES = types.Array(types.int64, 2, "C", readonly=True)
+_FLAGS = types.Array(types.boolean, 1, "C", readonly=True)
+_TABLE = types.Tuple((_FIRST, types.Array(types.int32, 1, "C", readonly=True), _FIRST))
+_BATCH_RESULT = types.Array(types.uint8, 4, "C")
+
+
+@njit(types.void(_BATCH, _BOXES, _FLAGS, _TABLE, _TABLE, _BATCH_RESULT), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def resample_crops(
+    pixels_BHWC: np.ndarray,
+    boxes_B4: np.ndarray,
+    mirrored_B: np.ndarray,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray],
+    result_BhwC: np.ndarray,
+) -> None:
+    """Sets each image of the result to a crop (top, left, height, width) of one, resampled and maybe mirrored.
+
+    rows, columns: the weights of crops of each length L from 1 on, for the sides of the result: the first pixels, h at
+    (L - 1) h; the weights, one after another; and where those of each length begin.
+    """
+    B, h, w, C = result_BhwC.shape
+    row_first, row_weights, row_starts = rows
+    column_first, column_weights, column_starts = columns
+    for b in range(B):
+        top, left, height, width = boxes_B4[b]
+        crop_HWC, result_hwC = pixels_BHWC[b, top : top + height, left : left + width], result_BhwC[b]
+        if height == h and width == w:
+            result_hwC[:] = crop_HWC
+        else:
+            resample(
+                crop_HWC,
+                row_first[(height - 1) * h : height * h],
+                row_weights[row_starts[height - 1] : row_starts[height]].reshape(h, -1),
+                column_first[(width - 1) * w : width * w],
+                column_weights[column_starts[width - 1] : column_starts[width]].reshape(w, -1),
+                h < height and height - h > 2.0 * (width - w),
+                result_hwC,
+            )
+        if mirrored_B[b]:
+            for y in range(h):
+                row_wC = result_hwC[y]
+                for x in range(w // 2):
+                    for c in range(C):
+                        kept = row_wC[x, c]
+                        row_wC[x, c] = row_wC[w - 1 - x, c]
+                        row_wC[w - 1 - x, c] = kept

@@ -43,6 +43,32 @@ def resize(pixels_HWC: np.ndarray, height: int, width: int, interpolation: str) 
     return _by_pillow(pixels_HWC, height, width, interpolation)
 
 
+def resize_crops(
+    pixels_BHWC: np.ndarray, boxes_B4: np.ndarray, mirrored_B: np.ndarray, interpolation: str, result_BhwC: np.ndarray
+) -> bool:
+    """Sets each image of the result to a crop of one (top, left, height, width), resized and maybe mirrored, with the
+    bits of `resize` and `mirror`; returns False, and does nothing, where there are no compiled loops for it."""
+    if interpolation not in _COMPILED or not (compiled := _compiled_like_pillow()):
+        return False
+    (H, W), (h, w) = pixels_BHWC.shape[1:3], result_BhwC.shape[1:3]
+    rows, columns = _taps_of_crops(H, h, interpolation), _taps_of_crops(W, w, interpolation)
+    compiled.resample_crops(pixels_BHWC, boxes_B4, mirrored_B, rows, columns, result_BhwC)
+    return True
+
+
+@lru_cache(maxsize=8)
+def _taps_of_crops(size: int, new_size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Taps of crops of each length up to `size`: their first pixels and weights, one after another, and where the
+    weights of each length begin."""
+    of_length = [taps(length, new_size, interpolation) for length in range(1, size + 1)]
+    starts = np.cumsum([0, *(each.weights_tK.size for each in of_length)])
+    first, weights = (
+        np.concatenate([each.first_t for each in of_length]),
+        np.concatenate([each.weights_tK.ravel() for each in of_length]),
+    )
+    return first, weights, starts
+
+
 def mirror(pixels_HWC: np.ndarray) -> np.ndarray:
     """uint8 [H, W, C] with the columns in reverse order."""
     if compiled := _compiled_like_pillow():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from vit_core.errors import shortened
-from vit_jax.sharding import constrain, on_several_devices
+from vit_jax.sharding import constrain, shares_kernels
 from vit_jax.stacking import Masks
 
 if TYPE_CHECKING:
@@ -139,12 +139,12 @@ def conv(*sizes: Any, **options: Any) -> nnx.Conv:
 def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
     """layer(x) as [B, N, D]. inputs: name of the kernel's input axis, for sharding.
 
-    On several devices the kernel is transposed, so that its first axis is the one sharded over them (D). XLA for TPUs
-    then sums on each device only its own rows of the gradient; with the kernel as stored, every device would sum all of
-    them. On one device the transposition would only cost time.
+    Where devices share the kernel it is transposed, so that its first axis is the one sharded over them (D). XLA for
+    TPUs then sums on each device only its own rows of the gradient; with the kernel as stored, every device would sum
+    all of them. Elsewhere the transposition would only cost time.
     """
     kernel_FD = layer.kernel[...].reshape(x_BNF.shape[-1], -1)
-    if on_several_devices():
+    if shares_kernels():
         x_BND = jnp.einsum("bnf,df->bnd", x_BNF, constrain(kernel_FD.T, f"width {inputs}"))
     else:
         x_BND = x_BNF @ kernel_FD
@@ -161,12 +161,13 @@ def to_hidden(layer: Linear, x_BND: Array) -> Array:
 def to_heads(layer: Linear, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
     """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K]; its own bias, or another.
 
-    On several devices the heads come first in the product, so that each device can have all three of its own heads.
+    Where devices share the kernel, the heads come first in the product, so that each device can have all three of its
+    own heads.
     """
     D, _, T, K = layer.kernel.shape
     if layer.bias is not None:
         bias_3TK = layer.bias[...]
-    if on_several_devices():
+    if shares_kernels():
         kernel_DA = constrain(layer.kernel[...].swapaxes(1, 2).reshape(D, -1), "width heads")
         qkv_BNT3K = (x_BND @ kernel_DA).reshape(*x_BND.shape[:2], T, 3, K)
         if is_adapted(layer):
@@ -201,16 +202,40 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
     Where cuDNN is missing, or takes no such arguments, XLA's is used and a note is logged, once.
     """
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
-    on_gpu = jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16)
-    if on_gpu and (q_BNTK.shape[1] % 2 or k_BMTK.shape[1] % 2):
-        # cuDNN refuses them too, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2).
-        _note("attention: cuDNN's kernel cannot be used (odd number of tokens); XLA's is")
-    elif on_gpu:
+    if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
         try:
-            return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation="cudnn")
+            return even_attention(q_BNTK, k_BMTK, v_BMTK, bias, "cudnn")
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
     return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias)
+
+
+def even_attention(
+    q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None, implementation: Literal["cudnn", "xla"]
+) -> Array:
+    """jax.nn.dot_product_attention, given even numbers of tokens: an odd number is padded by one that is not attended
+    to. cuDNN refuses odd numbers, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2).
+    Padding was compared with the plain path on CPUs, by XLA; no GPU has tried it."""
+    (B, N), M = q_BNTK.shape[:2], k_BMTK.shape[1]
+    if N % 2 == 0 and M % 2 == 0:
+        return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation=implementation)
+
+    def even(x: Array, *axes: int) -> Array:
+        return jnp.pad(x, [(0, length % 2 if i in axes else 0) for i, length in enumerate(x.shape)])
+
+    q_BNTK, k_BMTK, v_BMTK = even(q_BNTK, 1), even(k_BMTK, 1), even(v_BMTK, 1)
+    if bias is not None:
+        bias = even(bias, *(axis for axis in (2, 3) if bias.shape[axis] > 1))
+    out_BNTK = jax.nn.dot_product_attention(
+        q_BNTK,
+        k_BMTK,
+        v_BMTK,
+        bias,
+        query_seq_lengths=jnp.full((B,), N, jnp.int32),
+        key_value_seq_lengths=jnp.full((B,), M, jnp.int32),
+        implementation=implementation,
+    )
+    return out_BNTK[:, :N]
 
 
 @cache

@@ -1,7 +1,9 @@
 """How arrays are sharded over a mesh (data, fsdp, tensor): one list of rules for parameters, optimizer statistics and
 activations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -9,6 +11,10 @@ from jax.sharding import PartitionSpec
 from vit_core.parameters import Parameter, Stack, groups_of
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""Those that share a batch."""
+
+_within_shard = ContextVar("_within_shard", default=False)
 
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -21,10 +27,10 @@ RULES: dict[str, tuple[str, ...]] = {
 the array's axes with a rule for it, so that the tokens of a batch keep their whole width."""
 
 
-def spec(layout: str, whole: Sequence[str] = ()) -> PartitionSpec:
+def spec(layout: str, whole: Sequence[str] = (), unused: Sequence[str] = ()) -> PartitionSpec:
     """The sharding of an array with named axes; the axes in `whole` are replicated, and axes fused into one dimension
-    are sharded along the first."""
-    free = set(AXES)
+    are sharded along the first. unused: axes of the mesh that shard nothing."""
+    free = set(AXES) - set(unused)
 
     def place(name: str) -> tuple[str, ...] | None:
         axes = () if name in whole else tuple(axis for axis in RULES.get(name, ()) if axis in free)
@@ -41,13 +47,22 @@ def constrain(x: jax.Array, layout: str) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().axis_names != AXES:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(layout))
+    return jax.lax.with_sharding_constraint(x, spec(layout, unused=BATCH_AXES if _within_shard.get() else ()))
 
 
-def on_several_devices() -> bool:
-    """Whether it is traced for a mesh of several devices with these axes."""
+@contextmanager
+def within_shard() -> Iterator[None]:
+    """Within the context what is traced is what the devices of one part of a batch compute, under a jax.vmap over the
+    parts: `constrain` does not share it over the batch's axes again."""
+    token = _within_shard.set(True)
+    yield
+    _within_shard.reset(token)
+
+
+def shares_kernels() -> bool:
+    """Whether it is traced for a mesh with these axes, whose devices each have a part of a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.axis_names == AXES and mesh.size > 1
+    return mesh.axis_names == AXES and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 
 
 def of_parameter(stack: Stack) -> PartitionSpec:

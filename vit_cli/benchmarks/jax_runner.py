@@ -27,6 +27,8 @@ installed."""
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 """(parameters, images_BHWC) -> logits; parameters in the type of the computation."""
+State = tuple[Any, Any]
+"""Parameters, and the optimizer's statistics."""
 
 
 class JaxRunner:
@@ -47,7 +49,8 @@ class JaxRunner:
     def run(self, kind: Kind, calls: int) -> Turn:
         if kind not in self.prepared:
             prepare = self._prepare_forward if kind == "forward" else self._prepare_train
-            self.prepared[kind] = prepare(*_open(self.contestant, self.setting))
+            apply, initial = open_network(self.contestant, self.setting)
+            self.prepared[kind] = prepare(apply, initial())
         call = self.prepared[kind]
         watch, result = Stopwatch(calls), None
         for _ in range(calls):
@@ -69,20 +72,8 @@ class JaxRunner:
         return lambda: compute(params, self.images_BHWC)
 
     def _prepare_train(self, apply: Apply, params: Any) -> Callable[[], object]:
-        optimizer = optax.adamw(1e-3, weight_decay=0.05)
-
-        def step(state: tuple[Any, Any], images_BHWC: jax.Array, labels_B: jax.Array) -> tuple[Any, jax.Array]:
-            params, statistics = state
-
-            def loss_of(params: Any) -> jax.Array:
-                logits_BC = apply(self._cast(params), images_BHWC).astype(jnp.float32)
-                return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels_B).mean()
-
-            loss, gradients = jax.value_and_grad(loss_of)(params)
-            updates, statistics = optimizer.update(gradients, statistics, params)
-            return (optax.apply_updates(params, updates), statistics), loss
-
-        jitted, state = jax.jit(step, donate_argnums=0), (params, jax.jit(optimizer.init)(params))
+        step, begin = train_step(apply, self.dtype)
+        jitted, state = jax.jit(step, donate_argnums=0), (params, jax.jit(begin)(params))
 
         def train() -> object:
             nonlocal state
@@ -92,19 +83,49 @@ class JaxRunner:
         return train
 
     def _cast(self, params: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(self.dtype), params)
+        return cast(params, self.dtype)
 
 
-def _open(contestant: Contestant, setting: Setting) -> tuple[Apply, Any]:
+def train_step(
+    apply: Apply, dtype: Any
+) -> tuple[Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]], Any]:
+    """(state, images_BHWC, labels_B) -> (state, loss): the step with AdamW that each contestant takes; and what makes
+    the optimizer's part of the state from the parameters."""
+    optimizer = optax.adamw(1e-3, weight_decay=0.05)
+
+    def step(state: State, images_BHWC: jax.Array, labels_B: jax.Array) -> tuple[State, jax.Array]:
+        params, statistics = state
+
+        def loss_of(params: Any) -> jax.Array:
+            logits_BC = apply(cast(params, dtype), images_BHWC).astype(jnp.float32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels_B).mean()
+
+        loss, gradients = jax.value_and_grad(loss_of)(params)
+        updates, statistics = optimizer.update(gradients, statistics, params)
+        return (optax.apply_updates(params, updates), statistics), loss
+
+    return step, optimizer.init
+
+
+def cast(params: Any, dtype: Any) -> Any:
+    """Parameters in the type of the computation."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def open_network(contestant: Contestant, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
+    """A contestant's forward pass, and what makes its parameters; jax.eval_shape of it makes none."""
     if contestant.name == "big_vision":
         assert contestant.checkout is not None
         return _big_vision(contestant.checkout, setting)
-    scan = contestant.name.endswith("scanned")
-    graph, params = nnx.split(vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=scan))
-    return lambda params, images_BHWC: nnx.merge(graph, params)(images_BHWC), params
+
+    def build() -> vit_jax.ViT:
+        return vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=contestant.name.endswith("scanned"))
+
+    graph, _ = nnx.split(nnx.eval_shape(build))
+    return lambda params, images_BHWC: nnx.merge(graph, params)(images_BHWC), lambda: nnx.state(build())
 
 
-def _big_vision(checkout: str, setting: Setting) -> tuple[Apply, Any]:
+def _big_vision(checkout: str, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
     """big_vision's Linen model, from a checkout of its repository."""
     sys.path.insert(0, checkout)
     importlib.import_module("flax.training.checkpoints")  # it uses TensorFlow where there is one
@@ -128,5 +149,7 @@ def _big_vision(checkout: str, setting: Setting) -> tuple[Apply, Any]:
         dtype_mm=setting.dtype,
     )
     images_BHWC = jnp.zeros((1, *config.image_size, config.channels))
-    params = jax.jit(lambda: model.init(jax.random.key(0), images_BHWC))()
-    return lambda params, images_BHWC: model.apply(params, images_BHWC)[0], params
+    return (
+        lambda params, images_BHWC: model.apply(params, images_BHWC)[0],
+        jax.jit(lambda: model.init(jax.random.key(0), images_BHWC)),
+    )

@@ -4,12 +4,14 @@ import os
 from collections.abc import Sequence
 from itertools import product
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.benchmarks.contestants import CHECKOUTS, NAMES, Contestant, Dtype, Setting, contestants
+from vit_cli.benchmarks.contestants import NAMES, Contestant, Dtype, Setting, contestants
+from vit_cli.benchmarks.options import at_least, checkouts
+from vit_cli.commands.bench_program import program as program  # a command of the group in a file of its own
 from vit_cli.option_types import OptionalTarget, Target
 from vit_cli.reports.formats import print_costs
 from vit_cli.requirements import TRAINING, require
@@ -63,12 +65,12 @@ def model(
     from vit_cli.benchmarks.machine import available_cores, this_machine
     from vit_cli.reports import speed
 
-    wanted = [c for c in contestants(_checkouts(peer)) if not only or c.name in only]
+    wanted = [c for c in contestants(checkouts(peer)) if not only or c.name in only]
     for name in only:
         if name not in NAMES:
             raise InputError(f"--only: {unknown_name('contestant', name, NAMES)}")
     threads = threads or available_cores()
-    _at_least(1, batch_size=batch_size, threads=threads, rounds=rounds)
+    at_least(1, batch_size=batch_size, threads=threads, rounds=rounds)
     settings = [
         Setting(variant=name, batch_size=batch_size, dtype=each, compiled=compiled, threads=threads)
         for name, each in product(variant, dtype)
@@ -131,7 +133,7 @@ def convert(
     """
     from vit_cli.benchmarks import conversion
 
-    _at_least(1, repeats=repeats)
+    at_least(1, repeats=repeats)
     config = conversion.model_of(variant)
     check_writable(folder, "--folder")
     with console.working(f"making {variant} in several formats, and converting"):
@@ -171,7 +173,7 @@ def train(
         require_training(name)
     from vit_cli.benchmarks import loop_speed
 
-    _at_least(1, batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
+    at_least(1, batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
     _warn_if_busy()
     config = loop_speed.config_of(variant, batch_size, dtype, steps * (rounds + 1), threads)
     rows = []
@@ -207,7 +209,7 @@ def predict(
     from vit_cli.benchmarks import prediction
     from vit_cli.reports.prediction import print_rates
 
-    _at_least(1, repeats=repeats)
+    at_least(1, repeats=repeats)
     _warn_if_busy()
     config = prediction.model_of(variant)
     with console.working(f"predicting with {variant}"):
@@ -240,7 +242,7 @@ def input(
     from vit_cli.benchmarks import input_speed
     from vit_cli.reports import speed
 
-    _at_least(1, images=images, rounds=rounds)
+    at_least(1, images=images, rounds=rounds)
     _warn_if_busy()
     with console.working("decoding"):
         large = input_speed.measure(interpolation, images, rounds)
@@ -265,8 +267,8 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
     from vit_cli.benchmarks import source_speed
     from vit_cli.reports import speed
 
-    _at_least(2, images=images)  # one for each of two classes
-    _at_least(1, rounds=rounds)
+    at_least(2, images=images)  # one for each of two classes
+    at_least(1, rounds=rounds)
     _warn_if_busy()
     with console.working("writing and reading"):
         speeds = source_speed.measure(images, rounds)
@@ -292,7 +294,7 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     from vit_cli.benchmarks import scaling
     from vit_cli.reports import speed
 
-    _at_least(1, rounds=rounds)
+    at_least(1, rounds=rounds)
     _warn_if_busy()
     rows = {"FLOPs": scaling.exponents_of_flops()}
     with console.working("scaling") as status:
@@ -360,7 +362,7 @@ def startup(*, repeats: int = 5) -> int:
     """
     from vit_cli.benchmarks.startup import help_startup, import_startups
 
-    _at_least(1, repeats=repeats)
+    at_least(1, repeats=repeats)
     found = help_startup(repeats)
     imported = ", ".join(found.imported) or "none of the large packages"
     console.say(f"vit --help: {found.seconds:.2f} s (limit {found.limit} s), imports {imported}")
@@ -373,28 +375,8 @@ def startup(*, repeats: int = 5) -> int:
     return int(False in (found.ok, *(twin.ok for twin in twins)))
 
 
-def _checkouts(words: tuple[str, ...]) -> dict[str, str]:
-    """Contestant -> folder, from words such as big_vision=PATH."""
-    found = {}
-    for word in words:
-        name, equals, path = word.partition("=")
-        if not equals or name not in CHECKOUTS:
-            raise InputError(f"--peer {word}: expected NAME=PATH, where NAME is one of {', '.join(CHECKOUTS)}")
-        folder: Any = require_local(location(path), "--peer")
-        if not (folder / name).is_dir():
-            raise InputError(f"--peer {word}: {folder} has no folder {name}; give a checkout of {CHECKOUTS[name]}")
-        found[name] = str(folder.resolve())
-    return found
-
-
 def _warn_if_busy() -> None:
     """Warns where other programs keep a quarter of the cores or more: ratios still mean something, images/s little."""
     cores = os.cpu_count() or 1
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 4:
         console.say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more")

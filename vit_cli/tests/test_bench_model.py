@@ -130,6 +130,42 @@ def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_p
     assert "expected one of model" in refused("bench")
 
 
+def test_wrong_words_are_refused_before_anything_is_compiled(refused: Vit, tmp_path: Path) -> None:
+    assert "unknown topology 'v9:2x2'" in refused("bench", "program", "--topology", "v9:2x2")
+    assert "--batch-size 6: expected a multiple of the 4 chips of v5e:2x2" in refused(
+        "bench", "program", "--topology", "v5e:2x2", "--batch-size", 6
+    )
+    assert "expected an image size after the @" in refused("bench", "program", "--variant", "S/16@big")
+    assert "has no folder big_vision" in refused("bench", "program", "--peer", f"big_vision={tmp_path}")
+
+
+def test_programs_are_shown_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vit_cli.benchmarks.programs import Programs
+    from vit_cli.reports.programs import print_programs
+    from vit_train.planning.compilation import Compiled, Memory
+    from vit_train.planning.topologies import FAMILIES
+    from vit_train.planning.work import Work
+
+    memory = Memory(arguments=2**30, outputs=0, aliased=0, temporaries=2**30, program=0, peak=0)
+    flops = SETTING.flops["train"] * SETTING.batch_size / 2
+    work = Work(flops=2 * flops, moved=2**31, received=2**20, hidden=2**18, cycles=2_500_000)
+    fits, too_large = Compiled(seconds=1.0, memory=memory, work=work), Compiled(seconds=1.0, refused=2**40)
+    lines: list[tuple[str, ...]] = []
+    monkeypatch.setattr("vit_cli.reports.programs.table", lambda title, columns, rows: lines.extend(rows))
+    found = Programs(
+        topology="v5e:1x2",
+        devices=2,
+        fsdp=1,
+        setting=SETTING,
+        versions={},
+        compiled={"vit pretrain": fits, "plain": too_large},
+        absent={"big_vision": "no"},
+    )
+    print_programs(found, FAMILIES["v5e"].chip)
+    assert lines[0][2:] == ("50.0%", "2.00 GiB", "1.00 MiB", "25%", "2.5", "2.00 GiB")
+    assert lines[1] == ("plain", "-", "-", "-", "-", "-", "does not fit", "1,024.00 GiB")
+
+
 @pytest.mark.slow
 def test_the_machine_says_what_it_is() -> None:
     machine = this_machine()

@@ -19,8 +19,8 @@ HAS_LOCKS = fcntl is not None
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a local folder for this process alone. BlockingIOError where another process holds it.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Holds a local folder for this process alone. BlockingIOError where another process holds it; or waits for it.
 
     Does nothing where the system has no such locks (Windows).
     """
@@ -29,7 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

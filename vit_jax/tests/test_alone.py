@@ -225,19 +225,38 @@ def test_where_cudnn_refuses_xla_computes_and_it_is_noted_once(
     ]
 
 
-def test_cudnn_is_not_asked_for_an_odd_number_of_tokens(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("N", "M", "bias_shape"), [(5, 5, (2, 5, 5)), (1, 4, None), (6, 7, (3, 1, 1, 7))], ids=str)
+def test_odd_numbers_of_tokens_are_padded_for_cudnn(
+    N: int, M: int, bias_shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its kernel takes them forward, and refuses them when the derivative is compiled (jax 0.11.2 on an H100)."""
-    real = jax.nn.dot_product_attention
+    """Its kernel refuses them when the derivative is compiled (jax 0.11.2 on an H100). XLA takes its place here: values
+    and gradients are those of the plain path."""
+    real, asked = jax.nn.dot_product_attention, []
 
-    def refusing(*args: Any, implementation: str | None = None) -> jax.Array:
-        assert implementation is None
-        return real(*args)
+    def by_xla(*args: Any, implementation: str | None = None, **lengths: Any) -> jax.Array:
+        asked.append((implementation, args[0].shape[1], args[1].shape[1]))
+        return real(*(each.astype("float32") for each in args if each is not None), **lengths)
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", refusing)
-    caplog.set_level("INFO", "vit")
-    q_BNTK = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), jnp.bfloat16)
-    np.testing.assert_array_equal(attend(q_BNTK, q_BNTK, q_BNTK, "fused"), real(q_BNTK, q_BNTK, q_BNTK))
-    assert "odd number of tokens" in caplog.text
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    keys = jax.random.split(jax.random.key(0), 4)
+    q_BNTK, k_BMTK, v_BMTK = (
+        jax.random.normal(key, (3, n, 2, 8), jnp.bfloat16).astype(jnp.float32)
+        for key, n in zip(keys, (N, M, M), strict=False)
+    )
+    bias = None if bias_shape is None else jax.random.normal(keys[3], bias_shape)
+
+    def result(kind: Any, dtype: str) -> Any:
+        def total(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            q, k, v = (x.astype(dtype) for x in inputs)
+            out = attend(q, k, v, kind, bias=None if bias is None else bias.astype(dtype))
+            return jnp.square(out.astype("float32")).sum(), out
+
+        (_, out), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q_BNTK, k_BMTK, v_BMTK)
+        return out, *gradients
+
+    padded, plain = result("fused", "bfloat16"), result("plain", "float32")
+    assert set(asked) == {("cudnn", N + N % 2, M + M % 2)}
+    for ours, theirs in zip(padded, plain, strict=True):
+        # The inputs are bfloat16 values already; the results, the bias and the gradients are rounded to it, 2**-9 each.
+        assert jnp.abs(ours.astype("float32") - theirs).max() <= 4 * 2**-9 * jnp.abs(theirs).max()

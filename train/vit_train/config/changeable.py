@@ -31,10 +31,10 @@ They are among those of FIXED_ON_RESUME: the command that began the run does not
 CHANGEABLE_ON_RESUME = {
     "data.name", "data.directory", "data.eval_split", "data.image_column", "data.label_column", "data.split_column",
     "data.label_separator", "data.label_columns", "distillation.teacher",
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "scan", "compile", "remat",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.prefetch", "scan", "compile", "remat",
     "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
-    "threads", "workers", "image_cache", "fingerprints", "profile", "tensorboard", "loggers", "skippable", "explosion",
-    "allow_undecodable", "undecodable_limit",
+    "threads", "workers", "image_cache", "image_cache_folder", "fingerprints", "profile", "tensorboard", "loggers",
+    "skippable", "explosion", "allow_undecodable", "undecodable_limit",
 }  # fmt: skip
 """Fields that change no weights of a run (except by rounding), so a run that is resumed may change them. Its data may
 move to another place, and so may its teacher; that they are the same is checked by fingerprints of the splits and a
@@ -63,7 +63,7 @@ FIXED_ON_RESUME = {
     "lora.rank", "lora.alpha", "lora.root", "lora.targets",
     "schedule.name", "schedule.warmup_steps", "schedule.cooldown_steps", "schedule.timescale", "schedule.final",
     "loss", "label_smoothing", "class_weights", "sampling", "steps", "batch_size", "accumulation", "continues", "ema",
-    "ema_warmup", "seed", "dtype", "compute_dtype", "head", "patch_sizes",
+    "ema_warmup", "seed", "dtype", "compute_dtype", "reduce_dtype", "head", "patch_sizes",
     "sequence_lengths", "preprocessing.max_patches", "preprocessing.patch_size",
     *(f"model.{name}" for name in FIXED_MODEL_FIELDS | FREE_MODEL_FIELDS),
 }  # fmt: skip

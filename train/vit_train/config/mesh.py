@@ -24,6 +24,10 @@ class Mesh(Schema):
     tensor: Devices = 1
     """Devices that each have some heads and some hidden units (arXiv:1909.08053): it must divide model.heads and
     model.mlp_dim."""
+    prefetch: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
+    """PyTorch with fsdp: number of blocks whose weights are asked for before a block computes, in the forward and in
+    the backward pass: more of them hide slow links, and each takes memory. 0: as FSDP2 does it by itself, one in the
+    backward pass, and in the forward pass as many as the host is ahead of the device."""
 
     @model_validator(mode="after")
     def _check_axes(self) -> Self:

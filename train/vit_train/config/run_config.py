@@ -110,6 +110,9 @@ class TrainConfig(Schema):
     """Type of parameters and optimizer state."""
     compute_dtype: Literal["bfloat16", "float32"] | None = None
     """Type of the forward and backward pass; none: `dtype`."""
+    reduce_dtype: Literal["bfloat16", "float32"] | None = None
+    """Type in which gradients are sent and summed between devices that share a batch; bfloat16 sends half as much.
+    None: in PyTorch `dtype`; in JAX as the compiler finds it, which is `compute_dtype` for matrices."""
     log_every: Positive = 10
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: NonNegative = 0
@@ -132,6 +135,9 @@ class TrainConfig(Schema):
     image_cache: NonNegative = 1024
     """Memory for decoded training images, MiB in each process that makes batches; a set that would not fit is decoded
     in every epoch, and nothing is kept of it. 0: none is."""
+    image_cache_folder: str | None = None
+    """Keep those images in files in this folder instead, which all processes on a machine share and later runs use, up
+    to image_cache MiB of a set; one whose files have changed is decoded anew. It should be on a local disk."""
     allow_undecodable: Flag = False
     """Skip images that cannot be read in evaluation, instead of stopping."""
     undecodable_limit: NonNegative = 100
@@ -185,6 +191,8 @@ class TrainConfig(Schema):
             self._check_masked(self.masked)
         elif not self.model.num_classes:
             raise ValueError("model.num_classes: 0 leaves nothing to train towards")
+        if self.reduce_dtype and self.dtype == "float64":
+            raise ValueError(f"reduce_dtype: {self.reduce_dtype} is for dtype float32; float64 is summed in float64")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
         if self.augmentation.mixes and self.batch_size // self.accumulation % 2:

@@ -17,6 +17,7 @@ from scipy.special import betaincinv
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
 from vit_core.preprocess import DecodedImage, Preprocessing, as_decoded, pixels_of, resized, uncropped
+from vit_core.resampling import resize_crops
 from vit_train.config import Augmentation
 from vit_train.data.colors import JITTER_DRAWS, THREE_AUGMENT_DRAWS, jittered, three_augmented
 from vit_train.data.erasing import ERASING_DRAWS, erased
@@ -24,6 +25,8 @@ from vit_train.data.rand_augment import LAYER_DRAWS, rand_augmented
 
 CROP_TRIES = 10
 """Tries of a random crop before the central crop is taken; torchvision's number."""
+DRAWS = 4 * CROP_TRIES + 4
+"""Number of uniform draws that every image takes."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
 """Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's come last."""
 _STARTS = (0, *accumulate(_DRAWS))
@@ -38,11 +41,11 @@ def augmented(
     """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate,
     then operations on colours, then erasing.
 
-    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes 10 * 4 + 4 uniform draws; then, where
+    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes `DRAWS` uniform draws; then, where
     one of them is on, those of random_crop, colours and erasing, and those of the noise that fills what is erased.
     Raises InputError as `resized` does, where there is no crop of random size.
     """
-    draws = rng.random(4 * CROP_TRIES + 4).tolist()
+    draws = rng.random(DRAWS).tolist()
     place, three, jitter, erasing, layers = _later_draws(augmentation, rng)
     flip, *affine = draws[4 * CROP_TRIES :]
     image = as_decoded(image, preprocessing.channels)
@@ -64,6 +67,49 @@ def augmented(
         image = Pixels.of(jittered(pillow, augmentation, jitter))
     pixels_HWC = pixels_of(image)
     return erased(pixels_HWC, preprocessing, augmentation, erasing, rng) if augmentation.erasing else pixels_HWC
+
+
+def crops_only(preprocessing: Preprocessing, augmentation: Augmentation) -> bool:
+    """Whether images become training images by crops of random size and flips alone, so that `augment_together` may
+    make many at once."""
+    others = augmentation.rotation, augmentation.shift, augmentation.colors, augmentation.erasing
+    return bool(augmentation.crop_area) and preprocessing.max_patches is None and not any(others)
+
+
+def augment_together(
+    images: Sequence[DecodedImage],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    draws_BF: np.ndarray,
+    result_BHWC: np.ndarray,
+) -> bool:
+    """Sets the result to what `augmented` makes of each image, and returns True; returns False, and does nothing, for
+    images that differ in size or have other than 8 bits, and where there are no compiled loops.
+
+    draws_BF: the uniform draws of each image, `DRAWS` of them. For what `crops_only` says.
+    """
+    pixels = [image.pixels_HWC for image in images if isinstance(image, Pixels)]
+    if len(pixels) < len(images) or len({each.shape for each in pixels}) != 1:
+        return False
+    (H, W, _), flips_B = pixels[0].shape, draws_BF[:, 4 * CROP_TRIES] < augmentation.flip
+    boxes_B4 = _crops(H, W, augmentation, draws_BF[:, : 4 * CROP_TRIES])
+    return resize_crops(np.stack(pixels), boxes_B4, flips_B, preprocessing.interpolation, result_BHWC)
+
+
+def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.ndarray) -> np.ndarray:
+    """int64 [B, 4]: `_crop` for the draws of many images of one size. Nearly always the first try fits."""
+    smallest, largest = augmentation.crop_area or (1.0, 1.0)
+    log_narrowest, log_widest = map(math.log, augmentation.crop_ratio)
+    area_B = height * width * (smallest + (largest - smallest) * draws_BF[:, 0])
+    # Not by NumPy's exp, whose last bit may be another one.
+    ratio_B = np.array([math.exp(x) for x in (log_narrowest + (log_widest - log_narrowest) * draws_BF[:, 1]).tolist()])
+    w_B, h_B = np.rint(np.sqrt(area_B * ratio_B)), np.rint(np.sqrt(area_B / ratio_B))
+    top_B, left_B = np.floor(draws_BF[:, 2] * (height - h_B + 1)), np.floor(draws_BF[:, 3] * (width - w_B + 1))
+    found_B4 = np.stack((top_B, left_B, h_B, w_B), axis=1).astype(np.int64)
+    fits_B = (w_B > 0) & (w_B <= width) & (h_B > 0) & (h_B <= height)
+    for b in np.flatnonzero(~fits_B):
+        found_B4[b] = _crop(height, width, augmentation, draws_BF[b].tolist(), 1.0)
+    return found_B4
 
 
 def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[list[float]]:
@@ -170,6 +216,15 @@ class Mix(NamedTuple):
         return self.weight * (1 - (bottom - top) * (right - left) / (image_size[0] * image_size[1]))
 
 
+def draw_mixes(augmentation: Augmentation, image_size: tuple[int, int], draws_P4: np.ndarray) -> list[Mix]:
+    """`draw_mix` for the draws of many pairs."""
+    if augmentation.cutmix:
+        return [mix_of(augmentation, image_size, draws) for draws in draws_P4.tolist()]
+    weights_P = betaincinv(augmentation.mixup, augmentation.mixup, draws_P4[:, 1])
+    mixed_P = draws_P4[:, 0] < augmentation.mix_probability
+    return [Mix(weight) for weight in np.where(mixed_P, weights_P, 1.0).tolist()]
+
+
 def draw_mix(augmentation: Augmentation, image_size: tuple[int, int], rng: np.random.Generator) -> Mix:
     """Draws Mixup (arXiv:1710.09412), CutMix (arXiv:1905.04899), one of both with equal probability, or nothing, as is
     switched on; nothing too for the pairs that mix_probability leaves as they are.
@@ -177,7 +232,12 @@ def draw_mix(augmentation: Augmentation, image_size: tuple[int, int], rng: np.ra
     CutMix's box is that of the paper's code and of torchvision: sides sqrt(1 - lambda) times the image's, centered on
     any pixel, cut off at the border. (timm's differs by one pixel where a side is odd.) Consumes 4 uniform draws.
     """
-    which, quantile, down, across = rng.random(4).tolist()
+    return mix_of(augmentation, image_size, rng.random(4).tolist())
+
+
+def mix_of(augmentation: Augmentation, image_size: tuple[int, int], draws: Sequence[float]) -> Mix:
+    """What `draw_mix` makes of its four uniform draws."""
+    which, quantile, down, across = draws
     if which >= augmentation.mix_probability:
         return Mix()
     cut = augmentation.cutmix > 0 and (not augmentation.mixup or which < augmentation.mix_probability / 2)

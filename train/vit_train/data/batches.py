@@ -5,12 +5,12 @@ make them. Engines only apply them.
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +22,16 @@ from vit_core.masked_autoencoder import draw_order
 from vit_core.naflex import PatchedImages
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
-from vit_train.data.augmentation import Mix, augmented, draw_mix
+from vit_train.data.augmentation import DRAWS, Mix, augment_together, augmented, crops_only, draw_mixes
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.decoded_images import Decoded, DecodedImages
-from vit_train.data.draws import generators
+from vit_train.data.draws import generators, uniforms
+from vit_train.data.mapped_images import MappedImages
 from vit_train.data.repeats import RepeatedOrder
 from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
+from vit_train.data.targets import smooth_targets, targets_with_a_share
+from vit_train.data.threads import in_threads
 from vit_train.processes import end_with_parent
 
 MASKS_LIMIT = 2**30
@@ -36,7 +39,6 @@ MASKS_LIMIT = 2**30
 
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM, NETWORK_STREAM = 1, 2, 3, 5, 6  # 4: data.classes
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
-
 
 Array = Any
 """A NumPy array; in an engine an array of its framework."""
@@ -122,11 +124,13 @@ class Batches:
         if "balanced" in (self.config.sampling, *self.config.class_weights):
             _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
         _ = self.class_weights_C
+        if self.config.image_cache_folder is not None:
+            _ = self.decoded  # raises InputError for a folder that cannot be used
         if self.config.augmentation.repeats > 1:
             _ = self.order  # raises InputError where there are too few images
 
     @cached_property
-    def order(self) -> Sequence[int] | RepeatedOrder:
+    def order(self) -> ShuffledOrder | BalancedOrder | RepeatedOrder:
         """Index in the split of each example of the run."""
         if self.config.sampling == "balanced":
             return BalancedOrder(self.occurrences, self.config.seed)
@@ -152,14 +156,17 @@ class Batches:
         return Occurrences.of(self.split)
 
     @cached_property
-    def decoded(self) -> DecodedImages:
+    def decoded(self) -> DecodedImages | MappedImages:
         """Images that are decoded already."""
-        return DecodedImages(len(self.split), self.config.image_cache * 2**20)
+        folder, limit = self.config.image_cache_folder, self.config.image_cache * 2**20
+        if folder is not None and limit:
+            return MappedImages(Path(folder), self.split, self.config.preprocessing, limit)
+        return DecodedImages(len(self.split), limit)
 
     def ids(self, step: int) -> np.ndarray:
         """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
         first = self.config.examples_before(step)
-        return np.array([self.order[number] for number in range(first, first + self.config.batch_size)], np.int64)
+        return self.order.take(np.arange(first, first + self.config.batch_size))
 
     def __len__(self) -> int:
         return self.config.steps
@@ -172,26 +179,28 @@ class Batches:
         config, preprocessing = self.config, self.config.preprocessing
         rows = np.arange(config.batch_size) if self.rows is None else self.rows
         numbers = [config.examples_before(step) + int(row) for row in rows]
-        ids_B = np.array([self.order[number] for number in numbers], np.int64)
+        ids_B = self.order.take(np.array(numbers))
         network = self.network(step)
         if preprocessing.max_patches is not None:
             preprocessing = preprocessing.replace(max_patches=prod(network.grid))
         images, readable_B = Images(preprocessing, len(numbers)), np.zeros(len(numbers), bool)
-        rngs, classes_B = list(generators(config.seed, IMAGE_STREAM, numbers)), [classes_of(0)] * len(numbers)
+        classes_B = [classes_of(0)] * len(numbers)
 
         def make_images(chosen: range) -> None:
-            for row in chosen:
+            part = slice(chosen.start, chosen.stop)
+            if self._make_together(ids_B[part], numbers[part], classes_B, chosen, images):
+                readable_B[part] = True
+                return
+            for row, rng in zip(chosen, generators(config.seed, IMAGE_STREAM, numbers[part]), strict=True):
                 image, classes_B[row] = self._example(int(ids_B[row]))
                 if image is not None:
                     with suppress(InputError):  # the training loop names it: it sees the weight
-                        images[row] = augmented(image, preprocessing, config.augmentation, rngs[row])
+                        images[row] = augmented(image, preprocessing, config.augmentation, rng)
                         readable_B[row] = True
 
-        _in_threads(make_images, len(numbers), threads)
-        weights_B, targets_BC = (
-            (self._weights(classes_B) * readable_B).astype(np.float32),
-            smooth_targets(classes_B, config),
-        )
+        in_threads(make_images, len(numbers), threads)
+        weights_B = (self._weights(classes_B) * readable_B).astype(np.float32)
+        targets_BC = smooth_targets(classes_B, config)
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
         drawn = masks.draw(network, config.batch_size, np.random.default_rng([config.seed, MASK_STREAM, step]))
         if config.masked is not None:
@@ -205,6 +214,22 @@ class Batches:
         """The model of a step: one of the config's `networks`, drawn for the whole batch."""
         networks = self.config.networks
         return networks[int(np.random.default_rng([self.config.seed, NETWORK_STREAM, step]).integers(len(networks)))]
+
+    def _make_together(
+        self, ids_B: np.ndarray, numbers: list[int], classes_B: list[np.ndarray], chosen: range, images: Images
+    ) -> bool:
+        """Sets the chosen rows, if their images are decoded already and only to be cropped and flipped."""
+        config = self.config
+        if not crops_only(config.preprocessing, config.augmentation):
+            return False
+        kept = [found for i in ids_B.tolist() if (found := self.decoded.get(i)) is not None]
+        decoded = [each.image for each in kept if each.image is not None]
+        if len(decoded) < len(chosen):
+            return False
+        classes_B[chosen.start : chosen.stop] = [each.classes for each in kept]
+        draws_BF = uniforms(config.seed, IMAGE_STREAM, numbers, DRAWS)
+        result_BHWC = images.pixels_BHWC[chosen.start : chosen.stop]
+        return augment_together(decoded, config.preprocessing, config.augmentation, draws_BF, result_BHWC)
 
     def _example(self, i: int) -> Decoded:
         """Example i of the split; without an image where it cannot be read."""
@@ -234,8 +259,8 @@ class Batches:
         B, augmentation, size = len(numbers), self.config.augmentation, self.config.model.image_size
         if not augmentation.mixes:
             return targets_BC, weights_B, np.ones(B, np.float32), np.zeros((B, 4), np.int32)
-        rngs = generators(self.config.seed, MIX_STREAM, [number // 2 for number in numbers[::2]])
-        drawn = [draw_mix(augmentation, size, rng) for rng in rngs]
+        draws_P4 = uniforms(self.config.seed, MIX_STREAM, [number // 2 for number in numbers[::2]], 4)
+        drawn = draw_mixes(augmentation, size, draws_P4)
         readable_P = (weights_B != 0).reshape(-1, 2).all(axis=1)
         mixes = [mix if readable else Mix() for mix, readable in zip(drawn, readable_P.tolist(), strict=True)]
         own_share_B = np.repeat(np.array([mix.weight for mix in mixes], np.float32), 2)
@@ -244,17 +269,12 @@ class Batches:
         own_B, others_B = share_B.astype(np.float32), (1 - share_B).astype(np.float32)
         partner_B = np.arange(B) ^ 1
         if augmentation.mixed_targets == "all":
-            targets_BC = _targets_with_a_share(targets_BC, targets_BC[partner_B], share_B[:, None])
+            targets_BC = targets_with_a_share(targets_BC, targets_BC[partner_B], share_B[:, None])
         else:
             targets_BC = own_B[:, None] * targets_BC + others_B[:, None] * targets_BC[partner_B]
         if self.config.class_weights:  # own + others may be less than 1 in the last bit
             weights_B = own_B * weights_B + others_B * weights_B[partner_B]
         return targets_BC, weights_B, own_share_B, boxes_B4
-
-
-def _targets_with_a_share(targets_BC: np.ndarray, partners_BC: np.ndarray, share_B1: np.ndarray) -> np.ndarray:
-    """Targets of mixed images with all classes of both, except of an image whose share is 0."""
-    return np.maximum(np.where(share_B1 > 0, targets_BC, 0), np.where(share_B1 < 1, partners_BC, 0))
 
 
 class EvaluationBatch(NamedTuple):
@@ -311,7 +331,7 @@ class EvaluationBatches:
                 if counts_B[row]:
                     check_classes(classes_B[row], self.split, int(ids_B[row]))
 
-        _in_threads(make_images, int(counts_B.sum()), threads)  # padding is at the end
+        in_threads(make_images, int(counts_B.sum()), threads)  # padding is at the end
         return EvaluationBatch(images.batch(), self._labels(classes_B), counts_B, ids_B)
 
     def _labels(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
@@ -355,22 +375,6 @@ class _InThreads:
         return self.batches.make(i, self.threads)
 
 
-def _in_threads(work: Callable[[range], None], count: int, threads: int) -> None:
-    """Calls `work` for `count` rows, some at a time."""
-    if threads == 1:
-        work(range(count))
-        return
-    size = max(1, count // (4 * threads))
-    for _ in _pool(threads).map(work, (range(i, min(i + size, count)) for i in range(0, count, size))):
-        pass
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """The threads that make images in this process."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="images")
-
-
 def _start_worker(worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training loop stops after a step that may still need batches
     end_with_parent()
@@ -385,16 +389,3 @@ def check_loss(split: Split, loss: Loss) -> None:
     """InputError for the cross entropy of one class where examples have several."""
     if split.multilabel and loss != "sigmoid":
         raise InputError(f"loss: {loss} is for one class in each image, and {split.title} is multi-label; use sigmoid")
-
-
-def smooth_targets(labels: Sequence[Any], config: TrainConfig) -> np.ndarray:
-    """float32 [B, C]: 1 at the classes of each label (an integer or several), else 0, smoothed as the config says."""
-    classes, smoothing = config.model.num_classes, config.label_smoothing
-    if config.masked is not None:
-        return np.zeros((len(labels), 0), np.float32)
-    targets_BC = np.full((len(labels), classes), smoothing / classes, np.float32)
-    if len(labels):
-        classes_B = [classes_of(label) for label in labels]
-        rows_N = np.repeat(np.arange(len(labels)), [len(each) for each in classes_B])
-        targets_BC[rows_N, np.concatenate(classes_B)] = 1 - smoothing + smoothing / classes
-    return targets_BC

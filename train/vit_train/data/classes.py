@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.errors import InputError
+from vit_train.data.draws import uniforms
 from vit_train.data.sources import Split
 
 logger = logging.getLogger("vit")
@@ -94,9 +95,15 @@ class BalancedOrder(Sequence[int]):
         return 2**63 - 1
 
     def __getitem__(self, number: Any) -> Any:
+        return int(self.take(np.array([number]))[0])
+
+    def take(self, numbers_B: np.ndarray) -> np.ndarray:
+        """int64 [B]: the indices of many examples at once."""
         ends_G = self.occurrences.ends_G
         starts_G = np.append(0, ends_G[:-1])
         occur = np.flatnonzero(ends_G > starts_G)
-        which, where = np.random.default_rng([self.seed, BALANCED_STREAM, number]).random(2)
-        group = occur[int(which * len(occur))]
-        return int(self.occurrences.examples_P[starts_G[group] + int(where * (ends_G[group] - starts_G[group]))])
+        which_B, where_B = uniforms(self.seed, BALANCED_STREAM, numbers_B.tolist(), 2).T
+        groups_B = occur[(which_B * len(occur)).astype(np.int64)]
+        within_B = (where_B * (ends_G[groups_B] - starts_G[groups_B])).astype(np.int64)
+        found_B: np.ndarray = self.occurrences.examples_P[starts_G[groups_B] + within_B].astype(np.int64)
+        return found_B

@@ -1,10 +1,12 @@
 """Repeated augmentation (arXiv:1902.05509): the order of a run in which each image occurs several times nearby."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
+import numpy as np
+
 from vit_core.errors import InputError
+from vit_train.data.shuffled_order import ShuffledOrder
 
 BLOCK = 256
 """Examples among which the copies of an image are spread. timm's and DeiT's sampler rounds epochs down to it too."""
@@ -19,7 +21,7 @@ class RepeatedOrder:
     neighbours, which may be mixed with each other, are different images.
     """
 
-    shuffled: Sequence[int]
+    shuffled: ShuffledOrder
     """Index of each example of a run that repeats nothing."""
     length: int
     """Number of examples of the split."""
@@ -35,7 +37,12 @@ class RepeatedOrder:
             raise InputError(f"augmentation.repeats: {self.repeats}: expected at most {isqrt(BLOCK)}")
 
     def __getitem__(self, number: int) -> int:
-        epoch, place = divmod(number, self.length // BLOCK * BLOCK)
-        block, i = divmod(place, BLOCK)
-        player, turn = divmod(i, isqrt(BLOCK))
-        return int(self.shuffled[epoch * self.length + (BLOCK * block + turn * isqrt(BLOCK) + player) // self.repeats])
+        return int(self.take(np.array([number]))[0])
+
+    def take(self, numbers_B: np.ndarray) -> np.ndarray:
+        """int64 [B]: the indices of many examples at once."""
+        epochs_B, places_B = np.divmod(numbers_B, self.length // BLOCK * BLOCK)
+        blocks_B, i_B = np.divmod(places_B, BLOCK)
+        players_B, turns_B = np.divmod(i_B, isqrt(BLOCK))
+        dealt_B = (BLOCK * blocks_B + turns_B * isqrt(BLOCK) + players_B) // self.repeats
+        return self.shuffled.take(epochs_B * self.length + dealt_B)

@@ -11,6 +11,7 @@ import jax
 
 from vit_core.schema import NonNegative, Real, Schema
 from vit_train.planning.hlo import Collective, Program
+from vit_train.planning.work import Work, work_of
 from vit_train.user_cache import user_cache
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -51,6 +52,8 @@ class Compiled(Schema):
     collectives: tuple[Collective, ...] = ()
     uncounted: tuple[str, ...] = ()
     """Loops whose collectives are counted once, because their number of iterations is unknown."""
+    work: Work | None = None
+    """What a run of the program makes a device do; None where it was refused."""
 
     @property
     def needed(self) -> int:
@@ -107,7 +110,11 @@ def compile_now(lowered: jax.stages.Lowered) -> Compiled:
         peak=found.peak_memory_in_bytes,
     )
     return Compiled(
-        seconds=seconds, memory=memory, collectives=tuple(program.collectives), uncounted=tuple(program.uncounted)
+        seconds=seconds,
+        memory=memory,
+        collectives=tuple(program.collectives),
+        uncounted=tuple(program.uncounted),
+        work=work_of(program),
     )
 
 
@@ -125,7 +132,15 @@ def cache_key(lowered: jax.stages.Lowered, devices: str) -> str:
     """A hash of the program, the devices and the compilers."""
     compilers = [f"{name} {installed_version(name)}" for name in ("jax", "jaxlib", "libtpu")]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    parts = [lowered.as_text(), devices, *compilers, *flags, *Compiled.model_fields, *Memory.model_fields]
+    parts = [
+        lowered.as_text(),
+        devices,
+        *compilers,
+        *flags,
+        *Compiled.model_fields,
+        *Memory.model_fields,
+        *Work.model_fields,
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

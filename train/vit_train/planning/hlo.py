@@ -33,6 +33,8 @@ class Collective:
     """How often a run of the program executes it."""
     where: str
     """The operation it was made for ("jit(step)/jvp()/while/body/dot_general"), if XLA has kept it."""
+    channel: str = ""
+    """What its parts have in common in the program."""
 
     @property
     def received(self) -> int:
@@ -75,6 +77,11 @@ class Instruction:
         return [named] if named else []
 
     @property
+    def operands(self) -> list[str]:
+        """Names of the instructions whose results it is given."""
+        return re.findall(r"%([\w.\-]+)", self.rest[: end_of_parentheses(self.rest)])
+
+    @property
     def where(self) -> str:
         """The operation it was made for."""
         return self.attribute(r'op_name="([^"]*)"') or ""
@@ -91,6 +98,8 @@ class Place:
     """How often a run executes the computation."""
     where: str
     """The operation that the instruction which calls the computation was made for."""
+    fused: bool = False
+    """Whether the instruction is a part of a fusion, whose values between its instructions are in no memory."""
 
 
 class Program:
@@ -112,10 +121,9 @@ class Program:
     def collectives(self) -> list[Collective]:
         """Every collective of a run. One that XLA has split in two halves, or over several fusions, is listed once."""
         seen: dict[tuple[str, ...], Collective] = {}
-        for place, instruction in self._walk(Place(self.entry, self.entry, 1, "")):
+        for place, instruction in self.walk():
             if (collective := self._collective(place, instruction)) is not None:
-                channel = instruction.attribute(r"channel_id=(\d+)") or instruction.name
-                seen.setdefault((place.loop, collective.kind, channel), collective)
+                seen.setdefault((place.loop, collective.kind, channel(instruction)), collective)
         return list(seen.values())
 
     @property
@@ -124,15 +132,22 @@ class Program:
         every = (instruction for instructions in self.computations.values() for instruction in instructions)
         return [each.name for each in every if each.opcode == "while" and self._trips(each) is None]
 
-    def _walk(self, place: Place) -> Iterator[tuple[Place, Instruction]]:
-        """Each instruction of a computation, and of the computations that it executes."""
-        for instruction in self.computations[place.computation]:
-            yield place, instruction
-            where = instruction.where or place.where
-            if body := instruction.attribute(r"\bbody=%?([\w.\-]+)"):
-                yield from self._walk(Place(body, body, place.times * (self._trips(instruction) or 1), where))
-            for called in instruction.called:
-                yield from self._walk(Place(place.loop, called, place.times, where))
+    def walk(self) -> Iterator[tuple[Place, Instruction]]:
+        """Each instruction of the program, and of the computations that it executes."""
+        for instruction in self.computations[self.entry]:
+            yield from self.walk_from(Place(self.entry, self.entry, 1, ""), instruction)
+
+    def walk_from(self, place: Place, instruction: Instruction) -> Iterator[tuple[Place, Instruction]]:
+        """An instruction at a place, and each of the computations that it executes."""
+        yield place, instruction
+        where, inner = instruction.where or place.where, []
+        if body := instruction.attribute(r"\bbody=%?([\w.\-]+)"):
+            inner.append(Place(body, body, place.times * (self._trips(instruction) or 1), where))
+        fused = place.fused or instruction.opcode not in ("call", "conditional")
+        inner += [Place(place.loop, called, place.times, where, fused) for called in instruction.called]
+        for each in inner:
+            for called in self.computations[each.computation]:
+                yield from self.walk_from(each, called)
 
     def _trips(self, loop: Instruction) -> int | None:
         """Number of iterations of a loop: XLA's, else the bound that its condition compares with; None if unknown."""
@@ -159,7 +174,13 @@ class Program:
             group=group_size(instruction.rest, self.devices),
             times=place.times,
             where=instruction.where or place.where,
+            channel=channel(instruction),
         )
+
+
+def channel(collective: Instruction) -> str:
+    """What the parts of one collective have in common: its channel, or its name where it has none."""
+    return collective.attribute(r"channel_id=(\d+)") or collective.name
 
 
 def parse_instruction(line: str) -> Instruction | None:

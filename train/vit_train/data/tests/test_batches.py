@@ -17,10 +17,10 @@ from vit_train.data.batches import (
     Batches,
     EvaluationBatches,
     evaluation_pixels,
-    smooth_targets,
     stream,
 )
 from vit_train.data.sources import Split, open_split
+from vit_train.data.targets import smooth_targets
 
 MODEL = ViTConfig(
     image_size=8,

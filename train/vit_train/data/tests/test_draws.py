@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_train.data.draws import generators
+from vit_train.data.draws import generators, uniforms
 
 NUMBERS = [0, 1, 2, 255, 256, 65536, 2**31 - 1, 2**31, 2**32 - 1]
 
@@ -18,3 +18,5 @@ def test_generators_are_numpys(seed: int, numbers: list[int]) -> None:
             theirs = np.random.default_rng([seed, stream, number])
             np.testing.assert_array_equal(ours.random(50), theirs.random(50))
             assert ours.bit_generator.state == theirs.bit_generator.state
+        expected = [np.random.default_rng([seed, stream, number]).random(44) for number in numbers]
+        np.testing.assert_array_equal(uniforms(seed, stream, numbers, 44), np.reshape(expected, (-1, 44)))

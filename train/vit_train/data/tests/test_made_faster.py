@@ -11,10 +11,13 @@ from PIL import Image
 from vit_core import InputError, ViTConfig
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
+from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation, TrainConfig
 from vit_train.data import batches as module
+from vit_train.data.augmentation import DRAWS, augment_together, augmented, crops_only
 from vit_train.data.batches import Batches, EvaluationBatches, stream
 from vit_train.data.decoded_images import Decoded, DecodedImages
+from vit_train.data.draws import generators, uniforms
 from vit_train.data.sources import Split
 
 NAMES = tuple("0123456789")
@@ -137,3 +140,32 @@ def test_few_batches_wait_however_many_threads() -> None:
     finally:
         tracemalloc.stop()
     assert size < peak < 7 * size
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(24, 40), (40, 24)], ids=str)
+def test_images_made_together_are_those_made_one_by_one(
+    interpolation: Any, channels: int, size: tuple[int, int]
+) -> None:
+    """Also where no try of a crop fits, for which the central one is taken."""
+    rng = np.random.default_rng(0)
+    images = [Pixels(rng.integers(0, 256, (*size, channels), np.uint8)) for _ in range(64)]
+    made = Preprocessing(image_size=(16, 24), channels=channels, interpolation=interpolation)
+    for augmentation in (
+        Augmentation(crop_area=(0.05, 1.0), flip=0.5),
+        Augmentation(crop_area=(0.9, 1.0), crop_ratio=(0.9, 1.1), flip=1.0),
+    ):
+        found = np.zeros((64, 16, 24, channels), np.uint8)
+        assert crops_only(made, augmentation)
+        assert augment_together(images, made, augmentation, uniforms(3, 1, range(64), DRAWS), found)
+        for image, found_HWC, each in zip(images, found, generators(3, 1, range(64)), strict=True):
+            np.testing.assert_array_equal(found_HWC, augmented(image, made, augmentation, each))
+    images[7] = Pixels(np.zeros((16, 24, channels), np.uint8))
+    assert not augment_together(images, made, augmentation, uniforms(3, 1, range(64), DRAWS), found)
+
+
+def test_what_needs_more_than_crops_is_made_one_by_one() -> None:
+    made, crops = Preprocessing(image_size=16), Augmentation(crop_area=(0.3, 1.0), flip=0.5, mixup=0.2)
+    for change in ({"rotation": 5.0}, {"shift": 0.1}, {"three_augment": True}, {"erasing": 0.2}, {"crop_area": None}):
+        assert not crops_only(made, crops.replace(**change))

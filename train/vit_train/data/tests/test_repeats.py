@@ -25,9 +25,9 @@ class Shuffled:
     def epoch(self, number: int) -> np.ndarray:
         return np.random.default_rng(number).permutation(self.length)
 
-    def __getitem__(self, number: int) -> int:
-        epoch, place = divmod(number, self.length)
-        return int(self.epoch(epoch)[place])
+    def take(self, numbers_B: np.ndarray) -> np.ndarray:
+        epochs_B, places_B = np.divmod(numbers_B, self.length)
+        return np.array([self.epoch(epoch)[place] for epoch, place in zip(epochs_B, places_B, strict=True)])
 
 
 @pytest.mark.parametrize(("length", "repeats"), [(1000, 3), (256, 2), (770, 16), (2049, 1)])

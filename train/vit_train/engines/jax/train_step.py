@@ -26,6 +26,7 @@ from vit_train.engines.jax.forward import Forward, Params
 from vit_train.engines.jax.losses import distillation_loss, total_loss
 from vit_train.engines.jax.mesh import batch_sharding, batch_shards
 from vit_train.engines.jax.optimizers import OptimizerUpdate, clip, squared_norms
+from vit_train.engines.jax.reduction import Gradients, reduced_in
 from vit_train.step_result import StepResult
 from vit_train.step_statistics import ADAPTER, BASE
 
@@ -256,12 +257,15 @@ class TrainStep:
                 loss = distillation_loss(self.config, ends, self.teacher.ends(taught, part), part)
             return loss.astype(dtype) / count
 
+        compute: Gradients = jax.value_and_grad(loss_of)
+        if self.config.reduce_dtype:
+            compute = reduced_in(self.config.reduce_dtype, self.mesh, mask_layout, compute)
         if self.config.accumulation == 1:
-            loss, gradients = jax.value_and_grad(loss_of)(trained, batch)
+            loss, gradients = compute(trained, batch)
         else:
 
             def add(summed: Any, part: Batch) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, summed, jax.value_and_grad(loss_of)(trained, part)), None
+                return jax.tree.map(jnp.add, summed, compute(trained, part)), None
 
             zero = jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, trained)
             loss, gradients = jax.lax.scan(add, zero, self._split_batch(batch))[0]

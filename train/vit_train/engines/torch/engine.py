@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
 import vit_torch
@@ -39,6 +38,7 @@ from vit_train.engines.torch.sharding import (
     local_slice,
     resolve_mesh,
     shard,
+    share,
     slice_like,
     sum_over_slices,
 )
@@ -74,16 +74,16 @@ class TorchEngine(Member):
         for name, p in model.named_parameters():
             p.requires_grad_(name in self.trained)
         compute = getattr(torch, config.compute_dtype or config.dtype)
+        reduce = getattr(torch, config.reduce_dtype or config.dtype)
         self.network = Network(model.train(), config.preprocessing, compute, config.augmentation.mixes)
         if mesh.fsdp > 1:
-            shard(model, mesh, self.device, compute)
+            shard(model, mesh, self.device, compute, reduce)
         self.network.to(self.device)
         self._compile(model)
         self.teacher = None if teacher is None else self._network_of(teacher, mesh, compute)
         self.teacher_flops = 0 if teacher is None else sum(flops.forward(teacher.config.model).values())
         several = self.processes > 1 and mesh.fsdp == 1
-        # Its buffers are constants.
-        self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False) if several else self.network
+        self.parallel = share(self.network, reduce) if several else self.network
         self.params: dict[str, Tensor] = dict(model.named_parameters())
         self.slices = {name: local_slice(p) for name, p in self.params.items()}
         self.key_biases = {

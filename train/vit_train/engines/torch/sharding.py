@@ -40,10 +40,12 @@ def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
     return mesh
 
 
-def shard(model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch.dtype) -> None:
+def shard(
+    model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch.dtype, reduce: torch.dtype | None = None
+) -> None:
     """Leaves each process its slice of every parameter: FSDP2 of each block, and of the layers around the blocks.
 
-    The slices are gathered in the compute dtype; their gradients are averaged in the parameters' dtype.
+    The slices are gathered in the compute dtype; their gradients are averaged in another, by default the parameters'.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -53,9 +55,27 @@ def shard(model: vit_torch.ViT, mesh: Mesh, device: torch.device, compute: torch
     else:
         over = init_device_mesh(device.type, (mesh.fsdp,), mesh_dim_names=("fsdp",))
     dtype = next(model.parameters()).dtype
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=dtype, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce or dtype, cast_forward_inputs=False)
     for module in (*blocks_of(model), model):
         fully_shard(module, mesh=over, mp_policy=policy)
+    prefetch(cast("list[FSDPModule]", blocks_of(model)), mesh.prefetch)
+
+
+def prefetch(blocks: "list[FSDPModule]", count: int) -> None:
+    """Lets each block ask for the weights of the next `count` blocks before it computes, in both directions."""
+    for i, block in enumerate(blocks if count else ()):
+        block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + count])
+        block.set_modules_to_backward_prefetch(blocks[max(i - count, 0) : i][::-1])
+
+
+def share(network: nn.Module, reduce: torch.dtype | None) -> DistributedDataParallel:
+    """Averages the gradients of processes that each have the whole network; reduce: in which type, None for theirs."""
+    parallel = DistributedDataParallel(network, broadcast_buffers=False)  # its buffers are constants
+    if reduce is torch.bfloat16:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel
 
 
 def blocks_of(model: vit_torch.ViT) -> list[nn.Module]:
