@@ -84,7 +84,8 @@ _RECIPE_HINTS = {
     "--warmup-epochs": "write --schedule.warmup-steps, in steps",
     "--warmup-ratio": "write --schedule.warmup-steps, in steps",
     "--model-ema": "write --ema 0.999",
-    "--aa": "rand-m9-mstd0.5-inc1 is --augmentation.rand-augment.layers 2 --augmentation.rand-augment.deviation 0.5",
+    "--aa": "rand-m9-mstd0.5-inc1 is --augmentation.rand-augment.layers 2 --augmentation.rand-augment.deviation 0.5; "
+    "AutoAugment is --augmentation.auto-augment imagenet",
     "--color-jitter": "write --augmentation.color-jitter 0.3 0.3 0.3 0: brightness, contrast, saturation, hue",
     "--remode": "write --augmentation.erasing-fill noise (pixel), or mean (const)",
     "--repeated-aug": "write --augmentation.repeats 3",
