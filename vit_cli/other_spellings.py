@@ -95,7 +95,6 @@ _RECIPE_HINTS = {
 }  # fmt: skip
 HINTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(RECIPE_COMMANDS, _RECIPE_HINTS),
-    "pretrain": _RECIPE_HINTS | {"--init": _INIT},
     "evaluate": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--resume"), "the checkpoint is the first word: vit evaluate PATH"),

@@ -192,6 +192,18 @@ def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.nd
     return table
 
 
+def is_mae_table(pos_1ND: np.ndarray, grid: tuple[int, int], before: int) -> bool:
+    """Whether a table of positions [1, before + H*W, width] holds the values of MAE's formula, to the rounding of its
+    type (float32's at least), and zeros for the tokens before the grid's."""
+    width = pos_1ND.shape[2]
+    if width % 4:
+        return False
+    expected_ND = np.pad(sincos2d(grid, width, "mae"), [(before, 0), (0, 0)])
+    # The values are at most 1. Half an epsilon is their rounding, and as much the error of the formula as computed.
+    bound = max(np.finfo(np.float32).eps, 2.0**-8 if pos_1ND.dtype.name == "bfloat16" else np.finfo(pos_1ND.dtype).eps)
+    return bool((np.abs(pos_1ND[0].astype(np.float64) - expected_ND) <= bound).all())
+
+
 def filled_sincos2d(grid: tuple[Any, Any], width: int, formula: SincosFormula, xp: Any) -> Array:
     """The table of `sincos2d`, for values that were checked, by NumPy or by torch: `xp`; see `filled_matrix`."""
     bands = width // 4

@@ -6,6 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console, conversion_proof
+from vit_cli.masked import open_with_decoder
+from vit_cli.masked import prove as prove_masked
 from vit_cli.option_types import (
     FieldWords,
     OptionalSize,
@@ -39,6 +41,7 @@ def convert(
     part: PartName | None = None,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    decoder: Annotated[bool, Parameter(negative=())] = False,
     check: bool = True,
 ) -> int:
     """Write a checkpoint in another format, and prove that it is the same model.
@@ -70,9 +73,11 @@ def convert(
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
             stay.
+        decoder: Write the decoder of a masked autoencoder too, as transformers' ViTMAEForPreTraining; otherwise it is
+            left out.
         check: Open and run what was written.
     """
-    opened = open_and_report(source, from_, set_, part)
+    opened = (open_with_decoder if decoder else open_and_report)(source, from_, set_, part)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(
@@ -81,17 +86,19 @@ def convert(
     checkpoint = checkpoint.adapt(dtype=dtype)  # afterwards, so that positions are resampled from the stored values
     if opened.format == "vit":
         checkpoint = _with_source(checkpoint, source.name)
-    expressed = express_for(checkpoint, to, allow_lossy)
+    expressed = express_for(checkpoint, to, allow_lossy, decoder=decoder)
     for note in expressed.notes:
         console.say(note)
     with console.working(f"writing {target}"):
-        notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite)
+        notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite, decoder=decoder)
     for note in notes:
         console.say(note)
     console.say(f"wrote {target} ({to})")
     if not check:
         return 0
     with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
+        if decoder:
+            return int(not prove_masked(target, expressed))
         return int(not conversion_proof.prove(checkpoint, target, to, expressed).ok)
 
 
