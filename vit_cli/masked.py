@@ -17,7 +17,11 @@ from vit_core.storage import Location, is_local
 
 
 def open_with_decoder(
-    source: Location, format: str | None = None, fields: FieldWords = (), part: str | None = None
+    source: Location,
+    format: str | None = None,
+    fields: FieldWords = (),
+    part: str | None = None,
+    base: Location | None = None,
 ) -> Checkpoint:
     """Opens a checkpoint with its decoder, if it has one, and prints how it was read. In a run the decoder is in the
     saved steps only: the newest is opened."""
@@ -26,7 +30,7 @@ def open_with_decoder(
     if format is None and not fields and (step := masked_step(source)) is not None:
         console.say(f"{step.origin}: a saved step, with its decoder")
         return step
-    return open_and_report(source, format, fields, part)
+    return open_and_report(source, format, fields, part, base)
 
 
 def prove(target: Location, expressed: Expressed) -> bool:

@@ -10,6 +10,7 @@ from vit_cli.masked import open_with_decoder
 from vit_cli.masked import prove as prove_masked
 from vit_cli.option_types import (
     FieldWords,
+    OptionalPlace,
     OptionalSize,
     PartName,
     Place,
@@ -39,6 +40,7 @@ def convert(
     dtype: Annotated[str, Parameter(metavar="TYPE")] | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     decoder: Annotated[bool, Parameter(negative=())] = False,
@@ -70,6 +72,7 @@ def convert(
         dtype: Type to store: bfloat16, float16, float32 or float64 (default: as it is).
         set_: A field of the model's config that the source does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
             stay.
@@ -77,7 +80,7 @@ def convert(
             left out.
         check: Open and run what was written.
     """
-    opened = (open_with_decoder if decoder else open_and_report)(source, from_, set_, part)
+    opened = (open_with_decoder if decoder else open_and_report)(source, from_, set_, part, base)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(

@@ -73,8 +73,8 @@ def open_checkpoint(
     if is_adapter_folder(opened):
         _refuse_choices(opened, format, fields)
         return _open_adapters(opened, base)
-    if base is not None:
-        raise InputError(f"{opened}: no folder of adapters ({ADAPTER_CONFIG}); leave out the base")
+    if base is not None and opened.exists():
+        raise InputError(f"{opened}: no folder of adapters (no {ADAPTER_CONFIG} in it); leave out the base")
     if step.is_orbax_step(opened):
         _refuse_choices(opened, format, fields)
         return _open_step(opened)
@@ -119,7 +119,8 @@ def _open_adapters(
         named = adapters.base
         if named is None or not location(named).exists():
             where = f"its base, {named}, is not there" if named else "it names no base"
-            raise InputError(f"{path}: adapters alone, and {where}; give the checkpoint they belong to (base=...)")
+            how = "give the checkpoint they belong to (--base CHECKPOINT; in Python base=...)"
+            raise InputError(f"{path}: adapters alone, and {where}; {how}")
         base = named
     if not isinstance(base, Checkpoint):
         below, above = location(base), (*above, path)
