@@ -32,7 +32,7 @@ def probe(
     batch_size: int = 32,
     threads: int | None = None,
     image_size: OptionalSize = None,
-    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
