@@ -23,14 +23,14 @@ def open_with_decoder(
     part: str | None = None,
     base: Location | None = None,
 ) -> Checkpoint:
-    """Opens a checkpoint with its decoder, if it has one, and prints how it was read. In a run the decoder is in the
-    saved steps only: the newest is opened."""
+    """Opens a checkpoint with its decoder, if it has one, and with MAE's fixed positions where its table has their
+    values; prints how it was read. In a run the decoder is in the saved steps only: the newest is opened."""
     from vit_train.masked_steps import masked_step
 
     if format is None and not fields and (step := masked_step(source)) is not None:
         console.say(f"{step.origin}: a saved step, with its decoder")
         return step
-    return open_and_report(source, format, fields, part, base)
+    return open_and_report(source, format, fields, part, base).with_fixed_positions()
 
 
 def prove(target: Location, expressed: Expressed) -> bool:

@@ -105,14 +105,12 @@ class Wish:
     def going_on_from(self, init: Location, format: str | None, fields: FieldWords, part: str | None) -> "Wish":
         """The same wish with a checkpoint that a masked autoencoder goes on from, which is opened. InputError where
         none is to be pretrained."""
-        from vit_train.masked_pretraining import encoder_of
-
         if not self._mask_ratio:
             raise InputError(
                 "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
                 "from one otherwise, write vit finetune RECIPE --init CHECKPOINT"
             )
-        return replace(self, init=encoder_of(open_with_decoder(init, format, fields, part)))
+        return replace(self, init=open_with_decoder(init, format, fields, part).adapt(num_classes=0))
 
     def _config(self) -> TrainConfig:
         if self.init is None or self.stage == "finetune":

@@ -140,6 +140,11 @@ def test_what_their_class_cannot_hold_is_refused_by_field(fields: dict[str, Any]
     assert not (tmp_path / "out").exists()
 
 
+def test_a_decoder_for_patches_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its decoder is for patches of another size"):
+        save_checkpoint(tmp_path / "out", ours().adapt(patch_size=8), format="transformers", decoder=True)
+
+
 def test_other_formats_have_no_decoder(tmp_path: Path) -> None:
     for format in ("timm", "vit"):
         with pytest.raises(InputError, match=f"{format} cannot hold the decoder .*; what can: transformers"):

@@ -13,17 +13,11 @@ from vit_train.data.sources import Split
 from vit_train.stages import Launch, StageResult, adapted, train
 
 
-def encoder_of(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint as the encoder of a masked autoencoder: without a head, and with MAE's fixed positions where its
-    table has their values."""
-    return checkpoint.adapt(num_classes=0).with_fixed_positions()
-
-
 def going_on_from(config: TrainConfig, init: Checkpoint, mask_ratio: float) -> TrainConfig:
     """The config of pretraining by a recipe that begins from a checkpoint: with its network, how its images were made,
     and, where it has a decoder, what is known of that.
 
-    init: as `encoder_of` gives it. mask_ratio: where it is not known.
+    init: without a head. mask_ratio: where it is not known.
     """
     free = {name: getattr(config.model, name) for name in FREE_MODEL_FIELDS - {"position_resampling"}}
     preprocessing = init.config.preprocessing or config.preprocessing
@@ -37,7 +31,7 @@ def going_on_from(config: TrainConfig, init: Checkpoint, mask_ratio: float) -> T
 def pretrain_from(
     config: TrainConfig, init: Checkpoint, out: Location, launch: Launch, splits: tuple[Split, Split]
 ) -> StageResult:
-    """Trains a masked autoencoder from a checkpoint, as `encoder_of` gives it, or resumes the run in the folder `out`.
+    """Trains a masked autoencoder from a checkpoint without a head, or resumes the run in the folder `out`.
 
     A decoder of another size than the config's, or of none, is a new one. InputError for another network than the
     config's.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.checkpoints.containers import write_npz, write_pth, write_safetensors
+from vit_core.checkpoints.decoder import decoder_rows
 from vit_core.checkpoints.formats.expressing import Expressed, express
 from vit_core.checkpoints.formats.interface import Writer, Writing, not_in_state_dict
 from vit_core.checkpoints.formats.registry import MASKED_WRITERS, TARGETS, WRITERS
@@ -75,6 +76,9 @@ def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
     """What writes a checkpoint with its decoder. InputError for a checkpoint or a format that has none."""
     if checkpoint.decoder is None:
         raise InputError(f"{checkpoint.origin}: has no decoder of a masked autoencoder; leave out the decoder")
+    model, mae = checkpoint.config.model, checkpoint.decoder.mae
+    if checkpoint.decoder.arrays.shapes != {name: row.shape for name, row in decoder_rows(model, mae).items()}:
+        raise InputError(f"{checkpoint.origin}: its decoder is for patches of another size; leave out the decoder")
     if format not in MASKED_WRITERS:
         those = ", ".join(MASKED_WRITERS)
         raise InputError(f"{format} cannot hold the decoder of a masked autoencoder; what can: {those}")
