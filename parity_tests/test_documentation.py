@@ -186,6 +186,16 @@ def test_tables_are_complete() -> None:
     assert names("docs/many-devices.md", "The mesh") == list(Mesh().axes)
 
 
+def test_the_table_of_recipes_has_the_sources_of_their_docstrings() -> None:
+    """The papers by their numbers; "the same" stands for the row above."""
+    source = ""
+    for cells in rows("docs/recipes.md", "All recipes"):
+        source = source if cells[2] == "the same" else cells[2]
+        text = recipes.open_recipe(cells[0].strip("`")).module.__doc__ or ""
+        for paper in re.findall(r"arXiv:[\d.]+\d", source):
+            assert paper in text, f"{cells[0]}: {paper}"
+
+
 def test_the_table_of_formats_says_what_is_written() -> None:
     written = {cells[0].strip("`"): cells[2] for cells in rows("docs/checkpoints.md", "Formats")}
     for name, format in FOREIGN_FORMATS.items():

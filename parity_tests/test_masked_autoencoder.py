@@ -4,6 +4,7 @@ The references have random weights. The bound is parity.FLOAT64_BOUND.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from safetensors.numpy import save_file
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import vit_jax
 import vit_torch
-from vit_core import ViTConfig, parity, variant
+from vit_core import Checkpoint, CheckpointConfig, ViTConfig, parity, save_checkpoint, variant
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints.decoder import Decoder
 from vit_core.errors import InputError
 from vit_core.masked_autoencoder import MaskedAutoencoder, draw_order, order_of
 from vit_core.masks import PATCH_ORDER
-from vit_core.parameters import parameters
-from vit_core.position_embeddings import sincos2d
+from vit_core.parameters import DECODER, parameters
 from vit_jax import arrays as jax_arrays
 from vit_jax import masked_autoencoder as in_jax
 from vit_torch import masked_autoencoder as in_torch
@@ -33,22 +34,6 @@ SMALL = ViTConfig(
     norm_epsilon=1e-12, position_embedding="sincos2d_mae",
 )  # fmt: skip
 MAE = MaskedAutoencoder(mask_ratio=0.7, decoder_width=16, decoder_depth=2, decoder_heads=2, decoder_mlp_dim=20)
-
-NAMES = {
-    "patch_embed.proj": ["vit.embeddings.patch_embeddings.projection"],
-    "cls_token": ["vit.embeddings.cls_token"],
-    "norm": ["vit.layernorm"],
-    "norm1": ["layernorm_before"],
-    "attn.qkv": [f"attention.attention.{part}" for part in ("query", "key", "value")],
-    "attn.proj": ["attention.output.dense"],
-    "norm2": ["layernorm_after"],
-    "mlp.fc1": ["intermediate.dense"],
-    "mlp.fc2": ["output.dense"],
-    "decoder.embed": ["decoder.decoder_embed"],
-    "decoder.mask_token": ["decoder.mask_token"],
-    "decoder.norm": ["decoder.decoder_norm"],
-    "decoder.pred": ["decoder.decoder_pred"],
-}
 
 
 def twins(
@@ -97,31 +82,13 @@ def torch_losses(model: Any, x_BHWC: np.ndarray, order_BN: np.ndarray) -> tuple[
 def transformers_model(
     config: ViTConfig, mae: MaskedAutoencoder, arrays: Mapping[str, np.ndarray], folder: Path
 ) -> Any:
-    """transformers' model with these arrays, through the names that its files have."""
-    files, prefixes = {}, {"blocks.": "vit.encoder.layer.", "decoder.blocks.": "decoder.decoder_encoder.layer."}
-    for name, array in arrays.items():
-        module, leaf = (name, "") if name.endswith("_token") else name.rsplit(".", 1)
-        begin = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        layer, _, inside = module.removeprefix(begin).partition(".") if begin else ("", "", module)
-        parts = NAMES[inside]
-        for part, piece in zip(parts, np.split(array, len(parts)), strict=True):
-            words = [prefixes[begin] + layer if begin else "", part, leaf]
-            files[".".join(word for word in words if word)] = np.ascontiguousarray(piece)
-    for name, width in (
-        ("vit.embeddings.position_embeddings", config.width),
-        ("decoder.decoder_pos_embed", mae.decoder_width),
-    ):
-        # Theirs are computed in float64 too, but kept as float32.
-        files[name] = np.pad(sincos2d(config.grid, width, "mae"), [(1, 0), (0, 0)])[None]
-    ViTMAEConfig(
-        image_size=config.image_size[0], patch_size=config.patch_size[0], num_channels=config.channels,
-        hidden_size=config.width, num_hidden_layers=config.depth, num_attention_heads=config.heads,
-        intermediate_size=config.mlp_dim, hidden_act="gelu", layer_norm_eps=config.norm_epsilon,
-        qkv_bias=config.qkv_bias, mask_ratio=mae.mask_ratio, norm_pix_loss=mae.normalize_target,
-        decoder_hidden_size=mae.decoder_width, decoder_num_hidden_layers=mae.decoder_depth,
-        decoder_num_attention_heads=mae.decoder_heads, decoder_intermediate_size=mae.decoder_mlp_dim,
-    ).save_pretrained(folder)  # fmt: skip
-    save_file(files, folder / "model.safetensors", {"format": "pt"})
+    """transformers' model with these arrays, from a folder that was written here."""
+    encoder = Checkpoint.of(
+        CheckpointConfig(model=config), {name: arrays[name] for name in arrays if not name.startswith(DECODER)}
+    )
+    decoder = LazyArrays.of({name: arrays[name] for name in arrays if name.startswith(DECODER)})
+    whole = replace(encoder, decoder=Decoder(mae, decoder))
+    save_checkpoint(folder, whole, format="transformers", decoder=True)
     model, info = ViTMAEForPreTraining.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()

@@ -69,10 +69,14 @@ else:  # cyclopts checks what a converter returns against the type before Parame
 
 
 def open_and_report(
-    source: Location, format: str | None = None, fields: FieldWords = (), part: str | None = None
+    source: Location,
+    format: str | None = None,
+    fields: FieldWords = (),
+    part: str | None = None,
+    base: Location | None = None,
 ) -> Checkpoint:
     """Opens a checkpoint, and prints the format and the assumptions made in reading one of another project."""
-    checkpoint = open_checkpoint(source, format=format, fields=parse_fields(fields), part=part)
+    checkpoint = open_checkpoint(source, format=format, fields=parse_fields(fields), part=part, base=base)
     if checkpoint.format != "vit":
         console.say(f"{checkpoint.origin}: {checkpoint.format}")
         for note in checkpoint.notes:

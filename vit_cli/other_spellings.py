@@ -84,7 +84,8 @@ _RECIPE_HINTS = {
     "--warmup-epochs": "write --schedule.warmup-steps, in steps",
     "--warmup-ratio": "write --schedule.warmup-steps, in steps",
     "--model-ema": "write --ema 0.999",
-    "--aa": "rand-m9-mstd0.5-inc1 is --augmentation.rand-augment.layers 2 --augmentation.rand-augment.deviation 0.5",
+    "--aa": "rand-m9-mstd0.5-inc1 is --augmentation.rand-augment.layers 2 --augmentation.rand-augment.deviation 0.5; "
+    "AutoAugment is --augmentation.auto-augment imagenet",
     "--color-jitter": "write --augmentation.color-jitter 0.3 0.3 0.3 0: brightness, contrast, saturation, hue",
     "--remode": "write --augmentation.erasing-fill noise (pixel), or mean (const)",
     "--repeated-aug": "write --augmentation.repeats 3",
@@ -94,7 +95,6 @@ _RECIPE_HINTS = {
 }  # fmt: skip
 HINTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(RECIPE_COMMANDS, _RECIPE_HINTS),
-    "pretrain": _RECIPE_HINTS | {"--init": _INIT},
     "evaluate": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--resume"), "the checkpoint is the first word: vit evaluate PATH"),

@@ -41,6 +41,7 @@ class Model:
     format: str | None
     fields: FieldWords
     part: str | None
+    base: Location | None
     framework: Framework
     image_size: int | tuple[int, int] | None
     dtype: str
@@ -49,7 +50,7 @@ class Model:
     def extraction(self, layer: int, pool: Pool | None, norm: bool) -> Extraction:
         """The features of this model."""
         twin = import_twin(self.framework, self.dtype)
-        checkpoint = open_and_report(self.checkpoint, self.format, self.fields, self.part)
+        checkpoint = open_and_report(self.checkpoint, self.format, self.fields, self.part, self.base)
         changes = parse_preprocessing(self.preprocessing)
         with warnings_said():
             return Extraction.of(

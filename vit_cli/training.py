@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +13,8 @@ from cyclopts import Parameter
 
 from vit_cli.console import say
 from vit_cli.field_options import option_name, value_at, value_text
+from vit_cli.masked import open_with_decoder
+from vit_cli.option_types import FieldWords
 from vit_cli.recipe_options import Changes, changed
 from vit_cli.requirements import TRAINING, TWINS, require
 from vit_cli.twins import Framework
@@ -100,8 +102,28 @@ class Wish:
         say(f"{result.steps} steps of {result.batch_size} images: {epochs:.3g} epochs")
         return result
 
+    def going_on_from(self, init: Location, format: str | None, fields: FieldWords, part: str | None) -> "Wish":
+        """The same wish with a checkpoint that a masked autoencoder goes on from, which is opened. InputError where
+        none is to be pretrained."""
+        if not self._mask_ratio:
+            raise InputError(
+                "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
+                "from one otherwise, write vit finetune RECIPE --init CHECKPOINT"
+            )
+        return replace(self, init=open_with_decoder(init, format, fields, part).adapt(num_classes=0))
+
     def _config(self) -> TrainConfig:
-        return self._recipe.config(self.stage, self.init.config if self.init else None)
+        if self.init is None or self.stage == "finetune":
+            return self._recipe.config(self.stage, self.init.config if self.init else None)
+        from vit_train.masked_pretraining import going_on_from
+
+        return going_on_from(self._recipe.config(self.stage), self.init, self._mask_ratio)
+
+    @property
+    def _mask_ratio(self) -> float:
+        """That of a masked autoencoder; 0 where none is to be pretrained."""
+        ratio: float = self.chosen.get(("mae", "mask_ratio"), self._recipe.config(self.stage).mae.mask_ratio)
+        return ratio
 
     @cached_property
     def _recipe(self) -> "recipes.Recipe":

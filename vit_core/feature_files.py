@@ -157,7 +157,8 @@ def _parquet(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[AddRow]
 def read_features(path: Location) -> Features:
     """The features in a file that `feature_file` wrote. InputError for a file that is damaged, or none of features."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file of features; vit features writes one")
+        step = "for the features of a checkpoint, add --data" if path.is_dir() else "vit features writes one"
+        raise InputError(f"{path}: no such file of features; {step}")
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path)

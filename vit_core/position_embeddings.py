@@ -192,6 +192,19 @@ def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.nd
     return table
 
 
+def is_mae_table(pos_1ND: np.ndarray, grid: tuple[int, int], before: int) -> bool:
+    """Whether a table of positions [1, before + H*W, width] holds the values of MAE's formula, to the rounding of its
+    type (float32's at least), and zeros for the tokens before the grid's."""
+    width = pos_1ND.shape[2]
+    if width % 4:
+        return False
+    expected_ND = np.pad(sincos2d(grid, width, "mae"), [(before, 0), (0, 0)])
+    # The values are at most 1. Half an epsilon is their rounding, and as much the error of the formula as computed.
+    own = {"bfloat16": 2.0**-8, "float16": 2.0**-10}.get(pos_1ND.dtype.name, 0.0)
+    bound = max(2.0**-23, own)
+    return bool((np.abs(pos_1ND[0].astype(np.float64) - expected_ND) <= bound).all())
+
+
 def filled_sincos2d(grid: tuple[Any, Any], width: int, formula: SincosFormula, xp: Any) -> Array:
     """The table of `sincos2d`, for values that were checked, by NumPy or by torch: `xp`; see `filled_matrix`."""
     bands = width // 4

@@ -11,7 +11,6 @@ from vit_core.errors import InputError
 from vit_core.masked_autoencoder import TARGET_EPSILON, draw_order
 from vit_core.masks import PATCH_ORDER
 from vit_core.naflex import patchify
-from vit_core.parameters import DECODER
 from vit_core.preprocess import normalise, offset_and_scale
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
@@ -21,8 +20,8 @@ from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Framework, Trainer
 from vit_train.evaluation import signal_in_any_process
+from vit_train.masked_steps import read_masked_step
 from vit_train.signals import StoppedBySignal, StopSignal, never
-from vit_train.step_folders import read_step
 
 ORDER_STREAM = 7
 """Number of this kind of random draws, beside those of vit_train.data.batches."""
@@ -89,14 +88,13 @@ def reconstructions(
     mae, model = config.masked, config.model
     if mae is None or not (steps := saved_steps(run)):
         raise InputError(f"{run}: has no saved step of a masked autoencoder")
-    checkpoint, _, statistics = read_step(steps[0], config)
-    prefix = f"params/{DECODER}"
-    decoder = {key.removeprefix("params/"): statistics[key] for key in statistics if key.startswith(prefix)}
-    arrays = {name: checkpoint.arrays[name] for name in checkpoint.arrays} | decoder
+    checkpoint = read_masked_step(steps[0], config)
+    assert checkpoint.decoder is not None
+    arrays = {**checkpoint.arrays.entries, **checkpoint.decoder.arrays.entries}
     x_BHWC = normalise(pixels_BHWC, config.preprocessing)
     order_BN = evaluation_order(model, config.seed, range(len(x_BHWC)))
     predict = _in_torch if framework == "torch" else _in_jax
-    values = {name: array.astype(np.float32) for name, array in arrays.items()}
+    values = {name: array.read().astype(np.float32) for name, array in arrays.items()}
     predicted_BNP = predict(config, values, x_BHWC, order_BN)
     offset, scale = offset_and_scale(config.preprocessing)
     levels = float(np.iinfo(pixels_BHWC.dtype).max)

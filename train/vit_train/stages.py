@@ -188,7 +188,7 @@ def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageRes
         examples=(training.fingerprint(), evaluation.fingerprint()),
     )
     segment = {name: value for name, value in fields.items() if name in CHANGEABLE_IN_SEGMENTS}
-    stage = "pretrain" if there.init is None else "finetune"
+    stage = "pretrain" if there.init is None or config.masked else "finetune"
     return _train(stage, Run(out, request), None, training, evaluation, launch, segment=segment)
 
 

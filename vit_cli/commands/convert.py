@@ -6,8 +6,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console, conversion_proof
+from vit_cli.masked import open_with_decoder
+from vit_cli.masked import prove as prove_masked
 from vit_cli.option_types import (
     FieldWords,
+    OptionalPlace,
     OptionalSize,
     PartName,
     Place,
@@ -37,8 +40,10 @@ def convert(
     dtype: Annotated[str, Parameter(metavar="TYPE")] | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    decoder: Annotated[bool, Parameter(negative=())] = False,
     check: bool = True,
 ) -> int:
     """Write a checkpoint in another format, and prove that it is the same model.
@@ -67,12 +72,15 @@ def convert(
         dtype: Type to store: bfloat16, float16, float32 or float64 (default: as it is).
         set_: A field of the model's config that the source does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
             stay.
+        decoder: Write the decoder of a masked autoencoder too, as transformers' ViTMAEForPreTraining; otherwise it is
+            left out.
         check: Open and run what was written.
     """
-    opened = open_and_report(source, from_, set_, part)
+    opened = (open_with_decoder if decoder else open_and_report)(source, from_, set_, part, base)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(
@@ -81,17 +89,19 @@ def convert(
     checkpoint = checkpoint.adapt(dtype=dtype)  # afterwards, so that positions are resampled from the stored values
     if opened.format == "vit":
         checkpoint = _with_source(checkpoint, source.name)
-    expressed = express_for(checkpoint, to, allow_lossy)
+    expressed = express_for(checkpoint, to, allow_lossy, decoder=decoder)
     for note in expressed.notes:
         console.say(note)
     with console.working(f"writing {target}"):
-        notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite)
+        notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite, decoder=decoder)
     for note in notes:
         console.say(note)
     console.say(f"wrote {target} ({to})")
     if not check:
         return 0
     with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
+        if decoder:
+            return int(not prove_masked(target, expressed))
         return int(not conversion_proof.prove(checkpoint, target, to, expressed).ok)
 
 

@@ -35,6 +35,7 @@ def evaluate(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     framework: Framework = "torch",
     image_size: OptionalSize = None,
     batch_size: int = 100,
@@ -70,6 +71,7 @@ def evaluate(
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         framework: Framework that computes.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         batch_size: Images at once; this changes no result.
@@ -103,7 +105,7 @@ def evaluate(
         raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
     with stopped_by_signal():
         found = evaluate_checkpoint(
-            open_and_report(checkpoint, from_, set_, part),
+            open_and_report(checkpoint, from_, set_, part, base),
             source.replace(directory=data_dir or source.directory),
             framework,
             split=split,

@@ -25,6 +25,7 @@ def explain(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     model: Variant | None = None,
     epochs: Epochs | None = None,
 ) -> int:
@@ -44,10 +45,11 @@ def explain(
         from_: Format of that checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         model: A published architecture, such as B/16 (see `vit pretrain --help`).
         epochs: Length of the run in passes over the training images, instead of --steps.
     """
-    checkpoint = None if init is None else open_and_report(init, from_, set_, part)
+    checkpoint = None if init is None else open_and_report(init, from_, set_, part, base)
     wish = Wish(recipe, "pretrain" if checkpoint is None else "finetune", changes, model, epochs, checkpoint)
     training = _training_split(wish.data())
     config = wish.unfitted() if training is None else wish.fitted(training)

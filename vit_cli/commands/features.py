@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalSize, PartName, Place, ReadFormat, Target, open_and_report
+from vit_cli.option_types import (
+    FieldWords,
+    OptionalPlace,
+    OptionalSize,
+    PartName,
+    Place,
+    ReadFormat,
+    Target,
+    open_and_report,
+)
 from vit_cli.requirements import require
 from vit_cli.twins import Framework
 from vit_core.features import Pool
@@ -32,6 +41,7 @@ def features(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
 ) -> int:
     """Write the features of images: the tokens after a block of the model.
 
@@ -65,6 +75,7 @@ def features(
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
     """
     from vit_cli.console import say
     from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, positive, warnings_said
@@ -79,7 +90,7 @@ def features(
     with warnings_said():
         extraction = Extraction.of(
             twin,
-            open_and_report(checkpoint, from_, set_, part).adapt(image_size=image_size),
+            open_and_report(checkpoint, from_, set_, part, base).adapt(image_size=image_size),
             layer=layer,
             pool=pool,
             norm=norm,

@@ -33,6 +33,7 @@ def finetune(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     epochs: Epochs | None = None,
     framework: Framework | None = None,
     out: OptionalTarget = None,
@@ -55,6 +56,7 @@ def finetune(
         from_: Format of that checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         epochs: Length of the run in passes over the training images, instead of --steps.
         framework: Framework that trains (default: torch); either continues a run of the other.
         out: Folder of the run (default: runs/RECIPE_finetune); also an address in a store.
@@ -71,7 +73,7 @@ def finetune(
     from vit_train.stages import finetune as train
     from vit_train.stages import open_splits
 
-    checkpoint = open_and_report(init, from_, set_, part)
+    checkpoint = open_and_report(init, from_, set_, part, base)
     wish = Wish(recipe, "finetune", changes, epochs=epochs, init=checkpoint)
     folder = out or location(f"runs/{run_name(recipe)}_finetune")
     splits = open_splits(wish.data())

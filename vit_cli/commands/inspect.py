@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import FieldWords, PartName, Place, ReadFormat
+from vit_cli.option_types import FieldWords, OptionalPlace, PartName, Place, ReadFormat
 from vit_cli.reports.inspection import print_description, print_suspicious
 from vit_core.checkpoints import inspection, open_checkpoint
 from vit_core.field_text import parse_fields
@@ -21,6 +21,7 @@ def inspect(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
 ) -> int:
     """Show what a checkpoint of any format contains.
 
@@ -38,8 +39,9 @@ def inspect(
         from_: Format to read, where it is not recognised.
         set_: A field of the model's config that the file does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
     """
-    checkpoint = open_checkpoint(source, format=from_, fields=parse_fields(set_), part=part)
+    checkpoint = open_checkpoint(source, format=from_, fields=parse_fields(set_), part=part, base=base)
     found = inspection.description(checkpoint)
     if not json:
         print_description(found, inspection.chosen(checkpoint.config.model))

@@ -36,6 +36,7 @@ def parity(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
 ) -> int:
     """Compare the JAX and the PyTorch model on one checkpoint, layer by layer.
 
@@ -60,11 +61,12 @@ def parity(
         from_: Format of the checkpoint, where it is not recognised; with two, of the first.
         set_: A field of the model's config that the files do not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema; with two checkpoints, of the first.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
     """
     not_negative("--seed", seed)
     if other is not None and dtype != "float64":
         raise InputError(f"--dtype {dtype}: two checkpoints are compared in float64; leave out --dtype")
-    opened = [open_and_report(checkpoint, from_, set_, part)]
+    opened = [open_and_report(checkpoint, from_, set_, part, base)]
     opened += [open_and_report(other, fields=set_)] if other is not None else []
     packages = [twin(name) for name in twins]
     if len(opened) == 2:

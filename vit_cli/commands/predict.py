@@ -41,6 +41,7 @@ def predict(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
 ) -> int:
     """Name what images show.
 
@@ -72,6 +73,7 @@ def predict(
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
     """
     from vit_cli.inference import each_image, fitting_batch, import_twin, positive, warnings_said
     from vit_cli.named_images import named_images
@@ -82,7 +84,7 @@ def predict(
     with writing(kind, out) as write:
         with warnings_said():
             pipeline = twin.pipeline(
-                open_and_report(checkpoint, from_, set_, part),
+                open_and_report(checkpoint, from_, set_, part, base),
                 top_k=top_k,
                 batch_size=fitting_batch(named, batch_size),
                 labels=None if class_names is None else _lines_of(class_names),

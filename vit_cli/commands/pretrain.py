@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import OptionalTarget
+from vit_cli.option_types import FieldWords, OptionalPlace, OptionalTarget, PartName, ReadFormat
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.training import (
     Epochs,
@@ -30,6 +30,10 @@ def pretrain(
     changes: Changes,
     *,
     model: Variant | None = None,
+    init: OptionalPlace = None,
+    from_: ReadFormat | None = None,
+    set_: FieldWords = (),
+    part: PartName | None = None,
     epochs: Epochs | None = None,
     framework: Framework | None = None,
     out: OptionalTarget = None,
@@ -52,10 +56,16 @@ def pretrain(
         vit pretrain cifar10 --data.directory DIR
         vit pretrain folder --data ./photos --model S/16 --epochs 100
         vit pretrain cifar10 --framework torch --optimizer.learning-rate 1e-3 --out runs/slower
+        vit pretrain imagenet_mae --init hf://facebook/vit-mae-base --data ./photos
 
     Args:
         recipe: Name of a recipe, or a Python file. The folder of a run: as `vit resume`.
         model: A published architecture: mu, Ti, S, M, B, L, So400m, H, g, G or e, a slash, and the patch size.
+        init: For masked autoencoders: checkpoint of any format, or training run, to go on from; its encoder, and its
+            decoder if it has one.
+        from_: Format of that checkpoint, where it is not recognised.
+        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
+        part: The model to read, where the file holds several, such as model_ema.
         epochs: Length of the run in passes over the training images, instead of --steps.
         framework: Framework that trains (default: jax); either continues a run of the other.
         out: Folder of the run (default: runs/RECIPE); also an address in a store.
@@ -64,7 +74,7 @@ def pretrain(
         preflight: Check that all processes agree, print devices, mesh and the loader's speed, and train nothing.
     """
     if (run := run_of(recipe)) is not None:
-        only_for_new_runs(model=model, epochs=epochs, out=out)
+        only_for_new_runs(model=model, init=init, epochs=epochs, out=out)
         return go_on(run, changes, framework, distributed, preflight)
     framework = framework or "jax"
     require_training(framework)
@@ -72,7 +82,13 @@ def pretrain(
     from vit_train.stages import pretrain as train
 
     wish = Wish(recipe, "pretrain", changes, model, epochs)
+    if init is not None:
+        wish = wish.going_on_from(init, from_, set_, part)
     folder = out or location(f"runs/{run_name(recipe)}")
     splits = open_splits(wish.data())
-    config = wish.fitted(splits[0], folder)
-    return finish(train(config, folder, launch(framework, distributed, preflight), splits))
+    config, how = wish.fitted(splits[0], folder), launch(framework, distributed, preflight)
+    if wish.init is not None:
+        from vit_train.masked_pretraining import pretrain_from
+
+        return finish(pretrain_from(config, wish.init, folder, how, splits))
+    return finish(train(config, folder, how, splits))

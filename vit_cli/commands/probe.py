@@ -32,11 +32,12 @@ def probe(
     batch_size: int = 32,
     threads: int | None = None,
     image_size: OptionalSize = None,
-    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
 ) -> int:
     """Measure how well classes are told apart by a model's features.
 
@@ -76,6 +77,7 @@ def probe(
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
     """
     from vit_cli.inference import positive
 
@@ -95,7 +97,7 @@ def probe(
     if data is None:
         train, tested = probing.from_files(source, test, held_out, split_seed)
     else:
-        model = probing.Model(source, from_, set_, part, framework, image_size, compute_dtype, preprocessing)
+        model = probing.Model(source, from_, set_, part, base, framework, image_size, compute_dtype, preprocessing)
         images = probing.Images(data, data_dir, split, held_out, split_seed, unreadable, batch_size, threads)
         train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
     found = probes(train, tested, neighbours=neighbours, c=c, steps=max_steps, shots=shots, seed=split_seed)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from vit_cli import console, conversion_proof
 from vit_cli.hub_repository import MODEL_CARD, HubRepository
-from vit_cli.option_types import FieldWords, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import FieldWords, OptionalPlace, PartName, Place, ReadFormat, open_and_report
 from vit_core.checkpoints import save_checkpoint
 from vit_core.checkpoints.saving import express_for
 
@@ -30,6 +30,7 @@ def push(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -60,12 +61,13 @@ def push(
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is in the repository, if vit push has not written it. Weights and configs of another
             checkpoint there are removed, other files stay.
     """
     there = HubRepository.of(repository, revision)
-    opened = open_and_report(checkpoint, from_, set_, part)
+    opened = open_and_report(checkpoint, from_, set_, part, base)
     expressed = express_for(opened, to, allow_lossy)
     plan = there.plan(to, private=private, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="vit-") as scratch:

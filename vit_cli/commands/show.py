@@ -55,6 +55,7 @@ def show(
     from_: ReadFormat | None = None,
     set_: FieldWords = (),
     part: PartName | None = None,
+    base: OptionalPlace = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Draw what a model has learned, where it looks and what it confuses.
@@ -84,6 +85,7 @@ def show(
         from_: Format of the checkpoint, where it is not recognised.
         set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
         part: The model to read, where the file holds several, such as model_ema.
+        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         overwrite: Write into a folder that has other files of these names.
     """
     require_training(framework)
@@ -94,7 +96,7 @@ def show(
 
     folder = out or location(f"{absolute(checkpoint).name}_figures")
     _check_free(folder, overwrite)
-    opened = open_and_report(checkpoint, from_, set_, part).adapt(image_size=image_size)
+    opened = open_and_report(checkpoint, from_, set_, part, base).adapt(image_size=image_size)
     model, recorded = opened.config.model, opened.config.preprocessing
     preprocessing = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
     drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))

@@ -10,6 +10,7 @@ from PIL import Image
 from vit_cli.tests.printed import Vit
 from vit_core import open_checkpoint
 from vit_core.parameters import DECODER
+from vit_train.masked_steps import masked_step
 from vit_train.tests.small_run import folder_of_images, quadrants
 
 SMALL = [
@@ -66,6 +67,54 @@ def test_the_encoder_is_converted_like_any_other(vit: Vit, format: str, photos: 
     vit(*words, "--steps", "3")
     printed = vit("convert", run, out, "--to", format)
     assert "largest difference" in printed
+
+
+@pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.release), "torch"])
+def test_pretraining_goes_on_from_what_another_library_opens(
+    vit: Vit, refused: Vit, framework: str, photos: Path, tmp_path: Path
+) -> None:
+    """With a learning rate of zero, encoder and decoder stay those of the run that they were converted from."""
+    run, folder, more = tmp_path / "run", tmp_path / "hub", tmp_path / "more"
+    small = [*SMALL[: SMALL.index("--framework")], "--framework", framework, "--no-tensorboard"]
+    vit("pretrain", "imagenet_mae", "--data", photos, *small, "--out", run, "--steps", "3")
+    printed = vit("convert", run, folder, "--to", "transformers", "--decoder")
+    assert "a saved step, with its decoder" in printed
+    assert "transformers itself: largest difference" in printed
+    printed = refused("convert", run, tmp_path / "out", "--to", "timm", "--decoder")
+    assert "timm cannot hold the decoder of a masked autoencoder; what can: transformers" in printed
+    printed = refused("convert", run / "checkpoint", tmp_path / "out", "--to", "transformers", "--decoder")
+    assert "has no decoder of a masked autoencoder" in printed
+    words = ["pretrain", "imagenet_mae", "--init", folder, "--data", photos, "--batch-size", "16", "--lr", "0"]
+    words += ["--schedule.warmup-steps", "0", "--compute-dtype", "float32", "--framework", framework]
+    printed = vit(*words, "--steps", "2", "--out", more)
+    assert "a new decoder" not in printed
+    before, after = masked_step(run), masked_step(more)
+    assert before is not None
+    assert before.decoder is not None
+    assert after is not None
+    assert after.decoder is not None
+    assert after.config.model.position_embedding == "sincos2d_mae"
+    assert after.decoder.mae == before.decoder.mae.replace(decoder_mlp_dim=64)
+    for ours, theirs in ((before.arrays, after.arrays), (before.decoder.arrays, after.decoder.arrays)):
+        assert set(ours) == set(theirs)
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert "resuming after step 2" in vit("resume", more, "--steps", "3")
+
+
+@pytest.mark.slow
+def test_a_decoder_that_is_missing_or_of_another_size_is_a_new_one(vit: Vit, photos: Path, tmp_path: Path) -> None:
+    run, words = tmp_path / "run", ["pretrain", "imagenet_mae", "--data", photos]
+    vit(*words, *SMALL, "--out", run, "--steps", "3")
+    more = [*SMALL[SMALL.index("--mae.decoder-width") :], "--steps", "3", "--image-size", "12"]
+    assert "a new decoder: " in vit(*words, "--init", run / "checkpoint", *more, "--out", tmp_path / "encoder")
+    printed = vit(*words, "--init", run, *more, "--mae.decoder-depth", "2", "--out", tmp_path / "both")
+    assert "a new decoder, of another size than that of " in printed
+    assert "image size 8 x 8 -> 12 x 12, position embeddings computed anew" in printed
+
+
+def test_only_masked_autoencoders_are_pretrained_from_a_checkpoint(refused: Vit) -> None:
+    printed = refused("pretrain", "digits", "--init", "x")
+    assert "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint" in printed
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from vit_core import position_embeddings
 from vit_core.arrays import LazyArray, LazyArrays, convert
+from vit_core.checkpoints.decoder import Decoder
 from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import field_text
@@ -188,6 +189,9 @@ class Checkpoint:
     """What people should know about how another project's file was read: assumptions, and what was left out."""
     assumptions: tuple[Assumption, ...] = ()
     """The fields of the config that the file does not contain."""
+    decoder: Decoder | None = None
+    """Of the masked autoencoder that it is the encoder of, where the file has that too. No other format than
+    transformers' keeps it, and only pretraining needs it."""
 
     @classmethod
     def of(cls, config: CheckpointConfig, arrays: Mapping[str, np.ndarray], dtype: object = None) -> Self:
@@ -232,7 +236,8 @@ class Checkpoint:
         """
         adapted = self
         if dtype is not None:
-            adapted = dataclasses.replace(adapted, arrays=adapted.arrays.as_type(dtype))
+            decoder = adapted.decoder and adapted.decoder.as_type(dtype)
+            adapted = dataclasses.replace(adapted, arrays=adapted.arrays.as_type(dtype), decoder=decoder)
         if position_embedding_method is not None:
             if position_embedding_method not in position_embeddings.METHODS:
                 raise unknown_name("position-embedding method", position_embedding_method, position_embeddings.METHODS)
@@ -243,6 +248,17 @@ class Checkpoint:
             model = self.config.model
             adapted = adapted._with_sizes(image_size or model.image_size, patch_size or model.patch_size)
         return adapted
+
+    def with_fixed_positions(self) -> "Checkpoint":
+        """With MAE's formula for positions in place of a table that holds its values, rounded, and zeros for the class
+        token; unchanged where the table is another one. (Masked autoencoders do not train it; files contain it.)"""
+        model = self.config.model
+        if model.position_embedding != "learned" or not position_embeddings.is_mae_table(
+            self.arrays["pos_embed"], model.grid, model.prefix_positions
+        ):
+            return self
+        fixed = self.with_model(position_embedding="sincos2d_mae")
+        return fixed.with_arrays(self.arrays)
 
     def with_head(self, num_classes: int) -> "Checkpoint":
         """With a new head of so many outputs, initialised as the config says (zeros, unless head_bias_init is set); 0

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 from vit_core.checkpoints.adapter_folder import ADAPTER_CONFIG, apply_adapters, is_adapter_folder, read_adapters
@@ -22,6 +23,7 @@ from vit_core.checkpoints.candidates import (
 )
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
+from vit_core.checkpoints.decoder import Decoder, decoder_rows
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
 from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
 from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
@@ -35,6 +37,7 @@ from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_
 from vit_core.config import TRAINING_ONLY, ViTConfig
 from vit_core.errors import InputError, abbreviate, one_line
 from vit_core.field_text import field_text
+from vit_core.position_embeddings import is_mae_table
 from vit_core.storage import Location, location
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -70,8 +73,8 @@ def open_checkpoint(
     if is_adapter_folder(opened):
         _refuse_choices(opened, format, fields)
         return _open_adapters(opened, base)
-    if base is not None:
-        raise InputError(f"{opened}: no folder of adapters ({ADAPTER_CONFIG}); leave out the base")
+    if base is not None and opened.exists():
+        raise InputError(f"{opened}: no folder of adapters (no {ADAPTER_CONFIG} in it); leave out the base")
     if step.is_orbax_step(opened):
         _refuse_choices(opened, format, fields)
         return _open_step(opened)
@@ -116,7 +119,8 @@ def _open_adapters(
         named = adapters.base
         if named is None or not location(named).exists():
             where = f"its base, {named}, is not there" if named else "it names no base"
-            raise InputError(f"{path}: adapters alone, and {where}; give the checkpoint they belong to (base=...)")
+            how = "give the checkpoint they belong to (--base CHECKPOINT; in Python base=...)"
+            raise InputError(f"{path}: adapters alone, and {where}; {how}")
         base = named
     if not isinstance(base, Checkpoint):
         below, above = location(base), (*above, path)
@@ -235,15 +239,36 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
+        decoder, of_decoder = _decoder(source, reading)
+        if decoder is None:
+            reading = dataclasses.replace(reading, decoder=None)
         left_out = _left_out(format, source, reading, without_head=fields.get("num_classes") == 0)
         arrays = read_by_rules(reading.rules, reading.config.model, reading.arrays, source.path)
     arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
     assumptions = (*reading.assumptions, *_unsaid(format, reading, fields))
     left = [f"left out: {abbreviate(left_out)}"] if left_out else []
-    notes = (*map(str, assumptions), *source.notes, *reading.notes, *left)
+    notes = (*map(str, assumptions), *source.notes, *reading.notes, *left, *of_decoder)
     provenance = reading.config.provenance.replace(source=source.path.name, source_format=format.name)
     config = reading.config.replace(provenance=provenance)
-    return Checkpoint(config, arrays, str(source.path), format.name, notes, assumptions)
+    return Checkpoint(config, arrays, str(source.path), format.name, notes, assumptions, decoder)
+
+
+def _decoder(source: Source, reading: Reading) -> tuple[Decoder | None, list[str]]:
+    """The decoder beside an encoder, and notes. None where there is none, or it cannot be one of ours: the encoder can
+    be read without it."""
+    if (there := reading.decoder) is None:
+        return None, []
+    model, positions = reading.config.model, reading.arrays.entries.get(there.positions)
+    try:
+        rows = decoder_rows(model, there.mae)
+        arrays = read_by_rules(there.rules, model, reading.arrays, source.path, rows)
+    except InputError as error:
+        return None, [f"the decoder is left out: {str(error).removeprefix(f'{source.path}: ')}"]
+    expected = 1, 1 + prod(model.grid), there.mae.decoder_width
+    if positions is None or positions.shape != expected or not is_mae_table(positions.read(), model.grid, 1):
+        return None, [f"the decoder is left out: {there.positions} is not MAE's table of sines and cosines"]
+    notes = [f"it has the decoder of a masked autoencoder, {len(arrays)} arrays, which only pretraining needs"]
+    return Decoder(there.mae, with_value_checks(source.path, arrays), there.stated), notes
 
 
 @contextmanager
@@ -275,6 +300,8 @@ def _named_as_in_file(source: Source) -> Iterator[None]:
 def _left_out(format: Format, source: Source, reading: Reading, *, without_head: bool) -> list[str]:
     """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
     used = {name for rule in reading.rules for name in rule.theirs}
+    if reading.decoder is not None:
+        used |= {reading.decoder.positions, *(name for rule in reading.decoder.rules for name in rule.theirs)}
     unused = [name for name in reading.arrays if name not in used]
     of_head = [name for name in unused if AFTER_BACKBONE.match(name)]
     left_out = [name for name in unused if re.search(reading.left_out, name) or (without_head and name in of_head)]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.checkpoints.containers import write_npz, write_pth, write_safetensors
+from vit_core.checkpoints.decoder import decoder_rows
 from vit_core.checkpoints.formats.expressing import Expressed, express
-from vit_core.checkpoints.formats.interface import Writing, not_in_state_dict
-from vit_core.checkpoints.formats.registry import TARGETS, WRITERS
+from vit_core.checkpoints.formats.interface import Writer, Writing, not_in_state_dict
+from vit_core.checkpoints.formats.registry import MASKED_WRITERS, TARGETS, WRITERS
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, write_folder
 from vit_core.checkpoints.overwriting import check_target, remove_replaced
 from vit_core.errors import InputError, unknown_name
@@ -17,14 +18,19 @@ _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 """Endings that nobody gives to a folder."""
 
 
-def express_for(checkpoint: Checkpoint, format: str, allow_lossy: bool = False) -> Expressed:
+def express_for(checkpoint: Checkpoint, format: str, allow_lossy: bool = False, *, decoder: bool = False) -> Expressed:
     """The same model under a config that a format of `TARGETS` can hold, with notes of what was filled in.
+
+    decoder: of a masked autoencoder is kept; it is left out otherwise.
 
     Raises InputError, with the reason, for what the format cannot hold; with allow_lossy small differences of the
     logits are accepted, and noted.
     """
     if format not in TARGETS:
         raise unknown_name("format to write", format, TARGETS)
+    if decoder:
+        writer, checkpoint = _masked_writer(checkpoint, format), checkpoint.with_fixed_positions()
+        return express(checkpoint, writer.allowed_values(checkpoint.config.model), format, allow_lossy)
     if format == "vit":
         return Expressed(checkpoint)
     return express(checkpoint, WRITERS[format].allowed_values(checkpoint.config.model), format, allow_lossy)
@@ -37,23 +43,25 @@ def save_checkpoint(
     format: str = "vit",
     allow_lossy: bool = False,
     overwrite: bool = False,
+    decoder: bool = False,
 ) -> tuple[str, ...]:
     """Writes a checkpoint in a format of `TARGETS` and returns notes of what was filled in or is not in the files.
 
     path: on this machine or in a store (gs://, s3://). A name that ends in .safetensors, .pth or .npz becomes such a
     file if the format has them; any other name becomes a folder. A checkpoint of the same format is replaced, or
-    unchanged if writing fails; anything else is replaced only with `overwrite`. Raises InputError, before anything is
+    unchanged if writing fails; anything else is replaced only with `overwrite`. decoder: write the decoder of a masked
+    autoencoder too (transformers' ViTMAEForPreTraining). Raises InputError, before anything is
     written, for what the format cannot hold and for a target that is not to be replaced.
     """
     target = writable_location(path)
-    expressed = express_for(checkpoint, format, allow_lossy)
+    expressed = express_for(checkpoint, format, allow_lossy, decoder=decoder)
     container = _container(target, format)
     replaced = check_target(target, format, overwrite)
     if format == "vit":
         write_folder(target, expressed.checkpoint)
         remove_replaced(replaced, (WEIGHTS, CONFIG))
         return expressed.notes
-    writing = WRITERS[format].write(expressed.checkpoint)
+    writing = (MASKED_WRITERS if decoder else WRITERS)[format].write(expressed.checkpoint)
     if container == "folder":
         _write_folder(target, writing)
         remove_replaced(replaced, (WEIGHTS, *writing.texts))
@@ -62,6 +70,19 @@ def save_checkpoint(
         _write_file(stage / target.name, container, writing)
     lost = not_in_state_dict(expressed.checkpoint.config) if writing.texts else ()
     return (*expressed.notes, *writing.notes, *lost)
+
+
+def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
+    """What writes a checkpoint with its decoder. InputError for a checkpoint or a format that has none."""
+    if checkpoint.decoder is None:
+        raise InputError(f"{checkpoint.origin}: has no decoder of a masked autoencoder; leave out the decoder")
+    model, mae = checkpoint.config.model, checkpoint.decoder.mae
+    if checkpoint.decoder.arrays.shapes != {name: row.shape for name, row in decoder_rows(model, mae).items()}:
+        raise InputError(f"{checkpoint.origin}: its decoder is for patches of another size; leave out the decoder")
+    if format not in MASKED_WRITERS:
+        those = ", ".join(MASKED_WRITERS)
+        raise InputError(f"{format} cannot hold the decoder of a masked autoencoder; what can: {those}")
+    return MASKED_WRITERS[format]
 
 
 def _container(target: Location, format: str) -> str:

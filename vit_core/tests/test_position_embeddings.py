@@ -5,6 +5,7 @@ test that needs it.
 """
 
 import math
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -25,6 +26,7 @@ from vit_core.errors import InputError
 from vit_core.position_embeddings import (
     METHODS,
     axis_matrices,
+    is_mae_table,
     resample,
     resample_grid,
     resampling_matrix,
@@ -310,3 +312,14 @@ def test_sincos_written_out(formula, width, frequencies):
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, "float16", "float32", "float64"])
+def test_maes_table_is_recognised_in_every_type(dtype: Any) -> None:
+    table_ND = np.pad(sincos2d((3, 5), 16, "mae"), [(1, 0), (0, 0)])
+    assert is_mae_table(table_ND[None].astype(dtype), (3, 5), 1)
+    assert not is_mae_table(table_ND[None].astype(dtype), (5, 3), 1)
+    changed_ND = table_ND.copy()
+    changed_ND[0, 3] = 0.01  # the class token's
+    assert not is_mae_table(changed_ND[None].astype(dtype), (3, 5), 1)
+    assert not is_mae_table(np.zeros((1, 16, 16), dtype), (3, 5), 1)

@@ -1,11 +1,14 @@
 """Builds transformers' models for a folder."""
 
+import contextlib
 import importlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,22 +42,16 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
     name = json.loads((path / "config.json").read_text())["architectures"][0]
     if name not in _CLASSES:
         return None
-    options: dict[str, Any] = {"dtype": torch.float64, "attn_implementation": "sdpa", "output_loading_info": True}
-    if name in ("ViTModel", "DeiTModel"):
-        options["add_pooling_layer"] = bool(model.representation)
-    opened, info = getattr(transformers, name).from_pretrained(
-        path, local_files_only=True, trust_remote_code=False, **options
-    )
-    if wrong := [f"{what}: {sorted(map(str, names))[:3]}" for what, names in info.items() if names]:
-        raise InputError(f"{path}: transformers itself does not open it as it is ({'; '.join(wrong)})")
+    pooled = {"add_pooling_layer": bool(model.representation)} if name in ("ViTModel", "DeiTModel") else {}
+    opened = _opened(path, getattr(transformers, name), **pooled)
     # CLIP's and BEiT's norms stand after their pooling, as SigLIP's MAP head does.
     own_pooling = bool(model.representation) or model.pooling == "map" or name.startswith(("CLIP", "Beit"))
 
     def outputs(x_BCHW: Tensor) -> Tensor:
         if name.startswith("Siglip2"):
-            result = _of_patches(opened.eval(), x_BCHW, model.patch_size)
+            result = _of_patches(opened, x_BCHW, model.patch_size)
         else:
-            result = opened.eval()(pixel_values=x_BCHW)
+            result = opened(pixel_values=x_BCHW)
         output = next((x for x in (result.get("logits"), result.get("image_embeds")) if x is not None), None)
         if output is not None:
             return output
@@ -81,3 +78,31 @@ def _of_patches(opened: Any, x_BCHW: Tensor, patch_size: tuple[int, int]) -> Any
     if "last_hidden_state" in result:
         result.last_hidden_state = result.last_hidden_state[:, : mask_BN.shape[1]]
     return result
+
+
+def masked_predictions(path: Path, x_BHWC: np.ndarray, order_BN: np.ndarray, mask_ratio: float) -> np.ndarray:
+    """What ViTMAEForPreTraining predicts for all patches [B, N, P] of images, in float64, where a share of the patches
+    is hidden, the last of the order. InputError for a folder that it does not open as it is."""
+    with contextlib.redirect_stderr(io.StringIO()):  # progress
+        model = _opened(path, importlib.import_module("transformers").ViTMAEForPreTraining)
+    model.config.mask_ratio = mask_ratio
+    noise_BN = torch.as_tensor(np.argsort(order_BN, axis=1)).double()  # it hides the patches with the most noise
+    with torch.no_grad():
+        predicted: np.ndarray = model(torch.as_tensor(x_BHWC).permute(0, 3, 1, 2), noise=noise_BN).logits.numpy()
+    return predicted
+
+
+def _opened(path: Path, kind: Any, **options: Any) -> Any:
+    """A class's model of a folder in float64, for evaluation. InputError where an array is missing or has no place."""
+    opened, info = kind.from_pretrained(
+        path,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=torch.float64,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        **options,
+    )
+    if wrong := [f"{what}: {sorted(map(str, names))[:3]}" for what, names in info.items() if names]:
+        raise InputError(f"{path}: transformers itself does not open it as it is ({'; '.join(wrong)})")
+    return opened.eval()

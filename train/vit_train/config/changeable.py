@@ -53,7 +53,7 @@ FIXED_ON_RESUME = {
     "augmentation.mixed_targets",
     "augmentation.random_crop", "augmentation.crop_padding", "augmentation.three_augment", "augmentation.color_jitter",
     "augmentation.erasing", "augmentation.erasing_fill", "augmentation.repeats", "augmentation.rand_augment.layers",
-    "augmentation.rand_augment.operations", "augmentation.rand_augment.magnitude",
+    "augmentation.auto_augment", "augmentation.rand_augment.operations", "augmentation.rand_augment.magnitude",
     "augmentation.rand_augment.deviation", "augmentation.rand_augment.limit", "augmentation.rand_augment.probability",
     "optimizer.name", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.decay", "optimizer.beta1",
     "optimizer.beta2", "optimizer.epsilon", "optimizer.momentum", "optimizer.nesterov", "optimizer.moment_dtype",

@@ -96,6 +96,9 @@ class Augmentation(Schema):
     shift: Fraction = 0.0
     """Largest shift, as a fraction of each side."""
     rand_augment: RandAugment = RandAugment()
+    auto_augment: Literal["cifar10", "imagenet"] | None = None
+    """AutoAugment (arXiv:1805.09501): the operations that were found for CIFAR-10 or for ImageNet, in place of
+    RandAugment; torchvision's."""
     three_augment: Flag = False
     """3-Augment (DeiT III, arXiv:2204.07118): grey, solarized from level 128 on, or blurred, a third of images each."""
     color_jitter: tuple[Magnitude, Magnitude, Magnitude, Hue] = (0.0, 0.0, 0.0, 0.0)
@@ -132,12 +135,15 @@ class Augmentation(Schema):
             )
         if self.crop_padding and not self.random_crop:
             raise ValueError("crop_padding: is for random_crop; set it, or leave the padding out")
+        if self.auto_augment and self.rand_augment.layers:
+            raise ValueError("auto_augment: RandAugment is on too; set rand_augment.layers 0, or auto_augment none")
         return self
 
     @property
     def colors(self) -> bool:
         """Whether an operation on colours is on, which needs 8-bit images of 1 or 3 channels."""
-        return self.three_augment or any(self.color_jitter) or self.rand_augment.layers > 0
+        operations = self.auto_augment is not None or self.rand_augment.layers > 0
+        return operations or self.three_augment or any(self.color_jitter)
 
     @property
     def mixes(self) -> bool:

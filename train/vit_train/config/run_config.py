@@ -218,8 +218,8 @@ class TrainConfig(Schema):
             )
         if self.augmentation.colors and (self.model.channels not in (1, 3) or self.preprocessing.bit_depth != 8):
             raise ValueError(
-                f"augmentation: rand_augment, three_augment and color_jitter are for images of 1 or 3 channels of 8 "
-                f"bits; found {self.model.channels} of {self.preprocessing.bit_depth}"
+                f"augmentation: rand_augment, auto_augment, three_augment and color_jitter are for images of 1 or 3 "
+                f"channels of 8 bits; found {self.model.channels} of {self.preprocessing.bit_depth}"
             )
         if self.augmentation.repeats > 1 and self.sampling == "balanced":
             raise ValueError(

@@ -19,6 +19,7 @@ from vit_core.planes import Planes
 from vit_core.preprocess import DecodedImage, Preprocessing, as_decoded, pixels_of, resized, uncropped
 from vit_core.resampling import resize_crops
 from vit_train.config import Augmentation
+from vit_train.data.auto_augment import POLICY_DRAWS, auto_augmented
 from vit_train.data.colors import JITTER_DRAWS, THREE_AUGMENT_DRAWS, jittered, three_augmented
 from vit_train.data.erasing import ERASING_DRAWS, erased
 from vit_train.data.rand_augment import LAYER_DRAWS, rand_augmented
@@ -28,7 +29,8 @@ CROP_TRIES = 10
 DRAWS = 4 * CROP_TRIES + 4
 """Number of uniform draws that every image takes."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
-"""Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's come last."""
+"""Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's or
+AutoAugment's come last."""
 _STARTS = (0, *accumulate(_DRAWS))
 
 
@@ -46,7 +48,7 @@ def augmented(
     Raises InputError as `resized` does, where there is no crop of random size.
     """
     draws = rng.random(DRAWS).tolist()
-    place, three, jitter, erasing, layers = _later_draws(augmentation, rng)
+    place, three, jitter, erasing, operations = _later_draws(augmentation, rng)
     flip, *affine = draws[4 * CROP_TRIES :]
     image = as_decoded(image, preprocessing.channels)
     if augmentation.crop_area:
@@ -61,7 +63,11 @@ def augmented(
         image = _shifted_and_rotated(image, augmentation, *affine)
     if augmentation.colors:
         assert isinstance(image, Pixels), "a run's config refuses these changes for other images"
-        pillow = rand_augmented(image.image(), augmentation.rand_augment, preprocessing, layers)
+        pillow = image.image()
+        if augmentation.auto_augment:
+            pillow = auto_augmented(pillow, augmentation.auto_augment, preprocessing, operations)
+        else:
+            pillow = rand_augmented(pillow, augmentation.rand_augment, preprocessing, operations)
         if augmentation.three_augment:
             pillow = three_augmented(pillow, three)
         image = Pixels.of(jittered(pillow, augmentation, jitter))
@@ -113,11 +119,12 @@ def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.nda
 
 
 def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[list[float]]:
-    """Uniform draws of the place of a crop, 3-Augment, colour jitter, erasing and RandAugment: the last that an image
-    takes, so they can be left out where none of these is on."""
+    """Uniform draws of the place of a crop, 3-Augment, colour jitter, erasing, and RandAugment or AutoAugment: the last
+    that an image takes, so they can be left out where none of these is on."""
     if not (augmentation.random_crop or augmentation.colors or augmentation.erasing):
         return [[]] * (len(_DRAWS) + 1)
-    draws = rng.random(_STARTS[-1] + LAYER_DRAWS * augmentation.rand_augment.layers).tolist()
+    operations = POLICY_DRAWS if augmentation.auto_augment else LAYER_DRAWS * augmentation.rand_augment.layers
+    draws = rng.random(_STARTS[-1] + operations).tolist()
     return [draws[begin:end] for begin, end in pairwise((*_STARTS, len(draws)))]
 
 

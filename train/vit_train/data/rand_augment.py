@@ -31,8 +31,8 @@ class Way(NamedTuple):
     fill: Any
     """Value of pixels that come from outside the image, as Pillow takes it."""
     resampling: Image.Resampling
-    place: tuple[float, float]
-    """Two uniform draws."""
+    place: tuple[float, float] = (0.0, 0.0)
+    """Two uniform draws, where it is random."""
 
 
 Change: TypeAlias = Callable[[Image.Image, float, Way], Image.Image]
@@ -47,13 +47,9 @@ def rand_augmented(
 
     draws: LAYER_DRAWS for each layer, uniform in [0, 1).
     """
-    operations, fill = list(OPERATIONS[settings.operations].values()), (128,) * preprocessing.channels
-    resampling = Image.Resampling.NEAREST
-    if settings.operations != "big_vision":
-        fill = tuple(min(255, round(255 * mean)) for mean in preprocessing.mean)
-        # Pillow turns and shears with no larger filter than bicubic.
-        name = "bicubic" if preprocessing.interpolation == "lanczos" else preprocessing.interpolation
-        resampling = Image.Resampling[name.upper()]
+    operations, way = list(OPERATIONS[settings.operations].values()), way_of(preprocessing)
+    if settings.operations == "big_vision":
+        way = Way((128,) * preprocessing.channels if preprocessing.channels > 1 else 128, Image.Resampling.NEAREST)
     for i in range(0, LAYER_DRAWS * settings.layers, LAYER_DRAWS):
         which, whether, deviation, sign, *place = draws[i : i + LAYER_DRAWS]
         if whether > settings.probability:
@@ -63,9 +59,17 @@ def rand_augmented(
             magnitude += settings.deviation * float(ndtri(deviation))
         magnitude = max(0.0, min(magnitude, settings.limit))
         change, strength = operations[int(which * len(operations))]
-        way = Way(fill if len(fill) > 1 else fill[0], resampling, (place[0], place[1]))
+        way = way._replace(place=(place[0], place[1]))
         image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), way)
     return image
+
+
+def way_of(preprocessing: Preprocessing) -> Way:
+    """timm's way: the mean of the preprocessing comes from outside, and its interpolation is used, but no larger filter
+    than bicubic, because Pillow turns and shears with none."""
+    fill = tuple(min(255, round(255 * mean)) for mean in preprocessing.mean)
+    name = "bicubic" if preprocessing.interpolation == "lanczos" else preprocessing.interpolation
+    return Way(fill if len(fill) > 1 else fill[0], Image.Resampling[name.upper()])
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], way: Way) -> Image.Image:

@@ -16,6 +16,7 @@ from vit_core.checkpoints.formats.allowed_values import Values
 from vit_core.checkpoints.formats.rules import Rule
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
+from vit_core.masked_autoencoder import MaskedAutoencoder
 from vit_core.storage import Location
 from vit_core.variants import VARIANTS
 
@@ -51,6 +52,18 @@ class Source:
 
 
 @dataclass(frozen=True)
+class DecoderReading:
+    """How to read the decoder of a masked autoencoder, beside its encoder."""
+
+    mae: MaskedAutoencoder
+    rules: Sequence[Rule]
+    positions: str
+    """The name of its table of positions, which our decoder computes: it has to hold MAE's values."""
+    stated: frozenset[str]
+    """The fields of `mae` that the file states."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """How to read a source."""
 
@@ -68,6 +81,8 @@ class Reading:
     """Fields that files beside the weights, or values in the same file, state."""
     used: frozenset[str] = frozenset()
     """What the reading uses beside the model in the file: names of facts, and of modules with a head of its own."""
+    decoder: DecoderReading | None = None
+    """Of a masked autoencoder. One that does not fit is left out."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,8 @@ class Format:
     """The fields of ViTConfig that the arrays determine, or of which the format's code has one value only."""
     writer: Writer | None = None
     """None: the format is read only."""
+    masked_writer: Writer | None = None
+    """How masked autoencoders are written, encoder and decoder; None: the decoder has no place in the format."""
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Short description of a model that the format holds -> what example_models.example makes it from. `vit formats`
     writes, opens and reads back each."""

@@ -11,7 +11,7 @@ from math import isqrt
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
-from vit_core.checkpoints.formats import meta_dinov3, meta_writer
+from vit_core.checkpoints.formats import meta_dinov3, meta_mae, meta_writer
 from vit_core.checkpoints.formats.example_models import DINOV2, DINOV3, GATED_DINOV2, GELU
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer
 from vit_core.checkpoints.formats.linear_head import with_linear_head
@@ -123,7 +123,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
     named = [rule(name, renamed.get(name, name)) for name in parameters(model)]
     assumed = (*shapes.assumptions, *_assumptions(source, model))
     assumed = tuple(one for one in assumed if one.field not in fields)
-    return Reading(CheckpointConfig(model=model), named, arrays, left_out, tuple(notes), assumed, used=used)
+    decoder = meta_mae.read_decoder(source, arrays, model)
+    config = CheckpointConfig(model=model)
+    return Reading(config, named, arrays, left_out, tuple(notes), assumed, used=used, decoder=decoder)
 
 
 def _assumptions(source: Source, model: ViTConfig) -> list[Assumption]:

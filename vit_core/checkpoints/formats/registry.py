@@ -28,6 +28,8 @@ FORMATS = ("vit", *FOREIGN_FORMATS)
 """Names of the formats that are read. "vit" is this project's own: checkpoint folder, training run or saved step."""
 WRITERS: dict[str, Writer] = {format.name: format.writer for format in _FOREIGN if format.writer}
 """The foreign formats that are written."""
+MASKED_WRITERS: dict[str, Writer] = {format.name: format.masked_writer for format in _FOREIGN if format.masked_writer}
+"""Those that are written with the decoder of a masked autoencoder."""
 TARGETS = ("vit", *WRITERS)
 """Names of the formats that are written."""
 

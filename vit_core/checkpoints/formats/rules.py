@@ -48,12 +48,19 @@ def renamed(name: str, names: Mapping[str, str], layers: str) -> str:
     return f"{prefix}{names[stem]}.{leaf}"
 
 
-def read_by_rules(rules: Iterable[Rule], config: ViTConfig, theirs: LazyArrays, where: object) -> LazyArrays:
-    """The parameters of a config from foreign arrays; nothing is read yet but names, shapes and types.
+def read_by_rules(
+    rules: Iterable[Rule],
+    config: ViTConfig,
+    theirs: LazyArrays,
+    where: object,
+    rows: Mapping[str, Parameter] | None = None,
+) -> LazyArrays:
+    """The parameters of a config (or others: `rows`) from foreign arrays; nothing is read yet but names, shapes and
+    types.
 
     Raises InputError that names missing arrays, wrong shapes and mixed types; `where` is the file in its message.
     """
-    rows, found, wrong = parameters(config), dict[str, LazyArray](), list[str]()
+    rows, found, wrong = rows or parameters(config), dict[str, LazyArray](), list[str]()
     for one in rules:
         bound = _Bound.of(one, rows)
         for name, shape in zip(one.theirs, bound.shapes, strict=True):
@@ -72,9 +79,12 @@ def read_by_rules(rules: Iterable[Rule], config: ViTConfig, theirs: LazyArrays, 
     return LazyArrays(found).select(rows)
 
 
-def write_by_rules(rules: Iterable[Rule], config: ViTConfig, ours: LazyArrays) -> LazyArrays:
-    """Foreign arrays from the parameters of a config. Raises AssertionError for a parameter that is in no rule."""
-    rows, made, left = parameters(config), dict[str, LazyArray](), set(ours)
+def write_by_rules(
+    rules: Iterable[Rule], config: ViTConfig, ours: LazyArrays, rows: Mapping[str, Parameter] | None = None
+) -> LazyArrays:
+    """Foreign arrays from the parameters of a config (or others: `rows`). Raises AssertionError for a parameter that is
+    in no rule."""
+    rows, made, left = rows or parameters(config), dict[str, LazyArray](), set(ours)
     for one in rules:
         bound = _Bound.of(one, rows)
         sources = [ours.entries[name] for name in one.ours]

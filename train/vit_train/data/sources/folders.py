@@ -75,12 +75,16 @@ class Files(Listed):
 
 
 def class_folders(folder: Path, data: Data, which: Which) -> Split:
-    """A split of FOLDER/<split>/<class>/... or FOLDER/<class>/...; without a split to evaluate on, one is drawn."""
+    """A split of FOLDER/<split>/<class>/... or FOLDER/<class>/...; without a split to evaluate on, one is drawn.
+
+    The classes are those of the training split; to evaluate a finished model, no training split has to be there.
+    """
     if data.group is not None:
         raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table (.csv, .tsv)")
     splits = split_folders(folder, {data.train_split, data.eval_split} - {None})
-    train = split_names.choose(str(folder), splits, data, "train") or ""
     evaluation = split_names.choose(str(folder), splits, data, "eval" if which == "train" else which) or ""
+    alone = which == "test" and evaluation and data.train_split is None and not split_names.has_training(splits)
+    train = evaluation if alone else split_names.choose(str(folder), splits, data, "train") or ""
     labels = subfolders(folder / train)
     title = os.path.basename(os.path.abspath(folder))
     unknown = split_names.unknown_names_note(title, splits, data)

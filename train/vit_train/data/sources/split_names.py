@@ -34,6 +34,11 @@ def choose(where: str, found: Collection[str], data: Data, which: Which) -> str 
     return None
 
 
+def has_training(found: Collection[str]) -> bool:
+    """Whether one of the splits found has a known name of a training split."""
+    return any(spelled(name, found) is not None for name in TRAIN)
+
+
 def spelled(name: str, found: Collection[str]) -> str | None:
     """The name as it is spelled among those found: equal, or else equal in lower case. InputError for several."""
     if name in found:

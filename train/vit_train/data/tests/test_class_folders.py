@@ -193,6 +193,14 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     assert [name for name, _ in held(split)] == ["a/1.jpg", "b/ü ñ.jpg", "bytes"]
 
 
+def test_a_model_is_evaluated_where_only_the_images_to_evaluate_on_are(tmp_path: Path) -> None:
+    fill(tmp_path, "val/a/1.jpg", "val/b/2.jpg")
+    split = folder_split(tmp_path, "test")
+    assert (split.labels, len(split)) == (("a", "b"), 2)
+    with pytest.raises(InputError, match="no split 'train'; found: val"):
+        folder_split(tmp_path, "eval")  # of a run, whose classes are those that it is trained on
+
+
 FAULTY_FOLDERS = [
     ([], {}, "train", "photos: No such file or directory; expected a readable folder of class folders, or a prepared"),
     (["1.jpg"], {}, "train", "photos: no class folders; expected .*photos/CLASS/image files"),

@@ -155,5 +155,5 @@ def test_where_no_operation_is_chosen_nothing_changes() -> None:
 
 def test_images_of_five_channels_are_refused() -> None:
     augmentation = Augmentation(rand_augment=RandAugment(layers=1))
-    with pytest.raises(InputError, match="rand_augment, three_augment and color_jitter are for images of 1 or 3"):
+    with pytest.raises(InputError, match="auto_augment, three_augment and color_jitter are for images of 1 or 3"):
         CONFIG.replace(model=CONFIG.model.replace(channels=5), preprocessing=None, augmentation=augmentation)

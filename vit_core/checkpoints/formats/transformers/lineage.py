@@ -24,7 +24,7 @@ from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, DINOV
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
 from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.rules import write_by_rules
-from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3, siglip2
+from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3, siglip2, vit_mae
 from vit_core.checkpoints.formats.transformers import image_processors as images
 from vit_core.checkpoints.formats.transformers.aimv2 import Aimv2Tower
 from vit_core.checkpoints.formats.transformers.beit import BeitTower
@@ -117,7 +117,10 @@ def read_source(source: Source, fields: Fields) -> Reading:
     unknown = unknown_config_keys(source.config, tower.said, names.model_type)
     all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
     stated = frozenset(_STATED - {one.field for one in tower.assumptions}) if source.config else frozenset[str]()
-    return Reading(config, names.rules(model), arrays, left_out, all_notes, tuple(tower.assumptions), stated, used)
+    decoder = vit_mae.read_decoder(source, arrays, names, model)
+    return Reading(
+        config, names.rules(model), arrays, left_out, all_notes, tuple(tower.assumptions), stated, used, decoder
+    )
 
 
 def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
@@ -347,6 +350,7 @@ FORMAT = Format(
     anchors=(_ANCHOR,),
     determined=_DETERMINED,
     writer=Writer(("folder",), allowed_values, write_checkpoint),
+    masked_writer=Writer(("folder",), vit_mae.allowed_values, vit_mae.write_checkpoint),
     examples={
         "ViT": GELU,
         "ViTModel with pooler": {"representation": 128, "num_classes": 0, **GELU},

@@ -1,0 +1,75 @@
+"""Checkpoints of masked autoencoders with their decoders: how they are opened, and how what is written is proved."""
+
+import importlib
+from importlib.util import find_spec
+
+import numpy as np
+
+from vit_cli import console
+from vit_cli.option_types import FieldWords, open_and_report
+from vit_cli.twins import installed_twin, twin
+from vit_core import parity
+from vit_core.checkpoints import Checkpoint, open_checkpoint
+from vit_core.checkpoints.formats.expressing import Expressed
+from vit_core.checkpoints.verification import difference
+from vit_core.masked_autoencoder import MaskedAutoencoder, draw_order
+from vit_core.storage import Location, is_local
+
+
+def open_with_decoder(
+    source: Location,
+    format: str | None = None,
+    fields: FieldWords = (),
+    part: str | None = None,
+    base: Location | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint with its decoder, if it has one, and with MAE's fixed positions where its table has their
+    values; prints how it was read. In a run the decoder is in the saved steps only: the newest is opened."""
+    from vit_train.masked_steps import masked_step
+
+    if format is None and not fields and (step := masked_step(source)) is not None:
+        console.say(f"{step.origin}: a saved step, with its decoder")
+        return step
+    return open_and_report(source, format, fields, part, base).with_fixed_positions()
+
+
+def prove(target: Location, expressed: Expressed) -> bool:
+    """Compares the pixels that what was written in transformers' format predicts with those of the checkpoint; prints
+    how far they are apart, and returns whether that is within the bounds."""
+    checkpoint, written = expressed.checkpoint, open_checkpoint(target).with_fixed_positions()
+    if (framework := installed_twin()) is None:
+        console.say("not run: neither PyTorch nor JAX is installed")
+        return True
+    model = checkpoint.config.model
+    x_BHWC, order_BN = parity.probe(model, 0)[0], draw_order(model, 2, np.random.default_rng(0))
+    twin(framework)  # float64 from here on
+    with console.working("running both sides"):
+        before_BNP = _predicted(framework, checkpoint, x_BHWC, order_BN)
+        differences = [difference("read back", _predicted(framework, written, x_BHWC, order_BN), before_BNP)]
+        if framework == "torch" and is_local(target) and find_spec("transformers") is not None:
+            from vit_torch.references.transformers import masked_predictions
+
+            theirs_BNP = masked_predictions(target, x_BHWC, order_BN, _mae(checkpoint).mask_ratio)
+            # Its tables of positions are of the stored type, ours of the computation's.
+            bound = parity.FLOAT64_BOUND if checkpoint.dtype == "float64" else parity.FLOAT32_BOUND
+            differences.append(difference("transformers itself", theirs_BNP, before_BNP, bound))
+    for each in differences:
+        console.say(str(each))
+    return all(each.ok for each in differences)
+
+
+def _predicted(framework: str, checkpoint: Checkpoint, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
+    """The predicted pixels of all patches [B, N, P], in float64."""
+    assert checkpoint.decoder is not None, "it was written with one"
+    package = importlib.import_module(f"vit_{framework}.masked_autoencoder")
+    arrays = {**checkpoint.arrays.entries, **checkpoint.decoder.arrays.entries}
+    values = {name: array.read().astype(np.float64) for name, array in arrays.items()}
+    model = package.from_arrays(checkpoint.config.model, _mae(checkpoint), values)
+    return np.asarray(package.reconstructed(model, x_BHWC, order_BN))
+
+
+def _mae(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """What is hidden; half of the patches, where the checkpoint is of a model that hides nothing."""
+    assert checkpoint.decoder is not None
+    mae = checkpoint.decoder.mae
+    return mae if mae.mask_ratio else mae.replace(mask_ratio=0.5)
