@@ -65,7 +65,7 @@ def test_the_pseudo_inverse(old: tuple[int, int], new: tuple[int, int], resized:
     expected = (kernel.reshape(3, 2, -1) @ np.linalg.pinv(whole.T).T).reshape(3, 2, *new)
     assert distance(resized(kernel, new), expected) < 1e-10
     timms = timm.layers.resample_patch_embed(
-        torch.from_numpy(kernel).float(), list(new), interpolation="bilinear", antialias=False
+        torch.from_numpy(kernel).float(), list(new), interpolation="bilinear", antialias=True
     )
     assert distance(resized(kernel, new), timms.numpy()) < 10 * np.linalg.cond(whole) * np.finfo(np.float32).eps
 

@@ -7,9 +7,10 @@ import numpy as np
 from vit_core.errors import InputError
 from vit_core.position_embeddings import resampling_matrix
 
-METHODS = ("bilinear", "bilinear_antialias", "bicubic_antialias")
-"""How the patch itself would be resized: FlexiViT's (big_vision, by tf.image.resize, which antialiases only where it is
-asked to), and timm's two."""
+METHODS = ("bilinear_antialias", "bicubic_antialias", "bilinear")
+"""How the patch itself would be resized: by timm's two, of which the first is the default, or as in big_vision, whose
+tf.image.resize does not antialias. For patches of less than half the size that leaves pixels out, so that a kernel
+answers a plain image with a part of what it did; networks that were trained with it expect just that."""
 
 
 @lru_cache(maxsize=64)

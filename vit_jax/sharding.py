@@ -55,8 +55,10 @@ def within_shard() -> Iterator[None]:
     """Within the context what is traced is what the devices of one part of a batch compute, under a jax.vmap over the
     parts: `constrain` does not share it over the batch's axes again."""
     token = _within_shard.set(True)
-    yield
-    _within_shard.reset(token)
+    try:
+        yield
+    finally:
+        _within_shard.reset(token)
 
 
 def shares_kernels() -> bool:

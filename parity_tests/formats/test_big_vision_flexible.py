@@ -130,9 +130,10 @@ def test_what_naflex_cannot_hold(tmp_path: Path) -> None:
     assert not (tmp_path / "x.npz").exists()
 
 
-@pytest.mark.parametrize(("pool", "patch"), [("tok", 8), ("gap", 3), ("map", 2)])
+@pytest.mark.parametrize(("pool", "patch"), [("tok", 8), ("gap", 3), ("map", 12)])
 def test_flexivit(pool: str, patch: int, tmp_path: Path) -> None:
-    """With other patches, and positions resampled as its code does: chosen when the file is opened, and at run time."""
+    """With other patches, and positions resampled as its code does: chosen when the file is opened and, for larger
+    patches, which no method antialiases, at run time."""
     arrays, x = random_arrays(shapes_of(pool=pool)), images((2, 24, 24, 3))
     opened = open_checkpoint(save(tmp_path / "flexivit.npz", arrays))
     grid = (24 // patch, 24 // patch)
@@ -142,7 +143,9 @@ def test_flexivit(pool: str, patch: int, tmp_path: Path) -> None:
     resized = {**with_grid(arrays, grid), "embedding/kernel": kernel}
     expected = forward(resized, x, pool=pool, positions=BIG_VISION)
     how = {"position_embedding_method": "bilinear_antialias"}
-    assert_equal(in_torch(opened.adapt(image_size=24, patch_size=patch, **how), x), expected)
+    assert_equal(in_torch(opened.adapt(image_size=24, patch_size=patch, patch_method="bilinear", **how), x), expected)
+    if patch < 4:
+        return
     model = vit_torch.load(opened.adapt(**how), dtype="float64").eval()
     with torch.no_grad():
         x_BCHW = torch.from_numpy(x).permute(0, 3, 1, 2)

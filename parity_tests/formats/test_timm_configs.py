@@ -88,7 +88,7 @@ def _by_name(architecture: str) -> str:
 
 def test_other_lineages_are_not_taken(tmp_path: Path) -> None:
     save_file({"conv1.weight": np.zeros((2, 3, 4, 4), np.float32)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(InputError, match="no Vision Transformer by the names of vit, transformers, meta, timm"):
+    with pytest.raises(InputError, match="no Vision Transformer by the names of vit, transformers, vit5, meta, timm"):
         open_checkpoint(tmp_path / "resnet.safetensors")
 
 

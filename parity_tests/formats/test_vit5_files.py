@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy.special import erf, softmax
 
+import vit_torch
 from parity_tests.formats.foreign import apart, assert_same_bits, assumed, images, opened
 from vit_cli.application import run
 from vit_core import ViTConfig, open_checkpoint, parity, save_checkpoint, variant
@@ -222,3 +223,15 @@ def test_what_their_code_cannot_hold(tmp_path: Path) -> None:
             save_checkpoint(tmp_path / "x.pth", found.with_model(**change), format="vit5")
         assert message in str(error.value)
     assert not (tmp_path / "x.pth").exists()
+
+
+def test_another_networks_frequencies_are_not_taken(tmp_path: Path) -> None:
+    """rotary-embedding-torch names those of a rotation along one axis alike; half as many heads would fit them."""
+    state = vit_torch.from_seed(variant("mu/8", image_size=32, num_classes=5, activation="gelu"), 0).state_dict()
+    rotary = {"blocks.0.attn.rope.freqs": 10_000 ** -(torch.arange(8) / 8)}
+    torch.save({**state, **rotary}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"blocks\.0\.attn\.rope\.freqs"):
+        open_checkpoint(tmp_path / "a.pth")
+    path = training_file(tmp_path / "own.pth", state_of())
+    with pytest.raises(InputError, match=r"which are those of .* heads in ViT-5; heads 1 is another rotation"):
+        open_checkpoint(path, format="vit5", fields={"heads": 1})

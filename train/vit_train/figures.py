@@ -9,7 +9,7 @@ import numpy as np
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from vit_core import attention_maps
 from vit_core.attention_maps import tiled
@@ -110,6 +110,7 @@ def errors_by_cost(
             label=f"predicted: top-1 {1 - error(cost):.1%}",
         )  # fmt: skip
     panel.yaxis.set_major_formatter(PercentFormatter(1))
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     panel.yaxis.set_minor_formatter(PercentFormatter(1))
     panel.tick_params(axis="y", which="minor", labelsize=7)
     panel.set(xlabel="FLOPs of training", ylabel="error (1 - top-1)")

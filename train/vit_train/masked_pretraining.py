@@ -49,5 +49,7 @@ def pretrain_from(
 
 
 def _heads(config: TrainConfig, init: Checkpoint) -> bool:
-    """Whether the decoder's heads, which no shape shows, are others in the config than in the checkpoint."""
-    return init.decoder is not None and init.decoder.mae.decoder_heads != config.mae.decoder_heads
+    """Whether the decoder's heads, which no shape shows, are others in the config than the checkpoint states."""
+    if init.decoder is None or "decoder_heads" not in init.decoder.stated:
+        return False
+    return init.decoder.mae.decoder_heads != config.mae.decoder_heads

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from vit_core.errors import InputError
-from vit_core.storage import Location
+from vit_core.storage import Location, absolute
 from vit_train.config import TrainConfig, flatten
 from vit_train.config.changeable import CHANGEABLE_ON_RESUME
 from vit_train.metrics import METRICS, read_metrics
@@ -55,7 +55,7 @@ def read_finished_run(folder: Location) -> FinishedRun:
     """A run's request and last evaluation. InputError for a folder that holds no run, or one that was not evaluated
     after its last step by top-1 accuracy."""
     request, lines = read_request(folder), read_metrics(folder / METRICS)
-    last = [line for line in lines if line["step"] == request.steps and "top1" in line]
+    last = [line for line in lines if line["step"] == request.steps and {"top1", "top1_interval"} <= line.keys()]
     engines = [line["engine"] for line in lines if "engine" in line]
     if not last or not engines:
         raise InputError(
@@ -106,10 +106,16 @@ class Group:
 
 
 def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
-    """The runs in groups that differ in the seed alone, in the order of each group's first run."""
+    """The runs, each folder once, in groups that differ in the seed alone, in the order of each group's first run.
+    InputError for two runs of one seed, which would make chance look smaller than it is."""
     groups: dict[str, list[FinishedRun]] = {}
-    for run in runs:
+    for run in {str(absolute(run.folder)): run for run in runs}.values():
         groups.setdefault(repr(sorted(run.fields.items())), []).append(run)
+    for group in groups.values():
+        seeds: dict[int, FinishedRun] = {}
+        for run in group:
+            if (other := seeds.setdefault(run.config.seed, run)) is not run:
+                raise InputError(f"{other.folder} and {run.folder}: the same run, of seed {run.config.seed}; name one")
     return [Group(tuple(group)) for group in groups.values()]
 
 

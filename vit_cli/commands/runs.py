@@ -1,5 +1,6 @@
 """`vit runs`"""
 
+from math import isfinite
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -35,7 +36,7 @@ def runs(
     from vit_cli.reports.runs import draw_runs, print_prediction, print_runs
     from vit_train.run_groups import PowerLaw, grouped, read_finished_run, runs_under
 
-    if at is not None and not at > 0:
+    if at is not None and not (isfinite(at) and at > 0):
         raise InputError(f"--at {at}: expected a number of FLOPs above 0, such as 1.5e16")
     out = None if png is None else require_local(png, "--png")
     groups = grouped([read_finished_run(run) for folder in folders for run in runs_under(folder)])

@@ -11,14 +11,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from vit_core import position_embeddings
+from vit_core import patch_kernels, position_embeddings
 from vit_core.arrays import LazyArray, LazyArrays, convert
 from vit_core.checkpoints.decoder import Decoder
 from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import field_text
 from vit_core.parameters import initial_value, parameters
-from vit_core.patch_kernels import resize_kernel
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import IMAGE_FIELDS, Preprocessing
 from vit_core.relative_positions import resampled_table
@@ -223,13 +222,15 @@ class Checkpoint:
         patch_size: int | tuple[int, int] | None = None,
         num_classes: int | None = None,
         position_embedding_method: str | None = None,
+        patch_method: str = patch_kernels.METHODS[0],
         dtype: object = None,
     ) -> "Checkpoint":
         """The checkpoint with another type, image or patch size, or number of classes; what is left out stays.
 
         image_size: (height, width) in pixels; learned positions are resampled, and provenance records it. patch_size:
-        (height, width) in pixels; the patch kernel is resized as FlexiViT does (vit_core.patch_kernels), and positions
-        are resampled to the new grid, of the same image size where none is given.
+        (height, width) in pixels; the patch kernel is resized as FlexiViT does, and positions are resampled to the new
+        grid, of the same image size where none is given. patch_method: one of vit_core.patch_kernels.METHODS;
+        "bilinear" for FlexiViT's published weights and smaller patches.
         num_classes: gives a new head, initialised as the config says. position_embedding_method: becomes the config's
         own, for this resampling and later ones. dtype: of all arrays, converted before anything is resampled.
         Raises InputError for values that the model cannot have.
@@ -246,7 +247,7 @@ class Checkpoint:
             adapted = adapted.with_head(num_classes)
         if image_size is not None or patch_size is not None:
             model = self.config.model
-            adapted = adapted._with_sizes(image_size or model.image_size, patch_size or model.patch_size)
+            adapted = adapted._with_sizes(image_size or model.image_size, patch_size or model.patch_size, patch_method)
         return adapted
 
     def with_fixed_positions(self) -> "Checkpoint":
@@ -294,7 +295,9 @@ class Checkpoint:
         )
         return dataclasses.replace(changed, config=config, arrays=LazyArrays(entries))
 
-    def _with_sizes(self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> "Checkpoint":
+    def _with_sizes(
+        self, image_size: int | tuple[int, int], patch_size: int | tuple[int, int], patch_method: str
+    ) -> "Checkpoint":
         old = self.config.model
         new = old.replace(image_size=image_size, patch_size=patch_size)
         changes: dict[str, Any] = {"model": new}
@@ -303,7 +306,8 @@ class Checkpoint:
             changes["preprocessing"] = self.config.preprocessing.replace(image_size=image_size, **patch)
         arrays = self.arrays
         if new.patch_kernel != old.patch_kernel:
-            kernel = resize_kernel(arrays["patch_embed.proj.weight"], old.kernel_of(new.patch_size))
+            kernel = arrays["patch_embed.proj.weight"]
+            kernel = patch_kernels.resize_kernel(kernel, old.kernel_of(new.patch_size), patch_method)
             arrays = arrays.with_array("patch_embed.proj.weight", kernel)
         if new.grid != old.grid:
             for name in list(arrays):

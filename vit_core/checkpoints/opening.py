@@ -268,6 +268,8 @@ def _decoder(source: Source, reading: Reading) -> tuple[Decoder | None, list[str
     if positions is None or positions.shape != expected or not is_mae_table(positions.read(), model.grid, 1):
         return None, [f"the decoder is left out: {there.positions} is not MAE's table of sines and cosines"]
     notes = [f"it has the decoder of a masked autoencoder, {len(arrays)} arrays, which only pretraining needs"]
+    if "decoder_heads" not in there.stated:
+        notes.append(f"decoder_heads: {there.mae.decoder_heads}, assumed, as in its authors' code")
     return Decoder(there.mae, with_value_checks(source.path, arrays), there.stated), notes
 
 

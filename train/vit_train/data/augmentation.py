@@ -28,6 +28,8 @@ CROP_TRIES = 10
 """Tries of a random crop before the central crop is taken; torchvision's number."""
 DRAWS = 4 * CROP_TRIES + 4
 """Number of uniform draws that every image takes."""
+FEWEST_TOGETHER, LARGEST_TOGETHER = 8, 128
+"""Images that are worth being made at once, and pixels of a side: tables are made for each length of a crop."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
 """Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's or
 AutoAugment's come last."""
@@ -90,12 +92,14 @@ def augment_together(
     result_BHWC: np.ndarray,
 ) -> bool:
     """Sets the result to what `augmented` makes of each image, and returns True; returns False, and does nothing, for
-    images that differ in size or have other than 8 bits, and where there are no compiled loops.
+    images that are few or large, differ in size or have other than 8 bits, and where there are no compiled loops.
 
     draws_BF: the uniform draws of each image, `DRAWS` of them. For what `crops_only` says.
     """
     pixels = [image.pixels_HWC for image in images if isinstance(image, Pixels)]
     if len(pixels) < len(images) or len({each.shape for each in pixels}) != 1:
+        return False
+    if len(pixels) < FEWEST_TOGETHER or max(pixels[0].shape) > LARGEST_TOGETHER:
         return False
     (H, W, _), flips_B = pixels[0].shape, draws_BF[:, 4 * CROP_TRIES] < augmentation.flip
     boxes_B4 = _crops(H, W, augmentation, draws_BF[:, : 4 * CROP_TRIES])

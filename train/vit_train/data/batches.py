@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from vit_core.image_batches import Images
 from vit_core.masked_autoencoder import draw_order
 from vit_core.naflex import PatchedImages
 from vit_core.preprocess import Preprocessing, decode, resize_image
+from vit_core.storage import location, require_local
 from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import DRAWS, Mix, augment_together, augmented, crops_only, draw_mixes
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
@@ -160,7 +160,9 @@ class Batches:
         """Images that are decoded already."""
         folder, limit = self.config.image_cache_folder, self.config.image_cache * 2**20
         if folder is not None and limit:
-            return MappedImages(Path(folder), self.split, self.config.preprocessing, limit)
+            return MappedImages(
+                require_local(location(folder), "--image-cache-folder"), self.split, self.config.preprocessing, limit
+            )
         return DecodedImages(len(self.split), limit)
 
     def ids(self, step: int) -> np.ndarray:

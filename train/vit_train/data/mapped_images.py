@@ -52,9 +52,10 @@ class MappedImages:
         self.full = False
         self.threads = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.state = json.dumps(state)
         with self._alone():
-            self._begin(json.dumps(state))
-        self._open()
+            self._begin()
+            self._open()
 
     def get(self, i: int) -> Decoded | None:
         """Example i, if it is kept; damaged bytes are as if it were not."""
@@ -98,23 +99,28 @@ class MappedImages:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process opens the same files by."""
-        return {name: getattr(self, name) for name in ("folder", "count", "limit", "full")}
+        return {name: getattr(self, name) for name in ("folder", "state", "count", "limit", "full")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """The files may be another run's by now, of the same images with other classes: then nothing is kept."""
         self.__dict__ |= state | {"kept": {}, "threads": threading.Lock()}
-        self._open()
+        with self._alone():
+            if (self.folder / "state.json").read_text() == self.state:
+                self._open()
+            else:
+                self.full, self.index_NF = True, np.zeros((self.count, _FIELDS), np.int64)
 
-    def _begin(self, state: str) -> None:
+    def _begin(self) -> None:
         """Makes empty files, unless there are those of this state."""
         file, index, size = self.folder / "state.json", self.folder / "index", 8 * _FIELDS * self.count
-        if file.is_file() and file.read_text() == state and index.is_file() and index.stat().st_size == size:
+        if file.is_file() and file.read_text() == self.state and index.is_file() and index.stat().st_size == size:
             return
         file.unlink(missing_ok=True)
         for name, content in (("index", bytes(size)), ("pixels", b"")):
             new = self.folder / f"{name}.new"
             new.write_bytes(content)
             new.replace(self.folder / name)  # a process that has mapped the old one goes on with it
-        file.write_text(state)
+        file.write_text(self.state)
 
     def _open(self) -> None:
         self.index_file = os.open(self.folder / "index", os.O_RDWR)

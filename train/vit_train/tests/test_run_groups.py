@@ -122,3 +122,11 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
         read_finished_run(folder)
     with pytest.raises(InputError, match="no training run, and no folder of training runs"):
         runs_under(tmp_path / "nothing")
+
+
+def test_one_seed_is_not_counted_twice(tmp_path: Path) -> None:
+    first = read_finished_run(write_run(tmp_path / "a", CONFIG, 0.5))
+    assert [len(group.runs) for group in grouped([first, read_finished_run(tmp_path / "a")])] == [1], "one folder"
+    copy = read_finished_run(write_run(tmp_path / "b", CONFIG, 0.5))
+    with pytest.raises(InputError, match=r"a and .*b: the same run, of seed 0; name one"):
+        grouped([first, copy])

@@ -39,7 +39,7 @@ def read_decoder(source: Source, arrays: LazyArrays, model: ViTConfig) -> Decode
         rules = [rule(ours, _name(ours.removeprefix(DECODER))) for ours in decoder_rows(model, mae)]
     except InputError:
         return None
-    return DecoderReading(mae, rules, _POSITIONS, frozenset(fields))
+    return DecoderReading(mae, rules, _POSITIONS, frozenset(fields) - {"decoder_heads"})
 
 
 def _name(ours: str) -> str:

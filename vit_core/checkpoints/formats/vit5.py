@@ -44,8 +44,12 @@ _SLACK = {"float32": 2.0**-22, "float64": 2.0**-22, "float16": 2.0**-9, "bfloat1
 
 
 def recognises_source(source: Source) -> bool:
-    """By the fixed frequencies in a block. (rope-vit's learned ones, of the same name here, have three axes.)"""
-    return len(source.arrays.shapes.get(_name(0, _PATCHES), ())) == 1 and not source.config
+    """By the fixed frequencies in a block, beside what only their blocks have: LayerScale, norms of queries or rotated
+    registers under their names. (rope-vit's learned frequencies, of the same name here, have three axes; other code
+    keeps those of a rotation along one axis by this name, with twice as many for a head.)"""
+    shapes = source.arrays.shapes
+    own = ("blocks.0.gamma_1", "blocks.0.attn.q_norm.weight", _name(0, _REGISTERS))
+    return len(shapes.get(_name(0, _PATCHES), ())) == 1 and any(name in shapes for name in own) and not source.config
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
@@ -57,6 +61,11 @@ def read_source(source: Source, fields: Fields) -> Reading:
         raise InputError(
             f"{where}: {_name(0, _PATCHES)} has {bands} values, for heads of {4 * bands}, of which {width} is no "
             "multiple"
+        )
+    if fields.get("heads", width // (4 * bands)) != width // (4 * bands):
+        raise InputError(
+            f"{where}: {_name(0, _PATCHES)} has {bands} values, which are those of {width // (4 * bands)} heads in "
+            f"ViT-5; heads {fields['heads']} is another rotation"
         )
     ours = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): shape for name, shape in shapes.items()}
     found = fields_from_shapes(ours, {"heads": width // (4 * bands), **fields}, where)

@@ -116,3 +116,21 @@ def test_examples_in_memory_are_refused(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="image_cache_folder: quadrants is in memory; leave it out"):
         Batches(quadrants(), config)
     assert isinstance(quadrants(), Split)
+
+
+def test_a_worker_does_not_read_what_another_run_has_put_there(config: TrainConfig) -> None:
+    """Its run goes on with the images and classes that it began with."""
+    first = opened(config)
+    expected = prints(first)
+    packed = pickle.dumps(first)
+    file = sorted(Path(config.data.name).glob("*/*.png"))[0]
+    os.utime(file, ns=(1, 1))  # other files, by their times: the second run begins the cache anew
+    prints(opened(config))
+    worker = pickle.loads(packed)
+    assert kept(worker.decoded, COUNT) == []
+    assert prints(worker) == expected
+
+
+def test_a_folder_in_a_store_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match=r"--image-cache-folder memory://b/x: expected a folder on this machine"):
+        opened(config.replace(image_cache_folder="memory://b/x"))
