@@ -31,6 +31,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_images_without_labels_give_an_encoder(vit: Vit, photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["pretrain", "imagenet_mae", "--data", photos, *SMALL, "--out", run]
@@ -69,7 +70,9 @@ def test_the_encoder_is_converted_like_any_other(vit: Vit, format: str, photos: 
     assert "largest difference" in printed
 
 
-@pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.release), "torch"])
+@pytest.mark.parametrize(
+    "framework", [pytest.param("jax", marks=pytest.mark.release), pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_pretraining_goes_on_from_what_another_library_opens(
     vit: Vit, refused: Vit, framework: str, photos: Path, tmp_path: Path
 ) -> None:
