@@ -69,10 +69,11 @@ LONG = {
     f"docs/{page}.md"
     for page in (
         "adapters", "checkpoints", "dinov3", "exporting", "extending/format", "figures", "fine-tuning", "first-hour",
-        "identical", "masked-autoencoder", "resolutions", "using",
+        "getting-started", "identical", "many-devices", "masked-autoencoder", "planning", "resolutions", "using",
     )
 }  # fmt: skip
-"""Pages whose code takes more than half a minute of a core; it runs before a release (`make test-release`)."""
+"""Pages whose code takes more than half a minute of a core; it runs before a release (`make test-release`). What they
+show first is walked in vit_cli/tests/test_first_hour.py."""
 BLOCKS = {name: blocks(page) for name, page in PROSE.items()}
 
 
