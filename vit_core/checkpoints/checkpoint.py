@@ -189,8 +189,8 @@ class Checkpoint:
     assumptions: tuple[Assumption, ...] = ()
     """The fields of the config that the file does not contain."""
     decoder: Decoder | None = None
-    """Of the masked autoencoder that it is the encoder of, where the file has that too. No other format than
-    transformers' keeps it, and only pretraining needs it."""
+    """The decoder beside this encoder, where the file is that of a masked autoencoder. Only pretraining needs it, and
+    only transformers' format keeps it."""
 
     @classmethod
     def of(cls, config: CheckpointConfig, arrays: Mapping[str, np.ndarray], dtype: object = None) -> Self:

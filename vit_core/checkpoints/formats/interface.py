@@ -82,7 +82,7 @@ class Reading:
     used: frozenset[str] = frozenset()
     """What the reading uses beside the model in the file: names of facts, and of modules with a head of its own."""
     decoder: DecoderReading | None = None
-    """Of a masked autoencoder. One that does not fit is left out."""
+    """The decoder of a masked autoencoder, where the file has one. A decoder that does not fit is left out."""
 
 
 @dataclass(frozen=True)
