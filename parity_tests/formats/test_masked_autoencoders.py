@@ -194,6 +194,8 @@ def test_metas_files_have_the_decoder_and_its_loss(args: Namespace | None, tmp_p
     assert opened.config.model.position_embedding == "sincos2d_mae"
     assert opened.decoder is not None
     assert ("mask_ratio" in opened.decoder.stated) == (args is not None)
+    assert "decoder_heads" not in opened.decoder.stated
+    assert "decoder_heads: 16, assumed, as in its authors' code" in opened.notes
     mae = opened.decoder.mae if args else opened.decoder.mae.replace(mask_ratio=0.7, normalize_target=True)
     entries = {**opened.arrays.entries, **opened.decoder.arrays.entries}
     twin = masked_autoencoder.from_arrays(opened.config.model, mae, {name: x.read() for name, x in entries.items()})

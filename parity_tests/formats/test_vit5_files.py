@@ -54,7 +54,7 @@ def state_of(registers: int = 4, side: int = SIDE, norm_bias: bool = False, **sh
 
 
 def frequencies(base: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Of heads of 16 values: each coordinate turns four pairs."""
+    """The frequencies for heads of 16 values: each coordinate turns four pairs."""
     return 1.0 / base ** (torch.arange(0, 8, 2, dtype=dtype) / 8)
 
 

@@ -52,6 +52,7 @@ def test_one_run_has_the_interval_of_its_images(vit: Vit, folder: Path) -> None:
         (["."], "no training run, and no folder of training runs"),
         (["smooth", "base-0", "--at", "1e15"], "1 different costs: a power law is fitted to three or more"),
         (["smooth", "--at", "-1"], "--at -1.0: expected a number of FLOPs above 0"),
+        (["smooth", "--at", "inf"], "--at inf: expected a number of FLOPs above 0"),
         ([], "FOLDERS"),
     ],
 )

@@ -29,7 +29,7 @@ class Work(Schema):
     """What a run of a program makes one device do."""
 
     flops: Real
-    """Of products (dot, convolution): twice the multiply-adds, as often as the program executes them."""
+    """FLOPs of products (dot, convolution): twice the multiply-adds, as often as the program executes them."""
     moved: NonNegative
     """Bytes read from and written to the device's large memory, where every instruction reads its operands and writes
     its results once, in the layouts of the program with their padding; of an array that is cut, the part. Without

@@ -15,7 +15,7 @@ from vit_core.parameters import DECODER
 
 _POSITIONS, _EMBED, _HIDDEN = "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight"
 _HEADS = 16
-"""Of every decoder in models_mae.py."""
+"""Heads of every decoder in models_mae.py; no array shows them, so that they are assumed."""
 _ARGS = {"mask_ratio": "mask_ratio", "normalize_target": "norm_pix_loss"}
 """Fields of MaskedAutoencoder -> options of main_pretrain.py, which its files contain."""
 

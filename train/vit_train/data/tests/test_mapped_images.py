@@ -35,7 +35,7 @@ def opened(config: TrainConfig) -> Batches:
 
 
 def prints(batches: Batches) -> list[str]:
-    """Of three epochs."""
+    """Fingerprints of the batches of three epochs."""
     return [batches[i].fingerprint() for i in range(6)]
 
 
