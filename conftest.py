@@ -1,6 +1,7 @@
 """What all tests share: compiled programs, and how many examples a randomized test tries.
 
-Programs that several tests compile are compiled once: a cache for all processes of the session, gone with it.
+Programs that several tests compile are compiled once: a cache for all processes of the session. `make` keeps it in the
+virtual environment for the next session; where nothing is said it is gone with the session.
 """
 
 import atexit
@@ -17,12 +18,12 @@ for profile, examples in {"quick": 100, "release": 400}.items():
     settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True)
 settings.load_profile("quick")  # `make test-release` asks for the other one
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # this is the first of the session's processes
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # nobody keeps one, and this is the first of the session's processes
     cache = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    silence_libtpu()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+os.environ |= {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+silence_libtpu()

@@ -31,7 +31,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "hard, adapters": {"distillation": {"kind": "hard"}, "lora": {"rank": 2}, "scan": False},
 }
 RUNS["logits, flexible patches"] = {"distillation": {"kind": "logits"}, "patch_sizes": (2, 8)}
-QUICK = ("hard, distillation token",)
 
 
 UNUSED = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -51,9 +50,8 @@ def teacher_of(model: ViTConfig = TEACHER) -> Checkpoint:
     return found.with_config(found.config.replace(preprocessing=own))
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_twenty_steps_are_the_same(name: str) -> None:
     run = run_of(name)
     weights, teacher = checkpoint(run.model), teacher_of()

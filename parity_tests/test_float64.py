@@ -123,9 +123,9 @@ def test_every_field(name: str) -> None:
 @pytest.mark.parametrize(
     "rates",
     [
-        {"dropout": 0.3},
-        {"attention_dropout": 0.3},
-        {"stochastic_depth": 0.6},
+        pytest.param({"dropout": 0.3}, marks=pytest.mark.slow),
+        pytest.param({"attention_dropout": 0.3}, marks=pytest.mark.slow),
+        pytest.param({"stochastic_depth": 0.6}, marks=pytest.mark.slow),
         {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth": 0.5, "layer_scale": 1.0},
         {"dropout": 0.3, "mlp": "swiglu", "registers": 2, "distillation": "head"},
     ],
@@ -139,8 +139,14 @@ def test_masks_drop_the_same_in_both(rates: dict[str, float]) -> None:
     assert np.abs(a["output"] - a["logits"]).max() > 1e-3, "the masks changed nothing"
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    ("scan", "remat"),
+    [
+        (True, "none"),
+        (True, "dots"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(True, "full"), (False, "dots"), (False, "full")]),
+    ],
+)
 def test_scanned_and_rematerialised_layers(scan: bool, remat: str) -> None:
     config = SMALL.replace(depth=3, stochastic_depth=0.5, layer_scale=0.5, mlp="swiglu", qk_norm=True)
     drawn = masks.draw(config, 2, np.random.default_rng(1))
@@ -182,6 +188,7 @@ def test_another_resolution_beside_every_prefix_token(class_token_position: bool
     assert_one_model(parity.compare(a, b))
 
 
+@pytest.mark.slow
 def test_another_resolution_after_a_stem() -> None:
     """The padding "SAME" differs between the two resolutions."""
     a, b = traces(SMALL.replace(**STEM, stem_layers=(1, 1)), image_size=(24, 56))
@@ -257,6 +264,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=settings().max_examples // 20, suppress_health_check=[HealthCheck.too_slow])
 @given(config=configs(), seed=st.integers(0, 2**16))
 def test_random_configs(config: ViTConfig, seed: int) -> None:

@@ -28,15 +28,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "lamb, some blocks": {"optimizer": LAMB.replace(frozen=("blocks.0.*",)), "lora": EVERYWHERE},
     "unrolled": {"optimizer": ADAMW, "lora": EVERYWHERE, "scan": False},
 }  # fmt: skip
-QUICK = ("rotary, no key bias",)
 ENGINES: dict[str, Any] = {"jax": JaxEngine, "torch": TorchEngine}
 
 
-def quick_or_slow(names: Any) -> list[Any]:
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", quick_or_slow(RUNS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_twenty_steps_are_the_same(name: str) -> None:
     run = config(**RUNS[name])
     weights = checkpoint(run.model)

@@ -56,6 +56,7 @@ def trained() -> dict[str, JaxEngine | TorchEngine]:
     return engines
 
 
+@pytest.mark.slow
 def test_twenty_steps_are_the_same(trained: dict[str, JaxEngine | TorchEngine]) -> None:
     start = checkpoint(RUN.model).arrays["blocks.1.mlp.fc1.weight"]
     for averaged in (False, True):
@@ -66,6 +67,7 @@ def test_twenty_steps_are_the_same(trained: dict[str, JaxEngine | TorchEngine]) 
         assert parity.difference(in_torch["blocks.1.mlp.fc1.weight"], start)[1] > 1e-3, "nothing was trained"
 
 
+@pytest.mark.slow
 def test_metrics_are_scikit_learns_in_both(trained: dict[str, JaxEngine | TorchEngine]) -> None:
     """Worked out by scikit-learn from the logits; equal in both engines to the last bit."""
     split, options = sets(50, seed=1), RUN.evaluation.replace(allow_undecodable=True, batch_size=24)

@@ -45,6 +45,7 @@ def test_training_uses_what_evaluation_made() -> None:
     assert model.blocks[0].attn.qkv.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_what_stands_for_a_value_is_not_kept() -> None:
     """In tracing, in torch.compile and on fake tensors."""
     model, x_BCHW = vit_torch.from_seed(MODEL, 0).eval(), torch.randn(2, 3, 16, 16)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -81,8 +80,6 @@ def on_devices(count: int, *words: str, script: str = __file__) -> None:
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count={count}",
         "JAX_ENABLE_X64": "1",
         "OMP_NUM_THREADS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run([sys.executable, script, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

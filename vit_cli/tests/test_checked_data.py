@@ -40,6 +40,7 @@ def test_a_set_is_not_packed_into_the_images(vit: Vit, images: Path) -> None:
     assert "inside the data folder" in vit("prepare", images, "--out", images / "set", status=2)
 
 
+@pytest.mark.slow
 def test_training_in_the_folder_of_images(
     vit: Vit, recipe: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_every_command_explains_itself(words: tuple[str, ...], vit: Vit) -> None
     assert [each.name for each in arguments if not each.parameter.help] == [], "options without an explanation"
 
 
+@pytest.mark.slow
 def test_completion_knows_commands_and_fields(vit: Vit) -> None:
     for shell in ("bash", "zsh"):
         script = vit("completion", shell)
@@ -214,6 +215,7 @@ def test_libtpu_is_silenced_without_a_tpu(vit: Vit, monkeypatch: pytest.MonkeyPa
     assert ("TPU_STDERR_LOG_LEVEL" in os.environ) == (not devices)
 
 
+@pytest.mark.slow
 def test_no_help_imports_a_framework() -> None:
     """The help of every command, in one process. The parser needs the config of a recipe, but no model."""
     program = (

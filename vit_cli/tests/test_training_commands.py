@@ -21,7 +21,7 @@ from vit_train.data.sources import open_split
 from vit_train.tests.small_run import folder_of_images, png
 
 
-@pytest.mark.parametrize(("first", "second"), [("jax", "torch"), ("torch", "jax")])
+@pytest.mark.parametrize(("first", "second"), [("jax", "torch"), pytest.param("torch", "jax", marks=pytest.mark.slow)])
 def test_pretrain_finetune_evaluate(vit: Vit, recipe: str, first: str, second: str, tmp_path: Path) -> None:
     """From new weights in one framework to fine-tuned ones of another size in the other, both evaluated."""
     begun, tuned = tmp_path / "begun", tmp_path / "tuned"
@@ -278,6 +278,7 @@ def test_assumptions_about_a_checkpoint_are_printed(vit: Vit, recipe: str, tmp_p
     assert "heads: 1, one for each 64 of the width" in vit("explain", recipe, "--init", timm)
 
 
+@pytest.mark.slow
 def test_options_for_other_projects_are_refused_for_a_step(vit: Vit, recipe: str, tmp_path: Path) -> None:
     """A step that Orbax wrote, and the folder of a run."""
     vit("pretrain", recipe, "--framework", "jax", "--out", tmp_path / "run")

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 from vit_core.storage import location
@@ -42,8 +41,6 @@ def recipe(tmp_path: Path) -> Path:
 def start(recipe: Path, out: object, *words: str) -> subprocess.Popen[str]:
     """Starts `vit pretrain` as a process; what it prints is appended to a log beside the recipe."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if cache := jax.config.jax_compilation_cache_dir:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "vit_cli", "pretrain", str(recipe), "--out", str(out), *words]
     with open(recipe.parent / "log", "a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)

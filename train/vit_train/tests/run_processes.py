@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from vit_core import open_checkpoint
@@ -36,8 +35,6 @@ def start(recipe: Path, out: str, *words: str) -> subprocess.Popen[bytes]:
 def start_command(log: Path, *words: str) -> subprocess.Popen[bytes]:
     """Starts a `vit` command as a process; what it prints is appended to a log."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if cache := jax.config.jax_compilation_cache_dir:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with open(log, "ab") as file:
         return subprocess.Popen([sys.executable, "-m", "vit_cli", *words], stdout=file, stderr=file, env=environment)
 

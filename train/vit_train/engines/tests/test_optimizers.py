@@ -19,6 +19,7 @@ from vit_train.config import Optimizer
 from vit_train.engines.jax import optimizers as jax_optimizers
 from vit_train.engines.tests.optimizer_runs import (
     ENGINES,
+    QUICK,
     ROWS,
     RUNS,
     STEPS,
@@ -45,7 +46,9 @@ def _float64(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_both_engines_follow_the_formulas(name: str) -> None:
     expected = written_out(RUNS[name])
     in_jax, in_torch = run(InJax(RUNS[name], start())), run(InTorch(RUNS[name], start()))

@@ -78,6 +78,7 @@ assert open_checkpoint({str(run / "steps/000001")!r}).arrays["head.weight"].shap
     assert process.wait() == 0, process.stderr and process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_step_is_a_checkpoint(run: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(run / "steps/000001")
     assert opened.config.model_dump(mode="json") == METADATA

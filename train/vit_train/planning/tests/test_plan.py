@@ -89,6 +89,7 @@ def test_bytes_of_a_chip_equal_those_worked_out_by_hand(on_v5e: tuple[Plan, str]
     assert made.fits
 
 
+@pytest.mark.slow
 def test_weights_are_gathered_layer_by_layer_and_never_whole(on_v5e: tuple[Plan, str]) -> None:
     made, text = on_v5e
     found = hlo.by_kind(list(made.compiled.collectives))

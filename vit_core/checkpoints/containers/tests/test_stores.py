@@ -77,7 +77,15 @@ def make(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("kind", ["safetensors", "npz", "pth", "old pth", "msgpack", "orbax", "dcp"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "safetensors",
+        "npz",
+        "pth",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("old pth", "msgpack", "orbax", "dcp")),
+    ],
+)
 def test_every_kind(tmp_path: Path, store: StorePath, kind: str) -> None:
     local = make(tmp_path / "local", kind)
     path = upload(local, store / local.name)
