@@ -31,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "hard, adapters": {"distillation": {"kind": "hard"}, "lora": {"rank": 2}, "scan": False},
 }
 RUNS["logits, flexible patches"] = {"distillation": {"kind": "logits"}, "patch_sizes": (2, 8)}
-
+ONE_OF_EACH_KIND = ("hard, distillation token", "logits", "features")
 
 UNUSED = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 """What timm would normalise the teacher's images from."""
@@ -50,8 +50,10 @@ def teacher_of(model: ViTConfig = TEACHER) -> Checkpoint:
     return found.with_config(found.config.replace(preprocessing=own))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ONE_OF_EACH_KIND else pytest.mark.release) for name in RUNS],
+)
 def test_twenty_steps_are_the_same(name: str) -> None:
     run = run_of(name)
     weights, teacher = checkpoint(run.model), teacher_of()

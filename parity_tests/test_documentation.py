@@ -68,8 +68,9 @@ def blocks(page: Path) -> list[Block]:
 LONG = {
     f"docs/{page}.md"
     for page in (
-        "adapters", "checkpoints", "dinov3", "exporting", "extending/format", "figures", "fine-tuning", "first-hour",
-        "getting-started", "identical", "many-devices", "masked-autoencoder", "planning", "resolutions", "using",
+        "adapters", "checkpoints", "classes", "dinov3", "exporting", "extending/format", "figures", "fine-tuning",
+        "first-hour", "getting-started", "identical", "many-devices", "masked-autoencoder", "planning", "resolutions",
+        "using",
     )
 }  # fmt: skip
 """Pages whose code takes more than half a minute of a core; it runs before a release (`make test-release`). What they
