@@ -136,6 +136,30 @@ def conv(*sizes: Any, **options: Any) -> nnx.Conv:
     return nnx.Conv(*sizes, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0), **options)
 
 
+@jax.custom_vjp
+def product(x_BND: Array, kernel: Array) -> Array:
+    """Product [B, N, ...] over the first axis of a kernel [D, ...] that has more outputs than inputs: XLA for CPUs
+    computes its gradient fast."""
+    return jnp.tensordot(x_BND, kernel, 1)
+
+
+def _product_forward(x_BND: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(x_BND, kernel), (x_BND, kernel)
+
+
+# JAX writes the gradient of a kernel as a product whose first operand is `grad`. XLA transposes the first operand. It
+# should be the smaller one, x; and only then XLA has the fast kernels of CPUs compute the product. For a kernel of
+# 768 x 3072 that is twice as fast, for one of 3072 x 768 a little slower.
+def _product_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x_BND, kernel = saved
+    batch = tuple(range(x_BND.ndim - 1))
+    outputs = tuple(range(x_BND.ndim - 1, grad.ndim)), tuple(range(1, kernel.ndim))
+    return jnp.tensordot(grad, kernel, outputs), jnp.tensordot(x_BND, grad, (batch, batch))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
     """layer(x) as [B, N, D]. inputs: name of the kernel's input axis, for sharding.
 
@@ -155,7 +179,10 @@ def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
 
 def to_hidden(layer: Linear, x_BND: Array) -> Array:
     """layer(x) as [B, N, F], or [B, N, 2, F] of a gated MLP."""
-    return layer(x_BND) + low_rank(layer, x_BND) if is_adapted(layer) else layer(x_BND)
+    hidden = product(x_BND, layer.kernel[...])
+    if is_adapted(layer):
+        hidden += low_rank(layer, x_BND)
+    return hidden if layer.bias is None else hidden + layer.bias[...]
 
 
 def to_heads(layer: Linear, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
@@ -175,7 +202,7 @@ def to_heads(layer: Linear, x_BND: Array, bias_3TK: Array | None = None) -> tupl
         if bias_3TK is not None:
             qkv_BNT3K += bias_3TK.swapaxes(0, 1)
         return tuple(jnp.moveaxis(constrain(qkv_BNT3K, "batch tokens heads qkv head_dim"), 3, 0))
-    x_BNA = x_BND @ layer.kernel[...].reshape(D, -1)
+    x_BNA = product(x_BND, layer.kernel[...].reshape(D, -1))
     if is_adapted(layer):
         x_BNA += low_rank(layer, x_BND).reshape(x_BNA.shape)
     if bias_3TK is not None:
