@@ -132,6 +132,10 @@ def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_p
 
 def test_wrong_words_are_refused_before_anything_is_compiled(refused: Vit, tmp_path: Path) -> None:
     assert "unknown topology 'v9:2x2'" in refused("bench", "program", "--topology", "v9:2x2")
+    said = refused("bench", "program", "--topology", "local")
+    assert "unknown topology 'local'; expected the sides of a slice in chips: v4:4x4x4, v5e:16x16" in said
+    said = refused("plan", "digits", "--topology", "here")
+    assert "unknown topology 'here'; expected local, or the sides of a slice" in said
     assert "--batch-size 6: expected a multiple of the 4 chips of v5e:2x2" in refused(
         "bench", "program", "--topology", "v5e:2x2", "--batch-size", 6
     )
