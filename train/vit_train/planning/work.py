@@ -19,6 +19,9 @@ _WITHOUT_TRAFFIC = {
     "opt-barrier", "partition-id", "iota",
 }  # fmt: skip
 """Instructions that read and write nothing themselves."""
+_WITHOUT_TRAFFIC_BY_TARGET = ("AllocateBuffer", "ConcatBitcast")
+"""Custom calls of XLA for TPUs that read and write nothing: memory for the stacks of a loop, and arrays that are in
+memory one after another as one array."""
 _PARTS = ("dynamic-slice", "slice", "gather")
 """Instructions that read a part of their first operand."""
 _WHOLE = ("bitcast", "reshape")
@@ -88,6 +91,8 @@ class _Device:
             read = sum(large(named[name].shape) for name in start.operands)
             return min(read, held(instruction.shape)) + large(instruction.shape)
         if instruction.opcode in _WITHOUT_TRAFFIC or instruction.opcode.endswith("-start") or _sends(instruction):
+            return 0
+        if instruction.attribute(r'custom_call_target="(\w+)"') in _WITHOUT_TRAFFIC_BY_TARGET:
             return 0
         if instruction.opcode == "fusion":
             (called,) = instruction.called
