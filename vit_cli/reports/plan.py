@@ -86,7 +86,9 @@ def program_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     """Rows of the table of what the compiled program makes a device do in a step."""
     work = plan.compiled.work
     assert work is not None
-    yield "products", f"{work.flops / 1e9:,.2f} GFLOPs", f"the model's FLOPs are {plan.executed_share:.1%} of them"
+    share = f"the model's FLOPs are {plan.executed_share:.1%} of them"
+    unseen = f"without those of {work.kernels} runs of kernels, which XLA does not see"
+    yield "products", f"{work.flops / 1e9:,.2f} GFLOPs", unseen if work.kernels else share
     yield "moved", size(work.moved), "to and from its large memory"
     if work.received:
         yield "received", size(work.received), f"by collectives; {work.hidden / work.received:.0%} behind products"

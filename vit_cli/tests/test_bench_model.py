@@ -152,7 +152,7 @@ def test_programs_are_shown_beside_each_other(monkeypatch: pytest.MonkeyPatch) -
 
     memory = Memory(arguments=2**30, outputs=0, aliased=0, temporaries=2**30, program=0, peak=0)
     flops = SETTING.flops["train"] * SETTING.batch_size / 2
-    work = Work(flops=2 * flops, moved=2**31, received=2**20, hidden=2**18, cycles=2_500_000)
+    work = Work(flops=2 * flops, kernels=0, moved=2**31, received=2**20, hidden=2**18, cycles=2_500_000)
     fits, too_large = Compiled(seconds=1.0, memory=memory, work=work), Compiled(seconds=1.0, refused=2**40)
     lines: list[tuple[str, ...]] = []
     monkeypatch.setattr("vit_cli.reports.programs.table", lambda title, columns, rows: lines.extend(rows))
