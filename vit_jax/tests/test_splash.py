@@ -1,5 +1,8 @@
 """Splash attention: when it is used, and its numbers, which XLA computes here as the kernel would on a TPU."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +13,38 @@ import pytest
 from vit_jax import fused, sharding
 from vit_jax.attention import attend
 from vit_jax.layers import padding_bias
+
+SHARED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh
+from vit_jax import sharding
+from vit_jax.fused import splash_attention
+
+def attention(*arrays):
+    return splash_attention(*arrays, interpret=True)
+
+def of_parts(*arrays):
+    with sharding.within_shard():
+        parts = (x.reshape(2, 2, *x.shape[1:]) for x in arrays)
+        return jax.vmap(attention, spmd_axis_name=sharding.BATCH_AXES)(*parts).reshape(arrays[0].shape)
+
+q, k, v = (jax.random.normal(key, (4, 140, 2, 64), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+valid = jnp.arange(140) < jnp.array([[140], [90], [120], [60]])
+alone = jax.jit(attention)(q, k, v, valid)
+mesh = Mesh(np.array(jax.devices()).reshape(2, 1, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+with jax.set_mesh(mesh):
+    for shared in (attention, of_parts):
+        print(jnp.array_equal(jax.jit(shared)(q, k, v, valid), alone))
+"""
+
+
+@pytest.mark.slow
+def test_devices_that_share_examples_and_heads_compute_the_same() -> None:
+    """On a mesh of four, also within the parts of a batch whose gradients are summed apart."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARED], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
 
 
 @pytest.mark.slow
