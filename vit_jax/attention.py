@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_jax.layers import drop, fused_attention, identity, linear, norm_layer, to_heads, to_width
+from vit_jax.fused import fused_attention
+from vit_jax.layers import drop, identity, linear, norm_layer, to_heads, to_width
 from vit_jax.mlp import Mlp
 from vit_jax.relative import RelativeBias
 from vit_jax.rope import MixedRope, rotate

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_core.errors import shortened
 from vit_jax.sharding import constrain, shares_kernels
 from vit_jax.stacking import Masks
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
-
-logger = logging.getLogger("vit")
 
 
 def norm_layer(config: ViTConfig, size: int | None = None) -> LayerNorm | RMSNorm:
@@ -220,51 +216,3 @@ def low_rank(layer: Linear, x_BNI: Array) -> Array:
     down, up = layer.lora_A[...], layer.lora_B[...]
     x_BNR = x_BNI @ down.reshape(x_BNI.shape[-1], -1)
     return layer.lora_scale * jnp.tensordot(x_BNR, up, 1)
-
-
-def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None = None) -> Array:
-    """Scaled dot-product attention [B, N, T, K] by jax.nn.dot_product_attention: by cuDNN's kernel on a GPU in a 16-bit
-    type (which JAX must be asked for), else by XLA's.
-
-    Where cuDNN is missing, or takes no such arguments, XLA's is used and a note is logged, once.
-    """
-    bias = bias[None] if bias is not None and bias.ndim == 3 else bias
-    if jax.default_backend() == "gpu" and q_BNTK.dtype in (jnp.bfloat16, jnp.float16):
-        try:
-            return even_attention(q_BNTK, k_BMTK, v_BMTK, bias, "cudnn")
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
-    return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias)
-
-
-def even_attention(
-    q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None, implementation: Literal["cudnn", "xla"]
-) -> Array:
-    """jax.nn.dot_product_attention, given even numbers of tokens: an odd number is padded by one that is not attended
-    to. cuDNN refuses odd numbers, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2).
-    Padding was compared with the plain path on CPUs, by XLA; no GPU has tried it."""
-    (B, N), M = q_BNTK.shape[:2], k_BMTK.shape[1]
-    if N % 2 == 0 and M % 2 == 0:
-        return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation=implementation)
-
-    def even(x: Array, *axes: int) -> Array:
-        return jnp.pad(x, [(0, length % 2 if i in axes else 0) for i, length in enumerate(x.shape)])
-
-    q_BNTK, k_BMTK, v_BMTK = even(q_BNTK, 1), even(k_BMTK, 1), even(v_BMTK, 1)
-    if bias is not None:
-        bias = even(bias, *(axis for axis in (2, 3) if bias.shape[axis] > 1))
-    out_BNTK = jax.nn.dot_product_attention(
-        q_BNTK,
-        k_BMTK,
-        v_BMTK,
-        bias,
-        query_seq_lengths=jnp.full((B,), N, jnp.int32),
-        key_value_seq_lengths=jnp.full((B,), M, jnp.int32),
-        implementation=implementation,
-    )
-    return out_BNTK[:, :N]
-
-
-@cache
-def _note(text: str) -> None:
-    logger.info(text)

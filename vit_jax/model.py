@@ -117,8 +117,8 @@ class PreLogits(nnx.Module):
 class ViT(Classifier):
     """Images [B, H, W, C] to logits [B, classes] (to the features it would read where num_classes is 0).
 
-    attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is jax.nn.dot_product_attention, on
-        GPUs in 16 bits by cuDNN's kernel; its softmax is float32 even in float64.
+    attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is the devices' own kernel in 16 bits
+        (vit_jax.fused), else jax.nn.dot_product_attention; its softmax is float32 even in float64.
     scan: keep the blocks' parameters stacked and run them by jax.lax.scan, which compiles one block instead of all.
     remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
     checkpoint: the config of the folder it was loaded from, which `save` writes again.

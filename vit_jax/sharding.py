@@ -1,7 +1,7 @@
 """How arrays are sharded over a mesh (data, fsdp, tensor): one list of rules for parameters, optimizer statistics and
 activations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -47,7 +47,29 @@ def constrain(x: jax.Array, layout: str) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().axis_names != AXES:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(layout, unused=BATCH_AXES if _within_shard.get() else ()))
+    return jax.lax.with_sharding_constraint(x, _traced_spec(layout))
+
+
+def by_device(function: Callable[..., jax.Array], layouts: Sequence[str], out: str) -> Callable[..., jax.Array]:
+    """A function that each device computes of its own parts of the arguments, which are sharded by the rules, while it
+    is traced for a mesh with these axes; elsewhere the function itself. XLA cannot share kernels of Pallas itself."""
+    if jax.sharding.get_abstract_mesh().axis_names != AXES:
+        return function
+    # A kernel does not say along which axes its results differ, so that JAX cannot check it.
+    return jax.shard_map(
+        function, in_specs=tuple(map(_traced_spec, layouts)), out_specs=_traced_spec(out), check_vma=False
+    )
+
+
+def platform() -> str:
+    """The platform of the devices it is traced for: of the mesh, or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _traced_spec(layout: str) -> PartitionSpec:
+    """The sharding of an array that is being traced."""
+    return spec(layout, unused=BATCH_AXES if _within_shard.get() else ())
 
 
 @contextmanager

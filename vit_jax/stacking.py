@@ -18,6 +18,14 @@ Places = dict[str, jax.Array]
 """What the blocks know of where the tokens are. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies,
 or the "coordinates" [N, 2] for learned ones."""
 
+CHEAP = {
+    "abs", "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos", "div", "eq",
+    "erf", "exp", "expand_dims", "ge", "gt", "integer_pow", "iota", "le", "log", "logistic", "lt", "max", "min", "mul",
+    "ne", "neg", "pow", "reshape", "rsqrt", "select_n", "sharding_constraint", "sign", "sin", "slice", "split", "sqrt",
+    "square", "squeeze", "stop_gradient", "sub", "tanh", "transpose",
+}  # fmt: skip
+"""Names of JAX's operations on single elements, and of those that only move them."""
+
 
 def stack(blocks: "nnx.List[Any]") -> "Block":
     """One block whose every parameter has a leading layer axis."""
@@ -40,7 +48,7 @@ def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, places:
     """x through all blocks; the masks have a leading layer axis, the places are the same for all."""
     if not isinstance(blocks, nnx.List):
         graph, stacked = nnx.split(blocks)
-        apply = _call(graph, remat)
+        apply = _call(graph, remat, scanned=True)
         return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1], places), None), x_BND, (stacked, masks))[0]
     for i, block in enumerate(blocks):
         graph, state = nnx.split(block)
@@ -49,13 +57,20 @@ def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, places:
     return x_BND
 
 
-def _call(graph: Any, remat: Remat) -> Callable[[Any, jax.Array, Masks, Places], jax.Array]:
+def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax.Array, Masks, Places], jax.Array]:
     """A block as a function of its state, which is what jax.checkpoint and jax.lax.scan take."""
 
     def call(state: Any, x_BND: jax.Array, masks: Masks, places: Places) -> jax.Array:
         return nnx.merge(graph, state)(x_BND, masks, places)
 
     if remat == "none":
-        return call
+        # What a loop keeps for the backward pass is written into stacks of all layers and read again, where unrolled
+        # layers let the compiler choose. A loop's passes are apart, so that nothing would undo the recomputation.
+        return jax.checkpoint(call, policy=_is_kept, prevent_cse=False) if scanned else call
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(call, policy=keep)
+
+
+def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether scanned layers keep an operation's result: not of those that cost less than writing and reading it."""
+    return primitive.name not in CHEAP

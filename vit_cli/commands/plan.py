@@ -38,7 +38,7 @@ def plan(
             or local: the devices of this machine.
         fit: Search batch size, rematerialisation and mesh for the largest batch that fits.
     """
-    asked = None if topology == topologies.LOCAL else topologies.parse(topology)
+    asked = None if topology == topologies.LOCAL else topologies.parse(topology, f"{topologies.LOCAL}, or ")
     require("jax", "jax", "flax", "optax")
     if asked is not None:
         require("tpu", "libtpu")

@@ -18,6 +18,8 @@ def print_plan(plan: Plan, recipe: str) -> None:
     if plan.compiled.collectives:
         columns = ("collectives, on a device", "times", "results", "received", "the biggest")
         table("", columns, collective_rows(plan), notes=True)
+    if plan.executed_share is not None:
+        table("", ("the program, on a device", "", ""), program_rows(plan), notes=True)
     for loop in plan.compiled.uncounted:
         say(f"loop {loop}: its collectives are counted once, because its number of iterations is not known")
     if plan.bounds:
@@ -78,6 +80,18 @@ def collective_rows(plan: Plan) -> Iterator[tuple[object, ...]]:
         arrays = found[0].shape.split(", ")
         biggest = arrays[0] if len(arrays) == 1 else f"{len(arrays)} arrays, {arrays[0]} ..."
         yield kind, f"{times:,}", size(results), size(received), f"{found[0].times} x {size(found[0].size)}: {biggest}"
+
+
+def program_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Rows of the table of what the compiled program makes a device do in a step."""
+    work = plan.compiled.work
+    assert work is not None
+    share = f"the model's FLOPs are {plan.executed_share:.1%} of them"
+    unseen = f"without those of {work.kernels} runs of kernels, which XLA does not see"
+    yield "products", f"{work.flops / 1e9:,.2f} GFLOPs", unseen if work.kernels else share
+    yield "moved", size(work.moved), "to and from its large memory"
+    if work.received:
+        yield "received", size(work.received), f"by collectives; {work.hidden / work.received:.0%} behind products"
 
 
 def bound_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:

@@ -132,6 +132,10 @@ def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_p
 
 def test_wrong_words_are_refused_before_anything_is_compiled(refused: Vit, tmp_path: Path) -> None:
     assert "unknown topology 'v9:2x2'" in refused("bench", "program", "--topology", "v9:2x2")
+    said = refused("bench", "program", "--topology", "local")
+    assert "unknown topology 'local'; expected the sides of a slice in chips: v4:4x4x4, v5e:16x16" in said
+    said = refused("plan", "digits", "--topology", "here")
+    assert "unknown topology 'here'; expected local, or the sides of a slice" in said
     assert "--batch-size 6: expected a multiple of the 4 chips of v5e:2x2" in refused(
         "bench", "program", "--topology", "v5e:2x2", "--batch-size", 6
     )
@@ -148,7 +152,7 @@ def test_programs_are_shown_beside_each_other(monkeypatch: pytest.MonkeyPatch) -
 
     memory = Memory(arguments=2**30, outputs=0, aliased=0, temporaries=2**30, program=0, peak=0)
     flops = SETTING.flops["train"] * SETTING.batch_size / 2
-    work = Work(flops=2 * flops, moved=2**31, received=2**20, hidden=2**18, cycles=2_500_000)
+    work = Work(flops=2 * flops, kernels=0, moved=2**31, received=2**20, hidden=2**18, cycles=2_500_000)
     fits, too_large = Compiled(seconds=1.0, memory=memory, work=work), Compiled(seconds=1.0, refused=2**40)
     lines: list[tuple[str, ...]] = []
     monkeypatch.setattr("vit_cli.reports.programs.table", lambda title, columns, rows: lines.extend(rows))

@@ -117,16 +117,28 @@ def test_dtype_is_of_parameters_and_output(folder: Path, dtype: Any) -> None:
     assert model(jnp.zeros((1, 8, 8, 3))).dtype == jnp.dtype(dtype)
 
 
-def saved_bytes(model: vit_jax.ViT) -> int:
-    """What the forward pass keeps for the backward one: the size of the residuals jax.vjp closes over."""
+def saved_arrays(model: vit_jax.ViT) -> list[jax.Array]:
+    """What the forward pass of eight images keeps for the backward one: the residuals jax.vjp closes over."""
     graph, state = nnx.split(model)
     _, pull = jax.vjp(lambda state: nnx.merge(graph, state)(jnp.zeros((8, 8, 8, 3))), state)
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(pull) if hasattr(leaf, "nbytes"))
+    return [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "nbytes")]
+
+
+def saved_bytes(model: vit_jax.ViT) -> int:
+    return sum(leaf.nbytes for leaf in saved_arrays(model))
 
 
 def test_rematerialisation_keeps_less(folder: Path) -> None:
     kept = {remat: saved_bytes(vit_jax.load(folder, scan=True, remat=remat)) for remat in ("none", "dots", "full")}
     assert kept["full"] < kept["dots"] < kept["none"]
+
+
+def test_scanned_layers_keep_results_of_products_once() -> None:
+    """Not GELU's parts beside what GELU is given, nor the softmax's beside the scores."""
+    config = MODEL.replace(mlp_dim=24)
+    L, N, T, F = config.depth, config.tokens, config.heads, config.mlp_dim
+    shapes = [leaf.shape for leaf in saved_arrays(vit_jax.ViT(config, rngs=nnx.Rngs(0), scan=True))]
+    assert shapes.count((L, 8, N, F)) == shapes.count((L, 8, T, N, N)) == 1
 
 
 def test_masks_are_a_function_of_the_key() -> None:

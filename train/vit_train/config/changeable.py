@@ -31,7 +31,7 @@ They are among those of FIXED_ON_RESUME: the command that began the run does not
 CHANGEABLE_ON_RESUME = {
     "data.name", "data.directory", "data.eval_split", "data.image_column", "data.label_column", "data.split_column",
     "data.label_separator", "data.label_columns", "distillation.teacher",
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.prefetch", "scan", "compile", "remat",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.prefetch", "scan", "attention", "compile", "remat",
     "log_every", "evaluate_every", "save_every", "keep", "keep_every", "keep_best", "evaluation_batch",
     "threads", "workers", "image_cache", "image_cache_folder", "fingerprints", "profile", "tensorboard", "loggers",
     "skippable", "explosion", "allow_undecodable", "undecodable_limit",

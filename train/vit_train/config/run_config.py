@@ -90,6 +90,9 @@ class TrainConfig(Schema):
     mesh: Mesh = Mesh()
     scan: Flag = True
     """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
+    attention: Literal["plain", "fused"] = "plain"
+    """JAX: XLA's own, or in bfloat16 a kernel that keeps no matrix of weights: cuDNN's on GPUs, on TPUs splash
+    attention for more than 1,024 tokens. (PyTorch's is always fused.)"""
     compile: Flag | None = None
     """PyTorch: compile each block by torch.compile (one for all, and not the layers around them, so it takes seconds
     rather than minutes). None: on CUDA devices. (JAX compiles always.)"""

@@ -77,6 +77,14 @@ class Plan:
         return flops.recomputed(self.config.longest, self.config.remat, self.config.masked)
 
     @property
+    def executed_share(self) -> float | None:
+        """training_flops over the FLOPs of the products that the program executes; None without any known."""
+        work = self.compiled.work
+        if work is None or not work.flops:
+            return None
+        return self.training_flops * self.config.batch_size / self.devices / work.flops
+
+    @property
     def fits(self) -> bool:
         """Whether it fits into a device's memory."""
         return self.compiled.refused is None and self.compiled.needed <= self.target.chip.memory

@@ -87,12 +87,12 @@ class Topology:
         return megacore | ({"chips_per_host_bounds": (1, 1, 1)} if prod(self.shape) == 1 else {})
 
 
-def parse(text: str) -> Topology:
-    """The slice of a name. InputError for one that does not exist."""
+def parse(text: str, also: str = "") -> Topology:
+    """The slice of a name. InputError for one that does not exist; also: what else its message says is expected."""
     name, colon, lengths = text.partition(":")
     if name not in FAMILIES:
         slices = ", ".join(family.example for family in FAMILIES.values())
-        raise InputError(f"unknown topology '{text}'; expected {LOCAL}, or the sides of a slice in chips: {slices}")
+        raise InputError(f"unknown topology '{text}'; expected {also}the sides of a slice in chips: {slices}")
     family = FAMILIES[name]
     if not colon or not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})*", lengths):
         raise InputError(f"topology '{text}': expected the chips along each side of the slice, as {family.example}")

@@ -19,6 +19,9 @@ _WITHOUT_TRAFFIC = {
     "opt-barrier", "partition-id", "iota",
 }  # fmt: skip
 """Instructions that read and write nothing themselves."""
+_WITHOUT_TRAFFIC_BY_TARGET = ("AllocateBuffer", "ConcatBitcast")
+"""Custom calls of XLA for TPUs that read and write nothing: memory for the stacks of a loop, and arrays that are in
+memory one after another as one array."""
 _PARTS = ("dynamic-slice", "slice", "gather")
 """Instructions that read a part of their first operand."""
 _WHOLE = ("bitcast", "reshape")
@@ -30,6 +33,8 @@ class Work(Schema):
 
     flops: Real
     """FLOPs of products (dot, convolution): twice the multiply-adds, as often as the program executes them."""
+    kernels: NonNegative
+    """How often it executes kernels of Pallas, whose products XLA does not see: they are not among the FLOPs."""
     moved: NonNegative
     """Bytes read from and written to the device's large memory, where every instruction reads its operands and writes
     its results once, in the layouts of the program with their padding; of an array that is cut, the part. Without
@@ -45,10 +50,11 @@ class Work(Schema):
 def work_of(program: Program) -> Work:
     """What a run of a program makes one device do."""
     device = _Device(program)
-    moved = flops = cycles = 0
+    moved = flops = cycles = kernels = 0
     for place, instruction in program.walk():
         if instruction.opcode in PRODUCTS:
             flops += place.times * device.product_flops(place.computation, instruction)
+        kernels += place.times * (target_of(instruction) == "tpu_custom_call")
         if not place.fused:
             moved += place.times * device.traffic(place.computation, instruction)
             cycles += place.times * int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
@@ -56,6 +62,7 @@ def work_of(program: Program) -> Work:
     collectives = program.collectives
     return Work(
         flops=float(flops),
+        kernels=kernels,
         moved=moved,
         received=sum(each.received for each in collectives),
         hidden=sum(each.received for each in collectives if each.channel in hidden),
@@ -88,6 +95,8 @@ class _Device:
             read = sum(large(named[name].shape) for name in start.operands)
             return min(read, held(instruction.shape)) + large(instruction.shape)
         if instruction.opcode in _WITHOUT_TRAFFIC or instruction.opcode.endswith("-start") or _sends(instruction):
+            return 0
+        if target_of(instruction) in _WITHOUT_TRAFFIC_BY_TARGET:
             return 0
         if instruction.opcode == "fusion":
             (called,) = instruction.called
@@ -180,6 +189,11 @@ class _Device:
                             under_way.setdefault(channel(each), []).append(i)
             hidden |= {name for name, at in under_way.items() if any(min(at) <= i <= max(at) for i in products)}
         return hidden
+
+
+def target_of(instruction: Instruction) -> str | None:
+    """What a custom call calls; None for other instructions."""
+    return instruction.attribute(r'custom_call_target="(\w+)"') if instruction.opcode == "custom-call" else None
 
 
 def _sends(instruction: Instruction) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -110,7 +111,7 @@ class JaxEngine(OnMesh):
             self.state, result = self.step.train(
                 self.state,
                 self._to_global(batch),
-                self._by_device(stop),
+                self._stop[stop],
                 np.int32(step),
                 step_rates(self.config, step),
                 (np.int32(self.skippable), np.asarray(self.config.loss_limit, self.config.dtype)),
@@ -236,9 +237,15 @@ class JaxEngine(OnMesh):
         arrays: Batch = jax.tree.map(put, LAYOUTS._replace(images_BHWC=None), rest)
         return arrays._replace(images_BHWC=self.images_to_global(batch.images_BHWC, self.config.model), masks=masks)
 
-    def _by_device(self, stop: bool) -> jax.Array:
-        ours = np.full(1, stop, np.int32)
-        return jax.make_array_from_callback((self.mesh.size,), self.step.by_device, lambda _: ours)
+    @cached_property
+    def _stop(self) -> tuple[jax.Array, jax.Array]:
+        """Whether this process wants to stop -> 0 or 1 on each of its devices."""
+
+        def by_device(value: int) -> jax.Array:
+            ours = np.full(1, value, np.int32)
+            return jax.make_array_from_callback((self.mesh.size,), self.step.by_device, lambda _: ours)
+
+        return by_device(0), by_device(1)
 
 
 def _is_statistic(kind: str, name: str) -> bool:

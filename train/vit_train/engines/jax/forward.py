@@ -1,6 +1,6 @@
 """The forward pass of a model over a mesh: uint8 images to logits, from parameters kept in stacks."""
 
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ from vit_core.naflex import Patches
 from vit_core.parameters import Parameter, Stack, parameters, stacks
 from vit_core.preprocess import Preprocessing, offset_and_scale
 from vit_jax import arrays, lora, masked_autoencoder, naflex, sharding
+from vit_jax.attention import Attend
+from vit_jax.stacking import Remat
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engines.jax.mesh import batch_sharding
 
-Remat = Literal["none", "dots", "full"]
 Params = dict[str, jax.Array]
 """Stack's name -> its parameters, in the JAX layout with the layers first."""
 
@@ -42,6 +43,7 @@ class Forward:
         compute_dtype: str,
         *,
         scan: bool = True,
+        attention: Attend = "plain",
         remat: Remat = "none",
         mixes: bool = False,
         adapters: Lora | None = None,
@@ -50,7 +52,9 @@ class Forward:
         self.model_config, self.preprocessing, self.stacks = model, preprocessing, stacks
         self.adapters, self.mae = adapters, mae
         self.compute_dtype = jnp.dtype(compute_dtype)
-        self.scan, self.remat, self.mixes = scan, remat, mixes
+        self.scan, self.mixes = scan, mixes
+        self.options: dict[str, Any] = {"scan": scan, "attention": attention, "remat": remat}
+        """Of vit_jax.ViT: how it computes."""
         self.position_of = {row.name: (stack.name, i) for stack in stacks.values() for i, row in enumerate(stack.rows)}
         """Canonical name -> the stack that has the parameter, and its index there."""
         self.logits = jax.jit(
@@ -72,6 +76,7 @@ class Forward:
             mesh,
             config.compute_dtype or config.dtype,
             scan=config.scan,
+            attention=config.attention,
             remat=config.remat,
             mixes=config.augmentation.mixes,
             adapters=config.lora,
@@ -88,6 +93,7 @@ class Forward:
             mesh,
             config.compute_dtype or config.dtype,
             scan=config.scan,
+            attention=config.attention,
             mixes=config.augmentation.mixes,
         )
 
@@ -110,8 +116,8 @@ class Forward:
         def build() -> vit_jax.ViT:
             if self.mae is not None:
                 kind = masked_autoencoder.MaskedAutoencoder
-                return kind(self.model_config, self.mae, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
-            return vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), scan=self.scan, remat=self.remat)
+                return kind(self.model_config, self.mae, rngs=nnx.Rngs(0), **self.options)
+            return vit_jax.ViT(self.model_config, rngs=nnx.Rngs(0), **self.options)
 
         model = nnx.eval_shape(build)
         if self.scan:

@@ -1,6 +1,7 @@
 """The mesh of a run: its devices along the axes data, fsdp and tensor, and each process's rows of a batch."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -30,14 +31,18 @@ def batch_shards(mesh: Mesh) -> int:
     return int(mesh.shape["data"] * mesh.shape["fsdp"])
 
 
+@cache
 def batch_sharding(mesh: Mesh, layout: str = "batch") -> NamedSharding:
     """Sharding of an array whose layout ("batch", "layers batch") has a batch axis."""
     return NamedSharding(mesh, spec(layout))
 
 
+@cache
 def process_rows(mesh: Mesh, size: int) -> np.ndarray:
     """Which rows of a batch of `size` this process's devices hold, ascending."""
-    return np.concatenate([np.arange(size)[rows] for rows in _local_slices(mesh, size)])
+    rows = np.concatenate([np.arange(size)[rows] for rows in _local_slices(mesh, size)])
+    rows.flags.writeable = False
+    return rows
 
 
 def is_primary(mesh: Mesh) -> bool:

@@ -94,7 +94,7 @@ class TrainStep:
         stop = jax.ShapeDtypeStruct((self.mesh.size,), jnp.int32, sharding=self.by_device)
         with jax.set_mesh(self.mesh):
             drawn = self.config.longest.patch_size if self.config.patch_sizes else None
-            limits, rates = (count, rate), (rate,) * 4
+            limits, rates = (count, rate), jax.ShapeDtypeStruct((4,), rate.dtype, sharding=self._replicated)
             return self.train.lower(self.state, self.batch, stop, count, rates, limits, self.taught, drawn)
 
     @cached_property
@@ -214,7 +214,7 @@ class TrainStep:
         batch: Batch,
         stop: jax.Array,
         step: jax.Array,
-        rates: tuple[jax.Array, ...],
+        rates: jax.Array,
         limits: tuple[jax.Array, jax.Array],
         taught: Params,
         patch_size: tuple[int, int] | None,
@@ -289,12 +289,11 @@ class TrainStep:
         return parts._replace(masks=split_masks)
 
 
-def step_rates(config: TrainConfig, step: int) -> tuple[np.ndarray, ...]:
-    """What changes from step to step, in the type of the parameters: the learning rate, its fraction of the peak, and
-    how much the moving average keeps of itself and adds of the weights."""
+def step_rates(config: TrainConfig, step: int) -> np.ndarray:
+    """What changes from step to step, in the type of the parameters [4]: the learning rate, its fraction of the peak,
+    and how much the moving average keeps of itself and adds of the weights."""
     kept = config.average_decay(step)
-    rates = config.learning_rate(step), config.schedule_fraction(step), kept, 1 - kept
-    return tuple(np.asarray(rate, config.dtype) for rate in rates)
+    return np.array((config.learning_rate(step), config.schedule_fraction(step), kept, 1 - kept), config.dtype)
 
 
 def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:

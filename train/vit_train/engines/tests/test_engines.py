@@ -12,6 +12,9 @@ import pytest
 from vit_core import CheckpointConfig, InputError, parity
 from vit_core.checkpoints import Checkpoint
 from vit_train.data.batches import Batches
+from vit_train.engines.jax.forward import Params
+from vit_train.engines.jax.mesh import make_mesh
+from vit_train.engines.jax.train_step import TrainStep
 from vit_train.step_result import StepResult
 from vit_train.tests.small_run import CONFIG, ENGINES, MODEL, SGD, quadrants, run_in, save_step, train_steps
 
@@ -38,6 +41,20 @@ def jax_compilations() -> Iterator[list[str]]:
         yield names
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_config_chooses_jaxs_attention() -> None:
+    """In every block of the model that is trained."""
+    for kind in ("plain", "fused"):
+        config = CONFIG.replace(attention=kind, scan=False)
+        step = TrainStep(config, make_mesh(config.mesh.over(1, MODEL), MODEL, jax.devices()[:1]))
+        found: list[str] = []
+
+        def blocks(params: Params, step: TrainStep = step, found: list[str] = found) -> None:
+            found.extend(block.attn.attention for block in step.forward.model(params).blocks)
+
+        jax.eval_shape(blocks, step.params(step.state))
+        assert found == [kind] * MODEL.depth
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -125,6 +125,13 @@ def test_bounds(on_v5e: tuple[Plan, str]) -> None:
     }
 
 
+def test_the_program_executes_the_products_of_the_model(on_v5e: tuple[Plan, str]) -> None:
+    """All but the gradient of the images, which nobody needs."""
+    made, _ = on_v5e
+    counts = flops.forward(SMALL.model)
+    assert made.executed_share == 3 * sum(counts.values()) / (3 * sum(counts.values()) - counts["patch_embed"])
+
+
 def test_arguments_are_the_arrays_of_a_run() -> None:
     """On this machine, to the byte: the state and the batch of an engine, and the numbers that each step gets."""
     config = CONFIG
@@ -134,7 +141,7 @@ def test_arguments_are_the_arrays_of_a_run() -> None:
     state = {name: x.nbytes for name, x in engine.state.items()}
     assert made.shares["parameters"] == sum(held for name, held in state.items() if name.startswith("params/"))
     assert made.shares["batch"] == sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
-    scalars = {"step": 4, "stop": 4, "rate": 4, "kept": 4, "added": 4, "skippable": 4, "loss limit": 4}
+    scalars = {"step": 4, "stop": 4, "rates": 4 * 4, "skippable": 4, "loss limit": 4}
     assert made.compiled.memory is not None
     assert made.compiled.memory.arguments == sum(state.values()) + made.shares["batch"] + sum(scalars.values())
 
@@ -190,7 +197,17 @@ def test_the_command(vit: Vit, tmp_path: Path) -> None:
     assert "by an earlier run" in out
     for row in (f"{count(CONFIG.model):,}", "data 4 x fsdp 1 x tensor 1", "all-reduce", "links", "15.75 GiB", "fits, "):
         assert row in out
-    for row in ("parameters", "optimizer state", "batch", "activations", "temporaries", "peak", "capacity"):
+    for row in (
+        "parameters",
+        "optimizer state",
+        "batch",
+        "activations",
+        "temporaries",
+        "peak",
+        "capacity",
+        "moved",
+        "received",
+    ):
         assert re.search(rf"^ +{row} +[\d.]+ ([KMG]i)?B", out, re.MULTILINE), row
     with pytest.MonkeyPatch.context() as patch:
         chip = replace(topologies.FAMILIES["v5e"].chip, memory=2**20)

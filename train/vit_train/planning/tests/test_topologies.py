@@ -25,7 +25,7 @@ def test_slices_that_libtpu_knows(name: str, devices: int) -> None:
     [
         (
             "v5f:4x4",
-            "unknown topology 'v5f:4x4'; expected local, or the sides of a slice in chips: v4:4x4x4, v5e:16x16",
+            "unknown topology 'v5f:4x4'; expected the sides of a slice in chips: v4:4x4x4, v5e:16x16",
         ),
         ("v5e", "expected the chips along each side of the slice, as v5e:16x16"),
         ("v5e:0x4", "expected the chips along each side"),

@@ -1,0 +1,48 @@
+"""Attention of B/16 at 512 and 1,024 pixels, compiled for TPUs that are not present: what the kernel keeps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from vit_jax import sharding
+from vit_jax.attention import attend
+from vit_train.planning.compilation import Compiled, compile_now
+from vit_train.planning.plan import target
+from vit_train.planning.topologies import parse
+
+pytestmark = pytest.mark.usefixtures("without_hardware")
+IMAGES, T, K = 2, 12, 64
+"""Images of a chip; B/16's heads and their width."""
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("tokens", [1025, 4097])
+def test_no_matrix_of_attention_weights_is_kept(tokens: int) -> None:
+    """With the derivative and padding, shared by the chips of a slice: plain attention holds more than one
+    matrix [B, T, N, N] in bfloat16; the kernel holds less than a quarter of one, in arrays of tokens."""
+    devices = target(parse("v5e:2x2")).devices
+    mesh = Mesh(np.array(devices).reshape(-1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    matrix = 2 * IMAGES * T * tokens**2
+    assert temporaries("plain", tokens, mesh) > matrix
+    assert temporaries("fused", tokens, mesh) < matrix / 4
+
+
+def temporaries(kind: Any, tokens: int, mesh: Mesh) -> int:
+    """Bytes of a chip, between the inputs and the gradients of attention."""
+    by_image = NamedSharding(mesh, sharding.spec("batch"))
+    B = IMAGES * mesh.size
+    x_BNTK = jax.ShapeDtypeStruct((B, tokens, T, K), jnp.bfloat16, sharding=by_image)
+    padding_B11N = jax.ShapeDtypeStruct((B, 1, 1, tokens), jnp.bfloat16, sharding=by_image)
+
+    def total(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+        return attend(q, k, v, kind, bias=bias).astype("float32").sum()
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(x_BNTK, x_BNTK, x_BNTK, padding_B11N)
+    compiled: Compiled = compile_now(lowered)
+    assert compiled.memory is not None
+    return compiled.memory.temporaries
