@@ -8,7 +8,7 @@ from cyclopts import Parameter, Token
 from vit_cli import console
 from vit_core.checkpoints import Checkpoint, open_checkpoint
 from vit_core.checkpoints.formats.registry import FORMATS, TARGETS
-from vit_core.errors import InputError, unknown_name
+from vit_core.errors import InputError
 from vit_core.field_text import parse_fields, parse_size
 from vit_core.storage import Location, location, writable_location
 
@@ -28,17 +28,8 @@ def _to_size(type_: object, tokens: Sequence[Token]) -> int | tuple[int, int]:
         raise InputError(f"{tokens[0].keyword}: {error}") from None
 
 
-def _one_of(names: Sequence[str]) -> Any:
-    def convert(type_: object, tokens: Sequence[Token]) -> str:
-        if tokens[0].value not in names:
-            raise InputError(f"{tokens[0].keyword}: {unknown_name('value', tokens[0].value, names)}")
-        return tokens[0].value
-
-    return convert
-
-
 def _choice(name: str, names: Sequence[str]) -> Parameter:
-    return Parameter(name=name, converter=_one_of(names), choices=tuple(names), show_choices=True, metavar="FORMAT")
+    return Parameter(name=name, choices=tuple(names), show_choices=True, metavar="FORMAT")
 
 
 if TYPE_CHECKING:

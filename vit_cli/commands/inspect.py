@@ -25,8 +25,8 @@ def inspect(
 ) -> int:
     """Show what a checkpoint of any format contains.
 
-    Prints the format, the model's config, the number of parameters of each module, their types, and values that look
-    wrong: parameters that are not finite, are all zeros or have outliers.
+    Prints the format, how images are prepared, the model's config, the number of parameters of each module, their
+    types, and values that look wrong: parameters that are not finite, are all zeros or have outliers.
 
     Examples:
         vit inspect ViT-B_16.npz
@@ -44,7 +44,7 @@ def inspect(
     checkpoint = open_checkpoint(source, format=from_, fields=parse_fields(set_), part=part, base=base)
     found = inspection.description(checkpoint)
     if not json:
-        print_description(found, inspection.chosen(checkpoint.config.model))
+        print_description(found, checkpoint.config)
     with warnings.catch_warnings(action="ignore"), console.progress(shown=not json) as bar:  # the notes have them
         task = bar.add_task("reading every array", total=len(checkpoint.arrays), note="")
         lines = []
