@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from vit_cli import console
 from vit_cli.named_images import NamedImages
+from vit_cli.option_types import Unreadable
 from vit_cli.requirements import TWINS, require
 from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
@@ -23,7 +24,6 @@ from vit_core.pipeline import preparation_with_warnings
 from vit_core.preprocess import ImageSource, Preprocessing
 from vit_core.streaming import DeviceFunction, compute
 
-Unreadable = Literal["skip", "error"]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vit_cli.console import say
-from vit_cli.option_types import FieldWords, OptionalPlace, PartName, ReadFormat, open_and_report
+from vit_cli.option_types import AS_RECORDED, OptionalPlace, ReadingOptions
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.reports.recipe import print_recipe
 from vit_cli.requirements import require
@@ -22,10 +22,7 @@ def explain(
     changes: Changes,
     *,
     init: OptionalPlace = None,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
     model: Variant | None = None,
     epochs: Epochs | None = None,
 ) -> int:
@@ -42,14 +39,11 @@ def explain(
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
         init: Checkpoint to start from: explains fine-tuning instead of pretraining.
-        from_: Format of that checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
         model: A published architecture, such as B/16 (see `vit pretrain --help`).
         epochs: Length of the run in passes over the training images, instead of --steps.
     """
-    checkpoint = None if init is None else open_and_report(init, from_, set_, part, base)
+    checkpoint = None if init is None else reading.open_and_report(init)
     wish = Wish(recipe, "pretrain" if checkpoint is None else "finetune", changes, model, epochs, checkpoint)
     training = _training_split(wish.data())
     config = wish.unfitted() if training is None else wish.fitted(training)
