@@ -60,8 +60,8 @@ def convert(
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
             stay.
-        decoder: Write the decoder of a masked autoencoder too, as transformers' ViTMAEForPreTraining; otherwise it is
-            left out.
+        decoder: With --to transformers: write the decoder of a masked autoencoder too, as its ViTMAEForPreTraining;
+            otherwise it is left out.
         check: Open and run what was written.
     """
     opened = open_with_decoder(source, reading) if decoder else reading.open_and_report(source)

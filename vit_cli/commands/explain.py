@@ -1,5 +1,6 @@
 """`vit explain`"""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vit_cli.console import say
@@ -7,7 +8,7 @@ from vit_cli.option_types import AS_RECORDED, OptionalPlace, ReadingOptions
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.reports.recipe import print_recipe
 from vit_cli.requirements import require
-from vit_cli.training import Epochs, Recipe, Variant, Wish
+from vit_cli.training import Epochs, Recipe, Stage, Variant, Wish
 from vit_core.errors import InputError
 from vit_train.config import Data
 
@@ -22,6 +23,7 @@ def explain(
     changes: Changes,
     *,
     init: OptionalPlace = None,
+    stage: Stage | None = None,
     reading: ReadingOptions = AS_RECORDED,
     model: Variant | None = None,
     epochs: Epochs | None = None,
@@ -35,20 +37,27 @@ def explain(
         vit explain folder --data ./photos
         vit explain cifar10 --optimizer.layer-decay 0.8 --steps 1000
         vit explain folder --init ViT-B_16.npz --image-size 384
+        vit explain imagenet_mae --init hf://facebook/vit-mae-base --stage pretrain --data ./photos
 
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
-        init: Checkpoint to start from: explains fine-tuning instead of pretraining.
+        init: Checkpoint to start from, as for `vit finetune`; with --stage pretrain, as for `vit pretrain`.
+        stage: Which of these commands is explained. Default: finetune with --init, otherwise pretrain.
         reading: How the checkpoint is opened.
         model: A published architecture, such as B/16 (see `vit pretrain --help`).
         epochs: Length of the run in passes over the training images, instead of --steps.
     """
-    checkpoint = None if init is None else reading.open_and_report(init)
-    wish = Wish(recipe, "pretrain" if checkpoint is None else "finetune", changes, model, epochs, checkpoint)
+    stage = stage or ("pretrain" if init is None else "finetune")
+    wish = Wish(recipe, stage, changes, model, epochs)
+    if init is not None and stage == "pretrain":
+        wish = wish.going_on_from(init, reading)
+    elif init is not None:
+        wish = replace(wish, init=reading.open_and_report(init))
+    elif stage == "finetune":
+        raise InputError("--stage finetune: name the checkpoint to start from with --init")
     training = _training_split(wish.data())
     config = wish.unfitted() if training is None else wish.fitted(training)
-    title = f"{recipe}: {'pretrain' if init is None else f'finetune {init}'}"
-    print_recipe(title, config, None if training is None else len(training))
+    print_recipe(f"{recipe}: {stage} {init or ''}".rstrip(), config, None if training is None else len(training))
     return 0
 
 
