@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     Target: TypeAlias = Location
     OptionalTarget: TypeAlias = Location | None
     OptionalSize: TypeAlias = int | tuple[int, int] | None
-    FieldWords: TypeAlias = tuple[str, ...]
-    ReadFormat: TypeAlias = str
-    PartName: TypeAlias = str
-    WrittenFormat: TypeAlias = str
 else:  # cyclopts checks what a converter returns against the type before Parameter
     Place = Annotated[Any, Parameter(converter=_to_location, metavar="PATH")]
     """A file or folder on this machine, or an address in a store or in the Hub."""
@@ -53,23 +49,20 @@ else:  # cyclopts checks what a converter returns against the type before Parame
     OptionalTarget = Target
     OptionalSize = Annotated[Any, Parameter(converter=_to_size, metavar="SIZE")]
     """Pixels: 384, or height x width as 384x512."""
-    FieldWords = Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")]
-    """Fields of the model's config that a file does not contain."""
-    PartName = Annotated[str, Parameter(metavar="NAME")]
-    """The model to open, where a file holds several."""
-    ReadFormat = Annotated[str, _choice("--from", FORMATS)]
-    WrittenFormat = Annotated[str, _choice("--to", TARGETS)]
+
+
+WrittenFormat: TypeAlias = Annotated[str, _choice("--to", TARGETS)]
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a checkpoint is opened: options of every command that opens one of any format."""
 
-    format: ReadFormat | None = None
+    format: Annotated[str | None, _choice("--from", FORMATS)] = None
     """Format of the checkpoint, where it is not recognised."""
-    fields: FieldWords = ()
+    fields: Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")] = ()
     """A field of its model's config that it does not contain, such as heads=6. May be repeated."""
-    part: PartName | None = None
+    part: Annotated[str | None, Parameter(metavar="NAME")] = None
     """The model to read, where the file holds several, such as model_ema."""
     base: OptionalPlace = None
     """Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names)."""
@@ -91,8 +84,6 @@ class Reading:
 
 AS_RECORDED = Reading()
 ReadingOptions: TypeAlias = Annotated[Reading, Parameter(name="*")]
-
-
 Unreadable = Literal["skip", "error"]
 
 

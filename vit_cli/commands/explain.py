@@ -37,7 +37,7 @@ def explain(
         vit explain folder --data ./photos
         vit explain cifar10 --optimizer.layer-decay 0.8 --steps 1000
         vit explain folder --init ViT-B_16.npz --image-size 384
-        vit explain imagenet_mae --init hf://facebook/vit-mae-base --stage pretrain --data ./photos
+        vit explain imagenet_mae --init mae_base.pth --stage pretrain
 
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
