@@ -52,14 +52,15 @@ def _print_averages(groups: Sequence[Group], names: Sequence[str]) -> None:
 
 def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:
     """After how many steps each run had the accuracy that the first group's run of its seed ends with."""
-    found = [group.steps_to(groups[0]) for group in groups]
-    if not any(found[1:]):
+    found = [(name, group.steps_to(groups[0])) for name, group in zip(names, groups, strict=True)]
+    if not any(steps for _, steps in found[1:]):
         return
-    seeds, rows = sorted({seed for steps in found for seed in steps}), list[tuple[object, ...]]()
-    reached = [[step for step in steps.values() if step is not None] for steps in found]
-    for name, steps, own in zip(names, found, reached, strict=True):
+    found = [(name, steps) for name, steps in found if steps]
+    seeds, rows = sorted({seed for _, steps in found for seed in steps}), list[tuple[object, ...]]()
+    reached = [[step for step in steps.values() if step is not None] for _, steps in found]
+    for (name, steps), own in zip(found, reached, strict=True):
         mean = ""
-        if own and len(own) == len(steps):
+        if len(own) == len(steps):
             width = half_width([each for each in reached if each], len(own))
             mean = f"{np.mean(own):.0f}{'' if width is None else f' ± {width:.0f}'}"
         rows.append((name, *(steps[seed] or "never" if seed in steps else "" for seed in seeds), mean))

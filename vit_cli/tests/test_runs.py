@@ -48,6 +48,7 @@ def test_averages_and_steps_to_the_first_lines_accuracy(vit: Vit, tmp_path: Path
         other = CONFIG.replace(seed=seed, label_smoothing=0.2)
         write_run(tmp_path / f"muon-{seed}", other, 0.5, earlier=(0.3, 0.2, 0.4))
     write_run(tmp_path / "slow-0", CONFIG.replace(label_smoothing=0.3), 0.2, earlier=(0.1, 0.2))
+    write_run(tmp_path / "unseen-0", CONFIG.replace(label_smoothing=0.4), 0.2)
     lines = [" ".join(line.split()) for line in vit("runs", tmp_path).splitlines()]
     assert "adamw-* 17.50% -17.50 ± 7.61" in lines
     assert "slow-0 10.00% -10.00 ± 10.76" in lines
@@ -55,6 +56,7 @@ def test_averages_and_steps_to_the_first_lines_accuracy(vit: Vit, tmp_path: Path
     assert "adamw-* 2 4 3 ± 4" in lines
     assert "muon-* 1 3 2 ± 4" in lines
     assert "slow-0 never" in lines
+    assert "unseen-0" not in lines
     assert "steps to" not in vit("runs", tmp_path / "adamw-0", tmp_path / "adamw-1")
 
 
