@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from vit_cli import console
 from vit_cli.named_images import NamedImages
+from vit_cli.option_types import Unreadable
 from vit_cli.requirements import TWINS, require
 from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint
@@ -23,7 +24,6 @@ from vit_core.pipeline import preparation_with_warnings
 from vit_core.preprocess import ImageSource, Preprocessing
 from vit_core.streaming import DeviceFunction, compute
 
-Unreadable = Literal["skip", "error"]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -131,7 +131,7 @@ def each_image(
             waiting.append(image)
             yield image
 
-    rate, used, skipped = _Rate(2 * batch_size), 0, 0
+    rate, used, skipped, first = _Rate(2 * batch_size), 0, 0, "no images on standard input"
     with console.progress() as bar:
         task = bar.add_task(title, total=count, note="starting")
         for found in compute(remembered()):
@@ -141,6 +141,7 @@ def each_image(
                 if unreadable == "error":
                     raise InputError(error)
                 console.say(f"skipped: {error}")
+                first = first if skipped else error
                 skipped += 1
             else:
                 use(image, found)
@@ -148,7 +149,7 @@ def each_image(
             rate.count()
             bar.update(task, advance=1, note=one_line(hardware))
     if not used:
-        raise InputError(f"none of the {skipped} images can be read" if skipped else "no images on standard input")
+        raise InputError(f"none of the {skipped:,} images can be read; the first: {first}" if skipped > 1 else first)
     console.say(f"{used:,} image{'s' * (used != 1)}{f' ({skipped:,} skipped)' if skipped else ''}: {rate}, {hardware}")
     return used
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from vit_cli import console
-from vit_cli.option_types import FieldWords, open_and_report
+from vit_cli.option_types import AS_RECORDED, Reading
 from vit_cli.twins import installed_twin, twin
 from vit_core import parity
 from vit_core.checkpoints import Checkpoint, open_checkpoint
@@ -16,21 +16,15 @@ from vit_core.masked_autoencoder import MaskedAutoencoder, draw_order
 from vit_core.storage import Location, is_local
 
 
-def open_with_decoder(
-    source: Location,
-    format: str | None = None,
-    fields: FieldWords = (),
-    part: str | None = None,
-    base: Location | None = None,
-) -> Checkpoint:
+def open_with_decoder(source: Location, reading: Reading) -> Checkpoint:
     """Opens a checkpoint with its decoder, if it has one, and with MAE's fixed positions where its table has their
     values; prints how it was read. In a run the decoder is in the saved steps only: the newest is opened."""
     from vit_train.masked_steps import masked_step
 
-    if format is None and not fields and (step := masked_step(source)) is not None:
+    if reading == AS_RECORDED and (step := masked_step(source)) is not None:
         console.say(f"{step.origin}: a saved step, with its decoder")
         return step
-    return open_and_report(source, format, fields, part, base).with_fixed_positions()
+    return reading.open_and_report(source).with_fixed_positions()
 
 
 def prove(target: Location, expressed: Expressed) -> bool:

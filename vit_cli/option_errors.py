@@ -67,6 +67,8 @@ def _wrong_value(error: exceptions.CoercionError, where: str) -> InputError:
     token, argument = error.token, error.argument
     name = (token and token.keyword) or (argument and argument.name) or where
     value = spaced(token.value) if token else ""
+    if (instead := hint((error.command_chain or ("",))[0], f"{name} {value}")) is not None:
+        return InputError(f"{name} {value}: {instead}")
     listed = get_args(error.target_type) if get_origin(error.target_type) is Literal else ()
     if choices := listed or (argument and argument.get_choices()):
         return InputError(f"{name}: {unknown_name('value', value, choices)}")

@@ -1,14 +1,16 @@
-"""Types of options that several commands have: locations, sizes, fields of a config, formats."""
+"""Options that several commands have, and their types: locations, sizes, fields of a config, formats."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, Token
 
 from vit_cli import console
+from vit_cli.twins import Framework
 from vit_core.checkpoints import Checkpoint, open_checkpoint
 from vit_core.checkpoints.formats.registry import FORMATS, TARGETS
-from vit_core.errors import InputError, unknown_name
+from vit_core.errors import InputError
 from vit_core.field_text import parse_fields, parse_size
 from vit_core.storage import Location, location, writable_location
 
@@ -28,17 +30,8 @@ def _to_size(type_: object, tokens: Sequence[Token]) -> int | tuple[int, int]:
         raise InputError(f"{tokens[0].keyword}: {error}") from None
 
 
-def _one_of(names: Sequence[str]) -> Any:
-    def convert(type_: object, tokens: Sequence[Token]) -> str:
-        if tokens[0].value not in names:
-            raise InputError(f"{tokens[0].keyword}: {unknown_name('value', tokens[0].value, names)}")
-        return tokens[0].value
-
-    return convert
-
-
 def _choice(name: str, names: Sequence[str]) -> Parameter:
-    return Parameter(name=name, converter=_one_of(names), choices=tuple(names), show_choices=True, metavar="FORMAT")
+    return Parameter(name=name, choices=tuple(names), show_choices=True, metavar="FORMAT")
 
 
 if TYPE_CHECKING:
@@ -47,10 +40,6 @@ if TYPE_CHECKING:
     Target: TypeAlias = Location
     OptionalTarget: TypeAlias = Location | None
     OptionalSize: TypeAlias = int | tuple[int, int] | None
-    FieldWords: TypeAlias = tuple[str, ...]
-    ReadFormat: TypeAlias = str
-    PartName: TypeAlias = str
-    WrittenFormat: TypeAlias = str
 else:  # cyclopts checks what a converter returns against the type before Parameter
     Place = Annotated[Any, Parameter(converter=_to_location, metavar="PATH")]
     """A file or folder on this machine, or an address in a store or in the Hub."""
@@ -60,28 +49,64 @@ else:  # cyclopts checks what a converter returns against the type before Parame
     OptionalTarget = Target
     OptionalSize = Annotated[Any, Parameter(converter=_to_size, metavar="SIZE")]
     """Pixels: 384, or height x width as 384x512."""
-    FieldWords = Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")]
-    """Fields of the model's config that a file does not contain."""
-    PartName = Annotated[str, Parameter(metavar="NAME")]
-    """The model to open, where a file holds several."""
-    ReadFormat = Annotated[str, _choice("--from", FORMATS)]
-    WrittenFormat = Annotated[str, _choice("--to", TARGETS)]
 
 
-def open_and_report(
-    source: Location,
-    format: str | None = None,
-    fields: FieldWords = (),
-    part: str | None = None,
-    base: Location | None = None,
-) -> Checkpoint:
-    """Opens a checkpoint, and prints the format and the assumptions made in reading one of another project."""
-    checkpoint = open_checkpoint(source, format=format, fields=parse_fields(fields), part=part, base=base)
-    if checkpoint.format != "vit":
-        console.say(f"{checkpoint.origin}: {checkpoint.format}")
-        for note in checkpoint.notes:
-            console.say(f"  {note}")
-    return checkpoint
+WrittenFormat: TypeAlias = Annotated[str, _choice("--to", TARGETS)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a checkpoint is opened: options of every command that opens one of any format."""
+
+    format: Annotated[str | None, _choice("--from", FORMATS)] = None
+    """Format of the checkpoint, where it is not recognised."""
+    fields: Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")] = ()
+    """A field of its model's config that it does not contain, such as heads=6. May be repeated."""
+    part: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """The model to read, where the file holds several, such as model_ema."""
+    base: OptionalPlace = None
+    """Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names)."""
+
+    def open(self, source: Location) -> Checkpoint:
+        """Opens a checkpoint, a training run or a saved step. InputError for one that cannot be read."""
+        fields = parse_fields(self.fields)
+        return open_checkpoint(source, format=self.format, fields=fields, part=self.part, base=self.base)
+
+    def open_and_report(self, source: Location) -> Checkpoint:
+        """The same; prints the format and the assumptions made in reading one of another project."""
+        checkpoint = self.open(source)
+        if checkpoint.format != "vit":
+            console.say(f"{checkpoint.origin}: {checkpoint.format}")
+            for note in checkpoint.notes:
+                console.say(f"  {note}")
+        return checkpoint
+
+
+AS_RECORDED = Reading()
+ReadingOptions: TypeAlias = Annotated[Reading, Parameter(name="*")]
+Unreadable = Literal["skip", "error"]
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How images pass through a model: options of the commands that compute something for every image."""
+
+    unreadable: Unreadable = "skip"
+    """What to do with an image that cannot be read: name and skip it, or end with an error."""
+    framework: Framework = "torch"
+    """Framework that computes."""
+    batch_size: int = 32
+    """Images at once; the last batch is filled up to this size."""
+    threads: int | None = None
+    """Threads that decode. Default: one for each processor, at most 8."""
+    image_size: OptionalSize = None
+    """Resample the position embeddings for another image size: 384, or height x width as 384x512."""
+    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = ()
+    """A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated."""
+
+
+IN_BATCHES = Computing()
+ComputingOptions: TypeAlias = Annotated[Computing, Parameter(name="*")]
 
 
 def not_negative(option: str, value: int) -> int:

@@ -73,6 +73,7 @@ _RESUME = "write vit resume RUN; the command that began a run continues it too"
 _BATCH = "--batch-size is the batch of one update, over all devices; --accumulation splits it into so many parts"
 _DEVICES = "all devices that the framework finds are used; choose them with CUDA_VISIBLE_DEVICES"
 _FORMAT = "the target is the second word: vit convert SOURCE TARGET"
+_ADAPTERS = "adapters alone are not converted: a run with --lora.rank leaves them in peft's format, in RUN/adapter"
 _RECIPE_HINTS = {
     **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision", "--mixed-precision", "--amp-dtype"), _BFLOAT16),
     **dict.fromkeys(("--wandb", "--log-wandb", "--report-to", "--mlflow"), _LOGS),
@@ -107,9 +108,14 @@ HINTS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("--device", "--devices", "--gpus"), _DEVICES),
     },
     "prepare": dict.fromkeys(("--data", "--data.name"), "the images are the first word: vit prepare FOLDER --out OUT"),
-    "convert": dict.fromkeys(("--out", "--output", "--output-dir"), _FORMAT),
+    "convert": {
+        **dict.fromkeys(("--out", "--output", "--output-dir"), _FORMAT),
+        **dict.fromkeys(("--to peft", "--to lora"), _ADAPTERS),
+        "--from peft": "leave it out: a folder of adapters is recognised, and --base PATH names what they belong to",
+        "--to onnx": "write vit export SOURCE TARGET.onnx",
+    },
 }
-"""Command -> option that it does not have -> what to write instead."""
+"""Command -> option that it does not have, or option and value -> what to write instead."""
 
 
 def own_spellings(command: str, words: Sequence[str]) -> list[str]:
@@ -125,5 +131,6 @@ def own_spellings(command: str, words: Sequence[str]) -> list[str]:
 
 
 def hint(command: str, option: str) -> str | None:
-    """What to write instead of an option that a command does not have, where that is known."""
+    """What to write instead of an option, or an option and its value, that a command does not have, where that is
+    known."""
     return HINTS.get(command, {}).get(option)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_cli import console
-from vit_cli.inference import Extraction, Unreadable, each_image, import_twin, warnings_said
-from vit_cli.option_types import FieldWords, open_and_report
+from vit_cli.inference import Extraction, each_image, import_twin, warnings_said
+from vit_cli.option_types import Computing, Reading
 from vit_cli.requirements import TRAINING, require
-from vit_cli.twins import Framework
 from vit_core.errors import InputError
 from vit_core.feature_files import read_features
 from vit_core.features import Pool
@@ -38,24 +37,19 @@ class Model:
     """The model whose features are taken, as a command line names it."""
 
     checkpoint: Location
-    format: str | None
-    fields: FieldWords
-    part: str | None
-    base: Location | None
-    framework: Framework
-    image_size: int | tuple[int, int] | None
+    reading: Reading
+    computing: Computing
     dtype: str
-    preprocessing: tuple[str, ...]
 
     def extraction(self, layer: int, pool: Pool | None, norm: bool) -> Extraction:
         """The features of this model."""
-        twin = import_twin(self.framework, self.dtype)
-        checkpoint = open_and_report(self.checkpoint, self.format, self.fields, self.part, self.base)
-        changes = parse_preprocessing(self.preprocessing)
+        twin = import_twin(self.computing.framework, self.dtype)
+        checkpoint = self.reading.open_and_report(self.checkpoint)
+        changes = parse_preprocessing(self.computing.preprocessing)
         with warnings_said():
             return Extraction.of(
                 twin,
-                checkpoint.adapt(image_size=self.image_size),
+                checkpoint.adapt(image_size=self.computing.image_size),
                 layer=layer,
                 pool=pool,
                 norm=norm,
@@ -73,9 +67,6 @@ class Images:
     split: str | None
     held_out: float
     seed: int
-    unreadable: Unreadable
-    batch_size: int
-    threads: int | None
 
     def splits(self) -> "tuple[Split, Split]":
         """Training and test images. InputError where an image may have several classes."""
@@ -106,11 +97,11 @@ def from_images(
 ) -> tuple[Labelled, Labelled]:
     """Training and test features of the images of a data set."""
     splits, extraction = images.splits(), model.extraction(layer, pool, norm)
-    train, test = (_features_of(split, model, images, extraction) for split in splits)
+    train, test = (_features_of(split, model.computing, extraction) for split in splits)
     return train, test
 
 
-def _features_of(split: "Split", model: Model, images: Images, extraction: Extraction) -> Labelled:
+def _features_of(split: "Split", computing: Computing, extraction: Extraction) -> Labelled:
     values_ND = np.empty((len(split), *extraction.shape), np.float32)
     label_of, rows = dict[int, str](), list[int]()
 
@@ -129,14 +120,14 @@ def _features_of(split: "Split", model: Model, images: Images, extraction: Extra
         rows.append(i)
 
     each_image(
-        f"features of {split.title} ({model.framework})",
+        f"features of {split.title} ({computing.framework})",
         range(len(split)),
         len(split),
-        lambda numbers: extraction.stream(encoded(numbers), images.batch_size, images.threads),
+        lambda numbers: extraction.stream(encoded(numbers), computing.batch_size, computing.threads),
         use,
         name=split.name,
-        unreadable=images.unreadable,
-        batch_size=images.batch_size,
+        unreadable=computing.unreadable,
+        batch_size=computing.batch_size,
         hardware=extraction.function.hardware,
     )
     return Labelled.of(values_ND[rows], [label_of[i] for i in rows], split.title)

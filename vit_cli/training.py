@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from vit_cli.console import say
 from vit_cli.field_options import option_name, value_at, value_text
 from vit_cli.masked import open_with_decoder
-from vit_cli.option_types import FieldWords
+from vit_cli.option_types import Reading
 from vit_cli.recipe_options import Changes, changed
 from vit_cli.requirements import TRAINING, TWINS, require
 from vit_cli.twins import Framework
@@ -102,7 +102,7 @@ class Wish:
         say(f"{result.steps} steps of {result.batch_size} images: {epochs:.3g} epochs")
         return result
 
-    def going_on_from(self, init: Location, format: str | None, fields: FieldWords, part: str | None) -> "Wish":
+    def going_on_from(self, init: Location, reading: Reading) -> "Wish":
         """The same wish with a checkpoint that a masked autoencoder goes on from, which is opened. InputError where
         none is to be pretrained."""
         if not self._mask_ratio:
@@ -110,7 +110,7 @@ class Wish:
                 "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
                 "from one otherwise, write vit finetune RECIPE --init CHECKPOINT"
             )
-        return replace(self, init=open_with_decoder(init, format, fields, part).adapt(num_classes=0))
+        return replace(self, init=open_with_decoder(init, reading).adapt(num_classes=0))
 
     def _config(self) -> TrainConfig:
         if self.init is None or self.stage == "finetune":

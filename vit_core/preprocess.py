@@ -107,14 +107,26 @@ IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
 """The fields of Preprocessing that another project's images differ in."""
 
 
+def preprocessing_text(preprocessing: Preprocessing) -> str:
+    """`IMAGE_FIELDS` and the other fields that are not the default, as `--preprocessing` takes them: `mean=0.5,0.5,0.5
+    std=0.5,0.5,0.5 resize=crop crop_fraction=1 interpolation=bicubic`."""
+    rest = ("bit_depth", "crop_rounding", "exif_rotation", "max_patches")
+    others = [name for name in rest if getattr(preprocessing, name) != Preprocessing.model_fields[name].default]
+    return " ".join(f"{name}={_value_text(getattr(preprocessing, name))}" for name in (*IMAGE_FIELDS, *others))
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
 def assumed_preprocessing(preprocessing: Preprocessing) -> str:
-    """What to print where a checkpoint has no preprocessing: the values of `IMAGE_FIELDS` that are taken instead."""
-    values = {name: getattr(preprocessing, name) for name in IMAGE_FIELDS}
-    words = (
-        f"{name}={','.join(f'{number:g}' for number in value) if isinstance(value, tuple) else value}"
-        for name, value in values.items()
+    """What to print where a checkpoint has no preprocessing."""
+    return (
+        "preprocessing: the checkpoint does not record how its images were made; assumed "
+        f"{preprocessing_text(preprocessing)}"
     )
-    return f"preprocessing: the checkpoint does not record how its images were made; assumed {' '.join(words)}"
 
 
 @cache

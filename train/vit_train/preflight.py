@@ -23,9 +23,11 @@ from vit_train.config import Mesh, TrainConfig, flatten
 from vit_train.data import checking
 from vit_train.data.batches import Batches, stream
 from vit_train.data.checking import Checked
+from vit_train.data.mapped_images import cache_folder
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Engine
+from vit_train.loggers import check_loggers
 from vit_train.processes import Processes
 from vit_train.run import Run
 
@@ -62,6 +64,15 @@ class PreflightReport:
     """Bytes of each array of the state, in total and on one device."""
     images_per_second: float
     """Speed at which all processes together make batches: training cannot be faster."""
+
+
+def check_options(run: Run) -> None:
+    """InputError for a logger that cannot be used, and for an image_cache_folder that can be none; nothing is opened or
+    written."""
+    config = run.request.config
+    check_loggers(config.loggers, run.folder)
+    if config.image_cache_folder is not None:
+        cache_folder(config.image_cache_folder)
 
 
 def check_space(out: Location, engine: Engine) -> None:

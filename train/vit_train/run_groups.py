@@ -11,7 +11,7 @@ from vit_core.errors import InputError
 from vit_core.storage import Location, absolute
 from vit_train.config import TrainConfig, flatten
 from vit_train.config.changeable import CHANGEABLE_ON_RESUME
-from vit_train.metrics import METRICS, read_metrics
+from vit_train.metrics import METRICS, curve, read_metrics
 from vit_train.run import RUN, Request, read_request
 
 
@@ -28,6 +28,8 @@ class FinishedRun:
     """95 % interval of top1, from the number of images that it was evaluated on."""
     average_top1: float | None
     """The same of the moving average, of a run that has one."""
+    evaluations: tuple[tuple[int, float], ...] = ()
+    """Step and top-1 accuracy of every evaluation, the last one too."""
 
     @property
     def config(self) -> TrainConfig:
@@ -41,6 +43,10 @@ class FinishedRun:
     def training_flops(self) -> float:
         """FLOPs of the run: three times those of the forward passes, two for each multiplication."""
         return 3.0 * sum(self.config.forward_flops.values()) * self.images
+
+    def steps_to(self, accuracy: float) -> int | None:
+        """The step of the first evaluation with at least this accuracy; None where none has it."""
+        return next((step for step, top1 in self.evaluations if top1 >= accuracy), None)
 
     @cached_property
     def fields(self) -> dict[str, object]:
@@ -62,7 +68,10 @@ def read_finished_run(folder: Location) -> FinishedRun:
             f"{folder}: no top-1 accuracy after its last step, {request.steps}; `vit resume {folder}` finishes a run"
         )
     low, high = last[-1]["top1_interval"]
-    return FinishedRun(folder, request, engines[-1], last[-1]["top1"], (low, high), last[-1].get("top1_ema"))
+    evaluations = tuple(zip(*curve(lines, "top1"), strict=True))
+    return FinishedRun(
+        folder, request, engines[-1], last[-1]["top1"], (low, high), last[-1].get("top1_ema"), evaluations
+    )
 
 
 def runs_under(folder: Location) -> list[Location]:
@@ -84,15 +93,27 @@ class Group:
     runs: tuple[FinishedRun, ...]
 
     @property
-    def mean(self) -> float:
-        """Mean top-1 accuracy."""
-        return float(np.mean([run.top1 for run in self.runs]))
+    def top1(self) -> list[float]:
+        """Top-1 accuracy of each run."""
+        return [run.top1 for run in self.runs]
 
     @property
-    def average_mean(self) -> float | None:
-        """Mean top-1 accuracy of the moving averages."""
+    def mean(self) -> float:
+        """Mean top-1 accuracy."""
+        return float(np.mean(self.top1))
+
+    @property
+    def average_top1(self) -> list[float]:
+        """Top-1 accuracy of each run's moving average; nothing where a run has none."""
         found = [run.average_top1 for run in self.runs if run.average_top1 is not None]
-        return float(np.mean(found)) if len(found) == len(self.runs) else None
+        return found if len(found) == len(self.runs) else []
+
+    def steps_to(self, first: "Group") -> dict[int, int | None]:
+        """Seed -> the step at which its run has the accuracy that the first group's run of this seed ends with, None
+        where it never has. Without seeds that the first group has not, and runs that were not evaluated on the way."""
+        ends = {run.config.seed: run.top1 for run in first.runs}
+        compared = [run for run in self.runs if run.config.seed in ends and len(run.evaluations) > 1]
+        return {run.config.seed: run.steps_to(ends[run.config.seed]) for run in compared}
 
     @property
     def training_flops(self) -> float:
@@ -119,17 +140,17 @@ def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
     return [Group(tuple(group)) for group in groups.values()]
 
 
-def half_width(groups: Sequence[Group], *counts: int) -> float | None:
+def half_width(groups: Sequence[Sequence[float]], *counts: int) -> float | None:
     """Half of the 95 % interval of a mean over `counts[0]` seeds, or of the difference of two means; None where no
-    group has two seeds.
+    group has two seeds. groups: the values of each group's seeds.
 
     The spread between seeds is taken to be the same in all groups and estimated from all of them, as Student's t-test
     does for two: with two or three seeds each, a group's own estimate says next to nothing.
     """
-    freedom = sum(len(group.runs) - 1 for group in groups)
+    freedom = sum(len(values) - 1 for values in groups)
     if not freedom:
         return None
-    squares = sum((run.top1 - group.mean) ** 2 for group in groups for run in group.runs)
+    squares = sum(np.square(np.subtract(values, np.mean(values))).sum() for values in groups)
     error = np.sqrt(squares / freedom * sum(1 / count for count in counts))
     return float(student.ppf(0.975, freedom) * error)
 

@@ -21,10 +21,9 @@ from vit_train.display import SILENT, Display
 from vit_train.engine import Engine, Framework
 from vit_train.evaluation import Accuracy, evaluate
 from vit_train.frameworks import engine_class, join_processes, predictor_class
-from vit_train.loggers import check_loggers
 from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
-from vit_train.preflight import check_agreement, check_data, check_space, preflight
+from vit_train.preflight import check_agreement, check_data, check_options, check_space, preflight
 from vit_train.processes import Processes, end_together
 from vit_train.real_labels import RealAccuracy, RealLabels
 from vit_train.run import RUN, Request, Run, read_request
@@ -232,7 +231,7 @@ def _train(
     segment: Mapping[str, Any] | None = None,
 ) -> StageResult:
     """Trains a run in its folder; `segment`: fields that it changes from its newest saved step on."""
-    check_loggers(run.request.config.loggers, run.folder)
+    check_options(run)
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
     with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():

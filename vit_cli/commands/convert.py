@@ -8,17 +8,7 @@ from cyclopts import Parameter
 from vit_cli import console, conversion_proof
 from vit_cli.masked import open_with_decoder
 from vit_cli.masked import prove as prove_masked
-from vit_cli.option_types import (
-    FieldWords,
-    OptionalPlace,
-    OptionalSize,
-    PartName,
-    Place,
-    ReadFormat,
-    Target,
-    WrittenFormat,
-    open_and_report,
-)
+from vit_cli.option_types import AS_RECORDED, OptionalSize, Place, ReadingOptions, Target, WrittenFormat
 from vit_core.checkpoints import Checkpoint, save_checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
 from vit_core.checkpoints.saving import express_for
@@ -32,15 +22,12 @@ def convert(
     /,
     *,
     to: WrittenFormat = "vit",
-    from_: ReadFormat | None = None,
+    reading: ReadingOptions = AS_RECORDED,
     image_size: OptionalSize = None,
     patch_size: OptionalSize = None,
     num_classes: int | None = None,
     method: Annotated[str, Parameter(metavar="METHOD")] | None = None,
     dtype: Annotated[str, Parameter(metavar="TYPE")] | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     decoder: Annotated[bool, Parameter(negative=())] = False,
@@ -63,24 +50,21 @@ def convert(
         source: What to read.
         target: Folder or file to write.
         to: Format to write.
-        from_: Format to read, where it is not recognised.
+        reading: How the source is opened.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         patch_size: Resize the patch kernel for another patch size, as FlexiViT does, and the position embeddings to the
             grid that it gives.
         num_classes: Replace the head by a new one for so many classes; 0 removes it.
         method: Method of resampling the position embeddings, such as bicubic (default: the checkpoint's own).
         dtype: Type to store: bfloat16, float16, float32 or float64 (default: as it is).
-        set_: A field of the model's config that the source does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
             stay.
-        decoder: Write the decoder of a masked autoencoder too, as transformers' ViTMAEForPreTraining; otherwise it is
-            left out.
+        decoder: With --to transformers: write the decoder of a masked autoencoder too, as its ViTMAEForPreTraining;
+            otherwise it is left out.
         check: Open and run what was written.
     """
-    opened = (open_with_decoder if decoder else open_and_report)(source, from_, set_, part, base)
+    opened = open_with_decoder(source, reading) if decoder else reading.open_and_report(source)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(

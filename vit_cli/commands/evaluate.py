@@ -6,14 +6,12 @@ from cyclopts import Parameter
 
 from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
 from vit_cli.option_types import (
-    FieldWords,
+    AS_RECORDED,
     OptionalPlace,
     OptionalSize,
     OptionalTarget,
-    PartName,
     Place,
-    ReadFormat,
-    open_and_report,
+    ReadingOptions,
 )
 from vit_cli.training import require_training, stopped_by_signal
 from vit_cli.twins import Framework
@@ -32,10 +30,7 @@ def evaluate(
     split: Annotated[str, Parameter(metavar="NAME")] | None = None,
     held_out: float = 1.0,
     split_seed: int = 0,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
     framework: Framework = "torch",
     image_size: OptionalSize = None,
     batch_size: int = 100,
@@ -68,10 +63,7 @@ def evaluate(
         split: Split of the data set. Default: test if there is one, else a validation split.
         held_out: Share of a folder without splits. Default: all of it; without --data, as in the run.
         split_seed: Seed that chooses which images this share has.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
         framework: Framework that computes.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         batch_size: Images at once; this changes no result.
@@ -105,7 +97,7 @@ def evaluate(
         raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
     with stopped_by_signal():
         found = evaluate_checkpoint(
-            open_and_report(checkpoint, from_, set_, part, base),
+            reading.open_and_report(checkpoint),
             source.replace(directory=data_dir or source.directory),
             framework,
             split=split,

@@ -1,13 +1,14 @@
 """`vit explain`"""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vit_cli.console import say
-from vit_cli.option_types import FieldWords, OptionalPlace, PartName, ReadFormat, open_and_report
+from vit_cli.option_types import AS_RECORDED, OptionalPlace, ReadingOptions
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.reports.recipe import print_recipe
 from vit_cli.requirements import require
-from vit_cli.training import Epochs, Recipe, Variant, Wish
+from vit_cli.training import Epochs, Recipe, Stage, Variant, Wish
 from vit_core.errors import InputError
 from vit_train.config import Data
 
@@ -22,10 +23,8 @@ def explain(
     changes: Changes,
     *,
     init: OptionalPlace = None,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    stage: Stage | None = None,
+    reading: ReadingOptions = AS_RECORDED,
     model: Variant | None = None,
     epochs: Epochs | None = None,
 ) -> int:
@@ -38,23 +37,27 @@ def explain(
         vit explain folder --data ./photos
         vit explain cifar10 --optimizer.layer-decay 0.8 --steps 1000
         vit explain folder --init ViT-B_16.npz --image-size 384
+        vit explain imagenet_mae --init mae_base.pth --stage pretrain
 
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
-        init: Checkpoint to start from: explains fine-tuning instead of pretraining.
-        from_: Format of that checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        init: Checkpoint to start from, as for `vit finetune`; with --stage pretrain, as for `vit pretrain`.
+        stage: Which of these commands is explained. Default: finetune with --init, otherwise pretrain.
+        reading: How the checkpoint is opened.
         model: A published architecture, such as B/16 (see `vit pretrain --help`).
         epochs: Length of the run in passes over the training images, instead of --steps.
     """
-    checkpoint = None if init is None else open_and_report(init, from_, set_, part, base)
-    wish = Wish(recipe, "pretrain" if checkpoint is None else "finetune", changes, model, epochs, checkpoint)
+    stage = stage or ("pretrain" if init is None else "finetune")
+    wish = Wish(recipe, stage, changes, model, epochs)
+    if init is not None and stage == "pretrain":
+        wish = wish.going_on_from(init, reading)
+    elif init is not None:
+        wish = replace(wish, init=reading.open_and_report(init))
+    elif stage == "finetune":
+        raise InputError("--stage finetune: name the checkpoint to start from with --init")
     training = _training_split(wish.data())
     config = wish.unfitted() if training is None else wish.fitted(training)
-    title = f"{recipe}: {'pretrain' if init is None else f'finetune {init}'}"
-    print_recipe(title, config, None if training is None else len(training))
+    print_recipe(f"{recipe}: {stage} {init or ''}".rstrip(), config, None if training is None else len(training))
     return 0
 
 

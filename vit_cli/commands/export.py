@@ -18,7 +18,12 @@ from vit_cli.exported_files import (
     target_of,
     write_files,
 )
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import (
+    AS_RECORDED,
+    OptionalSize,
+    Place,
+    ReadingOptions,
+)
 from vit_cli.option_types import Target as WrittenPlace
 from vit_cli.reports.export import print_on_data, print_program, print_random_images
 from vit_cli.requirements import TRAINING, require
@@ -55,10 +60,7 @@ def export(
     split: Annotated[str, Parameter(metavar="NAME")] | None = None,
     images: int = 1000,
     labels: LabelMatching = "by-name",
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     check: bool = True,
 ) -> int:
@@ -97,10 +99,7 @@ def export(
         split: Split of the data set. Default: test if there is one, else a validation split.
         images: So many images of it at most, evenly spread.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
         overwrite: Replace files that are there.
         check: Run what was written.
     """
@@ -112,7 +111,7 @@ def export(
         raise InputError(f"--images {images}: expected 1 or more")
     if opset is not None and to != "onnx":
         raise InputError(f"--opset {opset}: is of ONNX files; {to} has none")
-    opened = open_and_report(source, from_, set_, part, base)
+    opened = reading.open_and_report(source)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(image_size=image_size)

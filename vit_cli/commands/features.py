@@ -5,18 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import (
-    FieldWords,
-    OptionalPlace,
-    OptionalSize,
-    PartName,
-    Place,
-    ReadFormat,
-    Target,
-    open_and_report,
-)
+from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, Place, ReadingOptions, Target
 from vit_cli.requirements import require
-from vit_cli.twins import Framework
 from vit_core.features import Pool
 from vit_core.field_text import parse_preprocessing
 
@@ -31,17 +21,9 @@ def features(
     layer: int = -1,
     pool: Pool | None = None,
     norm: Annotated[bool, Parameter(negative=())] = False,
-    unreadable: Literal["skip", "error"] = "skip",
-    framework: Framework = "torch",
-    batch_size: int = 32,
-    threads: int | None = None,
-    image_size: OptionalSize = None,
+    computing: ComputingOptions = IN_BATCHES,
     compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
-    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
 ) -> int:
     """Write the features of images: the tokens after a block of the model.
 
@@ -65,48 +47,41 @@ def features(
         pool: The class token, the mean of the patch tokens (gap), or all tokens: class and register tokens first.
             Default: the class token if there is one, otherwise gap.
         norm: Apply the model's last LayerNorm to the tokens first.
-        unreadable: What to do with an image that cannot be read: name and skip it, or end with an error.
-        framework: Framework that computes.
-        batch_size: Images at once; the last batch is filled up to this size.
-        threads: Threads that decode. Default: one for each processor, at most 8.
-        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation. Features are stored in float32, or in float64.
-        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
     """
     from vit_cli.console import say
     from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, positive, warnings_said
     from vit_cli.named_images import named_images, text_of
     from vit_core.feature_files import check_target, feature_file, table_beside
 
-    positive(batch_size=batch_size, threads=threads)
+    positive(batch_size=computing.batch_size, threads=computing.threads)
     check_target(out)
     if out.suffix == ".parquet":
         require("parquet", "pyarrow")
-    twin, named = import_twin(framework, compute_dtype), named_images(images, stdin)
+    twin, named = import_twin(computing.framework, compute_dtype), named_images(images, stdin)
     with warnings_said():
         extraction = Extraction.of(
             twin,
-            open_and_report(checkpoint, from_, set_, part, base).adapt(image_size=image_size),
+            reading.open_and_report(checkpoint).adapt(image_size=computing.image_size),
             layer=layer,
             pool=pool,
             norm=norm,
             dtype=compute_dtype,
-            preprocessing=parse_preprocessing(preprocessing),
+            preprocessing=parse_preprocessing(computing.preprocessing),
         )
+    size = fitting_batch(named, computing.batch_size)
     try:
         with feature_file(out, extraction.shape, "float64" if compute_dtype == "float64" else "float32") as add:
             used = each_image(
-                f"features ({framework})",
+                f"features ({computing.framework})",
                 named.paths,
                 named.count,
-                partial(extraction.stream, batch_size=fitting_batch(named, batch_size), threads=threads),
+                partial(extraction.stream, batch_size=size, threads=computing.threads),
                 lambda path, values: add(text_of(path), named.label_of(path), values),
-                unreadable=unreadable,
-                batch_size=batch_size,
+                unreadable=computing.unreadable,
+                batch_size=computing.batch_size,
                 hardware=extraction.function.hardware,
             )
     except KeyboardInterrupt:

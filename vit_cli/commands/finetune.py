@@ -4,7 +4,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalTarget, PartName, ReadFormat, open_and_report
+from vit_cli.option_types import (
+    AS_RECORDED,
+    OptionalPlace,
+    OptionalTarget,
+    ReadingOptions,
+)
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.training import (
     Epochs,
@@ -30,10 +35,7 @@ def finetune(
     changes: Changes,
     *,
     init: OptionalPlace = None,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
     epochs: Epochs | None = None,
     framework: Framework | None = None,
     out: OptionalTarget = None,
@@ -53,10 +55,7 @@ def finetune(
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`). The folder of a run: as `vit resume`.
         init: Checkpoint of any format, training run or saved step to start from. Required for a new run.
-        from_: Format of that checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
         epochs: Length of the run in passes over the training images, instead of --steps.
         framework: Framework that trains (default: torch); either continues a run of the other.
         out: Folder of the run (default: runs/RECIPE_finetune); also an address in a store.
@@ -73,7 +72,7 @@ def finetune(
     from vit_train.stages import finetune as train
     from vit_train.stages import open_splits
 
-    checkpoint = open_and_report(init, from_, set_, part, base)
+    checkpoint = reading.open_and_report(init)
     wish = Wish(recipe, "finetune", changes, epochs=epochs, init=checkpoint)
     folder = out or location(f"runs/{run_name(recipe)}_finetune")
     splits = open_splits(wish.data())

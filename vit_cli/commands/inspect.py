@@ -7,10 +7,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import FieldWords, OptionalPlace, PartName, Place, ReadFormat
+from vit_cli.option_types import AS_RECORDED, Place, ReadingOptions
 from vit_cli.reports.inspection import print_description, print_suspicious
-from vit_core.checkpoints import inspection, open_checkpoint
-from vit_core.field_text import parse_fields
+from vit_core.checkpoints import inspection
 
 
 def inspect(
@@ -18,15 +17,12 @@ def inspect(
     /,
     *,
     json: Annotated[bool, Parameter(negative=())] = False,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
 ) -> int:
     """Show what a checkpoint of any format contains.
 
-    Prints the format, the model's config, the number of parameters of each module, their types, and values that look
-    wrong: parameters that are not finite, are all zeros or have outliers.
+    Prints the format, how images are prepared, the model's config, the number of parameters of each module, their
+    types, and values that look wrong: parameters that are not finite, are all zeros or have outliers.
 
     Examples:
         vit inspect ViT-B_16.npz
@@ -36,15 +32,12 @@ def inspect(
         source: Checkpoint file or folder of any format, training run or saved step; also an address in a store or in
             the Hub (hf://USER/MODEL).
         json: Print one JSON object instead of tables.
-        from_: Format to read, where it is not recognised.
-        set_: A field of the model's config that the file does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
     """
-    checkpoint = open_checkpoint(source, format=from_, fields=parse_fields(set_), part=part, base=base)
+    checkpoint = reading.open(source)
     found = inspection.description(checkpoint)
     if not json:
-        print_description(found, inspection.chosen(checkpoint.config.model))
+        print_description(found, checkpoint.config)
     with warnings.catch_warnings(action="ignore"), console.progress(shown=not json) as bar:  # the notes have them
         task = bar.add_task("reading every array", total=len(checkpoint.arrays), note="")
         lines = []

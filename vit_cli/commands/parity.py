@@ -5,15 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import (
-    FieldWords,
-    OptionalPlace,
-    PartName,
-    Place,
-    ReadFormat,
-    not_negative,
-    open_and_report,
-)
+from vit_cli.option_types import AS_RECORDED, OptionalPlace, Place, Reading, ReadingOptions, not_negative
 from vit_cli.reports.parity import print_oracle_report, print_parity
 from vit_cli.twins import TITLES, Framework, twin
 from vit_core import parity as measures
@@ -33,10 +25,7 @@ def parity(
     twins: tuple[Framework, Framework] = ("jax", "torch"),
     seed: int = 0,
     every_parameter: Annotated[bool, Parameter(negative=())] = False,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
 ) -> int:
     """Compare the JAX and the PyTorch model on one checkpoint, layer by layer.
 
@@ -53,21 +42,19 @@ def parity(
 
     Args:
         checkpoint: Checkpoint of any format.
-        other: A second checkpoint, of any format, to compare it with in float64.
+        other: A second checkpoint, of any format, to compare it with in float64. --set is for both, --from, --part
+            and --base are for the first.
         dtype: Type of the parameters and of the computation.
         twins: Which twin runs the first model and which one the second.
         seed: Seed of the random images.
         every_parameter: Print the gradient of each parameter (float64), instead of the worst one of each block.
-        from_: Format of the checkpoint, where it is not recognised; with two, of the first.
-        set_: A field of the model's config that the files do not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema; with two checkpoints, of the first.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
     """
     not_negative("--seed", seed)
     if other is not None and dtype != "float64":
         raise InputError(f"--dtype {dtype}: two checkpoints are compared in float64; leave out --dtype")
-    opened = [open_and_report(checkpoint, from_, set_, part, base)]
-    opened += [open_and_report(other, fields=set_)] if other is not None else []
+    opened = [reading.open_and_report(checkpoint)]
+    opened += [Reading(fields=reading.fields).open_and_report(other)] if other is not None else []
     packages = [twin(name) for name in twins]
     if len(opened) == 2:
         with console.working("running both"):

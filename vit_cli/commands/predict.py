@@ -5,17 +5,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli.option_types import (
-    FieldWords,
+    AS_RECORDED,
+    IN_BATCHES,
+    ComputingOptions,
     OptionalPlace,
-    OptionalSize,
     OptionalTarget,
-    PartName,
     Place,
-    ReadFormat,
-    open_and_report,
+    ReadingOptions,
 )
 from vit_cli.reports.prediction import Kind
-from vit_cli.twins import Framework
 from vit_core.errors import InputError
 from vit_core.field_text import parse_preprocessing
 from vit_core.storage import Location
@@ -30,18 +28,10 @@ def predict(
     to: Kind | None = None,
     out: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
     top_k: int = 5,
-    unreadable: Literal["skip", "error"] = "skip",
     class_names: Annotated[OptionalPlace, Parameter(metavar="FILE")] = None,
-    framework: Framework = "torch",
-    batch_size: int = 32,
-    threads: int | None = None,
-    image_size: OptionalSize = None,
+    computing: ComputingOptions = IN_BATCHES,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
-    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
 ) -> int:
     """Name what images show.
 
@@ -62,44 +52,36 @@ def predict(
             Default: as the name of the file ends; without a file a table.
         out: File to write to. Default: the terminal. Standard output then holds nothing else.
         top_k: Number of classes of each image.
-        unreadable: What to do with an image that cannot be read: name and skip it, or end with an error.
         class_names: Text file with the names of the classes, one in each line, for a checkpoint without them.
-        framework: Framework that computes.
-        batch_size: Images at once; the last batch is filled up to this size.
-        threads: Threads that decode. Default: one for each processor, at most 8.
-        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation.
-        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
     """
     from vit_cli.inference import each_image, fitting_batch, import_twin, positive, warnings_said
     from vit_cli.named_images import named_images
     from vit_cli.reports.prediction import kind_of, writing
 
-    positive(top_k=top_k, batch_size=batch_size, threads=threads)
-    twin, kind, named = import_twin(framework), kind_of(to, out), named_images(images, stdin)
+    positive(top_k=top_k, batch_size=computing.batch_size, threads=computing.threads)
+    twin, kind, named = import_twin(computing.framework), kind_of(to, out), named_images(images, stdin)
     with writing(kind, out) as write:
         with warnings_said():
             pipeline = twin.pipeline(
-                open_and_report(checkpoint, from_, set_, part, base),
+                reading.open_and_report(checkpoint),
                 top_k=top_k,
-                batch_size=fitting_batch(named, batch_size),
+                batch_size=fitting_batch(named, computing.batch_size),
                 labels=None if class_names is None else _lines_of(class_names),
-                preprocessing=parse_preprocessing(preprocessing),
-                image_size=image_size,
+                preprocessing=parse_preprocessing(computing.preprocessing),
+                image_size=computing.image_size,
                 dtype=compute_dtype,
-                threads=threads,
+                threads=computing.threads,
             )
         each_image(
-            f"predict ({framework})",
+            f"predict ({computing.framework})",
             named.paths,
             named.count,
             pipeline.stream,
             write,
-            unreadable=unreadable,
+            unreadable=computing.unreadable,
             batch_size=pipeline.batch_size,
             hardware=pipeline.function.hardware,
         )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalTarget, PartName, ReadFormat
+from vit_cli.option_types import AS_RECORDED, OptionalPlace, OptionalTarget, ReadingOptions
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.training import (
     Epochs,
@@ -31,9 +31,7 @@ def pretrain(
     *,
     model: Variant | None = None,
     init: OptionalPlace = None,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
+    reading: ReadingOptions = AS_RECORDED,
     epochs: Epochs | None = None,
     framework: Framework | None = None,
     out: OptionalTarget = None,
@@ -63,9 +61,7 @@ def pretrain(
         model: A published architecture: mu, Ti, S, M, B, L, So400m, H, g, G or e, a slash, and the patch size.
         init: For masked autoencoders: checkpoint of any format, or training run, to go on from; its encoder, and its
             decoder if it has one.
-        from_: Format of that checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
+        reading: How that checkpoint is opened.
         epochs: Length of the run in passes over the training images, instead of --steps.
         framework: Framework that trains (default: jax); either continues a run of the other.
         out: Folder of the run (default: runs/RECIPE); also an address in a store.
@@ -83,7 +79,7 @@ def pretrain(
 
     wish = Wish(recipe, "pretrain", changes, model, epochs)
     if init is not None:
-        wish = wish.going_on_from(init, from_, set_, part)
+        wish = wish.going_on_from(init, reading)
     folder = out or location(f"runs/{run_name(recipe)}")
     splits = open_splits(wish.data())
     config, how = wish.fitted(splits[0], folder), launch(framework, distributed, preflight)

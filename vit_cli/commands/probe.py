@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import FieldWords, OptionalPlace, OptionalSize, PartName, Place, ReadFormat
+from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, OptionalPlace, Place, ReadingOptions
 from vit_cli.requirements import require
-from vit_cli.twins import Framework
 from vit_core.errors import InputError
 
 
@@ -27,17 +26,9 @@ def probe(
     layer: int = -1,
     pool: Literal["cls", "gap"] | None = None,
     norm: Annotated[bool, Parameter(negative=())] = False,
-    unreadable: Literal["skip", "error"] = "skip",
-    framework: Framework = "torch",
-    batch_size: int = 32,
-    threads: int | None = None,
-    image_size: OptionalSize = None,
+    computing: ComputingOptions = IN_BATCHES,
     compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
-    preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
 ) -> int:
     """Measure how well classes are told apart by a model's features.
 
@@ -67,21 +58,13 @@ def probe(
         layer: Block after which the tokens are taken, from 0; -1 is the last.
         pool: The class token, or the mean of the patch tokens (gap). Default: the class token if there is one.
         norm: Apply the model's last LayerNorm to the tokens first.
-        unreadable: What to do with an image that cannot be read: name and skip it, or end with an error.
-        framework: Framework that computes.
-        batch_size: Images at once; the last batch is filled up to this size.
-        threads: Threads that decode. Default: one for each processor, at most 8.
-        image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
+        computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation.
-        preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
     """
     from vit_cli.inference import positive
 
-    positive(neighbours=neighbours, max_steps=max_steps, batch_size=batch_size, threads=threads)
+    positive(neighbours=neighbours, max_steps=max_steps, batch_size=computing.batch_size, threads=computing.threads)
     if not 0 < held_out < 1:
         raise InputError(f"--held-out {held_out:g}: expected more than 0 and less than 1")
     if any(count < 1 for count in shots):
@@ -97,8 +80,8 @@ def probe(
     if data is None:
         train, tested = probing.from_files(source, test, held_out, split_seed)
     else:
-        model = probing.Model(source, from_, set_, part, base, framework, image_size, compute_dtype, preprocessing)
-        images = probing.Images(data, data_dir, split, held_out, split_seed, unreadable, batch_size, threads)
+        model = probing.Model(source, reading, computing, compute_dtype)
+        images = probing.Images(data, data_dir, split, held_out, split_seed)
         train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
     found = probes(train, tested, neighbours=neighbours, c=c, steps=max_steps, shots=shots, seed=split_seed)
     probing.print_probes(train, tested, found)

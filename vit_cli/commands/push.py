@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from vit_cli import console, conversion_proof
 from vit_cli.hub_repository import MODEL_CARD, HubRepository
-from vit_cli.option_types import FieldWords, OptionalPlace, PartName, Place, ReadFormat, open_and_report
+from vit_cli.option_types import AS_RECORDED, Place, ReadingOptions
 from vit_core.checkpoints import save_checkpoint
 from vit_core.checkpoints.saving import express_for
 
@@ -27,10 +27,7 @@ def push(
     revision: Annotated[str, Parameter(metavar="BRANCH")] | None = None,
     message: Annotated[str, Parameter(metavar="TEXT")] | None = None,
     license: Annotated[str, Parameter(metavar="NAME")] | None = None,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -58,16 +55,13 @@ def push(
         message: Message of the commit.
         license: License of the weights by its name in the Hub, such as apache-2.0 or cc-by-nc-4.0. Default: none is
             stated.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is in the repository, if vit push has not written it. Weights and configs of another
             checkpoint there are removed, other files stay.
     """
     there = HubRepository.of(repository, revision)
-    opened = open_and_report(checkpoint, from_, set_, part, base)
+    opened = reading.open_and_report(checkpoint)
     expressed = express_for(opened, to, allow_lossy)
     plan = there.plan(to, private=private, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="vit-") as scratch:

@@ -11,14 +11,12 @@ from cyclopts import Parameter
 from vit_cli import console
 from vit_cli.evaluation_data import data_of_run, other_data, run_containing
 from vit_cli.option_types import (
-    FieldWords,
+    AS_RECORDED,
     OptionalPlace,
     OptionalSize,
     OptionalTarget,
-    PartName,
     Place,
-    ReadFormat,
-    open_and_report,
+    ReadingOptions,
 )
 from vit_cli.reports.page import GENERATOR, page
 from vit_cli.training import require_training
@@ -52,10 +50,7 @@ def show(
     labels: LabelMatching = "by-name",
     framework: Framework = "torch",
     image_size: OptionalSize = None,
-    from_: ReadFormat | None = None,
-    set_: FieldWords = (),
-    part: PartName | None = None,
-    base: OptionalPlace = None,
+    reading: ReadingOptions = AS_RECORDED,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Draw what a model has learned, where it looks and what it confuses.
@@ -82,10 +77,7 @@ def show(
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         framework: Framework that computes.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
-        from_: Format of the checkpoint, where it is not recognised.
-        set_: A field of its model's config that it does not contain, such as heads=6. May be repeated.
-        part: The model to read, where the file holds several, such as model_ema.
-        base: Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names).
+        reading: How the checkpoint is opened.
         overwrite: Write into a folder that has other files of these names.
     """
     require_training(framework)
@@ -96,7 +88,7 @@ def show(
 
     folder = out or location(f"{absolute(checkpoint).name}_figures")
     _check_free(folder, overwrite)
-    opened = open_and_report(checkpoint, from_, set_, part, base).adapt(image_size=image_size)
+    opened = reading.open_and_report(checkpoint).adapt(image_size=image_size)
     model, recorded = opened.config.model, opened.config.preprocessing
     preprocessing = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
     drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))

@@ -4,17 +4,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_cli.console import say, say_in, table
+from vit_core.checkpoints import CheckpointConfig
+from vit_core.checkpoints.inspection import chosen
 from vit_core.field_text import field_text
+from vit_core.preprocess import assumed_preprocessing, preprocessing_text
 
 
-def print_description(report: Mapping[str, Any], unlike_the_paper: Mapping[str, Any]) -> None:
-    """Prints `vit_core.checkpoints.inspection.description`, and the config fields that are not the paper's."""
+def print_description(report: Mapping[str, Any], config: CheckpointConfig) -> None:
+    """Prints `vit_core.checkpoints.inspection.description`, how images are made, and the config fields that are not the
+    paper's."""
     say(f"{report['path']}: {report['format']}, {report['parameters']:,} parameters")
     for note in report["notes"]:
         say(f"  {note}")
     grid, types = "x".join(map(str, report["grid"])), ", ".join(f"{n:,} {t}" for t, n in report["dtypes"].items())
     say(f"grid {grid}, prefix tokens {report['prefix_tokens']}, types {types}")
-    fields = ((name, _text(name, value)) for name, value in unlike_the_paper.items())
+    made, assumed = config.preparation()
+    size = "x".join(map(str, made.image_size))
+    say(assumed_preprocessing(made) if assumed else f"preprocessing: {size} pixels, {preprocessing_text(made)}")
+    fields = ((name, _text(name, value)) for name, value in chosen(config.model).items())
     table("config, where it is not the paper's", ("field", "value"), fields)
     rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
     table("parameters", ("module", "number", "stored"), rows)

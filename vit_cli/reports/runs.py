@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vit_cli.console import say, table
 from vit_cli.field_options import value_text
 from vit_core.storage import Location
@@ -10,37 +12,65 @@ from vit_train.run_groups import Group, PowerLaw, half_width
 
 
 def print_runs(groups: Sequence[Group]) -> None:
-    """Prints a line for each group of runs that differ in the seed alone, and what the intervals mean."""
+    """Prints a line for each group of runs that differ in the seed alone, and what the intervals mean; then what their
+    moving averages reached, and how early they had the first group's accuracy, where that is known."""
     first, names, rows = groups[0], short_names(groups), list[tuple[object, ...]]()
+    accuracies = [group.top1 for group in groups]
     for name, group in zip(names, groups, strict=True):
-        runs, width = group.runs, half_width(groups, len(group.runs))
+        runs, width = group.runs, half_width(accuracies, len(group.runs))
         low, high = runs[0].interval if width is None else (max(group.mean - width, 0.0), min(group.mean + width, 1.0))
-        average = "" if group.average_mean is None else f"{group.average_mean:.2%}"
         reached = f"{group.mean:.2%} ({low:.1%} - {high:.1%})"
-        cost = f"{group.training_flops:.2e}"
-        rows.append((name, len(runs), f"{runs[0].images:,}", cost, reached, average, _apart(group, groups)))
-    columns = ("runs", "seeds", "images", "FLOPs", "top-1 (95 %)", "average", "from the first")
-    table("finished runs", columns, rows)
+        width = half_width(accuracies, len(runs), len(first.runs))
+        apart = "" if group is first else _points(group.mean - first.mean, width)
+        rows.append((name, len(runs), f"{runs[0].images:,}", f"{group.training_flops:.2e}", reached, apart))
+    table("finished runs", ("runs", "seeds", "images", "FLOPs", "top-1 (95 %)", "from the first"), rows)
     for name, group in zip(names[1:], groups[1:], strict=True):
         say(
             f"{name}: {', '.join(f'{field} {value_text(value)}' for field, value in group.changes_from(first).items())}"
         )
-    if half_width(groups, 1) is None:
+    if half_width(accuracies, 1) is None:
         say(
             "intervals: of one run's accuracy, from the number of images; two seeds of one config show what chance does"
         )
     else:
         say("intervals: of the mean over seeds, with one spread between seeds for all lines (Student's t)")
+    _print_averages(groups, names)
+    _print_steps(groups, names)
 
 
-def _apart(group: Group, groups: Sequence[Group]) -> str:
-    """The difference from the first group in percentage points, with its interval if there are several seeds."""
-    first = groups[0]
-    if group is first:
-        return ""
-    width = half_width(groups, len(group.runs), len(first.runs))
-    apart = f"{100 * (group.mean - first.mean):+.2f}"
-    return apart if width is None else f"{apart} ± {100 * width:.2f}"
+def _print_averages(groups: Sequence[Group], names: Sequence[str]) -> None:
+    """What the moving averages reached, and how far that is from the last weights of the same runs."""
+    having = [(name, group) for name, group in zip(names, groups, strict=True) if group.average_top1]
+    gains = [np.subtract(group.average_top1, group.top1).tolist() for _, group in having]
+    rows = [
+        (name, f"{np.mean(group.average_top1):.2%}", _points(float(np.mean(gain)), half_width(gains, len(gain))))
+        for (name, group), gain in zip(having, gains, strict=True)
+    ]
+    if rows:
+        table("moving averages of the weights", ("runs", "top-1", "from the last weights"), rows)
+
+
+def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:
+    """After how many steps each run had the accuracy that the first group's run of its seed ends with."""
+    found = [(name, group.steps_to(groups[0])) for name, group in zip(names, groups, strict=True)]
+    if not any(steps for _, steps in found[1:]):
+        return
+    found = [(name, steps) for name, steps in found if steps]
+    seeds, rows = sorted({seed for _, steps in found for seed in steps}), list[tuple[object, ...]]()
+    reached = [[step for step in steps.values() if step is not None] for _, steps in found]
+    for (name, steps), own in zip(found, reached, strict=True):
+        mean = ""
+        if len(own) == len(steps):
+            width = half_width([each for each in reached if each], len(own))
+            mean = f"{np.mean(own):.0f}{'' if width is None else f' ± {width:.0f}'}"
+        rows.append((name, *(steps[seed] or "never" if seed in steps else "" for seed in seeds), mean))
+    table("steps to the first's accuracy", ("runs", *(f"seed {seed}" for seed in seeds), "mean (95 %)"), rows)
+    say("steps: of the first evaluation with the accuracy that the first line's run of the same seed ends with")
+
+
+def _points(difference: float, width: float | None) -> str:
+    """A difference of accuracies in percentage points, with half of its interval where that is known."""
+    return f"{100 * difference:+.2f}{'' if width is None else f' ± {100 * width:.2f}'}"
 
 
 def short_names(groups: Sequence[Group]) -> list[str]:

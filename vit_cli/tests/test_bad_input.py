@@ -30,6 +30,11 @@ from vit_cli.tests.random_checkpoints import save_random
         (("convert", "checkpoint"), "vit convert: the argument TARGET is missing; see vit convert --help"),
         (("convert", "checkpoint", "new", "--to", "timn"), "--to: unknown value 'timn'; did you mean 'timm'?"),
         (
+            ("convert", "checkpoint", "new", "--to", "peft"),
+            "--to peft: adapters alone are not converted: a run with --lora.rank",
+        ),
+        (("convert", "checkpoint", "new", "--to", "onnx"), "--to onnx: write vit export SOURCE TARGET.onnx"),
+        (
             ("convert", "checkpoint", "./checkpoint"),
             "checkpoint: is the source, or part of it; choose another name for the target",
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_cli.tests.printed import Vit
+from vit_cli.tests.printed import Printing, Vit
 from vit_train.config import Data
 from vit_train.data.sources import open_split
 from vit_train.tests.small_run import folder_of_images
@@ -90,6 +90,17 @@ def test_no_room_for_a_saved_step(
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     line = vit(*pretrain(recipe, images, tmp_path / "run"), status=2)
     assert "0.0 GiB free, and a saved step takes 0.00; free some space, or choose another --out" in line
+
+
+def test_a_file_for_decoded_images_is_refused_at_the_start(
+    printed: Printing, recipe: str, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = pretrain(recipe, images, tmp_path / "run")
+    shown = printed(*words, "--image-cache-folder", tmp_path / "file", status=2)
+    assert f"--image-cache-folder {tmp_path}/file: {tmp_path}/file is a file; expected a folder" in shown.err
+    assert "checked" not in shown.out
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

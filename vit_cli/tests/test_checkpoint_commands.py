@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from vit_cli.tests.printed import Printing, Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random, set_to
 from vit_core import Checkpoint, CheckpointConfig, ViTConfig, open_checkpoint, save_checkpoint
+from vit_core.preprocess import Preprocessing
 
 
 @pytest.fixture
@@ -116,6 +117,19 @@ def test_inspect_as_json(vit: Vit, folder: Path) -> None:
     assert report["modules"]["norm"] == {"parameters": 16, "bytes": 64}
     assert report["suspicious"] == []
     assert ViTConfig(**report["config"]["model"]) == MODEL
+
+
+def test_inspect_prints_how_images_are_made(vit: Vit, folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    made = Preprocessing(image_size=8, mean=(0.485, 0.456, 0.406), crop_fraction=0.875, exif_rotation=True)
+    save_checkpoint(tmp_path / "other", checkpoint.with_config(checkpoint.config.replace(preprocessing=made)))
+    fields = "mean=0.485,0.456,0.406 std=0.5,0.5,0.5 resize=crop crop_fraction=0.875 interpolation=bicubic"
+    assert f"preprocessing: 8x8 pixels, {fields} exif_rotation=true\n" in vit("inspect", tmp_path / "other")
+    report = json.loads(vit("inspect", tmp_path / "other", "--json"))
+    assert Preprocessing(**report["config"]["preprocessing"]) == made
+    assert "preprocessing: the checkpoint does not record how its images were made; assumed mean=0.5,0.5,0.5" in vit(
+        "inspect", folder
+    )
 
 
 def test_parity_in_bfloat16_prints_both_errors(vit: Vit, folder: Path) -> None:

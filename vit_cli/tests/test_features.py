@@ -70,7 +70,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(refused: Vit, photos: Path, tm
         ([model, photos, "--out", out, "--layer", 1], "layer 1: the model has 1 blocks; expected 0 to 0, or -1"),
         ([without, photos, "--out", out, "--pool", "cls"], "pool cls: the model has no class token; use gap"),
         ([model, photos, "--out", out, "--unreadable", "error"], f"cannot decode image '{photos}/b/broken.png'"),
-        ([model, photos / "b/broken.png", "--out", out], "none of the 1 images can be read"),
+        ([model, photos / "b/broken.png", "--out", out], "vit: error: cannot decode image '"),
         ([model, photos, "--out", out, "--threads", 0], "--threads 0: expected 1 or more"),
     ):
         assert why in refused("features", *words)

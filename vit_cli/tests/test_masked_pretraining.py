@@ -1,6 +1,7 @@
 """Masked-autoencoder pretraining by the command line: images without labels to an encoder that opens like any other."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vit_cli.tests.printed import Vit
+from vit_cli.tests.random_checkpoints import MODEL, save_random
 from vit_core import open_checkpoint
 from vit_core.parameters import DECODER
 from vit_train.masked_steps import masked_step
@@ -85,6 +87,8 @@ def test_pretraining_goes_on_from_what_another_library_opens(
     assert "transformers itself: largest difference" in printed
     printed = refused("convert", run, tmp_path / "out", "--to", "timm", "--decoder")
     assert "timm cannot hold the decoder of a masked autoencoder; what can: transformers" in printed
+    printed = refused("convert", run, tmp_path / "out", "--decoder")
+    assert "vit cannot hold the decoder of a masked autoencoder; a run keeps it in its saved steps, RUN/st" in printed
     printed = refused("convert", run / "checkpoint", tmp_path / "out", "--to", "transformers", "--decoder")
     assert "has no decoder of a masked autoencoder" in printed
     words = ["pretrain", "imagenet_mae", "--init", folder, "--data", photos, "--batch-size", "16", "--lr", "0"]
@@ -116,8 +120,23 @@ def test_a_decoder_that_is_missing_or_of_another_size_is_a_new_one(vit: Vit, pho
 
 
 def test_only_masked_autoencoders_are_pretrained_from_a_checkpoint(refused: Vit) -> None:
-    printed = refused("pretrain", "digits", "--init", "x")
-    assert "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint" in printed
+    for words in (("pretrain", "digits"), ("explain", "digits", "--stage", "pretrain")):
+        printed = refused(*words, "--init", "x")
+        assert "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint" in printed
+
+
+def test_pretraining_from_a_checkpoint_is_explained(vit: Vit, refused: Vit, photos: Path, tmp_path: Path) -> None:
+    """With the network of the checkpoint and the recipe's mask; otherwise it is fine-tuning that is."""
+    save_random(tmp_path / "encoder")
+    words = ["explain", "imagenet_mae", "--init", tmp_path / "encoder", "--data", photos, "--batch-size", "16"]
+    words += ["--steps", "3", "--schedule.warmup-steps", "1"]
+    printed = vit(*words, "--stage", "pretrain")
+    assert f"imagenet_mae: pretrain {tmp_path}/encoder" in printed
+    for field, value in (("model.width", MODEL.width), ("model.num_classes", 0), ("mae.mask_ratio", 0.75)):
+        assert re.search(rf"^ {field} +{value} $", printed, re.M), field
+    printed = vit(*words, "--data.eval-split", "none")
+    assert re.search(r"^ mae.mask_ratio +0.0 $", printed, re.M)
+    assert "--stage finetune: name the checkpoint" in refused("explain", "digits", "--stage", "finetune")
 
 
 @pytest.mark.slow

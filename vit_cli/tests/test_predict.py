@@ -147,7 +147,10 @@ def test_an_unreadable_image_is_named_and_skipped_or_an_error(
     (tmp_path / "rows.csv").write_text("before")
     assert f"cannot decode image '{tmp_path}/broken.jpg': " in refused(*words, "--unreadable", "error")
     assert (tmp_path / "rows.csv").read_text() == "before", "what was there is still there"
-    assert "none of the 1 images can be read" in refused("predict", checkpoint, tmp_path / "broken.jpg")
+    broken = [tmp_path / "broken.jpg"]
+    assert f"vit: error: cannot decode image '{broken[0]}': " in refused("predict", checkpoint, *broken)
+    several = f"none of the 2 images can be read; the first: cannot decode image '{broken[0]}'"
+    assert several in refused("predict", checkpoint, *broken * 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "rows.csv"]
 
 

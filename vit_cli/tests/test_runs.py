@@ -40,6 +40,26 @@ def test_a_folder_of_runs(vit: Vit, folder: Path) -> None:
     assert "Student's t" in out
 
 
+def test_averages_and_steps_to_the_first_lines_accuracy(vit: Vit, tmp_path: Path) -> None:
+    """By hand. Averages are half of the accuracy: -15 and -20 points, twice -25, and -10; two degrees of freedom,
+    a spread of sqrt((2.5^2 + 2.5^2) / 2), so 4.303 x 2.5 / sqrt(2). Steps: 2 and 4, 1 and 3: 4.303."""
+    for seed, top1 in ((0, 0.30), (1, 0.40)):
+        write_run(tmp_path / f"adamw-{seed}", CONFIG.replace(seed=seed), top1, earlier=(0.1, 0.3, 0.35, 0.41))
+        other = CONFIG.replace(seed=seed, label_smoothing=0.2)
+        write_run(tmp_path / f"muon-{seed}", other, 0.5, earlier=(0.3, 0.2, 0.4))
+    write_run(tmp_path / "slow-0", CONFIG.replace(label_smoothing=0.3), 0.2, earlier=(0.1, 0.2))
+    write_run(tmp_path / "unseen-0", CONFIG.replace(label_smoothing=0.4), 0.2)
+    lines = [" ".join(line.split()) for line in vit("runs", tmp_path).splitlines()]
+    assert "adamw-* 17.50% -17.50 ± 7.61" in lines
+    assert "slow-0 10.00% -10.00 ± 10.76" in lines
+    assert "runs seed 0 seed 1 mean (95 %)" in lines
+    assert "adamw-* 2 4 3 ± 4" in lines
+    assert "muon-* 1 3 2 ± 4" in lines
+    assert "slow-0 never" in lines
+    assert "unseen-0" not in lines
+    assert "steps to" not in vit("runs", tmp_path / "adamw-0", tmp_path / "adamw-1")
+
+
 def test_one_run_has_the_interval_of_its_images(vit: Vit, folder: Path) -> None:
     out = vit("runs", folder / "smooth")
     assert "41.00% (31.0% - 51.0%)" in " ".join(out.split())

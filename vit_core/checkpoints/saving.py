@@ -80,8 +80,9 @@ def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
     if checkpoint.decoder.arrays.shapes != {name: row.shape for name, row in decoder_rows(model, mae).items()}:
         raise InputError(f"{checkpoint.origin}: its decoder is for patches of another size; leave out the decoder")
     if format not in MASKED_WRITERS:
+        where = "; a run keeps it in its saved steps, RUN/steps" if format == "vit" else ""
         those = ", ".join(MASKED_WRITERS)
-        raise InputError(f"{format} cannot hold the decoder of a masked autoencoder; what can: {those}")
+        raise InputError(f"{format} cannot hold the decoder of a masked autoencoder{where}; what can: {those}")
     return MASKED_WRITERS[format]
 
 

@@ -5,7 +5,7 @@ import pytest
 from vit_core import ViTConfig
 from vit_core.errors import InputError
 from vit_core.field_text import field_text, parse_fields, parse_preprocessing
-from vit_core.preprocess import Preprocessing
+from vit_core.preprocess import Preprocessing, preprocessing_text
 from vit_core.rope import Rope
 
 
@@ -43,6 +43,15 @@ def test_fields_of_preprocessing():
     }
     assert Preprocessing(image_size=8, **fields).mean == (0.485, 0.456, 0.406)
     assert parse_preprocessing(["mean=0.5"]) == {"mean": [0.5]}
+
+
+def test_preprocessing_is_printed_as_it_is_typed():
+    made = Preprocessing(image_size=8, std=(0.229, 0.224, 1), resize="border", crop_fraction=0.875, bit_depth=16)
+    text = preprocessing_text(made)
+    assert text == (
+        "mean=0.5,0.5,0.5 std=0.229,0.224,1 resize=border crop_fraction=0.875 interpolation=bicubic bit_depth=16"
+    )
+    assert Preprocessing(image_size=8, **parse_preprocessing(text.split())) == made
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,12 @@ from vit_core.image_batches import Images
 from vit_core.masked_autoencoder import draw_order
 from vit_core.naflex import PatchedImages
 from vit_core.preprocess import Preprocessing, decode, resize_image
-from vit_core.storage import location, require_local
 from vit_train.config import Loss, TrainConfig
 from vit_train.data.augmentation import DRAWS, Mix, augment_together, augmented, crops_only, draw_mixes
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.decoded_images import Decoded, DecodedImages
 from vit_train.data.draws import generators, uniforms
-from vit_train.data.mapped_images import MappedImages
+from vit_train.data.mapped_images import MappedImages, cache_folder
 from vit_train.data.repeats import RepeatedOrder
 from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
@@ -160,9 +159,7 @@ class Batches:
         """Images that are decoded already."""
         folder, limit = self.config.image_cache_folder, self.config.image_cache * 2**20
         if folder is not None and limit:
-            return MappedImages(
-                require_local(location(folder), "--image-cache-folder"), self.split, self.config.preprocessing, limit
-            )
+            return MappedImages(cache_folder(folder), self.split, self.config.preprocessing, limit)
         return DecodedImages(len(self.split), limit)
 
     def ids(self, step: int) -> np.ndarray:

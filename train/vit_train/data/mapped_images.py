@@ -18,7 +18,7 @@ import numpy as np
 from vit_core.errors import InputError
 from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
-from vit_core.storage import check_writable
+from vit_core.storage import check_writable, location, require_local
 from vit_core.storage.locks import HAS_LOCKS, locked
 from vit_train.data.decoded_images import Decoded
 from vit_train.data.sources import Split
@@ -33,6 +33,18 @@ _FIELDS = 6
 classes, and a checksum of the bytes: the classes (int64), then the pixels."""
 
 
+def cache_folder(named: str) -> Path:
+    """The folder that `image_cache_folder` names; nothing is written. InputError for one that decoded images cannot be
+    kept in: in a store, in the place of a file or below one, or on a system without file locks."""
+    folder = require_local(location(named), "--image-cache-folder")
+    if not HAS_LOCKS:
+        raise InputError("image_cache_folder: needs file locks, which this system lacks; leave it out")
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise InputError(f"--image-cache-folder {folder}: {there} is a file; expected a folder, which may be missing")
+    return folder
+
+
 class MappedImages:
     """Examples of a split that are decoded already, by index; processes and threads may share it.
 
@@ -43,8 +55,6 @@ class MappedImages:
 
     def __init__(self, folder: Path, split: Split, preprocessing: Preprocessing, limit: int) -> None:
         self.count, self.limit = len(split), limit
-        if not HAS_LOCKS:
-            raise InputError("image_cache_folder: needs file locks, which this system lacks; leave it out")
         check_writable(folder, "--image-cache-folder")
         place, state = _identity(split, preprocessing)
         self.folder = folder / place

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil, log2
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ _KEPT = 2**21
 class ShuffledOrder(Sequence[int]):
     """Index in a split of each example of a run: every example once in an epoch.
 
-    The same as `grain.MapDataset.range(examples).seed(seed).shuffle().repeat()`, which takes many times as long to
-    answer: most of an image's time, where small images are in memory.
+    The same as `grain.MapDataset.range(examples).seed(seed).shuffle().repeat()`, except where grain's is no permutation
+    (see `permuted`). Grain takes many times as long to answer: most of an image's time, where small images are in
+    memory.
     """
 
     examples: int
@@ -57,11 +57,13 @@ class ShuffledOrder(Sequence[int]):
 def permuted(places_B: np.ndarray, count: int, seed: int) -> np.ndarray:
     """uint64 [B]: where a random permutation of `count` numbers takes each place; grain's `index_shuffle`.
 
-    A cipher permutes the numbers of so many bits; a number that is too large goes through it again.
+    A cipher permutes the numbers of so many bits; a number that is too large goes through it again. Where `count` is a
+    power of 4 and 1, from 65,537 on, the largest number has one bit more than grain counts: grain then repeats one
+    number and never gives the largest. Here it is counted.
     """
     if count == 1:
         return np.zeros(len(places_B), np.uint64)
-    bits = max(ceil(log2(count - 1)), _LEAST_BITS)
+    bits = max((count - 1).bit_length(), _LEAST_BITS)
     half = (bits + bits % 2) // 2
     found_B, left_to_do = places_B.astype(np.uint64), np.arange(len(places_B))
     if count <= _FEW:  # most numbers are too large: one that is goes through a table of the cipher

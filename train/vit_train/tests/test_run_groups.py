@@ -1,6 +1,7 @@
 """Groups of runs, their intervals and the power law, held to scipy and NumPy."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,6 @@ from vit_train.config import TrainConfig
 from vit_train.metrics import METRICS
 from vit_train.run import RUN, Request
 from vit_train.run_groups import (
-    FinishedRun,
-    Group,
     PowerLaw,
     grouped,
     half_width,
@@ -27,36 +26,38 @@ ROUNDING = 1e-9
 """Relative; quantiles of Student's t are computed iteratively."""
 
 
-def write_run(folder: Path, config: TrainConfig, top1: float, engine: str = "torch", **request: object) -> Path:
-    """What a finished run leaves of itself, without its weights."""
+def write_run(
+    folder: Path,
+    config: TrainConfig,
+    top1: float,
+    engine: str = "torch",
+    earlier: Sequence[float] = (),
+    **request: object,
+) -> Path:
+    """What a finished run leaves of itself, without its weights. earlier: what it had after steps 1, 2, ..."""
     folder.mkdir(parents=True)
     (folder / RUN).write_text(json.dumps(Request(config=config, **request).model_dump(mode="json")))
     lines = [
         {"step": 1, "loss": 1.0, "engine": engine},
+        *({"step": step, "top1": each} for step, each in enumerate(earlier, start=1)),
         {"step": config.steps, "top1": top1, "top1_interval": [top1 - 0.1, top1 + 0.1], "top1_ema": top1 / 2},
     ]
     (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def group(*accuracies: float) -> Group:
-    return Group(tuple(FinishedRun(Path(), Request(config=CONFIG), "jax", each, (0, 1), None) for each in accuracies))
-
-
 def test_two_groups_are_students_t_test() -> None:
     a, b = [0.31, 0.34, 0.29], [0.38, 0.41]
-    groups = [group(*a), group(*b)]
-    width = half_width(groups, 3, 2)
+    width = half_width([a, b], 3, 2)
     expected = ttest_ind(b, a, equal_var=True).confidence_interval(0.95)
     assert width == pytest.approx((expected.high - expected.low) / 2, rel=ROUNDING)
-    assert groups[1].mean - groups[0].mean == pytest.approx((expected.high + expected.low) / 2, rel=ROUNDING)
 
 
 def test_one_group_is_students_interval_of_the_mean() -> None:
     scores = [0.31, 0.34, 0.29]
     expected = ttest_1samp(scores, 0).confidence_interval(0.95)
-    assert half_width([group(*scores)], 3) == pytest.approx((expected.high - expected.low) / 2, rel=ROUNDING)
-    assert half_width([group(0.31), group(0.34)], 1) is None, "no seed twice"
+    assert half_width([scores], 3) == pytest.approx((expected.high - expected.low) / 2, rel=ROUNDING)
+    assert half_width([[0.31], [0.34]], 1) is None, "no seed twice"
 
 
 def test_the_power_law_is_numpys_line_through_logarithms() -> None:
@@ -99,13 +100,29 @@ def test_runs_are_grouped_by_all_but_their_seed(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     groups = grouped([read_finished_run(run) for run in runs_under(tmp_path)])
     assert [[run.folder.name for run in each.runs] for each in groups] == [["a-0", "a-1"], ["b"], ["c"], ["d"]]
-    assert (groups[0].mean, groups[0].average_mean) == (0.6, 0.3)
+    assert (groups[0].mean, groups[0].average_top1) == (0.6, [0.25, 0.35])
     assert [each.changes_from(groups[0]) for each in groups[1:]] == [
         {"label_smoothing": 0.2},
         {"framework": "jax"},
         {"examples": ("1234",)},
     ]
     assert runs_under(tmp_path / "b") == [tmp_path / "b"]
+
+
+def test_steps_to_the_accuracy_that_the_first_run_of_the_seed_ends_with(tmp_path: Path) -> None:
+    """Seed 0 has to reach 0.5 and seed 1 0.6; the first evaluation that does counts, whatever comes later. A seed that
+    the first group has not, and a run without evaluations on the way, cannot be compared."""
+    other = CONFIG.replace(label_smoothing=0.2)
+    for seed, top1 in enumerate((0.5, 0.6)):
+        write_run(tmp_path / f"a-{seed}", CONFIG.replace(seed=seed), top1, earlier=(0.1, top1, 0.2))
+    write_run(tmp_path / "b-0", other, 0.7, earlier=(0.4, 0.49, 0.5, 0.3))
+    write_run(tmp_path / "b-1", other.replace(seed=1), 0.59, earlier=(0.59,))
+    write_run(tmp_path / "b-2", other.replace(seed=2), 0.9, earlier=(0.9,))
+    write_run(tmp_path / "c", CONFIG.replace(label_smoothing=0.3), 0.9)
+    first, second, third = grouped([read_finished_run(run) for run in runs_under(tmp_path)])
+    assert second.steps_to(first) == {0: 3, 1: None}
+    assert first.steps_to(first) == {0: 2, 1: 2}
+    assert third.steps_to(first) == {}
 
 
 def test_the_cost_counts_the_images_of_every_segment(tmp_path: Path) -> None:

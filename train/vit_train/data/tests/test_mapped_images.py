@@ -13,7 +13,7 @@ from vit_core import InputError
 from vit_train.config import Augmentation, Data, TrainConfig
 from vit_train.data import batches as module
 from vit_train.data.batches import Batches, stream
-from vit_train.data.mapped_images import MappedImages
+from vit_train.data.mapped_images import MappedImages, cache_folder
 from vit_train.data.sources import Split, open_split
 from vit_train.tests.small_run import CONFIG, folder_of_images, quadrants
 
@@ -134,3 +134,14 @@ def test_a_worker_does_not_read_what_another_run_has_put_there(config: TrainConf
 def test_a_folder_in_a_store_is_refused(config: TrainConfig) -> None:
     with pytest.raises(InputError, match=r"--image-cache-folder memory://b/x: expected a folder on this machine"):
         opened(config.replace(image_cache_folder="memory://b/x"))
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    """Before anything is written; a folder that is missing is none yet."""
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        expected = rf"--image-cache-folder {folder}: {tmp_path}/file is a file; expected a folder"
+        with pytest.raises(InputError, match=expected):
+            cache_folder(str(folder))
+    assert cache_folder(str(tmp_path / "new/folder")) == tmp_path / "new/folder"
+    assert not (tmp_path / "new").exists()
