@@ -118,7 +118,7 @@ def preprocessing_text(preprocessing: Preprocessing) -> str:
 def _value_text(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(map(_value_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value).lower()
 
 
 def assumed_preprocessing(preprocessing: Preprocessing) -> str:

@@ -17,7 +17,7 @@ from vit_jax import sharding
 logger = logging.getLogger("vit")
 
 SPLASH_TOKENS = 1024
-"""Up to so many tokens XLA's attention is as good on a TPU as splash attention."""
+"""Up to so many tokens the attention of XLA is used on a TPU; a guess, which no TPU has confirmed."""
 SPLASH_BLOCKS = (384, 512, 640, 768)
 """Tokens of a block of splash attention: multiples of the 128 lanes of a TPU."""
 
@@ -27,7 +27,7 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
 
     In 16 bits these are cuDNN's on a GPU (which JAX must be asked for), and on a TPU splash attention, of more than
     1,024 tokens. Everywhere else, and where the kernel is missing or takes no such arguments, it is XLA's, by
-    jax.nn.dot_product_attention; that a kernel refuses is logged, once.
+    jax.nn.dot_product_attention, which keeps the weights; that is logged, once.
     bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M].
     """
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
@@ -37,10 +37,16 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
             return even_attention(q_BNTK, k_BMTK, v_BMTK, bias, "cudnn")
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
-    if platform == "tpu" and q_BNTK.dtype == jnp.bfloat16 and min(q_BNTK.shape[1], k_BMTK.shape[1]) > SPLASH_TOKENS:
+    elif platform == "tpu" and q_BNTK.dtype == jnp.bfloat16 and min(q_BNTK.shape[1], k_BMTK.shape[1]) > SPLASH_TOKENS:
         if bias is None or bias.shape[1:3] == (1, 1):
-            return splash_attention(q_BNTK, k_BMTK, v_BMTK, None if bias is None else bias[:, 0, 0] == 0)
-        _note("attention: splash attention adds no bias to scores; XLA's is used")
+            try:
+                return splash_attention(q_BNTK, k_BMTK, v_BMTK, None if bias is None else bias[:, 0, 0] == 0)
+            except (ImportError, ValueError, NotImplementedError) as error:
+                _note(f"attention: splash attention cannot be used ({shortened(str(error))}); XLA's is")
+        else:
+            _note("attention: splash attention adds no bias to scores; XLA's is used")
+    else:
+        _note(f"attention: no kernel for {q_BNTK.shape[1]:,} tokens in {q_BNTK.dtype} ({platform}); XLA's is used")
     return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias)
 
 

@@ -140,7 +140,7 @@ def product(x_BND: Array, kernel: Array) -> Array:
 
 
 def _product_forward(x_BND: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(x_BND, kernel), (x_BND, kernel)
+    return jnp.tensordot(x_BND, kernel, 1), (x_BND, kernel)  # not `product`: `remat` would not see what it may keep
 
 
 # JAX writes the gradient of a kernel as a product whose first operand is `grad`. XLA transposes the first operand. It
@@ -150,7 +150,8 @@ def _product_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
     x_BND, kernel = saved
     batch = tuple(range(x_BND.ndim - 1))
     outputs = tuple(range(x_BND.ndim - 1, grad.ndim)), tuple(range(1, kernel.ndim))
-    return jnp.tensordot(grad, kernel, outputs), jnp.tensordot(x_BND, grad, (batch, batch))
+    grad_BND, grad_kernel = jnp.tensordot(grad, kernel, outputs), jnp.tensordot(x_BND, grad, (batch, batch))
+    return grad_BND.astype(x_BND.dtype), grad_kernel.astype(kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -175,7 +176,8 @@ def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
 
 def to_hidden(layer: Linear, x_BND: Array) -> Array:
     """layer(x) as [B, N, F], or [B, N, 2, F] of a gated MLP."""
-    hidden = product(x_BND, layer.kernel[...])
+    kernel = layer.kernel[...]
+    hidden = jnp.tensordot(x_BND, kernel, 1) if shares_kernels() else product(x_BND, kernel)
     if is_adapted(layer):
         hidden += low_rank(layer, x_BND)
     return hidden if layer.bias is None else hidden + layer.bias[...]

@@ -120,7 +120,8 @@ class ViT(Classifier):
     attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is the devices' own kernel in 16 bits
         (vit_jax.fused), else jax.nn.dot_product_attention; its softmax is float32 even in float64.
     scan: keep the blocks' parameters stacked and run them by jax.lax.scan, which compiles one block instead of all.
-    remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
+    remat: what the backward pass recomputes: "none", no product (scanned layers compute what is done element by element
+        again); "dots", all but products with weights; "full", each block.
     checkpoint: the config of the folder it was loaded from, which `save` writes again.
     """
 

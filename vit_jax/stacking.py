@@ -20,9 +20,9 @@ or the "coordinates" [N, 2] for learned ones."""
 
 CHEAP = {
     "abs", "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos", "div", "eq",
-    "erf", "exp", "expand_dims", "ge", "gt", "integer_pow", "iota", "le", "log", "logistic", "lt", "max", "min", "mul",
-    "ne", "neg", "pow", "reshape", "rsqrt", "select_n", "sharding_constraint", "sign", "sin", "slice", "split", "sqrt",
-    "square", "squeeze", "stop_gradient", "sub", "tanh", "transpose",
+    "erf", "erfc", "exp", "expand_dims", "ge", "gt", "integer_pow", "iota", "le", "log", "logistic", "lt", "max",
+    "min", "mul", "ne", "neg", "pow", "reshape", "rsqrt", "select_n", "sharding_constraint", "sign", "sin", "slice",
+    "split", "sqrt", "square", "squeeze", "stop_gradient", "sub", "tanh", "transpose",
 }  # fmt: skip
 """Names of JAX's operations on single elements, and of those that only move them."""
 

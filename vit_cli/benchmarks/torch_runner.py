@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch._dynamo  # timm and transformers import it, and otherwise the first optimizer, which is no part of a step
+import torch._dynamo  # torch's first optimizer imports it, for seconds, unless a library has: timm and transformers do
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call

@@ -19,8 +19,8 @@ def print_description(report: Mapping[str, Any], config: CheckpointConfig) -> No
     grid, types = "x".join(map(str, report["grid"])), ", ".join(f"{n:,} {t}" for t, n in report["dtypes"].items())
     say(f"grid {grid}, prefix tokens {report['prefix_tokens']}, types {types}")
     made, assumed = config.preparation()
-    size = "x".join(map(str, made.image_size))
-    say(assumed_preprocessing(made) if assumed else f"preprocessing: {size} pixels, {preprocessing_text(made)}")
+    size = "" if made.max_patches else f"{'x'.join(map(str, made.image_size))} pixels, "
+    say(assumed_preprocessing(made) if assumed else f"preprocessing: {size}{preprocessing_text(made)}")
     fields = ((name, _text(name, value)) for name, value in chosen(config.model).items())
     table("config, where it is not the paper's", ("field", "value"), fields)
     rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())

@@ -58,10 +58,11 @@ def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:
     found = [(name, steps) for name, steps in found if steps]
     seeds, rows = sorted({seed for _, steps in found for seed in steps}), list[tuple[object, ...]]()
     reached = [[step for step in steps.values() if step is not None] for _, steps in found]
+    complete = [own for own, (_, steps) in zip(reached, found, strict=True) if len(own) == len(steps)]
     for (name, steps), own in zip(found, reached, strict=True):
         mean = ""
-        if len(own) == len(steps):
-            width = half_width([each for each in reached if each], len(own))
+        if own in complete:
+            width = half_width(complete, len(own))
             mean = f"{np.mean(own):.0f}{'' if width is None else f' ± {width:.0f}'}"
         rows.append((name, *(steps[seed] or "never" if seed in steps else "" for seed in seeds), mean))
     table("steps to the first's accuracy", ("runs", *(f"seed {seed}" for seed in seeds), "mean (95 %)"), rows)

@@ -46,10 +46,11 @@ def test_fields_of_preprocessing():
 
 
 def test_preprocessing_is_printed_as_it_is_typed():
-    made = Preprocessing(image_size=8, std=(0.229, 0.224, 1), resize="border", crop_fraction=0.875, bit_depth=16)
+    values = {"mean": (0.48145466, 0.5, 0), "std": (0.229, 0.224, 1), "crop_fraction": 0.875}
+    made = Preprocessing(image_size=8, resize="border", bit_depth=16, **values)
     text = preprocessing_text(made)
     assert text == (
-        "mean=0.5,0.5,0.5 std=0.229,0.224,1 resize=border crop_fraction=0.875 interpolation=bicubic bit_depth=16"
+        "mean=0.48145466,0.5,0 std=0.229,0.224,1 resize=border crop_fraction=0.875 interpolation=bicubic bit_depth=16"
     )
     assert Preprocessing(image_size=8, **parse_preprocessing(text.split())) == made
 

@@ -133,9 +133,10 @@ def test_rematerialisation_keeps_less(folder: Path) -> None:
     assert kept["full"] < kept["dots"] < kept["none"]
 
 
-def test_scanned_layers_keep_results_of_products_once() -> None:
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu"])
+def test_scanned_layers_keep_results_of_products_once(activation: str) -> None:
     """Not GELU's parts beside what GELU is given, nor the softmax's beside the scores."""
-    config = MODEL.replace(mlp_dim=24)
+    config = MODEL.replace(mlp_dim=24, activation=activation)
     L, N, T, F = config.depth, config.tokens, config.heads, config.mlp_dim
     shapes = [leaf.shape for leaf in saved_arrays(vit_jax.ViT(config, rngs=nnx.Rngs(0), scan=True))]
     assert shapes.count((L, 8, N, F)) == shapes.count((L, 8, T, N, N)) == 1

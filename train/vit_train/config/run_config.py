@@ -91,13 +91,12 @@ class TrainConfig(Schema):
     scan: Flag = True
     """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
     attention: Literal["plain", "fused"] = "plain"
-    """JAX: XLA's own, or in bfloat16 a kernel that keeps no matrix of weights: cuDNN's on GPUs, on TPUs splash
-    attention for more than 1,024 tokens. (PyTorch's is always fused.)"""
+    """JAX: XLA's own, or with --compute-dtype bfloat16 a kernel that keeps no matrix of weights: cuDNN's on GPUs, and
+    for more than 1,024 tokens splash attention on TPUs. (PyTorch's is always fused.)"""
     compile: Flag | None = None
-    """PyTorch: compile each block by torch.compile (one for all, and not the layers around them, so it takes seconds
-    rather than minutes). None: on CUDA devices. (JAX compiles always.)"""
+    """PyTorch: compile the blocks by torch.compile, one for all. None: on CUDA devices. (JAX always compiles.)"""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again to save memory: nothing; all but products with weights; each block."""
+    """What the backward pass computes again to save memory: no product; all but products with weights; each block."""
     ema: Rate | None = None
     """Keep a moving average of the weights: after each step, average <- ema average + (1 - ema) weights."""
     ema_warmup: Flag = False
@@ -194,6 +193,8 @@ class TrainConfig(Schema):
             self._check_masked(self.masked)
         elif not self.model.num_classes:
             raise ValueError("model.num_classes: 0 leaves nothing to train towards")
+        if self.attention == "fused" and (self.dtype == "float64" or self.model.attention_dropout):
+            raise ValueError("attention: fused is not for dtype float64 or model.attention_dropout; leave it out")
         if self.reduce_dtype and self.dtype == "float64":
             raise ValueError(f"reduce_dtype: {self.reduce_dtype} is for dtype float32; float64 is summed in float64")
         if self.batch_size % self.accumulation:

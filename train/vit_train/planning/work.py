@@ -14,6 +14,8 @@ from vit_core.schema import NonNegative, Real, Schema
 from vit_train.planning.hlo import KINDS, Instruction, Place, Program, channel, element_bits
 
 PRODUCTS = ("dot", "convolution")
+KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu$")
+"""How custom calls begin that compute products: Pallas's kernels on TPUs, the libraries and Triton on GPUs."""
 _WITHOUT_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
     "opt-barrier", "partition-id", "iota",
@@ -54,7 +56,7 @@ def work_of(program: Program) -> Work:
     for place, instruction in program.walk():
         if instruction.opcode in PRODUCTS:
             flops += place.times * device.product_flops(place.computation, instruction)
-        kernels += place.times * (target_of(instruction) == "tpu_custom_call")
+        kernels += place.times * ((target_of(instruction) or "").startswith(KERNELS))
         if not place.fused:
             moved += place.times * device.traffic(place.computation, instruction)
             cycles += place.times * int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
@@ -193,7 +195,7 @@ class _Device:
 
 def target_of(instruction: Instruction) -> str | None:
     """What a custom call calls; None for other instructions."""
-    return instruction.attribute(r'custom_call_target="(\w+)"') if instruction.opcode == "custom-call" else None
+    return instruction.attribute(r'custom_call_target="([^"]+)"') if instruction.opcode == "custom-call" else None
 
 
 def _sends(instruction: Instruction) -> bool:
