@@ -193,7 +193,7 @@ def test_the_same_classes_change_nothing() -> None:
 
 ASSUMED = (
     "preprocessing: the checkpoint does not record how its images were made; assumed mean=0.5 std=0.5 resize=crop "
-    "crop_fraction=1.0 interpolation=bicubic; set "
+    "crop_fraction=1 interpolation=bicubic; set "
 )
 
 
