@@ -84,8 +84,8 @@ def splash_attention(
     """Scaled dot-product attention [B, N, T, K] by Pallas's kernel for TPUs, of which each device of a mesh computes
     its own examples and heads.
 
-    valid_BM: False for keys that are padding, which some key of each example is not. interpret: XLA executes what the
-    kernel does, on any device.
+    valid_BM: False for keys that are padding; at least one key of each example must be valid. interpret: XLA executes
+    what the kernel does, on any device.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (  # here, because it takes long to import
         BlockSizes,

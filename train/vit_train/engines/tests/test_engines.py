@@ -55,6 +55,9 @@ def test_the_config_chooses_jaxs_attention() -> None:
 
         jax.eval_shape(blocks, step.params(step.state))
         assert found == [kind] * MODEL.depth
+    for change in ({"dtype": "float64"}, {"model": MODEL.replace(attention_dropout=0.1)}):
+        with pytest.raises(InputError, match="attention: fused is not for dtype float64 or"):
+            CONFIG.replace(attention="fused", **change)
 
 
 @pytest.mark.parametrize("name", ENGINES)
