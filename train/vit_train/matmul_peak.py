@@ -22,9 +22,9 @@ def measured_flops(square_of: Callable[[np.ndarray], Callable[[], object]], larg
     while True:
         multiply = square_of(np.tile(tile, (n // SMALLEST, n // SMALLEST)))
         multiply()  # compiles, and warms up
-        seconds = _seconds(multiply)
+        seconds = min(_seconds(multiply) for _ in range(4))
         if 2 * n > largest or 8 * seconds > LONGEST_SECONDS:
-            return 2 * n**3 / min(seconds, *(_seconds(multiply) for _ in range(3)))
+            return 2 * n**3 / seconds
         n *= 2
 
 

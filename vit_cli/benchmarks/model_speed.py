@@ -1,11 +1,13 @@
 """`vit bench model`: the speed of the forward pass and the train step of both twins and of other libraries' models.
 
-The contestants of a setting take turns, in the same order in each round, so that whatever else the machine does meets
-all of them. A turn is one call that is not counted, then several that are. What is compared are medians over rounds.
+The contestants of a setting take turns, so that whatever else the machine does meets all of them. Each round begins
+with another one, so that none always follows the same. A turn is one call that is not counted, then several that are.
+What is compared are medians over rounds.
 """
 
 import json
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from math import ceil
@@ -37,6 +39,11 @@ class Timing(Schema):
     @property
     def median(self) -> float:
         return statistics.median(self.turns)
+
+    @property
+    def compiling(self) -> float:
+        """By how much the first call takes longer than later ones: tracing and compiling, where that is done."""
+        return max(self.first - self.median, 0)
 
 
 class Measured(Schema):
@@ -184,8 +191,14 @@ def number_of_calls(setting: Setting, wanted: Sequence[Contestant], rounds: int)
 
 def _calls(racers: Sequence["_Racer"], rounds: int) -> Iterator[tuple["_Racer", str]]:
     """Who does what, in which order; one that has failed is left out from then on."""
-    for what in ("peak", *(f"first {kind}" for kind in KINDS), *(KINDS * rounds)):
+    # The peak not at once: other contestants' processes are still importing then.
+    for what in (*(f"first {kind}" for kind in KINDS), "peak"):
         yield from ((racer, what) for racer in racers if not racer.failure)
+    order = deque(racers)
+    for _ in range(rounds):
+        for kind in KINDS:
+            yield from ((racer, kind) for racer in tuple(order) if not racer.failure)
+        order.rotate(-1)
 
 
 class _Racer:

@@ -24,7 +24,7 @@ def print_part(part: Part) -> None:
     columns = (
         "",
         *("forward", "MFU", "train", "MFU"),
-        *("first forward", "first step", "host a step", f"MiB of {memory}"),
+        *("first step", "compiling", "host a step", f"MiB of {memory}"),
     )
     table(f"{part.setting}; images/s", columns, [_row(part, i) for i in range(len(part.measured))])
     say(f"MFU: share of {part.peak / 1e9:,.0f} GFLOP/s, a large matrix product in the same run")
@@ -78,8 +78,8 @@ def _row(part: Part, i: int) -> tuple[str, ...]:
     return (
         one.contestant,
         *(cell for pair in speeds for cell in pair),
-        f"{one.forward.first:.1f} s",
         f"{one.train.first:.1f} s",
+        f"{one.train.compiling:.1f} s",
         f"{host * 1e3:,.1f} ms",
         f"{one.memory_bytes / 2**20:,.0f}",
     )
