@@ -19,8 +19,11 @@ QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_d
 # Where it is set, each of the many processes that tests start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
+# All but those before a release, in one session that imports the libraries once: make test TESTS="not release"
+TESTS ?= not slow and not release
+
 test: .venv/installed
-	$(QUICK) $(PYTEST) -m "not slow and not release"
+	$(QUICK) $(PYTEST) -m "$(TESTS)"
 
 test-slow: .venv/installed
 	$(QUICK) $(PYTEST) -m slow

@@ -5,6 +5,7 @@ virtual environment for the next session; where nothing is said it is gone with 
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -25,3 +26,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # nobody keeps one, and this 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 silence_libtpu()
+
+# The libraries make some millions of objects that stay. To look through all of them for garbage, again and again, took
+# a tenth of the tests' time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """All is imported: from now on only what tests make is looked through."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Lets the libraries' objects go, of which some complain of others that are still there at the end."""
+    gc.unfreeze()

@@ -112,7 +112,13 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("name", FIELDS)
+SLOW = ("one stage", "three stages", "ResNet, unfold, patch norms")
+"""Stems have many layers to compile."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FIELDS]
+)
 def test_every_field(name: str) -> None:
     config = SMALL.replace(**FIELDS[name])
     a, b = traces(config)
@@ -264,7 +270,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @settings(max_examples=settings().max_examples // 20, suppress_health_check=[HealthCheck.too_slow])
 @given(config=configs(), seed=st.integers(0, 2**16))
 def test_random_configs(config: ViTConfig, seed: int) -> None:

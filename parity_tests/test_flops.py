@@ -57,7 +57,11 @@ def test_flops_of_a_masked_autoencoder_are_what_torch_counts(fields: dict[str, A
         assert totals["full"] - totals["none"] == flops.recomputed(config, "full", mae)
 
 
-@pytest.mark.parametrize("fields", [{}, {"mlp": "swiglu", "registers": 3}, {"stem_layers": (1, 2, 2)}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"mlp": "swiglu", "registers": 3}, pytest.param({"stem_layers": (1, 2, 2)}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_flops_are_what_xla_counts(fields: dict[str, object]) -> None:
     """XLA counts norms, softmax and GELU too, and no products with padding: a few per cent of a Ti."""
     config = variant("Ti/16", 224 if "stem_layers" in fields else 64, 10, **fields)

@@ -28,11 +28,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "lamb, some blocks": {"optimizer": LAMB.replace(frozen=("blocks.0.*",)), "lora": EVERYWHERE},
     "unrolled": {"optimizer": ADAMW, "lora": EVERYWHERE, "scan": False},
 }  # fmt: skip
+SLOW = ("rotary, no key bias", "descendant, every layer, accumulation", "lamb, some blocks")
+"""Between them they have every kind of adapter; the others are run before a release."""
 ENGINES: dict[str, Any] = {"jax": JaxEngine, "torch": TorchEngine}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.release) for name in RUNS]
+)
 def test_twenty_steps_are_the_same(name: str) -> None:
     run = config(**RUNS[name])
     weights = checkpoint(run.model)

@@ -91,8 +91,9 @@ def assert_same(found: Any, expected: dict[str, np.ndarray], bound: float) -> No
         assert parity.difference(found[name], array)[1] <= bound, name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(
+    "accumulation", [pytest.param(1, marks=pytest.mark.release), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_twenty_steps_are_the_same(accumulation: int) -> None:
     run = RUN.replace(accumulation=accumulation)
     in_jax, in_torch = (trained(make(run, weights()), run.steps) for make in ENGINES.values())
@@ -105,8 +106,9 @@ def test_twenty_steps_are_the_same(accumulation: int) -> None:
     assert in_torch["loss.19"] < in_torch["loss.0"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("saved_by", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "saved_by", [pytest.param("jax", marks=pytest.mark.slow), pytest.param("torch", marks=pytest.mark.release)]
+)
 def test_either_engine_goes_on_with_a_step_of_either(saved_by: str, tmp_path: Path) -> None:
     """In the same one bit for bit; and the step is a checkpoint of the encoder, like any other."""
     whole, first = ENGINES[saved_by](RUN), ENGINES[saved_by](RUN)

@@ -85,7 +85,7 @@ def test_two_processes_train_as_one(recipe: Path) -> None:
             assert parity.difference(shared[name], alone[name])[1] < 1e-8, name
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_processes_that_disagree_do_not_begin(recipe: Path) -> None:
     processes = pair(recipe, "never", second=("--optimizer.learning-rate", "0.5"))
     for status, _, error in map(ended, processes):

@@ -120,7 +120,7 @@ def opens(arrays: dict[str, LazyArray]) -> bool:
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_each_type_has_an_answer(tmp_path: Path) -> None:
     """By the config that the class itself saves, beside arrays of any names."""
     torch.save({"weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")

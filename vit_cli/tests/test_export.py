@@ -213,7 +213,7 @@ def test_missing_packages_are_named(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        pytest.param({"pooling": "map", "class_token": False}, ["--any-size"], marks=pytest.mark.slow),
+        pytest.param({"pooling": "map", "class_token": False}, ["--any-size"], marks=pytest.mark.release),
         pytest.param(
             {"pooling": "gap", "position_embedding": "sincos2d_mae"},
             ["--any-size", "--input", "normalised"],

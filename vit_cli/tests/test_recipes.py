@@ -67,17 +67,19 @@ ONE_OF_EACH_KIND = {("folder", "pretrain"), ("deit3_s16", "pretrain"), ("cifar10
 ONE_OF_EACH_KIND |= {("deit_b16_distilled", "pretrain"), ("imagenet_mae", "pretrain"), ("mae_finetune", "finetune")}
 ONE_OF_EACH_KIND |= {("transfer_cifar10", "finetune"), ("lora", "finetune")}
 """The other recipes are data over the same fields as these, so that they are left to the longest target."""
+IN_JAX = {("deit3_s16", "pretrain"), ("imagenet_mae", "pretrain"), ("transfer_cifar10", "finetune")}
+"""Those of them that JAX too runs before that: each is a program to compile."""
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"),
+    ("framework", "name", "stage"),
     [
-        pytest.param(*each, marks=pytest.mark.slow if each in ONE_OF_EACH_KIND else pytest.mark.release)
+        pytest.param(framework, *each, marks=pytest.mark.slow if each in often else pytest.mark.release)
+        for framework, often in {"jax": IN_JAX, "torch": ONE_OF_EACH_KIND}.items()
         for each in STAGES
     ],
 )
-@pytest.mark.parametrize("framework", ["jax", "torch"])
-def test_every_recipe_runs(vit: Vit, name: str, stage: str, framework: str, tmp_path: Path) -> None:
+def test_every_recipe_runs(vit: Vit, framework: str, name: str, stage: str, tmp_path: Path) -> None:
     """Ten steps, shrunk, on images made here; everything else as the recipe has it."""
     images = folder_of_images(tmp_path / "images", 320)
     begin = tmp_path / "init"

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -68,6 +69,7 @@ def test_of_an_image(vit: Vit, tmp_path: Path) -> None:
     assert "Of cat.png: how much the class token attends" in (tmp_path / "figures" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_of_a_data_set(vit: Vit, tmp_path: Path) -> None:
     arrays = {name: array.astype(np.float32) for name, array in parity.randomized(SMALL, 0).items()}
     config = CheckpointConfig(model=SMALL, labels=LABELS, preprocessing=CONFIG.preprocessing)

@@ -241,7 +241,7 @@ def test_where_cudnn_refuses_xla_computes_and_it_is_noted_once(
 @pytest.mark.parametrize(
     ("N", "M", "bias_shape"),
     [
-        (6, 7, (3, 1, 1, 7)),
+        pytest.param(6, 7, (3, 1, 1, 7), marks=pytest.mark.slow),
         pytest.param(5, 5, (2, 5, 5), marks=pytest.mark.release),
         pytest.param(1, 4, None, marks=pytest.mark.release),
     ],

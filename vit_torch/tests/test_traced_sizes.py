@@ -39,6 +39,7 @@ def assert_equal_outputs(traced: Callable[[Tensor], Tensor], eager: AnySize) -> 
         assert (traced(x_BCHW) - expected).abs().max() <= BOUND * expected.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"position_resampling": "dinov2"}, {"position_embedding": "sincos2d_mae"}])
 def test_compiled_without_a_break(fields: dict[str, Any]) -> None:
     model = AnySize(MODEL.replace(**fields))

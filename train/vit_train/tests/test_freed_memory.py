@@ -25,7 +25,7 @@ print(min(faults() for _ in range(8)))  # the heap grows until the pieces in use
 """
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
 def test_the_next_array_takes_the_place_of_the_last() -> None:
     """The user's own setting of malloc comes first. With it the kernel clears the pages of every result, whatever

@@ -5,9 +5,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from wandb.proto.wandb_internal_pb2 import Record
 
 from vit_core.errors import InputError
@@ -28,9 +28,16 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def mlflow_client(run: Path) -> Any:
+    """MLflow's own reader of the runs that are logged in a folder."""
+    from mlflow import MlflowClient  # two seconds, which all other tests would wait for
+
+    return MlflowClient((run / "mlruns").as_uri())
+
+
 def of_mlflow(run: Path) -> Series:
     """What MLflow has of the run in a folder, which must be the only one."""
-    client = MlflowClient((run / "mlruns").as_uri())
+    client = mlflow_client(run)
     experiment = client.get_experiment_by_name("vit-parity")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
@@ -145,7 +152,7 @@ def test_what_was_sent_to_a_server_is_not_sent_again(tmp_path: Path) -> None:
 def test_the_config_is_shown(tmp_path: Path) -> None:
     for logger in READERS:
         train(tmp_path, 0, 1, logger)
-    client = MlflowClient((tmp_path / "mlruns").as_uri())
+    client = mlflow_client(tmp_path)
     run = client.get_run((tmp_path / "mlflow.id").read_text())
     assert run.data.params == {"optimizer.name": "adamw", "steps": "9"}
     assert (run.info.run_name, run.info.status) == (tmp_path.name, "FINISHED")

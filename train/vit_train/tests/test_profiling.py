@@ -22,6 +22,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_steps_are_recorded(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = CONFIG.replace(steps=9, profile=2, optimizer=SGD)

@@ -25,7 +25,7 @@ def _s3() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
+@pytest.mark.parametrize("name", [pytest.param("jax", marks=pytest.mark.release), "torch"])
 def test_a_run_resumes_in_either_engine(name: str) -> None:
     """Trained to a step that is saved there, resumed by both engines, and finished."""
     out = location(f"s3://bucket/{name}")

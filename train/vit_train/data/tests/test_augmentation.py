@@ -79,7 +79,7 @@ def test_crops_equal_torchvisions(
         assert {0, 1, 9} <= misses
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_ten_thousand_crops_equal_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [noise(*size) for size in SIZES]
     for seed in range(10_000):

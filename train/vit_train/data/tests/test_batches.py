@@ -84,10 +84,10 @@ def test_batches_are_a_function_of_seed_and_index(splits: tuple[Split, Split]) -
     batches = Batches(splits[0], CONFIG)
     prints = [batches[i].fingerprint() for i in range(70)]
     assert len(set(prints)) == 70
-    for threads in (1, 2):
-        assert [batch.fingerprint() for batch in stream(batches, slice(0, 70), threads)] == prints
+    assert [batch.fingerprint() for batch in stream(batches, slice(0, 70), threads=2)] == prints
     for start in (1, 41, 69):
-        assert [batch.fingerprint() for batch in stream(batches, slice(start, 70))] == prints[start:]
+        streamed = stream(batches, slice(start, start + 4), threads=1)
+        assert [batch.fingerprint() for batch in streamed] == prints[start : start + 4]
     for workers in (1, 2):
         streamed = stream(batches, slice(43, 70), threads=1, workers=workers)
         assert [batch.fingerprint() for batch in streamed] == prints[43:]

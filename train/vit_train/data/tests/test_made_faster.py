@@ -123,6 +123,7 @@ def test_an_error_in_a_thread_is_raised() -> None:
         Batches(Split(broken, NAMES, "generated"), CONFIG.replace(batch_size=96)).make(0, threads=3)
 
 
+@pytest.mark.slow
 def test_few_batches_wait_however_many_threads() -> None:
     """16 threads once held 32 batches. Now two are in the making, two wait, and one is used."""
     config = CONFIG.replace(

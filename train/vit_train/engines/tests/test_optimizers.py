@@ -142,7 +142,7 @@ HIDDEN = {name: row for name, row in PLAIN.items() if row.matrix is not None}
     ("name", "of_framework", "make"),
     [
         ("muon, decoupled, plain", of_torch, torchs_muon),
-        ("muon, without looking ahead", of_torch, torchs_muon),
+        pytest.param("muon, without looking ahead", of_torch, torchs_muon, marks=pytest.mark.slow),
         ("muon, without looking ahead", of_optax, optaxs_muon),
     ],
 )
@@ -184,6 +184,7 @@ def test_both_engines_equal_torch_optax_and_timm(name: str) -> None:
         assert_same(run(engine(o, start(PLAIN), PLAIN)).export(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "lamb", "muon"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_queries_keys_and_values_are_three_matrices(engine: str, name: str) -> None:

@@ -90,12 +90,14 @@ def test_a_step_is_a_checkpoint(run: Path, tmp_path: Path) -> None:
     assert checkpoint_in(run) == run / "steps/000001"
 
 
+@pytest.mark.slow
 def test_without_tensorstore(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(InputError, match=r"pip install 'vit-parity\[train\]'"):
         open_checkpoint(run / "steps/000001").arrays["head.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,6 +114,7 @@ def test_leaves_of_another_config_are_refused(run: Path, change: Callable[[Array
         restore(run / "steps/000000", like(mesh_of(1, 1, 1), wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

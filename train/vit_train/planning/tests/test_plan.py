@@ -113,6 +113,7 @@ def lengths(found: hlo.Collective) -> list[str]:
     return re.findall(r"\[([\d,]*)\]", found.shape)
 
 
+@pytest.mark.slow
 def test_bounds(on_v5e: tuple[Plan, str]) -> None:
     made, _ = on_v5e
     memory = made.compiled.memory
@@ -125,6 +126,7 @@ def test_bounds(on_v5e: tuple[Plan, str]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_program_executes_the_products_of_the_model(on_v5e: tuple[Plan, str]) -> None:
     """All but the gradient of the images, which nobody needs."""
     made, _ = on_v5e
