@@ -118,6 +118,30 @@ def test_it_is_used_on_tpus_for_many_tokens(
     assert [record.getMessage() for record in caplog.records] == notes
 
 
+@pytest.mark.parametrize(
+    ("platform", "kernel", "words"),
+    [
+        ("tpu", "splash_attention", "splash attention cannot be used (no such head size); XLA's is"),
+        ("gpu", "even_attention", "cuDNN's kernel cannot be used (no such head size); XLA's is"),
+    ],
+)
+def test_where_the_kernel_refuses_xla_computes(
+    platform: str, kernel: str, words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same values as jax.nn.dot_product_attention, and one line that says so."""
+
+    def refused(*_: jax.Array | None) -> jax.Array:
+        raise NotImplementedError("no such head size")
+
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    monkeypatch.setattr(fused, kernel, refused)
+    fused._note.cache_clear()
+    caplog.set_level("INFO", "vit")
+    q, k, v = (jax.random.normal(key, (1, 1025, 1, 8), jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 3))
+    assert jnp.array_equal(fused.fused_attention(q, k, v), jax.nn.dot_product_attention(q, k, v))
+    assert [record.getMessage() for record in caplog.records] == [f"attention: {words}"]
+
+
 def test_blocks_add_few_tokens() -> None:
     assert {tokens: fused._block(tokens) for tokens in (1025, 1297, 2305, 4097)} == {
         1025: 384, 1297: 768, 2305: 640, 4097: 384
