@@ -177,7 +177,7 @@ ROTARY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """timm's rope_type -> our fields, and timm's other options."""
 
 
-@pytest.mark.parametrize("kind", ROTARY)
+@pytest.mark.parametrize("kind", [pytest.param("dinov3", marks=pytest.mark.slow), "axial", "mixed"])
 def test_rotary_positions_of_timms_naflexvit(kind: str) -> None:
     """A batch of three aspects, with padding, in float64; both twins.
 

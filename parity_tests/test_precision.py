@@ -99,7 +99,7 @@ def test_bfloat16_has_the_tables_of_float32(rope: str) -> None:
 
 
 @pytest.mark.parametrize("twin", [vit_jax, vit_torch])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.slow), "float32", "bfloat16"])
 @pytest.mark.parametrize("pooling", ["cls", pytest.param("map", marks=pytest.mark.slow)])
 def test_fused_attention_is_the_plain_path(twin: ModuleType, dtype: str, pooling: str) -> None:
     config = MODEL.replace(pooling=pooling)

@@ -128,6 +128,7 @@ def saved_bytes(model: vit_jax.ViT) -> int:
     return sum(leaf.nbytes for leaf in saved_arrays(model))
 
 
+@pytest.mark.slow
 def test_rematerialisation_keeps_less(folder: Path) -> None:
     kept = {remat: saved_bytes(vit_jax.load(folder, scan=True, remat=remat)) for remat in ("none", "dots", "full")}
     assert kept["full"] < kept["dots"] < kept["none"]

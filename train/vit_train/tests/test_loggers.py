@@ -113,7 +113,7 @@ EXPECTED: Series = {
 }
 
 
-@pytest.mark.parametrize("logger", READERS)
+@pytest.mark.parametrize("logger", ["mlflow", pytest.param("wandb", marks=pytest.mark.slow)])
 def test_a_run_that_is_not_interrupted(tmp_path: Path, logger: str) -> None:
     train(tmp_path, 0, 9, logger)
     assert READERS[logger](tmp_path) == EXPECTED

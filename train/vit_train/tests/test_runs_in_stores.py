@@ -25,7 +25,7 @@ from vit_train.tests.small_run import CONFIG, ENGINES, LABELS, run_in, save_step
 __all__ = ["gcs_server", "recipe", "store"]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_steps_in_a_store(name: str, store: Store) -> None:
     """They are kept and removed as in a folder, incomplete ones do not count, and either engine resumes at them."""
     config = CONFIG.replace(keep=2)

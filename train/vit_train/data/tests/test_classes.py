@@ -140,6 +140,7 @@ def test_balanced_sampling_of_sets() -> None:
     assert chisquare(drawn, np.array(chances) * draws).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_balanced_batches_are_a_function_of_seed_and_index() -> None:
     config = PLAIN.replace(sampling="balanced", class_weights="balanced")
     batches = Batches(UNEVEN, config)

@@ -163,6 +163,7 @@ def test_shards_without_readable_images(photos: Path, tmp_path: Path) -> None:
 # Continuing after a kill
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", {f"{label}/{i}.png": image(i, side=100) for label in "ab" for i in range(120)})
     expected = contents(packed(folder, tmp_path / "whole").folder)

@@ -160,6 +160,7 @@ def test_compiled_blocks_train_the_same() -> None:
     """One graph for all blocks, with stochastic depth's masks. The compiler may reorder sums: the bound is that of two
     frameworks. (It gave equal bits.)"""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     config = EXACT.replace(model=EXACT.model.replace(stochastic_depth=0.3))
     steps = dict(enumerate(batches(config)[:4]))
     plain, compiled = (state_of(after(TorchEngine(config.replace(compile=how)), steps)) for how in (False, True))
