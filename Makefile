@@ -9,11 +9,9 @@ JAX ?= jax
 demo: .venv/installed
 	$(BIN)/vit demo
 
-# Processes of one thread each: many small models, and idle threads would spin. One more than two cores, because tests
-# that start programs wait for them. What JAX compiled is kept for the next time; `make clean` throws it away.
-PROCESSES ?= 3
-PYTEST := OMP_NUM_THREADS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.venv/compiled $(BIN)/python -m pytest \
-	-n $(PROCESSES) --dist worksteal
+# Two processes of one thread each: many small models, and idle threads would spin. What JAX compiled is kept for the next
+# time; `make clean` throws it away.
+PYTEST := OMP_NUM_THREADS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.venv/compiled $(BIN)/python -m pytest -n 2 --dist worksteal
 # How code is generated changes what is rounded, not what is computed. With LLVM's optimizations and XLA's fusion emitters,
 # which users have, compiling takes four to five times as long.
 QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \

@@ -28,7 +28,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lamb, some blocks": {"optimizer": LAMB.replace(frozen=("blocks.0.*",)), "lora": EVERYWHERE},
     "unrolled": {"optimizer": ADAMW, "lora": EVERYWHERE, "scan": False},
 }  # fmt: skip
-SLOW = ("rotary, no key bias", "descendant, every layer, accumulation", "lamb, some blocks")
+SLOW = ("rotary, no key bias", "descendant, every layer, accumulation")
 """Between them they have every kind of adapter; the others are run before a release."""
 ENGINES: dict[str, Any] = {"jax": JaxEngine, "torch": TorchEngine}
 

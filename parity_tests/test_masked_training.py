@@ -107,7 +107,7 @@ def test_twenty_steps_are_the_same(accumulation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "saved_by", [pytest.param("jax", marks=pytest.mark.slow), pytest.param("torch", marks=pytest.mark.release)]
+    "saved_by", [pytest.param("jax", marks=pytest.mark.release), pytest.param("torch", marks=pytest.mark.slow)]
 )
 def test_either_engine_goes_on_with_a_step_of_either(saved_by: str, tmp_path: Path) -> None:
     """In the same one bit for bit; and the step is a checkpoint of the encoder, like any other."""

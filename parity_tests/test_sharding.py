@@ -35,8 +35,8 @@ KINDS = {"rotary": ROTARY, "muon": MUON}
 KINDS |= {kind: RUN.replace(**fields) for kind, fields in parallel.DRAWN_SIZES.items()}
 """Runs that need more of a mesh than RUN does: a change of coordinates that serves the whole batch; a kernel that is
 resized from slices of it; images of any aspect."""
-SOME_KINDS = ("rotary", "any aspect")
-"""Those whose batches have other arrays than RUN's."""
+SOME_KINDS = ("any aspect",)
+"""Those whose batches have other images than RUN's."""
 MESHES = {
     "data 8": Mesh(data=8),
     "fsdp 8": Mesh(data=1, fsdp=8),

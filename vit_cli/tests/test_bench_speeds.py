@@ -72,8 +72,9 @@ def test_wrong_numbers_are_refused(refused: Vit) -> None:
     assert "--images 1: expected 2 or more" in refused("bench", "sources", "--images", "1")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("framework", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "framework", [pytest.param("jax", marks=pytest.mark.release), pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_the_loop_is_measured_beside_the_step(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = loop_speed.config_of("mu/32", 4, "float32", steps=40, threads=1)

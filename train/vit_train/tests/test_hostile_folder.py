@@ -31,15 +31,8 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        pytest.param([], marks=pytest.mark.slow),
-        pytest.param(
-            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"], marks=pytest.mark.release
-        ),
-    ],
-)
+@pytest.mark.release
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]])
 def test_training_imports_nothing_from_the_working_directory(hostile: Path, launcher: list[str]) -> None:
     """By `python -m vit_cli`, and by torchrun, which starts the same module."""
     command = [

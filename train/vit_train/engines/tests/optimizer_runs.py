@@ -79,6 +79,8 @@ QUICK = (
     "lion, decoupled, clipped, by depth",
 )
 """Those of them that compile soon."""
+RELEASE = [f"{name}, {decay}, plain" for name in ("adafactor", "lamb", "muon") for decay in DECAYS[name]]
+"""Those that compile long, and whose steps are a part of the clipped ones'."""
 
 
 def start(rows: Rows = ROWS) -> Arrays:

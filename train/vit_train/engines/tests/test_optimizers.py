@@ -20,6 +20,7 @@ from vit_train.engines.jax import optimizers as jax_optimizers
 from vit_train.engines.tests.optimizer_runs import (
     ENGINES,
     QUICK,
+    RELEASE,
     ROWS,
     RUNS,
     STEPS,
@@ -46,9 +47,13 @@ def _float64(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
-)
+def marked(name: str) -> Any:
+    if name in QUICK:
+        return name
+    return pytest.param(name, marks=pytest.mark.release if name in RELEASE else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in RUNS])
 def test_both_engines_follow_the_formulas(name: str) -> None:
     expected = written_out(RUNS[name])
     in_jax, in_torch = run(InJax(RUNS[name], start())), run(InTorch(RUNS[name], start()))

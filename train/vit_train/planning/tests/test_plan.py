@@ -187,7 +187,7 @@ def test_bytes_in_messages_of_xla(message: str, needed: float | None) -> None:
     assert refused_bytes(message) == (None if needed is None else int(needed))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_command(vit: Vit, tmp_path: Path) -> None:
     """What it prints; the second time it reuses the compilation; exit status 1 where the plan does not fit."""
     (tmp_path / "tiny.py").write_text(
