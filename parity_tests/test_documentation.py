@@ -108,6 +108,7 @@ def test_code_runs(name: str, tmp_path: Path) -> None:
             run_block(block, tmp_path, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_are_well_formed(name: str) -> None:
     """Also those that are not run: Python compiles, the shell parses, `make` has the target, `vit` has the options."""

@@ -176,6 +176,7 @@ def test_a_dropped_parameter_is_red(of: tuple[str, str], proofs: dict[str, Proof
     assert proofs[model].red(**{name: dropped}) != blind(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -202,6 +203,7 @@ def test_another_config_is_red(fields: dict[str, object], proofs: dict[str, Proo
     assert parity.difference(output, proof.in_torch["output"])[1] > parity.FLOAT64_BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -254,6 +256,7 @@ def test_true_rotations_are_green(config: ViTConfig, rotary: dict[ViTConfig, np.
     assert parity.difference(in_jax(config), rotary[config])[1] <= parity.FLOAT64_BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "change"),
     [

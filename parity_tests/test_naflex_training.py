@@ -130,6 +130,7 @@ def gradients_in_torch(model: vit_torch.ViT, batch: Patches, probe_BC: np.ndarra
     return {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["map", "gap", "class token and registers", "rotary positions"])
 def test_padding_changes_no_gradient(kind: str) -> None:
     """Neither how much of it there is nor what stands in it, in both twins."""

@@ -40,6 +40,7 @@ def assert_same(theirs: Any, preprocessing: Preprocessing, sizes: list[tuple[int
         assert np.abs(found_HWC - levels(normalized_HWC, preprocessing)).max() <= LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(16, 16), (17, 17), (12, 20), (21, 15)], ids=lambda size: "x".join(map(str, size)))
 @pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.9, 0.84, 0.7])

@@ -157,6 +157,7 @@ CLIP: dict[str, Any] = {"pre_norm": True, "patch_bias": False, "activation": "qu
 MEDIUM: dict[str, Any] = {"image_size": 256, "pooling": "gap", "qkv_bias": False, "layer_scale": 1e-6, **NO_TOKEN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant", "fields", "expected"),
     [

@@ -68,6 +68,7 @@ def saved(name: str, folder: Path) -> Any:
     return lambda x_BCHW: model(pixel_values=x_BCHW)[output]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_folder(name: str, tmp_path: Path) -> None:
     model = saved(name, tmp_path)

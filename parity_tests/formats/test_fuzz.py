@@ -203,6 +203,7 @@ def damaged(data: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32))
 @settings(suppress_health_check=list(HealthCheck))
 def test_damaged_bytes(whole: Path, seed: int) -> None:

@@ -74,6 +74,7 @@ def hostile(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[str(SCRIPT)], [sys.executable, "-m", "vit_cli"]])
 def test_modules_of_the_working_directory_are_not_imported(command: list[str], hostile: Path) -> None:
     for words, expected in (

@@ -64,6 +64,7 @@ def test_save_and_load_are_inverse(folder: Path, tmp_path: Path, scan: bool) -> 
         np.testing.assert_array_equal(again.arrays[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 2**-6)])
 def test_resized_at_load_or_at_run_time_is_the_same(folder: Path, dtype: str, bound: float) -> None:
     # Both resample from the same type and round once: the bounds are the forward pass's own, four ulps in bfloat16.

@@ -47,6 +47,7 @@ def test_compiled_without_a_break(fields: dict[str, Any]) -> None:
         assert_equal_outputs(torch.compile(model, fullgraph=True, dynamic=True, backend="eager"), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-FEW_OR_MANY = [200, pytest.param(2_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.release)]
+FEW_OR_MANY = [200, pytest.param(10_000, marks=pytest.mark.release)]
 """Numbers of fixed draws."""
 
 

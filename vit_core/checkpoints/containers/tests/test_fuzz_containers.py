@@ -138,6 +138,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", MAKERS)
 def test_damaged(tmp_path: Path, kind: str) -> None:
