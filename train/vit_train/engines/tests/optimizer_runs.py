@@ -71,7 +71,7 @@ RUNS |= {
     f"{name}, bfloat16 moments": BASE[name].replace(moment_dtype="bfloat16", learning_rate=0.02, weight_decay=0.1)
     for name in BASE
 }
-FIVE = {name: RUNS[f"{name}, decoupled, clipped, by depth"] for name in BASE}
+ONE_EACH = {name: RUNS[f"{name}, decoupled, clipped, by depth"] for name in BASE}
 """One of each optimizer, with all that combines with it."""
 QUICK = (
     "adamw, decoupled, clipped, by depth",

@@ -8,7 +8,7 @@ import pytest
 
 from vit_train.engines.tests.optimizer_runs import (
     ENGINES,
-    FIVE,
+    ONE_EACH,
     ROWS,
     RUNS,
     InJax,
@@ -26,12 +26,12 @@ def _float64(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", ONE_EACH)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_float32_run_resumes_bit_for_bit(engine: str, name: str) -> None:
     params = {n: array.astype(np.float32) for n, array in start().items()}
-    whole, cut = (run(ENGINES[engine](FIVE[name], params, jitted=True), range(6)) for _ in range(2))
-    again = ENGINES[engine](FIVE[name], cut.export(), jitted=True)
+    whole, cut = (run(ENGINES[engine](ONE_EACH[name], params, jitted=True), range(6)) for _ in range(2))
+    again = ENGINES[engine](ONE_EACH[name], cut.export(), jitted=True)
     again.restore(6, cut.statistics())
     assert {array.dtype for array in cut.statistics().values()} == {np.dtype(np.float32)}
     for one in (whole, again):
@@ -43,22 +43,22 @@ def test_a_float32_run_resumes_bit_for_bit(engine: str, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_a_run_may_change_engines_back_and_forth(name: str) -> None:
-    params, statistics = start(), InTorch(FIVE[name], start()).statistics()
+    params, statistics = start(), InTorch(ONE_EACH[name], start()).statistics()
     for i, make in enumerate((InJax, InTorch, InJax, InTorch)):
-        engine = make(FIVE[name], params)
+        engine = make(ONE_EACH[name], params)
         engine.restore(5 * i, statistics)
         run(engine, range(5 * i, 5 * i + 5))
         params, statistics = engine.export(), engine.statistics()
-    assert_same(params, written_out(FIVE[name]))
+    assert_same(params, written_out(ONE_EACH[name]))
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_statistics_are_complete_before_the_first_step(name: str) -> None:
-    in_jax, in_torch = (make(FIVE[name], start()).statistics() for make in (InJax, InTorch))
+    in_jax, in_torch = (make(ONE_EACH[name], start()).statistics() for make in (InJax, InTorch))
     assert_same(in_jax, in_torch)
-    assert {key.partition("/")[2] for key in in_torch} == FIVE[name].factors(ROWS).keys()
+    assert {key.partition("/")[2] for key in in_torch} == ONE_EACH[name].factors(ROWS).keys()
     assert not any(array.any() for array in in_torch.values())
 
 
