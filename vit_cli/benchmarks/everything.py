@@ -58,7 +58,7 @@ def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
         models, batch, loop, rounds = {"float32": ("mu/16",)}, 4, ("mu/16", "4", "8", "float32"), "1"
     elif on_accelerator:
         models, batch, rounds = {"bfloat16": ("B/16", "L/16", "S/16", "B/16@384"), "float32": ("B/16",)}, 128, "3"
-        loop = "B/16", "256", "30", "bfloat16"
+        loop = "B/16", "256", "200", "bfloat16"
     else:
         models, batch, loop, rounds = (
             {"float32": ("S/16",), "bfloat16": ("S/16",)},

@@ -23,6 +23,8 @@ from vit_train.metrics import METRICS, read_metrics
 from vit_train.run import Request, Run
 
 CLASSES = tuple(f"class {i:03d}" for i in range(1000))
+WARM_UP = 10
+"""Steps that are not measured: they compile, and choose kernels."""
 FILES = 64
 """Different images; a split repeats them, since decoding one does not get faster by repetition."""
 
@@ -53,7 +55,7 @@ def config_of(spelled: str, batch_size: int, dtype: str, steps: int, threads: in
         model=variant(spelled, 224, len(CLASSES)),
         augmentation=Augmentation(crop_area=(0.08, 1.0), flip=0.5),
         optimizer=Optimizer(weight_decay=0.05, clip_norm=1.0),
-        schedule=Schedule(warmup_steps=10),
+        schedule=Schedule(warmup_steps=1),
         compute_dtype=None if dtype == "float32" else dtype,
         steps=steps,
         batch_size=batch_size,
@@ -66,29 +68,29 @@ def config_of(spelled: str, batch_size: int, dtype: str, steps: int, threads: in
 def measure(
     framework: Framework, config: TrainConfig, rounds: int, progress: Callable[[str], None] = lambda text: None
 ) -> LoopSpeed:
-    """The speed of both. config.steps: of all rounds together, and one more."""
+    """The speed of both. config.steps: of all rounds together, and one more, so that no round finishes the run."""
     files, count = jpegs(FILES), max(4 * config.batch_size, FILES)
     split = Split([{"image": files[i % FILES], "label": i % len(CLASSES)} for i in range(count)], CLASSES, "generated")
     progress("starting, and compiling the step")
     engine = engine_class(framework, config.dtype)(config)
     batches = batches_for(engine, split)
-    batch, steps = batches[0], config.steps // (rounds + 1)
+    batch, steps = batches[0], (config.steps - 1) // rounds
 
-    def bare() -> float:
+    def bare(steps: int) -> float:
         start, result = time.perf_counter(), None
         for step in range(steps):
             result = engine.train_step(batch, step)
         float(result.loss if result else 0)  # waits for it
         return steps * config.batch_size / (time.perf_counter() - start)
 
-    bare()
+    bare(WARM_UP)
     found: tuple[list[float], list[float]] = [], []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         run = Run(Path(folder), Request(config=config, labels=CLASSES))
         run.write()
         for i in range(rounds):
             progress(f"round {i + 1}: the bare step")
-            found[0].append(bare())
+            found[0].append(bare(steps))
             progress(f"round {i + 1}: the loop")
             start = time.perf_counter()
             fit(engine, run, batches, split, start=i * steps, until=(i + 1) * steps)

@@ -175,7 +175,7 @@ def train(
 
     at_least(1, batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
     _warn_if_busy()
-    config = loop_speed.config_of(variant, batch_size, dtype, steps * (rounds + 1), threads)
+    config = loop_speed.config_of(variant, batch_size, dtype, steps * rounds + 1, threads)
     rows = []
     for name in framework:
         with console.working(name) as status:

@@ -88,13 +88,13 @@ class TrainConfig(Schema):
     accumulation: Positive = 1
     """Parts that a batch is split into, one after the other, to save memory; their gradients are summed."""
     mesh: Mesh = Mesh()
-    scan: Flag = True
-    """JAX: keep the layers stacked and run them by jax.lax.scan, which compiles one layer instead of all."""
-    attention: Literal["plain", "fused"] = "plain"
+    scan: Flag | None = None
+    """JAX: run the layers by jax.lax.scan, which compiles one layer instead of all. None: except on GPUs."""
+    attention: Literal["plain", "fused"] | None = None
     """JAX: XLA's own, or with --compute-dtype bfloat16 a kernel that keeps no matrix of weights: cuDNN's on GPUs, and
-    for more than 1,024 tokens splash attention on TPUs. (PyTorch's is always fused.)"""
+    for more than 1,024 tokens splash attention on TPUs. None: fused on GPUs. (PyTorch's is always fused.)"""
     compile: Flag | None = None
-    """PyTorch: compile the blocks by torch.compile, one for all. None: on CUDA devices. (JAX always compiles.)"""
+    """PyTorch: torch.compile for the blocks, a CUDA graph for the step. None: on CUDA. (JAX always compiles.)"""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again to save memory: no product; all but products with weights; each block."""
     ema: Rate | None = None

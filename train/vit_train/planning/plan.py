@@ -147,7 +147,7 @@ def plan(config: TrainConfig, target: Target) -> Plan:
     compiled, cached = compile_cached(lowered, f"{target.name} {first.platform} {first.device_kind}")
     parameters = {name: leaf for name, leaf in step.state.items() if name.startswith("params/")}
     return Plan(
-        config=config,
+        config=step.config,
         target=target,
         shares={
             **state_bytes(step.state),

@@ -27,9 +27,10 @@ from vit_train.engines.jax.on_mesh import OnMesh, gather, place
 from vit_train.engines.jax.optimizers import from_disk_layout, to_disk_layout
 from vit_train.engines.jax.peak import matmul_flops
 from vit_train.engines.jax.saving import OrbaxSaver, restore
-from vit_train.engines.jax.train_step import LAYOUTS, State, TrainStep, mask_layout, step_rates
+from vit_train.engines.jax.train_step import LAYOUTS, State, TrainStep, mask_layout
 from vit_train.processes import read_together
 from vit_train.step_folders import read_step
+from vit_train.step_rates import step_rates
 from vit_train.step_result import StepResult
 
 _at_most = jax.jit(jnp.minimum)

@@ -75,8 +75,8 @@ class Forward:
             stacks,
             mesh,
             config.compute_dtype or config.dtype,
-            scan=config.scan,
-            attention=config.attention,
+            scan=config.scan is not False,
+            attention=config.attention or "plain",
             remat=config.remat,
             mixes=config.augmentation.mixes,
             adapters=config.lora,
@@ -92,8 +92,8 @@ class Forward:
             stacks(parameters(teacher.model).values()),
             mesh,
             config.compute_dtype or config.dtype,
-            scan=config.scan,
-            attention=config.attention,
+            scan=config.scan is not False,
+            attention=config.attention or "plain",
             mixes=config.augmentation.mixes,
         )
 

@@ -46,13 +46,15 @@ class TrainStep:
     """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
 
     train(state, batch, stop, step, rates, limits, taught, patch_size) -> (state, StepResult), jitted, the state
-    donated. stop [devices]: 1 on the devices of processes that want to stop. rates: see `step_rates`. limits: how many
-    updates may be skipped, and the loss above which one is. taught: the teacher's parameters, of a run that has one
-    (its config is `teacher`). patch_size: where the run draws it; there is a program for each.
+    donated. stop [devices]: 1 on the devices of processes that want to stop. rates: see
+    `vit_train.step_rates`. limits: how many updates may be skipped, and the loss above which one is. taught: the
+    teacher's parameters, of a run that has one (its config is `teacher`). patch_size: where the run draws it; there is
+    a program for each.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, teacher: CheckpointConfig | None = None) -> None:
-        self.config, self.mesh = config, mesh
+        self.config = config = for_platform(config, mesh.devices.flat[0].platform)
+        self.mesh = mesh
         if config.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype: float64 needs jax_enable_x64 (jax.config.update), or set dtype float32")
         if config.masked is not None:
@@ -289,11 +291,15 @@ class TrainStep:
         return parts._replace(masks=split_masks)
 
 
-def step_rates(config: TrainConfig, step: int) -> np.ndarray:
-    """What changes from step to step, in the type of the parameters [4]: the learning rate, its fraction of the peak,
-    and how much the moving average keeps of itself and adds of the weights."""
-    kept = config.average_decay(step)
-    return np.array((config.learning_rate(step), config.schedule_fraction(step), kept, 1 - kept), config.dtype)
+def for_platform(config: TrainConfig, platform: str) -> TrainConfig:
+    """The config with what it leaves to the devices ("cpu", "gpu" or "tpu"). On GPUs scanned layers cost time, since
+    what the backward pass needs is copied into stacks and out of them, and XLA's own attention keeps its weights."""
+    on_gpus, low = platform == "gpu", config.compute_dtype == "bfloat16"
+    fuses = on_gpus and low and not config.model.attention_dropout
+    return config.replace(
+        scan=not on_gpus if config.scan is None else config.scan,
+        attention=config.attention or ("fused" if fuses else "plain"),
+    )
 
 
 def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:

@@ -172,7 +172,9 @@ class InTorch:
         grads = {name: torch.tensor(gradients[name]).to(self.params[name]) for name in self.update.factors}
         if self.config.clip_norm:
             torch_optimizers.clip(grads, torch_optimizers.squared_norms(grads), self.config.clip_norm)
-        self.update.step(grads, self.config.learning_rate * fraction(step), fraction(step))
+        dtype = next(iter(self.params.values())).dtype
+        rates = self.config.learning_rate * fraction(step), fraction(step)
+        self.update.step(grads, *torch.tensor(rates, dtype=dtype))
 
     def export(self) -> Arrays:
         return {name: p.detach().numpy().copy() for name, p in self.params.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -14,7 +15,7 @@ from vit_core.checkpoints import Checkpoint
 from vit_train.data.batches import Batches
 from vit_train.engines.jax.forward import Params
 from vit_train.engines.jax.mesh import make_mesh
-from vit_train.engines.jax.train_step import TrainStep
+from vit_train.engines.jax.train_step import TrainStep, for_platform
 from vit_train.step_result import StepResult
 from vit_train.tests.small_run import CONFIG, ENGINES, MODEL, SGD, quadrants, run_in, save_step, train_steps
 
@@ -41,6 +42,22 @@ def jax_compilations() -> Iterator[list[str]]:
         yield names
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_what_the_config_leaves_to_the_devices() -> None:
+    """JAX's layers and its attention."""
+
+    def chosen(platform: str, **changes: Any) -> tuple[bool | None, str | None]:
+        config = for_platform(CONFIG.replace(**changes), platform)
+        return config.scan, config.attention
+
+    low = {"compute_dtype": "bfloat16"}
+    assert chosen("gpu", **low) == (False, "fused")
+    assert [chosen(platform, **low) for platform in ("cpu", "tpu")] == [(True, "plain")] * 2
+    assert [chosen("gpu"), chosen("gpu", dtype="float64")] == [(False, "plain")] * 2
+    assert chosen("gpu", **low, model=MODEL.replace(attention_dropout=0.1)) == (False, "plain")
+    assert chosen("gpu", **low, scan=True, attention="plain") == (True, "plain")
+    assert chosen("cpu", **low, scan=False, attention="fused") == (False, "fused")
 
 
 def test_the_config_chooses_jaxs_attention() -> None:

@@ -38,6 +38,7 @@ from vit_train.engines.tests.optimizer_runs import (
     start,
     written_out,
 )
+from vit_train.engines.torch import muon
 from vit_train.engines.torch import optimizers as torch_optimizers
 
 
@@ -178,7 +179,7 @@ def test_muons_iteration_is_its_polynomial_of_the_singular_values(shape: tuple[i
 
 
 def np_of_torch(x: np.ndarray) -> np.ndarray:
-    return torch_optimizers.orthogonalized(torch.tensor(x)).numpy()
+    return muon.orthogonalized(torch.tensor(x)).numpy()
 
 
 @pytest.mark.parametrize("name", OTHERS)

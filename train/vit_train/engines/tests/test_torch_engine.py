@@ -87,10 +87,13 @@ def test_bfloat16_moments_are_saved_and_restored(tmp_path: Path) -> None:
     assert not np.array_equal(exact.export()["head.weight"], engine.export()["head.weight"])
 
 
-@pytest.mark.parametrize("kind", ["not finite", "exploded"])
-def test_a_skipped_update_leaves_no_trace(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("not finite", "adamw"), ("not finite", "muon"), ("not finite", "sgd"), ("exploded", "adamw")],
+)
+def test_a_skipped_update_leaves_no_trace(kind: str, optimizer: Any, tmp_path: Path) -> None:
     """A run that skipped a step equals one that never had the step; also after saving and resuming."""
-    config = CONFIG.replace(skippable=1)
+    config = CONFIG.replace(skippable=1, optimizer=CONFIG.optimizer.replace(name=optimizer))
     made = batches(config)
     good = {step: made[step] for step in (0, 1, 3, 4)}
     bad = made[2]._replace(targets_BC=made[2].targets_BC * (np.nan if kind == "not finite" else 1e3))
@@ -169,13 +172,14 @@ def test_compiled_blocks_train_the_same() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_the_host_does_not_wait_for_a_step() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_host_does_not_wait_for_a_step(optimizer: Any) -> None:
     """The check of a step is its caller's, one step later. (This is the structure only: seen on a processor.)"""
     everything = CONFIG.replace(
         accumulation=2,
         ema=0.9,
         compute_dtype="bfloat16",
-        optimizer=CONFIG.optimizer.replace(name="adamw", clip_norm=1.0, weight_decay=0.1),
+        optimizer=CONFIG.optimizer.replace(name=optimizer, clip_norm=1.0, weight_decay=0.1),
         augmentation=CONFIG.augmentation.replace(mixup=0.2, cutmix=1.0),
     )
     engine, made = TorchEngine(everything), batches(everything)
@@ -185,6 +189,21 @@ def test_the_host_does_not_wait_for_a_step() -> None:
     assert [int(result.stop_requests) for result in results] == [0, 0]
     with pytest.raises(AssertionError, match="the host waits"), NeverWaiting():
         float(engine.skipped_updates)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA devices record graphs")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_recorded_step_is_the_step(optimizer: Any) -> None:
+    """Replayed from the fourth step on; the fifth is skipped."""
+    config = CONFIG.replace(compute_dtype="bfloat16", skippable=1, optimizer=CONFIG.optimizer.replace(name=optimizer))
+    made = dict(enumerate(batches(config)))
+    made[4] = made[4]._replace(targets_BC=made[4].targets_BC * np.nan)
+    recorded, as_it_is = TorchEngine(config), TorchEngine(config)
+    as_it_is.recorded = None
+    assert_equal(state_of(after(recorded, made)), state_of(after(as_it_is, made)))
+    assert recorded.recorded is not None
+    assert recorded.recorded.graph is not None
+    assert recorded.skipped == 1
 
 
 def test_images_are_normalised_from_constants_on_the_device() -> None:

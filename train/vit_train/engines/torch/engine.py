@@ -1,6 +1,6 @@
 """The PyTorch engine; under torchrun, one of several processes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network
 from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_norms
 from vit_train.engines.torch.peak import matmul_flops
+from vit_train.engines.torch.recorded import RecordedUpdate
 from vit_train.engines.torch.sharding import (
     accumulating,
     blocks_of,
@@ -45,6 +46,7 @@ from vit_train.engines.torch.sharding import (
 from vit_train.engines.torch.transfers import Arriving
 from vit_train.processes import read_together
 from vit_train.step_folders import read_step, write_step
+from vit_train.step_rates import step_rates
 from vit_train.step_result import StepResult
 
 
@@ -95,6 +97,7 @@ class TorchEngine(Member):
         self.update = OptimizerUpdate(config.optimizer, self.table, config.factors(), self.slices)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
+        self.recorded = self._record()
         if statistics is not None:
             self.restore(step, statistics)
 
@@ -151,7 +154,21 @@ class TorchEngine(Member):
         A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
         them than `skippable`, every later update does too.
         """
-        loss, stop_requests = self._gradients(batch, stop)
+        numbers = (batch.weights_B != 0).sum(), stop, *step_rates(self.config, step)
+        parts = self._split_batch(batch)
+        update = self._update if self.recorded is None else self.recorded
+        result = update(self.on_device(np.array(numbers, self.config.dtype)), parts)
+        return StepResult(*Arriving(result).parts((1, len(self.trained), 1)))
+
+    def _update(self, numbers: Tensor, parts: Sequence[Batch]) -> Tensor:
+        """Changes the state by a batch; the host reads nothing from the device.
+
+        numbers: how many examples count, whether this process wants to stop, and the rates of the step
+        (vit_train.step_rates). Returns the loss, the squared norms of the gradients, and how many processes want to
+        stop, in one tensor.
+        """
+        counts, (learning_rate, fraction, _, added) = numbers[:2], numbers[2:].unbind()
+        loss = self._gradients(parts, counts)
         gradients = {
             name: local_slice(gradient) for name in self.trained if (gradient := self.params[name].grad) is not None
         }
@@ -161,11 +178,9 @@ class TorchEngine(Member):
         valid = self._valid(loss, norms_P)
         if self.config.optimizer.clip_norm:
             clip(gradients, norms_P, self.config.optimizer.clip_norm)
-        fraction = self.config.schedule_fraction(step)
-        self.update.step(gradients, self.config.learning_rate(step), fraction, valid)
-        self._update_averages(self.config.average_decay(step), valid)
-        arriving = Arriving(torch.cat((loss[None], norms_P, stop_requests[None])))
-        return StepResult(*arriving.parts((1, len(self.trained), 1)))
+        self.update.step(gradients, learning_rate, fraction, valid)
+        self._update_averages(added * valid)
+        return torch.cat((loss[None], norms_P, counts[1:]))
 
     @property
     def skipped(self) -> int:
@@ -249,27 +264,23 @@ class TorchEngine(Member):
             for name, row in adapter_rows(self.config.model, self.config.lora).items()
         }
 
-    def _gradients(self, batch: Batch, stop: bool) -> tuple[Tensor, Tensor]:
-        """Sets the gradients of the mean loss over the examples that count, computed in `accumulation` parts.
+    def _gradients(self, parts: Sequence[Batch], counts: Tensor) -> Tensor:
+        """Sets the gradients of the mean loss over the examples that count, and returns the loss.
 
-        Returns the loss, and how many processes want to stop.
+        counts: of the examples that count, and of the processes that want to stop; of all processes afterwards.
         """
         self.network.zero_grad()
-        dtype = getattr(torch, self.config.dtype)
-        numbers = np.array(((batch.weights_B != 0).sum(), stop), self.config.dtype)
-        counts = self.on_device(numbers)
         if self.processes > 1:
             dist.all_reduce(counts)
-        count, loss = counts[0].clamp(min=1), torch.zeros((), dtype=dtype, device=self.device)
-        parts = self._split_batch(batch)
+        count, loss = counts[0].clamp(min=1), torch.zeros_like(counts[0])
         for i, part in enumerate(parts):
             with accumulating(self.parallel, self.network.model) if i + 1 < len(parts) else nullcontext():
-                part_loss = self._part_loss(part).to(dtype) / count
+                part_loss = self._part_loss(part).to(loss) / count
                 (part_loss * self.processes).backward()  # the gradients of the processes are averaged
             loss += part_loss.detach()
         if self.processes > 1:
             dist.all_reduce(loss)
-        return loss, counts[1]
+        return loss
 
     def _part_loss(self, part: Batch) -> Tensor:
         """The loss of a part of a batch, summed over its examples."""
@@ -291,11 +302,25 @@ class TorchEngine(Member):
         self._compile(model)
         return network.to(self.device).eval()
 
+    @property
+    def _compiles(self) -> bool:
+        return self.device.type == "cuda" if self.config.compile is None else self.config.compile
+
     def _compile(self, model: vit_torch.ViT) -> None:
         """Compiles each block, where the config says so."""
-        if self.config.compile is True or (self.config.compile is None and self.device.type == "cuda"):
+        if self._compiles:
             for block in blocks_of(model):
                 block.compile()
+
+    def _record(self) -> RecordedUpdate | None:
+        """The update as a CUDA graph, where the config compiles and nothing in it depends on the host."""
+        config = self.config
+        same_shapes = len(config.networks) == 1 and config.preprocessing.max_patches is None
+        alone = self.processes == 1 and config.mesh.fsdp == 1
+        if self.device.type != "cuda" or not (self._compiles and alone and same_shapes and self.update.never_waits):
+            return None
+        # Recomputation asks for the state of random numbers, which a graph has none of.
+        return RecordedUpdate(self._update) if config.remat == "none" else None
 
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
@@ -311,8 +336,7 @@ class TorchEngine(Member):
         return parts
 
     @torch.no_grad()
-    def _update_averages(self, kept: float, valid: Tensor) -> None:
-        share = (1 - kept) * valid
+    def _update_averages(self, share: Tensor) -> None:
         for name, average in self.averages.items():
             average.lerp_(self.slices[name], share)
 

@@ -3,15 +3,16 @@
 engines.jax.optimizers is the same in JAX.
 """
 
-import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vit_core.parameters import Parameter
-from vit_train.config import FACTORED_FROM, MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Optimizer
+from vit_train.config import FACTORED_FROM, Optimizer
+from vit_train.engines.torch.muon import Muon
 
 Params = Mapping[str, Tensor]
 """Canonical name -> tensor, of the parameters that are trained."""
@@ -44,49 +45,61 @@ class OptimizerUpdate:
         self.params = {name: params[name] for name in self.factors}
         self.views = {name: self._views(name, p) for name, p in self.params.items()}
         """What the optimizer sees of each parameter: its matrices, or the parameter itself."""
-        self.optimizer = optimizer_for(self.config, self._groups())
+        self.optimizers = optimizers_for(self.config, self._groups())
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        """Statistics of each view."""
         for name, views in self.views.items():
             for x in views:  # torch creates statistics at the first step; a run has them from its start
-                self.optimizer.state[x] = zero_statistics(self.config, self.rows[name], x)
+                self.state[x] = zero_statistics(self.config, self.rows[name], x)
+        for optimizer in self.optimizers:
+            for x in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+                optimizer.state[x] = self.state[x]
+
+    @property
+    def never_waits(self) -> bool:
+        """Whether a step reads nothing from the device, and changes tensors in place: in float32 with AdamW or Muon."""
+        dtypes = {x.dtype for x in self.params.values()}
+        return self.config.name in ("adamw", "muon") and not self.config.moment_dtype and dtypes == {torch.float32}
 
     @torch.no_grad()
-    def step(self, gradients: Params, learning_rate: float, fraction: float, valid: Tensor | None = None) -> None:
-        """One step by all gradients, at the learning rate of the step, which is `fraction` of the peak.
+    def step(self, gradients: Params, learning_rate: Tensor, fraction: Tensor, valid: Tensor | None = None) -> None:
+        """One step by all gradients, at the learning rate of the step, which is `fraction` of the peak: scalars.
 
-        valid: a scalar on the device; where it is 0, nothing changes. AdamW's kernel reads it there; for other
-        optimizers the host waits for it.
+        valid: a scalar; where it is 0, nothing changes. AdamW and Muon read all of these on the device (in float32);
+        for other optimizers the host waits for them.
         """
-        if valid is not None and self.config.name != "adamw":
-            if not valid:
+        if self.config.name not in ("adamw", "muon"):
+            if valid is not None and not valid:
                 return
             valid = None
         if valid is not None:
-            # What torch's GradScaler sets, to leave out a step without asking the device first.
-            self.optimizer.found_inf = 1 - valid.float()  # type: ignore[attr-defined]
+            for optimizer in self.optimizers:
+                # What torch's GradScaler sets, to leave out a step without asking the device first.
+                optimizer.found_inf = 1 - valid.float()  # type: ignore[attr-defined]
         for name, views in self.views.items():
             for x, gradient in zip(views, self._views(name, gradients[name].contiguous()), strict=True):
                 x.grad = gradient
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate = learning_rate * group["factor"]
+        for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
+            rate = learning_rate * group["factor"]
+            group["lr"] = rate if self.never_waits else float(rate)
             if group["decays"] and not self.config.decays_inside:
                 share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
+                share = share if valid is None else share * valid
                 for x in group["params"]:  # torch's own x * (1 - share) loses a small share to rounding in float32
-                    if valid is None:
-                        x.sub_(x, alpha=share)
-                    else:
-                        x.addcmul_(x, valid, value=-share)
+                    x.addcmul_(x, share, value=-1)
         # torch's optimizers need moments of the parameters' dtype: they are rounded again after the step.
         self._cast_moments(x.dtype)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()  # otherwise the next step's backward pass finds these gradients still in memory
         self._cast_moments(moment_dtype(self.config, x))
-        self.optimizer.zero_grad()  # otherwise the next step's backward pass finds these gradients still in memory
 
     def statistics(self) -> dict[str, Tensor]:
         """All that a run needs to resume in either engine, except the number of steps: "<kind>/<canonical name>" ->
         tensor in the layout on disk; means over rows and columns are [matrices of the parameter, length]."""
         statistics = {}
         for name, views in self.views.items():
-            states = [self.optimizer.state[x] for x in views]
+            states = [self.state[x] for x in views]
             for field in (field for field in STATISTIC_NAMES if field in states[0]):  # the order of a set varies
                 key = f"{STATISTIC_NAMES[field]}/{name}"
                 statistics[key] = self._to_disk_layout(name, [state[field] for state in states])
@@ -96,14 +109,14 @@ class OptimizerUpdate:
         """Sets what `statistics` of either engine returned after `step` updates."""
         for name, views in self.views.items():
             for i, x in enumerate(views):
-                state = self.optimizer.state[x]
+                state = self.state[x]
                 state["step"].fill_(step)
                 for field in STATISTIC_NAMES.keys() & state.keys():
                     stored = statistics[f"{STATISTIC_NAMES[field]}/{name}"]
                     state[field].copy_(stored.reshape(-1, *state[field].shape)[i] if self.by_matrix else stored)
 
     def _cast_moments(self, dtype: torch.dtype) -> None:
-        for state in self.optimizer.state.values():
+        for state in self.state.values():
             for field in FIRST_MOMENTS & state.keys():
                 state[field] = state[field].to(dtype)
 
@@ -136,26 +149,44 @@ class OptimizerUpdate:
         ]
 
 
-def optimizer_for(config: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """torch's optimizer over groups of tensors, without outer weight decay.
+def optimizers_for(config: Optimizer, groups: list[dict[str, Any]]) -> list[torch.optim.Optimizer]:
+    """The optimizers over groups of tensors, without outer weight decay: for Muon there is also its companion, for what
+    is no matrix of a block.
 
     config: resolved; its class documents the formulas.
     """
+    if config.name == "muon":
+        matrices, others = ([group for group in groups if group["orthogonal"] == kind] for kind in (True, False))
+        defaults = {"lr": 0.0, "momentum": config.momentum, "nesterov": config.nesterov}
+        found: list[torch.optim.Optimizer] = [Muon(matrices, defaults)] if matrices else []
+        return [*found, *([adam(config, others)] if others else [])]
+    return [optimizer_for(config, groups)]
+
+
+def adam(config: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """torch's Adam; AdamW is Adam with the outer decay."""
+    assert config.beta2 is not None
+    assert config.epsilon is not None
+    on_cuda = groups[0]["params"][0].is_cuda  # there a step may be recorded
+    # Fused: one pass over each tensor instead of one for each operation.
+    return torch.optim.Adam(
+        groups, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True, capturable=on_cuda
+    )
+
+
+def optimizer_for(config: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The one optimizer of all groups."""
     assert config.beta2 is not None
     assert config.epsilon is not None
     betas = (config.beta1, config.beta2)
-    if config.name == "adamw":  # torch's Adam: AdamW is Adam with the outer decay
-        # Fused: one pass over each tensor instead of one for each operation.
-        return torch.optim.Adam(groups, betas=betas, eps=config.epsilon, fused=True)
+    if config.name == "adamw":
+        return adam(config, groups)
     if config.name == "lion":
         return Lion(groups, {"betas": betas})
     if config.name == "lamb":
         return Lamb(groups, {"betas": betas, "eps": config.epsilon})
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)
-    if config.name == "muon":
-        defaults = {"betas": betas, "eps": config.epsilon, "momentum": config.momentum, "nesterov": config.nesterov}
-        return Muon(groups, defaults)
     return Adafactor(groups, {"beta2": config.beta2, "eps": config.epsilon, "momentum": config.momentum})
 
 
@@ -174,7 +205,7 @@ def zero_statistics(config: Optimizer, row: Parameter, x: Tensor) -> dict[str, T
     dtypes = {field: moment_dtype(config, x) if field in FIRST_MOMENTS else x.dtype for field in fields}
     zeros = {field: x.new_zeros(shape, dtype=dtypes[field]) for field, shape in fields.items()}
     # Fused kernels want the number of steps on the device; the others read it on the host.
-    return {"step": torch.zeros((), device=x.device if config.name == "adamw" else "cpu"), **zeros}
+    return {"step": torch.zeros((), device=x.device if config.name in ("adamw", "muon") else "cpu"), **zeros}
 
 
 def moment_dtype(config: Optimizer, x: Tensor) -> torch.dtype:
@@ -224,36 +255,6 @@ def adams_update(g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> 
     m.mul_(beta1).add_(g, alpha=1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
     return m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt_() + group["eps"])
-
-
-class Muon(TensorByTensor):
-    """Muon, and Adam for what is no matrix of a block.
-
-    torch's is for matrices alone, and computes the iteration in bfloat16; here it is computed in the type of the
-    parameters.
-    """
-
-    def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        if not group["orthogonal"]:
-            p.sub_(adams_update(g, state, group), alpha=group["lr"])
-            return
-        kept, b = group["momentum"], state["momentum_buffer"]
-        b.mul_(kept).add_(g, alpha=1 - kept)
-        direction = orthogonalized(kept * b + (1 - kept) * g if group["nesterov"] else b)
-        p.sub_(direction, alpha=group["lr"] * MUON_RMS * math.sqrt(max(p.shape)))
-
-
-def orthogonalized(x: Tensor) -> Tensor:
-    """U f(S) V^T of a matrix whose singular value decomposition is U S V^T, with f of vit_train.config.Optimizer; zero
-    for a matrix of zeros."""
-    a, b, c = NEWTON_SCHULZ
-    tall = x.shape[0] > x.shape[1]
-    y = x.T if tall else x
-    y = y / norm(y).clamp(min=torch.finfo(y.dtype).tiny)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = y @ y.T
-        y = a * y + (b * square + c * square @ square) @ y
-    return y.T if tall else y
 
 
 class Adafactor(TensorByTensor):
