@@ -41,12 +41,12 @@ def erased(
     if found is None:
         return pixels_HWC
     top, left, height, width = found
-    white, mean_C = LEVELS[preprocessing.bit_depth], np.array(preprocessing.mean)
-    values_HWC = np.broadcast_to(mean_C, (height, width, preprocessing.channels))
+    white, values = LEVELS[preprocessing.bit_depth], np.array(preprocessing.mean)
     if augmentation.erasing_fill == "noise":
-        values_HWC = mean_C + np.array(preprocessing.std) * rng.standard_normal(values_HWC.shape)
+        noise_HWC = rng.standard_normal((height, width, preprocessing.channels))
+        values = values + np.array(preprocessing.std) * noise_HWC
     pixels_HWC = pixels_HWC.copy()
-    pixels_HWC[top : top + height, left : left + width] = np.rint(values_HWC * white).clip(0, white)
+    pixels_HWC[top : top + height, left : left + width] = np.rint(values * white).clip(0, white)
     return pixels_HWC
 
 

@@ -3,30 +3,31 @@
 Pillow fills its tables in loops of Python, which take longer than all else that is done to a small image.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 
 from vit_core.pixels import Pixels
 
-_LEVELS = np.arange(256, dtype=np.uint8)
-"""Every level."""
-_GREY_WEIGHTS = 19595, 38470, 7471
+_EVERY_LEVEL = Image.frombytes("L", (256, 1), bytes(range(256)))
+_GREY_WEIGHTS = np.array([19595, 38470, 7471], np.float32)
 """Shares of red, green and blue in Pillow's grey (ITU-R 601-2), in units of 1 / 65536."""
 
 
 def posterized(image: Pixels, bits: int) -> Pixels:
     """`ImageOps.posterize`; with no bits left, or less than none, all is black (Pillow refuses that)."""
-    return _by_table(image, _LEVELS & (~(2 ** (8 - min(bits, 8)) - 1) & 255))
+    return _by_table(image, _posterizing(bits))
 
 
 def solarized(image: Pixels, threshold: int) -> Pixels:
     """`ImageOps.solarize`: levels from the threshold on are inverted."""
-    return _by_table(image, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+    return _by_table(image, _solarizing(threshold))
 
 
 def brightened_below_half(image: Pixels, added: int) -> Pixels:
     """timm's solarize_add: levels below 128 grow by so much, to 255 at most."""
-    return _by_table(image, np.where(_LEVELS < 128, np.minimum(_LEVELS.astype(int) + added, 255), _LEVELS))
+    return _by_table(image, _brightening_below_half(added))
 
 
 def inverted(image: Pixels) -> Pixels:
@@ -41,36 +42,61 @@ def brightened(image: Pixels, factor: float) -> Pixels:
 
 def contrasted(image: Pixels, factor: float) -> Pixels:
     """`ImageEnhance.Contrast`: all of the mean grey level at 0, unchanged at 1."""
-    grey_CN = planes_CN = _planes(image)
-    if len(planes_CN) == 3:
-        weighted_CN = planes_CN * np.array(_GREY_WEIGHTS, np.uint32)[:, None]
-        grey_CN = (weighted_CN[0] + weighted_CN[1] + weighted_CN[2] + np.uint32(2**15)) >> np.uint32(16)
-    return faded(image, int(int(grey_CN.sum()) / planes_CN.shape[1] + 0.5), factor)
+    grey = image.pixels_HWC
+    if grey.shape[-1] == 3:  # whole numbers below 2**24, so float32 has them exactly, and BLAS adds them up fast
+        weighted = grey.reshape(-1, 3).astype(np.float32) @ _GREY_WEIGHTS + np.float32(2**15)
+        grey = weighted.astype(np.int32) >> 16
+    return faded(image, int(int(grey.sum()) / grey.size + 0.5), factor)
 
 
 def faded(image: Pixels, grey: int, factor: float) -> Pixels:
-    """`Image.blend` of a grey image with this one: all grey at 0, unchanged at 1. The table is blended by Pillow."""
-    ramp = Image.fromarray(_LEVELS[None])
-    return _by_table(image, np.asarray(Image.blend(Image.new("L", ramp.size, grey), ramp, factor)))
+    """`Image.blend` of a grey image with this one: all grey at 0, unchanged at 1. Pillow blends the table."""
+    return _by_table(image, Image.blend(Image.new("L", _EVERY_LEVEL.size, grey), _EVERY_LEVEL, factor).tobytes())
 
 
 def stretched(image: Pixels) -> Pixels:
     """`ImageOps.autocontrast`: each channel's darkest level becomes 0, its lightest 255."""
-    planes_CN = _planes(image)
-    darkest_C1, lightest_C1 = planes_CN.min(axis=1).astype(int)[:, None], planes_CN.max(axis=1).astype(int)[:, None]
-    scale_C1 = 255.0 / np.maximum(lightest_C1 - darkest_C1, 1)
-    tables_CL = (_LEVELS * scale_C1 + -darkest_C1 * scale_C1).clip(0, 255)
-    return _by_tables(image, planes_CN, np.where(lightest_C1 > darkest_C1, tables_CL, _LEVELS))
+    planes_CN, scales, offsets = _planes(image), [], []
+    for darkest, lightest in zip(planes_CN.min(axis=1).tolist(), planes_CN.max(axis=1).tolist(), strict=True):
+        scales.append(255.0 / (lightest - darkest) if lightest > darkest else 1.0)
+        offsets.append(-darkest * scales[-1] if lightest > darkest else 0.0)
+    stretched_CN = planes_CN * np.array(scales)[:, None] + np.array(offsets)[:, None]
+    return _of_planes(stretched_CN.astype(np.uint8), image)
 
 
 def equalized(image: Pixels) -> Pixels:
     """`ImageOps.equalize`: each channel's levels are spread so that all are about equally frequent."""
     planes_CN = _planes(image)
-    counts_CL = np.stack([np.bincount(plane_N, minlength=256) for plane_N in planes_CN])
+    counts_CL = np.array([np.bincount(plane_N, minlength=256) for plane_N in planes_CN])
     darker_CL = counts_CL.cumsum(axis=1) - counts_CL
-    step_C1 = np.where(counts_CL > 0, darker_CL, 0).max(axis=1, keepdims=True) // 255
-    tables_CL = np.minimum((step_C1 // 2 + darker_CL) // np.maximum(step_C1, 1), 255)
-    return _by_tables(image, planes_CN, np.where(step_C1 > 0, tables_CL, _LEVELS))
+    equalized = []
+    for plane_N, darker_L, lightest in zip(planes_CN, darker_CL, planes_CN.max(axis=1).tolist(), strict=True):
+        step = int(darker_L[lightest]) // 255
+        table_L = np.minimum((step // 2 + darker_L) // step, 255) if step else np.arange(256)
+        equalized.append(plane_N.tobytes().translate(table_L.astype(np.uint8).tobytes()))
+    return _of_planes(np.frombuffer(b"".join(equalized), np.uint8).reshape(planes_CN.shape), image)
+
+
+@lru_cache
+def _posterizing(bits: int) -> bytes:
+    mask = ~(2 ** (8 - min(bits, 8)) - 1)
+    return bytes(level & mask & 255 for level in range(256))
+
+
+@lru_cache(maxsize=512)
+def _solarizing(threshold: int) -> bytes:
+    return bytes(level if level < threshold else 255 - level for level in range(256))
+
+
+@lru_cache(maxsize=256)
+def _brightening_below_half(added: int) -> bytes:
+    return bytes(min(255, level + added) if level < 128 else level for level in range(256))
+
+
+def _by_table(image: Pixels, table: bytes) -> Pixels:
+    """Every level replaced by the table's. (NumPy's indexing would turn pixels to 64 bits before.)"""
+    levels = image.pixels_HWC.tobytes().translate(table)
+    return Pixels(np.frombuffer(levels, np.uint8).reshape(image.pixels_HWC.shape))
 
 
 def _planes(image: Pixels) -> np.ndarray:
@@ -78,15 +104,6 @@ def _planes(image: Pixels) -> np.ndarray:
     return np.ascontiguousarray(image.pixels_HWC.reshape(-1, image.pixels_HWC.shape[-1]).T)
 
 
-def _by_table(image: Pixels, table_L: np.ndarray) -> Pixels:
-    """All channels by one table. (Indexing by pixels would turn them to 64 bits before.)"""
-    levels = image.pixels_HWC.tobytes().translate(table_L.astype(np.uint8).tobytes())
-    return Pixels(np.frombuffer(levels, np.uint8).reshape(image.pixels_HWC.shape))
-
-
-def _by_tables(image: Pixels, planes_CN: np.ndarray, tables_CL: np.ndarray) -> Pixels:
-    """Each channel by its own table."""
-    pairs = zip(planes_CN, tables_CL.astype(np.uint8), strict=True)
-    levels = b"".join(plane_N.tobytes().translate(table_L.tobytes()) for plane_N, table_L in pairs)
-    mapped_CN = np.frombuffer(levels, np.uint8).reshape(planes_CN.shape)
-    return Pixels(np.ascontiguousarray(mapped_CN.T).reshape(image.pixels_HWC.shape))
+def _of_planes(planes_CN: np.ndarray, image: Pixels) -> Pixels:
+    """From such channels, in the shape of an image."""
+    return Pixels(np.ascontiguousarray(planes_CN.T).reshape(image.pixels_HWC.shape))

@@ -50,7 +50,7 @@ def rand_augmented(
 
     draws: LAYER_DRAWS for each layer, uniform in [0, 1).
     """
-    operations, way = list(OPERATIONS[settings.operations].values()), way_of(preprocessing)
+    operations, way = tuple(OPERATIONS[settings.operations].values()), way_of(preprocessing)
     if settings.operations == "big_vision":
         way = Way((128,) * preprocessing.channels if preprocessing.channels > 1 else 128, Image.Resampling.NEAREST)
     for i in range(0, LAYER_DRAWS * settings.layers, LAYER_DRAWS):
@@ -62,8 +62,8 @@ def rand_augmented(
             magnitude += settings.deviation * float(ndtri(deviation))
         magnitude = max(0.0, min(magnitude, settings.limit))
         change, strength = operations[int(which * len(operations))]
-        way = way._replace(place=(place[0], place[1]))
-        image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), way)
+        placed = Way(way.fill, way.resampling, (place[0], place[1]))
+        image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), placed)
     return image
 
 
