@@ -51,7 +51,7 @@ def contrasted(image: Pixels, factor: float) -> Pixels:
 
 def faded(image: Pixels, grey: int, factor: float) -> Pixels:
     """`Image.blend` of a grey image with this one: all grey at 0, unchanged at 1. Pillow blends the table."""
-    return _by_table(image, Image.blend(Image.new("L", _EVERY_LEVEL.size, grey), _EVERY_LEVEL, factor).tobytes())
+    return _by_table(image, Image.blend(_uniform(grey), _EVERY_LEVEL, factor).tobytes())
 
 
 def stretched(image: Pixels) -> Pixels:
@@ -75,6 +75,11 @@ def equalized(image: Pixels) -> Pixels:
         table_L = np.minimum((step // 2 + darker_L) // step, 255) if step else np.arange(256)
         equalized.append(plane_N.tobytes().translate(table_L.astype(np.uint8).tobytes()))
     return _of_planes(np.frombuffer(b"".join(equalized), np.uint8).reshape(planes_CN.shape), image)
+
+
+@lru_cache(maxsize=256)
+def _uniform(grey: int) -> Image.Image:
+    return Image.new("L", _EVERY_LEVEL.size, grey)
 
 
 @lru_cache
