@@ -1,4 +1,4 @@
-"""AutoAugment (arXiv:1805.09501) by Pillow: the policies found for CIFAR-10 and ImageNet, equal to torchvision's."""
+"""AutoAugment (arXiv:1805.09501): the policies found for CIFAR-10 and ImageNet, equal to torchvision's."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""RandAugment (arXiv:1909.13719) by Pillow: with timm's operations, equal to timm's bit for bit, or with big_vision's.
+"""RandAugment (arXiv:1909.13719): with timm's operations, equal to timm's bit for bit, or with big_vision's.
 
 What big_vision's code (pp/archive/autoaugment.py) does otherwise than timm's:
 - every chosen operation is applied, and a magnitude above 10 goes on growing (timm: `limit`);
