@@ -3,6 +3,7 @@
 Pillow fills its tables in loops of Python, which take longer than all else that is done to a small image.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -60,8 +61,9 @@ def stretched(image: Pixels) -> Pixels:
     for darkest, lightest in zip(planes_CN.min(axis=1).tolist(), planes_CN.max(axis=1).tolist(), strict=True):
         scales.append(255.0 / (lightest - darkest) if lightest > darkest else 1.0)
         offsets.append(-darkest * scales[-1] if lightest > darkest else 0.0)
-    stretched_CN = planes_CN * np.array(scales)[:, None] + np.array(offsets)[:, None]
-    return _of_planes(stretched_CN.astype(np.uint8), image)
+    tables_CL = np.arange(256) * np.array(scales)[:, None] + np.array(offsets)[:, None]
+    # Entries of levels that no pixel has may be outside 8 bits, and wrap around.
+    return _by_tables(image, planes_CN, [table_L.tobytes() for table_L in tables_CL.astype(int).astype(np.uint8)])
 
 
 def equalized(image: Pixels) -> Pixels:
@@ -69,12 +71,11 @@ def equalized(image: Pixels) -> Pixels:
     planes_CN = _planes(image)
     counts_CL = np.array([np.bincount(plane_N, minlength=256) for plane_N in planes_CN])
     darker_CL = counts_CL.cumsum(axis=1) - counts_CL
-    equalized = []
-    for plane_N, darker_L, lightest in zip(planes_CN, darker_CL, planes_CN.max(axis=1).tolist(), strict=True):
-        step = int(darker_L[lightest]) // 255
-        table_L = np.minimum((step // 2 + darker_L) // step, 255) if step else np.arange(256)
-        equalized.append(plane_N.tobytes().translate(table_L.astype(np.uint8).tobytes()))
-    return _of_planes(np.frombuffer(b"".join(equalized), np.uint8).reshape(planes_CN.shape), image)
+    tables = [bytes(range(256))] * len(planes_CN)
+    for c, lightest in enumerate(planes_CN.max(axis=1).tolist()):
+        if step := int(darker_CL[c, lightest]) // 255:
+            tables[c] = np.minimum((step // 2 + darker_CL[c]) // step, 255).astype(np.uint8).tobytes()
+    return _by_tables(image, planes_CN, tables)
 
 
 @lru_cache(maxsize=256)
@@ -109,6 +110,9 @@ def _planes(image: Pixels) -> np.ndarray:
     return np.ascontiguousarray(image.pixels_HWC.reshape(-1, image.pixels_HWC.shape[-1]).T)
 
 
-def _of_planes(planes_CN: np.ndarray, image: Pixels) -> Pixels:
-    """From such channels, in the shape of an image."""
-    return Pixels(np.ascontiguousarray(planes_CN.T).reshape(image.pixels_HWC.shape))
+def _by_tables(image: Pixels, planes_CN: np.ndarray, tables: Sequence[bytes]) -> Pixels:
+    """Each channel by its own table. planes_CN: those of the image."""
+    pixels_NC = np.empty(planes_CN.shape[::-1], np.uint8)
+    for c, table in enumerate(tables):
+        pixels_NC[:, c] = np.frombuffer(planes_CN[c].tobytes().translate(table), np.uint8)
+    return Pixels(pixels_NC.reshape(image.pixels_HWC.shape))
