@@ -19,8 +19,7 @@ class Pixels:
     @classmethod
     def of(cls, image: Image.Image) -> "Pixels":
         """From an image of Pillow's, of mode "L" or "RGB"."""
-        pixels = np.asarray(image)
-        return cls(pixels[..., None] if pixels.ndim == 2 else pixels)
+        return cls(np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1))
 
     @property
     def width(self) -> int:
@@ -34,7 +33,8 @@ class Pixels:
 
     def image(self) -> Image.Image:
         """The same as an image of Pillow's."""
-        return Image.fromarray(self.pixels_HWC[..., 0] if self.pixels_HWC.shape[-1] == 1 else self.pixels_HWC)
+        mode = "L" if self.pixels_HWC.shape[-1] == 1 else "RGB"
+        return Image.frombytes(mode, (self.width, self.height), np.ascontiguousarray(self.pixels_HWC))
 
     def crop(self, box: tuple[int, int, int, int]) -> "Pixels":
         """The pixels in (left, top, right, bottom); black outside the image."""

@@ -11,7 +11,7 @@ Decoded JPEG pixels depend on the libjpeg that Pillow was built with; nothing la
 import io
 import math
 import os
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -293,13 +293,15 @@ def uncropped(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage
 
     InputError as for `resized`.
     """
-    full_height, full_width = _resized_size(image.height, image.width, preprocessing)
+    made = preprocessing
+    full_height, full_width = _resized_size(image.height, image.width, made.image_size, made.crop_fraction, made.resize)
     if full_height * full_width * (len(image.planes) if isinstance(image, Planes) else 1) > MAX_RESIZED_PIXELS:
         raise InputError(
             f"cannot resize an image of {image.height} x {image.width} pixels to {full_height} x {full_width} before "
             f"the crop: expected at most {MAX_RESIZED_PIXELS} pixels; use resize 'squash' or a less extreme image"
         )
-    image = image.resize((full_width, full_height), Image.Resampling[preprocessing.interpolation.upper()])
+    if (image.height, image.width) != (full_height, full_width):
+        image = image.resize((full_width, full_height), Image.Resampling[preprocessing.interpolation.upper()])
     if preprocessing.resize == "border":
         image = _with_borders(image, preprocessing)
     return image
@@ -335,11 +337,14 @@ def _bordered(image: Image.Image, image_size: tuple[int, int], fill: Any) -> Ima
     return bordered
 
 
-def _resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+@lru_cache
+def _resized_size(
+    height: int, width: int, image_size: tuple[int, int], crop_fraction: float, resize: str
+) -> tuple[int, int]:
     """(height, width) of the whole resized image, in the exact arithmetic of timm, torchvision and transformers."""
-    target_height, target_width = (math.floor(side / preprocessing.crop_fraction) for side in preprocessing.image_size)
+    target_height, target_width = (math.floor(side / crop_fraction) for side in image_size)
     ratios = height / target_height, width / target_width
-    match preprocessing.resize:
+    match resize:
         case "squash":
             return target_height, target_width
         case "border":  # timm's ResizeKeepRatio(longest=1.0): fit into both sides, rounded

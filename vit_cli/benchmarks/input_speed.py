@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from vit_train.config import Augmentation, TrainConfig
 from vit_train.data.augmentation import augmented
 from vit_train.data.batches import Batches
 from vit_train.data.sources import Split
+from vit_train.recipes import load
 
 OURS, PILLOW, TENSORS = "ours", "torchvision on PIL", "torchvision on tensors"
 CROP_AREA = 0.08, 1.0
@@ -29,6 +30,8 @@ Filter = Literal["bilinear", "bicubic"]
 
 Prepare = Callable[[bytes], object]
 """A JPEG file -> a training image [224, 224, 3] in 8 bits."""
+Transforms: TypeAlias = tuple[Any, Any]
+"""torchvision's: of an image of Pillow's, and of a batch of images and labels."""
 
 
 def measure(interpolation: Filter, images: int, rounds: int) -> dict[str, list[float]]:
@@ -40,10 +43,6 @@ def measure(interpolation: Filter, images: int, rounds: int) -> dict[str, list[f
 
 def measure_small(rounds: int) -> dict[str, list[float]]:
     """The same for batches of a set like CIFAR-10, whose decoded images are in memory: crop, flip and mixup."""
-    rng = np.random.default_rng(0)
-    images_NHWC = rng.integers(0, 256, (256, 32, 32, 3), np.uint8)
-    files = [_png(image_HWC) for image_HWC in images_NHWC]
-    examples = [{"image": files[i % len(files)], "label": i % 10} for i in range(SMALL_SET)]
     config = TrainConfig(
         model=ViTConfig(
             image_size=32, patch_size=4, width=192, depth=9, heads=3, mlp_dim=768, num_classes=10, stochastic_depth=0.1
@@ -52,13 +51,27 @@ def measure_small(rounds: int) -> dict[str, list[float]]:
         steps=1_000_000,
         batch_size=256,
     )
+    return _measure_batches(config, _crop_and_flip, rounds)
+
+
+def measure_recipe(rounds: int) -> dict[str, list[float]]:
+    """The same with the augmentation of the recipe `cifar10`: mirrored crop, flip, RandAugment, erasing, Mixup or
+    CutMix."""
+    return _measure_batches(load("cifar10", "pretrain"), _as_the_recipe, rounds)
+
+
+def _measure_batches(config: TrainConfig, theirs: Callable[[], Transforms], rounds: int) -> dict[str, list[float]]:
+    rng = np.random.default_rng(0)
+    images_NHWC = rng.integers(0, 256, (256, 32, 32, 3), np.uint8)
+    files = [_png(image_HWC) for image_HWC in images_NHWC]
+    examples = [{"image": files[i % len(files)], "label": i % 10} for i in range(SMALL_SET)]
     batches = Batches(Split(examples, tuple("0123456789"), "generated"), config)
     for step in range(-(-SMALL_SET // config.batch_size)):
         batches[step]  # decodes every image once
     steps = iter(range(config.steps))
     ways: dict[str, Callable[[], object]] = {OURS: lambda: [batches[next(steps)] for _ in range(SMALL_BATCHES)]}
     if not missing(("torch", "torchvision")):
-        ways[PILLOW] = partial(_torchvision_batches, images_NHWC[: config.batch_size])
+        ways[PILLOW] = partial(_torchvision_batches, images_NHWC[: config.batch_size], *theirs())
     return _in_turns(ways, SMALL_BATCHES * config.batch_size, rounds)
 
 
@@ -110,13 +123,28 @@ def _torchvision(interpolation: Filter) -> dict[str, Prepare]:
     }
 
 
-def _torchvision_batches(images_BHWC: np.ndarray) -> None:
-    """`SMALL_BATCHES` batches as torchvision's users make them of CIFAR-10: image by image, then mixup."""
-    import torch
+def _crop_and_flip() -> Transforms:
     from torchvision.transforms import InterpolationMode, v2
 
     crop = v2.RandomResizedCrop(32, scale=(0.4, 1.0), interpolation=InterpolationMode.BICUBIC)
-    transform, mix = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]), v2.MixUp(num_classes=10)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()]), v2.MixUp(num_classes=10)
+
+
+def _as_the_recipe() -> Transforms:
+    """As many changes as in the recipe: each of RandAugment's two operations is done with probability 0.5."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    operation = v2.RandAugment(1, interpolation=InterpolationMode.BICUBIC)
+    crop, erasing = v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomErasing(0.25)
+    changes = [crop, v2.RandomHorizontalFlip(), *[v2.RandomApply([operation], 0.5)] * 2, v2.PILToTensor(), erasing]
+    mix = v2.RandomChoice([v2.MixUp(num_classes=10), v2.CutMix(num_classes=10)])
+    return v2.Compose(changes), v2.RandomApply([mix], 0.5)
+
+
+def _torchvision_batches(images_BHWC: np.ndarray, transform: Any, mix: Any) -> None:
+    """`SMALL_BATCHES` batches as torchvision's users make them of CIFAR-10: image by image, then mixed."""
+    import torch
+
     for _ in range(SMALL_BATCHES):
         images_BCHW = torch.stack([transform(Image.fromarray(image_HWC)) for image_HWC in images_BHWC])
         mix(images_BCHW.float(), torch.arange(len(images_BHWC)) % 10)

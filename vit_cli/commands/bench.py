@@ -227,7 +227,8 @@ def input(
     """Measure how fast training images are made, beside torchvision.
 
     On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped; and
-    batches of a set like CIFAR-10, whose decoded images are in memory: random crops, flips and mixup.
+    batches of a set like CIFAR-10, whose decoded images are in memory: with random crops, flips and mixup, and as the
+    recipe cifar10 has them (mirrored crops, flips, RandAugment, erasing, Mixup or CutMix).
 
     Examples:
         vit bench input
@@ -249,7 +250,9 @@ def input(
     speed.print_input(f"JPEG to a crop of 224, {interpolation}", large)
     with console.working("a small set"):
         small = input_speed.measure_small(rounds)
+        recipe = input_speed.measure_recipe(rounds)
     speed.print_input("32 x 32 in memory: crop, flip, mixup", small)
+    speed.print_input("32 x 32 in memory: as the recipe cifar10", recipe)
     return 0
 
 

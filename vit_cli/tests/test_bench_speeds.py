@@ -46,8 +46,8 @@ def test_input_is_measured(printed: Printing, monkeypatch: pytest.MonkeyPatch) -
     lines = printed("bench", "input", "--images", 2, "--rounds", 1).out.splitlines()
     rows = [line.rsplit(maxsplit=2) for line in lines if line.strip().startswith(("ours", "torchvision"))]
     large, small = [input_speed.OURS, input_speed.PILLOW, input_speed.TENSORS], [input_speed.OURS, input_speed.PILLOW]
-    assert [name.strip() for name, *_ in rows] == large + small
-    assert rows[1][2] == rows[4][2] == "1.00"
+    assert [name.strip() for name, *_ in rows] == large + small + small
+    assert rows[1][2] == rows[4][2] == rows[6][2] == "1.00"
 
 
 def test_every_source_has_the_same_examples(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ does not alter the draws of another.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -65,14 +66,14 @@ def augmented(
         image = _shifted_and_rotated(image, augmentation, *affine)
     if augmentation.colors:
         assert isinstance(image, Pixels), "a run's config refuses these changes for other images"
-        pillow = image.image()
         if augmentation.auto_augment:
-            pillow = auto_augmented(pillow, augmentation.auto_augment, preprocessing, operations)
+            image = auto_augmented(image, augmentation.auto_augment, preprocessing, operations)
         else:
-            pillow = rand_augmented(pillow, augmentation.rand_augment, preprocessing, operations)
+            image = rand_augmented(image, augmentation.rand_augment, preprocessing, operations)
         if augmentation.three_augment:
-            pillow = three_augmented(pillow, three)
-        image = Pixels.of(jittered(pillow, augmentation, jitter))
+            image = Pixels.of(three_augmented(image.image(), three))
+        if any(augmentation.color_jitter):
+            image = Pixels.of(jittered(image.image(), augmentation, jitter))
     pixels_HWC = pixels_of(image)
     return erased(pixels_HWC, preprocessing, augmentation, erasing, rng) if augmentation.erasing else pixels_HWC
 
@@ -145,16 +146,19 @@ def _random_crop(
         int(place[0] * (image.height + 2 * padding - height + 1)),
         int(place[1] * (image.width + 2 * padding - width + 1)),
     )
-    if padding:
-        if isinstance(image, Planes):
-            image = image.each(lambda plane: Image.fromarray(_mirrored(np.asarray(plane), padding)))
-        else:
-            image = Pixels(_mirrored(image.pixels_HWC, padding))
-    return image.crop((left, top, left + width, top + height))
+    if not padding:
+        return image.crop((left, top, left + width, top + height))
+    rows = _mirrored(image.height, padding)[top : top + height]
+    columns = _mirrored(image.width, padding)[left : left + width]
+    if isinstance(image, Planes):
+        return image.each(lambda plane: Image.fromarray(np.asarray(plane).take(rows, axis=0).take(columns, axis=1)))
+    return Pixels(image.pixels_HWC.take(rows, axis=0).take(columns, axis=1))
 
 
-def _mirrored(pixels: np.ndarray, padding: int) -> np.ndarray:
-    return np.pad(pixels, [(padding, padding)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
+@lru_cache(maxsize=1024)
+def _mirrored(size: int, padding: int) -> np.ndarray:
+    """int64 [padding + size + padding]: which of `size` pixels is where, mirrored at both ends."""
+    return np.pad(np.arange(size), padding, mode="reflect")
 
 
 def _random_resized_crop(

@@ -1,12 +1,12 @@
-"""AutoAugment (arXiv:1805.09501) by Pillow: the policies found for CIFAR-10 and ImageNet, equal to torchvision's."""
+"""AutoAugment (arXiv:1805.09501): the policies found for CIFAR-10 and ImageNet, equal to torchvision's."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
+from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
 from vit_train.data.rand_augment import OPERATIONS, way_of
 
@@ -80,10 +80,8 @@ _LARGEST_TRANSLATION = 150 / 331
 """Share of a side: 150 pixels of the 331 of the network that the paper trained on ImageNet."""
 
 
-def auto_augmented(
-    image: Image.Image, policy: str, preprocessing: Preprocessing, draws: Sequence[float]
-) -> Image.Image:
-    """The image after one of the policy's pairs of operations; mode "RGB" or "L". Equal bit for bit to
+def auto_augmented(image: Pixels, policy: str, preprocessing: Preprocessing, draws: Sequence[float]) -> Pixels:
+    """The image after one of the policy's pairs of operations. Equal bit for bit to
     torchvision.transforms.AutoAugment with `fill` the mean of the preprocessing and its interpolation. (The class of
     that name in transforms.v2 solarizes from level 171 where this one does from 170, for its thresholds are rounded.)
 
@@ -95,7 +93,7 @@ def auto_augmented(
         pairs[int(which * len(pairs))], rest[:2], rest[2:], strict=True
     ):
         if whether <= probability:
-            strength = _strength(name, level, -1 if sign < 0.5 else 1, image.size)
+            strength = _strength(name, level, -1 if sign < 0.5 else 1, (image.width, image.height))
             image = _CHANGES[name](image, strength, way)
     return image
 

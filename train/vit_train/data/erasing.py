@@ -7,10 +7,11 @@ to pixels, where noise outside the range of pixels is clipped.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from vit_core.planes import LEVELS
+from vit_core.planes import LEVELS, TYPES
 from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation
 
@@ -41,13 +42,20 @@ def erased(
     if found is None:
         return pixels_HWC
     top, left, height, width = found
-    white, mean_C = LEVELS[preprocessing.bit_depth], np.array(preprocessing.mean)
-    values_HWC = np.broadcast_to(mean_C, (height, width, preprocessing.channels))
+    filling = _mean_color(preprocessing.mean, preprocessing.bit_depth)
     if augmentation.erasing_fill == "noise":
-        values_HWC = mean_C + np.array(preprocessing.std) * rng.standard_normal(values_HWC.shape)
+        white, noise_HWC = LEVELS[preprocessing.bit_depth], rng.standard_normal((height, width, preprocessing.channels))
+        values_HWC = np.array(preprocessing.mean) + np.array(preprocessing.std) * noise_HWC
+        filling = np.rint(values_HWC * white).clip(0, white)
     pixels_HWC = pixels_HWC.copy()
-    pixels_HWC[top : top + height, left : left + width] = np.rint(values_HWC * white).clip(0, white)
+    pixels_HWC[top : top + height, left : left + width] = filling
     return pixels_HWC
+
+
+@lru_cache
+def _mean_color(mean: tuple[float, ...], bits: int) -> np.ndarray:
+    """uint8 or uint16 [C]."""
+    return np.rint(np.array(mean) * LEVELS[bits]).clip(0, LEVELS[bits]).astype(TYPES[bits])
 
 
 def rectangle(height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int] | None:

@@ -1,4 +1,4 @@
-"""RandAugment (arXiv:1909.13719) by Pillow: with timm's operations, equal to timm's bit for bit, or with big_vision's.
+"""RandAugment (arXiv:1909.13719): with timm's operations, equal to timm's bit for bit, or with big_vision's.
 
 What big_vision's code (pp/archive/autoaugment.py) does otherwise than timm's:
 - every chosen operation is applied, and a magnitude above 10 goes on growing (timm: `limit`);
@@ -13,13 +13,16 @@ one, and its affine maps count from corners of pixels, so an edge may lie half a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance
 from scipy.special import ndtri
 
+from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
 from vit_train.config import RandAugment
+from vit_train.data import levels
 
 LAYER_DRAWS = 6
 """Uniform draws of a layer: which operation, whether, its magnitude, its sign, and the place of Cutout."""
@@ -35,19 +38,19 @@ class Way(NamedTuple):
     """Two uniform draws, where it is random."""
 
 
-Change: TypeAlias = Callable[[Image.Image, float, Way], Image.Image]
+Change: TypeAlias = Callable[[Pixels, float, Way], Pixels]
 Strength: TypeAlias = Callable[[float, int], float]
 """From the magnitude over 10, and a random sign, to what the change takes."""
 
 
 def rand_augmented(
-    image: Image.Image, settings: RandAugment, preprocessing: Preprocessing, draws: Sequence[float]
-) -> Image.Image:
-    """The image after `settings.layers` random operations; mode "RGB" or "L".
+    image: Pixels, settings: RandAugment, preprocessing: Preprocessing, draws: Sequence[float]
+) -> Pixels:
+    """The image after `settings.layers` random operations.
 
     draws: LAYER_DRAWS for each layer, uniform in [0, 1).
     """
-    operations, way = list(OPERATIONS[settings.operations].values()), way_of(preprocessing)
+    operations, way = tuple(OPERATIONS[settings.operations].values()), way_of(preprocessing)
     if settings.operations == "big_vision":
         way = Way((128,) * preprocessing.channels if preprocessing.channels > 1 else 128, Image.Resampling.NEAREST)
     for i in range(0, LAYER_DRAWS * settings.layers, LAYER_DRAWS):
@@ -59,66 +62,68 @@ def rand_augmented(
             magnitude += settings.deviation * float(ndtri(deviation))
         magnitude = max(0.0, min(magnitude, settings.limit))
         change, strength = operations[int(which * len(operations))]
-        way = way._replace(place=(place[0], place[1]))
-        image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), way)
+        placed = Way(way.fill, way.resampling, (place[0], place[1]))
+        image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), placed)
     return image
 
 
 def way_of(preprocessing: Preprocessing) -> Way:
     """timm's way: the mean of the preprocessing comes from outside, and its interpolation is used, but no larger filter
     than bicubic, because Pillow turns and shears with none."""
-    fill = tuple(min(255, round(255 * mean)) for mean in preprocessing.mean)
-    name = "bicubic" if preprocessing.interpolation == "lanczos" else preprocessing.interpolation
+    return _way(preprocessing.mean, preprocessing.interpolation)
+
+
+@lru_cache(maxsize=8)
+def _way(mean: tuple[float, ...], interpolation: str) -> Way:
+    fill = tuple(min(255, round(255 * each)) for each in mean)
+    name = "bicubic" if interpolation == "lanczos" else interpolation
     return Way(fill if len(fill) > 1 else fill[0], Image.Resampling[name.upper()])
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], way: Way) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, way.resampling, fillcolor=way.fill)
+def _affine(image: Pixels, matrix: tuple[float, ...], way: Way) -> Pixels:
+    size = image.width, image.height
+    moved = image.image().transform(size, Image.Transform.AFFINE, matrix, way.resampling, fillcolor=way.fill)
+    return Pixels.of(moved)
 
 
-def _shear_x(image: Image.Image, share: float, way: Way) -> Image.Image:
+def _shear_x(image: Pixels, share: float, way: Way) -> Pixels:
     return _affine(image, (1, share, 0, 0, 1, 0), way)
 
 
-def _shear_y(image: Image.Image, share: float, way: Way) -> Image.Image:
+def _shear_y(image: Pixels, share: float, way: Way) -> Pixels:
     return _affine(image, (1, 0, 0, share, 1, 0), way)
 
 
-def _move_x(image: Image.Image, pixels: float, way: Way) -> Image.Image:
+def _move_x(image: Pixels, pixels: float, way: Way) -> Pixels:
     return _affine(image, (1, 0, pixels, 0, 1, 0), way)
 
 
-def _move_y(image: Image.Image, pixels: float, way: Way) -> Image.Image:
+def _move_y(image: Pixels, pixels: float, way: Way) -> Pixels:
     return _affine(image, (1, 0, 0, 0, 1, pixels), way)
 
 
-def _rotate(image: Image.Image, degrees: float, way: Way) -> Image.Image:
-    return image.rotate(degrees, way.resampling, fillcolor=way.fill)
+def _rotate(image: Pixels, degrees: float, way: Way) -> Pixels:
+    return Pixels.of(image.image().rotate(degrees, way.resampling, fillcolor=way.fill))
 
 
-def _posterize(image: Image.Image, bits: float, way: Way) -> Image.Image:
-    """With no bits left, or less than none, all is black. (Pillow's own posterize refuses that, and timm with it.)"""
-    mask = ~(2 ** (8 - min(int(bits), 8)) - 1)
-    return image.point([level & mask & 255 for level in range(256)] * len(image.getbands()))
+def _color(image: Pixels, factor: float, way: Way) -> Pixels:
+    return Pixels.of(ImageEnhance.Color(image.image()).enhance(factor))
 
 
-def _solarize_add(image: Image.Image, added: float, way: Way) -> Image.Image:
-    table = [min(255, level + int(added)) if level < 128 else level for level in range(256)]
-    return image.point(table * len(image.getbands()))
+def _sharpness(image: Pixels, factor: float, way: Way) -> Pixels:
+    return Pixels.of(ImageEnhance.Sharpness(image.image()).enhance(factor))
 
 
-def _contrast_of_big_vision(image: Image.Image, factor: float, way: Way) -> Image.Image:
-    grey = min(image.width * image.height // 256, 255)
-    return Image.blend(Image.new("L", image.size, grey).convert(image.mode), image, factor)
+def _contrast_of_big_vision(image: Pixels, factor: float, way: Way) -> Pixels:
+    return levels.faded(image, min(image.width * image.height // 256, 255), factor)
 
 
-def _cutout(image: Image.Image, half: float, way: Way) -> Image.Image:
+def _cutout(image: Pixels, half: float, way: Way) -> Pixels:
     """Both sides of the square are twice `half` where it is inside the image."""
     down, across = int(way.place[0] * image.height), int(way.place[1] * image.width)
-    box = max(0, across - int(half)), max(0, down - int(half)), across + int(half), down + int(half)
-    image = image.copy()
-    image.paste(way.fill, (*box[:2], min(box[2], image.width), min(box[3], image.height)))
-    return image
+    pixels_HWC = image.pixels_HWC.copy()
+    pixels_HWC[max(0, down - int(half)) : down + int(half), max(0, across - int(half)) : across + int(half)] = way.fill
+    return Pixels(pixels_HWC)
 
 
 def _none(share: float, sign: int) -> float:
@@ -139,25 +144,25 @@ def _enhanced_more(share: float, sign: int) -> float:
 
 def _enhancing(strength: Strength) -> dict[str, tuple[Change, Strength]]:
     return {
-        "Color": (lambda image, factor, way: ImageEnhance.Color(image).enhance(factor), strength),
-        "Contrast": (lambda image, factor, way: ImageEnhance.Contrast(image).enhance(factor), strength),
-        "Brightness": (lambda image, factor, way: ImageEnhance.Brightness(image).enhance(factor), strength),
-        "Sharpness": (lambda image, factor, way: ImageEnhance.Sharpness(image).enhance(factor), strength),
+        "Color": (_color, strength),
+        "Contrast": (lambda image, factor, way: levels.contrasted(image, factor), strength),
+        "Brightness": (lambda image, factor, way: levels.brightened(image, factor), strength),
+        "Sharpness": (_sharpness, strength),
     }
 
 
 def _levels(posterize: Strength, solarize: Strength, add: Strength) -> dict[str, tuple[Change, Strength]]:
     return {
-        "Posterize": (_posterize, posterize),
-        "Solarize": (lambda image, level, way: ImageOps.solarize(image, int(level)), solarize),
-        "SolarizeAdd": (_solarize_add, add),
+        "Posterize": (lambda image, bits, way: levels.posterized(image, int(bits)), posterize),
+        "Solarize": (lambda image, level, way: levels.solarized(image, int(level)), solarize),
+        "SolarizeAdd": (lambda image, added, way: levels.brightened_below_half(image, int(added)), add),
     }
 
 
 _PLAIN: dict[str, tuple[Change, Strength]] = {
-    "AutoContrast": (lambda image, _, way: ImageOps.autocontrast(image), _none),
-    "Equalize": (lambda image, _, way: ImageOps.equalize(image), _none),
-    "Invert": (lambda image, _, way: ImageOps.invert(image), _none),
+    "AutoContrast": (lambda image, _, way: levels.stretched(image), _none),
+    "Equalize": (lambda image, _, way: levels.equalized(image), _none),
+    "Invert": (lambda image, _, way: levels.inverted(image), _none),
     "Rotate": (_rotate, _signed(30.0)),
 }
 _SHEARS: dict[str, tuple[Change, Strength]] = {"ShearX": (_shear_x, _signed(0.3)), "ShearY": (_shear_y, _signed(0.3))}

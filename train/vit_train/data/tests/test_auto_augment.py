@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from vit_core import InputError
+from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation, RandAugment
 from vit_train.data.augmentation import augmented
@@ -50,7 +51,7 @@ def test_it_equals_torchvisions(
         )  # type: ignore[arg-type]
         draws = np.random.default_rng(seed).random(POLICY_DRAWS).tolist()
         image = picture(seed, channels)
-        ours = auto_augmented(image, policy, preprocessing, draws)
+        ours = auto_augmented(Pixels.of(image), policy, preprocessing, draws).image()
         theirs = torchvisions(image, policy, interpolation, draws, monkeypatch)
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=f"seed {seed}")
         seen.add(int(25 * draws[0]))
@@ -76,9 +77,9 @@ def test_it_comes_after_crop_and_flip_by_draws_of_its_own() -> None:
         )
         draws = np.random.default_rng(seed).random(200).tolist()
         last = len(draws_of(wanted))
-        expected = auto_augmented(Image.fromarray(cropped), "cifar10", preprocessing, draws[last - POLICY_DRAWS : last])
+        expected = auto_augmented(Pixels(cropped), "cifar10", preprocessing, draws[last - POLICY_DRAWS : last])
         found = augmented(picture(seed), preprocessing, wanted, np.random.default_rng(seed))
-        np.testing.assert_array_equal(found, np.asarray(expected))
+        np.testing.assert_array_equal(found, expected.pixels_HWC)
         changed += int((found != cropped).any())
     assert changed > 10
 

@@ -8,7 +8,7 @@ import timm.data.random_erasing as timm
 import torch
 import torchvision
 
-from vit_core.preprocess import Preprocessing, offset_and_scale
+from vit_core.preprocess import Preprocessing, decode, offset_and_scale
 from vit_train.config import Augmentation
 from vit_train.data.augmentation import augmented
 from vit_train.data.erasing import ERASING_DRAWS, erased, rectangle
@@ -96,3 +96,17 @@ def test_random_crops_equal_torchvisions(
         wanted = Augmentation(random_crop=True, crop_padding=padding)
         ours = augmented(image, preprocessing, wanted, np.random.default_rng(seed))
         np.testing.assert_array_equal(ours, expected, err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize(("height", "width", "padding"), [(12, 9, 4), (5, 7, 23), (1, 6, 3), (2, 1, 40)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_borders_are_mirrored_as_numpys(height: int, width: int, padding: int, bits: Any) -> None:
+    """Again and again where they are wider than the image."""
+    preprocessing = Preprocessing(image_size=(height, width), bit_depth=bits)
+    wanted, pixels_HWC = Augmentation(random_crop=True, crop_padding=padding), np.arange(height * width * 3)
+    pixels_HWC = pixels_HWC.reshape(height, width, 3).astype(preprocessing.pixel_type)
+    mirrored_HWC = np.pad(pixels_HWC, [(padding, padding)] * 2 + [(0, 0)], mode="reflect")
+    for seed in range(20):
+        down, across = (int(draw * (2 * padding + 1)) for draw in np.random.default_rng(seed).random(46)[44:])
+        found = augmented(decode(pixels_HWC, preprocessing), preprocessing, wanted, np.random.default_rng(seed))
+        np.testing.assert_array_equal(found, mirrored_HWC[down : down + height, across : across + width])

@@ -8,6 +8,7 @@ import timm.data.auto_augment as timm
 from PIL import Image, ImageOps
 
 from vit_core import InputError
+from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation, RandAugment
 from vit_train.data.augmentation import augmented
@@ -65,9 +66,9 @@ def test_it_equals_timms(spelled: str, count: int, monkeypatch: pytest.MonkeyPat
         preprocessing = Preprocessing(image_size=8, interpolation=interpolation, **IMAGENET)  # type: ignore[arg-type]
         draws = np.random.default_rng(seed).random(LAYER_DRAWS * settings.layers).tolist()
         image = picture(seed)
-        ours = rand_augmented(image, settings, preprocessing, draws)
+        ours = rand_augmented(Pixels.of(image), settings, preprocessing, draws).pixels_HWC
         theirs = timms(spelled, interpolation, draws, image, monkeypatch)
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs), err_msg=f"seed {seed}")
+        np.testing.assert_array_equal(ours, np.asarray(theirs), err_msg=f"seed {seed}")
         seen |= {int(15 * draw) for draw in draws[::LAYER_DRAWS]}
     assert seen == set(range(15)), "some operation was never drawn"
 
@@ -115,21 +116,21 @@ def test_big_visions_sixteen_operations() -> None:
 
 def test_big_visions_cutout_and_contrast() -> None:
     """Formulas of its source: a square of twice the size about a pixel, and grey of pixels / 256 in place of a mean."""
-    image = picture(3)
-    pixels_HWC = np.asarray(image)
+    pixels_HWC = np.array(picture(3))
+    image, kept_HWC = Pixels(pixels_HWC), pixels_HWC.copy()
     height, width = pixels_HWC.shape[:2]
     way = Way((128, 128, 128), Image.Resampling.NEAREST, (0.5, 0.25))
     change, _ = OPERATIONS["big_vision"]["Cutout"]
     expected = pixels_HWC.copy()
     y, x = height // 2, width // 4
     expected[max(0, y - 3) : y + 3, max(0, x - 3) : x + 3] = 128
-    np.testing.assert_array_equal(np.asarray(change(image, 3, way)), expected)
-    np.testing.assert_array_equal(np.asarray(image), pixels_HWC, err_msg="the image itself was changed")
+    np.testing.assert_array_equal(change(image, 3, way).pixels_HWC, expected)
+    np.testing.assert_array_equal(pixels_HWC, kept_HWC, err_msg="the image itself was changed")
     change, _ = OPERATIONS["big_vision"]["Contrast"]
     grey = height * width // 256
     for factor in (0.25, 1.5):
         expected = np.trunc(grey + np.float32(factor) * (pixels_HWC.astype(np.float32) - grey)).clip(0, 255)
-        np.testing.assert_array_equal(np.asarray(change(image, factor, way)), expected)
+        np.testing.assert_array_equal(change(image, factor, way).pixels_HWC, expected)
 
 
 @pytest.mark.parametrize("operations", OPERATIONS)
@@ -137,10 +138,10 @@ def test_grayscale_is_augmented_too(operations: Literal["timm", "timm_increasing
     settings = RandAugment(layers=1, operations=operations, probability=1.0)
     preprocessing = Preprocessing(image_size=12, channels=1)
     for i in range(len(OPERATIONS[operations])):
-        image = picture(i, channels=1)
+        image = Pixels.of(picture(i, channels=1))
         draws = [(i + 0.5) / len(OPERATIONS[operations]), 0.0, 0.5, 0.7, 0.4, 0.6]
         changed = rand_augmented(image, settings, preprocessing, draws)
-        assert (changed.mode, changed.size) == ("L", image.size)
+        assert changed.pixels_HWC.shape == image.pixels_HWC.shape
 
 
 def test_where_no_operation_is_chosen_nothing_changes() -> None:

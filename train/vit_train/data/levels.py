@@ -1,0 +1,118 @@
+"""Changes of an image's levels, each by a table of 256 entries: the bits of Pillow's ImageOps and ImageEnhance.
+
+Pillow fills its tables in loops of Python, which take longer than all else that is done to a small image.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from vit_core.pixels import Pixels
+
+_EVERY_LEVEL = Image.frombytes("L", (256, 1), bytes(range(256)))
+_GREY_WEIGHTS = np.array([19595, 38470, 7471], np.float32)
+"""Shares of red, green and blue in Pillow's grey (ITU-R 601-2), in units of 1 / 65536."""
+
+
+def posterized(image: Pixels, bits: int) -> Pixels:
+    """`ImageOps.posterize`; with no bits left, or less than none, all is black (Pillow refuses that)."""
+    return _by_table(image, _posterizing(bits))
+
+
+def solarized(image: Pixels, threshold: int) -> Pixels:
+    """`ImageOps.solarize`: levels from the threshold on are inverted."""
+    return _by_table(image, _solarizing(threshold))
+
+
+def brightened_below_half(image: Pixels, added: int) -> Pixels:
+    """timm's solarize_add: levels below 128 grow by so much, to 255 at most."""
+    return _by_table(image, _brightening_below_half(added))
+
+
+def inverted(image: Pixels) -> Pixels:
+    """`ImageOps.invert`."""
+    return Pixels(255 - image.pixels_HWC)
+
+
+def brightened(image: Pixels, factor: float) -> Pixels:
+    """`ImageEnhance.Brightness`: black at 0, unchanged at 1."""
+    return faded(image, 0, factor)
+
+
+def contrasted(image: Pixels, factor: float) -> Pixels:
+    """`ImageEnhance.Contrast`: all of the mean grey level at 0, unchanged at 1."""
+    grey = image.pixels_HWC
+    if grey.shape[-1] == 3:  # whole numbers below 2**24, so float32 has them exactly, and BLAS adds them up fast
+        weighted = grey.reshape(-1, 3).astype(np.float32) @ _GREY_WEIGHTS + np.float32(2**15)
+        grey = weighted.astype(np.int32) >> 16
+    return faded(image, int(int(grey.sum()) / grey.size + 0.5), factor)
+
+
+def faded(image: Pixels, grey: int, factor: float) -> Pixels:
+    """`Image.blend` of a grey image with this one: all grey at 0, unchanged at 1. Pillow blends the table."""
+    return _by_table(image, Image.blend(_uniform(grey), _EVERY_LEVEL, factor).tobytes())
+
+
+def stretched(image: Pixels) -> Pixels:
+    """`ImageOps.autocontrast`: each channel's darkest level becomes 0, its lightest 255."""
+    planes_CN, scales, offsets = _planes(image), [], []
+    for darkest, lightest in zip(planes_CN.min(axis=1).tolist(), planes_CN.max(axis=1).tolist(), strict=True):
+        scales.append(255.0 / (lightest - darkest) if lightest > darkest else 1.0)
+        offsets.append(-darkest * scales[-1] if lightest > darkest else 0.0)
+    tables_CL = np.arange(256) * np.array(scales)[:, None] + np.array(offsets)[:, None]
+    # Entries of levels that no pixel has may be outside 8 bits, and wrap around.
+    return _by_tables(image, planes_CN, [table_L.tobytes() for table_L in tables_CL.astype(int).astype(np.uint8)])
+
+
+def equalized(image: Pixels) -> Pixels:
+    """`ImageOps.equalize`: each channel's levels are spread so that all are about equally frequent."""
+    planes_CN = _planes(image)
+    counts_CL = np.array([np.bincount(plane_N, minlength=256) for plane_N in planes_CN])
+    darker_CL = counts_CL.cumsum(axis=1) - counts_CL
+    tables = [bytes(range(256))] * len(planes_CN)
+    for c, lightest in enumerate(planes_CN.max(axis=1).tolist()):
+        if step := int(darker_CL[c, lightest]) // 255:
+            tables[c] = np.minimum((step // 2 + darker_CL[c]) // step, 255).astype(np.uint8).tobytes()
+    return _by_tables(image, planes_CN, tables)
+
+
+@lru_cache(maxsize=256)
+def _uniform(grey: int) -> Image.Image:
+    return Image.new("L", _EVERY_LEVEL.size, grey)
+
+
+@lru_cache
+def _posterizing(bits: int) -> bytes:
+    mask = ~(2 ** (8 - min(bits, 8)) - 1)
+    return bytes(level & mask & 255 for level in range(256))
+
+
+@lru_cache(maxsize=512)
+def _solarizing(threshold: int) -> bytes:
+    return bytes(level if level < threshold else 255 - level for level in range(256))
+
+
+@lru_cache(maxsize=256)
+def _brightening_below_half(added: int) -> bytes:
+    return bytes(min(255, level + added) if level < 128 else level for level in range(256))
+
+
+def _by_table(image: Pixels, table: bytes) -> Pixels:
+    """Every level replaced by the table's. (NumPy's indexing would turn pixels to 64 bits before.)"""
+    levels = image.pixels_HWC.tobytes().translate(table)
+    return Pixels(np.frombuffer(levels, np.uint8).reshape(image.pixels_HWC.shape))
+
+
+def _planes(image: Pixels) -> np.ndarray:
+    """uint8 [C, H * W]: each channel by itself, contiguous: NumPy's reductions are many times as fast on it."""
+    return np.ascontiguousarray(image.pixels_HWC.reshape(-1, image.pixels_HWC.shape[-1]).T)
+
+
+def _by_tables(image: Pixels, planes_CN: np.ndarray, tables: Sequence[bytes]) -> Pixels:
+    """Each channel by its own table. planes_CN: those of the image."""
+    pixels_NC = np.empty(planes_CN.shape[::-1], np.uint8)
+    for c, table in enumerate(tables):
+        pixels_NC[:, c] = np.frombuffer(planes_CN[c].tobytes().translate(table), np.uint8)
+    return Pixels(pixels_NC.reshape(image.pixels_HWC.shape))
