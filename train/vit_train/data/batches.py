@@ -36,6 +36,10 @@ from vit_train.processes import end_with_parent
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
 
+SMALL = 64
+"""Side of images, in pixels, up to which one thread makes a batch: more would wait for each other, since of so small an
+image Python does more than Pillow."""
+
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM, NETWORK_STREAM = 1, 2, 3, 5, 6  # 4: data.classes
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
 
@@ -197,7 +201,7 @@ class Batches:
                         images[row] = augmented(image, preprocessing, config.augmentation, rng)
                         readable_B[row] = True
 
-        in_threads(make_images, len(numbers), threads)
+        in_threads(make_images, len(numbers), 1 if max(config.model.image_size) <= SMALL else threads)
         weights_B = (self._weights(classes_B) * readable_B).astype(np.float32)
         targets_BC = smooth_targets(classes_B, config)
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)

@@ -65,15 +65,27 @@ def split_of(config: TrainConfig) -> Split:
     ],
     ids=["one class", "weighted", "several classes"],
 )
-def test_batches_are_those_of_earlier_versions(config: TrainConfig, prints: list[str]) -> None:
+def test_batches_are_those_of_earlier_versions(
+    config: TrainConfig, prints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Printed by the version before, whose images were decoded and drawn one by one; with Pillow 13."""
     for changed in (config, config.replace(image_cache=0)):
         batches = Batches(split_of(config), changed)
         for _ in range(2):  # the second time from memory
             assert [batches[i].fingerprint() for i in (0, 1, 50)] == prints
+    monkeypatch.setattr(module, "SMALL", 0)  # otherwise one thread makes images of this size
     assert [batches.make(i, threads=5).fingerprint() for i in (0, 1, 50)] == prints
     for threads in (1, 3):
         assert [batch.fingerprint() for batch in stream(batches, slice(0, 2), threads)] == prints[:2]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(64, {1}), (65, {3})])
+def test_one_thread_makes_small_images(side: int, expected: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[int] = set()
+    monkeypatch.setattr(module, "in_threads", lambda work, count, threads: asked.add(threads))
+    model = CONFIG.model.replace(image_size=(16, side), patch_size=1)
+    Batches(split_of(CONFIG), CONFIG.replace(model=model, preprocessing=None)).make(0, threads=3)
+    assert asked == expected
 
 
 def test_each_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,7 @@ def test_a_recorded_step_is_the_step(optimizer: Any) -> None:
     assert recorded.recorded is not None
     assert recorded.recorded.graph is not None
     assert recorded.skipped == 1
+    assert torch.get_num_threads() == 1
 
 
 def test_images_are_normalised_from_constants_on_the_device() -> None:

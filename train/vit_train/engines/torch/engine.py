@@ -65,6 +65,8 @@ class TorchEngine(Member):
         teacher: Checkpoint | None = None,
     ) -> None:
         super().__init__()
+        if self.device.type == "cuda":
+            torch.set_num_threads(1)  # the host only copies; more threads would spin, 16 of them on 11 cores
         self.config, self.table = config, config.table
         self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
