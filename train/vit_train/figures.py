@@ -18,12 +18,14 @@ from vit_train import metrics
 
 FILTER_COLUMNS = 7
 ACCURACIES = {
-    "top1": ("top-1", "C2"),
-    "top5": ("top-5", "C4"),
-    "mean_average_precision": ("mAP", "C3"),
     "macro_f1": ("macro F1", "C5"),
+    "mean_average_precision": ("mAP", "C3"),
+    "mean_average_precision_ema": ("mAP, moving average", "C6"),
+    "top5": ("top-5", "C4"),
+    "top1": ("top-1", "C2"),
+    "top1_ema": ("top-1, moving average", "C0"),
 }
-"""Logged values between 0 and 1 -> their names and colours."""
+"""Logged values between 0 and 1 -> their names and colours; the last are drawn over the others."""
 
 
 def training_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Location:

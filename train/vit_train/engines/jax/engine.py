@@ -229,7 +229,7 @@ class JaxEngine(OnMesh):
         """The global batch, from this process's rows of it."""
         size = len(batch.weights_B)
 
-        def put(layout: str, x: np.ndarray) -> jax.Array:
+        def put(layout: str, x: np.ndarray) -> jax.Array | np.ndarray:
             return self.to_global(x, layout, size)
 
         masks = {site: put(mask_layout(site), mask) for site, mask in batch.masks.items()}

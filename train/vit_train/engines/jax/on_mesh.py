@@ -38,7 +38,7 @@ class OnMesh:
         """Which rows of a batch of `size` this process makes."""
         return meshes.process_rows(self.mesh, size)
 
-    def to_global(self, rows: np.ndarray, layout: str, count: int) -> jax.Array:
+    def to_global(self, rows: np.ndarray, layout: str, count: int) -> jax.Array | np.ndarray:
         """The global array from this process's rows of it; count: number of examples in them."""
         return meshes.to_global(self.mesh, rows, layout, count * self.batch_shards // len(self.rows(self.batch_shards)))
 
