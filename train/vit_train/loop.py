@@ -196,6 +196,7 @@ class _Loop:
         if engine.config.fingerprints:
             values["fingerprint"] = _batch_fingerprint(engine, batch)
         self.metrics.write(step, **values)
+        throughput.mention_wait(values["data_wait"], engine.hardware)
         task.update(
             step,
             f"loss {values['loss']:.3f}  lr {values['learning_rate']:.1e}  {values['images_per_second']:.0f} images/s  "

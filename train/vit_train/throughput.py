@@ -6,11 +6,20 @@ and one forward pass of a teacher, where there is one) over those that the devic
 multiply two large matrices of the compute dtype, measured when training begins.
 """
 
+import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vit_train.config import TrainConfig
+
+logger = logging.getLogger("vit")
+
+LONG_WAIT = 0.3
+"""Fraction of the time above which a wait for images is mentioned."""
+MOST_WORKERS = 32
+"""More are not proposed: each keeps the decoded images of a small set."""
 
 
 class Throughput:
@@ -24,6 +33,7 @@ class Throughput:
         self.step_flops = (3 * sum(config.forward_flops.values()) + teacher) * config.batch_size
         self.start, self.steps = time.perf_counter(), 0
         self.since, self.waited = self.start, 0.0
+        self.workers, self.lines = config.workers, 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -53,3 +63,14 @@ class Throughput:
         }
         self.since, self.waited, self.steps = now, 0.0, 0
         return values
+
+    def mention_wait(self, data_wait: float, hardware: str) -> None:
+        """Logs, once, that an accelerator waits for images, and what to do. The first line of a log counts for nothing:
+        compiling and starting workers are a part of it. A processor that computes has no cores left."""
+        self.lines += 1
+        proposed = min((os.cpu_count() or 1) - 2, MOST_WORKERS)
+        if self.lines == 2 and data_wait > LONG_WAIT and proposed > self.workers and not hardware.endswith("cpu"):
+            logger.info(
+                f"the device waits for images {data_wait:.0%} of the time; resume the run with "
+                f"--workers {proposed} (processes that make batches; now {self.workers})"
+            )

@@ -69,3 +69,26 @@ def test_the_peak_is_that_of_this_machine(name: str) -> None:
     a = np.ones((512, 512), np.float32)
     seconds = min(timeit.repeat(lambda: a @ a, number=1, repeat=20))
     assert 0.05 < peak / (2 * 512**3 / seconds) < 20
+
+
+def test_a_device_that_waits_for_images_is_mentioned_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vit")
+
+    def mentioned(waits: list[float], hardware: str, cores: int | None) -> list[str]:
+        caplog.clear()
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        throughput = Throughput(CONFIG.replace(workers=2), peak=1e9)
+        for wait in waits:
+            throughput.mention_wait(wait, hardware)
+        return [record.getMessage() for record in caplog.records]
+
+    assert mentioned([0.9, 0.6, 0.7], "1 x NVIDIA H100", 16) == [
+        "the device waits for images 60% of the time; resume the run with --workers 14 (processes that make batches; "
+        "now 2)"
+    ]
+    assert mentioned([0.9, 0.6], "4 x TPU v4", 240)[0].count("--workers 32 ")
+    assert mentioned([0.9, 0.3, 0.9], "1 x NVIDIA H100", 16) == []
+    for hardware, cores in (("1 x cpu", 16), ("1 x NVIDIA H100", 4), ("1 x NVIDIA H100", None)):
+        assert mentioned([0.9, 0.9], hardware, cores) == []
