@@ -83,7 +83,7 @@ def measure(
         float(result.loss if result else 0)  # waits for it
         return steps * config.batch_size / (time.perf_counter() - start)
 
-    bare(WARM_UP)
+    bare(min(WARM_UP, steps))
     found: tuple[list[float], list[float]] = [], []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         run = Run(Path(folder), Request(config=config, labels=CLASSES))

@@ -24,8 +24,8 @@ class TorchRunner:
 
     In bfloat16 the forward pass has its parameters in bfloat16. Training keeps them in float32: the twin casts them and
     has torch's fused AdamW, as in the trainer; other libraries run under autocast with torch's default one, as their
-    users would. GELU is that of the error function, which
-    is vit-pytorch's only one (big_vision's, among JAX's contestants, is the one by tanh).
+    users would. GELU is that of the error function, which is vit-pytorch's only one (big_vision's, among JAX's
+    contestants, is the one by tanh).
     """
 
     def __init__(self, name: str, setting: Setting) -> None:
@@ -71,8 +71,8 @@ class TorchRunner:
         return forward
 
     def _prepare_train(self, model: nn.Module) -> Callable[[], None]:
-        kernel = {"fused": True} if self.ours else {}
-        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.05, **kernel)
+        fused = True if self.ours else None  # None: torch's choice
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.05, fused=fused)
         casts, compute = self.ours and self.dtype != torch.float32, self.compile(model)
         autocast = self.dtype != torch.float32 and not self.ours
         images_BCHW = self.images_BCHW.to(self.dtype) if casts else self.images_BCHW

@@ -37,8 +37,8 @@ MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
 
 SMALL = 64
-"""Side of images, in pixels, up to which one thread makes a batch: more would wait for each other, since of so small an
-image Python does more than Pillow."""
+"""Side in pixels of decoded images of which one thread makes a batch: more would wait for each other, since of so small
+an image Python does more than Pillow."""
 
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM, NETWORK_STREAM = 1, 2, 3, 5, 6  # 4: data.classes
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
@@ -201,7 +201,7 @@ class Batches:
                         images[row] = augmented(image, preprocessing, config.augmentation, rng)
                         readable_B[row] = True
 
-        in_threads(make_images, len(numbers), 1 if max(config.model.image_size) <= SMALL else threads)
+        in_threads(make_images, len(numbers), 1 if self._is_small(int(ids_B[0])) else threads)
         weights_B = (self._weights(classes_B) * readable_B).astype(np.float32)
         targets_BC = smooth_targets(classes_B, config)
         targets_BC, weights_B, own_share_B, boxes_B4 = self._mix(numbers, targets_BC, weights_B)
@@ -217,6 +217,11 @@ class Batches:
         """The model of a step: one of the config's `networks`, drawn for the whole batch."""
         networks = self.config.networks
         return networks[int(np.random.default_rng([self.config.seed, NETWORK_STREAM, step]).integers(len(networks)))]
+
+    def _is_small(self, i: int) -> bool:
+        """Whether example i is decoded already, and small."""
+        image = None if (found := self.decoded.get(i)) is None else found.image
+        return image is not None and max(image.width, image.height) <= SMALL
 
     def _make_together(
         self, ids_B: np.ndarray, numbers: list[int], classes_B: list[np.ndarray], chosen: range, images: Images

@@ -79,12 +79,22 @@ def test_batches_are_those_of_earlier_versions(
         assert [batch.fingerprint() for batch in stream(batches, slice(0, 2), threads)] == prints[:2]
 
 
-@pytest.mark.parametrize(("side", "expected"), [(64, {1}), (65, {3})])
-def test_one_thread_makes_small_images(side: int, expected: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: set[int] = set()
-    monkeypatch.setattr(module, "in_threads", lambda work, count, threads: asked.add(threads))
-    model = CONFIG.model.replace(image_size=(16, side), patch_size=1)
-    Batches(split_of(CONFIG), CONFIG.replace(model=model, preprocessing=None)).make(0, threads=3)
+@pytest.mark.parametrize(("largest", "cache", "expected"), [(36, 1, [3, 1]), (20, 1, [3, 3]), (36, 0, [3, 3])])
+def test_one_thread_makes_small_images_that_are_decoded(
+    largest: int, cache: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sides of the images here are between 18 and 36 pixels, but they begin with 20 x 18."""
+    asked: list[int] = []
+
+    def noting(work: Any, count: int, threads: int) -> None:
+        asked.append(threads)
+        work(range(count))
+
+    monkeypatch.setattr(module, "in_threads", noting)
+    monkeypatch.setattr(module, "SMALL", largest)
+    batches = Batches(split_of(CONFIG), CONFIG.replace(image_cache=cache, batch_size=96))
+    for _ in range(2):
+        batches.make(0, threads=3)
     assert asked == expected
 
 

@@ -164,6 +164,13 @@ def test_both_engines_equal_torchs_and_optaxs_muon(
         assert_same(run(engine(o, start(HIDDEN), HIDDEN)).export(), expected)
 
 
+def test_matrices_are_moved_the_same_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    o = RUNS["muon, decoupled, plain"]
+    together = run(ENGINES["torch"](o, start(HIDDEN), HIDDEN)).export()
+    monkeypatch.setattr(muon, "TOGETHER", 1)
+    assert_same(run(ENGINES["torch"](o, start(HIDDEN), HIDDEN)).export(), together)
+
+
 @pytest.mark.parametrize("shape", [(36, 40), (40, 36), (7, 90), (1, 5)])
 def test_muons_iteration_is_its_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
     """On singular values over eight powers of ten; in exact arithmetic they are the same, and the slope of five

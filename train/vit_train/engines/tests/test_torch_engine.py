@@ -1,7 +1,10 @@
 """The PyTorch engine by itself: recomputation, rounded moments, skipped updates, its rows of a batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -14,8 +17,9 @@ from vit_core import Checkpoint, CheckpointConfig, InputError, parity
 from vit_core.preprocess import offset_and_scale
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch, Batches
-from vit_train.engines.torch.engine import TorchEngine
+from vit_train.engines.torch.engine import TorchEngine, may_be_recorded
 from vit_train.engines.torch.processes import Processes, join
+from vit_train.engines.torch.recorded import RecordedUpdate
 from vit_train.engines.torch.sharding import resolve_mesh
 from vit_train.tests.small_run import CONFIG, quadrants, run_in, save_step
 
@@ -172,17 +176,24 @@ def test_compiled_blocks_train_the_same() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_host_does_not_wait_for_a_step(optimizer: Any) -> None:
-    """The check of a step is its caller's, one step later. (This is the structure only: seen on a processor.)"""
-    everything = CONFIG.replace(
+def everything(optimizer: Any, moments: Any = None) -> TrainConfig:
+    """A run with all that an update has to do."""
+    return CONFIG.replace(
         accumulation=2,
         ema=0.9,
+        ema_warmup=True,
         compute_dtype="bfloat16",
-        optimizer=CONFIG.optimizer.replace(name=optimizer, clip_norm=1.0, weight_decay=0.1),
+        model=CONFIG.model.replace(stochastic_depth=0.3, dropout=0.1),
+        optimizer=CONFIG.optimizer.replace(name=optimizer, clip_norm=1.0, weight_decay=0.1, moment_dtype=moments),
         augmentation=CONFIG.augmentation.replace(mixup=0.2, cutmix=1.0),
     )
-    engine, made = TorchEngine(everything), batches(everything)
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", None), ("adamw", "bfloat16"), ("muon", None)])
+def test_the_host_does_not_wait_for_a_step(optimizer: Any, moments: Any) -> None:
+    """The check of a step is its caller's, one step later. (This is the structure only: seen on a processor.)"""
+    config = everything(optimizer, moments)
+    engine, made = TorchEngine(config), batches(config)
     with NeverWaiting():
         results = [engine.train_step(batch, step) for step, batch in enumerate(made[:2])]
     assert all(0 < float(result.loss) < 10 and result.gradient_norm > 0 for result in results)
@@ -193,18 +204,75 @@ def test_the_host_does_not_wait_for_a_step(optimizer: Any) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA devices record graphs")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_recorded_step_is_the_step(optimizer: Any) -> None:
-    """Replayed from the fourth step on; the fifth is skipped."""
-    config = CONFIG.replace(compute_dtype="bfloat16", skippable=1, optimizer=CONFIG.optimizer.replace(name=optimizer))
+def test_a_recorded_step_is_the_step(optimizer: Any, tmp_path: Path) -> None:
+    """Replayed from the fourth step on; the fifth is skipped. A run that resumes goes on with steps as they are."""
+    config = everything(optimizer).replace(skippable=1)
     made = dict(enumerate(batches(config)))
     made[4] = made[4]._replace(targets_BC=made[4].targets_BC * np.nan)
     recorded, as_it_is = TorchEngine(config), TorchEngine(config)
     as_it_is.recorded = None
-    assert_equal(state_of(after(recorded, made)), state_of(after(as_it_is, made)))
+    first = {step: made.pop(step) for step in range(4)}
+    assert_equal(state_of(after(recorded, first)), state_of(after(as_it_is, first)))
+    again = TorchEngine(config, saved=save_step(run_in(tmp_path, config), recorded, 4))
+    for engine in (recorded, again):
+        assert_equal(state_of(after(engine, made)), state_of(after(as_it_is, made) if engine is recorded else as_it_is))
     assert recorded.recorded is not None
     assert recorded.recorded.graph is not None
     assert recorded.skipped == 1
     assert torch.get_num_threads() == 1
+
+
+def test_what_is_recorded() -> None:
+    """By default nothing is on a processor."""
+    assert TorchEngine(CONFIG.replace(compile=True)).recorded is None
+    assert may_be_recorded(CONFIG, processes=1)
+    assert not may_be_recorded(CONFIG, processes=2)
+    low = CONFIG.optimizer.replace(moment_dtype="bfloat16")
+    sizes = {"patch_sizes": (CONFIG.model.patch_size[0], 2 * CONFIG.model.patch_size[0])}
+    for changes in ({"remat": "dots"}, {"optimizer": low}, {"mesh": Mesh(fsdp=2)}, sizes):
+        assert not may_be_recorded(CONFIG.replace(**changes), processes=1), changes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_after_three_calls_an_update_is_recorded_and_replayed(
+    fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With stand-ins for CUDA: what is called, and in which memory the arguments of a replay are."""
+    calls: list[str] = []
+    replayed = SimpleNamespace(replay=lambda: calls.append("replay"))
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+
+    @contextmanager
+    def recording(*_: Any, **__: Any) -> Iterator[None]:
+        calls.append("record")
+        yield
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    stand_ins = {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": lambda: replayed}
+    for name, stand_in in {**stand_ins, "stream": lambda _: nullcontext(), "graph": recording}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def update(numbers: torch.Tensor, parts: Any) -> torch.Tensor:
+        calls.append("update")
+        return 2 * numbers
+
+    recorded, part = RecordedUpdate(), batches()[0]
+    part = part._replace(**{name: torch.zeros(2) for name in part._fields[:5]}, masks={"site": torch.zeros(2)})
+    for i in range(6):
+        one = part._replace(masks={"site": torch.full((2,), float(i))})
+        recorded(update, torch.tensor([float(i)]), [one])
+    if fails:
+        assert calls == ["update"] * 3 + ["record", "update"] + ["update"] * 3
+        assert [record.getMessage() for record in caplog.records] == [
+            "the train step cannot be recorded as a CUDA graph, so that the host takes longer: operation not permitted "
+            "when stream is capturing"
+        ]
+        return
+    assert calls == ["update"] * 3 + ["record", "update"] + ["replay"] * 3
+    assert [x.tolist() for x in recorded.inputs] == [[5.0], *[[0.0, 0.0]] * 5, [5.0, 5.0]]
+    with pytest.raises(AssertionError):
+        recorded(update, torch.tensor(6.0), [part])
 
 
 def test_images_are_normalised_from_constants_on_the_device() -> None:

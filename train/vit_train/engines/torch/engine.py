@@ -66,7 +66,7 @@ class TorchEngine(Member):
     ) -> None:
         super().__init__()
         if self.device.type == "cuda":
-            torch.set_num_threads(1)  # the host only copies; more threads would spin, 16 of them on 11 cores
+            torch.set_num_threads(1)  # the host only copies: idle threads would spin and take cores from the workers
         self.config, self.table = config, config.table
         self.skippable = config.skippable
         mesh, step, statistics = resolve_mesh(config, self.joined), 0, None
@@ -99,7 +99,8 @@ class TorchEngine(Member):
         self.update = OptimizerUpdate(config.optimizer, self.table, config.factors(), self.slices)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
-        self.recorded = self._record()
+        recordable = self._compiles and self.device.type == "cuda" and self.update.on_device
+        self.recorded = RecordedUpdate() if recordable and may_be_recorded(config, self.processes) else None
         if statistics is not None:
             self.restore(step, statistics)
 
@@ -158,8 +159,9 @@ class TorchEngine(Member):
         """
         numbers = (batch.weights_B != 0).sum(), stop, *step_rates(self.config, step)
         parts = self._split_batch(batch)
-        update = self._update if self.recorded is None else self.recorded
-        result = update(self.on_device(np.array(numbers, self.config.dtype)), parts)
+        on_device = self.on_device(np.array(numbers, self.config.dtype))
+        recorded = self.recorded
+        result = self._update(on_device, parts) if recorded is None else recorded(self._update, on_device, parts)
         return StepResult(*Arriving(result).parts((1, len(self.trained), 1)))
 
     def _update(self, numbers: Tensor, parts: Sequence[Batch]) -> Tensor:
@@ -314,16 +316,6 @@ class TorchEngine(Member):
             for block in blocks_of(model):
                 block.compile()
 
-    def _record(self) -> RecordedUpdate | None:
-        """The update as a CUDA graph, where the config compiles and nothing in it depends on the host."""
-        config = self.config
-        same_shapes = len(config.networks) == 1 and config.preprocessing.max_patches is None
-        alone = self.processes == 1 and config.mesh.fsdp == 1
-        if self.device.type != "cuda" or not (self._compiles and alone and same_shapes and self.update.never_waits):
-            return None
-        # Recomputation asks for the state of random numbers, which a graph has none of.
-        return RecordedUpdate(self._update) if config.remat == "none" else None
-
     def _split_batch(self, batch: Batch) -> list[Batch]:
         """The batch on the device, split into parts."""
         size, whole = len(batch.weights_B) // self.config.accumulation, batch.images_BHWC
@@ -387,6 +379,14 @@ class _AveragePredictor(Member):
     def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
+
+
+def may_be_recorded(config: TrainConfig, processes: int) -> bool:
+    """Whether the update of a run is the same kernels on the same memory in every step, as a CUDA graph is."""
+    same_shapes = len(config.networks) == 1 and config.preprocessing.max_patches is None
+    # Moments of another type are new tensors in each step, and recomputation asks for the state of random numbers.
+    in_place = config.optimizer.moment_dtype is None and config.remat == "none"
+    return same_shapes and in_place and processes == 1 and config.mesh.fsdp == 1
 
 
 def key_bias(row: Parameter) -> Tensor:

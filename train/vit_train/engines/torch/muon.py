@@ -1,4 +1,4 @@
-"""Muon in PyTorch, whose formula vit_train.config.Optimizer documents: matrices of one shape are moved together, in few
+"""Muon in PyTorch; vit_train.config.Optimizer documents its formula. Matrices of one shape are moved together, in few
 kernels."""
 
 import math
@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from vit_train.config import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
+
+TOGETHER = 2**24
+"""Elements of the matrices that are moved together, at most: 64 MiB in float32, of which a step needs several times as
+much for a moment. A larger matrix is moved alone."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,8 +31,10 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
                 by_shape.setdefault(p.shape, []).append(p)
-            for params in by_shape.values():
-                self._move(params, group)
+            for shape, params in by_shape.items():
+                count = max(1, TOGETHER // shape.numel())
+                for first in range(0, len(params), count):
+                    self._move(params[first : first + count], group)
 
     def _move(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
         """Changes matrices of one shape, and their momentum, in place."""

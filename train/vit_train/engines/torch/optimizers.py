@@ -45,6 +45,8 @@ class OptimizerUpdate:
         self.params = {name: params[name] for name in self.factors}
         self.views = {name: self._views(name, p) for name, p in self.params.items()}
         """What the optimizer sees of each parameter: its matrices, or the parameter itself."""
+        self.on_device = config.name in ("adamw", "muon") and {x.dtype for x in self.params.values()} == {torch.float32}
+        """Whether the host does not wait for the device in a step: it reads nothing that is there."""
         self.optimizers = optimizers_for(self.config, self._groups())
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         """Statistics of each view."""
@@ -55,18 +57,12 @@ class OptimizerUpdate:
             for x in chain.from_iterable(group["params"] for group in optimizer.param_groups):
                 optimizer.state[x] = self.state[x]
 
-    @property
-    def never_waits(self) -> bool:
-        """Whether a step reads nothing from the device, and changes tensors in place: in float32 with AdamW or Muon."""
-        dtypes = {x.dtype for x in self.params.values()}
-        return self.config.name in ("adamw", "muon") and not self.config.moment_dtype and dtypes == {torch.float32}
-
     @torch.no_grad()
     def step(self, gradients: Params, learning_rate: Tensor, fraction: Tensor, valid: Tensor | None = None) -> None:
         """One step by all gradients, at the learning rate of the step, which is `fraction` of the peak: scalars.
 
-        valid: a scalar; where it is 0, nothing changes. AdamW and Muon read all of these on the device (in float32);
-        for other optimizers the host waits for them.
+        valid: a scalar; where it is 0, nothing changes. AdamW and Muon read all of these on the device, in float32; for
+        other optimizers and in float64 the host waits for them.
         """
         if self.config.name not in ("adamw", "muon"):
             if valid is not None and not valid:
@@ -81,7 +77,7 @@ class OptimizerUpdate:
                 x.grad = gradient
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             rate = learning_rate * group["factor"]
-            group["lr"] = rate if self.never_waits else float(rate)
+            group["lr"] = rate if self.on_device else float(rate)
             if group["decays"] and not self.config.decays_inside:
                 share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
                 share = share if valid is None else share * valid

@@ -26,42 +26,47 @@ class RecordedUpdate:
     shapes, which nobody changes afterwards. Where it cannot be recorded, that is logged, and it is called as it is.
     """
 
-    def __init__(self, update: Update) -> None:
-        self.update, self.calls = update, 0
+    def __init__(self) -> None:
+        self.calls = 0
         self.stream = torch.cuda.Stream()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
         self.result = torch.empty(0)
 
-    def __call__(self, numbers: Tensor, parts: Sequence[Batch]) -> Tensor:
-        """What the update computes; the next call writes into the same memory."""
+    def __call__(self, update: Update, numbers: Tensor, parts: Sequence[Batch]) -> Tensor:
+        """What the update computes, the same one in each call; the next call writes into the same memory.
+
+        (It is an argument, since an object that kept its engine's update would keep the engine.)
+        """
         self.calls += 1
         if self.calls == CALLS_BEFORE + 1:
-            self._record(numbers, parts)
+            self._record(update, numbers, parts)
         if self.graph is None:
-            return self._as_it_is(numbers, parts)
+            return self._as_it_is(update, numbers, parts)
         for own, given in zip(self.inputs, _tensors(numbers, parts), strict=True):
+            assert own.shape == given.shape
             own.copy_(given)
         self.graph.replay()
         return self.result
 
-    def _as_it_is(self, numbers: Tensor, parts: Sequence[Batch]) -> Tensor:
+    def _as_it_is(self, update: Update, numbers: Tensor, parts: Sequence[Batch]) -> Tensor:
         """Calls the update on the stream that it is recorded on: autograd goes on using the stream that it began on."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            result = self.update(numbers, parts)
+            result = update(numbers, parts)
         current.wait_stream(self.stream)
         return result
 
-    def _record(self, numbers: Tensor, parts: Sequence[Batch]) -> None:
+    def _record(self, update: Update, numbers: Tensor, parts: Sequence[Batch]) -> None:
         """Records the update, without executing it; the tensors become the memory that replays read."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                result = self.update(numbers, parts)
+                result = update(numbers, parts)
         except RuntimeError as error:
-            logger.info(f"the train step is not recorded as a CUDA graph: {shortened(str(error))}")
+            why = shortened(str(error))
+            logger.warning(f"the train step cannot be recorded as a CUDA graph, so that the host takes longer: {why}")
             return
         self.graph, self.inputs, self.result = graph, _tensors(numbers, parts), result
 
