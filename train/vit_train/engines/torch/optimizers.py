@@ -25,6 +25,8 @@ STATISTIC_NAMES = {
     "exp_avg_sq_columns": "second_moment_columns",
 }
 """torch's name of a statistic -> the name that both engines and saved steps use."""
+WITHOUT_WAITING = ("adamw", "muon")
+"""Optimizers whose step reads rates, and whether to do anything, on the device."""
 FIRST_MOMENTS = {"exp_avg", "momentum_buffer"}
 """The statistics that optimizer.moment_dtype applies to."""
 
@@ -45,7 +47,8 @@ class OptimizerUpdate:
         self.params = {name: params[name] for name in self.factors}
         self.views = {name: self._views(name, p) for name, p in self.params.items()}
         """What the optimizer sees of each parameter: its matrices, or the parameter itself."""
-        self.on_device = config.name in ("adamw", "muon") and {x.dtype for x in self.params.values()} == {torch.float32}
+        single = all(x.dtype == torch.float32 for x in self.params.values())
+        self.on_device = config.name in WITHOUT_WAITING and single
         """Whether the host does not wait for the device in a step: it reads nothing that is there."""
         self.optimizers = optimizers_for(self.config, self._groups())
         self.state: dict[Tensor, dict[str, Tensor]] = {}
@@ -64,7 +67,7 @@ class OptimizerUpdate:
         valid: a scalar; where it is 0, nothing changes. AdamW and Muon read all of these on the device, in float32; for
         other optimizers and in float64 the host waits for them.
         """
-        if self.config.name not in ("adamw", "muon"):
+        if self.config.name not in WITHOUT_WAITING:
             if valid is not None and not valid:
                 return
             valid = None
@@ -201,7 +204,7 @@ def zero_statistics(config: Optimizer, row: Parameter, x: Tensor) -> dict[str, T
     dtypes = {field: moment_dtype(config, x) if field in FIRST_MOMENTS else x.dtype for field in fields}
     zeros = {field: x.new_zeros(shape, dtype=dtypes[field]) for field, shape in fields.items()}
     # Fused kernels want the number of steps on the device; the others read it on the host.
-    return {"step": torch.zeros((), device=x.device if config.name in ("adamw", "muon") else "cpu"), **zeros}
+    return {"step": torch.zeros((), device=x.device if config.name in WITHOUT_WAITING else "cpu"), **zeros}
 
 
 def moment_dtype(config: Optimizer, x: Tensor) -> torch.dtype:

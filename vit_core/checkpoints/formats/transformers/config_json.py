@@ -14,12 +14,9 @@ from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, 
 from vit_core.errors import InputError
 
 ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "gelu_new": "gelu_tanh",
+    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh",
     "gelu_python": "gelu",
-}
+}  # fmt: skip
 """hidden_act -> ours; the first for one of ours is written."""
 GATES = ("silu", "swish")
 """hidden_act of gated MLPs."""
