@@ -26,8 +26,7 @@ def input_error(error: CycloptsError, commands: Mapping[str, Any]) -> InputError
         case exceptions.UnknownOptionError():
             return _unknown_option(error, where)
         case exceptions.UnusedCliTokensError():
-            extra = " ".join(error.unused_tokens or ())
-            return InputError(f"{where}: unexpected '{spaced(extra)}'; see {where} --help")
+            return _unexpected(error, where)
         case exceptions.RepeatArgumentError():
             return InputError(f"{where}: {error.token.keyword} is given twice; remove one")
         case exceptions.MissingArgumentError():
@@ -38,11 +37,23 @@ def input_error(error: CycloptsError, commands: Mapping[str, Any]) -> InputError
             return InputError(f"{where}: {_plain(error)}")
 
 
+def _unexpected(error: exceptions.UnusedCliTokensError, where: str) -> InputError:
+    extra, typed = error.unused_tokens or ["?"], error.root_input_tokens or []
+    before = typed[typed.index(extra[0]) - 1] if extra[0] in typed else ""
+    if before.startswith("--") and extra[0].lower() in ("true", "false"):
+        return InputError(f"{where}: {before} takes no second word; write {before}={extra[0].lower()}")
+    return InputError(f"{where}: unexpected '{spaced(' '.join(extra))}'; see {where} --help")
+
+
 def _unknown_option(error: exceptions.UnknownOptionError, where: str) -> InputError:
     given = (error.token.keyword or error.token.value).partition("=")[0]
     if (instead := hint((error.command_chain or ("",))[0], given)) is not None:
         return InputError(f"{where}: {given}: {instead}")
     known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
+    group, _, field = given.removeprefix("--no-").rpartition(".")
+    negative = f"--{group}.no-{field}"
+    if given.startswith("--no-") and negative in known:
+        return InputError(f"{where}: unknown option '{given}'; write {negative}")
     return InputError(f"{where}: {unknown_name('option', given, [name for name in known if name.startswith('--')])}")
 
 
