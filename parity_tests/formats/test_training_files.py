@@ -231,6 +231,31 @@ def test_lightning_that_names_the_architecture(key: str, tmp_path: Path) -> None
     assert_is(found, model)
 
 
+ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
+    "beside the weights": ({"model_name": CLIP}, "model_name"),
+    "a whole configuration": ({"config": {"model": {"name": CLIP, "lr": 0.1}, "data": {}}}, "config: model: name"),
+    "a Namespace": ({"opt": Namespace(backbone=CLIP)}, "opt: backbone"),
+    "inside of hyper_parameters": ({"hyper_parameters": {"cfg": {"model": {"arch": CLIP}}}}, "hyper_parameters: cfg: "),
+}
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_an_architecture_named_anywhere(place: str, tmp_path: Path) -> None:
+    model, (facts, where) = randomized(timm.create_model(CLIP, **TINY)), ELSEWHERE[place]
+    torch.save({"state_dict": prefixed("net.", model.state_dict()), **facts}, tmp_path / "file.pth")
+    found = open_checkpoint(tmp_path / "file.pth", fields=HEADS)
+    assert assumed(found) == {"image_size": (12, 12)}
+    assert any(note.startswith(f"architecture {CLIP}: named by {where}") for note in found.notes)
+    assert_is(found, model)
+
+
+def test_two_architectures_in_one_place_are_none(tmp_path: Path) -> None:
+    model = randomized(timm.create_model("vit_tiny_patch16_224", **TINY))
+    facts = {"a": {"backbone": CLIP}, "b": {"backbone": "vit_tiny_patch16_224"}}
+    torch.save({"state_dict": model.state_dict(), **facts}, tmp_path / "file.pth")
+    assert "activation" in assumed(open_checkpoint(tmp_path / "file.pth", fields=HEADS))
+
+
 # Grids that are not square: no array says so.
 
 OBLONG: dict[str, tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = {

@@ -7,7 +7,6 @@ what is stated beside them become the preprocessing.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from vit_core.arrays import LazyArray
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
+from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.image_facts import with_preprocessing
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
@@ -37,15 +37,6 @@ _SHOWN = {
 }
 """Field that arrays show -> names that scripts give it."""
 _LABELS = ("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label")
-_DEPTH = 4
-"""Levels of mappings in which names are looked for."""
-_OTHERS = re.compile(
-    r"text|txt|language|teacher|student|decoder|predictor|head|neck|fusion|pool|probe|adapter|former|loss|optim|sched"
-    r"|state_dict",
-    re.IGNORECASE,
-)
-"""Names of mappings about something else than the image model."""
-_LONGEST_JSON = 2**20
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
 
     Raises the reader's InputError where it opens neither with these facts nor without them.
     """
-    mappings = list(_mappings(source.facts))
+    mappings = list(stated_mappings(source.facts))
     facts = list(_facts(mappings))
     reading, failure = _attempt(read, source, fields)
     assumed = {one.field for one in reading.assumptions} if reading else set(_ASSUMED)
@@ -124,24 +115,6 @@ def _facts(mappings: Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]) -> Ite
         for name, value in values.items():
             if str(name) in known and value is not None:
                 yield Fact(path[0] if path else str(name), str(name), value, len(path))
-
-
-def _mappings(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every mapping in which names are looked for, with the keys that lead to it; the outermost first."""
-    level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), values)]
-    for _ in range(_DEPTH):
-        yield from level
-        inner = [((*path, str(name)), _inside(value)) for path, above in level for name, value in above.items()]
-        level = [(path, found) for path, found in inner if not _OTHERS.search(path[-1]) and 0 < len(found) < 10_000]
-
-
-def _inside(value: Any) -> Mapping[str, Any]:
-    """The values that a value holds: a mapping, the stand-in for an argparse.Namespace, a text in JSON."""
-    if isinstance(value, str) and value.startswith("{") and len(value) < _LONGEST_JSON:
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    inner = getattr(value, "attributes", value)
-    return inner if isinstance(inner, Mapping) else {}
 
 
 def _fact_of(field: str, facts: list[Fact]) -> tuple[Fact, Any] | None:

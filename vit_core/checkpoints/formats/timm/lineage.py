@@ -91,7 +91,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     if config and not of_eva and (model.mlp, model.pooling) == ("swiglu", "map"):
         raise InputError(f"{where}: timm's attention pooling has SiLU beside SwiGLU, which ViTConfig cannot express")
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
-    notes += train_args.unknown_options(source) if config is not source.config else unknown_hub_keys(config)
+    notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
     said = frozenset(stated) | (_BY_ARCHITECTURE if "architecture" in config else frozenset())
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions agree with it
         said |= {"image_size"}

@@ -1,7 +1,8 @@
 """What training scripts keep in a checkpoint beside the weights, in the form of a hub folder's config.json.
 
 timm's train.py saves `arch` (the architecture's name) and `args` (its options, an argparse.Namespace). Lightning saves
-the constructor's arguments as `hyper_parameters`, often with the architecture's name among them.
+the constructor's arguments as `hyper_parameters`, often with the architecture's name among them; others keep their
+whole configuration under a key of their own, or `model_name` beside the weights.
 Lineage: huggingface/pytorch-image-models, train.py and timm/utils/checkpoint_saver.py.
 """
 
@@ -11,7 +12,9 @@ from typing import Any, TypeGuard
 
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.known_keys import unknown_keys
+from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.formats.timm.known_keys import MODEL_ARGS, OTHER_SCRIPTS, TRAIN_OPTIONS
+from vit_core.errors import one_line
 
 _ARCHITECTURE = re.compile(
     r"(?:(?:vit|deit|eva|beit|aimv2|flexivit|naflexvit|samvit)(?:v?\d*)_\w+|test_vit\w*)(?:\.\w+)?"
@@ -33,6 +36,9 @@ def hub_config(source: Source) -> dict[str, Any]:
         hyper_parameters = _options(source.facts.get("hyper_parameters"))
         args, name = {**hyper_parameters, **args}, None
     name = name or _architecture_in(args)
+    if name is None and (found := _named_elsewhere(source)) is not None:
+        path, key, options = found
+        name, args = options[key], {**args, **(options if path else {})}
     if name is None:
         return {}
     keywords = args.get("model_kwargs")
@@ -45,11 +51,15 @@ def hub_config(source: Source) -> dict[str, Any]:
     return {"architecture": name.partition(".")[0], "model_args": model_args, "pretrained_cfg": pretrained}
 
 
-def unknown_options(source: Source) -> list[str]:
-    """Notes of the options in the file that are unknown here, where `hub_config` reads any."""
-    if not hub_config(source):
+def notes_about(source: Source) -> list[str]:
+    """Which architecture is named in an unusual place, and the options in the file that are unknown here, where
+    `hub_config` reads any."""
+    if not (config := hub_config(source)):
         return []
     notes = []
+    if (found := _named_elsewhere(source)) is not None:
+        where = one_line(": ".join([*found[0], found[1]]))
+        notes.append(f"architecture {config['architecture']}: named by {where}")
     for name in ("args", "hyper_parameters"):
         if options := _options(source.facts.get(name)):
             notes += unknown_keys(name, options, TRAIN_OPTIONS | OTHER_SCRIPTS)
@@ -60,7 +70,13 @@ def unknown_options(source: Source) -> list[str]:
 
 def used_facts(source: Source) -> frozenset[str]:
     """The names of the facts that `hub_config` reads."""
-    return frozenset(("arch", "args", "hyper_parameters")) if hub_config(source) else frozenset()
+    if not hub_config(source):
+        return frozenset()
+    used = {"arch", "args", "hyper_parameters"}
+    if (found := _named_elsewhere(source)) is not None:
+        path, key, _ = found
+        used = used - {path[0]} if path else used | {key}  # of a whole configuration most is not read
+    return frozenset(used)
 
 
 def _options(value: object) -> dict[str, Any]:
@@ -71,6 +87,21 @@ def _options(value: object) -> dict[str, Any]:
 
 def _architecture_in(options: Mapping[str, Any]) -> str | None:
     return next((options[key] for key in _ARCHITECTURE_KEYS if _is_architecture(options.get(key))), None)
+
+
+def _named_elsewhere(source: Source) -> tuple[tuple[str, ...], str, dict[str, Any]] | None:
+    """The outermost mapping beside the weights that names an architecture: the keys that lead to it, the key of the
+    name, and its options. None where train.py or Lightning names it in its usual place, or where mappings of one level
+    name different ones."""
+    usual = (_options(source.facts.get(name)) for name in ("args", "hyper_parameters"))
+    if _is_architecture(source.facts.get("arch")) or any(map(_architecture_in, usual)):
+        return None
+    found = list[tuple[tuple[str, ...], str, dict[str, Any]]]()
+    for path, values in stated_mappings(source.facts):
+        keys = (*_ARCHITECTURE_KEYS, "name") if path else _ARCHITECTURE_KEYS
+        found += [(path, key, _options(values)) for key in keys if _is_architecture(values.get(key))]
+    outermost = [one for one in found if len(one[0]) == len(found[0][0])]
+    return found[0] if len({options[key] for _, key, options in outermost}) == 1 else None
 
 
 def _is_architecture(name: object) -> TypeGuard[str]:
