@@ -74,6 +74,30 @@ def test_one_layer_of_several_is_no_head(case: str, tmp_path: Path) -> None:
     assert found.notes[-1].startswith("left out: ")
 
 
+BEFORE_A_HEAD: dict[str, Any] = {
+    "a projection": lambda: nn.Sequential(nn.Dropout(), nn.Linear(24, 24), nn.ReLU()),
+    "a norm": lambda: nn.LayerNorm(24),
+    "a norm without weights": lambda: nn.BatchNorm1d(24, affine=False),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_A_HEAD)
+def test_a_module_that_may_stand_before_a_head(case: str, tmp_path: Path) -> None:
+    """The head alone would compute other outputs than the model that the file is of."""
+    model = nn.ModuleDict({"backbone": backbone(), "neck": BEFORE_A_HEAD[case](), "head": nn.Linear(24, 5)})
+    found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
+    assert found.config.model.num_classes == 0
+    assert any(note.startswith("head: 'head' is left out, as 'neck") for note in found.notes)
+
+
+def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
+    """A probe beside self-supervised training; a Linear of other inputs."""
+    parts = {"projector": nn.Linear(24, 24), "align": nn.Linear(7, 24), "backbone": backbone(), "fc": nn.Linear(24, 5)}
+    model = randomized(nn.ModuleDict(parts))
+    path = save(tmp_path / "file.pth", model.state_dict())
+    assert_same(path, lambda x: model["fc"](model["backbone"](x)), heads=3)  # type: ignore[index]
+
+
 def test_buffers_that_normalise_are_the_preprocessing(tmp_path: Path) -> None:
     model = classifier()
     found = opened(save(tmp_path / "file.pth", nn.Sequential(Normalize(), model).state_dict()), heads=3)

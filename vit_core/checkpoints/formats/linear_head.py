@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats.interface import Source
+from vit_core.errors import one_line
 
 _INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj))*")
 """Where in the module of a head its Linear may be (open_clip's is `head.proj`); a layer of an MLP (`fc.fc1`) is no
@@ -14,6 +15,10 @@ AFTER_BACKBONE = re.compile(
     r"(\w+_)?heads?(_\w+)?[./]|(fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)[./]"
 )
 """Names of what stands after a backbone, whatever it is."""
+_ASIDE = re.compile(
+    r"projector|predictor|decoder|momentum|teacher|student|text|txt|criterion|loss|queue|proto", re.IGNORECASE
+)
+"""Names of modules that self-supervised training and text towers have aside from the way to the head."""
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
 
@@ -26,7 +31,8 @@ def with_linear_head(
     arrays: of the model, canonical names. source: gives the arrays outside the model's prefix, where a head of its own
     may be. A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a
     Sequential (`head.1`), or the one layer after the model in a Sequential. A module with other arrays too, such as a
-    norm or a second Linear, is not taken.
+    norm or a second Linear, is not taken. Nor is a head beside the model where another module there has as many outputs
+    as the head has inputs: it may stand between them, and no array shows whether it does.
     """
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
@@ -38,12 +44,29 @@ def with_linear_head(
         linear = _linear(members, width)
         if linear is None or not _INSIDE.fullmatch(linear.removeprefix(root)):
             continue
+        if group is beside and (between := _between(beside, root, members[f"{linear}.weight"].shape[1], width)):
+            return (
+                arrays,
+                [f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may be before it"],
+                frozenset(),
+            )
         kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
         leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
         head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
         used = frozenset({root}) if group is beside else frozenset[str]()
         return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
     return arrays, [], frozenset()
+
+
+def _between(beside: LazyArrays, head: str, inputs: int, width: int) -> str | None:
+    """The module beside the model that may give a head its inputs: a norm of them, or a Linear that makes them of the
+    model's outputs; None where there is none."""
+    for name, entry in beside.entries.items():
+        module, _, leaf = name.rpartition(".")
+        fits = leaf in ("weight", "running_mean") and entry.shape in ((inputs,), (inputs, width))
+        if fits and module != head and not module.startswith(f"{head}.") and not _ASIDE.search(module):
+            return module
+    return None
 
 
 def _roots(arrays: Iterable[str]) -> list[str]:
