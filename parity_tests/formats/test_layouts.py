@@ -67,11 +67,18 @@ def dino(state: State) -> dict[str, Any]:
     }
 
 
+def ibot(state: State) -> dict[str, Any]:
+    """With the token that stands for masked patches."""
+    file = dino(state)
+    return {name: {f"{part}masked_embed": torch.ones(1, 24), **file[name]} for name, part in
+            (("teacher", "backbone."), ("student", "module.backbone."))}  # fmt: skip
+
+
 def ema_pytorch(state: State) -> dict[str, Any]:
     return {**prefixed("online_model.", state, 1.1), **prefixed("ema_model.", state), "step": torch.tensor(5)}
 
 
-HEADLESS: dict[str, Callable[[State], dict[str, Any]]] = {"MoCo v3": moco_v3, "MSN": msn, "DINO": dino}
+HEADLESS: dict[str, Callable[[State], dict[str, Any]]] = {"MoCo v3": moco_v3, "MSN": msn, "DINO": dino, "iBOT": ibot}
 
 
 @pytest.mark.parametrize("project", HEADLESS)
@@ -79,7 +86,7 @@ def test_self_supervised_training(project: str, tmp_path: Path) -> None:
     """The backbone that is used afterwards, without its projection head."""
     there = model(num_classes=0)
     torch.save(HEADLESS[project](there.state_dict()), tmp_path / "file.pth.tar")
-    part = {"MoCo v3": "state_dict/base_encoder", "MSN": "target_encoder", "DINO": "teacher/backbone"}[project]
+    part = {"MoCo v3": "state_dict/base_encoder", "MSN": "target_encoder"}.get(project, "teacher/backbone")
     found = opened(tmp_path / "file.pth.tar", heads=3)
     if project == "MoCo v3":  # the momentum encoder is first in this file
         found = open_checkpoint(tmp_path / "file.pth.tar", fields={"heads": 3}, part=part)

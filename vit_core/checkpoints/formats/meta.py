@@ -31,9 +31,10 @@ _RENAMED = (
     (r"^linear_head\.", "head."),
 )
 _LEFT_OUT = (
-    r"^mask_token$|^decoder_|^(head\.(mlp|last_layer)|dino_head|ibot_head)\.|^(dino|ibot_patch)_loss\.|^fc\.(fc|bn)\d\."
+    r"^mask(ed_embed|_token)$|^decoder_|^(head\.(mlp|last_layer)|dino_head|ibot_head)\.|^(dino|ibot_patch)_loss\."
+    r"|^fc\.(fc|bn)\d\."
 )
-"""Mask tokens, MAE's decoder, projection heads (MSN's is `fc`)."""
+"""Mask tokens (iBOT's is `masked_embed`), MAE's decoder, projection heads (MSN's is `fc`)."""
 _OF_MOCO = r"|^head\.\d+\."
 """MoCo v3's projection head, a Sequential."""
 _SUPERVISED = (("model",), ("model_ema",))
