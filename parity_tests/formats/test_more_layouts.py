@@ -90,6 +90,13 @@ def test_a_module_that_may_stand_before_a_head(case: str, tmp_path: Path) -> Non
     assert any(note.startswith("head: 'head' is left out, as 'neck") for note in found.notes)
 
 
+def test_one_of_several_heads_beside_a_model_is_not_chosen(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"backbone": backbone(), "fc": nn.Linear(24, 5), "classifier": nn.Linear(24, 7)})
+    found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
+    assert found.config.model.num_classes == 0
+    assert "head: left out, as any of fc, classifier may be it" in found.notes
+
+
 def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
     """A probe beside self-supervised training; a Linear of other inputs."""
     parts = {"projector": nn.Linear(24, 24), "align": nn.Linear(7, 24), "backbone": backbone(), "fc": nn.Linear(24, 5)}

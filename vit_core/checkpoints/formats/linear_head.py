@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats.interface import Source
-from vit_core.errors import one_line
+from vit_core.errors import abbreviate, one_line
 
 _INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj))*")
 """Where in the module of a head its Linear may be (open_clip's is `head.proj`); a layer of an MLP (`fc.fc1`) is no
@@ -32,30 +32,35 @@ def with_linear_head(
     may be. A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a
     Sequential (`head.1`), or the one layer after the model in a Sequential. A module with other arrays too, such as a
     norm or a second Linear, is not taken. Nor is a head beside the model where another module there has as many outputs
-    as the head has inputs: it may stand between them, and no array shows whether it does.
+    as the head has inputs: it may stand between them, and no array shows whether it does. Nor is one of several heads
+    beside the model.
     """
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
     beside = source.beside
     roots = [(arrays, root, "in the model") for root in _roots(arrays)]
     roots += [(beside, root, "beside the model") for root in (*_roots(beside), *_after(source.prefix, beside))]
+    found = list[tuple[LazyArrays, str, str, dict[str, LazyArray], str]]()
     for group, root, where in roots:
         members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
         linear = _linear(members, width)
-        if linear is None or not _INSIDE.fullmatch(linear.removeprefix(root)):
-            continue
-        if group is beside and (between := _between(beside, root, members[f"{linear}.weight"].shape[1], width)):
-            return (
-                arrays,
-                [f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may be before it"],
-                frozenset(),
-            )
-        kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
-        leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
-        head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
-        used = frozenset({root}) if group is beside else frozenset[str]()
-        return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
-    return arrays, [], frozenset()
+        if linear is not None and _INSIDE.fullmatch(linear.removeprefix(root)):
+            found.append((group, root, where, members, linear))
+    if not found:
+        return arrays, [], frozenset()
+    group, root, where, members, linear = found[0]
+    if group is beside and len(found) > 1:
+        names = abbreviate([one_line(other[1]) for other in found])
+        return arrays, [f"head: left out, as any of {names} may be it"], frozenset()
+    inputs = members[f"{linear}.weight"].shape[1]
+    if group is beside and (between := _between(beside, root, inputs, width)):
+        note = f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may stand before it"
+        return arrays, [note], frozenset()
+    kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
+    leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
+    head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
+    used = frozenset({root}) if group is beside else frozenset[str]()
+    return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
 
 
 def _between(beside: LazyArrays, head: str, inputs: int, width: int) -> str | None:
