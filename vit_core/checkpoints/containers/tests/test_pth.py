@@ -135,7 +135,19 @@ def test_a_tensor_alone_and_a_list(tmp_path: Path) -> None:
 
 
 class Mode(Enum):
+    """Written by its value; Python 3.11.2 writes `getattr` of its name instead, as `NamedMode` does."""
+
     FAST = 1
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Mode, (self.value,)
+
+
+class NamedMode(Enum):
+    FAST = 1
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (NamedMode, self.name)
 
 
 class Settings:
@@ -167,6 +179,7 @@ def test_everything_else_is_plain_data_or_a_stand_in(tmp_path: Path) -> None:
         "device": torch.device("cuda", 1),
         "size": torch.Size([2, 3]),
         "mode": Mode.FAST,
+        "named": NamedMode.FAST,
         "settings": Settings(),
         "names": Names(x=1),
         "objects": np.array([None]),
@@ -188,6 +201,9 @@ def test_everything_else_is_plain_data_or_a_stand_in(tmp_path: Path) -> None:
     assert isinstance(mode, StandIn)
     assert mode.kind.endswith("test_pth.Mode")
     assert mode.arguments == (1,)
+    named = tree.pop("named")
+    assert isinstance(named, StandIn)
+    assert (named.kind.rpartition(".")[2], named.arguments[1]) == ("getattr", "FAST")
     assert isinstance(settings, StandIn)
     assert settings.attributes == {"rate": 0.5, "inner": {"a": [1, 2]}}
     assert [objects.kind, content.kind] == ["an array of Python objects", "bytes"]
