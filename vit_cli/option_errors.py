@@ -41,7 +41,7 @@ def _unexpected(error: exceptions.UnusedCliTokensError, where: str) -> InputErro
     extra, typed = error.unused_tokens or ["?"], error.root_input_tokens or []
     before = typed[typed.index(extra[0]) - 1] if extra[0] in typed else ""
     if before.startswith("--") and extra[0].lower() in ("true", "false"):
-        return InputError(f"{where}: {before} takes no second word; write {before}={extra[0].lower()}")
+        return InputError(f"{where}: {before} takes no value after a space; write {before}={extra[0].lower()}")
     return InputError(f"{where}: unexpected '{spaced(' '.join(extra))}'; see {where} --help")
 
 

@@ -18,7 +18,7 @@ AFTER_BACKBONE = re.compile(
 _ASIDE = re.compile(
     r"projector|predictor|decoder|momentum|teacher|student|text|txt|criterion|loss|queue|proto", re.IGNORECASE
 )
-"""Names of modules that self-supervised training and text towers have aside from the way to the head."""
+"""Names of modules of self-supervised training and of text towers: the inputs of a classifier do not come from them."""
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
 
