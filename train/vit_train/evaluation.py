@@ -11,8 +11,9 @@ from vit_core.errors import InputError
 from vit_train.calibration import Calibration, calibration
 from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets, wilson_interval
 from vit_train.config import EvaluationOptions, Loss
-from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss, stream
+from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss
 from vit_train.data.sources import Split
+from vit_train.data.streams import stream
 from vit_train.display import SILENT, Display
 from vit_train.engine import BatchRows, Predictor
 from vit_train.signals import StoppedBySignal, StopSignal, never

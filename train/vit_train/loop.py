@@ -7,8 +7,9 @@ import numpy as np
 
 from vit_core.storage import Location
 from vit_train.config import flatten
-from vit_train.data.batches import Batch, Batches, fingerprint, stream
+from vit_train.data.batches import Batch, Batches, fingerprint
 from vit_train.data.sources import Split
+from vit_train.data.streams import stream
 from vit_train.display import SILENT, Display, Task
 from vit_train.engine import Engine, Trainer
 from vit_train.evaluation import DEFAULT_SIGNAL, Accuracy, evaluate, signal_in_any_process

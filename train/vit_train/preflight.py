@@ -21,10 +21,11 @@ from vit_core.errors import InputError, abbreviate
 from vit_core.storage import Location, absolute, is_local
 from vit_train.config import Mesh, TrainConfig, flatten
 from vit_train.data import checking
-from vit_train.data.batches import Batches, stream
+from vit_train.data.batches import Batches
 from vit_train.data.checking import Checked
 from vit_train.data.mapped_images import cache_folder
 from vit_train.data.sources import Split
+from vit_train.data.streams import stream
 from vit_train.display import SILENT, Display
 from vit_train.engine import Engine
 from vit_train.loggers import check_loggers

@@ -14,9 +14,10 @@ from vit_core.naflex import patchify
 from vit_core.preprocess import normalise, offset_and_scale
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
-from vit_train.data.batches import Batch, EvaluationBatches, stream
+from vit_train.data.batches import Batch, EvaluationBatches
 from vit_train.data.draws import generators
 from vit_train.data.sources import Split
+from vit_train.data.streams import stream
 from vit_train.display import SILENT, Display
 from vit_train.engine import Framework, Trainer
 from vit_train.evaluation import signal_in_any_process

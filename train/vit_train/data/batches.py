@@ -4,8 +4,7 @@ make them. Engines only apply them.
 """
 
 import hashlib
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,6 @@ from vit_train.data.shuffled_order import ShuffledOrder
 from vit_train.data.sources import Split
 from vit_train.data.targets import smooth_targets, targets_with_a_share
 from vit_train.data.threads import in_threads
-from vit_train.processes import end_with_parent
 
 MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
@@ -349,43 +347,6 @@ class EvaluationBatches:
         for has_C, classes in zip(has_BC, classes_B, strict=True):
             has_C[classes] = True
         return has_BC
-
-
-def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
-    """The batches `which` in order, made in advance by threads, or by `workers` processes of so many threads each.
-
-    The threads share the images of a batch, so that no more than two are in the making, and two wait to be used.
-    """
-    import grain  # it imports jax, which the PyTorch engine does not need before
-    from absl import flags
-
-    options = grain.ReadOptions(num_threads=min(threads, 2), prefetch_buffer_size=2)
-    dataset = grain.MapDataset.source(_InThreads(batches, threads)).slice(which).to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers want absl's flags, which this command line does not use
-        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_start_worker)
-    return iter(dataset)
-
-
-@dataclass(frozen=True)
-class _InThreads:
-    """Batches by index, the images of each made by so many threads."""
-
-    batches: Batches | EvaluationBatches
-    threads: int
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, i: int) -> Batch | EvaluationBatch:
-        return self.batches.make(i, self.threads)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training loop stops after a step that may still need batches
-    end_with_parent()
 
 
 def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:

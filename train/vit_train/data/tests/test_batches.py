@@ -17,9 +17,9 @@ from vit_train.data.batches import (
     Batches,
     EvaluationBatches,
     evaluation_pixels,
-    stream,
 )
 from vit_train.data.sources import Split, open_split
+from vit_train.data.streams import stream
 from vit_train.data.targets import smooth_targets
 
 MODEL = ViTConfig(

@@ -12,9 +12,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from vit_core.errors import InputError
 from vit_train.config import Augmentation, TrainConfig
 from vit_train.data.augmentation import draw_mix
-from vit_train.data.batches import MIX_STREAM, Batches, EvaluationBatches, stream
+from vit_train.data.batches import MIX_STREAM, Batches, EvaluationBatches
 from vit_train.data.classes import Occurrences, balanced_weights
 from vit_train.data.sources import Split
+from vit_train.data.streams import stream
 from vit_train.tests.small_run import CONFIG, LABELS, png
 
 PLAIN = CONFIG.replace(augmentation=Augmentation(), batch_size=16, steps=4)

@@ -15,10 +15,11 @@ from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation, TrainConfig
 from vit_train.data import batches as module
 from vit_train.data.augmentation import DRAWS, augment_together, augmented, crops_only
-from vit_train.data.batches import Batches, EvaluationBatches, stream
+from vit_train.data.batches import Batches, EvaluationBatches
 from vit_train.data.decoded_images import Decoded, DecodedImages
 from vit_train.data.draws import generators, uniforms
 from vit_train.data.sources import Split
+from vit_train.data.streams import stream
 
 NAMES = tuple("0123456789")
 CONFIG = TrainConfig(

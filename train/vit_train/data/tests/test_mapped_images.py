@@ -12,9 +12,10 @@ import pytest
 from vit_core import InputError
 from vit_train.config import Augmentation, Data, TrainConfig
 from vit_train.data import batches as module
-from vit_train.data.batches import Batches, stream
+from vit_train.data.batches import Batches
 from vit_train.data.mapped_images import MappedImages, cache_folder
 from vit_train.data.sources import Split, open_split
+from vit_train.data.streams import stream
 from vit_train.tests.small_run import CONFIG, folder_of_images, quadrants
 
 COUNT = 36

@@ -9,8 +9,9 @@ import torch
 
 from vit_core import InputError
 from vit_train.config import Augmentation
-from vit_train.data.batches import Batches, stream
+from vit_train.data.batches import Batches
 from vit_train.data.repeats import RepeatedOrder
+from vit_train.data.streams import stream
 from vit_train.tests.small_run import CONFIG, quadrants
 
 BEFORE = ["5e191935a1399435", "582523bffc205930"]

@@ -119,6 +119,8 @@ class JaxEngine(OnMesh):
                 self.taught,
                 batch.patch_size,
             )
+        for values in result:
+            values.copy_to_host_async()  # the next step's check will find them there
         return result
 
     def predict(self, images_BHWC: ImageArrays, averaged: bool = False) -> np.ndarray:

@@ -17,6 +17,7 @@ from vit_core.parameters import Parameter, parameters, stacks
 from vit_torch import arrays
 from vit_train.config import Optimizer
 from vit_train.engines.jax import optimizers as jax_optimizers
+from vit_train.engines.torch import many_tensors
 from vit_train.engines.torch import optimizers as torch_optimizers
 
 Arrays = dict[str, np.ndarray]
@@ -171,7 +172,8 @@ class InTorch:
     def step(self, step: int, gradients: Arrays) -> None:
         grads = {name: torch.tensor(gradients[name]).to(self.params[name]) for name in self.update.factors}
         if self.config.clip_norm:
-            torch_optimizers.clip(grads, torch_optimizers.squared_norms(grads), self.config.clip_norm)
+            squares = many_tensors.squared_norms(list(grads.values()))
+            torch_optimizers.clip(grads, squares, self.config.clip_norm)
         dtype = next(iter(self.params.values())).dtype
         rates = self.config.learning_rate * fraction(step), fraction(step)
         self.update.step(grads, *torch.tensor(rates, dtype=dtype))

@@ -38,7 +38,7 @@ from vit_train.engines.tests.optimizer_runs import (
     start,
     written_out,
 )
-from vit_train.engines.torch import muon
+from vit_train.engines.torch import many_tensors, muon
 from vit_train.engines.torch import optimizers as torch_optimizers
 
 
@@ -256,10 +256,28 @@ def test_clipping_equals_optax(limit: float) -> None:
     arrays = {name: rng.standard_normal((40, 36)) for name in "ab"}
     expected, _ = optax.clip_by_global_norm(limit).update(arrays, optax.EmptyState())
     tensors = {name: torch.tensor(g) for name, g in arrays.items()}
-    squares = torch_optimizers.squared_norms(tensors)
+    squares = many_tensors.squared_norms(list(tensors.values()))
     torch_optimizers.clip(tensors, squares, limit)
     in_jax = {name: jnp.asarray(g) for name, g in arrays.items()}
     clipped = jax_optimizers.clip(in_jax, sum(jnp.sum(g**2) for g in in_jax.values()), limit)
     for ours in ({n: np.asarray(g) for n, g in clipped.items()}, {n: g.numpy() for n, g in tensors.items()}):
         assert_same(ours, {n: np.asarray(g) for n, g in expected.items()})
     assert float(squares.sum()) == pytest.approx(sum(np.sum(g**2) for g in arrays.values()), rel=1e-14)
+
+
+@pytest.mark.parametrize("together", [1, 15, 2**24])
+def test_many_tensors_are_computed_as_one_after_the_other(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_tensors, "TOGETHER", together)
+    draw, share = torch.Generator().manual_seed(0), torch.tensor(0.3, dtype=torch.float64)
+    shapes = ((2, 3), (7,), (4, 4), ())
+    xs, targets = ([torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes] for _ in range(2))
+    moved, shrunk, multiplied = ([x.clone() for x in xs] for _ in range(3))
+    many_tensors.move(moved, targets, share)
+    many_tensors.shrink(shrunk, share)
+    many_tensors.multiply(multiplied, share)
+    norms = torch.stack([x.norm() for x in xs])
+    torch.testing.assert_close(many_tensors.squared_norms(xs), norms**2, rtol=1e-15, atol=0)
+    for i, (x, target) in enumerate(zip(xs, targets, strict=True)):
+        torch.testing.assert_close(moved[i], torch.lerp(x, target, share), rtol=1e-15, atol=1e-15)
+        torch.testing.assert_close(shrunk[i], x * 0.7, rtol=1e-15, atol=1e-16)
+        torch.testing.assert_close(multiplied[i], x * 0.3, rtol=0, atol=0)

@@ -223,8 +223,9 @@ def test_a_recorded_step_is_the_step(optimizer: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_recorded() -> None:
-    """By default nothing is on a processor."""
-    assert TorchEngine(CONFIG.replace(compile=True)).recorded is None
+    """Nothing on a processor."""
+    engine = TorchEngine(CONFIG.replace(compile=True))
+    assert (engine.recorded is None) == (engine.device.type == "cpu")
     assert may_be_recorded(CONFIG, processes=1)
     assert not may_be_recorded(CONFIG, processes=2)
     low = CONFIG.optimizer.replace(moment_dtype="bfloat16")

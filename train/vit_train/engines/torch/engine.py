@@ -25,10 +25,11 @@ from vit_torch.layers import mean_of_heads
 from vit_train.config import Mesh, TrainConfig
 from vit_train.data.batches import Batch
 from vit_train.engine import Predictor
+from vit_train.engines.torch import many_tensors
 from vit_train.engines.torch.losses import distillation_loss, total_loss
 from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network
-from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, squared_norms
+from vit_train.engines.torch.optimizers import OptimizerUpdate, clip
 from vit_train.engines.torch.peak import matmul_flops
 from vit_train.engines.torch.recorded import RecordedUpdate
 from vit_train.engines.torch.sharding import (
@@ -178,7 +179,7 @@ class TorchEngine(Member):
         }
         for name, key in self.key_biases.items():
             gradients[name].masked_fill_(key, 0)
-        norms_P = sum_over_slices(squared_norms(gradients), self.params[self.trained[0]])
+        norms_P = sum_over_slices(many_tensors.squared_norms(list(gradients.values())), self.params[self.trained[0]])
         valid = self._valid(loss, norms_P)
         if self.config.optimizer.clip_norm:
             clip(gradients, norms_P, self.config.optimizer.clip_norm)
@@ -331,8 +332,8 @@ class TorchEngine(Member):
 
     @torch.no_grad()
     def _update_averages(self, share: Tensor) -> None:
-        for name, average in self.averages.items():
-            average.lerp_(self.slices[name], share)
+        weights = [self.slices[name] for name in self.averages]
+        many_tensors.move(list(self.averages.values()), weights, share)
 
     @contextmanager
     def _averages_as_weights(self) -> Iterator[None]:

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from vit_train.config import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS
-
-TOGETHER = 2**24
-"""Elements of the matrices that are moved together, at most: 64 MiB in float32, of which a step needs several times as
-much for a moment. A larger matrix is moved alone."""
+from vit_train.engines.torch.many_tensors import TOGETHER
 
 
 class Muon(torch.optim.Optimizer):
@@ -47,8 +44,7 @@ class Muon(torch.optim.Optimizer):
         if self.found_inf is not None:
             valid = self.found_inf == 0
             new_NRC, after_NRC = torch.where(valid, new_NRC, old_NRC), torch.where(valid, after_NRC, before_NRC)
-        for x, value in zip((*params, *buffers), (*new_NRC, *after_NRC), strict=True):
-            x.copy_(value)
+        torch._foreach_copy_([*params, *buffers], [*new_NRC, *after_NRC])
 
 
 def orthogonalized(x_NRC: Tensor) -> Tensor:

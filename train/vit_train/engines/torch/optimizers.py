@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vit_core.parameters import Parameter
 from vit_train.config import FACTORED_FROM, Optimizer
+from vit_train.engines.torch import many_tensors
 from vit_train.engines.torch.muon import Muon
 
 Params = Mapping[str, Tensor]
@@ -83,9 +84,7 @@ class OptimizerUpdate:
             group["lr"] = rate if self.on_device else float(rate)
             if group["decays"] and not self.config.decays_inside:
                 share = (rate if self.config.decay == "decoupled" else fraction) * self.config.weight_decay
-                share = share if valid is None else share * valid
-                for x in group["params"]:  # torch's own x * (1 - share) loses a small share to rounding in float32
-                    x.addcmul_(x, share, value=-1)
+                many_tensors.shrink(group["params"], share if valid is None else share * valid)
         # torch's optimizers need moments of the parameters' dtype: they are rounded again after the step.
         self._cast_moments(x.dtype)
         for optimizer in self.optimizers:
@@ -290,15 +289,9 @@ def norm(x: Tensor) -> Tensor:
     return x.square().sum().sqrt()
 
 
-def squared_norms(gradients: Params) -> Tensor:
-    """The sum of squares of each gradient: [gradients]."""
-    return torch.stack([g.square().sum() for g in gradients.values()])
-
-
 @torch.no_grad()
 def clip(gradients: Params, squared_norms: Tensor, limit: float) -> None:
     """Multiplies gradients in place by limit / max(norm, limit), norm over all of them. (torch's own adds 1e-6 to the
     norm.)"""
     scale = limit / squared_norms.sum().sqrt().clamp(min=limit)
-    for g in gradients.values():
-        g.mul_(scale)
+    many_tensors.multiply(list(gradients.values()), scale)
