@@ -112,11 +112,11 @@ def check_data(
             logger.warning("%s; they will be skipped", checking.unreadable_line(one))
         if one.turned and not config.preprocessing.exif_rotation:
             logger.warning(
-                "%s: %d images are to be turned, as their EXIF data say, and are not; --preprocessing.exif-rotation "
-                "turns them", one.split.title, one.turned,
+                "%s: %d of %d images have an EXIF rotation, which is not applied; --preprocessing.exif-rotation applies it",
+                one.split.title, one.turned, len(one.split),
             )  # fmt: skip
         if missing := checking.missing_classes(one.split):
-            logger.warning("%s: no image of %s", one.split.title, abbreviate(missing))
+            logger.warning("%s: classes without an image: %s", one.split.title, abbreviate(missing))
     if pairs := checking.duplicates(*checked):
         a, b = pairs[0]
         logger.warning(

@@ -166,7 +166,7 @@ def test_unreadable_images_in_evaluation(vit: Vit, recipe: str, tmp_path: Path) 
     held_out = open_split(Data(name=f"{images}/"), "eval")
     Path(held_out.name(0)).write_bytes(b"no image")
     line = vit(*words, status=2)
-    assert f"1 images of images (held out) cannot be read: {held_out.name(0)}: cannot decode" in line
+    assert f"1 image of images (held out) cannot be read: {held_out.name(0)}: cannot decode" in line
     assert "fix or remove them, or set --allow-undecodable to skip them" in line
     assert not (tmp_path / "run").exists()
     assert "they will be skipped" in vit(*words, "--allow-undecodable")

@@ -143,8 +143,10 @@ def _orientation(head: bytes) -> int | None:
 
 def unreadable_line(checked: Checked) -> str:
     """The images that cannot be read, and why, in one line."""
-    named = [f"{checked.split.name(i)}: {reason}" for i, reason in sorted(checked.unreadable.items())]
-    return f"{len(named):,} images of {checked.split.title} cannot be read: {abbreviate(named, '; ', most=3)}"
+    names = ((checked.split.name(i), reason) for i, reason in sorted(checked.unreadable.items()))
+    named = [reason if name in reason else f"{name}: {reason}" for name, reason in names]
+    count = f"{len(named):,} image{'s' * (len(named) != 1)} of {checked.split.title}"
+    return f"{count} cannot be read: {abbreviate(named, '; ', most=3)}"
 
 
 def missing_classes(split: Split) -> tuple[str, ...]:

@@ -63,6 +63,17 @@ def test_damaged_files_are_found(photos: Path, decoded: int, monkeypatch: pytest
         assert line.endswith(" and 1 more")
 
 
+def test_a_file_that_cannot_be_opened_is_named_once(photos: Path) -> None:
+    """Its error names it already."""
+    (photos / "train/b/05.jpg").unlink()
+    (photos / "train/b/05.jpg").symlink_to("nowhere")
+    line = checking.unreadable_line(checking.check_split(splits(photos)[0], PREPROCESSING))
+    name = f"{photos}/train/b/05.jpg"
+    assert line == (
+        f"1 image of {photos.name}/train cannot be read: cannot read image '{name}': No such file or directory"
+    )
+
+
 def test_a_header_at_the_end_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TIFF's directory is after the pixels: the first bytes of the file do not suffice."""
     monkeypatch.setattr(checking, "DECODED", 0)
