@@ -66,7 +66,7 @@ def demonstrate(out: Path, seed: int = 0) -> bool:
     finetune = digits.finetune(checkpoint.config).replace(seed=seed, data=pretrain.data)
     untuned, finetune, changes = adapted(checkpoint, finetune, training.labels)
     say(
-        f"\nfine-tuning: {'; '.join(changes)}. (The sources are 8 x 8 pixels: both resolutions are upsampled, so this "
+        f"fine-tuning: {'; '.join(changes)}. (The sources are 8 x 8 pixels: both resolutions are upsampled, so this "
         "shows the path, not a gain from finer images.)"
     )
     second = train("fine-tune", finetune, untuned, training, evaluation, out / "finetune")

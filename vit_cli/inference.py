@@ -140,7 +140,8 @@ def each_image(
                 error = f"{name(image)}: {found}" if name else str(found)
                 if unreadable == "error":
                     raise InputError(error)
-                console.say(f"skipped: {error}")
+                if count != 1:  # the error below names the only one
+                    console.say(f"skipped: {error}")
                 first = first if skipped else error
                 skipped += 1
             else:

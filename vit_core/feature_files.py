@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from vit_core.errors import InputError
-from vit_core.storage import Location, is_local, local_copy, staged_files
+from vit_core.storage import Location, check_new_file, is_local, local_copy, staged_files
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 NAME = "features"
@@ -51,11 +51,10 @@ def check_target(path: Location) -> None:
     """InputError where features cannot be written to a path."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(f"--out {path}: {'is a folder' if path.is_dir() else 'its folder is missing'}; name a file")
+    check_new_file(path, "--out")
     table = table_beside(path)
     if path.suffix != ".parquet" and table.is_file() and not table.read_text().startswith(",".join(COLUMNS)):
-        raise InputError(f"--out {path}: its table of images would replace {table}, which is none; choose another name")
+        raise InputError(f"--out {path}: its table of images would replace {table}, another file; choose another name")
 
 
 def table_beside(path: Location) -> Location:

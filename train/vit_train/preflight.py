@@ -112,7 +112,7 @@ def check_data(
             logger.warning("%s; they will be skipped", checking.unreadable_line(one))
         if one.turned and not config.preprocessing.exif_rotation:
             logger.warning(
-                "%s: %d of %d images have an EXIF rotation, which is not applied; --preprocessing.exif-rotation applies it",
+                "%s: %d of %d images have an EXIF rotation that is not applied; --preprocessing.exif-rotation does so",
                 one.split.title, one.turned, len(one.split),
             )  # fmt: skip
         if missing := checking.missing_classes(one.split):

@@ -18,6 +18,7 @@ from vit_cli.twins import Framework
 from vit_core.errors import InputError
 from vit_core.field_text import parse_preprocessing
 from vit_core.labels import LabelMatching
+from vit_core.storage import check_new_file
 
 
 def evaluate(
@@ -79,13 +80,13 @@ def evaluate(
     require_training(framework)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
-    from vit_cli.reports.evaluation import check_json, print_evaluation, write_json
+    from vit_cli.reports.evaluation import print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.real_labels import RealLabels
     from vit_train.stages import evaluate_checkpoint
 
     if json is not None:
-        check_json(json)
+        check_new_file(json, "--json")
     try:
         of_run = data_of_run(checkpoint)
     except InputError:  # a damaged run.json: the checkpoint may be whole
@@ -93,11 +94,12 @@ def evaluate(
             raise
         of_run = None
     source = other_data(data, of_run, columns).replace(held_out=held_out, split_seed=split_seed) if data else of_run
+    opened = reading.open_and_report(checkpoint)
     if source is None:
-        raise InputError(f"{checkpoint}: of no training run, so the data to evaluate on are not known; add --data")
+        raise InputError(f"{checkpoint}: not in the folder of a training run, which would name its data; add --data")
     with stopped_by_signal():
         found = evaluate_checkpoint(
-            reading.open_and_report(checkpoint),
+            opened,
             source.replace(directory=data_dir or source.directory),
             framework,
             split=split,

@@ -64,5 +64,6 @@ def prepare(
         label_column=label_column,
         split_column=split_column,
     )
-    say(prepared.summary)
+    for line in prepared.summary:
+        say(line)
     return 0

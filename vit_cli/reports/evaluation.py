@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from vit_cli.console import say, table
-from vit_core.errors import InputError, one_line
-from vit_core.storage import Location, is_local, staged_files
+from vit_core.errors import one_line
+from vit_core.storage import Location, staged_files
 from vit_train.calibration import Calibration
 from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
@@ -46,12 +46,6 @@ def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> 
     else:
         columns = ("", "top-1", "95 % interval", "top-5", "loss", "images")
     table(title, columns, [(name, *_cells(accuracy)) for name, accuracy in accuracies])
-
-
-def check_json(path: Location) -> None:
-    """InputError, before anything is evaluated, where a file of this path cannot be written."""
-    if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(f"--json {path}: {'is a folder' if path.is_dir() else 'its folder is missing'}; name a file")
 
 
 def write_json(path: Location, evaluation: Evaluation) -> None:

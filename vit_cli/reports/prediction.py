@@ -13,7 +13,7 @@ from vit_cli.named_images import text_of
 from vit_cli.requirements import require
 from vit_core.errors import InputError, one_line
 from vit_core.pipeline import Prediction
-from vit_core.storage import Location, is_local, staged_files
+from vit_core.storage import Location, check_new_file, staged_files
 
 if TYPE_CHECKING:
     from vit_cli.benchmarks.prediction import Rates
@@ -44,8 +44,7 @@ def kind_of(to: Kind | None, out: Location | None) -> Kind:
     suffix = out.name.rpartition(".")[2]
     if to is None and suffix not in get_args(Kind)[1:]:
         raise InputError(f"--out {out}: expected a name that ends in .csv, .jsonl or .parquet, or add --to")
-    if is_local(out) and (out.is_dir() or not out.parent.is_dir()):
-        raise InputError(f"--out {out}: {'is a folder' if out.is_dir() else 'its folder is missing'}; name a file")
+    check_new_file(out, "--out")
     return to or suffix  # type: ignore[return-value]
 
 

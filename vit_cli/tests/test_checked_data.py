@@ -40,6 +40,14 @@ def test_a_set_is_not_packed_into_the_images(vit: Vit, images: Path) -> None:
     assert "inside the data folder" in vit("prepare", images, "--out", images / "set", status=2)
 
 
+def test_what_was_prepared_is_said_in_lines(vit: Vit, images: Path, tmp_path: Path) -> None:
+    text = vit("prepare", images, "--out", tmp_path / "sets", "--workers", "1")
+    assert text.splitlines()[-2:] == [
+        f"{tmp_path}/sets/photos/1.0.0: 56 train, 8 test; 4 classes",
+        f"to train on it: --data.name photos --data.directory {tmp_path}/sets",
+    ]
+
+
 @pytest.mark.slow
 def test_training_in_the_folder_of_images(
     vit: Vit, recipe: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

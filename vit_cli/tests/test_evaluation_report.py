@@ -75,6 +75,11 @@ def test_a_file_that_cannot_be_written_is_refused_first(refused: Vit, tmp_path: 
         assert f"--json {path}: {why}; name a file" in refused("evaluate", tmp_path / "none", "--json", path)
 
 
+def test_what_is_missing_is_named_first(refused: Vit, tmp_path: Path) -> None:
+    """A checkpoint that is not there, before the data that it would be evaluated on."""
+    assert f"{tmp_path}/none: no such checkpoint" in refused("evaluate", tmp_path / "none")
+
+
 def of(accuracy: Accuracy) -> Evaluation:
     return Evaluation("a model on some images", accuracy, accuracy.total + 1, 0)
 

@@ -66,7 +66,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(refused: Vit, photos: Path, tm
     for words, why in (
         ([model, photos], "features: the option --out is missing"),
         ([model, photos, "--out", "x.txt"], "expected a name that ends in .npy, .safetensors or .parquet"),
-        ([model, photos, "--out", tmp_path / "mine.npy"], f"would replace {tmp_path}/mine.csv, which is none"),
+        ([model, photos, "--out", tmp_path / "mine.npy"], f"would replace {tmp_path}/mine.csv, another file"),
         ([model, photos, "--out", out, "--layer", 1], "layer 1: the model has 1 blocks; expected 0 to 0, or -1"),
         ([without, photos, "--out", out, "--pool", "cls"], "pool cls: the model has no class token; use gap"),
         ([model, photos, "--out", out, "--unreadable", "error"], f"cannot decode image '{photos}/b/broken.png'"),

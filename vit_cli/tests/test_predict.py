@@ -148,7 +148,9 @@ def test_an_unreadable_image_is_named_and_skipped_or_an_error(
     assert f"cannot decode image '{tmp_path}/broken.jpg': " in refused(*words, "--unreadable", "error")
     assert (tmp_path / "rows.csv").read_text() == "before", "what was there is still there"
     broken = [tmp_path / "broken.jpg"]
-    assert f"vit: error: cannot decode image '{broken[0]}': " in refused("predict", checkpoint, *broken)
+    only = printed("predict", checkpoint, *broken, status=2)
+    assert f"vit: error: cannot decode image '{broken[0]}': " in only.err
+    assert "skipped" not in only.out, "a single image is named once"
     several = f"none of the 2 images can be read; the first: cannot decode image '{broken[0]}'"
     assert several in refused("predict", checkpoint, *broken * 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "rows.csv"]
@@ -196,7 +198,7 @@ def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp
         ([checkpoint, photos, "-"], f"-: takes the images from standard input; leave out {photos}"),
         ([checkpoint, photos, "--to", "parquet"], "--to parquet: is not for the terminal; add --out FILE.parquet"),
         ([checkpoint, photos, "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .jsonl or .parquet"),
-        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; name a file"),
+        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; name a file in"),
         ([checkpoint, photos, "--out", "x.csv", "--to", "table"], "--to table: is for the terminal; leave out --out"),
         ([checkpoint, photos, "--top-k", 0], "--top-k 0: expected 1 or more"),
         ([checkpoint, photos, "--gpus", 2], "all devices that the framework finds are used"),

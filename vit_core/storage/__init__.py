@@ -4,6 +4,7 @@ from vit_core.storage.hub import HubPath
 from vit_core.storage.locations import (
     Location,
     absolute,
+    check_new_file,
     check_writable,
     is_local,
     local_copy,
@@ -22,6 +23,7 @@ __all__ = [
     "StorageError",
     "StorePath",
     "absolute",
+    "check_new_file",
     "check_writable",
     "exclusive",
     "is_local",

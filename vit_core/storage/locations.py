@@ -79,6 +79,13 @@ def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
             raise
 
 
+def check_new_file(path: Location, option: str) -> None:
+    """InputError, naming the option, where a local file cannot be made: it is a folder, or its folder is missing."""
+    if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
+        fault = "is a folder" if path.is_dir() else "its folder is missing"
+        raise InputError(f"{option} {path}: {fault}; name a file in a folder that exists")
+
+
 def check_writable(folder: Location, option: str = "--out") -> None:
     """Creates the folder if it is missing. InputError, naming the option that gave it, where it cannot be written to;
     StorageError where a store refuses."""

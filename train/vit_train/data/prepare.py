@@ -58,14 +58,14 @@ class Prepared:
     """Images that were skipped: path below the folder that was packed, or name in a file; and the reason."""
 
     @property
-    def summary(self) -> str:
+    def summary(self) -> tuple[str, ...]:
         """Two or three lines for people."""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
         name, directory = self.folder.parent.name, self.folder.parent.parent
         lines = [f"{self.folder}: {counts}; {self.classes} classes"]
         if self.unreadable:
             lines.append(f"{len(self.unreadable):,} unreadable, skipped: reasons are in {self.folder / UNREADABLE}")
-        return "\n".join([*lines, f"to train on it: --data.name {name} --data.directory {directory}"])
+        return (*lines, f"to train on it: --data.name {name} --data.directory {directory}")
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,11 @@ def test_unreadable_images_are_skipped_and_listed(photos: Path, tmp_path: Path) 
         assert expected in reason
     lines = (result.folder / "unreadable.txt").read_text().splitlines()
     assert [tuple(line.split("\t")) for line in lines] == list(result.unreadable)
-    assert result.summary.splitlines() == [
+    assert result.summary == (
         f"{result.folder}: 30 train; 2 classes",
         f"4 unreadable, skipped: reasons are in {result.folder}/unreadable.txt",
         f"to train on it: --data.name photos --data.directory {tmp_path}/out",
-    ]
+    )
 
 
 def test_shards_without_readable_images(photos: Path, tmp_path: Path) -> None:
