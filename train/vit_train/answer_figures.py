@@ -42,6 +42,7 @@ def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequ
 
 def answered_images(images: Sequence[Answered], path: Location, columns: int = 8) -> Location:
     """Draws images with their class, the answer and its probability."""
+    columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows), squeeze=False, layout="tight")
     for panel in panels.flat:

@@ -1,6 +1,9 @@
 """Figures of runs and models, as PNG files."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -9,13 +12,17 @@ import numpy as np
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from vit_core import attention_maps
 from vit_core.attention_maps import tiled
 from vit_core.storage import Location, staged_files
 from vit_train import metrics
 
+OTHER_SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
+                 "Hiragino Sans GB", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")  # fmt: skip
+"""Fonts, where installed, for characters of labels that matplotlib's own font does not have."""
 FILTER_COLUMNS = 7
 ACCURACIES = {
     "macro_f1": ("macro F1", "C5"),
@@ -26,6 +33,15 @@ ACCURACIES = {
     "top1_ema": ("top-1, moving average", "C0"),
 }
 """Logged values between 0 and 1 -> their names and colours; the last are drawn over the others."""
+
+
+def font_families() -> list[str]:
+    """Names of fonts, in the order in which matplotlib looks for a character in them."""
+    installed = set(get_font_names())
+    return ["sans-serif", *(name for name in OTHER_SCRIPTS if name in installed)]
+
+
+matplotlib.rcParams["font.family"] = font_families()
 
 
 def training_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Location:
@@ -54,6 +70,7 @@ def _draw_loss(panel: plt.Axes, title: str, lines: Sequence[Mapping[str, Any]]) 
     names = {"top1": "top-1", "mean_average_precision": "mAP"}
     reached = [f": {text} {value:.1%}" for name, text in names.items() for value in metrics.curve(lines, name)[1]]
     panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))  # of the panel below too
     panel.grid(alpha=0.3)
     panel.legend(loc="upper right", fontsize=8)
     rate = panel.twinx()
@@ -156,7 +173,23 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, cou
 
 def save_figure(figure: plt.Figure, path: Location) -> Location:
     """Writes a figure as a PNG file and forgets it; returns the path."""
-    with staged_files(path.parent, (path.name,)) as stage:
+    with staged_files(path.parent, (path.name,)) as stage, _one_warning_of_missing_characters():
         figure.savefig(stage / path.name, dpi=110)
     plt.close(figure)
     return path
+
+
+@contextmanager
+def _one_warning_of_missing_characters() -> Iterator[None]:
+    """Within it, one warning stands for matplotlib's of each character that no font has."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = dict.fromkeys(str(each.message) for each in caught)
+    missing = "".join(chr(int(found[1])) for text in texts if (found := re.match(r"Glyph (\d+) ", text)))
+    for text in texts:
+        if not text.startswith("Glyph "):
+            warnings.warn(text, stacklevel=4)
+    if missing:
+        fonts = "install Noto Sans CJK or Arial Unicode MS"
+        warnings.warn(f"no font has the characters {missing}, so figures show boxes; {fonts}", stacklevel=4)

@@ -70,6 +70,12 @@ def held_out(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labe
     train_test_split, stratified). InputError where a class has too few images."""
     from sklearn.model_selection import train_test_split
 
+    classes, counts = np.unique(data.labels_N, return_counts=True)
+    if single := classes[counts < 2].tolist():
+        raise InputError(
+            f"{data.title}: classes with one image: {abbreviate(single)}; expected two or more, to hold some out; "
+            "remove these images, or give a second file or split to test on"
+        )
     try:
         learn_N, test_N = train_test_split(
             np.arange(len(data)), test_size=fraction, random_state=seed, stratify=data.labels_N

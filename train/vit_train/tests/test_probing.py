@@ -91,8 +91,10 @@ def test_a_share_of_each_class_is_held_out() -> None:
     again = held_out(data, 0.2, seed=1)[1]
     np.testing.assert_array_equal(test.values_ND, again.values_ND)
     assert not np.array_equal(test.labels_N, held_out(data, 0.2, seed=2)[1].labels_N)
-    with pytest.raises(InputError, match=r"cannot hold out 0\.2 of each class"):
+    with pytest.raises(InputError, match=r"^few: classes with one image: b; expected two or more, to hold some out"):
         held_out(Labelled.of(np.zeros((3, 2)), ["a", "a", "b"], "few"), 0.2, 0)
+    with pytest.raises(InputError, match=r"cannot hold out 0\.2 of each class"):
+        held_out(Labelled.of(np.zeros((4, 2)), ["a", "a", "b", "b"], "few"), 0.2, 0)
 
 
 def test_bad_features_are_one_line() -> None:

@@ -1,0 +1,74 @@
+"""Figures of labels in other scripts, of few images and of few steps."""
+
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from PIL import Image
+
+from vit_train import figures
+from vit_train.answer_figures import answered_images, confusion_matrix
+from vit_train.answers import Answered
+
+LABELS = ["\u84dd\u8272", "cat"]
+
+
+def drawn(path: Path) -> list[str]:
+    """Draws a figure with a label of Chinese characters; returns the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        confusion_matrix(np.eye(2, dtype=int), LABELS, LABELS, path)
+    return [str(each.message) for each in caught]
+
+
+def test_characters_that_no_font_has_are_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plt.rcParams, "font.family", ["DejaVu Sans"])
+    (text,) = drawn(tmp_path / "a.png")
+    assert text.startswith("no font has the characters \u84dd\u8272, so figures show boxes; install Noto Sans CJK")
+
+
+def test_characters_are_drawn_with_an_installed_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A font is built under the name of one for Chinese, in which each character is a filled square."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    names, square = [".notdef", "blue", "color"], pen.glyph()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord("\u84dd"): "blue", ord("\u8272"): "color"})
+    font.setupGlyf(dict.fromkeys(names, square))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    font.setupHorizontalHeader(ascent=1000, descent=0)
+    font.setupNameTable({"familyName": "Source Han Sans SC", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "chinese.ttf")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
+    font_manager.fontManager.addfont(tmp_path / "chinese.ttf")
+    assert "Source Han Sans SC" in figures.font_families()
+    monkeypatch.setitem(plt.rcParams, "font.family", figures.font_families())
+    assert drawn(tmp_path / "a.png") == []
+
+
+def test_few_images_leave_no_empty_columns(tmp_path: Path) -> None:
+    image = Answered(np.zeros((8, 8, 3), np.uint8), "cat", "dog", 0.5, 1.0)
+    widths = [Image.open(answered_images([image] * count, tmp_path / "a.png")).width for count in (2, 8, 9)]
+    assert widths[0] * 4 == widths[1] == widths[2]
+
+
+def test_ticks_of_few_steps_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    figures.training_curves([("run", tmp_path / "metrics.jsonl")], tmp_path / "a.png")
+    ticks = plt.gcf().axes[0].get_xticks()
+    plt.close("all")
+    np.testing.assert_array_equal(ticks, np.round(ticks))
