@@ -4,7 +4,7 @@ BIN := .venv/bin
 # With a GPU: make test JAX=jax[cuda13]
 JAX ?= jax
 
-.PHONY: demo test test-slow test-release lint docs clean
+.PHONY: demo test test-slow test-release bounded lint docs clean
 
 demo: .venv/installed
 	$(BIN)/vit demo
@@ -19,17 +19,24 @@ QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_d
 # Where it is set, each of the many processes that tests start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
+# One version of the code fills some 50 MiB; beyond the limit, all is compiled again. JAX's own limit
+# (JAX_COMPILATION_CACHE_MAX_SIZE) would read the whole folder for each program that is added: 0.4 s with 3,600 of them.
+COMPILED_MIB := 1024
+bounded: .venv/installed
+	@mkdir -p .venv/compiled
+	@test $$(du -sk .venv/compiled | cut -f1) -le $$(($(COMPILED_MIB) * 1024)) || find .venv/compiled -type f -delete
+
 # All but those before a release, in one session that imports the libraries once: make test TESTS="not release"
 TESTS ?= not slow and not release
 
-test: .venv/installed
+test: bounded
 	$(QUICK) $(PYTEST) -m "$(TESTS)"
 
-test-slow: .venv/installed
+test-slow: bounded
 	$(QUICK) $(PYTEST) -m slow
 
 # Before a release: all tests, four times as many random examples, programs compiled as users compile them.
-test-release: .venv/installed
+test-release: bounded
 	$(PYTEST) --hypothesis-profile=release -m ""
 
 lint: .venv/installed

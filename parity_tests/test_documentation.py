@@ -306,3 +306,15 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
                 # A function with the name of its module is found there.
                 assert ids & {f"{package}.{name}", f"{package}.{name}.{name}"}, f"{package}.{name}"
     assert {f"vit-{'-'.join(words)}" for words in every_command()} <= ids
+
+
+def test_what_tests_compile_is_kept_within_a_limit(tmp_path: Path) -> None:
+    for file in ("pyproject.toml", "constraints.txt", ".venv/installed", ".venv/compiled/program-cache"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    program = tmp_path / ".venv/compiled/program-cache"
+    program.write_bytes(bytes(2**21))
+    for limit, kept in ((3, True), (1, False)):
+        make = ["make", "--file", ROOT / "Makefile", "--directory", tmp_path, "bounded", f"COMPILED_MIB={limit}"]
+        subprocess.run(make, check=True, capture_output=True)
+        assert program.exists() == kept
