@@ -52,12 +52,14 @@ def table(
     title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: bool = False, names: int = 1
 ) -> None:
     """Prints a table; every column but the first `names` is right-aligned, and the last too unless it holds notes."""
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         left = i < names or (notes and i == len(columns) - 1)
         drawn.add_column(column, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(*map(str, row))
+    if title:
+        say_in(title, "bold")  # rich would wrap it at the width of the columns
     console.print(drawn)
 
 

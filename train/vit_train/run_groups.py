@@ -65,7 +65,8 @@ def read_finished_run(folder: Location) -> FinishedRun:
     engines = [line["engine"] for line in lines if "engine" in line]
     if not last or not engines:
         raise InputError(
-            f"{folder}: no top-1 accuracy after its last step, {request.steps}; `vit resume {folder}` finishes a run"
+            f"{folder}: no top-1 accuracy after its last step, {request.steps}: it is not finished (see `vit resume`), "
+            "or its images have several classes or none"
         )
     low, high = last[-1]["top1_interval"]
     evaluations = tuple(zip(*curve(lines, "top1"), strict=True))

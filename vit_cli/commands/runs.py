@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from vit_cli.console import say
 from vit_cli.option_types import OptionalTarget, Place
 from vit_cli.requirements import require
 from vit_core.errors import InputError
@@ -28,7 +29,7 @@ def runs(
         vit runs runs/small runs/middle runs/large --at 1.55e16 --png scaling.png
 
     Args:
-        folders: Training runs, or folders of training runs.
+        folders: Training runs, or folders of training runs, of which those that are not finished are left out.
         at: Fit a power law to the error by the cost of training, and say what it predicts for a run of so many FLOPs.
         png: File for a figure of accuracy by cost.
     """
@@ -39,7 +40,18 @@ def runs(
     if at is not None and not (isfinite(at) and at > 0):
         raise InputError(f"--at {at}: expected a number of FLOPs above 0, such as 1.5e16")
     out = None if png is None else require_local(png, "--png")
-    groups = grouped([read_finished_run(run) for folder in folders for run in runs_under(folder)])
+    finished = []
+    for folder in folders:
+        for run in runs_under(folder):
+            try:
+                finished.append(read_finished_run(run))
+            except InputError as error:
+                if run == folder:
+                    raise
+                say(f"left out: {error}")
+    if not finished:
+        raise InputError(f"{', '.join(map(str, folders))}: no finished run; see the lines above")
+    groups = grouped(finished)
     law = None
     if at is not None:
         law = PowerLaw.fitted([group.training_flops for group in groups], [1 - group.mean for group in groups])

@@ -22,7 +22,7 @@ def print_description(report: Mapping[str, Any], config: CheckpointConfig) -> No
     size = "" if made.max_patches else f"{'x'.join(map(str, made.image_size))} pixels, "
     say(assumed_preprocessing(made) if assumed else f"preprocessing: {size}{preprocessing_text(made)}")
     fields = ((name, _text(name, value)) for name, value in chosen(config.model).items())
-    table("config, where it is not the paper's", ("field", "value"), fields)
+    table("config: sizes, and what differs from ViT's paper (arXiv:2010.11929)", ("field", "value"), fields)
     rows = ((name, f"{m['parameters']:,}", f"{m['bytes'] / 2**20:,.2f} MiB") for name, m in report["modules"].items())
     table("parameters", ("module", "number", "stored"), rows)
 

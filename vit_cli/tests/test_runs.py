@@ -40,6 +40,20 @@ def test_a_folder_of_runs(vit: Vit, folder: Path) -> None:
     assert "Student's t" in out
 
 
+def test_a_run_that_is_not_finished_is_left_out_of_a_folder(vit: Vit, folder: Path) -> None:
+    """But refused where it is named."""
+    config = CONFIG.replace(label_smoothing=0.5, steps=12)
+    write_run(folder / "begun", config, 0.5)
+    (folder / "begun/metrics.jsonl").write_text("")
+    out = vit("runs", folder)
+    assert f"left out: {folder}/begun: no top-1 accuracy after its last step, 12" in out
+    assert "smooth: label_smoothing 0.2" in out
+    assert "no top-1 accuracy" in vit("runs", folder / "begun", status=2)
+    (folder / "only").mkdir()
+    (folder / "begun").rename(folder / "only/begun")
+    assert f"{folder}/only: no finished run" in vit("runs", folder / "only", status=2)
+
+
 def test_averages_and_steps_to_the_first_lines_accuracy(vit: Vit, tmp_path: Path) -> None:
     """By hand. Averages are half of the accuracy: -15 and -20 points, twice -25, and -10; two degrees of freedom,
     a spread of sqrt((2.5^2 + 2.5^2) / 2), so 4.303 x 2.5 / sqrt(2). Steps: 2 and 4, 1 and 3: 4.303."""

@@ -136,7 +136,7 @@ def test_the_cost_counts_the_images_of_every_segment(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", CONFIG, 0.5)
     (folder / METRICS).write_text('{"step": 5, "top1": 0.5, "engine": "jax"}\n')
-    with pytest.raises(InputError, match=f"no top-1 accuracy after its last step, {CONFIG.steps}; `vit resume"):
+    with pytest.raises(InputError, match=f"no top-1 accuracy after its last step, {CONFIG.steps}: it is not finished"):
         read_finished_run(folder)
     with pytest.raises(InputError, match="no training run, and no folder of training runs"):
         runs_under(tmp_path / "nothing")
