@@ -7,9 +7,18 @@ from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vit_core.errors import one_line
@@ -34,18 +43,27 @@ def working(text: str) -> Status:
 
 
 def progress(shown: bool = True) -> Progress:
-    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown."""
+    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown. Where the
+    terminal is narrow, the bar is shorter and the text is cut."""
+    whole = Column(no_wrap=True)
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
+        BarColumn(bar_width=min(40, max(8, console.width - 106))),
+        MofNCompleteColumn(table_column=whole),
+        _Note(),
+        TimeElapsedColumn(table_column=whole),
         TextColumn("<"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=whole),
         console=console,
         disable=not shown,
     )
+
+
+class _Note(ProgressColumn):
+    """The only column that gives way: the others are of one line, which rich does not shorten before this one."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
 
 def table(

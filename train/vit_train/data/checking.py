@@ -104,7 +104,7 @@ def _in_threads(
         with warnings.catch_warnings(action="ignore"):
             found = list(threads.map(lambda one: _look(split, one[0], one[1], preprocessing), some))
         done += len(some)
-        task.update(done)
+        task.update(done, "")
         yield from ((i, whole, look) for (i, whole), look in zip(some, found, strict=True))
 
 

@@ -52,7 +52,7 @@ def unpack(
                 for i, image in enumerate(read()):
                     writer.write(image)
                     if i % 100 == 0:
-                        task.update(i)
+                        task.update(i, "")
                 writer.close()
     return str(target)
 

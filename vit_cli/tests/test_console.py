@@ -1,0 +1,28 @@
+"""Progress bars of narrow terminals, and titles of tables."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from vit_cli import console
+
+NOTE = "loss 1.597  lr 6.0e-05  298 images/s  data 1%  MFU 5%"
+
+
+@pytest.mark.parametrize(("width", "note"), [(80, "loss 1.597  lr 6.0e-0…"), (120, NOTE), (160, NOTE)])
+def test_progress_shows_steps_and_times_whole(width: int, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(width=width, file=file))
+    with console.progress() as bar:
+        bar.add_task("pretrain (torch)", total=187_500, completed=1400, note=NOTE)
+    (line,) = file.getvalue().strip("\n").splitlines()
+    assert line.startswith("pretrain (torch) ")
+    assert line.rstrip().endswith(f" 1400/187500 {note} 0:00:00 < -:--:--")
+
+
+def test_a_title_is_longer_than_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(width=80, file=file))
+    console.table("a title of more characters than the columns have", ("a", "b"), [(1, 2)])
+    assert file.getvalue().splitlines()[0] == "a title of more characters than the columns have"
