@@ -43,8 +43,10 @@ def working(text: str) -> Status:
 
 
 def progress(shown: bool = True) -> Progress:
-    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown. Where the
-    terminal is narrow, the bar is shorter and the text is cut."""
+    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown.
+
+    In a narrow terminal the bar is shorter and the text is cut.
+    """
     whole = Column(no_wrap=True)
     return Progress(
         TextColumn("{task.description}"),
