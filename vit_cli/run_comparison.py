@@ -9,7 +9,7 @@ from vit_cli.console import say
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.run_folder import saved_steps
-from vit_core.errors import InputError
+from vit_core.errors import InputError, abbreviate
 from vit_core.storage import Location
 from vit_train import figures
 from vit_train.metrics import METRICS, curve, read_metrics
@@ -22,7 +22,10 @@ def compare_runs(a: Location, b: Location, out: Path) -> None:
     Raises InputError for folders that are not runs, or are runs of different configs.
     """
     if found := differences(read_request(a), read_request(b)):
-        raise InputError(f"{a} and {b} are runs of other configs: {'; '.join(found)}")
+        raise InputError(
+            f"{a} (here) and {b} (there) are runs of different configs: {abbreviate(found, '; ')}; expected runs that "
+            "differ in the framework alone"
+        )
     metrics = [read_metrics(run / METRICS) for run in (a, b)]
     losses = [dict(zip(*curve(lines, "loss"), strict=True)) for lines in metrics]
     steps = sorted(losses[0].keys() & losses[1].keys())

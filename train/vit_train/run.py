@@ -15,7 +15,7 @@ from vit_core.checkpoints import Checkpoint, CheckpointConfig, Provenance, open_
 from vit_core.checkpoints.adapter_folder import write_adapters
 from vit_core.checkpoints.checkpoint import weights_digest
 from vit_core.checkpoints.run_folder import FINISHED, saved_steps
-from vit_core.errors import DamagedError, InputError
+from vit_core.errors import DamagedError, InputError, abbreviate
 from vit_core.lora import merged_arrays
 from vit_core.schema import Schema
 from vit_core.storage import Location, absolute, is_local, location, staged_files
@@ -113,8 +113,8 @@ class Run:
         run = Run(self.folder, self.request.replace(segments=there.segments))
         if found := differences(run.request, there):
             raise InputError(
-                f"{self.folder}: holds a run of another config: {'; '.join(found)}; vit resume {self.folder} goes on "
-                "with it; for another run, choose another --out"
+                f"{self.folder}: holds a run of another config: {abbreviate(found, '; ')}; vit resume {self.folder} "
+                "goes on with it; for another run, choose another --out"
             )
         return run
 

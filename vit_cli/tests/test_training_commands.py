@@ -214,7 +214,7 @@ def test_runs_of_one_config_are_compared(vit: Vit, recipe: str, tmp_path: Path) 
     assert (tmp_path / "both.png").stat().st_size > 10_000
     assert "weights after step 8" in out
     vit("pretrain", recipe, "--out", tmp_path / "other", "--framework", "torch", "--seed", "1")
-    assert "are runs of other configs: seed is 1 there and 0 here" in vit(
+    assert "are runs of different configs: seed is 1 there and 0 here; expected runs" in vit(
         "compare", tmp_path / "jax", tmp_path / "other", status=2
     )
 
@@ -253,7 +253,7 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(vit: Vit, r
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_preflight_trains_nothing(vit: Vit, recipe: str, framework: str, tmp_path: Path) -> None:
     out = vit("pretrain", recipe, "--framework", framework, "--preflight", "--out", tmp_path / "run")
-    assert f"preflight: {framework}, 1 process " in out
+    assert f"preflight: {framework}, 1 process\n" in out
     assert "data 1 x fsdp 1 x tensor 1" in out
     assert not (tmp_path / "run").exists()
 

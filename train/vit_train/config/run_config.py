@@ -187,7 +187,7 @@ class TrainConfig(Schema):
         if schedule.warmup_steps + schedule.cooldown_steps >= length:
             raise ValueError(
                 f"schedule: {schedule.warmup_steps} steps of warm-up and {schedule.cooldown_steps} of cooldown leave "
-                f"nothing of {length:g} steps"
+                f"nothing of {length:g} steps; set more steps, or fewer of warm-up"
             )
         if self.masked is not None:
             self._check_masked(self.masked)

@@ -115,7 +115,10 @@ def test_preprocessing_follows_the_model() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schedule": Schedule(warmup_steps=12)}, "12 steps of warm-up and 0 of cooldown leave nothing of 12 steps"),
+        (
+            {"schedule": Schedule(warmup_steps=12)},
+            "12 steps of warm-up and 0 of cooldown leave nothing of 12 steps; set more",
+        ),
         ({"schedule": {"name": "cosine", "cooldown_steps": 3}}, "cosine ends at `final` without one"),
         ({"schedule": {"name": "cosin"}}, "schedule: name: expected 'cosine', 'linear'"),
         ({"model": MODEL.replace(num_classes=0)}, "num_classes: 0 leaves nothing"),

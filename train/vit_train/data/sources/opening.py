@@ -27,7 +27,8 @@ def open_split(data: Data, which: Which) -> Split:
     except OSError as error:
         where = os.fsdecode(error.filename or data.name)
         raise InputError(
-            f"{where}: {error.strerror}; expected a readable folder of class folders, or a prepared set"
+            f"{where}: {error.strerror}; expected a readable folder of class folders, a table, or another data set (in "
+            "training, --data names it)"
         ) from None
     if len(split.labels) < 2 and data.labelled:
         raise InputError(f"{split.title}: classes: {', '.join(split.labels) or 'none'}; expected two or more")

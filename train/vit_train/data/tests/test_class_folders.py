@@ -202,7 +202,7 @@ def test_a_model_is_evaluated_where_only_the_images_to_evaluate_on_are(tmp_path:
 
 
 FAULTY_FOLDERS = [
-    ([], {}, "train", "photos: No such file or directory; expected a readable folder of class folders, or a prepared"),
+    ([], {}, "train", "photos: No such file or directory; expected a readable folder of class folders, a table"),
     (["1.jpg"], {}, "train", "photos: no class folders; expected .*photos/CLASS/image files"),
     (["a/1.jpg"], {"held_out": 0.0}, "train", "photos: classes: a; expected two or more"),
     (["a/1.jpg", "b/1.txt"], {}, "train", "photos/b: no images; expected files as .jpg or .png, or remove the folder"),
