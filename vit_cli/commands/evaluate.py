@@ -57,8 +57,8 @@ def evaluate(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        data: A folder, written with a slash; the name of a tensorflow-datasets set; or digits. Default: the data of the
-            run that the checkpoint belongs to.
+        data: A folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file; the name of a
+            tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         columns: Columns of the data.
         split: Split of the data set. Default: test if there is one, else a validation split.

@@ -29,14 +29,14 @@ def features(
 
     They equal those of timm's forward_intermediates. Rows are written as they are computed, so memory does not grow
     with the number of images; the file appears at the end, whole. A command that is interrupted writes nothing, and
-    the next one starts over, because images, weights and options may have changed: of very many images, write several
-    files, a part of the images in each. Beside an array (.npy, which can be opened as a memory map, and .safetensors) a
-    table of the same name (.csv) has the path of each row's image; a parquet file has it in itself. For images in
-    folders of a folder, the name of the folder is their label: `vit probe` learns it.
+    the next one starts over, because images, weights and options may have changed. For very many images, write several
+    files with some of the images in each. Beside an array (.npy, which can be opened as a memory map, or .safetensors),
+    a table of the same name (.csv) has the path and the label of each row's image; a parquet file has them as columns.
+    The label is the name of the folder that an image is in, directly below the one that was named; `vit probe` uses it.
 
     Examples:
         vit features ViT-B_16.npz ./photos/train --out train.npy
-        vit features runs/folder ./photos --layer 5 --pool tokens --out tokens.safetensors
+        vit features runs/folder ./photos --layer 5 --pool tokens --out all.npy
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.

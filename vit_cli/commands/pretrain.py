@@ -53,7 +53,7 @@ def pretrain(
     Examples:
         vit pretrain cifar10 --data.directory DIR
         vit pretrain folder --data ./photos --model S/16 --epochs 100
-        vit pretrain cifar10 --framework torch --optimizer.learning-rate 1e-3 --out runs/slower
+        vit pretrain cifar10 --framework torch --lr 1e-3 --out runs/slower
         vit pretrain imagenet_mae --init hf://facebook/vit-mae-base --data ./photos
 
     Args:

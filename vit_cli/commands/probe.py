@@ -45,8 +45,8 @@ def probe(
     Args:
         source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
         test: File of the test images' features. Default: a share of each class is held out of the first file.
-        data: Images to take features of: a folder, written with a slash; the name of a tensorflow-datasets set; or
-            digits.
+        data: Images to take features of: a folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file;
+            the name of a tensorflow-datasets set; or digits.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data to test on. Default: test if there is one, else a validation split.
         held_out: Share of each class to test with, where there is no test file or split.
