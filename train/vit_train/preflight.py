@@ -84,7 +84,7 @@ def check_space(out: Location, engine: Engine) -> None:
     state = sum(total for total, _ in engine.state_bytes.values())
     config, free = engine.config, shutil.disk_usage(next(p for p in (out, *out.resolve().parents) if p.exists())).free
     needed = state * (config.keep + config.keep_best + 1)
-    text = f"{out}: {free / 2**30:.1f} GiB free, and a saved step takes {state / 2**30:.2f}"
+    text = f"{out}: {free / 2**20:,.1f} MiB free, and a saved step takes {state / 2**20:,.1f}"
     if free < state:
         raise InputError(f"{text}; free some space, or choose another --out")
     if free < needed:

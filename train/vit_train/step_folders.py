@@ -7,6 +7,7 @@ the weights; either engine resumes at a step of either.
 import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
@@ -117,11 +118,19 @@ def write_step(
     try:
         # A step is complete once its weights are there: they come last.
         with staged_files(folder, (STATISTICS,)) as stage:
-            save_file({**statistics, **apart}, stage / STATISTICS)
+            _write_statistics(stage / STATISTICS, {**statistics, **apart})
         write_folder(folder, checkpoint)
     except InputError:
         remove_tree(folder, ignore_errors=True)  # a full disk has no room for half a step
         raise
+
+
+def _write_statistics(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file. OSError where the file system refuses; the library has an error of its own for it."""
+    try:
+        save_file(arrays, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def remove_step(folder: Location) -> None:

@@ -97,7 +97,7 @@ def test_no_room_for_a_saved_step(
 
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     line = vit(*pretrain(recipe, images, tmp_path / "run"), status=2)
-    assert "0.0 GiB free, and a saved step takes 0.00; free some space, or choose another --out" in line
+    assert "0.0 MiB free, and a saved step takes 0.1; free some space, or choose another --out" in line
 
 
 def test_a_file_for_decoded_images_is_refused_at_the_start(

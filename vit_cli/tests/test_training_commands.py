@@ -15,7 +15,7 @@ from vit_cli.tests.printed import Printing, Vit
 from vit_cli.tests.small_recipe import SMALL
 from vit_core import Checkpoint, CheckpointConfig, open_checkpoint, save_checkpoint, variant
 from vit_core.parameters import initial_value, parameters
-from vit_train import recipes
+from vit_train import recipes, step_folders
 from vit_train.config import Data
 from vit_train.data.sources import open_split
 from vit_train.tests.small_run import folder_of_images, png
@@ -240,6 +240,22 @@ def test_a_full_disk_is_one_line(vit: Vit, recipe: str, tmp_path: Path, monkeypa
     assert open_checkpoint(tmp_path / "steps" / "000004").config.provenance.step == 4
     monkeypatch.setattr(folder, "write_safetensors", original)
     assert "resuming after step 4 of 8" in vit(*words)
+
+
+def test_an_optimizer_state_that_cannot_be_written_is_one_line(
+    vit: Vit, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file of a step; safetensors has an error of its own where the file system refuses."""
+    original, calls = step_folders.save_file, []
+
+    def refusing(arrays: dict[str, np.ndarray], path: Path) -> None:
+        calls.append(1)
+        original(arrays, path if len(calls) < 2 else path / "missing/folder")
+
+    monkeypatch.setattr(step_folders, "save_file", refusing)
+    line = vit("pretrain", recipe, "--framework", "torch", "--out", tmp_path, "--save-every", "4", status=2)
+    assert "000008: cannot write there (Error while serializing: I/O error: " in line
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["000004"], "nothing half-written"
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_made(vit: Vit, recipe: str, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def _local_stage(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             yield stage
             _publish(stage, folder, names)
     except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error}); choose a writable folder with room") from None
+        raise InputError(
+            f"{folder}: cannot write there ({error.strerror or error}); choose a writable folder with room"
+        ) from None
     finally:
         if created:
             with suppress(OSError):  # it is not empty: the files were written
