@@ -146,10 +146,13 @@ class OrbaxSaver:
 
 @cache
 def _report_failures_once() -> None:
-    """Silences, for the process, two reports of a save that fails, which `wait_until_saved` raises: Orbax logs it too,
-    and each write of TensorStore that is still in progress finds Orbax's event loop closed, at any time later and in
-    threads of its own. They can only be caught globally; all other messages and errors pass."""
+    """Silences three reports, in this process, of a save that fails, which `wait_until_saved` raises: Orbax logs it;
+    asyncio logs each of Orbax's tasks that fails after the first; each write of TensorStore that is still in progress
+    finds Orbax's event loop closed, at any time later and in threads of its own.
+
+    They can only be caught globally; all other messages and errors pass."""
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace(os.sep, "/"))
+    logging.getLogger("asyncio").addFilter(lambda record: "/orbax/" not in record.getMessage().replace(os.sep, "/"))
     before = sys.unraisablehook
 
     def report(unraisable: Any) -> None:

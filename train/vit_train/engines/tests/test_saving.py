@@ -1,5 +1,6 @@
 """Steps that Orbax saved: complete or absent, the same bits on any devices, canonical names without JAX."""
 
+import logging
 import resource
 import shutil
 import socket
@@ -155,6 +156,14 @@ def test_a_full_disk_leaves_the_step_before_and_no_incomplete_one(tmp_path: Path
     saver.save(tmp_path / "steps/000002", arrays, METADATA)
     saver.close()
     assert saved_steps(tmp_path)[0].name == "000002"
+
+
+def test_what_asyncio_logs_of_orbax_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On a full disk, a traceback for each array but the first; the error of the save says it all."""
+    saved_step(tmp_path / "000001", {"skipped": np.array(3, np.int32)})
+    for file in ("/packages/orbax/checkpoint/serialization.py", "/packages/mine.py"):
+        logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: <coro=<f()> at %s:1>", file)
+    assert ["mine.py" in text for text in caplog.messages] == [True]
 
 
 def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
