@@ -69,7 +69,7 @@ def test_what_is_found_is_said_once(vit: Vit, recipe: str, images: Path, tmp_pat
     Path(training.name(3)).write_bytes(b"no image")
     (images / "northeast/notes.txt").write_text("mine")
     text = vit(*pretrain(recipe, images, tmp_path / "run"))
-    assert "ignored, as no images that are read: 1 .txt" in text
+    assert "files that are not read as images: 1 .txt" in text
     assert f"1 image of photos cannot be read: {training.name(3)}: cannot decode" in text
     assert "1 of the 8 images of photos (held out) are in photos too, byte for byte" in text
     assert f"({held_out.name(5)} is {training.name(9)})" in text

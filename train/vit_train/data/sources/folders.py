@@ -200,4 +200,4 @@ def _ignored_notes(where: str, ignored: Counter[bytes]) -> tuple[str, ...]:
     kinds = ", ".join(f"{count:,} {os.fsdecode(kind) or 'without extension'}" for kind, count in ignored.most_common(6))
     more = f" and {len(ignored) - 6} more kinds" if len(ignored) > 6 else ""
     heic = "; pip install pillow-heif to read HEIC" if any(ignored[kind] for kind in HEIC) else ""
-    return (f"{where}: ignored, as no images that are read: {kinds}{more}{heic}",)
+    return (f"{where}: files that are not read as images: {kinds}{more}{heic}",)

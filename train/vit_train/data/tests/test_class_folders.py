@@ -75,7 +75,7 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path, monkeypatch: pytes
     split = folder_split(tmp_path, "train", held_out=0.0)
     assert [name for name, _ in held(split)] == ["a/1.jpg", "b/1.avif"]
     (note,) = split.notes
-    assert "ignored, as no images that are read: 2 .txt, 1 .heic, 1 without extension; pip install" in note
+    assert "files that are not read as images: 2 .txt, 1 .heic, 1 without extension; pip install" in note
 
 
 def test_files_beside_the_class_folders_are_named(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_files_beside_the_class_folders_are_named(tmp_path: Path) -> None:
     assert [name for name, _ in held(split)] == ["a/1.jpg", "b/1.jpg"]
     assert split.notes == (
         f"{tmp_path}: ignored, as they are in no class folder: 2 images (cat.png, stray.JPG)",
-        f"{tmp_path}: ignored, as no images that are read: 1 .txt",
+        f"{tmp_path}: files that are not read as images: 1 .txt",
     )
 
 
