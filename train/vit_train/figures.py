@@ -64,13 +64,17 @@ def training_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Loc
 
 
 def _draw_loss(panel: plt.Axes, title: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    panel.plot(*metrics.curve(lines, "loss"), color="C0", linewidth=1.2, label="training loss")
+    steps, losses = metrics.curve(lines, "loss")
+    marker = "o" if len(steps) == 1 else ""  # a line of one point is invisible
+    panel.plot(steps, losses, color="C0", linewidth=1.2, marker=marker, markersize=3, label="training loss")
     if (evaluated := metrics.curve(lines, "evaluation_loss"))[0]:
         panel.plot(*evaluated, color="C2", marker="o", markersize=3, label="evaluation loss")
     names = {"top1": "top-1", "mean_average_precision": "mAP"}
     reached = [f": {text} {value:.1%}" for name, text in names.items() for value in metrics.curve(lines, name)[1]]
     panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))  # of the panel below too
+    panel.xaxis.set_major_locator(
+        MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    )  # of the panel below too
     panel.grid(alpha=0.3)
     panel.legend(loc="upper right", fontsize=8)
     rate = panel.twinx()

@@ -64,8 +64,9 @@ def test_few_images_leave_no_empty_columns(tmp_path: Path) -> None:
     assert widths[0] * 4 == widths[1] == widths[2]
 
 
-def test_ticks_of_few_steps_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2, 3)]
+@pytest.mark.parametrize("steps", [(1, 2, 3), (4,)])
+def test_ticks_of_few_steps_are_whole(tmp_path: Path, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in steps]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(plt, "close", lambda figure: None)
     figures.training_curves([("run", tmp_path / "metrics.jsonl")], tmp_path / "a.png")
