@@ -141,7 +141,7 @@ def on_data(
                 try:
                     images.append(decode(example["image"], deployment.preprocessing))
                 except InputError as error:
-                    raise InputError(f"{split.name(int(i))}: {error}") from None
+                    raise InputError(f"{split.fault(int(i), error)}; fix or remove it") from None
                 found.wanted += [outputs[int(example["label"])]] if outputs is not None else []
             _add(found, twin, deployment, program, images, size)
             task.update(begin + len(images), split.title)

@@ -16,8 +16,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
 from vit_train import answer_figures, attention_figures, figures, reconstruction, reconstruction_figures
-from vit_train.answers import Answers, spread_over
-from vit_train.data.batches import evaluation_pixels
+from vit_train.answers import Answers, readable, spread_over
 from vit_train.data.sources import Split
 from vit_train.display import Display
 from vit_train.metrics import METRICS
@@ -87,7 +86,7 @@ class Shown:
         if self.split is not None:
             ids = spread_over(self.split, COMPLETED)
             try:
-                pixels = [evaluation_pixels(self.split.examples[int(i)], config.preprocessing) for i in ids]
+                pixels = [readable(self.split, int(i), config.preprocessing)[0] for i in ids]
             except InputError as error:
                 say(f"not drawn: completed images; {error}")
                 return
@@ -233,7 +232,7 @@ class Shown:
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
         with self.display.task("attention", len(ids)) as task:
             for done, i in enumerate(ids):
-                pixels_HWC = evaluation_pixels(self.split.examples[int(i)], self.preprocessing)
+                pixels_HWC = readable(self.split, int(i), self.preprocessing)[0]
                 weights_LTNN = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
                 total = total + _distances_of(self._model_at(pixels_HWC), weights_LTNN)
                 task.update(done + 1, self.split.title)

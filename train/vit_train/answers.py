@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -97,6 +98,16 @@ def spread_over(split: Split, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
 
 
+def readable(split: Split, i: int, preprocessing: Preprocessing) -> tuple[np.ndarray, Any]:
+    """Image i of a split by the evaluation transform, uint8 or uint16 [H, W, C], and its label. InputError, which names
+    the image, where it cannot be read."""
+    try:
+        example = split.examples[i]
+        return evaluation_pixels(example, preprocessing), example["label"]
+    except InputError as error:
+        raise InputError(f"{split.fault(i, error)}; fix or remove it") from None
+
+
 def answers_to(
     predictor: Predictor,
     split: Split,
@@ -115,12 +126,8 @@ def answers_to(
             ids = ids_N[begin : begin + BATCH]
             images = Images(preprocessing, len(ids))
             for row, i in enumerate(ids):
-                example = split.examples[int(i)]
-                try:
-                    images[row] = evaluation_pixels(example, preprocessing)
-                except InputError as error:
-                    raise InputError(f"{split.name(int(i))}: {error}") from None
-                classes.append(int(example["label"]))
+                images[row], label = readable(split, int(i), preprocessing)
+                classes.append(int(label))
             logits.append(predictor.predict(images.batch()).astype(np.float64))
             task.update(begin + len(ids), split.title)
     probabilities = log_softmax(np.concatenate(logits), axis=-1)

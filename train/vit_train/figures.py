@@ -72,9 +72,7 @@ def _draw_loss(panel: plt.Axes, title: str, lines: Sequence[Mapping[str, Any]]) 
     names = {"top1": "top-1", "mean_average_precision": "mAP"}
     reached = [f": {text} {value:.1%}" for name, text in names.items() for value in metrics.curve(lines, name)[1]]
     panel.set(title=title + "".join(reached[-1:]), xlabel="step", ylabel="loss")
-    panel.xaxis.set_major_locator(
-        MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
-    )  # of the panel below too
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     panel.grid(alpha=0.3)
     panel.legend(loc="upper right", fontsize=8)
     rate = panel.twinx()

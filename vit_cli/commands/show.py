@@ -126,9 +126,9 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _first_pixels(examples: "Split", preprocessing: Preprocessing) -> np.ndarray:
-    from vit_train.data.batches import evaluation_pixels
+    from vit_train.answers import readable
 
-    return evaluation_pixels(examples.examples[0], preprocessing)
+    return readable(examples, 0, preprocessing)[0]
 
 
 def _examples(

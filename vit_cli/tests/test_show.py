@@ -131,4 +131,8 @@ def test_bad_input(refused: Vit, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no image")
     assert "begin no image format" in refused("show", model, tmp_path / "note.txt", *where)
     assert "--images 0: expected 1 or more" in refused("show", model, "--images", 0, *where)
+    images = folder_of_images(tmp_path / "images", 4)
+    first = sorted(images.glob("*/*.png"))[0]
+    first.write_bytes(b"no image")
+    assert re.search(f"{first}: cannot decode .*; fix or remove it", refused("show", model, "--data", images, *where))
     assert not (tmp_path / "new").exists()

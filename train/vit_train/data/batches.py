@@ -332,7 +332,8 @@ class EvaluationBatches:
                     images[row] = evaluation_pixels(example, self.preprocessing)
                 except InputError as error:
                     if not self.allow_undecodable:
-                        raise InputError(f"{self.split.name(int(ids_B[row]))}: {error}") from None
+                        fault = self.split.fault(ids_B[row], error)
+                        raise InputError(f"{fault}; --allow-undecodable skips it") from None
                     counts_B[row] = False
                 if counts_B[row]:
                     check_classes(classes_B[row], self.split, int(ids_B[row]))

@@ -143,8 +143,7 @@ def _orientation(head: bytes) -> int | None:
 
 def unreadable_line(checked: Checked) -> str:
     """The images that cannot be read, and why, in one line."""
-    names = ((checked.split.name(i), reason) for i, reason in sorted(checked.unreadable.items()))
-    named = [reason if name in reason else f"{name}: {reason}" for name, reason in names]
+    named = [checked.split.fault(i, reason) for i, reason in sorted(checked.unreadable.items())]
     count = f"{len(named):,} image{'s' * (len(named) != 1)} of {checked.split.title}"
     return f"{count} cannot be read: {abbreviate(named, '; ', most=3)}"
 

@@ -86,6 +86,10 @@ class Split:
         """Where a person finds example i: its file, or its position ("cifar10 train[123]")."""
         return self.examples.name(i) if isinstance(self.examples, Source) else f"{self.title}[{i}]"
 
+    def fault(self, i: int, error: object) -> str:
+        """Why example i cannot be read, with its name, which the error may have already."""
+        return str(error) if self.name(i) in str(error) else f"{self.name(i)}: {error}"
+
     def fingerprint(self) -> str:
         """A hash of the examples' identities, their order and the labels' names; moving the data does not change it."""
         identity = self.examples.identity if isinstance(self.examples, Source) else ()
