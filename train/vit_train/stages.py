@@ -4,30 +4,27 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vit_core.checkpoints import Checkpoint, Provenance
 from vit_core.checkpoints.run_folder import FINISHED, saved_steps
 from vit_core.errors import InputError, abbreviate
-from vit_core.labels import LabelMatching, kept_outputs, match_labels
-from vit_core.preprocess import IMAGE_FIELDS, Preprocessing, assumed_preprocessing
+from vit_core.labels import kept_outputs
+from vit_core.preprocess import IMAGE_FIELDS, assumed_preprocessing
 from vit_core.storage import Location, exclusive
-from vit_train.config import Data, EvaluationOptions, TrainConfig, with_fields
+from vit_train.config import Data, TrainConfig, with_fields
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
 from vit_train.data.batches import Batches
-from vit_train.data.checking import check_apart, images_in_common
+from vit_train.data.checking import check_apart
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Engine, Framework
-from vit_train.evaluation import Accuracy, evaluate
-from vit_train.frameworks import engine_class, join_processes, predictor_class
+from vit_train.frameworks import engine_class, join_processes
 from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
 from vit_train.preflight import check_agreement, check_data, check_options, check_space, preflight
 from vit_train.processes import Processes, end_together
-from vit_train.real_labels import RealAccuracy, RealLabels
 from vit_train.run import RUN, Request, Run, read_request
-from vit_train.signals import stop_signals
 from vit_train.teachers import open_teacher
 
 logger = logging.getLogger("vit")
@@ -54,21 +51,6 @@ class StageResult:
     """Number of this process, from 0."""
     curves: Location | None = None
     """The figure of the run's curves, where training was not stopped."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy of a checkpoint."""
-
-    title: str
-    """Checkpoint, split and framework, for people."""
-    accuracy: Accuracy
-    images: int
-    """Images of the split; accuracy.total is less where some could not be read, and that was allowed."""
-    process: int
-    """Number of this process, from 0."""
-    real: RealAccuracy | None = None
-    """Accuracy by ImageNet's reassessed labels, where those were given."""
 
 
 def pretrain(
@@ -302,96 +284,6 @@ def _finish_stage(run: Run, result: FitResult) -> Location | None:
     from vit_train import figures  # matplotlib takes a second to import
 
     return figures.training_curves([(run.folder.name, run.folder / METRICS)], run.folder / "curves.png")
-
-
-def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    data: Data,
-    framework: Framework,
-    *,
-    split: str | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    batch_size: int = 100,
-    compute_dtype: Literal["float32", "bfloat16"] = "float32",
-    allow_undecodable: bool = False,
-    labels: LabelMatching = "by-name",
-    preprocessing: Mapping[str, Any] | None = None,
-    trained_on: Data | None = None,
-    ranked: bool = False,
-    real_labels: RealLabels | None = None,
-    display: Display = SILENT,
-) -> Evaluation:
-    """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
-
-    labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
-    taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
-    the title says how many of the images it was trained on. ranked: see `evaluate`. real_labels: also compute the
-    accuracy by these labels of ImageNet's validation images. Logs what was assumed. Raises InputError where a class of
-    the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
-    """
-    checkpoint = checkpoint.adapt(image_size=image_size)
-    examples = open_split(data.replace(eval_split=split) if split else data, "test")
-    examples.make_ready(display)
-    if real_labels is not None:
-        real_labels.check(examples)
-    if (resampled := checkpoint.config.provenance.resampling_warning) is not None:
-        logger.warning("%s", resampled)
-    outputs, made = matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
-    # The predictor normalizes by what the checkpoint records.
-    checkpoint = checkpoint.with_config(checkpoint.config.replace(preprocessing=made))
-    options = EvaluationOptions(
-        preprocessing=made,
-        batch_size=batch_size,
-        loss="sigmoid" if examples.multilabel else "softmax",
-        allow_undecodable=allow_undecodable,
-    )
-    join_processes(framework)
-    with stop_signals() as stop:
-        predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
-        accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
-    title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
-    real = None
-    if real_labels is not None and accuracy.ids_N is not None and accuracy.classes and accuracy.classes.pairs:
-        real = real_labels.accuracy(examples, accuracy.ids_N, accuracy.classes.pairs[1])
-    return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process, real)
-
-
-def _trained_share(trained_on: Data, examples: Split) -> str:
-    """How many of the examples a run was trained on, in words for a title, with a warning; nothing where none is, or
-    the run's data are not here."""
-    try:
-        count = images_in_common(open_split(trained_on, "train"), examples)
-    except InputError as error:
-        logger.info("whether these are images that the run was trained on is not known: %s", error)
-        return ""
-    if not count:
-        return ""
-    logger.warning(
-        "the run was trained on %d of these %d images: the accuracy is not that on new images", count, len(examples)
-    )
-    return f" ({count:,} of {len(examples):,} trained on)"
-
-
-def matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
-    """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
-    config = checkpoint.config
-    if not config.model.num_classes:
-        raise InputError(f"{checkpoint.origin}: has no head, so no classes to evaluate; fine-tune it first")
-    try:
-        match = match_labels(config.labels, config.model.num_classes, examples.labels, labels)
-    except InputError as error:
-        raise InputError(f"{checkpoint.origin} on {examples.title}: {error}") from None
-    for note in match.notes:
-        logger.info("%s", note)
-    return match.outputs
-
-
-def _preprocessing_of(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> Preprocessing:
-    """A checkpoint's preprocessing with some fields changed; logs what is assumed where it records none."""
-    found, assumed = checkpoint.config.preparation(changes)
-    if assumed:
-        logger.warning("%s; set --preprocessing %s=VALUE", assumed_preprocessing(found), assumed[0])
-    return found
 
 
 def _by(size: tuple[int, int]) -> str:

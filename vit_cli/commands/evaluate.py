@@ -1,6 +1,7 @@
 """`vit evaluate`"""
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -40,6 +41,7 @@ def evaluate(
     labels: LabelMatching = "by-name",
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
     real_labels: OptionalPlace = None,
+    against: OptionalPlace = None,
     json: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
 ) -> int:
     """Measure the accuracy of a checkpoint on a data set.
@@ -54,6 +56,7 @@ def evaluate(
         vit evaluate runs/cifar10
         vit evaluate ViT-B_16.npz --data ./photos/
         vit evaluate runs/cifar10/steps/000100 --framework jax --json report.json
+        vit evaluate runs/larger --against runs/photos
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
@@ -75,6 +78,8 @@ def evaluate(
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
         real_labels: The file real.json of ImageNet-ReaL: also print the accuracy on ImageNet's validation images by
             their reassessed labels, of which an answer may be any; images without one do not count.
+        against: Another checkpoint, evaluated on the same images, in its own size and with its own preprocessing: also
+            print how the two accuracies differ, with the 95 % interval of the difference of each image's answers.
         json: File to write everything into: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
@@ -82,8 +87,9 @@ def evaluate(
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
     from vit_cli.reports.evaluation import print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
+    from vit_train.checkpoint_evaluation import evaluate_checkpoint
+    from vit_train.paired import check_one_class
     from vit_train.real_labels import RealLabels
-    from vit_train.stages import evaluate_checkpoint
 
     if json is not None:
         check_new_file(json, "--json")
@@ -97,23 +103,31 @@ def evaluate(
     opened = reading.open_and_report(checkpoint)
     if source is None:
         raise InputError(f"{checkpoint}: not in the folder of a training run, which would name its data; add --data")
+    options: dict[str, Any] = {
+        "split": split,
+        "batch_size": batch_size,
+        "compute_dtype": compute_dtype,
+        "allow_undecodable": allow_undecodable,
+        "labels": labels,
+        "display": TerminalDisplay(),
+    }
+    source = source.replace(directory=data_dir or source.directory)
+    other = None if against is None else AS_RECORDED.open_and_report(against)
     with stopped_by_signal():
         found = evaluate_checkpoint(
             opened,
-            source.replace(directory=data_dir or source.directory),
+            source,
             framework,
-            split=split,
             image_size=image_size,
-            batch_size=batch_size,
-            compute_dtype=compute_dtype,
-            allow_undecodable=allow_undecodable,
-            labels=labels,
             preprocessing=parse_preprocessing(preprocessing),
             trained_on=of_run if data or split else None,
             ranked=json is not None,
             real_labels=None if real_labels is None else RealLabels.read(real_labels),
-            display=TerminalDisplay(),
+            **options,
         )
+        if other is not None:
+            check_one_class(found.accuracy)
+            found = replace(found, other=evaluate_checkpoint(other, source, framework, **options))
     print_evaluation(found)
     if json is not None:
         write_json(json, found)

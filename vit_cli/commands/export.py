@@ -223,9 +223,9 @@ def _comparison(
 ) -> _Comparison:
     """Opens a data set. InputError where it cannot be opened, or has other classes than the model."""
     from vit_cli.reports.training import TerminalDisplay
+    from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.config import Data
     from vit_train.data.sources import open_split
-    from vit_train.stages import matched_outputs
 
     data = Data(name=name, eval_split=split, held_out=1.0)
     examples = open_split(data.replace(directory=directory or data.directory), "test")

@@ -165,8 +165,8 @@ def _answers(
 ) -> "Answers | None":
     """The model's answers to a data set; None, and a line that says why, where images have several classes."""
     from vit_train.answers import answers_to
+    from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.frameworks import predictor_class
-    from vit_train.stages import matched_outputs
 
     if examples.multilabel:
         console.say("not drawn: confusion matrix and worst images; images may have several classes")

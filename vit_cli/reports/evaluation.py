@@ -10,9 +10,10 @@ from vit_cli.console import say, table
 from vit_core.errors import one_line
 from vit_core.storage import Location, staged_files
 from vit_train.calibration import Calibration
+from vit_train.checkpoint_evaluation import Evaluation
 from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
-from vit_train.stages import Evaluation
+from vit_train.paired import PairedDifference
 
 ALL_LISTED, WORST_LISTED = 20, 10
 """So many classes are all listed; of more, so many that were recognised worst."""
@@ -33,10 +34,23 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if evaluation.real is not None:
         real, (low, high) = evaluation.real, wilson_interval(evaluation.real.correct, evaluation.real.total)
         say(f"ReaL: {real.top1:.2%} ({low:.2%} - {high:.2%}) of the {real.total:,} images with a reassessed label")
+    if evaluation.other is not None and evaluation.difference is not None:
+        _print_difference(evaluation.other, evaluation.difference)
     if accuracy.classes is not None:
         _print_classes(accuracy.classes)
     if skipped := evaluation.images - accuracy.total:
         say(f"skipped, because they cannot be read: {skipped} of {evaluation.images} images")
+
+
+def _print_difference(other: Evaluation, found: PairedDifference) -> None:
+    low, high = found.interval
+    sign = "+" if found.difference >= 0 else ""
+    say(f"{other.title}: top-1 {other.accuracy.top1:.2%}")
+    say(
+        f"difference on the same {found.total:,} images: {sign}{100 * found.difference:.2f} points (95 % interval "
+        f"{100 * low:+.2f} to {100 * high:+.2f}); right alone: {found.first_alone:,} images, the other: "
+        f"{found.second_alone:,}"
+    )
 
 
 def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> None:
@@ -68,8 +82,21 @@ def _json_of(evaluation: Evaluation) -> dict[str, Any]:
         **accuracy.values,
         **interval,
         **({"real_top1": evaluation.real.top1, "real_images": evaluation.real.total} if evaluation.real else {}),
+        **_json_of_difference(evaluation),
         **({} if accuracy.calibration is None else _json_of_calibration(accuracy.calibration)),
         **(classes.to_json() if classes else {}),
+    }
+
+
+def _json_of_difference(evaluation: Evaluation) -> dict[str, Any]:
+    other, found = evaluation.other, evaluation.difference
+    if other is None or found is None:
+        return {}
+    return {
+        "against": other.title,
+        "against_top1": other.accuracy.top1,
+        "top1_difference": found.difference,
+        "top1_difference_interval": found.interval,
     }
 
 

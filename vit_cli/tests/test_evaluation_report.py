@@ -5,17 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from vit_cli.reports import evaluation as report
 from vit_cli.tests.printed import Vit
 from vit_core import CheckpointConfig, parity, save_checkpoint
 from vit_core.checkpoints import Checkpoint
+from vit_train.checkpoint_evaluation import Evaluation
 from vit_train.classification import report_of_answers, report_of_sets
 from vit_train.data.batches import EvaluationBatches
 from vit_train.engines.torch.predictor import TorchPredictor
 from vit_train.evaluation import Accuracy
-from vit_train.stages import Evaluation
 from vit_train.tests.small_run import CONFIG, LABELS, MODEL, folder_of_images, quadrants
 
 
@@ -117,3 +118,30 @@ def test_several_classes_for_each_image(capsys: pytest.CaptureFixture[str], tmp_
     assert found["exact"] == exact / 50
     assert "top1" not in found
     assert "confusion_matrix" not in found
+
+
+def test_two_checkpoints_on_the_same_images(vit: Vit, refused: Vit, weights: Checkpoint, tmp_path: Path) -> None:
+    """The difference's interval is scipy's, of paired answers."""
+    other = Checkpoint.of(weights.config, parity.randomized(weights.config.model, 1))
+    for name, each in (("first", weights), ("second", other)):
+        save_checkpoint(tmp_path / name, each)
+    images = folder_of_images(tmp_path / "images", 40)
+    pixels_BHWC = EvaluationBatches(quadrants(40), CONFIG.preprocessing, 40)[0].images_BHWC
+    right = [TorchPredictor(each).predict(pixels_BHWC).argmax(1) == np.arange(40) % 4 for each in (weights, other)]
+    expected = stats.ttest_rel(*(each.astype(float) for each in right))
+    out = vit("evaluate", tmp_path / "first", "--against", tmp_path / "second", "--data", images,
+              "--json", tmp_path / "report.json")  # fmt: skip
+    found = json.loads((tmp_path / "report.json").read_text())
+    alone = [int((a & ~b).sum()) for a, b in (right, right[::-1])]
+    assert min(alone) > 0, "a test of both signs"
+    assert found["top1_difference"] == pytest.approx(right[0].mean() - right[1].mean(), abs=1e-15)
+    assert found["top1_difference_interval"] == pytest.approx(list(expected.confidence_interval(0.95)), abs=1e-12)
+    assert f"right alone: {alone[0]} images, the other: {alone[1]}" in out
+    assert f"{100 * found['top1_difference']:+.2f} points" in out
+    same = vit("evaluate", tmp_path / "first", "--against", tmp_path / "first", "--data", images)
+    assert "+0.00 points (95 % interval +0.00 to +0.00)" in same
+    several = tmp_path / "table.csv"
+    several.write_text("image,label\n" + "".join(f"{p},{p.parent.name}|{LABELS[0]}\n" for p in images.rglob("*.png")))
+    text = refused("evaluate", tmp_path / "first", "--against", tmp_path / "second", "--data", several,
+                   "--data.label-separator", "|")  # fmt: skip
+    assert "--against: expected images of one class each" in text

@@ -9,13 +9,13 @@ from sklearn.metrics import log_loss
 
 from vit_core import parity
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_train.checkpoint_evaluation import evaluate_checkpoint
 from vit_train.config import Data
 from vit_train.data.batches import EvaluationBatches
 from vit_train.engines.jax.predictor import JaxPredictor
 from vit_train.engines.torch.predictor import TorchPredictor
 from vit_train.evaluation import Accuracy, evaluate
 from vit_train.signals import StoppedBySignal
-from vit_train.stages import evaluate_checkpoint
 from vit_train.tests.small_run import CONFIG, ENGINES, LABELS, MODEL, folder_of_images, quadrants
 
 SPLIT = quadrants()

@@ -12,12 +12,13 @@ from vit_core.errors import InputError
 from vit_core.patch_kernels import resize_kernel
 from vit_core.preprocess import Preprocessing
 from vit_core.rope import Rope
+from vit_train.checkpoint_evaluation import Evaluation, evaluate_checkpoint
 from vit_train.config import Data
 from vit_train.data.batches import EvaluationBatches
 from vit_train.engines.torch.predictor import TorchPredictor
 from vit_train.evaluation import evaluate
 from vit_train.run import Request, differences
-from vit_train.stages import Evaluation, Launch, adapted, evaluate_checkpoint, finetune
+from vit_train.stages import Launch, adapted, finetune
 from vit_train.tests.small_run import CONFIG, ENGINES, LABELS, MODEL, folder_of_images, quadrants
 
 REVERSED = LABELS[::-1]

@@ -1,0 +1,136 @@
+"""Evaluation of a checkpoint on a data set, alone or beside another one."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from vit_core.checkpoints import Checkpoint
+from vit_core.errors import InputError
+from vit_core.labels import LabelMatching, match_labels
+from vit_core.preprocess import Preprocessing, assumed_preprocessing
+from vit_train.config import Data, EvaluationOptions
+from vit_train.data.checking import images_in_common
+from vit_train.data.sources import Split, open_split
+from vit_train.display import SILENT, Display
+from vit_train.engine import Framework
+from vit_train.evaluation import Accuracy, evaluate
+from vit_train.frameworks import join_processes, predictor_class
+from vit_train.paired import PairedDifference
+from vit_train.real_labels import RealAccuracy, RealLabels
+from vit_train.signals import stop_signals
+
+logger = logging.getLogger("vit")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of a checkpoint."""
+
+    title: str
+    """Checkpoint, split and framework, for people."""
+    accuracy: Accuracy
+    images: int
+    """Images of the split; accuracy.total is less where some could not be read, and that was allowed."""
+    process: int
+    """Number of this process, from 0."""
+    real: RealAccuracy | None = None
+    """Accuracy by ImageNet's reassessed labels, where those were given."""
+    other: "Evaluation | None" = None
+    """That of another checkpoint on the same images, where one was given."""
+
+    @cached_property
+    def difference(self) -> PairedDifference | None:
+        """How the accuracy differs from the other's. InputError where images may have several classes."""
+        return None if self.other is None else PairedDifference.of(self.accuracy, self.other.accuracy)
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    data: Data,
+    framework: Framework,
+    *,
+    split: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 100,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    allow_undecodable: bool = False,
+    labels: LabelMatching = "by-name",
+    preprocessing: Mapping[str, Any] | None = None,
+    trained_on: Data | None = None,
+    ranked: bool = False,
+    real_labels: RealLabels | None = None,
+    display: Display = SILENT,
+) -> Evaluation:
+    """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
+
+    labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
+    taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
+    the title says how many of the images it was trained on. ranked: see `evaluate`. real_labels: also compute the
+    accuracy by these labels of ImageNet's validation images. Logs what was assumed. Raises InputError where a class of
+    the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
+    """
+    checkpoint = checkpoint.adapt(image_size=image_size)
+    examples = open_split(data.replace(eval_split=split) if split else data, "test")
+    examples.make_ready(display)
+    if real_labels is not None:
+        real_labels.check(examples)
+    if (resampled := checkpoint.config.provenance.resampling_warning) is not None:
+        logger.warning("%s", resampled)
+    outputs, made = matched_outputs(checkpoint, examples, labels), _preprocessing_of(checkpoint, preprocessing or {})
+    # The predictor normalizes by what the checkpoint records.
+    checkpoint = checkpoint.with_config(checkpoint.config.replace(preprocessing=made))
+    options = EvaluationOptions(
+        preprocessing=made,
+        batch_size=batch_size,
+        loss="sigmoid" if examples.multilabel else "softmax",
+        allow_undecodable=allow_undecodable,
+    )
+    join_processes(framework)
+    with stop_signals() as stop:
+        predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
+        accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
+    title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
+    real = None
+    if real_labels is not None and accuracy.ids_N is not None and accuracy.classes and accuracy.classes.pairs:
+        real = real_labels.accuracy(examples, accuracy.ids_N, accuracy.classes.pairs[1])
+    return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process, real)
+
+
+def _trained_share(trained_on: Data, examples: Split) -> str:
+    """How many of the examples a run was trained on, in words for a title, with a warning; nothing where none is, or
+    the run's data are not here."""
+    try:
+        count = images_in_common(open_split(trained_on, "train"), examples)
+    except InputError as error:
+        logger.info("whether these are images that the run was trained on is not known: %s", error)
+        return ""
+    if not count:
+        return ""
+    logger.warning(
+        "the run was trained on %d of these %d images: the accuracy is not that on new images", count, len(examples)
+    )
+    return f" ({count:,} of {len(examples):,} trained on)"
+
+
+def matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
+    """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
+    config = checkpoint.config
+    if not config.model.num_classes:
+        raise InputError(f"{checkpoint.origin}: has no head, so no classes to evaluate; fine-tune it first")
+    try:
+        match = match_labels(config.labels, config.model.num_classes, examples.labels, labels)
+    except InputError as error:
+        raise InputError(f"{checkpoint.origin} on {examples.title}: {error}") from None
+    for note in match.notes:
+        logger.info("%s", note)
+    return match.outputs
+
+
+def _preprocessing_of(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> Preprocessing:
+    """A checkpoint's preprocessing with some fields changed; logs what is assumed where it records none."""
+    found, assumed = checkpoint.config.preparation(changes)
+    if assumed:
+        logger.warning("%s; set --preprocessing %s=VALUE", assumed_preprocessing(found), assumed[0])
+    return found

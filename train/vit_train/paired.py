@@ -1,0 +1,64 @@
+"""Two accuracies on the same images: how far apart they are, and how certain that is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from vit_core.errors import InputError
+from vit_train.evaluation import Accuracy
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How two top-1 accuracies on the same images differ. Most images are easy or hard for both models, so the
+    difference is known better than each of the two."""
+
+    first_alone: int
+    """Images that the first model alone is right about."""
+    second_alone: int
+    """Images that the second model alone is right about."""
+    total: int
+    """Images that both were evaluated on."""
+
+    @classmethod
+    def of(cls, first: Accuracy, second: Accuracy) -> "PairedDifference":
+        """That of two evaluations on one split. InputError where images may have several classes."""
+        check_one_class(first)
+        (first_ids, first_right), (second_ids, second_right) = _right(first), _right(second)
+        _, here, there = np.intersect1d(first_ids, second_ids, assume_unique=True, return_indices=True)
+        a_N, b_N = first_right[here], second_right[there]
+        return cls(int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum()), len(a_N))
+
+    @property
+    def difference(self) -> float:
+        """The first accuracy minus the second."""
+        return (self.first_alone - self.second_alone) / self.total
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the difference: Student's, of the differences 1, 0 and -1 of each image."""
+        from scipy.stats import ttest_1samp  # takes a second to import
+
+        differences_N = np.zeros(self.total)
+        differences_N[: self.first_alone] = 1
+        differences_N[self.first_alone : self.first_alone + self.second_alone] = -1
+        if self.total < 2 or not differences_N.std():
+            return self.difference, self.difference
+        low, high = ttest_1samp(differences_N, 0).confidence_interval(0.95)
+        return float(low), float(high)
+
+
+def check_one_class(accuracy: Accuracy) -> None:
+    """InputError where images may have several classes, so that an answer is more than right or wrong."""
+    if accuracy.multilabel:
+        raise InputError("--against: expected images of one class each; of several, compare the two evaluations by eye")
+
+
+def _right(accuracy: Accuracy) -> tuple[np.ndarray, np.ndarray]:
+    """Index in the split of each image that counts, and whether its answer is right."""
+    assert accuracy.ids_N is not None
+    assert accuracy.classes is not None
+    assert accuracy.classes.pairs is not None
+    classes_N, answers_N = accuracy.classes.pairs
+    return accuracy.ids_N, classes_N == answers_N
