@@ -67,13 +67,16 @@ def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
             "3",
         )
     variant, loop_batch, steps, dtype = loop
-    threads = str(min(16, os.cpu_count() or 1))
+    cores = os.cpu_count() or 1
+    making: tuple[str, ...] = ("--threads", "1", "--workers", str(max(1, min(cores - 2, 32))))
+    if quick or not on_accelerator:
+        making = ("--threads", str(min(16, cores)))
     training = [
         Part(
             f"train-{framework}",
             (
                 *("bench", "train", "--framework", framework, "--variant", variant, "--batch-size", loop_batch),
-                *("--dtype", dtype, "--steps", steps, "--rounds", rounds, "--threads", threads),
+                *("--dtype", dtype, "--steps", steps, "--rounds", rounds, *making),
             ),
         )
         for framework in ("jax", "torch")

@@ -1,7 +1,8 @@
 """`vit bench train`: a run's loop, with its input, log and saved steps, beside the bare train step in the same process.
 
-Both take turns: so many steps on one batch that is there already, then as many steps of the run, until its step is
-saved. Images are generated JPEG files, decoded, cropped at random and flipped; the run writes into a folder that is
+Both take turns: so many steps on one batch that is there already, then as many steps of the run, which is measured from
+its first log line to its last: starting processes that make batches, and the saved step at the end, take time once in a
+run. Images are generated JPEG files, decoded, cropped at random and flipped; the run writes into a folder that is
 removed afterwards.
 """
 
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vit_cli.benchmarks.generated_jpegs import jpegs
 from vit_cli.twins import Framework
@@ -25,6 +27,8 @@ from vit_train.run import Request, Run
 CLASSES = tuple(f"class {i:03d}" for i in range(1000))
 WARM_UP = 10
 """Steps that are not measured: they compile, and choose kernels."""
+FEWEST_STEPS, LOG_LINES = 4, 10
+"""Steps of a round at least, so that it logs two lines; and how many lines a longer one logs."""
 FILES = 64
 """Different images; a split repeats them, since decoding one does not get faster by repetition."""
 
@@ -36,7 +40,7 @@ class LoopSpeed:
     bare: tuple[float, ...]
     """The train step alone."""
     loop: tuple[float, ...]
-    """The run, with everything around the steps."""
+    """The run, with its input and its log."""
     data_wait: float
     """Fraction of the time of steps in the run in which they waited for images; median over the log."""
     mfu: float
@@ -49,26 +53,30 @@ class LoopSpeed:
         return statistics.median(loop / bare for loop, bare in zip(self.loop, self.bare, strict=True))
 
 
-def config_of(spelled: str, batch_size: int, dtype: str, steps: int, threads: int) -> TrainConfig:
-    """The run: AdamW with clipping and a moving average, random crops and flips."""
+def config_of(
+    spelled: str, batch_size: int, dtype: str, steps: int, rounds: int, threads: int, workers: int = 0
+) -> TrainConfig:
+    """The run: AdamW with clipping and a moving average, random crops and flips. steps: of each round; the run has one
+    more than all of them, so that no round finishes it."""
     return TrainConfig(
         model=variant(spelled, 224, len(CLASSES)),
         augmentation=Augmentation(crop_area=(0.08, 1.0), flip=0.5),
         optimizer=Optimizer(weight_decay=0.05, clip_norm=1.0),
         schedule=Schedule(warmup_steps=1),
         compute_dtype=None if dtype == "float32" else dtype,
-        steps=steps,
+        steps=steps * rounds + 1,
         batch_size=batch_size,
         ema=0.999,
         threads=threads,
-        log_every=10,
+        workers=workers,
+        log_every=max(2, steps // LOG_LINES),
     )
 
 
 def measure(
     framework: Framework, config: TrainConfig, rounds: int, progress: Callable[[str], None] = lambda text: None
 ) -> LoopSpeed:
-    """The speed of both. config.steps: of all rounds together, and one more, so that no round finishes the run."""
+    """The speed of both."""
     files, count = jpegs(FILES), max(4 * config.batch_size, FILES)
     split = Split([{"image": files[i % FILES], "label": i % len(CLASSES)} for i in range(count)], CLASSES, "generated")
     progress("starting, and compiling the step")
@@ -85,6 +93,7 @@ def measure(
 
     bare(min(WARM_UP, steps))
     found: tuple[list[float], list[float]] = [], []
+    steady: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         run = Run(Path(folder), Request(config=config, labels=CLASSES))
         run.write()
@@ -92,9 +101,11 @@ def measure(
             progress(f"round {i + 1}: the bare step")
             found[0].append(bare(steps))
             progress(f"round {i + 1}: the loop")
-            start = time.perf_counter()
             fit(engine, run, batches, split, start=i * steps, until=(i + 1) * steps)
-            found[1].append(steps * config.batch_size / (time.perf_counter() - start))
-        lines = read_metrics(Path(folder) / METRICS)
-    wait, mfu = (statistics.median(line[name] for line in lines if name in line) for name in ("data_wait", "mfu"))
+            logged = [line for line in read_metrics(Path(folder) / METRICS) if line["step"] > i * steps]
+            first, *others = logged
+            passed = others[-1]["seconds"] - first["seconds"]
+            found[1].append((others[-1]["step"] - first["step"]) * config.batch_size / passed)
+            steady += others
+    wait, mfu = (statistics.median(line[name] for line in steady) for name in ("data_wait", "mfu"))
     return LoopSpeed(tuple(found[0]), tuple(found[1]), wait, mfu, engine.hardware)

@@ -151,14 +151,16 @@ def train(
     steps: int = 10,
     rounds: int = 3,
     threads: int = 2,
+    workers: int = 0,
 ) -> int:
-    """Measure the training loop with its input, log and saved steps, beside the bare step.
+    """Measure the training loop with its input and log, beside the bare step.
 
-    The run trains on generated JPEG files of 500 x 375 pixels, and saves its state at the end of each round.
+    The run trains on generated JPEG files of 500 x 375 pixels. It is measured from its first log line to its last, so
+    without its start and the saved step at its end.
 
     Examples:
         vit bench train
-        vit bench train --framework torch --variant B/16 --batch-size 256 --dtype bfloat16 --steps 100 --threads 16
+        vit bench train --framework torch --variant B/16 --batch-size 256 --dtype bfloat16 --steps 100 --workers 14
 
     Args:
         framework: Framework that trains. May be repeated.
@@ -168,14 +170,18 @@ def train(
         steps: Number of steps in each round.
         rounds: How often the bare step and the loop have their turn.
         threads: Threads that make batches.
+        workers: Processes that make batches, each with so many threads: on a GPU or TPU about the number of cores.
+            0: none.
     """
     for name in framework:
         require_training(name)
     from vit_cli.benchmarks import loop_speed
 
-    at_least(1, batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
+    at_least(1, batch_size=batch_size, rounds=rounds, threads=threads)
+    at_least(loop_speed.FEWEST_STEPS, steps=steps)
+    at_least(0, workers=workers)
     _warn_if_busy()
-    config = loop_speed.config_of(variant, batch_size, dtype, steps * rounds + 1, threads)
+    config = loop_speed.config_of(variant, batch_size, dtype, steps, rounds, threads, workers)
     rows = []
     for name in framework:
         with console.working(name) as status:

@@ -1,5 +1,6 @@
 """Batches made in advance, by threads or by worker processes, while the device is busy with those before."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,14 @@ def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2,
         chosen = grain.experimental.DatasetOptions(min_shm_size=SHARED_FROM)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, chosen)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_start_worker)
-    return iter(dataset)
+    made = iter(dataset)
+    try:
+        yield from made
+    finally:
+        if workers:
+            made.close()
+            del made
+            gc.collect()  # grain's iterators form cycles, which keep shared memory until Python ends, with a warning
 
 
 @dataclass(frozen=True)
