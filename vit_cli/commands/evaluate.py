@@ -112,6 +112,9 @@ def evaluate(
         "display": TerminalDisplay(),
     }
     source = source.replace(directory=data_dir or source.directory)
+    trained_on = of_run if data or split else None
+    if trained_on is not None and trained_on.name == source.name:  # the set is here, wherever it was in training
+        trained_on = trained_on.replace(directory=source.directory)
     other = None if against is None else AS_RECORDED.open_and_report(against)
     with stopped_by_signal():
         found = evaluate_checkpoint(
@@ -120,7 +123,7 @@ def evaluate(
             framework,
             image_size=image_size,
             preprocessing=parse_preprocessing(preprocessing),
-            trained_on=of_run if data or split else None,
+            trained_on=trained_on,
             ranked=json is not None,
             real_labels=None if real_labels is None else RealLabels.read(real_labels),
             **options,

@@ -90,6 +90,17 @@ def test_scores_of_training_images_are_named_as_that(vit: Vit, recipe: str, imag
     assert "whether these are images that the run was trained on is not known" in " ".join(text.split())
 
 
+def test_a_prepared_set_that_was_moved_is_the_set_of_the_run(
+    vit: Vit, recipe: str, images: Path, tmp_path: Path
+) -> None:
+    vit("prepare", images, "--out", tmp_path / "sets", "--held-out", "0.125")
+    vit(*pretrain(recipe, "photos", tmp_path / "run"), "--data.directory", tmp_path / "sets")
+    os.rename(tmp_path / "sets", tmp_path / "moved")
+    words = ["evaluate", tmp_path / "run", "--data", "photos", "--data-dir", tmp_path / "moved", "--split"]
+    assert "the run was trained on 56 of these 56 images" in " ".join(vit(*words, "train").split())
+    assert "trained on" not in vit(*words, "test")
+
+
 def test_no_room_for_a_saved_step(
     vit: Vit, recipe: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
