@@ -1,4 +1,4 @@
-"""`vit bench train`: a run's loop, with its input, log and saved steps, beside the bare train step in the same process.
+"""`vit bench train`: a run's loop, with its input and log, beside the bare train step in the same process.
 
 Both take turns: so many steps on one batch that is there already, then as many steps of the run, which is measured from
 its first log line to its last: starting processes that make batches, and the saved step at the end, take time once in a
