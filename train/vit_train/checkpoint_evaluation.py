@@ -60,6 +60,7 @@ def evaluate_checkpoint(
     preprocessing: Mapping[str, Any] | None = None,
     trained_on: Data | None = None,
     ranked: bool = False,
+    one_class: bool = False,
     real_labels: RealLabels | None = None,
     display: Display = SILENT,
 ) -> Evaluation:
@@ -67,12 +68,15 @@ def evaluate_checkpoint(
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
     taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
-    the title says how many of the images it was trained on. ranked: see `evaluate`. real_labels: also compute the
+    the title says how many of the images it was trained on. ranked: see `evaluate`. one_class:
+    refuse images that may have several classes. real_labels: also compute the
     accuracy by these labels of ImageNet's validation images. Logs what was assumed. Raises InputError where a class of
     the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
+    if one_class and examples.multilabel:
+        raise InputError(f"{examples.title}: images may have several classes; --against compares answers of one each")
     examples.make_ready(display)
     if real_labels is not None:
         real_labels.check(examples)

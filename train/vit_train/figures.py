@@ -193,5 +193,5 @@ def _one_warning_of_missing_characters() -> Iterator[None]:
         if not text.startswith("Glyph "):
             warnings.warn(text, stacklevel=4)
     if missing:
-        fonts = "install Noto Sans CJK or Arial Unicode MS"
+        fonts = "for Chinese, Japanese and Korean install Noto Sans CJK or Arial Unicode MS"
         warnings.warn(f"no font has the characters {missing}, so figures show boxes; {fonts}", stacklevel=4)

@@ -5,7 +5,6 @@ from functools import cached_property
 
 import numpy as np
 
-from vit_core.errors import InputError
 from vit_train.evaluation import Accuracy
 
 
@@ -23,8 +22,7 @@ class PairedDifference:
 
     @classmethod
     def of(cls, first: Accuracy, second: Accuracy) -> "PairedDifference":
-        """That of two evaluations on one split. InputError where images may have several classes."""
-        check_one_class(first)
+        """That of two evaluations on one split, whose images have one class each."""
         (first_ids, first_right), (second_ids, second_right) = _right(first), _right(second)
         _, here, there = np.intersect1d(first_ids, second_ids, assume_unique=True, return_indices=True)
         a_N, b_N = first_right[here], second_right[there]
@@ -36,23 +34,18 @@ class PairedDifference:
         return (self.first_alone - self.second_alone) / self.total
 
     @cached_property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the difference: Student's, of the differences 1, 0 and -1 of each image."""
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the difference: Student's, of the differences 1, 0 and -1 of each image. None
+        where all of them are equal, which says nothing about other images."""
         from scipy.stats import ttest_1samp  # takes a second to import
 
         differences_N = np.zeros(self.total)
         differences_N[: self.first_alone] = 1
         differences_N[self.first_alone : self.first_alone + self.second_alone] = -1
         if self.total < 2 or not differences_N.std():
-            return self.difference, self.difference
+            return None
         low, high = ttest_1samp(differences_N, 0).confidence_interval(0.95)
-        return float(low), float(high)
-
-
-def check_one_class(accuracy: Accuracy) -> None:
-    """InputError where images may have several classes, so that an answer is more than right or wrong."""
-    if accuracy.multilabel:
-        raise InputError("--against: expected images of one class each; of several, compare the two evaluations by eye")
+        return max(-1.0, float(low)), min(1.0, float(high))
 
 
 def _right(accuracy: Accuracy) -> tuple[np.ndarray, np.ndarray]:

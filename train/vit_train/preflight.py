@@ -84,7 +84,8 @@ def check_space(out: Location, engine: Engine) -> None:
     state = sum(total for total, _ in engine.state_bytes.values())
     config, free = engine.config, shutil.disk_usage(next(p for p in (out, *out.resolve().parents) if p.exists())).free
     needed = state * (config.keep + config.keep_best + 1)
-    text = f"{out}: {free / 2**20:,.1f} MiB free, and a saved step takes {state / 2**20:,.1f}"
+    unit, name = (2**30, "GiB") if state >= 2**30 else (2**20, "MiB")
+    text = f"{out}: {free / unit:,.1f} {name} free, and a saved step takes {state / unit:,.1f}"
     if free < state:
         raise InputError(f"{text}; free some space, or choose another --out")
     if free < needed:

@@ -73,8 +73,8 @@ def held_out(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labe
     classes, counts = np.unique(data.labels_N, return_counts=True)
     if single := classes[counts < 2].tolist():
         raise InputError(
-            f"{data.title}: classes with one image: {abbreviate(single)}; expected two or more, to hold some out; "
-            "remove these images, or give a second file or split to test on"
+            f"{data.title}: classes with one image: {abbreviate(map(str, single))}; expected two or more, to hold some "
+            "out; remove these images, or give a second file or split to test on"
         )
     try:
         learn_N, test_N = train_test_split(

@@ -57,14 +57,18 @@ class FinishedRun:
         return own | {"init": self.request.init, "examples": self.request.examples, "framework": self.engine}
 
 
+class UnfinishedError(InputError):
+    """A run was not evaluated after its last step by top-1 accuracy."""
+
+
 def read_finished_run(folder: Location) -> FinishedRun:
-    """A run's request and last evaluation. InputError for a folder that holds no run, or one that was not evaluated
-    after its last step by top-1 accuracy."""
+    """A run's request and last evaluation. InputError for a folder that holds no run; UnfinishedError for a run that
+    was not evaluated after its last step by top-1 accuracy."""
     request, lines = read_request(folder), read_metrics(folder / METRICS)
     last = [line for line in lines if line["step"] == request.steps and {"top1", "top1_interval"} <= line.keys()]
     engines = [line["engine"] for line in lines if "engine" in line]
     if not last or not engines:
-        raise InputError(
+        raise UnfinishedError(
             f"{folder}: no top-1 accuracy after its last step, {request.steps}: it is not finished (see `vit resume`), "
             "or its images have several classes or none"
         )

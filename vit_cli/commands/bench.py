@@ -167,7 +167,7 @@ def train(
         variant: Published architecture.
         batch_size: Images of a step.
         dtype: Type of the forward and backward pass.
-        steps: Number of steps in each round.
+        steps: Number of steps in each round; with worker processes at least four for each of them.
         rounds: How often the bare step and the loop have their turn.
         threads: Threads that make batches.
         workers: Processes that make batches, each with so many threads: on a GPU or TPU about the number of cores.
@@ -178,8 +178,8 @@ def train(
     from vit_cli.benchmarks import loop_speed
 
     at_least(1, batch_size=batch_size, rounds=rounds, threads=threads)
-    at_least(loop_speed.FEWEST_STEPS, steps=steps)
     at_least(0, workers=workers)
+    at_least(loop_speed.FEWEST_STEPS * max(1, workers), steps=steps)  # each begins with batches in store
     _warn_if_busy()
     config = loop_speed.config_of(variant, batch_size, dtype, steps, rounds, threads, workers)
     rows = []

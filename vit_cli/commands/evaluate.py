@@ -1,7 +1,7 @@
 """`vit evaluate`"""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -20,6 +20,9 @@ from vit_core.errors import InputError
 from vit_core.field_text import parse_preprocessing
 from vit_core.labels import LabelMatching
 from vit_core.storage import check_new_file
+
+if TYPE_CHECKING:
+    from vit_train.config import Data
 
 
 def evaluate(
@@ -78,27 +81,22 @@ def evaluate(
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
         real_labels: The file real.json of ImageNet-ReaL: also print the accuracy on ImageNet's validation images by
             their reassessed labels, of which an answer may be any; images without one do not count.
-        against: Another checkpoint, evaluated on the same images, in its own size and with its own preprocessing: also
-            print how the two accuracies differ, with the 95 % interval of the difference of each image's answers.
+        against: Another checkpoint, evaluated on the same images, as it is recorded (options of opening, size and
+            preprocessing are those of the first): also print how the two accuracies differ, with the 95 % interval of
+            the difference of each image's answers.
         json: File to write everything into: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
-    from vit_cli.reports.evaluation import print_evaluation, write_json
+    from vit_cli.reports.evaluation import print_difference, print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import evaluate_checkpoint
-    from vit_train.paired import check_one_class
     from vit_train.real_labels import RealLabels
 
     if json is not None:
         check_new_file(json, "--json")
-    try:
-        of_run = data_of_run(checkpoint)
-    except InputError:  # a damaged run.json: the checkpoint may be whole
-        if data is None:
-            raise
-        of_run = None
+    of_run = _data_of_run(checkpoint, required=data is None)
     source = other_data(data, of_run, columns).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     opened = reading.open_and_report(checkpoint)
     if source is None:
@@ -112,9 +110,6 @@ def evaluate(
         "display": TerminalDisplay(),
     }
     source = source.replace(directory=data_dir or source.directory)
-    trained_on = of_run if data or split else None
-    if trained_on is not None and trained_on.name == source.name:  # the set is here, wherever it was in training
-        trained_on = trained_on.replace(directory=source.directory)
     other = None if against is None else AS_RECORDED.open_and_report(against)
     with stopped_by_signal():
         found = evaluate_checkpoint(
@@ -123,15 +118,35 @@ def evaluate(
             framework,
             image_size=image_size,
             preprocessing=parse_preprocessing(preprocessing),
-            trained_on=trained_on,
+            trained_on=_here(of_run, source) if data or split else None,
             ranked=json is not None,
             real_labels=None if real_labels is None else RealLabels.read(real_labels),
+            one_class=against is not None,
             **options,
         )
-        if other is not None:
-            check_one_class(found.accuracy)
-            found = replace(found, other=evaluate_checkpoint(other, source, framework, **options))
-    print_evaluation(found)
+        print_evaluation(found)
+        if against is not None and other is not None:
+            trained_on = _here(_data_of_run(against, required=False), source)
+            compared = evaluate_checkpoint(other, source, framework, trained_on=trained_on, **options)
+            found = replace(found, other=compared)
+        print_difference(found)
     if json is not None:
         write_json(json, found)
     return 0
+
+
+def _data_of_run(checkpoint: Place, required: bool) -> "Data | None":
+    """The data of the run that a checkpoint belongs to. Unless they are required, None for a damaged run.json: the
+    checkpoint may be whole."""
+    try:
+        return data_of_run(checkpoint)
+    except InputError:
+        if required:
+            raise
+        return None
+
+
+def _here(of_run: "Data | None", source: "Data") -> "Data | None":
+    """The data of a run, where a set of this name is evaluated now, wherever it was in training."""
+    same = of_run is not None and of_run.name == source.name
+    return of_run.replace(directory=source.directory) if of_run is not None and same else of_run

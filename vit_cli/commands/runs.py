@@ -35,7 +35,7 @@ def runs(
     """
     require("train", "scipy", "matplotlib")
     from vit_cli.reports.runs import draw_runs, print_prediction, print_runs
-    from vit_train.run_groups import PowerLaw, grouped, read_finished_run, runs_under
+    from vit_train.run_groups import PowerLaw, UnfinishedError, grouped, read_finished_run, runs_under
 
     if at is not None and not (isfinite(at) and at > 0):
         raise InputError(f"--at {at}: expected a number of FLOPs above 0, such as 1.5e16")
@@ -45,7 +45,7 @@ def runs(
         for run in runs_under(folder):
             try:
                 finished.append(read_finished_run(run))
-            except InputError as error:
+            except UnfinishedError as error:
                 if run == folder:
                     raise
                 say(f"left out: {error}")

@@ -13,7 +13,6 @@ from vit_train.calibration import Calibration
 from vit_train.checkpoint_evaluation import Evaluation
 from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
-from vit_train.paired import PairedDifference
 
 ALL_LISTED, WORST_LISTED = 20, 10
 """So many classes are all listed; of more, so many that were recognised worst."""
@@ -34,22 +33,24 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if evaluation.real is not None:
         real, (low, high) = evaluation.real, wilson_interval(evaluation.real.correct, evaluation.real.total)
         say(f"ReaL: {real.top1:.2%} ({low:.2%} - {high:.2%}) of the {real.total:,} images with a reassessed label")
-    if evaluation.other is not None and evaluation.difference is not None:
-        _print_difference(evaluation.other, evaluation.difference)
     if accuracy.classes is not None:
         _print_classes(accuracy.classes)
     if skipped := evaluation.images - accuracy.total:
         say(f"skipped, because they cannot be read: {skipped} of {evaluation.images} images")
 
 
-def _print_difference(other: Evaluation, found: PairedDifference) -> None:
-    low, high = found.interval
-    sign = "+" if found.difference >= 0 else ""
+def print_difference(evaluation: Evaluation) -> None:
+    """Prints how the accuracy differs from that of the other checkpoint, where there is one."""
+    other, found = evaluation.other, evaluation.difference
+    if evaluation.process or other is None or found is None:
+        return
+    certain = "no interval: all images differ alike"
+    if found.interval is not None:
+        certain = "95 % interval {:+.2f} to {:+.2f}".format(*(100 * end for end in found.interval))
     say(f"{other.title}: top-1 {other.accuracy.top1:.2%}")
     say(
-        f"difference on the same {found.total:,} images: {sign}{100 * found.difference:.2f} points (95 % interval "
-        f"{100 * low:+.2f} to {100 * high:+.2f}); right alone: {found.first_alone:,} images, the other: "
-        f"{found.second_alone:,}"
+        f"difference on the same {found.total:,} images: {100 * found.difference:+.2f} points ({certain}); right "
+        f"alone: {found.first_alone:,} images, the other: {found.second_alone:,}"
     )
 
 

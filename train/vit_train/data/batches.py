@@ -332,7 +332,7 @@ class EvaluationBatches:
                     images[row] = evaluation_pixels(example, self.preprocessing)
                 except InputError as error:
                     if not self.allow_undecodable:
-                        fault = self.split.fault(ids_B[row], error)
+                        fault = self.split.fault(int(ids_B[row]), error)
                         raise InputError(f"{fault}; --allow-undecodable skips it") from None
                     counts_B[row] = False
                 if counts_B[row]:

@@ -28,6 +28,9 @@ def move(tensors: list[Tensor], targets: list[Tensor], share: Tensor) -> None:
     """Moves each tensor by a share, a scalar, of its way to its target, in place."""
     for some in _parts(tensors):
         found = tensors[some]
+        if len(found) == 1:  # which may be large: without a copy
+            found[0].lerp_(targets[some][0], share)
+            continue
         ways = torch._foreach_sub(targets[some], found)
         torch._foreach_mul_(ways, share)
         torch._foreach_add_(found, ways)
@@ -37,7 +40,11 @@ def shrink(tensors: list[Tensor], share: Tensor) -> None:
     """Subtracts a share, a scalar, of each tensor from it, in place. (A product with 1 - share would lose a small share
     to rounding in float32.)"""
     for some in _parts(tensors):
-        torch._foreach_sub_(tensors[some], torch._foreach_mul(tensors[some], share))
+        found = tensors[some]
+        if len(found) == 1:  # which may be large: without a copy
+            found[0].addcmul_(found[0], share, value=-1)
+        else:
+            torch._foreach_sub_(found, torch._foreach_mul(found, share))
 
 
 def _parts(tensors: list[Tensor]) -> Iterator[slice]:
