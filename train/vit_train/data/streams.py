@@ -38,7 +38,7 @@ def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2,
         if workers:
             made.close()
             del made
-            gc.collect()  # grain's iterators form cycles, which keep shared memory until Python ends, with a warning
+            gc.collect()  # grain's iterators form cycles, which keep shared memory that Python warns of when it ends
 
 
 @dataclass(frozen=True)
