@@ -42,7 +42,7 @@ class Evaluation:
 
     @cached_property
     def difference(self) -> PairedDifference | None:
-        """How the accuracy differs from the other's. InputError where images may have several classes."""
+        """How the accuracy differs from the other's, where images have one class each; None where there is no other."""
         return None if self.other is None else PairedDifference.of(self.accuracy, self.other.accuracy)
 
 
@@ -68,10 +68,10 @@ def evaluate_checkpoint(
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
     taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
-    the title says how many of the images it was trained on. ranked: see `evaluate`. one_class:
-    refuse images that may have several classes. real_labels: also compute the
-    accuracy by these labels of ImageNet's validation images. Logs what was assumed. Raises InputError where a class of
-    the data set is none of the model's or an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
+    the title says how many of the images it was trained on. ranked: see `evaluate`. one_class: refuse a data set whose
+    images may have several classes. real_labels: also compute the accuracy by these labels of ImageNet's validation
+    images. Logs what was assumed. Raises InputError where a class of the data set is none of the model's or an image
+    cannot be read; StoppedBySignal after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")

@@ -147,6 +147,7 @@ def _data_of_run(checkpoint: Place, required: bool) -> "Data | None":
 
 
 def _here(of_run: "Data | None", source: "Data") -> "Data | None":
-    """The data of a run, where a set of this name is evaluated now, wherever it was in training."""
-    same = of_run is not None and of_run.name == source.name
-    return of_run.replace(directory=source.directory) if of_run is not None and same else of_run
+    """The data of a run; where a set of the same name is evaluated, in its folder, since it may have been moved."""
+    if of_run is None or of_run.name != source.name:
+        return of_run
+    return of_run.replace(directory=source.directory)
