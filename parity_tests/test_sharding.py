@@ -35,8 +35,6 @@ KINDS = {"rotary": ROTARY, "muon": MUON}
 KINDS |= {kind: RUN.replace(**fields) for kind, fields in parallel.DRAWN_SIZES.items()}
 """Runs that need more of a mesh than RUN does: a change of coordinates that serves the whole batch; a kernel that is
 resized from slices of it; images of any aspect."""
-SOME_KINDS = ("any aspect",)
-"""Those whose batches have other images than RUN's."""
 MESHES = {
     "data 8": Mesh(data=8),
     "fsdp 8": Mesh(data=1, fsdp=8),
@@ -134,14 +132,6 @@ def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
     assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
 
 
-@pytest.mark.slow
-def test_runs_of_other_kinds_are_a_single_devices(tmp_path: Path) -> None:
-    """On the mesh that shards in three ways; the other kinds, and each on all meshes, are left to the release tests."""
-    on_devices(8, "kinds", str(tmp_path))
-    for kind in SOME_KINDS:
-        assert_same(np.load(tmp_path / f"{kind}.npz"), trained(JaxEngine(KINDS[kind])), kind)
-
-
 @pytest.mark.release
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_is_a_single_devices_on_every_mesh(kind: str, tmp_path: Path) -> None:
@@ -211,11 +201,6 @@ def main(kind: str, folder: Path) -> None:
     if kind in KINDS:
         for name, mesh in MESHES.items():
             config = KINDS[kind].replace(mesh=mesh, accumulation=2 if name == "data 8" else 1)
-            np.savez(folder / f"{name}.npz", **trained(JaxEngine(config)))
-        return
-    if kind == "kinds":
-        for name in SOME_KINDS:
-            config = KINDS[name].replace(mesh=MESHES["2 x 2 x 2"])
             np.savez(folder / f"{name}.npz", **trained(JaxEngine(config)))
         return
     shards, programs = {}, {}

@@ -72,9 +72,8 @@ def test_wrong_numbers_are_refused(refused: Vit) -> None:
     assert "--images 1: expected 2 or more" in refused("bench", "sources", "--images", "1")
 
 
-@pytest.mark.parametrize(
-    "framework", [pytest.param("jax", marks=pytest.mark.release), pytest.param("torch", marks=pytest.mark.slow)]
-)
+@pytest.mark.release
+@pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_the_loop_is_measured_beside_the_step(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = loop_speed.config_of("mu/32", 4, "float32", steps=10, rounds=3, threads=1, workers=1)
