@@ -1,4 +1,4 @@
-"""The one schema both twins are built from: every choice that changes what the network computes is a field here."""
+"""The schema from which both twins are built: every choice that changes what the network computes is a field here."""
 
 from math import isqrt, prod
 from typing import Annotated, Any, Literal, Self
@@ -28,7 +28,7 @@ def _published_rope(rope: Any) -> Any:
 
 
 def is_square(count: int) -> bool:
-    """Whether so many tokens fill a square grid."""
+    """Whether `count` tokens fill a square grid."""
     return count > 0 and isqrt(count) ** 2 == count
 
 
@@ -37,10 +37,10 @@ Layers = Annotated[Positive, Field(le=4096)]
 
 
 class ViTConfig(Schema):
-    """A Vision Transformer (arXiv:2010.11929), with the choices its descendants made.
+    """A Vision Transformer (arXiv:2010.11929), with the variations of later models.
 
-    Defaults are the paper's. No default of a framework is used: the activation, the LayerNorm epsilon and the
-    conventions about positions are fields, because these are what ports get wrong.
+    Defaults are the paper's. No default of a framework is used: the activation, the epsilon of the norms and the
+    position conventions are fields, because ports often differ in them. Impossible combinations raise InputError.
     """
 
     image_size: Size
@@ -58,32 +58,34 @@ class ViTConfig(Schema):
     head_dim: Positive | None = None
     """Width K of one head; none: width / heads."""
     mlp_dim: Positive
-    """Hidden width F of the MLPs (of one half where they are gated)."""
+    """Hidden width F of the MLPs (of each half, if the MLP is gated)."""
     num_classes: Count
-    """Outputs of the head; 0: no head, and the features it would read are the output."""
+    """Outputs of the head; 0: no head, and the output is what the head would get as its input."""
     pooling: Literal["cls", "gap", "map", "cls_gap", "first"] = "cls"
     """Class token; mean of the patch tokens; attention pooling over them (MAP, arXiv:2106.04560); class token and mean
-    side by side (DINOv2's linear heads); the first token where none is a class token (big_vision's pool_type "0")."""
+    side by side (DINOv2's linear heads); the first token of a model without class token (big_vision's pool_type
+    "0")."""
     class_token: Flag = True
     """Whether a class token precedes the patch tokens."""
     class_token_position: Flag = True
     """Whether the class token (and the distillation token) has a learned position; by default true where possible (a
     class token and learned positions)."""
     distillation: Literal["none", "token", "head"] = "none"
-    """DeiT's second token (arXiv:2012.12877). "head": it has a head of its own, and logits are the mean of the two."""
+    """DeiT's second token (arXiv:2012.12877). "head": it has a separate head, and the logits are the mean of both
+    heads."""
     registers: Count = 0
     """Number of register tokens (arXiv:2309.16588) before the patch tokens; they have no positions."""
     position_embedding: Literal["learned", "sincos2d_big_vision", "sincos2d_mae", "none"] = "learned"
     """Learned positions are resampled at another resolution; sin-cos positions (formula of big_vision or MAE) are
     computed."""
     rope: Annotated[Rope | None, BeforeValidator(_published_rope)] = None
-    """Rotary positions, which turn queries and keys: the fields of vit_core.rope.Rope, or the name of a published
+    """Rotary positions, which rotate queries and keys: the fields of vit_core.rope.Rope, or the name of a published
     variant (dinov3, eva02, pe, axial, mixed, vit5); none: no rotation."""
     relative_bias: Literal["none", "table", "mlp"] = "none"
-    """What is added to attention scores by how far two patches are apart: learned values (BEiT), or a small network's
-    (timm's vit_relpos)."""
+    """A bias of the attention scores that depends on the displacement between two patches: a learned table (BEiT), or
+    the output of a small network (timm's vit_relpos)."""
     relative_bias_shared: Flag = False
-    """Whether all blocks share one relative bias, or each has its own."""
+    """Whether all blocks share one relative bias; otherwise each block has its own."""
     relative_bias_dim: Positive = 512
     """Hidden width of the network of relative_bias 'mlp'."""
     position_resampling: Method = "bilinear_antialias"
@@ -97,17 +99,17 @@ class ViTConfig(Schema):
     pool_mlp_dim: Positive | None = None
     """Hidden width of the MLP of pooling 'map'; none: as in the blocks."""
     pool_prefix: Flag = False
-    """Whether pooling 'gap' and 'map' take the tokens before the patches too."""
+    """Whether pooling 'gap' and 'map' include the tokens before the patches."""
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
-    """Every norm: LayerNorm, or RMSNorm (arXiv:1910.07467), which has no mean and no bias."""
+    """Type of every norm: LayerNorm, or RMSNorm (arXiv:1910.07467), which subtracts no mean and has no bias."""
     branch_norm: Literal["before", "after"] = "before"
-    """Whether attention and MLP read normed tokens, or their results are normed before they are added (EVA-02's
-    enormous; Swin v2's res-post-norm)."""
+    """Whether norms are applied to the inputs of attention and MLP, or to their outputs before these are added
+    (EVA-02's enormous; Swin v2's res-post-norm)."""
     parallel: Flag = False
-    """Whether attention and MLP of a block read the same normed tokens, and are added at once (ViT-22B,
+    """Whether attention and MLP of a block get the same normed tokens, and both outputs are added at once (ViT-22B,
     arXiv:2302.05442)."""
     pre_norm: Flag = False
-    """A LayerNorm before the blocks too (CLIP)."""
+    """An additional norm before the blocks (CLIP)."""
     mlp: Literal["mlp", "swiglu"] = "mlp"
     """The blocks' MLP: two layers, or gated by SiLU (arXiv:2002.05202; DINOv2's giant)."""
     activation: Literal["gelu_tanh", "gelu", "quick_gelu"] = "gelu_tanh"
@@ -117,11 +119,11 @@ class ViTConfig(Schema):
     qkv_bias: Flag = True
     """Bias on queries, keys and values."""
     key_bias: Flag = True
-    """Whether that bias is on keys too (BEiT, EVA and some of DINOv3 have none there)."""
+    """Whether keys have this bias too (BEiT, EVA and some DINOv3 models have none on keys)."""
     qk_norm: Flag = False
     """Norms over each head's queries and keys (arXiv:2302.05442)."""
     attention_norm: Flag = False
-    """A norm of the attention's heads side by side, before their projection (EVA-02-CLIP, BEiT-3)."""
+    """A norm of the attention's concatenated heads, before their projection (EVA-02-CLIP, BEiT-3)."""
     mlp_norm: Flag = False
     """A norm before the last layer of the MLP (NormFormer, arXiv:2110.09456; EVA-02, BEiT-3)."""
     proj_bias: Flag = True
@@ -145,7 +147,7 @@ class ViTConfig(Schema):
     patch_norms: Flag = False
     """Norms before and after the patch projection (lucidrains' vit-pytorch); patches are then unfolded."""
     embed_norm: Flag = False
-    """A norm after the patch projection alone, before the positions (AIMv2)."""
+    """A single norm after the patch projection, before the positions are added (AIMv2)."""
     stem_layers: tuple[Layers, ...] | None = None
     """Units in each stage of a ResNet before the patch projection ((3, 4, 9): Google's R50+B/16; (): only a root)."""
     stem_width: Positive = 64
@@ -238,7 +240,8 @@ class ViTConfig(Schema):
         return self
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; class_token_position follows where it can no longer be true."""
+        """A copy with some fields changed; class_token_position becomes false if it can no longer be true. InputError
+        for an impossible config."""
         new = {**self.model_dump(), **changes}
         if "class_token_position" not in changes and not (
             new["class_token"] and new["position_embedding"] == "learned"
@@ -247,7 +250,7 @@ class ViTConfig(Schema):
         return super().replace(**changes)
 
     def with_classes(self, num_classes: int) -> Self:
-        """A copy with another number of classes; 0 removes the head, and the representation that only it reads."""
+        """A copy with another number of classes; 0 removes the head and its hidden layer, the representation."""
         return self.replace(num_classes=num_classes, representation=self.representation if num_classes else None)
 
     @property
@@ -277,7 +280,7 @@ class ViTConfig(Schema):
 
     @property
     def prefix_positions(self) -> int:
-        """Rows of a learned position table before the grid's: the class token's, the distillation token's."""
+        """Rows of a learned position table before those of the grid: for the class token and the distillation token."""
         return self.class_token_position * (1 + (self.distillation != "none"))
 
     @property
@@ -292,33 +295,33 @@ class ViTConfig(Schema):
 
     @property
     def pooled(self) -> int:
-        """Width of what pooling gives."""
+        """Width of the pooled features."""
         return self.width * (2 if self.pooling == "cls_gap" else 1)
 
     @property
     def features(self) -> int:
-        """Width of what the head reads."""
+        """Width of the head's input."""
         return self.representation or self.pooled
 
     @property
     def stem_stride(self) -> int:
-        """Pixels between two of the stem's outputs: the root takes 4, every stage after the first twice as many."""
+        """Pixels between two of the stem's outputs: 4 after the root, doubled by every stage after the first."""
         return 1 if self.stem_layers is None else 4 * 2 ** max(len(self.stem_layers) - 1, 0)
 
     @property
     def stem_channels(self) -> int:
-        """Channels that the patch projection reads: the images', or those of the stem's last stage."""
+        """Input channels of the patch projection: the images', or those of the stem's last stage."""
         if self.stem_layers is None:
             return self.channels
         return self.stem_width * (4 * 2 ** (len(self.stem_layers) - 1) if self.stem_layers else 1)
 
     @property
     def patch_kernel(self) -> tuple[int, int]:
-        """Height and width of the patch projection's kernel: the patch, in outputs of the stem."""
+        """Height and width of the patch projection's kernel: the patch size in outputs of the stem."""
         return self.patch_size[0] // self.stem_stride, self.patch_size[1] // self.stem_stride
 
     def kernel_of(self, patch_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the patch projection's kernel, resized for another patch size. InputError for one that
+        """Height and width of the patch projection's kernel, resized for another patch size. InputError for a size that
         the model cannot have."""
         if self.patch_norms:
             raise InputError("patch_size: a norm of whole patches (patch_norms) cannot be resized")
@@ -328,7 +331,7 @@ class ViTConfig(Schema):
 
     @property
     def sincos_formula(self) -> SincosFormula:
-        """Whose formula computed positions follow."""
+        """The formula of computed (sine-cosine) positions."""
         return "mae" if self.position_embedding == "sincos2d_mae" else "big_vision"
 
     @property
@@ -338,4 +341,4 @@ class ViTConfig(Schema):
 
 
 TRAINING_ONLY = ("dropout", "attention_dropout", "stochastic_depth", "head_bias_init", "patch_embedding")
-"""Fields that change no output of a trained model."""
+"""Fields that do not change the output of a trained model."""

@@ -1,20 +1,21 @@
-"""Errors that a person can act on: one line that says what was found, where, what was expected and how to fix it."""
+"""Errors that a user can fix: one line with what was found, where, what was expected and how to fix it."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Bad input from outside (file, config, argument). The command line prints it as one line and exits with 2."""
+    """Invalid input from outside (file, config, argument). The command line prints it as one line and exits with status
+    2."""
 
 
 class DamagedError(InputError):
-    """A file that is not as it was when it was written: missing, cut short or changed. A training run that finds it in
-    its newest saved step goes back to the step before; it does so for no other error."""
+    """A file that changed after it was written: it is missing, truncated or modified. If a training run finds this
+    error in its newest saved step, it resumes from the step before; for other errors it does not."""
 
 
 def abbreviate(names: Iterable[str], separator: str = ", ", most: int = 6) -> str:
-    """The first names of a list that may be long, and how many more there are: "a, b and 7 more"."""
+    """The first names of a list, and the number of the remaining ones: "a, b and 7 more"."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return separator.join(map(one_line, names[:most])) + more

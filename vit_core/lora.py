@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA): what they are, their rows beside the parameter table, and how they become part of weights.
+"""Low-rank adapters (LoRA): their config, their rows of the parameter table, and how they are merged into weights.
 
-W x becomes W x + (alpha / rank) B A x, where W is left as it is, and A and B are trained (Hu et al. 2021,
-arXiv:2106.09685, section 4.1). A begins uniform over +-1 / sqrt(inputs) and B at zero, as in the paper's own library
-and in peft, so a model with new adapters computes what it computed without them.
+W x becomes W x + (alpha / rank) B A x, where W is not trained, and A and B are (Hu et al. 2021, arXiv:2106.09685,
+section 4.1). A is initialized uniformly in +-1 / sqrt(inputs) and B with zeros, as in the paper's own library and in
+peft, so new adapters do not change a model's outputs.
 """
 
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ TARGETS: dict[Target, str] = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "ml
 class Lora(Schema):
     """Low-rank adapters of the blocks' linear layers (arXiv:2106.09685): (alpha / rank) B A x is added to W x.
 
-    Only adapters and heads are trained. All other parameters stay as they are, and have no optimizer state.
+    Only adapters and heads are trained. All other parameters are unchanged, and have no optimizer state.
     """
 
     rank: Count = 0
     """Rank of A (rank x inputs) and B (outputs x rank); 0: no adapters, and every parameter is trained."""
     alpha: Annotated[Real, Field(gt=0.0)] = 16.0
-    """What is added is multiplied by alpha / rank."""
+    """The output of the adapter is multiplied by alpha / rank."""
     root: Flag = False
     """Divide alpha by the square root of the rank instead (rsLoRA, arXiv:2312.03732; peft's use_rslora)."""
     targets: tuple[Target, ...] = ("qkv", "proj")
@@ -50,7 +50,7 @@ class Lora(Schema):
 
     @property
     def scale(self) -> float:
-        """What B A x is multiplied by."""
+        """The factor of B A x."""
         return self.alpha / (sqrt(self.rank) if self.root else max(self.rank, 1))
 
 
@@ -79,7 +79,7 @@ def pair_of(module: str) -> Pair:
 
 @lru_cache(maxsize=64)
 def adapter_rows(model: ViTConfig, lora: Lora) -> Mapping[str, Parameter]:
-    """The rows of the adapters' matrices, which stand beside those of the parameter table: canonical name -> row."""
+    """The rows of the adapters' matrices, which the parameter table does not contain: canonical name -> row."""
     rows: dict[str, Parameter] = {}
     for name, pair in adapters(model, lora).items():
         rows |= {row.name: row for row in _rows_of(parameters(model)[name], pair, lora.rank)}
@@ -87,12 +87,12 @@ def adapter_rows(model: ViTConfig, lora: Lora) -> Mapping[str, Parameter]:
 
 
 def with_adapter_rows(rows: Mapping[str, Parameter], model: ViTConfig, lora: Lora) -> Mapping[str, Parameter]:
-    """A parameter table of a model, and the rows of its adapters after it."""
+    """The parameter table of a model followed by the rows of its adapters."""
     return {**rows, **adapter_rows(model, lora)} if lora.rank else rows
 
 
 def trained_with(lora: Lora, name: str) -> bool:
-    """Whether a parameter is trained where there may be adapters: then only they are, and the heads."""
+    """Whether a parameter is trained: with adapters, only they and the heads are."""
     return not lora.rank or is_adapter(name) or name.startswith(("head.", "head_dist."))
 
 
@@ -102,7 +102,7 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(weight: np.ndarray, down: np.ndarray, up: np.ndarray, scale: float) -> np.ndarray:
-    """The weight with its adapter as a part of it: W + scale B A, in the layout on disk and in the weight's type.
+    """The weight with its adapter merged: W + scale B A, in the layout on disk and in the weight's type.
 
     Computed in float64 and rounded once.
     """
@@ -111,7 +111,7 @@ def merged(weight: np.ndarray, down: np.ndarray, up: np.ndarray, scale: float) -
 
 
 def merged_arrays(arrays: Mapping[str, np.ndarray], model: ViTConfig, lora: Lora) -> dict[str, np.ndarray]:
-    """Canonical name -> array of a model whose adapters have become part of its weights.
+    """Canonical name -> array of a model with its adapters merged into its weights.
 
     arrays: those of the model and of its adapters.
     """

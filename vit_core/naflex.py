@@ -1,5 +1,5 @@
 """Images of any size and aspect in one batch, as sequences of patches with padding (NaViT, arXiv:2307.06304; SigLIP 2's
-NaFlex, arXiv:2502.14786). What is decided by sizes alone is computed here, the same for both twins.
+NaFlex, arXiv:2502.14786). Everything that depends on sizes alone is computed here, for both twins.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 
 class PatchedImages(NamedTuple):
-    """A batch of images as patches, before it is known which model they are for: B images, N patches at most, P values
-    in a patch."""
+    """A batch of images as patches, independent of a model: B images, at most N patches, P values in a patch."""
 
     patches_BNP: np.ndarray
-    """Pixels: patches of an image row by row, each with the axes height, width, channels; zeros after the last one."""
+    """Pixels: the patches of an image row by row, each flattened from (height, width, channels); zeros after the last
+    one."""
     grids_B2: np.ndarray
     """int32: patches down and across."""
 
 
 class Patches(NamedTuple):
-    """A batch of images as patches, as a model takes it: h w is the config's grid."""
+    """A batch of images as patches, as the input of a model: h w is the config's grid."""
 
     patches_BNP: Any
     """As in PatchedImages, but normalised."""
     rows_BNh: Any
-    """For each patch the weights of the rows of the position table."""
+    """For each patch, the weights of the rows of the position table."""
     columns_BNw: Any
-    """For each patch the weights of the table's columns."""
+    """For each patch, the weights of the table's columns."""
     coordinates_BN2: Any
-    """For each patch its rotary coordinates (vit_core.rotations); None without rotary positions."""
+    """For each patch, its rotary coordinates (vit_core.rotations); None without rotary positions."""
     valid_BN: Any
     """True for patches of the image, False for padding."""
 
@@ -68,7 +68,8 @@ def fit_grid(height: int, width: int, patch_size: tuple[int, int], max_patches: 
 
 
 def patchify(image_HWC: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
-    """An image [H, W, C] as patches [h * w, P], row by row. Raises InputError for sides that are no whole patches."""
+    """An image [H, W, C] as patches [h * w, P], row by row. Raises InputError for sides that are not multiples of the
+    patch size."""
     (H, W, C), (P, Q) = image_HWC.shape, patch_size
     if H % P or W % Q:
         raise InputError(f"an image of {H}x{W} is not a multiple of the patch {P}x{Q}; resize it by fit_grid")
@@ -77,10 +78,10 @@ def patchify(image_HWC: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
 
 
 def patched(images: Sequence[np.ndarray], patch_size: tuple[int, int], length: int | None = None) -> PatchedImages:
-    """Images [H, W, C] of whole patches each as one batch.
+    """Images [H, W, C], with sides that are multiples of the patch size, as one batch.
 
-    length: number of patches that all are padded to (default: that of the largest image). Raises InputError for images
-    that do not fit.
+    length: number of patches to which all images are padded (default: that of the largest image). Raises InputError for
+    images that do not fit.
     """
     flat = [patchify(image, patch_size) for image in images]
     longest = max(len(patches_NP) for patches_NP in flat)
@@ -95,7 +96,8 @@ def patched(images: Sequence[np.ndarray], patch_size: tuple[int, int], length: i
 
 
 def placed(images: PatchedImages, config: ViTConfig, dtype: Any = np.float64) -> Patches:
-    """A batch with what a model needs of the places of its patches, as `dtype`. InputError as for `check_model`."""
+    """A batch with the position weights and coordinates that a model needs, as `dtype`. InputError as for
+    `check_model`."""
     check_model(config)
     (B, N, _), (h, w) = images.patches_BNP.shape, config.grid
     rows_BNh, columns_BNw = (np.zeros((B, N, side), dtype) for side in (h, w))
@@ -119,5 +121,5 @@ def check_model(config: ViTConfig) -> None:
 
 
 def collate(images: Sequence[np.ndarray], config: ViTConfig, length: int | None = None) -> Patches:
-    """Images [H, W, C], normalised, as a batch that a model takes; see `patched` and `placed`."""
+    """Normalised images [H, W, C] as an input batch of a model; see `patched` and `placed`."""
     return placed(patched(images, config.patch_size, length), config)

@@ -41,9 +41,10 @@ class Prediction:
 
 
 class Pipeline:
-    """Names the classes of images: `pipeline("photo.jpg")` gives a `Prediction`, a list of images a list of them.
+    """Classifies images: `pipeline("photo.jpg")` returns a `Prediction`, a list of images returns a list of
+    predictions.
 
-    An image is the path of a file, an image of Pillow's, or an array of pixels (uint8, height x width x channels).
+    An image is the path of a file, a Pillow image, or an array of pixels (uint8, height x width x channels).
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Pipeline:
         preprocessing: Mapping[str, Any] | None = None,
         threads: int | None = None,
     ) -> None:
-        """on_devices: makes the function from images to logits; the other arguments are those of `vit_torch.pipeline`.
+        """on_devices: makes the function from images to logits for a preprocessing; the other arguments are those of
+        `vit_torch.pipeline`.
 
-        Raises InputError for a checkpoint without a head, and without labels where none are given.
+        Raises InputError for a checkpoint without a head, and for one without labels if none are given.
         """
         config = checkpoint.config
         for name, number in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
@@ -79,7 +81,8 @@ class Pipeline:
     def __call__(self, images: list[Source] | tuple[Source, ...]) -> list[Prediction]: ...
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
-        """The classes of an image, or of each image of a list. InputError for one that cannot be read."""
+        """The prediction for an image, or a list of predictions for a list of images. InputError for an image that
+        cannot be read."""
         if not isinstance(images, list | tuple):
             return self([images])[0]
         # For few images a small batch: a power of two, so that only some sizes are ever compiled.
@@ -87,8 +90,8 @@ class Pipeline:
         return [_raised(found) for found in self._predictions(images, size)]
 
     def stream(self, images: Iterable[ImageSource]) -> Iterator[Prediction | InputError]:
-        """The classes of each image, in their order, for images that need not be in memory at the same time; for
-        one that cannot be read the error."""
+        """Yields the prediction for each image, in order, or the error if it cannot be read. Only a few batches are in
+        memory at the same time."""
         return self._predictions(images, self.batch_size)
 
     def _predictions(self, images: Iterable[ImageSource], size: int) -> Iterator[Prediction | InputError]:
@@ -106,8 +109,8 @@ class Pipeline:
 def preparation_with_warnings(
     config: CheckpointConfig, changes: Mapping[str, Any] | None, stacklevel: int = 2
 ) -> Preprocessing:
-    """How images are made for a model. Warns where that is assumed, and where positions were resampled and not trained
-    since."""
+    """The preprocessing of a model's images. Warns if it is assumed, and if positions were resampled and not trained
+    afterwards."""
     found, assumed = config.preparation(changes)
     if assumed:
         warnings.warn(f"{assumed_preprocessing(found)}; set others with preprocessing", stacklevel=stacklevel)

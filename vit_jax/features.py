@@ -1,4 +1,4 @@
-"""Features: the tokens between two blocks."""
+"""Features: the tokens after any block of a model."""
 
 from itertools import islice
 
@@ -14,13 +14,13 @@ from vit_jax.model import ViT
 def features(
     model: ViT, x_BHWC: jax.Array | Patches, layer: int = -1, pool: Pool = "cls", norm: bool = False
 ) -> jax.Array:
-    """The tokens after a block, as timm's `forward_intermediates` gives them; later blocks are not computed.
+    """The tokens after a block, as timm's `forward_intermediates` returns them; later blocks are not computed.
 
     layer: number of the block from 0; -1 is the last. pool: "cls" the class token [B, D], "gap" the mean of the patch
     tokens [B, D], "tokens" all [B, N, D], those before the patches first. norm: apply the model's last norm to all
-    tokens first (timm's `norm=True`). InputError for a layer or a token that the model does not have.
-    A batch of patches (vit_core.naflex) stands for images of any aspect: the mean leaves out their padding; "tokens"
-    include those of padding, which mean nothing.
+    tokens first (timm's `norm=True`). InputError for a layer or a token that the model does not have. A batch of
+    patches (vit_core.naflex.Patches) represents images of any aspect: the mean leaves out padding; "tokens" includes
+    padding tokens, whose values have no meaning.
     """
     number = check_features(model.config, layer, pool)
     valid_BN: jax.Array | None = None

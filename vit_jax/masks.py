@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None = None) -> dict[str, jax.Array]:
-    """One training step's masks (see vit_core.masks), float32. Pure: call it inside jax.jit.
+    """The masks of one training step by name (see vit_core.masks), float32: 0 for dropped values, 1 / (1 - rate) for
+    the others. Pure: call it inside jax.jit.
 
-    tokens: sequence length, where it is not the config's (another resolution).
+    batch: number of images. tokens: sequence length, if it is not the config's (another resolution).
     """
     drawn = {}
     for i, (name, site) in enumerate(masks.sites(config, batch, tokens).items()):

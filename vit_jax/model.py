@@ -87,7 +87,7 @@ class Block(nnx.Module):
 
 
 class ParallelBlock(nnx.Module):
-    """A block whose attention and MLP read the same normed tokens (ViT-22B, arXiv:2302.05442)."""
+    """A block whose attention and MLP get the same normed tokens (ViT-22B, arXiv:2302.05442)."""
 
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         self.norm1 = norm_layer(config)
@@ -115,7 +115,7 @@ class PreLogits(nnx.Module):
 
 
 class ViT(Classifier):
-    """Images [B, H, W, C] to logits [B, classes] (to the features it would read where num_classes is 0).
+    """Images [B, H, W, C] to logits [B, classes], or to the head's inputs [B, features] if num_classes is 0.
 
     attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is the devices' own kernel in 16 bits
         (vit_jax.fused), else jax.nn.dot_product_attention; its softmax is float32 even in float64.
@@ -172,10 +172,10 @@ class ViT(Classifier):
     ) -> Array:
         """Logits. With masks (`draw_masks`, or one's own) as in training, without as in evaluation.
 
-        interpolate: accept another resolution than the config's, with the positions resampled by its method.
-        patch_size: (height, width) of patches, other than the config's, to which the kernel is resized by FlexiViT's
-        method and the positions by the config's. Raises InputError for images that do not fit.
-        A batch of patches (vit_core.naflex) stands for images of any aspect.
+        interpolate: accept another resolution than the config's; the positions are resampled by the config's method.
+        patch_size: (height, width) of the patches, if not the config's: the kernel is resized as in FlexiViT
+        (arXiv:2212.08013), the positions are resampled by the config's method. Raises InputError for images that do not
+        fit. A batch of patches (vit_core.naflex.Patches) represents images of any aspect.
         """
         if isinstance(x_BHWC, Patches):
             return naflex.logits(self, x_BHWC, masks)
@@ -184,14 +184,15 @@ class ViT(Classifier):
     def forward_features(
         self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
     ) -> Array:
-        """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
+        """All tokens [B, N, D] after the last block (and after the final norm, if it is applied before pooling)."""
         x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size)
         return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns.
 
-        pre_logits: what the head reads instead. valid_BN: False for tokens that are padding (vit_core.naflex).
+        pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
+        (vit_core.naflex).
         """
         x_BC, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
         for other_BC in others:
@@ -199,7 +200,7 @@ class ViT(Classifier):
         return constrain(x_BC, "batch classes")
 
     def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
-        """What each head reads and the logits it gives: of the one head, or of two with distillation "head"."""
+        """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""
         x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND, valid_BN), "batch width")))
         ends = [(x_BD, self.head(x_BD))]
         if self.config.distillation == "head":
@@ -207,7 +208,8 @@ class ViT(Classifier):
         return ends
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
-        """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
+        """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention
+        weights [B, T, N, M]), pool ([B, D]; [B, 2 D] with pooling 'cls_gap'), logits."""
         x_BND, places = self.embed(x_BHWC, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(stacking.unstack(self.blocks, self.config.depth)):
@@ -221,8 +223,9 @@ class ViT(Classifier):
     def embed(
         self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
     ) -> tuple[Array, Places]:
-        """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]; and
-        what the blocks need to know of the tokens' places."""
+        """The tokens before the first block [B, N, D]: class, distillation and register tokens (if the model has them),
+        then patch tokens with positions. The second value contains the positions that the blocks need (rotary,
+        relative)."""
         self.check(x_BHWC, interpolate, patch_size)
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
@@ -289,7 +292,7 @@ class ViT(Classifier):
         return mean_BD if config.pooling == "gap" else jnp.concatenate([x_BND[:, 0], mean_BD], axis=1)
 
     def check(self, x_BHWC: Array, interpolate: bool, patch_size: Patch | None = None) -> None:
-        """Raises InputError for images that the model cannot take."""
+        """Raises InputError if the shape or type of the images does not fit the model."""
         if x_BHWC.ndim != 4:
             raise InputError(f"images have shape {list(x_BHWC.shape)}, the model takes [B, H, W, C]; for one, x[None]")
         if not jnp.issubdtype(x_BHWC.dtype, jnp.floating):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class OnDevices:
-    """A function of a model and normalised images, on one or several devices: each has the model and a part of a batch.
+    """Computes a function of a model and normalised images on one or several devices: each has a copy of the model and
+    computes a part of each batch.
 
     function: from the model and images [B, H, W, C], or patches of images of any aspect, in the model's type, to values
     [B, ...]; it is compiled once for each size of a batch. devices: by default all of this process. A
@@ -58,12 +59,12 @@ class OnDevices:
 
     @property
     def hardware(self) -> str:
-        """The devices in words."""
+        """Number and kind of the devices, as text for messages."""
         return f"{self.devices} x {self.places[0].device_kind}"
 
     def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
-        """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
-        them."""
+        """Starts to compute the values of uint8 or uint16 images, whose number is a multiple of the number of devices.
+        Returns a function that waits for the values [B, ...]."""
         given: np.ndarray | Patches
         if isinstance(images, PatchedImages):
             given = placed(images, self.config, np.float64 if jax.config.read("jax_enable_x64") else np.float32)

@@ -1,4 +1,4 @@
-"""`vit_jax.pipeline`: from a checkpoint to what names the classes of images."""
+"""`vit_jax.pipeline`: makes a classifier of images from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ def pipeline(
     fields: Mapping[str, Any] | None = None,
     part: str | None = None,
 ) -> Pipeline:
-    """Names the classes of images by a checkpoint: `pipeline("runs/folder")("photo.jpg").label`.
+    """A classifier of images with a checkpoint's weights: `pipeline("runs/folder")("photo.jpg").label`.
 
     path: a checkpoint file or folder of any format, a training run or a saved step, local or in a store.
-    top_k: classes of each prediction; None: all. batch_size: images at once; fewer are computed as fewer.
-    labels: names of the outputs, where the checkpoint has none, or to use instead of its own.
-    preprocessing: fields of `vit_core.preprocess.Preprocessing` to use instead of the checkpoint's.
-    image_size: resample the positions for another (height, width). dtype: of the computation.
+    top_k: number of classes in each prediction; None: all. batch_size: the largest number of images in a batch; a
+    shorter list is computed in a smaller batch. labels: names of the outputs, for a checkpoint without them, or to
+    replace its own. preprocessing: fields of `vit_core.preprocess.Preprocessing` that replace the checkpoint's.
+    image_size: resample the positions for another (height, width). dtype: type of the weights and the computation.
     devices: by default all of this process.
-    threads: that decode images; None: one for each processor, at most 8.
+    threads: number of threads that decode images; None: one for each processor, at most 8.
     format, fields, part: as for `vit_core.open_checkpoint`.
-    Raises InputError for a missing, damaged or unfitting checkpoint, and for one without a head or labels.
+    Raises InputError for a checkpoint that is missing, damaged or does not fit these arguments, and for one without a
+    head or without labels.
     """
     from vit_core.checkpoints.opening import open_with_warning
     from vit_core.pipeline import Pipeline

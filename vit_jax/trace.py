@@ -16,8 +16,9 @@ def trace(
 ) -> dict[str, np.ndarray]:
     """Stages of `forward_intermediates`, the logits of the call itself, and the gradient of sum(logits * probe).
 
-    x_BHWC: images, any float type; probe_BC: what the outputs are weighted with. Keys: the stages' names, "output",
-    and "grad.<parameter>" in torch's layout. Stages are without masks, output and gradients with them.
+    x_BHWC: images [B, H, W, C] of any float type. probe_BC: weights [B, classes] of the outputs in that sum. masks:
+    apply to the output and the gradients, not to the stages. interpolate: accept another resolution than the config's.
+    Returns NumPy arrays by the names of the stages, "output", and "grad.<parameter>" in torch's layout.
     """
     graph, state = nnx.split(model)
 
@@ -39,7 +40,8 @@ def trace(
 
 
 def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.ndarray:
-    """The outputs for images, any float type, as in evaluation."""
+    """The outputs [B, classes] (without a head: [B, features]) for images [B, H, W, C] of any float type, without
+    dropout. interpolate: accept another resolution than the config's. Raises InputError for images that do not fit."""
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -51,7 +53,8 @@ def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.
 
 
 def attention_weights(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> list[np.ndarray]:
-    """The attention weights [B, T, N, M] of each layer for images, any float type, as in evaluation.
+    """The attention weights [B, heads, N, M] of each layer, from each of N tokens to each of M, for images [B, H, W, C]
+    of any float type, without dropout. Raises InputError for images that do not fit.
 
     interpolate: accept another resolution than the config's, as the model does.
     """

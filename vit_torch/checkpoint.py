@@ -39,13 +39,16 @@ def load(
     """A model with a checkpoint's weights, in evaluation mode.
 
     path: a checkpoint file or folder of any format, a training run or a saved step, local or in a store.
-    format, fields, part, base: as for `vit_core.open_checkpoint`; a warning names the fields that were assumed. base
-        belongs to a folder of adapters, which become a part of its weights.
+    format, fields, part, base: as for `vit_core.open_checkpoint`; a warning names the fields that were assumed. base:
+        the checkpoint of a folder of adapters, which are merged into its weights.
     image_size: resample the positions for another (height, width), by `position_embedding_method` (default: the
-        config's). patch_size: resize the patch kernel for another (height, width) as FlexiViT does, and the positions
-        for the grid that it gives. num_classes: a new head, initialised as the config says. dtype: of all parameters
-        and therefore of the computation; default: as stored. storage: `attention`, `remat` of ViT.
-    Raises InputError for a missing, damaged or unfitting checkpoint.
+        config's).
+    patch_size: resize the patch kernel to another (height, width) as in FlexiViT (arXiv:2212.08013), and the positions
+        to the new grid.
+    num_classes: a new head with the config's initial values.
+    dtype: of all parameters and therefore of the computation; default: as stored.
+    storage: `attention`, `remat` of ViT.
+    Raises InputError for a checkpoint that is missing, damaged or does not fit these arguments.
     """
     from vit_core.checkpoints.opening import open_with_warning
 
@@ -65,7 +68,10 @@ def load(
 
 
 def from_seed(config: ViTConfig, seed: int, *, dtype: Any = None, **storage: Any) -> ViT:
-    """A new model, in training mode, whose initial values vit_jax.from_seed gives too, from NumPy's generator."""
+    """A new model, in training mode, with the same initial values as vit_jax.from_seed, drawn by NumPy from the seed.
+
+    dtype: of all parameters (default: float32). storage: `attention`, `remat` of ViT.
+    """
     with torch.device("meta"):
         model = ViT(config, **storage)
     rows = parameters(config)
@@ -84,9 +90,9 @@ def save(
 ) -> Location:
     """Writes a checkpoint folder (`vit_core.checkpoints`) and returns its location.
 
-    What is not given is written as in the checkpoint that the model was loaded from. dtype: stored type, by default the
-    model's. The decoder of a masked autoencoder is left out.
-    Raises InputError where it cannot be written, and for a model with adapters.
+    preprocessing, labels, provenance: by default those of the checkpoint from which the model was loaded. dtype: the
+    stored type, by default the model's. The decoder of a masked autoencoder is left out. Raises InputError if the
+    folder cannot be written, and for a model with adapters.
     """
     from vit_core.checkpoints import Checkpoint, CheckpointConfig, save_checkpoint
     from vit_core.lora import ADAPTERS_BESIDE, is_adapter

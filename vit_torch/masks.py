@@ -27,9 +27,10 @@ def draw_masks(
     tokens: int | None = None,
     device: torch.device | None = None,
 ) -> Masks:
-    """One training step's masks (see vit_core.masks), float32.
+    """The masks of one training step by name (see vit_core.masks), float32: 0 for dropped values, 1 / (1 - rate) for
+    the others.
 
-    tokens: sequence length, where it is not the config's (another resolution).
+    batch: number of images. tokens: sequence length, if it is not the config's (another resolution).
     """
     drawn: Masks = {}
     for name, site in masks.sites(config, batch, tokens).items():

@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """A block whose attention and MLP read the same normed tokens (ViT-22B, arXiv:2302.05442)."""
+    """A block whose attention and MLP get the same normed tokens (ViT-22B, arXiv:2302.05442)."""
 
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class PreLogits(nn.Module):
 
 
 class ViT(Classifier):
-    """Images [B, C, H, W] to logits [B, classes] (to the features it would read where num_classes is 0).
+    """Images [B, C, H, W] to logits [B, classes], or to the head's inputs [B, features] if num_classes is 0.
 
     attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" spells it out.
     remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
@@ -174,11 +174,12 @@ class ViT(Classifier):
     ) -> Array | list[tuple[Array, Array]]:
         """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
 
-        interpolate: accept another resolution than the config's, with the positions resampled by its method.
-        patch_size: (height, width) of patches, other than the config's, to which the kernel is resized by FlexiViT's
-        method and the positions by the config's. ends: return what `forward_ends` does, in place of logits.
-        Raises InputError for images that do not fit.
-        A batch of patches (vit_core.naflex) stands for images of any aspect.
+        interpolate: accept another resolution than the config's; the positions are resampled by the config's method.
+        patch_size: (height, width) of the patches, if not the config's: the kernel is resized as in FlexiViT
+        (arXiv:2212.08013), the positions are resampled by the config's method. ends: return what `forward_ends` does,
+        in place of logits.
+        Raises InputError for images that do not fit. A batch of patches (vit_core.naflex.Patches) represents images of
+        any aspect.
         """
         if isinstance(x_BCHW, Patches):
             assert not ends, "of images of one size only"
@@ -189,7 +190,7 @@ class ViT(Classifier):
     def forward_features(
         self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
     ) -> Array:
-        """All tokens [B, N, D] after the last block (and the final norm, if it is applied before pooling)."""
+        """All tokens [B, N, D] after the last block (and after the final norm, if it is applied before pooling)."""
         if masks is None and self.training:
             self.check(x_BCHW, interpolate, patch_size)
             P, Q = patch_size or self.config.patch_size
@@ -201,12 +202,13 @@ class ViT(Classifier):
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns.
 
-        pre_logits: what the head reads instead. valid_BN: False for tokens that are padding (vit_core.naflex).
+        pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
+        (vit_core.naflex).
         """
         return mean_of_heads(self.forward_ends(x_BND, valid_BN), pre_logits)
 
     def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
-        """What each head reads and the logits it gives: of the one head, or of two with distillation "head"."""
+        """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""
         x_BD = self.pre_logits(self.fc_norm(self.pool(x_BND, valid_BN)))
         ends = [(x_BD, self.head(x_BD))]
         if self.config.distillation == "head":
@@ -214,7 +216,8 @@ class ViT(Classifier):
         return ends
 
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
-        """Every stage by name: embed, blocks.i.attn (weights [B, T, N, M]), blocks.i, norm, pool, logits."""
+        """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention
+        weights [B, T, N, M]), pool ([B, D]; [B, 2 D] with pooling 'cls_gap'), logits."""
         x_BND, places = self.embed(x_BCHW, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(cast(list[Block], self.blocks)):
@@ -228,8 +231,9 @@ class ViT(Classifier):
     def embed(
         self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
     ) -> tuple[Array, Places]:
-        """Class, distillation and register tokens (where it has them), then patch tokens with positions: [B, N, D]; and
-        what the blocks need to know of the tokens' places."""
+        """The tokens before the first block [B, N, D]: class, distillation and register tokens (if the model has them),
+        then patch tokens with positions. The second value contains the positions that the blocks need (rotary,
+        relative)."""
         self.check(x_BCHW, interpolate, patch_size)
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
@@ -295,7 +299,7 @@ class ViT(Classifier):
         return mean_BD if config.pooling == "gap" else torch.cat([x_BND[:, 0], mean_BD], dim=1)
 
     def check(self, x_BCHW: Array, interpolate: bool, patch_size: Patch | None = None) -> None:
-        """Raises InputError for images that the model cannot take."""
+        """Raises InputError if the shape or type of the images does not fit the model."""
         if x_BCHW.ndim != 4:
             raise InputError(f"images have shape {list(x_BCHW.shape)}, the model takes [B, C, H, W]; for one, x[None]")
         if not x_BCHW.is_floating_point():

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class OnDevices:
-    """A function of a model and normalised images, on one or several devices: each has the model and a part of a batch.
+    """Computes a function of a model and normalised images on one or several devices: each has a copy of the model and
+    computes a part of each batch.
 
     function: from the model and images [B, C, H, W], or patches of images of any aspect, in the model's type, to values
     [B, ...]. devices: by default all CUDA devices, without any the processor. A `vit_core.streaming.DeviceFunction`.
@@ -44,14 +45,14 @@ class OnDevices:
 
     @property
     def hardware(self) -> str:
-        """The devices in words."""
+        """Number and kind of the devices, as text for messages."""
         place = self.places[0]
         kind = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
         return f"{self.devices} x {kind}"
 
     def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
-        """Begins to compute the values of images, whose number is a multiple of the devices; returns what waits for
-        them. (A processor computes them here.)"""
+        """Starts to compute the values of uint8 or uint16 images, whose number is a multiple of the number of devices.
+        Returns a function that waits for the values [B, ...]. (A processor computes them here.)"""
         with torch.inference_mode():
             values = [self._values(model, part) for model, part in zip(self.models, self._parts(images), strict=True)]
         return lambda: np.concatenate([arrays.to_numpy(part) for part in values])

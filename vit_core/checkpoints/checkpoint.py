@@ -25,7 +25,7 @@ from vit_core.schema import Flag, NonNegative, Schema
 
 
 class Resampling(Schema):
-    """One change of resolution that the position embeddings went through."""
+    """One resampling of the position embeddings to another grid."""
 
     method: Method
     source: Size
@@ -42,9 +42,9 @@ class Provenance(Schema):
     run: str | None = None
     """Name of the training run."""
     step: NonNegative | None = None
-    """Training steps that the run had done."""
+    """Number of training steps that the run had finished."""
     source: str | None = None
-    """Name of the file or folder they were converted from."""
+    """Name of the file or folder from which the weights were converted."""
     source_format: str | None = None
     """Format of that file or folder."""
     position_resampling: tuple[Resampling, ...] = ()
@@ -52,7 +52,8 @@ class Provenance(Schema):
 
     @property
     def resampling_warning(self) -> str | None:
-        """What to print where the weights were resized without training since, which costs accuracy."""
+        """The warning for positions that were resampled and not trained afterwards, which costs accuracy; None if there
+        are none."""
         untrained = [done for done in self.position_resampling if not done.trained_since]
         if not untrained:
             return None
@@ -113,11 +114,12 @@ class CheckpointConfig(Schema):
         )
 
     def with_head_of(self, model: ViTConfig) -> Self:
-        """The config of a model with a new head: what belongs to the outputs of the old one is dropped."""
+        """The config of a model with a new head: labels and probabilities, which belong to the old outputs, are
+        removed."""
         return self.replace(model=model, labels=None, probabilities=None)
 
     def preparation(self, changes: Mapping[str, Any] | None = None) -> tuple[Preprocessing, tuple[str, ...]]:
-        """How images are made for this model: as it was trained, with some fields of Preprocessing changed.
+        """The preprocessing for this model's images: as in its training, with some fields of Preprocessing changed.
 
         Also returns the names of the fields that had to be assumed, because no preprocessing is recorded.
         """
@@ -136,7 +138,8 @@ class CheckpointConfig(Schema):
 
     @classmethod
     def from_json(cls, text: str, where: str) -> tuple[Self, str | None]:
-        """The config and its stamp, if it has one. InputError for anything but a text of to_json or an edit of one."""
+        """The config and its stamp, if it has one. InputError for text that was not written by to_json (it may have
+        been edited)."""
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -157,15 +160,15 @@ class CheckpointConfig(Schema):
 
 @dataclass(frozen=True)
 class Assumption:
-    """A field of ViTConfig that a file of another project does not contain, and the value that was taken for it."""
+    """A field of ViTConfig that a file of another project does not contain, and the value that was assumed for it."""
 
     field: str
-    """Of ViTConfig; "model_type" where two networks have the same arrays, and transformers' config.json is missing."""
+    """Name of the field; "model_type" if two networks have the same arrays and transformers' config.json is missing."""
     value: Any
     why: str
     """Why this value, as a phrase: "as in ViT-B/16"."""
     alternatives: str = ""
-    """How to choose another value; none: `--set FIELD=VALUE`."""
+    """How to choose another value; empty: `--set FIELD=VALUE`."""
 
     def __str__(self) -> str:
         value = field_text(self.field, self.value).partition("=")[2]
@@ -175,7 +178,8 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The config and the parameters of a model; each parameter is read when it is asked for."""
+    """The config and the parameters of a model, independent of the file format; each parameter is read when it is
+    used."""
 
     config: CheckpointConfig
     arrays: LazyArrays
@@ -183,32 +187,32 @@ class Checkpoint:
     origin: str = "a checkpoint in memory"
     """Where it was opened, for messages: the path of a file or folder."""
     format: str = "vit"
-    """The format it was read from."""
+    """Name of the format of the file or folder."""
     notes: tuple[str, ...] = ()
     """What people should know about how another project's file was read: assumptions, and what was left out."""
     assumptions: tuple[Assumption, ...] = ()
     """The fields of the config that the file does not contain."""
     decoder: Decoder | None = None
-    """The decoder beside this encoder, where the file is that of a masked autoencoder. Only pretraining needs it, and
-    only transformers' format keeps it."""
+    """The decoder that belongs to this encoder, if the file is that of a masked autoencoder. Only pretraining needs it,
+    and only transformers' format can store it."""
 
     @classmethod
     def of(cls, config: CheckpointConfig, arrays: Mapping[str, np.ndarray], dtype: object = None) -> Self:
         """A checkpoint of arrays in memory (canonical name -> array in the layout on disk), to be stored as `dtype`
-        (None: each as it is)."""
+        (None: the type of each array)."""
         return cls(config, LazyArrays.of(arrays).as_type(dtype))
 
     @property
     def dtype(self) -> str:
-        """The type that most of it is stored in: that of the patch projection."""
+        """Name of the type of the patch projection, which is that of most arrays."""
         return self.arrays.entries["patch_embed.proj.weight"].dtype
 
     def with_config(self, config: CheckpointConfig) -> "Checkpoint":
-        """The same arrays under another config."""
+        """The same arrays with another config."""
         return dataclasses.replace(self, config=config)
 
     def with_model(self, **fields: Any) -> "Checkpoint":
-        """The same arrays under a model config with some fields changed."""
+        """The same arrays with a model config in which some fields are changed."""
         return self.with_config(self.config.replace(model=self.config.model.replace(**fields)))
 
     def with_arrays(self, arrays: LazyArrays) -> "Checkpoint":
@@ -225,14 +229,15 @@ class Checkpoint:
         patch_method: str = patch_kernels.METHODS[0],
         dtype: object = None,
     ) -> "Checkpoint":
-        """The checkpoint with another type, image or patch size, or number of classes; what is left out stays.
+        """The checkpoint with another type, image or patch size, or number of classes; arguments that are None change
+        nothing.
 
         image_size: (height, width) in pixels; learned positions are resampled, and provenance records it. patch_size:
-        (height, width) in pixels; the patch kernel is resized as FlexiViT does, and positions are resampled to the new
-        grid, of the same image size where none is given. patch_method: one of vit_core.patch_kernels.METHODS;
-        "bilinear" for FlexiViT's published weights and smaller patches.
-        num_classes: gives a new head, initialised as the config says. position_embedding_method: becomes the config's
-        own, for this resampling and later ones. dtype: of all arrays, converted before anything is resampled.
+        (height, width) in pixels; the patch kernel is resized as in FlexiViT (arXiv:2212.08013), and positions are
+        resampled to the new grid, for the same image size unless another is given. patch_method: one of
+        vit_core.patch_kernels.METHODS; "bilinear" for FlexiViT's published weights and smaller patches.
+        num_classes: makes a new head with the config's initial values. position_embedding_method: replaces the
+        config's, for this resampling and later ones. dtype: of all arrays, converted before anything is resampled.
         Raises InputError for values that the model cannot have.
         """
         adapted = self
@@ -251,8 +256,9 @@ class Checkpoint:
         return adapted
 
     def with_fixed_positions(self) -> "Checkpoint":
-        """With MAE's formula for positions in place of a table that holds its values, rounded, and zeros for the class
-        token; unchanged where the table is another one. (Masked autoencoders do not train it; files contain it.)"""
+        """The checkpoint with MAE's position formula in place of a table with its rounded values and zeros for the
+        class token; unchanged if the table has other values. (Masked autoencoders do not train the table, but files
+        contain it.)"""
         model = self.config.model
         if model.position_embedding != "learned" or not position_embeddings.is_mae_table(
             self.arrays["pos_embed"], model.grid, model.prefix_positions
@@ -262,8 +268,8 @@ class Checkpoint:
         return fixed.with_arrays(self.arrays)
 
     def with_head(self, num_classes: int) -> "Checkpoint":
-        """With a new head of so many outputs, initialised as the config says (zeros, unless head_bias_init is set); 0
-        removes the head. The labels, and how outputs become probabilities, are dropped."""
+        """The checkpoint with a new head of `num_classes` outputs, with the config's initial values (zeros, unless
+        head_bias_init is set); 0 removes the head. Labels and the kind of probabilities are removed."""
         old = self.config.model
         model = old.replace(num_classes=num_classes, representation=old.representation if num_classes else None)
         arrays = self.arrays
@@ -273,10 +279,10 @@ class Checkpoint:
         return self.with_config(self.config.with_head_of(model)).with_arrays(arrays)
 
     def with_outputs(self, order: Sequence[int | None]) -> "Checkpoint":
-        """With other outputs of the head: output i is what output order[i] was, or, for None, a new one, initialised as
-        by `with_head`. The labels move along; they are dropped where an output is new.
+        """The checkpoint with reordered outputs of the head: output i is the old output order[i], or, for None, a new
+        one with initial values as in `with_head`. Labels are reordered too; they are removed if an output is new.
 
-        order: each output at most once.
+        order: contains each old output at most once; otherwise ValueError.
         """
         kept = [i for i in order if i is not None]
         if len(set(kept)) < len(kept) or not set(kept) <= set(range(self.config.model.num_classes)):

@@ -60,14 +60,15 @@ def open_checkpoint(
     part: str | None = None,
     base: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Checkpoint:
-    """Opens a checkpoint file or folder, a training run or a saved step; no parameter is read yet.
+    """Opens a checkpoint file or folder, a training run or a saved step; arrays are read when they are used.
 
     path: on this machine, in a store (gs://, s3://) or in the Hub (hf://USER/MODEL). format: one of `registry.FORMATS`,
-    where it is not recognised. fields: of the model's config, where a file of another project does not contain them
-    (`{"heads": 6}`). part: the model to open where a file holds several, by the keys and the prefix that lead to it
-    ("state_dict"). base: the checkpoint that adapters belong to, where the path is a folder of adapters (peft's); by
-    default the one that the folder names. What is opened is the base with the adapters as a part of its weights.
-    Every name and shape is checked. Raises InputError that names what is missing, damaged or does not fit.
+    if it is not recognised. fields: values of ViTConfig fields that a file of another project does not contain
+    (`{"heads": 6}`). part: the model to open if a file contains several, by the keys and the prefix that lead to it
+    ("state_dict"). base: for a folder of adapters (peft's), the checkpoint that the adapters belong to; by default the
+    one that the folder names. The result is the base with the adapters merged into its weights. Every name and shape is
+    checked. Raises InputError for a checkpoint that is missing, damaged, of an unknown format or that does not fit
+    these arguments.
     """
     opened, fields = checkpoint_in(location(path)), fields or {}
     if is_adapter_folder(opened):
@@ -96,8 +97,8 @@ def open_with_warning(
     part: str | None,
     base: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Checkpoint:
-    """`open_checkpoint` for use from Python: a warning names the config fields that were assumed. A checkpoint that is
-    open already is returned as it is."""
+    """`open_checkpoint` for use from Python: a warning names the config fields that were assumed. A `Checkpoint` is
+    returned unchanged."""
     if isinstance(path, Checkpoint):
         return path
     checkpoint = open_checkpoint(path, format=format, fields=fields, part=part, base=base)

@@ -19,9 +19,9 @@ _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 
 
 def express_for(checkpoint: Checkpoint, format: str, allow_lossy: bool = False, *, decoder: bool = False) -> Expressed:
-    """The same model under a config that a format of `TARGETS` can hold, with notes of what was filled in.
+    """The same model with a config that a format of `TARGETS` can hold, and notes on the values that were added.
 
-    decoder: of a masked autoencoder is kept; it is left out otherwise.
+    decoder: keep the decoder of a masked autoencoder; without it, the decoder is left out.
 
     Raises InputError, with the reason, for what the format cannot hold; with allow_lossy small differences of the
     logits are accepted, and noted.
@@ -45,13 +45,15 @@ def save_checkpoint(
     overwrite: bool = False,
     decoder: bool = False,
 ) -> tuple[str, ...]:
-    """Writes a checkpoint in a format of `TARGETS` and returns notes of what was filled in or is not in the files.
+    """Writes a checkpoint in a format of `TARGETS`. Returns notes on values that were added, and on what the files do
+    not contain.
 
     path: on this machine or in a store (gs://, s3://). A name that ends in .safetensors, .pth or .npz becomes such a
     file if the format has them; any other name becomes a folder. A checkpoint of the same format is replaced, or
-    unchanged if writing fails; anything else is replaced only with `overwrite`. decoder: write the decoder of a masked
-    autoencoder too (transformers' ViTMAEForPreTraining). Raises InputError, before anything is
-    written, for what the format cannot hold and for a target that is not to be replaced.
+    unchanged if writing fails; anything else is replaced only with `overwrite`. allow_lossy: accept another activation
+    or epsilon if the outputs differ only slightly. decoder: write the decoder of a masked autoencoder too
+    (transformers' ViTMAEForPreTraining). Raises InputError, before anything is written, for a model that the format
+    cannot hold and for a target that must not be replaced.
     """
     target = writable_location(path)
     expressed = express_for(checkpoint, format, allow_lossy, decoder=decoder)
@@ -73,7 +75,8 @@ def save_checkpoint(
 
 
 def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
-    """What writes a checkpoint with its decoder. InputError for a checkpoint or a format that has none."""
+    """The writer of a checkpoint with its decoder. InputError for a checkpoint without a decoder, or a format without
+    one."""
     if checkpoint.decoder is None:
         raise InputError(f"{checkpoint.origin}: has no decoder of a masked autoencoder; leave out the decoder")
     model, mae = checkpoint.config.model, checkpoint.decoder.mae

@@ -1,8 +1,8 @@
 """One row of the parameter table: a parameter's name, its two layouts, and what is derived from them.
 
-The layouts are einops patterns over named axes: `torch="(qkv heads head_dim) width"` is how the parameter is stored on
-disk and in PyTorch, `jax="width qkv heads head_dim"` how the JAX twin keeps it. The shapes, the conversion between the
-layouts, the logical axes for sharding and the fans of the initializers all follow from these names.
+The layouts are einops patterns over named axes: `torch="(qkv heads head_dim) width"` is the layout on disk and in
+PyTorch, `jax="width qkv heads head_dim"` the layout in the JAX twin. The shapes, the conversion between the layouts,
+the logical axes for sharding and the fans of the initializers all follow from these names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from einops import rearrange
 
 @dataclass(frozen=True)
 class Initializer:
-    """A distribution to draw a parameter from, its fans already worked out.
+    """A distribution for a parameter's initial values; the fans are already included in `value`.
 
     kind, value: constant (the value), normal (standard deviation), uniform (the limit, symmetric about 0),
     truncated_normal (standard deviation before truncation at two of it), rope (the base; see vit_core.rotations).
@@ -33,26 +33,28 @@ class Parameter:
     name: str
     """Canonical name (timm's)."""
     torch: str
-    """Layout on disk and in PyTorch: axis names, those fused into one dimension in parentheses."""
+    """Layout on disk and in PyTorch: axis names; names in parentheses are fused into one dimension."""
     jax_name: str
     """Dotted path in the JAX twin."""
     jax: str
-    """Layout in the JAX twin, likewise; its axis names are the logical axes for sharding."""
+    """Layout in the JAX twin, in the same notation; its axis names are the logical axes for sharding."""
     sizes: Mapping[str, int]
     """Length of each named axis."""
     initializer: Initializer
     matrix: str | None
-    """The view that optimizers with structure work on: `[batch] rows columns`, outputs by inputs; none for vectors."""
+    """The matrices that optimizers such as Muon and Adafactor use: `[batch] rows columns`, outputs by inputs; none for
+    vectors."""
     decay: bool
-    """Whether weight decay applies (the kernels, as in big_vision: not positions, tokens, scales and biases)."""
+    """Whether weight decay applies (to kernels only, as in big_vision: not to positions, tokens, scales and biases)."""
     depth: int
-    """0 for the embeddings, i + 1 for block i, depth + 1 after the blocks: layer-wise learning rates."""
+    """For layer-wise learning rates: 0 for the embeddings, i + 1 for block i, depth + 1 after the blocks."""
     layer: int | None
-    """The block it stands in, if any (of the encoder, or of a masked autoencoder's decoder)."""
+    """Number of the block that the parameter belongs to, if any (of the encoder, or of a masked autoencoder's
+    decoder)."""
     key_bias: slice | None
-    """Where on its first JAX axis stands what is added to all keys alike, if anything is. Softmax is blind to it: its
-    gradient is zero in exact arithmetic, and the rounding noise in its place is all that would tell two engines'
-    training apart."""
+    """The slice of the first JAX axis that is added to all keys, if there is one. Softmax is invariant to it, so its
+    gradient is zero in exact arithmetic. The engines set it to zero, because its rounding noise would be the only
+    difference between their training runs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,7 +68,7 @@ class Parameter:
 
     @property
     def matrix_shape(self) -> tuple[int, ...]:
-        """(rows, columns) of each of its matrices; (size,) of one that is none."""
+        """(rows, columns) of each of the parameter's matrices; (size,) for a vector."""
         return (self.size,) if self.matrix is None else self._shape(self.matrix)[-2:]
 
     @property
@@ -75,11 +77,13 @@ class Parameter:
         return prod(self.shape)
 
     def to_jax(self, array: np.ndarray) -> np.ndarray:
-        """From torch's layout to the JAX twin's; a view where NumPy can make one."""
+        """Converts an array from torch's layout (`shape`) to the JAX twin's (`jax_shape`); a view if NumPy can make
+        one."""
         return self._convert(array, self.torch, self.jax)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """From the JAX twin's layout to torch's; a view where NumPy can make one."""
+        """Converts an array from the JAX twin's layout (`jax_shape`) to torch's (`shape`); a view if NumPy can make
+        one."""
         return self._convert(array, self.jax, self.torch)
 
     def _convert(self, array: np.ndarray, source: str, target: str) -> np.ndarray:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=64)
 def parameters(config: ViTConfig, mae: MaskedAutoencoder | None = None) -> Mapping[str, Parameter]:
-    """The table of a config: canonical name -> row, in the order the network computes; read-only.
+    """The table of a config: canonical name -> row, in the order in which the network computes; read-only.
 
-    mae: that the model is pretrained by; rows of its decoder follow, whose names begin with DECODER.
+    mae: the masked autoencoder that the model is pretrained with; the rows of its decoder follow those of the model,
+    and their names begin with DECODER.
     """
     table = _Table(config)
     c = config
@@ -70,7 +71,7 @@ def parameters(config: ViTConfig, mae: MaskedAutoencoder | None = None) -> Mappi
 
 
 def count(config: ViTConfig) -> int:
-    """Number of parameters."""
+    """Number of parameters of a model with this config, all elements counted."""
     return sum(row.size for row in parameters(config).values())
 
 
@@ -142,7 +143,7 @@ def _block(table: _Table, c: ViTConfig) -> None:
 
 
 def _attention(table: _Table, c: ViTConfig) -> None:
-    # Xavier's fans are those of one of the three projections, which Google's code keeps apart.
+    # Xavier's fans are those of one of the three projections, which are separate in Google's code.
     projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
     table.linear("attn.qkv", ["qkv", "heads", "head_dim"], ["width"], init=projection, batch="qkv")
     if c.qkv_bias and c.key_bias:
@@ -228,7 +229,7 @@ def _decoder(c: ViTConfig, mae: MaskedAutoencoder) -> dict[str, Parameter]:
 
 
 class _Table:
-    """Collects rows; `enter` says which block the following ones stand in."""
+    """Collects rows; `enter` sets the block to which the following rows belong."""
 
     def __init__(self, config: ViTConfig) -> None:
         self.rows: dict[str, Parameter] = {}
@@ -285,7 +286,8 @@ class _Table:
         )
 
     def linear(self, name: str, out: list[str], into: list[str], *, init: Initializer, batch: str = "") -> None:
-        """A projection: torch keeps [out, in], JAX the input's axes first and every axis apart."""
+        """A projection: stored as [out, in] in torch's layout, and with the input's axes first and all axes separate in
+        JAX's."""
         rows, columns = _fused(out), _fused(into)
         matrix = f"{batch} {_fused([axis for axis in out if axis != batch])} {columns}".strip()
         self.add(f"{name}.weight", f"{rows} {columns}", "kernel", " ".join(into + out), init=init, matrix=matrix)
