@@ -1,4 +1,4 @@
-"""What `vit` does with the words of a command line: find the command, parse its options, run it, report errors.
+"""Runs a command line of `vit`: finds the command, parses its options, calls it, and reports errors.
 
 A command's module is imported when the command is used, so `vit --help` imports neither a framework nor NumPy.
 """
@@ -27,8 +27,8 @@ HELP_FLAGS = ("--help", "-h")
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `vit`: the function of its own name in the module vit_cli.commands.NAME; or a group of commands,
-    which are functions of that module."""
+    """A command of `vit`: the function with its name in the module vit_cli.commands.NAME; or a group of commands, which
+    are functions of that module."""
 
     name: str
     summary: str
@@ -47,26 +47,26 @@ class Command:
 COMMANDS = {
     command.name: command
     for command in (
-        Command("demo", "Show the whole path on handwritten digits, in minutes.", "Start here"),
-        Command("explain", "Show what a recipe will do; nothing is run.", "Train", takes_recipe=True),
+        Command("demo", "Run the whole workflow on handwritten digits, in minutes.", "Start here"),
+        Command("explain", "Show what a recipe will do, without training.", "Train", takes_recipe=True),
         Command("pretrain", "Train a model from new weights.", "Train", takes_recipe=True),
         Command("finetune", "Train a model that starts from a checkpoint.", "Train", takes_recipe=True),
         Command(
-            "resume", "Go on with a run that was stopped, or train a finished one further.", "Train", takes_recipe=True
+            "resume", "Continue a run that was stopped, or train a finished run further.", "Train", takes_recipe=True
         ),
-        Command("runs", "Compare what finished runs reached, over their seeds and by their cost.", "Train"),
+        Command("runs", "Compare the accuracy of finished runs, over their seeds and by their cost.", "Train"),
         Command("evaluate", "Measure the accuracy of a checkpoint on a data set.", "Train"),
-        Command("predict", "Name what images show.", "Use"),
+        Command("predict", "Predict the classes of images.", "Use"),
         Command("features", "Write the features of images: the tokens after a block of the model.", "Use"),
-        Command("probe", "Measure how well classes are told apart by a model's features.", "Use"),
+        Command("probe", "Measure how well a model's features separate the classes of images.", "Use"),
         Command("prepare", "Pack images into a data set that loads fast.", "Train"),
         Command("plan", "Compile a recipe for a TPU slice and show the memory it needs.", "Train", takes_recipe=True),
         Command("inspect", "Show what a checkpoint of any format contains.", "Checkpoints"),
-        Command("convert", "Write a checkpoint in another format, and prove that it is the same model.", "Checkpoints"),
+        Command("convert", "Write a checkpoint in another format, and check that it is the same model.", "Checkpoints"),
         Command(
-            "export", "Write a checkpoint as a program for other runtimes, and prove that it is the same model.", "Use"
+            "export", "Write a checkpoint as a program for other runtimes, and check that it is the same model.", "Use"
         ),
-        Command("show", "Draw what a model has learned, where it looks and what it confuses.", "Use"),
+        Command("show", "Draw a model's filters, attention and wrong answers.", "Use"),
         Command("push", "Upload a checkpoint to the Hugging Face Hub, with a model card.", "Checkpoints"),
         Command("schema", "Print the JSON schema of a checkpoint's config.json.", "Checkpoints"),
         Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
@@ -74,20 +74,20 @@ COMMANDS = {
         Command("formats", "Check every checkpoint format on small random models.", "Proofs"),
         Command(
             "bench",
-            "Measure speed and memory, beside what other libraries need.",
+            "Measure speed and memory, compared with other libraries.",
             "Proofs",
             parts={
-                "model": "Measure the models' forward pass and train step, beside those of other libraries.",
-                "train": "Measure the training loop with its input and log, beside the bare step.",
-                "input": "Measure how fast training images are made, beside torchvision.",
+                "model": "Measure the models' forward pass and train step, compared with other libraries.",
+                "train": "Measure the training loop with its input and log, compared with the bare step.",
+                "input": "Measure how fast training images are made, compared with torchvision.",
                 "sources": "Measure how fast each kind of source is read, on one thread, in random order.",
                 "scaling": "Measure how the cost of a train step grows with batch, depth, width and tokens, and the "
                 "host's share of a step.",
-                "program": "Show what the train step makes a TPU do, beside plain data-parallel steps.",
-                "all": "Measure everything, in parts of some minutes that can be stopped and started.",
-                "predict": "Measure `vit predict` on generated images, beside its model alone and decoding alone.",
+                "program": "Show what a TPU executes in a train step, compared with plain data-parallel steps.",
+                "all": "Measure everything, in parts of a few minutes; repeat it after an interruption.",
+                "predict": "Measure `vit predict` on generated images, compared with the model and decoding alone.",
                 "startup": "Measure how long `vit --help` takes, and the import of each twin.",
-                "convert": "Measure what converting a checkpoint costs, beside a plain copy of the file.",
+                "convert": "Measure the time and memory of converting a checkpoint, compared with a copy of the file.",
             },
         ),
         Command("completion", "Print or install completion of commands and options for a shell.", "Setup"),
@@ -246,7 +246,7 @@ def parse(words: Sequence[str]) -> Parsed:
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    """What commands run in: log messages are printed, and libtpu is quiet on a machine without a TPU.
+    """The environment of commands: log messages are printed, and libtpu is quiet on a machine without a TPU.
 
     (`vit plan` compiles with libtpu; JAX loads it wherever it is installed, and then it reports that there is no TPU.)
     """
@@ -275,7 +275,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _report(error: Exception) -> None:
-    """Prints an error that a user can act on as one line; raises any other again."""
+    """Prints an error that a user can fix as one line; raises any other again."""
     from vit_core.errors import InputError, one_line
     from vit_core.storage import StorageError
 
@@ -285,7 +285,8 @@ def _report(error: Exception) -> None:
 
 
 def _message(error: Exception) -> str:
-    """An error in words: for one of the system, the file and what was refused ("a/b: Permission denied")."""
+    """The text of an error; for an error of the operating system, the file and the reason ("a/b: Permission
+    denied")."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
         return f"{file}: {error.strerror}"

@@ -1,4 +1,4 @@
-"""Which data a command evaluates a checkpoint on: those of its run, or others whose columns are chosen."""
+"""The data on which a command evaluates a checkpoint: those of its run, or others with chosen columns."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -14,17 +14,18 @@ class Columns:
     """Which columns of a table, of parquet files or of shards are used, as in `vit_train.config.Data`."""
 
     image_column: Annotated[str | None, Parameter(name="--data.image-column", metavar="NAME")] = None
-    """Column of the paths or images of --data. Default: as in the run, else path, image, file and the like."""
+    """Column of the paths or images of --data. Default: as in the run, otherwise path, image, file or a similar
+    name."""
     label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None
-    """Column of the labels. Default: as in the run, else label, class, category and the like."""
+    """Column of the labels. Default: as in the run, otherwise label, class, category or a similar name."""
     label_separator: Annotated[str | None, Parameter(name="--data.label-separator", metavar="TEXT")] = None
-    """What separates several labels in one cell, such as ";". Default: as in the run."""
+    """Separator of several labels in one cell, such as ";". Default: as in the run."""
     label_columns: Annotated[
         tuple[str, ...], Parameter(name="--data.label-columns", metavar="NAMES", consume_multiple=True)
     ] = ()
     """Columns with 1 or 0, one for each class, instead of a column of labels. Default: as in the run."""
     split_column: Annotated[str | None, Parameter(name="--data.split-column", metavar="NAME")] = None
-    """Column that says which split an image is in. Default: as in the run, else split, if there is one."""
+    """Column with the split of each image. Default: as in the run, otherwise split, if there is one."""
 
 
 DEFAULT_COLUMNS = Columns()

@@ -56,16 +56,16 @@ WrittenFormat: TypeAlias = Annotated[str, _choice("--to", TARGETS)]
 
 @dataclass(frozen=True)
 class Reading:
-    """How a checkpoint is opened: options of every command that opens one of any format."""
+    """How a checkpoint is opened: options of every command that opens checkpoints of any format."""
 
     format: Annotated[str | None, _choice("--from", FORMATS)] = None
-    """Format of the checkpoint, where it is not recognised."""
+    """Format of the checkpoint, if it is not recognised."""
     fields: Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")] = ()
-    """A field of its model's config that it does not contain, such as heads=6. May be repeated."""
+    """A field of the model's config that the checkpoint does not contain, such as heads=6. May be repeated."""
     part: Annotated[str | None, Parameter(metavar="NAME")] = None
-    """The model to read, where the file holds several, such as model_ema."""
+    """The model to read, if the file contains several, such as model_ema."""
     base: OptionalPlace = None
-    """Checkpoint that the adapters belong to, where it is a folder of adapters (default: the one that it names)."""
+    """For a folder of adapters, the checkpoint that they belong to (default: the one that the folder names)."""
 
     def open(self, source: Location) -> Checkpoint:
         """Opens a checkpoint, a training run or a saved step. InputError for one that cannot be read."""
@@ -96,9 +96,9 @@ class Computing:
     framework: Framework = "torch"
     """Framework that computes."""
     batch_size: int = 32
-    """Images at once; the last batch is filled up to this size."""
+    """Number of images in a batch; the last batch is padded to this size."""
     threads: int | None = None
-    """Threads that decode. Default: one for each processor, at most 8."""
+    """Number of threads that decode images. Default: one for each processor, at most 8."""
     image_size: OptionalSize = None
     """Resample the position embeddings for another image size: 384, or height x width as 384x512."""
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = ()

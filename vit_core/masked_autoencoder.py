@@ -1,5 +1,6 @@
 """Masked-autoencoder pretraining (MAE, arXiv:2111.06377): the encoder sees some patches of an image, and a small
-decoder predicts the pixels of the others from what the encoder makes of them. What both twins agree on is here.
+decoder predicts the pixels of the others from the encoder's output. This module contains the part that both twins
+share.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,18 @@ from vit_core.errors import InputError
 from vit_core.schema import Flag, Positive, Rate, Schema
 
 TARGET_EPSILON = 1e-6
-"""What is added to the variance of a patch whose pixels are normalised."""
+"""Added to the variance of a patch when its pixels are normalised."""
 
 
 class MaskedAutoencoder(Schema):
     """Masked-autoencoder pretraining (MAE, arXiv:2111.06377), which needs no labels.
 
     The encoder is the model of the run, and sees the patches that are not hidden. The decoder has blocks of the same
-    kind, of its own size, and fixed sine-cosine positions; it is not part of the checkpoint that the run leaves.
+    kind, of its own size, and fixed sine-cosine positions; it is not part of the run's final checkpoint.
     """
 
     mask_ratio: Rate = 0.0
-    """Fraction of the patches that are hidden from the encoder (0.75 in the paper); 0: training towards classes."""
+    """Fraction of the patches that are hidden from the encoder (0.75 in the paper); 0: training with class labels."""
     decoder_width: Positive = 512
     """Token width of the decoder; a multiple of 4, and of decoder_heads."""
     decoder_depth: Layers = 8
@@ -33,11 +34,12 @@ class MaskedAutoencoder(Schema):
     decoder_mlp_dim: Positive | None = None
     """Hidden width of the decoder's MLPs; none: four times its width."""
     normalize_target: Flag = False
-    """Predict the pixels of each patch less their mean and divided by their standard deviation (the paper's best)."""
+    """Predict the pixels of each patch minus their mean, divided by their standard deviation (the best variant in the
+    paper)."""
 
     def decoder(self, encoder: ViTConfig) -> ViTConfig:
-        """The config of the decoder's blocks, for an encoder: of the same kind as the encoder's. InputError for sizes
-        that it cannot have."""
+        """The config of the decoder's blocks, which are of the same kind as the encoder's. InputError for impossible
+        sizes."""
         try:
             return encoder.replace(
                 width=self.decoder_width,
@@ -63,7 +65,7 @@ class MaskedAutoencoder(Schema):
         return prod(encoder.patch_size) * encoder.channels
 
     def check(self, encoder: ViTConfig) -> None:
-        """InputError for an encoder that cannot be trained so."""
+        """InputError for an encoder that cannot be pretrained as a masked autoencoder."""
         for name, found, needed, why in (
             ("num_classes", encoder.num_classes, 0, "there are no classes"),
             ("representation", encoder.representation, None, "only a head reads it"),
@@ -98,5 +100,5 @@ def draw_order(encoder: ViTConfig, batch: int, rng: np.random.Generator) -> np.n
 
 
 def order_of(noise_BN: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-    """The order of patches by ascending noise, int32 [B, N]: what transformers' ViTMAE makes of its `noise`."""
+    """The order of patches by ascending noise, int32 [B, N], as transformers' ViTMAE computes it from its `noise`."""
     return np.argsort(np.asarray(noise_BN), axis=1, kind="stable").astype(np.int32)

@@ -1,7 +1,8 @@
 """Rotary positions (RoPE): the schema of its published variants. vit_core/rotations.py computes their angles.
 
-A patch token at coordinates (y, x) has its queries and keys rotated, pair of values by pair, by angles that are sums of
-coordinate times frequency. Variants differ in the coordinates, the frequencies, and in which values make a pair:
+The queries and keys of a patch token at coordinates (y, x) are rotated pair of values by pair of values, by angles that
+are sums of coordinate times frequency. Variants differ in the coordinates, the frequencies, and the values that form a
+pair:
 
     variant                  coordinates                     frequencies          pairs
     DINOv3, LingBot          centered, in [-1, 1] * 2 pi     base^-(i / (K / 4))  value i with i + K / 2
@@ -12,8 +13,7 @@ coordinate times frequency. Variants differ in the coordinates, the frequencies,
     ViT-5                    grid                            likewise             neighbours
 
 Tokens before the patches (class token, registers) are not rotated: their angle is zero, so that cos 1 and sin 0 leave
-them as they are, bit for bit. ViT-5 alone rotates its registers, which lie on a grid of their own. K is the width of a
-head.
+them unchanged, bit for bit. Only ViT-5 rotates its registers, which are on a separate grid. K is the width of a head.
 """
 
 import json
@@ -29,8 +29,8 @@ class Rope(Schema):
     DINOv3's (arXiv:2508.10104)."""
 
     frequencies: Literal["axial", "mixed"] = "axial"
-    """"axial": half of a head's pairs turn with y, half with x, by fixed frequencies. "mixed": learned frequencies for
-    both, in every block and head (rope-vit)."""
+    """"axial": half of a head's pairs rotate with y, half with x, by fixed frequencies. "mixed": learned frequencies
+    for both, in every block and head (rope-vit)."""
     coordinates: Literal["centered", "grid"] = "centered"
     """"centered": the centres of the patches, from -1 to 1 across the image, times 2 pi. "grid": 0, 1, 2, ..."""
     normalize: Literal["separate", "min", "max"] = "separate"
@@ -40,15 +40,15 @@ class Rope(Schema):
     reference: tuple[Positive, Positive] | None = None
     """Grid coordinates are scaled as if the grid had these sides (EVA-02's and PE's pretraining grid), or not."""
     axes: Literal["yx", "xy"] = "yx"
-    """Whose pairs come first."""
+    """The axis whose pairs come first."""
     base: Annotated[Real, Field(gt=0.0)] = 100.0
-    """Longest period (of fixed frequencies, and of those that learned ones begin with)."""
+    """Longest period (of fixed frequencies, and of the initial values of learned ones)."""
     pairs: Literal["halves", "neighbours"] = "halves"
     """Which values of a head are rotated together: i and i + K / 2 ("rotate half"), or 2 i and 2 i + 1."""
     periods: Literal["float64", "float32", "bfloat16"] = "float64"
     """Type to which fixed periods are rounded. Meta's DINOv3 was trained with bfloat16."""
     register_base: Annotated[Real, Field(gt=0.0)] | None = None
-    """Longest period of register tokens, which then lie on a square grid of their own, 0, 1, ... (ViT-5,
+    """Longest period of register tokens, which are then on a separate square grid with coordinates 0, 1, ... (ViT-5,
     arXiv:2602.08071); none: they are not rotated."""
     shift: Annotated[Real, Field(ge=0.0)] | None = None
     """Training: both coordinates are moved by amounts drawn from [-shift, shift]."""
@@ -85,7 +85,7 @@ class Rope(Schema):
 
     @property
     def trained(self) -> Self:
-        """The same positions without what training alone draws of them: what a trained network computes."""
+        """The same positions without the random changes of training: those that a trained network computes."""
         return self.replace(shift=None, jitter=None, rescale=None)
 
 

@@ -1,7 +1,7 @@
-"""What training and evaluation ask of a framework, as three small protocols.
+"""The interface between training or evaluation and a framework: three small protocols.
 
-Each framework has a trainer (`JaxEngine`, `TorchEngine`), which fulfils all three, and a predictor of a checkpoint
-(`JaxPredictor`, `TorchPredictor`). Where several processes share an engine, every process makes every call, in the same
+Each framework has a trainer (`JaxEngine`, `TorchEngine`), which implements all three, and a predictor of a checkpoint
+(`JaxPredictor`, `TorchPredictor`). If several processes share an engine, every process makes every call, in the same
 order.
 """
 
@@ -39,7 +39,7 @@ class BatchRows(Protocol):
 
     @property
     def primary(self) -> bool:
-        """Whether no process of a lower number makes the same rows, so that this one counts them."""
+        """Whether this is the first process that makes these rows, so that it counts them."""
 
     def rows(self, size: int) -> np.ndarray:
         """Which rows of a batch of `size` this process makes, ascending."""
@@ -71,7 +71,7 @@ class Trainer(BatchRows, Protocol):
 
     @property
     def hardware(self) -> str:
-        """This process's devices, in words."""
+        """Number and kind of this process's devices, as text for messages."""
 
     @property
     def peak_flops(self) -> float:
@@ -91,7 +91,7 @@ class Trainer(BatchRows, Protocol):
 
     @property
     def skippable(self) -> int:
-        """Number of updates that may be skipped: the config's, or more where more were skipped before."""
+        """Number of updates that may be skipped: the config's, or the number skipped so far if that is larger."""
 
     @property
     def state_bytes(self) -> Mapping[str, tuple[int, int]]:
@@ -99,13 +99,14 @@ class Trainer(BatchRows, Protocol):
 
     @property
     def average(self) -> Predictor | None:
-        """Predicts by the moving average of the weights; None where none is kept."""
+        """Predicts with the moving average of the weights; None if there is none."""
 
     def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
-        """Update number `step` (from 0), by this process's rows; returns what was computed before the update.
+        """Makes update number `step` (from 0) with this process's rows; returns the loss and gradient norms, computed
+        before the update.
 
-        A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
-        them than `skippable`, every later update does too.
+        If a loss or gradient is not finite, or a loss has exploded, the state is not changed; after more of these than
+        `skippable`, no later update changes it either.
         """
 
     def losses(self, batch: Batch) -> np.ndarray:
@@ -113,29 +114,29 @@ class Trainer(BatchRows, Protocol):
 
     @property
     def profile_opened_by(self) -> str:
-        """What opens the files of `profiled`, in words."""
+        """Names of the programs that open the files of `profiled`."""
 
     def profiled(self, folder: Path) -> AbstractContextManager[None]:
-        """Within the context what this process and its devices do is recorded; then it is written to files in the
-        folder."""
+        """A context in which the work of this process and its devices is recorded; at its end, the record is written to
+        files in the folder."""
 
 
 class Saver(BatchRows, Protocol):
     """Saves and restores the state of training."""
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The parameters, or their moving average, in the layout on disk, at least in process 0; those of adapters are
-        not a part of the weights."""
+        """The parameters, or their moving average, in the layout on disk, at least in process 0; adapters are separate
+        arrays, not merged into the weights."""
 
     def statistics(self) -> dict[str, np.ndarray]:
         """The optimizer's statistics and the moving average, "<kind>/<canonical name>" in the layout on disk, and
         "skipped"; of a masked autoencoder also the decoder, which no checkpoint has; at least in process 0."""
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
-        """Sets what `statistics` of either engine returned before update number `step`."""
+        """Sets the state to what `statistics` of either engine returned before update number `step`."""
 
     def save(self, folder: Location, config: CheckpointConfig) -> None:
-        """Begins to write a step's folder; training may continue meanwhile."""
+        """Starts to write a step's folder; training may continue meanwhile."""
 
     def wait_until_saved(self) -> None:
         """Waits until the step that is being saved is complete. InputError where it could not be written."""

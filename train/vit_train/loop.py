@@ -1,4 +1,4 @@
-"""The one training loop: data, step, log, evaluate, save, stop. Both engines are trained by it."""
+"""The training loop for both engines: data, step, log, evaluate, save, stop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,21 +29,21 @@ class FitResult:
 
     step: int
     signal: int | None = None
-    """The signal that ended it before everything was done."""
+    """Number of the signal that ended training or evaluation early."""
     accuracy: Accuracy | None = None
     """Accuracy of the weights after the last step."""
     average: Accuracy | None = None
-    """Accuracy of the moving average of the weights, where one is kept."""
+    """Accuracy of the moving average of the weights, if there is one."""
     folders: tuple[Location, ...] = ()
-    """The finished checkpoints; the saved step, where a signal ended training before its last step."""
+    """The finished checkpoints; if a signal ended training before its last step, the saved step."""
     reconstruction: float | None = None
     """Mean loss of a masked autoencoder on the evaluation split, after the last step; it has no accuracy."""
 
 
 def batches_for(engine: Trainer, split: Split) -> Batches:
-    """The batches of an engine's run: the rows that its process makes.
+    """The batches of an engine's run, with the rows of its process.
 
-    InputError where the devices cannot share the batches, or a batch is larger than the split.
+    InputError if the devices cannot share the batches, or if a batch is larger than the split.
     """
     engine.config.check_batch_shards(engine.batch_shards)
     return Batches(split, engine.config, engine.rows(engine.config.batch_size))
@@ -60,8 +60,9 @@ def fit(
     title: str = "train",
     display: Display = SILENT,
 ) -> FitResult:
-    """Trains from step `start` to the config's last, writes the checkpoint, evaluates; only process 0 writes and shows
-    anything. `until`: an earlier last step, where a segment of the run ends; it is saved, and that is all.
+    """Trains from step `start` to the config's last step, writes the checkpoint and evaluates; only process 0 writes
+    files and shows progress. `until`: an earlier last step, at which a segment of the run ends; it is saved, without a
+    checkpoint or an evaluation.
 
     SIGINT and SIGTERM end training after the step in progress, which is saved, and evaluation after the batch in
     progress. Raises InputError for a loss or gradient that is not finite (the state before it is saved), and for more
@@ -92,7 +93,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Loop:
-    """What every step of a run uses."""
+    """The objects that every step of a run uses."""
 
     engine: Engine
     run: Run
@@ -138,7 +139,7 @@ class _Loop:
         return step
 
     def evaluate(self, step: int) -> tuple[Accuracy, Accuracy | None]:
-        """Evaluates the weights, and their moving average where one is kept; logs both. Raises StoppedBySignal."""
+        """Evaluates the weights and, if there is one, their moving average; logs both. Raises StoppedBySignal."""
         engine, options = self.engine, self.engine.config.evaluation
         accuracy = evaluate(engine, self.evaluation, options, stop=self.stop, display=self.display)
         average = None
@@ -162,7 +163,7 @@ class _Loop:
         return loss
 
     def _save_and_evaluate(self, step: int, ending: bool, monitor: StepMonitor) -> bool:
-        """Saves and evaluates where the config says so after this step; returns whether training ends with it."""
+        """Saves and evaluates if this is due after this step; returns whether training ends with it."""
         config = self.engine.config
         if ending or _is_due(step, config.save_every):
             self._save(step, monitor)
@@ -185,7 +186,7 @@ class _Loop:
         self.run.save(self.engine, step)
 
     def _log(self, step: int, batch: Batch, result: StepResult, throughput: Throughput, task: Task) -> None:
-        """Writes what the log says of step number `step` (from 1), and shows some of it."""
+        """Writes a line of the log for step number `step` (from 1), and shows some of its values."""
         engine = self.engine
         values: dict[str, Any] = {
             **throughput.values(),

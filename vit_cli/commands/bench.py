@@ -1,4 +1,4 @@
-"""`vit bench`: a command for each thing that is measured."""
+"""`vit bench`: one command for each measurement."""
 
 import os
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ def model(
     json: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
     png: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
 ) -> int:
-    """Measure the models' forward pass and train step, beside those of other libraries.
+    """Measure the models' forward pass and train step, compared with other libraries.
 
-    Each contestant has a process of its own, and they take turns; figures are medians over the rounds. One that is
-    not installed is named, and skipped. Runs on what JAX and PyTorch find: CPU, GPU or TPU.
+    Each library runs in its own process, and they take turns; figures are medians over the rounds. A library that is
+    not installed is named and skipped. Runs on the devices that JAX and PyTorch find: CPU, GPU or TPU.
 
     Examples:
         vit bench model
@@ -50,15 +50,15 @@ def model(
         vit bench model --peer big_vision=../big_vision --json speed.json --png speed.png
 
     Args:
-        variant: Published architecture, at another size than 224 as B/16@384. May be repeated.
-        batch_size: Images at once.
+        variant: Published architecture; for an image size other than 224, write B/16@384. May be repeated.
+        batch_size: Number of images in a batch.
         dtype: Type of the computation. May be repeated.
-        compiled: Let PyTorch's models pass through torch.compile.
+        compiled: Compile PyTorch's models with torch.compile.
         threads: CPU threads of each contestant. Default: one for each core.
-        rounds: How often each contestant has its turn.
+        rounds: Number of turns of each contestant.
         only: Measure this contestant. May be repeated. Default: all.
         peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
-        json: File for all figures. What it has of the same machine and versions is not measured again.
+        json: File for all figures. Results in it from the same machine and versions are not measured again.
         png: File for a chart.
     """
     from vit_cli.benchmarks import model_speed
@@ -118,7 +118,7 @@ def convert(
     folder: Target = HERE,
     repeats: int = 5,
 ) -> int:
-    """Measure what converting a checkpoint costs, beside a plain copy of the file.
+    """Measure the time and memory of converting a checkpoint, compared with a copy of the file.
 
     Conversions of a large random checkpoint in float32, in time and memory.
 
@@ -153,10 +153,10 @@ def train(
     threads: int = 2,
     workers: int = 0,
 ) -> int:
-    """Measure the training loop with its input and log, beside the bare step.
+    """Measure the training loop with its input and log, compared with the bare step.
 
-    The run trains on generated JPEG files of 500 x 375 pixels. It is measured from its first log line to its last, so
-    without its start and the saved step at its end.
+    The run trains on generated JPEG files of 500 x 375 pixels. It is timed from its first log line to its last, so
+    without its start and without the saved step at its end.
 
     Examples:
         vit bench train
@@ -167,11 +167,11 @@ def train(
         variant: Published architecture.
         batch_size: Images of a step.
         dtype: Type of the forward and backward pass.
-        steps: Number of steps in each round; with worker processes at least four for each of them.
-        rounds: How often the bare step and the loop have their turn.
+        steps: Number of steps in each round; at least four for each worker process.
+        rounds: Number of turns of the bare step and of the loop.
         threads: Threads that make batches.
-        workers: Processes that make batches, each with so many threads: on a GPU or TPU about the number of cores.
-            0: none.
+        workers: Processes that make batches, each with `threads` threads; on a GPU or TPU, use about the number of
+            cores. 0: no processes.
     """
     for name in framework:
         require_training(name)
@@ -200,7 +200,7 @@ def predict(
     variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
     repeats: int = 5,
 ) -> int:
-    """Measure `vit predict` on generated images, beside its model alone and decoding alone.
+    """Measure `vit predict` on generated images, compared with the model and decoding alone.
 
     Examples:
         vit bench predict
@@ -230,18 +230,19 @@ def input(
     images: int = 64,
     rounds: int = 5,
 ) -> int:
-    """Measure how fast training images are made, beside torchvision.
+    """Measure how fast training images are made, compared with torchvision.
 
-    On one core: JPEG files of 500 x 375 pixels, generated, to random crops of 224 x 224, half of them flipped; and
-    batches of a set like CIFAR-10, whose decoded images are in memory: with random crops, flips and mixup, and as the
-    recipe cifar10 has them (mirrored crops, flips, RandAugment, erasing, Mixup or CutMix).
+    Measured on one core: generated JPEG files of 500 x 375 pixels become random crops of 224 x 224, half of them
+    flipped; and batches are made of a set like CIFAR-10, whose decoded images are in memory, with random crops, flips
+    and mixup, and with the augmentations of the recipe cifar10 (mirrored crops, flips, RandAugment, erasing, Mixup or
+    CutMix).
 
     Examples:
         vit bench input
         vit bench input --interpolation bicubic
 
     Args:
-        interpolation: Filter of the resize of JPEG files, for all.
+        interpolation: Filter that resizes the JPEG files, also in torchvision.
         images: Number of files in a round.
         rounds: How often each has its turn; medians are shown.
     """
@@ -288,7 +289,7 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
 def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int = 5) -> int:
     """Measure how the cost of a train step grows with batch, depth, width and tokens, and the host's share of a step.
 
-    An exponent of 1 means: twice as much costs twice as much. The exponents of the FLOPs are shown beside it.
+    With an exponent of 1, doubling the size doubles the cost. The exponents of the FLOPs are shown too.
 
     Examples:
         vit bench scaling
@@ -322,20 +323,21 @@ def all(
     minutes: float = 25,
     quick: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Measure everything, in parts of some minutes that can be stopped and started.
+    """Measure everything, in parts of a few minutes; repeat it after an interruption.
 
-    Each part is one of the other `vit bench` commands, with sizes for the machine's devices, and writes what it prints
-    to a file in the folder. The same command goes on where it was stopped. Training reads generated JPEG files of
-    500 x 375 pixels. Exits with status 1 where a part is still missing.
+    Each part is one of the other `vit bench` commands, with sizes for the machine's devices, and writes its output to a
+    file in the folder. The same command continues after an interruption. Training reads generated JPEG files of 500 x
+    375 pixels. The exit status is 1 if a part is still missing.
 
     Examples:
         vit bench all --quick
         vit bench all --folder speed-h100 --minutes 25
 
     Args:
-        folder: Where the results are, and what is not measured again.
-        minutes: A part that could take longer than what is left of these does not begin; at most 8 are left to each.
-        quick: In small, to see that everything works on this machine.
+        folder: Folder of the results; parts that are in it are not measured again.
+        minutes: Time for the whole command. A part that could take longer than the remaining time is not started; each
+            part gets at most 8 minutes.
+        quick: Use small sizes, to check that everything works on this machine.
     """
     require("train", *TRAINING)
     from vit_cli.benchmarks import everything
@@ -361,7 +363,7 @@ def all(
 def startup(*, repeats: int = 5) -> int:
     """Measure how long `vit --help` takes, and the import of each twin.
 
-    Each in a new process. Exits with status 1 where one takes longer than its limit.
+    Each is measured in a new process. The exit status is 1 if one takes longer than its limit.
 
     Examples:
         vit bench startup

@@ -26,10 +26,11 @@ def program(
     peer: Annotated[tuple[str, ...], Parameter(metavar="NAME=PATH")] = (),
     json: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
 ) -> int:
-    """Show what the train step makes a TPU do, beside plain data-parallel steps.
+    """Show what a TPU executes in a train step, compared with plain data-parallel steps.
 
-    The steps are compiled for a slice that need not be present, and read: the FLOPs of products, the bytes that they
-    move and receive, and which collectives products hide. Compilations are kept in ~/.cache/vit-parity.
+    The steps are compiled for a slice that need not be present. The compiled programs show the FLOPs of matrix
+    products, the bytes that are moved and received, and the collectives that run at the same time as products.
+    Compilations are kept in ~/.cache/vit-parity.
 
     Examples:
         vit bench program
@@ -37,13 +38,13 @@ def program(
 
     Args:
         topology: A slice of v4, v5e, v5p, v6e or tpu7x and the chips along each side (see `vit plan --help`).
-        variant: Published architecture, at another size than 224 as B/16@384.
-        batch_size: Images of a step, over all chips.
+        variant: Published architecture; for an image size other than 224, write B/16@384.
+        batch_size: Number of images in a step, over all chips.
         dtype: Type of the computation.
         fsdp: Chips that share the parameters in the trainer's step.
         only: Compile this step. May be repeated. Default: all.
         peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
-        json: File for all that was found.
+        json: File for all results.
     """
     slice_of = topologies.parse(topology)
     require("tpu", "jax", "flax", "optax", "libtpu")

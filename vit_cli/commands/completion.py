@@ -16,7 +16,7 @@ def completion(shell: Shell | None = None, /, *, install: Annotated[bool, Parame
 
     Args:
         shell: The shell (default: the one that runs now).
-        install: Write the script to where the shell looks for it, and name it in the shell's start-up file.
+        install: Write the script to the folder where the shell looks for it, and add it to the shell's start-up file.
     """
     from cyclopts.completion.detect import ShellDetectionError
 

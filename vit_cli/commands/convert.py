@@ -33,13 +33,14 @@ def convert(
     decoder: Annotated[bool, Parameter(negative=())] = False,
     check: bool = True,
 ) -> int:
-    """Write a checkpoint in another format, and prove that it is the same model.
+    """Write a checkpoint in another format, and check that it is the same model.
 
     SOURCE is a checkpoint file or folder of any format, a training run or a saved step. The new checkpoint is then
-    opened, and both run in float64 on random images; it also runs in the library that the format belongs to, if
-    that is installed. The exit status is 1 if the outputs differ by more than 1e-12.
+    opened, and both run in float64 on random images; the new one also runs in the library that the format belongs to,
+    if that is installed. The exit status is 1 if the outputs differ by more than 1e-12, or than 1e-5 if a value was
+    computed and rounded to float32.
 
-    TARGET may be missing, empty, or a checkpoint of the same format. Anything else there needs --overwrite.
+    TARGET may be missing, empty, or a checkpoint of the same format. To replace anything else, add --overwrite.
 
     Examples:
         vit convert ViT-B_16.npz b16_384 --image-size 384 --num-classes 10
@@ -47,22 +48,22 @@ def convert(
         vit convert deit_small.pth deit --set heads=6
 
     Args:
-        source: What to read.
+        source: Checkpoint to read.
         target: Folder or file to write.
         to: Format to write.
         reading: How the source is opened.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
-        patch_size: Resize the patch kernel for another patch size, as FlexiViT does, and the position embeddings to the
-            grid that it gives.
-        num_classes: Replace the head by a new one for so many classes; 0 removes it.
+        patch_size: Resize the patch kernel to another patch size, as in FlexiViT, and the position embeddings to the
+            new grid.
+        num_classes: Replace the head by a new one for this number of classes; 0 removes it.
         method: Method of resampling the position embeddings, such as bicubic (default: the checkpoint's own).
-        dtype: Type to store: bfloat16, float16, float32 or float64 (default: as it is).
+        dtype: Type to store: bfloat16, float16, float32 or float64 (default: the checkpoint's).
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
-        overwrite: Replace what is at TARGET. Weights and configs of another checkpoint there are removed, other files
-            stay.
+        overwrite: Replace the contents of TARGET. Weights and configs of another checkpoint in it are removed, other
+            files are kept.
         decoder: With --to transformers: write the decoder of a masked autoencoder too, as its ViTMAEForPreTraining;
             otherwise it is left out.
-        check: Open and run what was written.
+        check: Open the written checkpoint and compare its outputs.
     """
     opened = open_with_decoder(source, reading) if decoder else reading.open_and_report(source)
     check_apart(target, source, location(opened.origin))

@@ -9,18 +9,18 @@ DEMO = location("runs/demo")
 
 
 def demo(*, out: Target = DEMO, seed: int = 0) -> int:
-    """Show the whole path on handwritten digits, in minutes.
+    """Run the whole workflow on handwritten digits, in minutes.
 
-    Pretrains a small model in JAX, opens its checkpoint in PyTorch, proves that both are the same model, fine-tunes
-    at a higher resolution, and evaluates both stages on held-out images. Nothing is downloaded. The exit status is 1
-    when the two models differ.
+    Pretrains a small model in JAX, opens its checkpoint in PyTorch, checks that both are the same model, fine-tunes at
+    a higher resolution, and evaluates both stages on held-out images. Nothing is downloaded. The exit status is 1 if
+    the two models differ.
 
     Example:
         vit demo --out runs/demo
 
     Args:
-        out: Folder for checkpoints, metrics and figures; what is there from an earlier demo is replaced.
-        seed: Seed of everything random.
+        out: Folder for checkpoints, metrics and figures; the files of an earlier demo in it are replaced.
+        seed: Seed of all random numbers.
     """
     not_negative("--seed", seed)
     folder = require_local(out, "--out")

@@ -49,11 +49,11 @@ def evaluate(
 ) -> int:
     """Measure the accuracy of a checkpoint on a data set.
 
-    Every image counts once. Images are prepared as the checkpoint's own preprocessing says. The first table shows top-1
-    and top-5 accuracy, the loss, and the 95 % interval of top-1; where images may have several classes, mean average
-    precision and F1 (a class is answered where its probability is above 0.5). A line compares the mean confidence with
-    the accuracy (calibration). The second table shows each class. Where the checkpoint's own run was trained on some of
-    the images, that is reported.
+    Every image counts once. Images are prepared by the checkpoint's own preprocessing. The first table shows top-1 and
+    top-5 accuracy, the loss, and the 95 % interval of top-1; if images may have several classes, mean average precision
+    and F1 (a class is predicted if its probability is above 0.5). A line compares the mean confidence with the accuracy
+    (calibration). The second table shows each class. If the checkpoint's run was trained on some of these images, this
+    is reported.
 
     Examples:
         vit evaluate runs/cifar10
@@ -68,23 +68,23 @@ def evaluate(
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         columns: Columns of the data.
         split: Split of the data set. Default: test if there is one, else a validation split.
-        held_out: Share of a folder without splits. Default: all of it; without --data, as in the run.
-        split_seed: Seed that chooses which images this share has.
+        held_out: Fraction of a folder without splits. Default: all of it; without --data, as in the run.
+        split_seed: Seed that selects these images.
         reading: How the checkpoint is opened.
         framework: Framework that computes.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
-        batch_size: Images at once; this changes no result.
+        batch_size: Number of images in a batch; it does not change the results.
         compute_dtype: Type of the forward pass.
         allow_undecodable: Skip images that cannot be read, instead of stopping.
-        labels: How the data set's classes are matched with the model's. By name, in any order; a model without names by
-            position. By position: class i is output i. By number: the class called 7 is output 7.
+        labels: How the data set's classes are matched with the model's. By name: in any order; a model without names is
+            matched by position. By position: class i is output i. By number: the class named 7 is output 7.
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
         real_labels: The file real.json of ImageNet-ReaL: also print the accuracy on ImageNet's validation images by
-            their reassessed labels, of which an answer may be any; images without one do not count.
-        against: Another checkpoint, evaluated on the same images, as it is recorded (options of opening, size and
-            preprocessing are those of the first): also print how the two accuracies differ, with the 95 % interval of
-            the difference of each image's answers.
-        json: File to write everything into: all classes, their average precision, the confusion matrix.
+            their reassessed labels. An answer is correct if it is any of them; images without one are not counted.
+        against: Another checkpoint to evaluate on the same images, with its own settings (options for opening, size and
+            preprocessing apply to the first): also print the difference of the two accuracies, with the 95 % interval
+            of the paired differences.
+        json: File for all results: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
     if batch_size < 1:

@@ -28,9 +28,9 @@ def explain(
     model: Variant | None = None,
     epochs: Epochs | None = None,
 ) -> int:
-    """Show what a recipe will do; nothing is run.
+    """Show what a recipe will do, without training.
 
-    Prints the resolved config with what is fitted to the training images, the schedule of the learning rate, the
+    Prints the resolved config with the values that are fitted to the training images, the learning-rate schedule, the
     parameter groups, and the FLOPs. Every field of the recipe is an option: `vit explain RECIPE --help` lists them.
 
     Examples:
@@ -42,7 +42,7 @@ def explain(
     Args:
         recipe: Name of a recipe, or a Python file (see `vit pretrain --help`).
         init: Checkpoint to start from, as for `vit finetune`; with --stage pretrain, as for `vit pretrain`.
-        stage: Which of these commands is explained. Default: finetune with --init, otherwise pretrain.
+        stage: The command to explain. Default: finetune with --init, otherwise pretrain.
         reading: How the checkpoint is opened.
         model: A published architecture, such as B/16 (see `vit pretrain --help`).
         epochs: Length of the run in passes over the training images, instead of --steps.

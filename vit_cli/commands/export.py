@@ -64,12 +64,12 @@ def export(
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     check: bool = True,
 ) -> int:
-    """Write a checkpoint as a program for other runtimes, and prove that it is the same model.
+    """Write a checkpoint as a program for other runtimes, and check that it is the same model.
 
-    The program contains the weights, the preprocessing (as far as --input says), the labels and the provenance; whoever
-    runs it does not need this package. Before the file appears at TARGET, it is run on random images: in onnxruntime,
-    by torch.export.load, or by JAX. Where its outputs are not those of the model, nothing is written and the exit
-    status is 1. With --data it also answers images of a data set, from file to label, beside the model.
+    The program contains the weights, the preprocessing (the part that --input selects), the labels and the provenance;
+    this package is not needed to run it. Before the file appears at TARGET, it is run on random images: in onnxruntime,
+    by torch.export.load, or by JAX. If its outputs differ from the model's, nothing is written and the exit status is
+    1. With --data it is also compared with the model on a data set, from file to label.
 
     Examples:
         vit export runs/cifar10 cifar10.onnx
@@ -79,16 +79,16 @@ def export(
 
     Args:
         source: Checkpoint of any format, training run or saved step.
-        target: File to write. Its ending says the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
+        target: File to write. Its ending selects the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
             (stablehlo).
-        to: Target, where the ending of the file is another one.
-        input: What the program takes. image: decoded uint8 images of any size, which it resizes as the checkpoint's
-            preprocessing says. pixels: images of the model's size, which it normalises. normalised: float32. Default:
-            image, where the target can express it.
-        batch: Number of images, or any (default: any, where the target can express it; otherwise 1).
-        any_size: Let the model run at any multiples of its patch (two or more for each side), with the position
-            embeddings resampled in the program. Of a model for images of any aspect (max_patches), the program takes
-            images as its preprocessing resizes them, of one size in a batch.
+        to: Target, if the file has another ending.
+        input: The input of the program. image: decoded uint8 images of any size, which it resizes by the checkpoint's
+            preprocessing. pixels: uint8 images of the model's size, which it normalises. normalised: float32. Default:
+            image, if the target can express it.
+        batch: Number of images, or any (default: any, if the target can express it; otherwise 1).
+        any_size: Accept images whose sides are any multiples of the patch size (two patches or more), and resample the
+            position embeddings in the program. For a model for images of any aspect (max_patches), the program takes
+            images that are already resized by its preprocessing, of one size in a batch.
         precision: Type of weights and computation. int8: weights and inputs of matrix products in 8 bits, by
             onnxruntime's dynamic quantization.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
@@ -98,11 +98,11 @@ def export(
             name of a tensorflow-datasets set; or digits.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data set. Default: test if there is one, else a validation split.
-        images: So many images of it at most, evenly spread.
+        images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         reading: How the checkpoint is opened.
-        overwrite: Replace files that are there.
-        check: Run what was written.
+        overwrite: Replace existing files.
+        check: Run the written file and compare its outputs.
     """
     to = to or target_of(target)
     require_packages(to)

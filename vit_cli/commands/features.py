@@ -28,11 +28,11 @@ def features(
     """Write the features of images: the tokens after a block of the model.
 
     They equal those of timm's forward_intermediates. Rows are written as they are computed, so memory does not grow
-    with the number of images; the file appears at the end, whole. A command that is interrupted writes nothing, and
-    the next one starts over, because images, weights and options may have changed. For very many images, write several
-    files with some of the images in each. Beside an array (.npy, which can be opened as a memory map, or .safetensors),
-    a table of the same name (.csv) has the path and the label of each row's image; a parquet file has them as columns.
-    The label is the name of the folder that an image is in, directly below the one that was named; `vit probe` uses it.
+    with the number of images; the file appears when it is complete. An interrupted command leaves no file, and the next
+    one starts from the beginning, because images, weights and options may have changed. For very many images, write
+    several files with a part of the images in each. For an array (.npy, which can be opened as a memory map, or
+    .safetensors), a table of the same name (.csv) gives the path and the label of each row's image; a parquet file has
+    them as columns. The label is the name of the image's folder directly below the given folder; `vit probe` uses it.
 
     Examples:
         vit features ViT-B_16.npz ./photos/train --out train.npy
@@ -40,9 +40,9 @@ def features(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        images: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
+        images: Files, folders (with all subfolders), and patterns such as "photos/*.jpg".
         out: File to write, which ends in .npy, .safetensors or .parquet.
-        stdin: Take the paths of images from standard input, one in each line; - is short for it.
+        stdin: Read the paths of images from standard input, one in each line; - is short for it.
         layer: Block after which the tokens are taken, from 0; -1 is the last.
         pool: The class token, the mean of the patch tokens (gap), or all tokens: class and register tokens first.
             Default: the class token if there is one, otherwise gap.

@@ -44,21 +44,22 @@ def finetune(
 ) -> int:
     """Train a model that starts from a checkpoint.
 
-    Position embeddings are resampled for the new image size, and the head is replaced where the classes differ. Every
-    field of the recipe is an option: `vit finetune RECIPE --help` lists them with the recipe's values. The same command
-    continues a run that was stopped.
+    Position embeddings are resampled for the new image size; rows of the head for classes with other names are new.
+    Every field of the recipe is an option: `vit finetune RECIPE --help` lists them with the recipe's values. The same
+    command continues a run that was stopped.
 
     Examples:
         vit finetune cifar10 --init runs/cifar10 --data.directory DIR
         vit finetune folder --init ViT-B_16.npz --data ./photos --image-size 384
 
     Args:
-        recipe: Name of a recipe, or a Python file (see `vit pretrain --help`). The folder of a run: as `vit resume`.
+        recipe: Name of a recipe, or a Python file (see `vit pretrain --help`). With the folder of a run, this command
+            does the same as `vit resume`.
         init: Checkpoint of any format, training run or saved step to start from. Required for a new run.
         reading: How the checkpoint is opened.
         epochs: Length of the run in passes over the training images, instead of --steps.
-        framework: Framework that trains (default: torch); either continues a run of the other.
-        out: Folder of the run (default: runs/RECIPE_finetune); also an address in a store.
+        framework: Framework that trains (default: torch); either can resume a run of the other.
+        out: Folder of the run, or an address in a store (default: runs/RECIPE_finetune).
         distributed: See `vit pretrain --help`.
         preflight: Check that all processes agree, print devices, mesh and the loader's speed, and train nothing.
     """

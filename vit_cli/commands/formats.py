@@ -16,8 +16,8 @@ def formats(
     """Check every checkpoint format on small random models.
 
     Each model is written, opened by the library that the format belongs to, and read back. The table shows whether the
-    bits are equal, and how far the outputs of the other library are from ours in float64. The exit status is 1 when
-    something is not as it should be. The libraries are installed by pip install 'vit-parity[test]'.
+    bits are equal, and how far the outputs of the other library are from ours in float64. The exit status is 1 if a
+    check fails. The libraries are installed by pip install 'vit-parity[test]'.
 
     Examples:
         vit formats
@@ -27,8 +27,8 @@ def formats(
     Args:
         twins: Also compare every stage and the gradient of every parameter of the JAX and the PyTorch model, which
             takes some minutes.
-        families: Compare both for the models of the newer families (DINOv3, NaFlex, BEiT, ...) alone, and print a row
-            for each family: which formats read and write it, and the largest differences.
+        families: Compare the outputs and both twins only for the models of the newer families (DINOv3, NaFlex, BEiT,
+            ...), and print a row for each family, with the formats that read and write it and the largest differences.
     """
     require("test", "torch", "timm", "transformers", "torchvision", "vit_pytorch")
     from vit_cli.format_proofs import examples, of_families, proofs, read_only_formats

@@ -32,8 +32,8 @@ def parity(
     Both run on the same random images. Every stage, the loss and the gradient of every parameter are compared. With two
     checkpoints, each runs in one of the twins, and each stage is compared.
 
-    The exit status is 1 when a difference exceeds its bound: 1e-12 everywhere in float64; 1e-5 of the outputs in
-    float32; in bfloat16, the larger error of the outputs against float64 is at most three times the smaller one.
+    The exit status is 1 if a difference exceeds its bound: 1e-12 everywhere in float64; 1e-5 of the outputs in float32;
+    in bfloat16, the larger error of the outputs against float64 is at most three times the smaller one.
 
     Examples:
         vit parity runs/demo/pretrain
@@ -42,10 +42,10 @@ def parity(
 
     Args:
         checkpoint: Checkpoint of any format.
-        other: A second checkpoint, of any format, to compare it with in float64. --set is for both, --from, --part
-            and --base are for the first.
+        other: A second checkpoint, of any format, to compare it with in float64. --set is for both, --from, --part and
+            --base are for the first.
         dtype: Type of the parameters and of the computation.
-        twins: Which twin runs the first model and which one the second.
+        twins: The twin that runs the first model, and the twin that runs the second.
         seed: Seed of the random images.
         every_parameter: Print the gradient of each parameter (float64), instead of the worst one of each block.
         reading: How the checkpoint is opened.

@@ -24,7 +24,7 @@ def plan(
     """Compile a recipe for a TPU slice and show the memory it needs.
 
     The training step is compiled without the hardware. The report shows the memory of a device as XLA counts it, the
-    collectives, and the shortest time that a step can take. The exit status is 1 when the recipe does not fit.
+    collectives, and the shortest time that a step can take. The exit status is 1 if the recipe does not fit.
     Compilations are kept in ~/.cache/vit-parity.
 
     Examples:

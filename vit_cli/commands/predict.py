@@ -33,11 +33,11 @@ def predict(
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
     reading: ReadingOptions = AS_RECORDED,
 ) -> int:
-    """Name what images show.
+    """Predict the classes of images.
 
-    Images are prepared as the checkpoint's own preprocessing says, decoded by several threads, and computed in
-    batches, which all devices share. Probabilities are those of training: they sum to 1 over the classes, or are of
-    each class by itself where an image may have several.
+    Images are prepared by the checkpoint's own preprocessing, decoded by several threads, and computed in batches,
+    which all devices share. Probabilities are computed as in training: they sum to 1 over the classes, or are
+    independent for each class if an image may have several.
 
     Examples:
         vit predict runs/folder photo.jpg
@@ -46,12 +46,12 @@ def predict(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        images: Files, folders (all images in them and below), and patterns such as "photos/*.jpg".
-        stdin: Take the paths of images from standard input, one in each line; - is short for it.
-        to: How to write: a table, CSV or parquet with a row for each class, JSON lines with one for each image.
-            Default: as the name of the file ends; without a file a table.
-        out: File to write to. Default: the terminal. Standard output then holds nothing else.
-        top_k: Number of classes of each image.
+        images: Files, folders (with all subfolders), and patterns such as "photos/*.jpg".
+        stdin: Read the paths of images from standard input, one in each line; - is short for it.
+        to: Form of the output: a table, CSV or parquet with a row for each class, JSON lines with one line for each
+            image. Default: by the ending of the file; without a file, a table.
+        out: File to write. Default: standard output, to which nothing else is then written.
+        top_k: Number of classes for each image.
         class_names: Text file with the names of the classes, one in each line, for a checkpoint without them.
         computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation.

@@ -27,8 +27,9 @@ def prepare(
     """Pack images into a data set that loads fast.
 
     The images are in one subfolder for each class, or in train and test (validation, val) with one subfolder for each
-    class; or a table lists them; or they are in parquet files, in a folder that `datasets` saved, or in tar shards.
-    The result is ArrayRecord as tensorflow-datasets lays it out. The same command continues one that was stopped.
+    class; or a table lists them; or they are in parquet files, in a folder that `datasets` saved, or in tar shards. The
+    result is an ArrayRecord data set in the layout of tensorflow-datasets. The same command continues after an
+    interruption.
 
     Examples:
         vit prepare ./photos --out ~/data
@@ -39,10 +40,10 @@ def prepare(
         source: Folder of images, table (.csv, .tsv), .parquet or .tar file, or a pattern of files in quotes.
         out: Folder in which NAME/1.0.0 is made. To use it: --data.name NAME --data.directory OUT.
         name: Name of the data set (default: that of the folder or file).
-        held_out: Share of each class that becomes the split "test", where the source has no splits.
-        split_seed: Seed that chooses these images, and the order in which all images are packed.
+        held_out: Fraction of each class that becomes the split "test", if the source has no splits.
+        split_seed: Seed that selects these images, and the order in which all images are packed.
         workers: Number of processes (default: one for each core).
-        shard_size_mib: Size at which a file is closed and the next one begins, in MiB.
+        shard_size_mib: Size in MiB at which a file is closed and the next one is started.
         image_column: Column of the paths or images, as in training.
         label_column: Column of the labels.
         split_column: Column of the splits.

@@ -44,11 +44,11 @@ def pretrain(
     those in train/vit_train/recipes. Every field of the recipe is an option: `vit pretrain RECIPE --help` lists them
     with the recipe's values.
 
-    What neither the recipe nor an option sets is fitted to the training images, and printed: the number of classes, and
-    for the recipe `folder` a batch, a number of steps and a warm-up that suit a small set.
+    Some values are fitted to the training images and printed, unless an option sets them: the number of classes, and
+    for the recipe `folder` the image and patch size, the batch size, the number of steps and the warm-up.
 
-    The same command continues a run that was stopped, in either framework. The devices of all processes share a run as
-    --mesh.data, --mesh.fsdp and --mesh.tensor say (default: each device takes a part of the batch).
+    The same command continues a run that was stopped, in either framework. --mesh.data, --mesh.fsdp and --mesh.tensor
+    set how the devices of all processes share a run (default: each device computes a part of the batch).
 
     Examples:
         vit pretrain cifar10 --data.directory DIR
@@ -57,13 +57,14 @@ def pretrain(
         vit pretrain imagenet_mae --init hf://facebook/vit-mae-base --data ./photos
 
     Args:
-        recipe: Name of a recipe, or a Python file. The folder of a run: as `vit resume`.
+        recipe: Name of a recipe, or a Python file. With the folder of a run, this command does the same as `vit
+            resume`.
         model: A published architecture: mu, Ti, S, M, B, L, So400m, H, g, G or e, a slash, and the patch size.
-        init: For masked autoencoders: checkpoint of any format, or training run, to go on from; its encoder, and its
-            decoder if it has one.
+        init: For masked autoencoders: checkpoint of any format, or training run, whose encoder (and decoder, if it has
+            one) training starts from.
         reading: How that checkpoint is opened.
         epochs: Length of the run in passes over the training images, instead of --steps.
-        framework: Framework that trains (default: jax); either continues a run of the other.
+        framework: Framework that trains (default: jax); either can resume a run of the other.
         out: Folder of the run (default: runs/RECIPE); also an address in a store.
         distributed: For several JAX processes: HOST:PORT,INDEX/COUNT, with the address of the first process and the
             number of this one; or `off`. Default: found on TPU pods, under SLURM and Open MPI. (PyTorch: torchrun.)

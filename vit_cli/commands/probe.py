@@ -30,7 +30,7 @@ def probe(
     compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
     reading: ReadingOptions = AS_RECORDED,
 ) -> int:
-    """Measure how well classes are told apart by a model's features.
+    """Measure how well a model's features separate the classes of images.
 
     Classifiers of scikit-learn are fitted to the features of the training images: the nearest neighbours by cosine, and
     a logistic regression on standardized features (the linear probe); with --shots also a ridge regression on a few
@@ -44,15 +44,15 @@ def probe(
 
     Args:
         source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
-        test: File of the test images' features. Default: a share of each class is held out of the first file.
-        data: Images to take features of: a folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file;
-            the name of a tensorflow-datasets set; or digits.
+        test: File of the test images' features. Default: a fraction of each class in the first file is held out.
+        data: Images whose features are computed: a folder, written with a slash; a table (.csv, .tsv); a .parquet or
+            .tar file; the name of a tensorflow-datasets set; or digits.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data to test on. Default: test if there is one, else a validation split.
-        held_out: Share of each class to test with, where there is no test file or split.
-        split_seed: Seed that chooses which images this share has, and those of --shots.
+        held_out: Fraction of each class for testing, if there is no test file or split.
+        split_seed: Seed that selects these images, and those of --shots.
         neighbours: Number of neighbours that vote.
-        c: C of the logistic regression: the larger, the less it is regularized.
+        c: C of the logistic regression; a larger value means less regularization.
         max_steps: Steps after which the logistic regression stops.
         shots: Number of images of each class for a few-shot probe, drawn by --split-seed. May be repeated.
         layer: Block after which the tokens are taken, from 0; -1 is the last.

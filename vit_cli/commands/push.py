@@ -34,9 +34,9 @@ def push(
     """Upload a checkpoint to the Hugging Face Hub, with a model card.
 
     The checkpoint is written in the chosen format and compared with the original, as vit convert does; nothing is
-    uploaded if the outputs differ by more than 1e-12. The model card says where the weights come from, how they were
-    trained and evaluated, how exact the conversion is, and how to load them. All files are uploaded as one commit, so
-    an interrupted upload changes nothing. It is read back as hf://USER/MODEL.
+    uploaded if the outputs differ by more than 1e-12. The model card describes the origin of the weights, their
+    training and evaluation, the accuracy of the conversion, and how to load them. All files are uploaded as one commit,
+    so an interrupted upload changes nothing. The address hf://USER/MODEL reads the checkpoint again.
 
     Log in first, with hf auth login, or set HF_TOKEN.
 

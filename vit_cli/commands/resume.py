@@ -20,13 +20,14 @@ def resume(
     distributed: Annotated[str, Parameter(metavar="ADDRESS")] | None = None,
     preflight: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Go on with a run that was stopped, or train a finished one further.
+    """Continue a run that was stopped, or train a finished run further.
 
-    Everything is read from the run's run.json. --steps (all steps of the run), --batch-size, --accumulation,
-    --compute-dtype and --optimizer.learning-rate may change: that begins a new segment at the newest saved step, which
-    run.json records. The examples go on where they were. The learning rate is from then on that of a run which had the
-    new values from its start, at the same number of examples. Another batch size changes the steps, so that the run
-    sees as many examples, unless --steps is given. `vit resume RUN --help` lists what else may change.
+    The config is read from the run's run.json. --steps (all steps of the run), --batch-size, --accumulation,
+    --compute-dtype and --optimizer.learning-rate may change: this begins a new segment at the newest saved step, which
+    run.json records. The run continues with the next example. From then on, the learning rate is that of a run which
+    had the new values from its start, at the same number of examples. For another batch size the number of steps is
+    computed again, so that the run uses the same number of examples, unless --steps is given. `vit resume RUN --help`
+    lists what else may change.
 
     Examples:
         vit resume runs/folder

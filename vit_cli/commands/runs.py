@@ -19,18 +19,19 @@ def runs(
     at: Annotated[float | None, Parameter(metavar="FLOPS")] = None,
     png: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
 ) -> int:
-    """Compare what finished runs reached, over their seeds and by their cost.
+    """Compare the accuracy of finished runs, over their seeds and by their cost.
 
-    Runs that differ in the seed alone are one line: their mean top-1 accuracy with a 95 % interval, and how far it is
-    from the first line's. The fields that are other than in the first line are named.
+    Runs that differ only in the seed share a line, with their mean top-1 accuracy, its 95 % interval and the difference
+    from the first line. The fields that differ from the first line are listed.
 
     Examples:
         vit runs runs/ablations
         vit runs runs/small runs/middle runs/large --at 1.55e16 --png scaling.png
 
     Args:
-        folders: Training runs, or folders of training runs, of which those that are not finished are left out.
-        at: Fit a power law to the error by the cost of training, and say what it predicts for a run of so many FLOPs.
+        folders: Training runs, or folders of training runs; runs in them that are not finished are left out.
+        at: Fit a power law to the error as a function of the training cost, and print its prediction for a run of this
+            cost.
         png: File for a figure of accuracy by cost.
     """
     require("train", "scipy", "matplotlib")

@@ -53,12 +53,12 @@ def show(
     reading: ReadingOptions = AS_RECORDED,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Draw what a model has learned, where it looks and what it confuses.
+    """Draw a model's filters, attention and wrong answers.
 
     Writes PNG files and index.html, a page with all of them that needs no other file: patch filters and position
     embeddings; for an image, attention by head and layer, attention rollout, mean attention distance and the attention
-    of registers; for a training run the curves, and for its data set the confusion matrix and the images that were
-    answered worst, or for a masked autoencoder images that it completes. What cannot be drawn is named.
+    of registers; for a training run the curves; for its data set the confusion matrix and the worst wrong answers, or,
+    for a masked autoencoder, images that it completes. Figures that cannot be drawn are listed.
 
     Examples:
         vit show runs/cifar10
@@ -67,18 +67,18 @@ def show(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        image: Image that attention is drawn for. Default: the first of the data set.
+        image: Image for the figures of attention. Default: the first of the data set.
         out: Folder to write (default: the checkpoint's name followed by _figures).
         data: A folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file; the name of a
             tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data set. Default: test if there is one, else a validation split.
-        images: So many images of it at most, evenly spread.
+        images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         framework: Framework that computes.
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         reading: How the checkpoint is opened.
-        overwrite: Write into a folder that has other files of these names.
+        overwrite: Write into a folder that contains other files, and replace files of the same names.
     """
     require_training(framework)
     if images < 1:
@@ -198,7 +198,7 @@ def _write(folder: Location, title: str, shown: "Shown") -> None:
 
 
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, object]]:
-    """What a page says of a checkpoint."""
+    """The facts about a checkpoint in the page's table."""
     config, model = checkpoint.config, checkpoint.config.model
     provenance = {name: value for name, value in config.provenance.model_dump(mode="json").items() if value}
     provenance.pop("position_resampling", None)

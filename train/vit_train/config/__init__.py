@@ -1,4 +1,4 @@
-"""What a training run is: one typed, validated config that both engines follow."""
+"""The config of a training run: typed, validated, and used by both engines."""
 
 from vit_train.config.data import Augmentation, Data, RandAugment
 from vit_train.config.distillation import Distillation

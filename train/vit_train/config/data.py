@@ -18,36 +18,38 @@ class Data(Schema):
     name: str
     """"digits" (embedded); a folder, written with a slash ("./photos": class folders, a prepared set, what Hugging Face
     `datasets` saved, or shards); a table ("labels.csv"); a .parquet or .tar file, or a pattern ("./shards/*.tar"); or
-    the name of a tensorflow-datasets set ("cifar10", "cifar10:3.0.2"). On this machine: stores have to be copied or
-    mounted."""
+    the name of a tensorflow-datasets set ("cifar10", "cifar10:3.0.2"). The data must be on this machine: copy or mount
+    data in stores."""
     directory: str | None = None
-    """Where tensorflow-datasets sets are prepared (default: its own, ~/tensorflow_datasets), and where images are
-    unpacked that cannot be read at random (default: ~/.cache/vit-parity)."""
+    """Folder in which tensorflow-datasets sets are prepared (default: ~/tensorflow_datasets), and in which images of
+    parquet files are unpacked (default: ~/.cache/vit-parity)."""
     train_split: str | None = None
     """Default "train"; slices are written as in tensorflow-datasets ("train[:98%]")."""
     eval_split: str | None = None
-    """Default: a validation split (validation, val, valid, dev) if there is one, else test; `vit evaluate` takes test
-    first. Without such splits: `held_out` of the images."""
+    """Default: a validation split (validation, val, valid, dev) if there is one, otherwise test; `vit evaluate` prefers
+    test. Without such splits, the fraction `held_out` of the images."""
     labelled: Flag = True
-    """Whether images have classes. False, for mae.mask_ratio: a folder may hold images in any order and depth, or in
-    one folder for each split; labels that other sources have are not used."""
+    """Whether images have classes. False, for mae.mask_ratio: a folder may contain images in any subfolders, or in one
+    folder for each split; labels of other sources are ignored."""
     held_out: Fraction = 0.1
     """Fraction of each class that is kept for evaluation in data without splits, drawn by `split_seed`."""
     split_seed: NonNegative = 0
     """Seed of that draw."""
     group: str | None = None
-    """Column of a table, or field of the JSON in shards: images of equal value are held out together or not at all."""
+    """Column of a table, or field of the JSON in shards: images with the same value are held out together or not at
+    all."""
     image_column: str | None = None
-    """Column of the paths or images (default: path, image, file and the like); in shards the ending of the images."""
+    """Column of the paths or images (default: path, image, file or a similar name); in shards the ending of the
+    images."""
     label_column: str | None = None
-    """Column of the labels (default: label, class, category and the like); in shards the ending or JSON field."""
+    """Column of the labels (default: label, class, category or a similar name); in shards the ending or JSON field."""
     label_separator: str | None = None
-    """What separates the labels of an image with several of them in one cell, such as ";"; every image may then have
-    any number of classes (multi-label)."""
+    """Separator of several labels in one cell, such as ";"; every image may then have any number of classes
+    (multi-label)."""
     label_columns: tuple[str, ...] = ()
     """Columns of a table with 1 or 0 for each image, one for each class, instead of a column of labels: multi-label."""
     split_column: str | None = None
-    """Column that says which split an image is in (default: split, if there is one)."""
+    """Column with the split of each image (default: split, if there is one)."""
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
@@ -64,16 +66,16 @@ class RandAugment(Schema):
     layers: Count = 0
     """Number of operations on each image; 0: off."""
     operations: Literal["timm", "timm_increasing", "big_vision"] = "timm_increasing"
-    """Which operations there are, and what a magnitude means: timm's, timm's whose strength always grows with the
+    """The set of operations and their scale of magnitudes: timm's, timm's with strengths that always grow with the
     magnitude (its `inc1`), or big_vision's."""
     magnitude: Magnitude = 9.0
-    """Common magnitude of the operations, on a scale where 10 was the largest of AutoAugment."""
+    """Common magnitude of the operations, on a scale where 10 is AutoAugment's largest."""
     deviation: Magnitude = 0.0
     """Standard deviation of the magnitude, which is normally distributed (timm's `mstd`)."""
     limit: Magnitude = 10.0
     """Largest magnitude, after the deviation; a larger magnitude counts as this one (timm's `mmax`)."""
     probability: Fraction = 0.5
-    """Probability that an operation is applied, after it was chosen."""
+    """Probability that a chosen operation is applied."""
 
 
 class Augmentation(Schema):
@@ -85,8 +87,8 @@ class Augmentation(Schema):
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
     """Smallest and largest width over height of the crop; with preprocessing.max_patches relative to the image's."""
     random_crop: Flag = False
-    """Without crop_area: the evaluation transform, but cut out at a random position (big_vision's resize_small and
-    random_crop; with crop_padding 4 DeiT III's simple random crop, and the usual one for CIFAR)."""
+    """Without crop_area: the evaluation transform with a crop at a random position (big_vision's resize_small and
+    random_crop; with crop_padding 4, DeiT III's simple random crop, and the usual one for CIFAR)."""
     crop_padding: Count = 0
     """Pixels added at each side, mirrored at the border, before that crop."""
     flip: Fraction = 0.0
@@ -97,8 +99,8 @@ class Augmentation(Schema):
     """Largest shift, as a fraction of each side."""
     rand_augment: RandAugment = RandAugment()
     auto_augment: Literal["cifar10", "imagenet"] | None = None
-    """AutoAugment (arXiv:1805.09501): the operations that were found for CIFAR-10 or for ImageNet, in place of
-    RandAugment; torchvision's."""
+    """AutoAugment (arXiv:1805.09501): the policy for CIFAR-10 or for ImageNet, in place of RandAugment; as in
+    torchvision."""
     three_augment: Flag = False
     """3-Augment (DeiT III, arXiv:2204.07118): grey, solarized from level 128 on, or blurred, a third of images each."""
     color_jitter: tuple[Magnitude, Magnitude, Magnitude, Hue] = (0.0, 0.0, 0.0, 0.0)
@@ -107,19 +109,19 @@ class Augmentation(Schema):
     erasing: Fraction = 0.0
     """Probability that a rectangle is erased (arXiv:1708.04896), of 2 % to 1/3 of the area."""
     erasing_fill: Literal["mean", "noise"] = "mean"
-    """What a rectangle is filled with: the mean of the preprocessing (timm's `const`), or normal noise of its mean and
+    """The fill of a rectangle: the mean of the preprocessing (timm's `const`), or normal noise with its mean and
     standard deviation, rounded to pixels (timm's `pixel`)."""
     repeats: Positive = 1
-    """Repeated augmentation (arXiv:1902.05509): how often each image occurs among 256 examples, differently changed. An
-    epoch of as many examples as before has this many times fewer images."""
+    """Repeated augmentation (arXiv:1902.05509): number of copies of each image among 256 examples, each changed
+    differently. An epoch has as many examples as before, so this many times fewer images."""
     mixup: Magnitude = 0.0
     """Mixup's alpha: weights from Beta(alpha, alpha) (arXiv:1710.09412); 0: off."""
     cutmix: Magnitude = 0.0
     """CutMix's alpha (arXiv:1905.04899); 0: off. With both on, each pair of examples draws one of them with equal
     probability."""
     mix_probability: Fraction = 1.0
-    """Probability that a pair of examples is mixed, where Mixup or CutMix is on (timm's `mixup_prob`, there for a whole
-    batch)."""
+    """Probability that a pair of examples is mixed, if Mixup or CutMix is on (timm's `mixup_prob`, which applies to a
+    whole batch)."""
     mixed_targets: Literal["shares", "all"] = "shares"
     """Targets of a mixture: each image's target times its share; or all classes of both images, in full (DeiT III with
     its binary cross entropy; arXiv:2110.00476)."""

@@ -1,4 +1,4 @@
-"""Config of distillation: what a run learns from another model, beside the labels."""
+"""Config of distillation: what a run learns from another model, in addition to the labels."""
 
 from typing import Annotated, Literal
 
@@ -9,22 +9,23 @@ from vit_train.config.data import Above0
 
 
 class Distillation(Schema):
-    """Distillation from a teacher: the loss of an example is (1 - weight) times its own and weight times the teacher's.
+    """Distillation from a teacher: the loss of an example is (1 - weight) times that of its label plus weight times the
+    teacher's part.
 
     hard: cross entropy with the class that the teacher finds most probable (DeiT, arXiv:2012.12877, equation 3).
-    logits: temperature^2 KL(teacher, student) of the softmax of logits / temperature (arXiv:1503.02531; DeiT's
-        equation 2).
-    features: 1 - the cosine between what the teacher's head reads and what the student's reads.
-    Where the student has model.distillation "head", its own loss is that of the class token's head, and the teacher's
-    that of the distillation token's. Otherwise both are of the same output.
+    logits: temperature^2 KL(teacher, student) of the softmax of logits / temperature (arXiv:1503.02531; DeiT's equation
+        2).
+    features: 1 - the cosine similarity between the inputs of the teacher's head and of the student's head.
+    If the student has model.distillation "head", the label's loss applies to the class token's head, and the teacher's
+    part to the distillation token's head. Otherwise both apply to the same output.
     """
 
     teacher: str | None = None
     """Checkpoint of any format, training run or saved step to learn from; none: no distillation."""
     kind: Literal["hard", "logits", "features"] = "hard"
-    """What is learned of it: its answers, its probabilities, or its features, which have to be as wide as the
-    student's."""
+    """What the student learns from the teacher: its most probable class, its probabilities, or its features, which must
+    have the student's width."""
     weight: Annotated[Real, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of the teacher in the loss."""
+    """Weight of the teacher's part in the loss."""
     temperature: Above0 = 1.0
-    """What the logits of both are divided by, for kind 'logits'."""
+    """Divisor of the logits of both models, for kind 'logits'."""

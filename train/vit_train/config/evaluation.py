@@ -14,11 +14,11 @@ class EvaluationOptions(Schema):
     preprocessing: Preprocessing
     """How images become arrays."""
     batch_size: Positive = 100
-    """Examples at once, over all processes; rounded up to a multiple of what shares a batch. Changes no result."""
+    """Batch size over all processes, rounded up to a multiple of the devices. It does not change the results."""
     loss: Loss = "softmax"
     allow_undecodable: Flag = False
     """Skip images that cannot be read, instead of stopping."""
     threads: Positive = 2
     """Threads that make batches, in each worker."""
     workers: NonNegative = 0
-    """Processes that make batches; 0: only threads of this one."""
+    """Number of processes that make batches; 0: only threads of this process."""

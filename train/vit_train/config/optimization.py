@@ -63,7 +63,7 @@ class Schedule(Schema):
 
 
 class Optimizer(Schema):
-    """How gradients g become updates of parameters p; lr is the learning rate of the step (times the layer's factor).
+    """The update of parameters p by gradients g; lr is the learning rate of the step (times the layer's factor).
 
     adamw: p <- p - lr (m / (sqrt(v) + epsilon)), m and v bias-corrected (arXiv:1711.05101).
     lion: p <- p - lr sign(beta1 m + (1 - beta1) g), then m <- beta2 m + (1 - beta2) g (arXiv:2302.06675).
@@ -78,8 +78,8 @@ class Optimizer(Schema):
         five times s <- 3.4445 s - 4.775 s^3 + 2.0315 s^5, which brings every singular value near 1 (Keller Jordan's
         Muon with the scale of arXiv:2502.16982, so that AdamW's lr and weight_decay fit). For all other parameters
         adamw.
-    Adafactor, LAMB and Muon see a tensor as the matrix (or matrices: queries, keys and values are separate) that its
-    row in the parameter table defines. Clipping comes first, over all gradients together.
+    Adafactor, LAMB and Muon treat a tensor as the matrix (or matrices: queries, keys and values are separate) that its
+    row in the parameter table defines. Clipping comes first, by the norm of all gradients together.
     """
 
     name: Literal["adamw", "lion", "sgd", "adafactor", "lamb", "muon"] = "adamw"
@@ -87,11 +87,12 @@ class Optimizer(Schema):
     learning_rate: Magnitude = 1e-3
     """Peak of the schedule."""
     weight_decay: Magnitude = 0.0
-    """Applies to the parameters whose row in the parameter table says so; see `decay`."""
+    """Weight decay of the parameters for which the parameter table has `decay`, the kernels; see the field `decay` for
+    its formula."""
     decay: Literal["decoupled", "independent", "coupled"] = "decoupled"
-    """Decoupled: p loses lr weight_decay p (torch, optax; LAMB: inside its norm). Independent: p loses the schedule's
-    fraction times weight_decay p, whatever the peak and the layer (big_vision). Coupled: added to the gradient before
-    momentum; SGD only."""
+    """Decoupled: lr weight_decay p is subtracted from p (torch, optax; LAMB: inside its norm). Independent: the
+    schedule's fraction times weight_decay p is subtracted, independent of the peak and the layer (big_vision). Coupled:
+    added to the gradient before momentum; SGD only."""
     beta1: Rate = 0.9
     """For AdamW (Muon's too), LAMB and Lion."""
     beta2: Rate | None = None
@@ -102,12 +103,12 @@ class Optimizer(Schema):
     momentum: Rate = 0.9
     """For SGD, Adafactor and Muon (for which 0.95 is usual); 0: none, but for Muon."""
     nesterov: Flag = True
-    """For Muon: look ahead by a step, see its formula."""
+    """For Muon: Nesterov momentum, see its formula."""
     moment_dtype: Literal["bfloat16"] | None = None
-    """Type of the first moment or momentum between steps; none: that of the parameters. (Second moments keep theirs:
-    0.999 v in bfloat16 rounds back to v.)"""
+    """Type in which the first moment or momentum is stored; none: that of the parameters. (Second moments keep the
+    parameters' type: in bfloat16, 0.999 v rounds to v.)"""
     clip_norm: Above0 | None = None
-    """Gradients are scaled by c / max(norm, c), norm over all of them."""
+    """Gradients are multiplied by c / max(norm, c), with the norm of all gradients together."""
     layer_decay: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
     """The learning rate at depth d is multiplied by layer_decay^(depth + 1 - d): embeddings have depth 0, blocks 1 ...,
     the head depth + 1 (arXiv:2106.08254)."""
@@ -123,7 +124,7 @@ class Optimizer(Schema):
         return self
 
     def resolved(self) -> Self:
-        """The same optimizer with its defaults in place of none."""
+        """The same optimizer with beta2 and epsilon set to its defaults if they are none."""
         beta2, epsilon = _BETA2_AND_EPSILON.get(self.name, (0.999, 1e-8))
         return self.replace(
             beta2=beta2 if self.beta2 is None else self.beta2, epsilon=epsilon if self.epsilon is None else self.epsilon
@@ -131,12 +132,12 @@ class Optimizer(Schema):
 
     @property
     def decays_inside(self) -> bool:
-        """Whether weight decay goes through the optimizer like a gradient, instead of being subtracted beside it."""
+        """Whether weight decay is part of the optimizer's update, instead of being subtracted separately."""
         return self.name == "lamb" or self.decay == "coupled"
 
     @property
     def by_matrix(self) -> bool:
-        """Whether the optimizer sees parameters as the matrices of the parameter table."""
+        """Whether the optimizer treats parameters as the matrices of the parameter table."""
         return self.name in ("adafactor", "lamb", "muon")
 
     def orthogonalizes(self, row: Parameter) -> bool:
@@ -146,7 +147,7 @@ class Optimizer(Schema):
     def factors(self, rows: Mapping[str, Parameter]) -> dict[str, float]:
         """Factor on the learning rate of each trained parameter, by canonical name; frozen ones are left out.
 
-        InputError for a pattern that matches no parameter, and where no parameter is left to train.
+        InputError for a pattern that matches no parameter, and if no parameter is left to train.
         """
         for pattern in self.frozen:
             if not any(fnmatchcase(name, pattern) for name in rows):

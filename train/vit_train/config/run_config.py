@@ -28,10 +28,10 @@ ClassWeights = tuple[Above0 | Literal["balanced"], ...]
 
 
 class Continued(Schema):
-    """What a run had done before it followed a config: that of a segment which began when the run was resumed."""
+    """The progress of a run before the segment with this config, which began when the run was resumed."""
 
     step: NonNegative
-    """Number of updates."""
+    """Number of updates before the segment."""
     examples: NonNegative
     """Number of examples used, each counted as often as it was used."""
     first_batch: Positive
@@ -39,11 +39,11 @@ class Continued(Schema):
 
 
 class TrainConfig(Schema):
-    """A training run, or a segment of one. Batch i is a function of the config and i, and nothing else.
+    """A training run, or a segment of one. Batch i is a function of the config and i alone.
 
-    Where a run was changed when it was resumed, the examples go on where they were, and the learning rate is that of a
-    run which had the new values from its start, at the same number of examples. For that, the lengths of the schedule
-    (warm-up, cooldown, timescale) count batches of the size that the run began with.
+    If a resumed run is changed, it continues with the next example, and the learning rate is that of a run which had
+    the new values from its start, at the same number of examples. Therefore the lengths of the schedule (warm-up,
+    cooldown, timescale) count batches of the run's first batch size.
     """
 
     model: ViTConfig
@@ -52,69 +52,69 @@ class TrainConfig(Schema):
     preprocessing: Preprocessing = Field(
         default_factory=lambda data: Preprocessing(image_size=data["model"].image_size, channels=data["model"].channels)
     )
-    """How images become arrays, here and later in evaluation. Its image size, channels and patch size are always the
-    model's. With max_patches the run trains on images of any aspect."""
+    """How images become arrays, in training and later in evaluation. Its image size, channels and patch size are always
+    the model's. With max_patches the run trains on images of any aspect."""
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: Loss = "softmax"
-    """Cross entropy over classes; sigmoid: summed over classes. Then the mean over examples."""
+    """Softmax: cross entropy. Sigmoid: binary cross entropy, summed over classes. Both: mean over examples."""
     distillation: Distillation = Distillation()
     label_smoothing: Rate = 0.0
     """Targets become (1 - s) target + s / classes."""
     class_weights: Annotated[
         ClassWeights, BeforeValidator(lambda given: (given,) if given == "balanced" else given)
     ] = ()
-    """The loss of an example is multiplied by the weight of its class (of several: by their mean), and the sum over a
-    batch divided by its number of examples: a number for each class; or balanced: labels / (classes * labels of this
-    class), whose mean over the training split is 1. Evaluation has no weights."""
+    """Factors of the loss of an example by its class (for several classes, their mean); the sum over a batch is divided
+    by its number of examples. A number for each class; or balanced: labels / (classes * labels of this class), whose
+    mean over the training split is 1. Evaluation uses no weights."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """Order of the training examples. Shuffled: each once in an epoch. Balanced: drawn with replacement, every class
-    equally often, so an example with a probability inversely proportional to the frequency of its class."""
+    """Shuffled: each training example once in an epoch. Balanced: drawn with replacement, each class equally often."""
     patch_sizes: tuple[Positive, ...] = ()
-    """FlexiViT (arXiv:2212.08013): sides of square patches in pixels, one of which is drawn for each batch, each as
-    often as any other; the patch kernel and the positions are resized to it in the step. Evaluated and saved is the
-    model with its own patch_size. (): that size alone."""
+    """FlexiViT (arXiv:2212.08013): sides of square patches in pixels; one is drawn for each batch with equal
+    probability, and the patch kernel and the positions are resized to it in the step. The model is evaluated and saved
+    with its own patch_size. (): only that size."""
     sequence_lengths: tuple[Positive, ...] = ()
-    """With preprocessing.max_patches: numbers of patches, one of which is drawn for each batch in place of max_patches,
-    each as often as any other (NaFlex). Evaluation has max_patches. (): that number alone."""
+    """With preprocessing.max_patches: numbers of patches; one is drawn for each batch with equal probability, in place
+    of max_patches (NaFlex). Evaluation uses max_patches. (): only that number."""
     steps: Positive
     """Updates of the weights in the whole run."""
     batch_size: Positive
     """Examples of one update, over all devices and processes."""
     continues: Continued | None = None
-    """What came before this config in a run that was changed when it was resumed; none: nothing."""
+    """The run's progress before this config, if the run was changed when it was resumed."""
     accumulation: Positive = 1
-    """Parts that a batch is split into, one after the other, to save memory; their gradients are summed."""
+    """Number of parts of a batch that are computed one after the other, to save memory; their gradients are summed."""
     mesh: Mesh = Mesh()
     scan: Flag | None = None
-    """JAX: run the layers by jax.lax.scan, which compiles one layer instead of all. None: except on GPUs."""
+    """JAX: run the layers by jax.lax.scan, which compiles one layer instead of all. None: yes, except on GPUs."""
     attention: Literal["plain", "fused"] | None = None
-    """JAX: XLA's own, or with --compute-dtype bfloat16 a kernel that keeps no matrix of weights: cuDNN's on GPUs, and
-    for more than 1,024 tokens splash attention on TPUs. None: fused on GPUs. (PyTorch's is always fused.)"""
+    """JAX: plain, XLA's own; fused, with --compute-dtype bfloat16 a kernel that stores no matrix of weights: cuDNN's on
+    GPUs, and for more than 1,024 tokens splash attention on TPUs. None: fused on GPUs. (PyTorch: fused.)"""
     compile: Flag | None = None
-    """PyTorch: torch.compile for the blocks, a CUDA graph for the step. None: on CUDA. (JAX always compiles.)"""
+    """PyTorch: torch.compile for the blocks, a CUDA graph for the step. None: yes on CUDA. (JAX always compiles.)"""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again to save memory: no product; all but products with weights; each block."""
+    """What the backward pass computes again; none: no product; dots: all but products with weights; full: each
+    block."""
     ema: Rate | None = None
     """Keep a moving average of the weights: after each step, average <- ema average + (1 - ema) weights."""
     ema_warmup: Flag = False
-    """Average over fewer steps at first: min(ema, (1 + t) / (10 + t)) in place of ema at step t (from 0), so about the
-    last tenth of a short run. Otherwise the average of a run of n steps still holds ema^n of the weights it began
-    with."""
+    """Average over fewer steps at first: min(ema, (1 + t) / (10 + t)) in place of ema at step t (from 0), which is
+    about the last tenth of a short run. Without it, the average after n steps contains the initial weights with the
+    share ema^n."""
     seed: NonNegative = 0
-    """Seed of everything random: new weights, the order of the data, augmentation, stochastic depth."""
+    """Seed of all random numbers: new weights, the order of the data, augmentation, stochastic depth."""
     head: Literal["matched", "new"] = "matched"
-    """What fine-tuning does with the checkpoint's head. Matched: rows of classes that have the same name in the data
-    set are kept, rows of other classes are new. New: all rows are."""
+    """What fine-tuning does with the checkpoint's head. Matched: rows of classes with the same name in the data set are
+    kept, rows of other classes are new. New: all rows are new."""
     dtype: Literal["float32", "float64"] = "float32"
     """Type of parameters and optimizer state."""
     compute_dtype: Literal["bfloat16", "float32"] | None = None
     """Type of the forward and backward pass; none: `dtype`."""
     reduce_dtype: Literal["bfloat16", "float32"] | None = None
     """Type in which gradients are sent and summed between devices that share a batch; bfloat16 sends half as much.
-    None: in PyTorch `dtype`; in JAX as the compiler finds it, which is `compute_dtype` for matrices."""
+    None: `dtype` in PyTorch; the compiler's choice in JAX, which is `compute_dtype` for matrices."""
     log_every: Positive = 10
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: NonNegative = 0
@@ -124,22 +124,22 @@ class TrainConfig(Schema):
     keep: Positive = 2
     """Number of newest saved steps that are kept."""
     keep_every: NonNegative = 0
-    """Saved steps at multiples of this are kept too; 0: none."""
+    """Also keep saved steps at multiples of this number; 0: none."""
     keep_best: NonNegative = 0
-    """Number of saved steps with the best top-1, mAP where images have several classes, or loss of a masked
-    autoencoder, that are kept too (of those evaluated: see evaluate_every)."""
+    """Also keep this number of the best evaluated steps (see evaluate_every): by top-1, by mAP if images may have
+    several classes, or by the loss of a masked autoencoder."""
     evaluation_batch: Positive = 100
-    """Examples at once in evaluation."""
+    """Batch size of evaluation."""
     threads: Positive = 2
-    """Threads that make batches, in each worker."""
+    """Number of threads that make batches, in each worker."""
     workers: NonNegative = 0
-    """Processes that make batches; 0: only threads of this one."""
+    """Number of processes that make batches; 0: only threads of the training process."""
     image_cache: NonNegative = 1024
-    """Memory for decoded training images, MiB in each process that makes batches; a set that would not fit is decoded
-    in every epoch, and nothing is kept of it. 0: none is."""
+    """Memory for decoded training images, in MiB for each process that makes batches. A set that would not fit is
+    decoded in every epoch instead. 0: no memory."""
     image_cache_folder: str | None = None
-    """Keep those images in files in this folder instead, which all processes on a machine share and later runs use, up
-    to image_cache MiB of a set; one whose files have changed is decoded anew. It should be on a local disk."""
+    """Keep the decoded images in files in this folder instead, up to image_cache MiB for a set. All processes on a
+    machine and later runs share them; a set whose files have changed is decoded again. Use a local disk."""
     allow_undecodable: Flag = False
     """Skip images that cannot be read in evaluation, instead of stopping."""
     undecodable_limit: NonNegative = 100
@@ -152,12 +152,12 @@ class TrainConfig(Schema):
     fingerprints: Flag = False
     """Log a hash of each batch, to compare runs."""
     profile: NonNegative = 0
-    """Record so many steps, after the first five, in a file for TensorBoard, XProf or Perfetto; 0: none."""
+    """Number of steps, after the first five, to record in a file for TensorBoard, XProf or Perfetto; 0: none."""
     tensorboard: Flag = True
-    """Write TensorBoard events beside the JSON lines."""
+    """Write TensorBoard events in addition to metrics.jsonl."""
     loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Services that get the same numbers: wandb (Weights & Biases), mlflow, or both. Their files are in the run's
-    folder, and nothing is sent, unless WANDB_MODE=online or MLFLOW_TRACKING_URI says so."""
+    folder, and nothing is sent unless WANDB_MODE=online or MLFLOW_TRACKING_URI is set."""
 
     @model_validator(mode="before")
     @classmethod
