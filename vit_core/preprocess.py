@@ -1,11 +1,11 @@
-"""From an image file to the array both twins see. Nothing here knows JAX or PyTorch, so there is one array, not two.
+"""Preprocessing: from an image file to the array that both twins get. This module imports neither JAX nor PyTorch.
 
 Geometry is timm's evaluation transform: torchvision's `Resize` + `CenterCrop` ("crop"), a stretch of both sides
 ("squash", as SigLIP's), or the whole image within borders ("border"), on 8-bit pixels by Pillow's antialiased
 resampling: equal bit for bit to timm, to torchvision on Pillow images, and to transformers' processors with its PIL
-backend, whose crop is rounded another way (`crop_rounding`).
-big_vision stretches likewise, but with TensorFlow's resampling, so not to the same bits.
-Decoded JPEG pixels depend on the libjpeg that Pillow was built with; nothing later depends on the machine.
+backend, whose crop is rounded another way (`crop_rounding`). big_vision also stretches both sides, but with
+TensorFlow's resampling, so its bits differ. Decoded JPEG pixels depend on the libjpeg that Pillow was built with;
+nothing later depends on the machine.
 """
 
 import io
@@ -28,35 +28,35 @@ from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, checked_pixels, image_
 from vit_core.schema import Positive, Schema
 
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name for 8-bit pixels of so many channels."""
+"""Number of channels -> Pillow's name for 8-bit pixels."""
 
 DecodedImage: TypeAlias = Pixels | Planes
 """A decoded image: pixels for 8-bit grayscale and RGB, otherwise planes."""
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""Where an image comes from: a file, the bytes of one, an image of Pillow's, or pixels [H, W, C] or [H, W]."""
+"""The source of an image: a file, the bytes of a file, a Pillow image, or pixels [H, W, C] or [H, W]."""
 
 MAX_RESIZED_PIXELS = 2**27
 """A 1 x 65535 image would grow to gigapixels before its crop; refused beyond this many (512 MiB in Pillow)."""
 
 
 class Preprocessing(Schema):
-    """What a checkpoint records about how its images were made into arrays."""
+    """How images become arrays for a model, as a checkpoint records it."""
 
     image_size: Size
     """(height, width) in pixels; an int means square."""
     channels: Positive = 3
     """1: grayscale; 3: RGB; another number: all channels of a TIFF or NumPy file."""
     bit_depth: Literal[8, 16] = 8
-    """Bits of a pixel in each channel. 16: uint16 all the way to the model, with 65535 as white; images of 8 bits are
-    multiplied by 257."""
+    """Bits of a pixel in each channel. 16: batches are uint16, with 65535 as white; images of 8 bits are multiplied by
+    257."""
     mean: tuple[float, ...] = Field(default_factory=lambda data: (0.5,) * data.get("channels", 3))
-    """Subtracted, per channel, from pixels that range over [0, 1]."""
+    """Mean of each channel, subtracted from pixels in [0, 1]."""
     std: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         default_factory=lambda data: (0.5,) * data.get("channels", 3)
     )
-    """What the difference is divided by, per channel."""
+    """Standard deviation of each channel, by which the difference is divided."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
-    """Pillow's filter; all but nearest widen with the scale when shrinking (antialias)."""
+    """Pillow's filter; when an image is reduced, all filters except nearest antialias."""
     resize: Literal["crop", "squash", "border"] = "crop"
     """Crop: keep the aspect ratio, cover image_size / crop_fraction, cut out the center. Squash: stretch both sides.
     Border: keep the aspect ratio, fit into image_size / crop_fraction, fill the rest with the mean, cut out the
@@ -64,13 +64,15 @@ class Preprocessing(Schema):
     crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Side of the center crop over side of the resized image (timm's crop_pct)."""
     crop_rounding: Literal["half_even", "floor"] = "half_even"
-    """Where the crop begins if the margin is odd: half of it rounded to even (torchvision, timm), or down
-    (transformers). One pixel apart for a margin of 3, 7, 11, ... pixels."""
+    """Rounding of the start of the crop if the margin is odd: half of it to even (torchvision, timm), or down
+    (transformers). They differ by one pixel for a margin of 3, 7, 11, ... pixels."""
     exif_rotation: bool = False
-    """Turn the image as its EXIF orientation says. Off, as in training everywhere (TIFF: Pillow always turns it)."""
+    """Rotate the image by its EXIF orientation. Off by default, as in torchvision, timm and big_vision (Pillow always
+    rotates TIFF files)."""
     max_patches: Positive | None = None
-    """Keep the aspect of each image: both sides are multiplied by one factor and rounded up to whole patches, so that
-    there are at most so many (SigLIP 2's NaFlex, arXiv:2502.14786). None: all images have image_size."""
+    """Keep the aspect ratio of each image: both sides are multiplied by one factor and rounded up to whole patches, so
+    that it has at most this number of patches (SigLIP 2's NaFlex, arXiv:2502.14786). None: all images have
+    image_size."""
     patch_size: Size | None = None
     """With max_patches: (height, width) of a patch in pixels, always the model's."""
 
@@ -93,7 +95,8 @@ class Preprocessing(Schema):
         return self
 
     def fitted(self, height: int, width: int) -> "Preprocessing":
-        """The preprocessing of an image of this size: with max_patches, that of its own size."""
+        """The preprocessing for an image of this height and width in pixels: with max_patches, its image_size is that
+        of this image. InputError if patch_size is missing."""
         if self.max_patches is None:
             return self
         if self.patch_size is None:
@@ -104,7 +107,7 @@ class Preprocessing(Schema):
 
 
 IMAGE_FIELDS = ("mean", "std", "resize", "crop_fraction", "interpolation")
-"""The fields of Preprocessing that another project's images differ in."""
+"""The fields of Preprocessing in which other projects differ."""
 
 
 def preprocessing_text(preprocessing: Preprocessing) -> str:

@@ -19,7 +19,7 @@ from vit_train.engine import BatchRows, Predictor
 from vit_train.signals import StoppedBySignal, StopSignal, never
 
 DEFAULT_SIGNAL = int(signal.SIGTERM)
-"""Reported where another process was stopped: which signal it got is not known here."""
+"""Reported if another process was stopped, because its signal is not known in this process."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Accuracy:
     """Accuracy over a split of `total` images."""
 
     correct: int
-    """Images whose label came first; of a multi-label split, images for which exactly their classes were answered."""
+    """Images whose label came first; in a multi-label split, images for which the decisions of all classes are
+    correct."""
     correct5: int
     """Images whose label, or one of whose classes, was among the first five."""
     total: int
@@ -36,9 +37,9 @@ class Accuracy:
     classes: ClassReport | None = field(default=None, compare=False, repr=False)
     """How well each class was recognised."""
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
-    """How well confidence agrees with accuracy, where each image has one class."""
+    """How well confidence agrees with accuracy, if each image has one class."""
     ids_N: np.ndarray | None = field(default=None, compare=False, repr=False)
-    """Index in the split of each image that counts, in the order of `classes.pairs`."""
+    """Index in the split of each evaluated image, in the order of `classes.pairs`."""
 
     @property
     def top1(self) -> float:
@@ -62,7 +63,7 @@ class Accuracy:
 
     @property
     def values(self) -> dict[str, float]:
-        """The values that a run logs, the one that steps are compared by first; without those that are nan."""
+        """The values that a run logs, without those that are nan. The first is the one by which steps are compared."""
         found = {"top1": self.top1, "top5": self.top5}
         if self.classes is not None:
             f1 = {"macro_f1": self.classes.macro_f1, "micro_f1": self.classes.micro_f1}
@@ -83,11 +84,11 @@ def evaluate(
 ) -> Accuracy:
     """Accuracy over a split, each example once; processes share the work.
 
-    outputs: class of the split -> output of the model that stands for it; None: the output of the same number.
-    ranked: also compute the average precision of each class where examples have one class; it takes the logits of all
-    examples into memory, as it always does where they have several. stop: asked before each batch. Raises InputError
-    for an image that cannot be read, unless the options allow it, and for a label that is no class; StoppedBySignal, in
-    every process, when `stop` gives a signal in one.
+    outputs: class of the split -> output of the model for it; None: the output of the same number. ranked: also compute
+    the average precision of each class if examples have one class; this keeps the logits of all examples in memory (as
+    always if they have several classes). stop: called before each batch. Raises InputError for an image that cannot be
+    read, unless the options allow it, and for a label that is no class; StoppedBySignal, in every process, if `stop`
+    returns a signal in one of them.
     """
     check_loss(split, options.loss)
     size = -(-options.batch_size // predictor.batch_shards) * predictor.batch_shards
@@ -107,10 +108,10 @@ def evaluate(
 
 
 class _Answers:
-    """What a predictor answered to the examples of a split: of this process's at first, then of all.
+    """The answers of a predictor for the examples of a split: first for those of this process, then for all.
 
-    Scores are kept in float32, to which the logits of both engines in float64 round alike: otherwise the last bits
-    would decide the order of equal images.
+    Scores are kept in float32, because the float64 logits of both engines round to the same values: otherwise their
+    last bits would decide the order of equal images.
     """
 
     def __init__(self, split: Split, loss: Loss, outputs: np.ndarray, ranked: bool) -> None:
@@ -148,7 +149,7 @@ class _Answers:
             self.scores_NC[ids] = scores_BO[:, self.outputs]
 
     def accuracy(self, processes: BatchRows) -> Accuracy:
-        """The accuracy over the examples of all processes. InputError where none could be read."""
+        """The accuracy over the examples of all processes. InputError if none could be read."""
 
         def total(ours: np.ndarray) -> np.ndarray:
             return processes.total(ours if processes.primary else 0 * ours)

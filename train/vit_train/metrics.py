@@ -1,4 +1,4 @@
-"""What a run logs: RUN/metrics.jsonl, one JSON object on each line, and the same numbers to loggers.
+"""The log of a run: RUN/metrics.jsonl, one JSON object on each line, and the same numbers for loggers.
 
 A store has no files that can be appended to. For a run in a store, the lines and TensorBoard's events are written on
 this machine, and uploaded whole before a step is saved (so that a run that resumes there has all lines up to it), after
@@ -28,7 +28,7 @@ UPLOAD_SECONDS = 60.0
 
 
 class Metrics:
-    """Appends to a run's metrics; of a run that resumes after step `start`, what was logged beyond it is removed.
+    """Appends to a run's metrics; if a run resumes after step `start`, lines of later steps are removed.
 
     loggers: names for open_loggers. config: what they show of the run's config. written: false in all processes of a
     run but one, where nothing is written. Raises LoggerError for a logger that cannot be used.
@@ -67,7 +67,7 @@ class Metrics:
     def write(self, step: int, **values: Any) -> None:
         """Logs values at a step (from 1); numbers become curves of the loggers, other values are in the lines only.
 
-        InputError where the disk is full.
+        InputError if the disk is full.
         """
         if self.file is None:
             return
@@ -81,7 +81,7 @@ class Metrics:
                 self.upload()
 
     def upload(self) -> None:
-        """Uploads what was logged so far, if the run is in a store."""
+        """Uploads the log so far, if the run is in a store."""
         if self.store is None:
             return
         for each in self.loggers:
@@ -94,7 +94,7 @@ class Metrics:
         return self
 
     def _log(self, line: Mapping[str, Any]) -> None:
-        """Gives the numbers of a line to the loggers. One that fails is given no more."""
+        """Passes the numbers of a line to the loggers. A logger that fails gets no more."""
         values = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
         for each in tuple(self.loggers):
             try:

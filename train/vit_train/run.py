@@ -1,4 +1,4 @@
-"""A run's folder: what was asked for (run.json), the saved steps at which it resumes, and the finished checkpoints."""
+"""A run's folder: its request (run.json), the saved steps from which it resumes, and the finished checkpoints."""
 
 import json
 import logging
@@ -32,9 +32,9 @@ RUN = "run.json"
 AVERAGE = f"{FINISHED}_ema"
 """Folder of a finished run's moving average."""
 ADAPTER = "adapter"
-"""Folder of a finished run's low-rank adapters by themselves."""
+"""Folder of a finished run's low-rank adapters alone."""
 SCORES = ("top1", "mean_average_precision")
-"""What evaluations are compared by: the second where images have several classes."""
+"""Scores by which evaluations are compared; the second is for images with several classes."""
 HOLDER = "holder"
 """File of a run in a store that names the process that works on the run."""
 THIS_PROCESS = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
@@ -51,14 +51,14 @@ class Request(Schema):
     provenance: Provenance = Provenance()
     """Provenance of the checkpoint that the run began from."""
     examples: tuple[str, ...] = ()
-    """Fingerprints of the training and evaluation splits: of their contents, not of where they are."""
+    """Fingerprints of the contents of the training and evaluation splits, independent of their paths."""
     teacher: str | None = None
     """A digest of the weights of the run's teacher, whose address is in the config."""
     segments: tuple[Segment, ...] = ()
-    """What was changed when the run was resumed; before the first of them, the run followed `config`."""
+    """The changes that were made when the run was resumed; before the first of them, the run used `config`."""
 
     def config_at(self, step: int) -> TrainConfig:
-        """The config that update number `step` (from 0) follows."""
+        """The config of update number `step` (from 0)."""
         return config_at(self.config, self.segments, step)
 
     @property
@@ -68,7 +68,7 @@ class Request(Schema):
         return self.config_at(last).steps
 
     def end_of_segment(self, step: int) -> int:
-        """Number of updates after which the config of update number `step` no longer holds."""
+        """Number of updates after which the segment of update number `step` ends."""
         return min((segment.step for segment in self.segments if segment.step > step), default=self.steps)
 
 
@@ -88,7 +88,8 @@ FIXED = {
     "segments",
     *(f"config.{name}" for name in FIXED_ON_RESUME),
 }
-"""Fields of a request that make it another run. Every field is in one of both sets; one in neither counts as fixed."""
+"""Fields of a request that cannot change within a run. Every field is in one of the two sets; a field in neither counts
+as fixed."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Run:
         return Run(self.folder, self.request.replace(teacher=digest))
 
     def resumed(self) -> "Run":
-        """This run with the segments that its folder records. InputError where the folder holds another run."""
+        """This run with the segments that its folder records. InputError if the folder contains another run."""
         if not (self.folder / RUN).exists():
             if saved_steps(self.folder):
                 raise InputError(f"{self.folder}: holds saved steps but no {RUN}; choose another --out")
@@ -119,8 +120,8 @@ class Run:
         return run
 
     def with_change(self, fields: Mapping[str, Any]) -> tuple["Run", list[str]]:
-        """This run, going on from its newest saved step with other values of some fields (segments.with_change), and
-        what changes, in words."""
+        """This run with other values of some fields from its newest saved step on (segments.with_change), and a text
+        that describes the change."""
         if not fields:
             return self, []
         step, request = next((int(folder.name) for folder in saved_steps(self.folder)), 0), self.request
@@ -144,7 +145,7 @@ class Run:
             (self.folder / HOLDER).write_text(THIS_PROCESS)
 
     def check_held(self) -> None:
-        """InputError where, in a store, another process has resumed the run since this one began."""
+        """InputError if the run is in a store and another process has resumed it since this one started."""
         if is_local(self.folder) or not (holder := self.folder / HOLDER).exists():
             return
         if (other := holder.read_text()) != THIS_PROCESS:
@@ -152,7 +153,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the checkpoint of the last step is there."""
+        """Whether the checkpoint of the last step exists."""
         try:
             return open_checkpoint(self.folder / FINISHED).config.provenance.step == self.request.steps
         except InputError:
@@ -164,7 +165,7 @@ class Run:
         """An engine at the newest saved step that all processes can read, and that step's number; without saved steps,
         at `init` or at new weights, and 0.
 
-        Steps that are damaged are renamed; DamagedError where all of them are.
+        Damaged steps are renamed; DamagedError if all steps are damaged.
         """
         folders, damaged = saved_steps(self.folder), []
         for folder in folders:
@@ -186,9 +187,8 @@ class Run:
         return self.folder / "steps" / f"{step:06d}"
 
     def save(self, saver: Saver, step: int) -> Location:
-        """Begins to save a step, once the step before is complete; returns its folder.
-
-        A step that is there already stays: it is the same.
+        """Starts to save a step, once the step before is complete; returns its folder. An existing step is kept,
+        because it is the same.
         """
         folder = self.step_folder(step)
         if saver.process == 0:
@@ -213,8 +213,8 @@ class Run:
         saver.total(np.zeros(1))  # the others wait: all must see the same steps
 
     def finish(self, saver: Saver, step: int) -> tuple[Location, ...]:
-        """Writes RUN/checkpoint, and RUN/checkpoint_ema where a moving average is kept; of low-rank adapters, which are
-        a part of the weights there, also RUN/adapter and RUN/adapter_ema. Process 0 writes them."""
+        """Writes RUN/checkpoint and, with a moving average, RUN/checkpoint_ema. Low-rank adapters are merged in these,
+        and also written alone, as RUN/adapter and RUN/adapter_ema. Only process 0 writes."""
         averaged = {FINISHED: False} | ({AVERAGE: True} if self.request.config.ema is not None else {})
         # The checkpoint last: it marks the run as finished.
         for name in reversed(averaged):
@@ -247,7 +247,7 @@ class Run:
 
 
 def read_request(run: Location) -> Request:
-    """What a run was asked for. InputError where that cannot be read."""
+    """The request of a run, from its run.json. InputError if it cannot be read."""
     try:
         fields = json.loads((run / RUN).read_text())
     except FileNotFoundError:

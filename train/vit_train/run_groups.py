@@ -1,4 +1,4 @@
-"""Finished runs side by side: what they reached, how sure that is, and how it grows with their cost."""
+"""Compares finished runs: their accuracy, its confidence interval, and its growth with the training cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ class FinishedRun:
 
     @cached_property
     def fields(self) -> dict[str, object]:
-        """What tells it from runs that differ in the seed alone: the fields that change weights, the checkpoint that it
-        began from, the fingerprints of its examples, and the framework."""
+        """The values that are equal in runs that differ only in the seed: the fields that affect the weights, the
+        checkpoint from which the run started, the fingerprints of its examples, and the framework."""
         fields = flatten(self.config.model_dump(mode="json"))
         own = {name: value for name, value in fields.items() if name not in CHANGEABLE_ON_RESUME and name != "seed"}
         return own | {"init": self.request.init, "examples": self.request.examples, "framework": self.engine}
@@ -93,7 +93,7 @@ def runs_under(folder: Location) -> list[Location]:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     runs: tuple[FinishedRun, ...]
 
@@ -114,8 +114,9 @@ class Group:
         return found if len(found) == len(self.runs) else []
 
     def steps_to(self, first: "Group") -> dict[int, int | None]:
-        """Seed -> the step at which its run has the accuracy that the first group's run of this seed ends with, None
-        where it never has. Without seeds that the first group has not, and runs that were not evaluated on the way."""
+        """Seed -> the step at which its run has the final accuracy of the first group's run with this seed; None if it
+        never has. Without seeds that the first group does not have, and without runs that were not evaluated during
+        training."""
         ends = {run.config.seed: run.top1 for run in first.runs}
         compared = [run for run in self.runs if run.config.seed in ends and len(run.evaluations) > 1]
         return {run.config.seed: run.steps_to(ends[run.config.seed]) for run in compared}
@@ -125,15 +126,15 @@ class Group:
         return self.runs[0].training_flops
 
     def changes_from(self, first: "Group") -> dict[str, object]:
-        """The fields that are other than in the first group, and their values here."""
+        """The fields that differ from the first group, and their values in this group."""
         ours, theirs = self.runs[0].fields, first.runs[0].fields
         names = dict.fromkeys([*ours, *theirs])
         return {name: ours.get(name) for name in names if ours.get(name) != theirs.get(name)}
 
 
 def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
-    """The runs, each folder once, in groups that differ in the seed alone, in the order of each group's first run.
-    InputError for two runs of one seed, which would make chance look smaller than it is."""
+    """The runs, each folder once, in groups that differ only in the seed, in the order of each group's first run.
+    InputError for two runs with one seed, because they would make the spread look smaller than it is."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in {str(absolute(run.folder)): run for run in runs}.values():
         groups.setdefault(repr(sorted(run.fields.items())), []).append(run)
@@ -150,7 +151,7 @@ def half_width(groups: Sequence[Sequence[float]], *counts: int) -> float | None:
     group has two seeds. groups: the values of each group's seeds.
 
     The spread between seeds is taken to be the same in all groups and estimated from all of them, as Student's t-test
-    does for two: with two or three seeds each, a group's own estimate says next to nothing.
+    does for two: with two or three seeds each, the estimate from one group alone is too uncertain.
     """
     freedom = sum(len(values) - 1 for values in groups)
     if not freedom:
@@ -193,7 +194,8 @@ class PowerLaw:
         return float(np.exp(self.intercept + self.slope * np.log(cost)))
 
     def error_interval(self, cost: float) -> tuple[float, float]:
-        """95 % prediction interval of the error of one more run of that cost, at most 1; it trusts the law itself."""
+        """95 % prediction interval of the error of one more run of that cost, at most 1; it assumes that the law is
+        right."""
         distance, freedom = np.log(cost) - self.middle, self.points - 2
         variance = self.residual / freedom * (1 + 1 / self.points + distance**2 / self.spread)
         factor = np.exp(student.ppf(0.975, freedom) * np.sqrt(variance))

@@ -10,18 +10,19 @@ from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS
 
 
 class Segment(Schema):
-    """A change that was made when a run was resumed; it holds from its step to the next segment's, or to the end."""
+    """A change that was made when a run was resumed; it applies from its step to that of the next segment, or to the
+    end."""
 
     step: NonNegative
-    """Number of updates before it."""
+    """Number of updates before the segment."""
     examples: NonNegative
-    """Number of examples used before it."""
+    """Number of examples used before the segment."""
     fields: dict[str, Any]
     """Dotted names of the changed fields of the config -> their new values."""
 
 
 def config_at(begun: TrainConfig, segments: Sequence[Segment], step: int) -> TrainConfig:
-    """The config that update number `step` (from 0) of a run follows, which began with the config `begun`."""
+    """The config of update number `step` (from 0) of a run that began with the config `begun`."""
     config = begun
     for segment in segments:
         if segment.step <= step:
@@ -33,11 +34,11 @@ def config_at(begun: TrainConfig, segments: Sequence[Segment], step: int) -> Tra
 def with_change(
     begun: TrainConfig, segments: Sequence[Segment], step: int, wanted: Mapping[str, Any]
 ) -> tuple[Segment, ...]:
-    """The segments of a run that has done `step` updates and goes on with other values of some fields.
+    """The segments of a run that has made `step` updates and continues with other values of some fields.
 
     Without a number of steps, the run still ends after as many examples as it would have: another batch size changes
-    the steps. Values that hold already make no segment. InputError for a field that makes it another run, and where no
-    step would be left.
+    the steps. Values that are already set make no segment. InputError for a field that cannot change within a run, and
+    if no step would be left.
     """
     for name in wanted:
         if name not in CHANGEABLE_IN_SEGMENTS:

@@ -1,4 +1,4 @@
-"""The stages of work with a model: pretraining, fine-tuning, evaluation; what the commands of these names do."""
+"""Pretraining, fine-tuning and resuming a run: the work of the commands with these names."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -44,19 +44,19 @@ class Launch:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did in this call. Only process 0 has written anything."""
+    """The result of a stage in this call. Only process 0 has written files."""
 
     fit: FitResult
     process: int
     """Number of this process, from 0."""
     curves: Location | None = None
-    """The figure of the run's curves, where training was not stopped."""
+    """The figure of the run's curves, if training was not stopped."""
 
 
 def pretrain(
     config: TrainConfig, out: Location, launch: Launch, splits: tuple[Split, Split] | None = None
 ) -> StageResult:
-    """Trains from new weights in the folder `out`, or resumes the run there.
+    """Trains from new weights in the folder `out`, or resumes the run in it.
 
     splits: the training and evaluation examples, where the caller has opened them already.
     """
@@ -70,7 +70,7 @@ def pretrain(
 def finetune(
     config: TrainConfig, init: Checkpoint, out: Location, launch: Launch, splits: tuple[Split, Split] | None = None
 ) -> StageResult:
-    """Trains from a checkpoint, its positions resampled and its head replaced where the config or the labels differ;
+    """Trains from a checkpoint, with its positions resampled and its head replaced if the config or the labels differ;
     or resumes the run in the folder `out`.
 
     splits: the training and evaluation examples, where the caller has opened them already.
@@ -89,8 +89,8 @@ def finetune(
 def adapted(
     weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...] | None
 ) -> tuple[Checkpoint, TrainConfig, list[str]]:
-    """The checkpoint at the config's resolution, with a head for these labels, in which rows of the same names are kept
-    unless the config wants a new one; the config with so many classes; and what was changed, in words."""
+    """The checkpoint at the config's resolution with a head for these labels (rows of the same names are kept, unless
+    the config asks for a new head), the config with this number of classes, and a text that describes the changes."""
     before, changes = weights.config, []
     if labels is not None:
         config = config.replace(model=config.model.replace(num_classes=len(labels)))
@@ -111,7 +111,7 @@ def adapted(
 
 
 def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, ...]) -> tuple[Checkpoint, str]:
-    """The checkpoint with a head for these labels, and what was changed, in words; "" where nothing was."""
+    """The checkpoint with a head for these labels, and a text that describes the change; "" if nothing changed."""
     before, classes = weights.config.labels, weights.config.model.num_classes
     start = f"bias {config.model.head_bias_init:g}" if config.model.head_bias_init else "zero-initialized"
     if weights.config.model.representation and not config.model.representation:
@@ -135,7 +135,7 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
 
 
 def open_splits(data: Data) -> tuple[Split, Split]:
-    """The training and evaluation splits of a run's data. InputError where their labels differ, or only one is
+    """The training and evaluation splits of a run's data. InputError if their labels differ, or if only one is
     multi-label."""
     training, evaluation = open_split(data, "train"), open_split(data, "eval")
     if training.labels != evaluation.labels:
@@ -147,11 +147,10 @@ def open_splits(data: Data) -> tuple[Split, Split]:
 
 
 def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageResult:
-    """Goes on with the run in a folder, or finishes it; its config is that of its run.json.
-
-    fields: other values from now on, by dotted name: those of CHANGEABLE_ON_RESUME, which change no weights, and those
-    of CHANGEABLE_IN_SEGMENTS, which begin a new segment of the run. InputError for any other field, for a folder
-    without a run, and for data that are not the run's.
+    """Resumes the run in a folder with the config of its run.json. fields: other values from now on, by dotted name:
+    those of CHANGEABLE_ON_RESUME, which do not affect the weights, and those of CHANGEABLE_IN_SEGMENTS, which begin a
+    new segment of the run. InputError for any other field, for a folder without a run, and for data that are not the
+    run's.
     """
     there = read_request(out)
     for name in fields.keys() - CHANGEABLE_ON_RESUME - CHANGEABLE_IN_SEGMENTS:
@@ -186,7 +185,8 @@ def train(
 ) -> StageResult:
     """Trains a stage in its folder, from the step where it was stopped; logs what it did.
 
-    InputError where the folder holds another run or is used by another process, or the processes of the run disagree.
+    InputError if the folder contains another run or is used by another process, or if the processes of the run
+    disagree.
     """
     if config.masked is None and not config.data.labelled:
         raise InputError("data.labelled: false leaves nothing to train towards; set mae.mask_ratio above 0 (0.75)")
@@ -259,8 +259,8 @@ def _start(
 
 
 def _check_splits(processes: Processes, run: Run, training: Split, evaluation: Split, display: Display) -> None:
-    """Makes the data ready to be read at random and, where the run only begins, checks them and logs what a person
-    should know of them."""
+    """Prepares the data for random access and, for a new run, checks them and logs what the user should know about
+    them."""
     shown = display if processes.index == 0 else SILENT
     for split in (training, evaluation):
         split.make_ready(shown)

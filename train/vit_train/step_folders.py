@@ -1,4 +1,4 @@
-"""The saved steps of a run, RUN/steps/NNNNNN: what is in one, whichever engine saved it, and which of them stay.
+"""The saved steps of a run, RUN/steps/NNNNNN: their contents, for both engines, and which of them are kept.
 
 The JAX engine saves with Orbax (engines.jax.saving), the PyTorch engine a checkpoint folder with its statistics beside
 the weights; either engine resumes at a step of either.
@@ -54,10 +54,8 @@ class Statistics(Mapping[str, np.ndarray]):
 def read_step(folder: Location, run: TrainConfig) -> tuple[Checkpoint, int, Statistics]:
     """The weights of a step of a run, the number of updates before it, and the statistics; all files are checked first.
 
-    The weights are those beside the run's adapters, which are among them; a masked autoencoder's decoder is among the
-    statistics.
-
-    DamagedError for a step that is not as it was saved.
+    Weights and adapters are separate arrays among the weights; a masked autoencoder's decoder is among the statistics.
+    DamagedError for a step that changed after it was saved.
     """
     if is_orbax_step(folder):
         step = OrbaxStep(folder)
@@ -74,7 +72,7 @@ def read_step(folder: Location, run: TrainConfig) -> tuple[Checkpoint, int, Stat
 
 
 def _with_adapters(checkpoint: Checkpoint, statistics: Statistics, lora: Lora) -> Checkpoint:
-    """A step's checkpoint with adapters beside its weights, in place of weights that have them as a part."""
+    """A step's checkpoint with adapters separate from its weights, in place of merged weights."""
     model = checkpoint.config.model
     apart = {name: statistics[f"{BASE}/{name}"] for name in adapters(model, lora)}
     apart |= {name: statistics[f"{ADAPTER}/{name}"] for name in adapter_rows(model, lora)}
@@ -83,7 +81,7 @@ def _with_adapters(checkpoint: Checkpoint, statistics: Statistics, lora: Lora) -
 
 
 def _open_weights(folder: Location) -> Checkpoint:
-    """The checkpoint in a step's folder. As the folder is known to be one, what does not fit is damage."""
+    """The checkpoint in a step's folder. The folder is known to be a step, so anything that does not fit is damage."""
     try:
         return open_folder(folder)
     except InputError as error:
@@ -108,9 +106,9 @@ def write_step(
     statistics: Mapping[str, np.ndarray],
     lora: Lora,
 ) -> None:
-    """Writes a step as a checkpoint folder. InputError where there is no room, and then nothing of it is left.
+    """Writes a step as a checkpoint folder. InputError if there is not enough space; then no part of it remains.
 
-    arrays: weights and adapters apart. In the checkpoint the adapters are a part of the weights.
+    arrays: weights and adapters, separate. In the checkpoint the adapters are merged into the weights.
     """
     checkpoint = Checkpoint.of(config, merged_arrays(arrays, config.model, lora))
     apart = {f"{BASE}/{name}": arrays[name] for name in adapters(config.model, lora)}
@@ -121,12 +119,13 @@ def write_step(
             _write_statistics(stage / STATISTICS, {**statistics, **apart})
         write_folder(folder, checkpoint)
     except InputError:
-        remove_tree(folder, ignore_errors=True)  # a full disk has no room for half a step
+        remove_tree(folder, ignore_errors=True)  # a full disk has no space for half a step
         raise
 
 
 def _write_statistics(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file. OSError where the file system refuses; the library has an error of its own for it."""
+    """Writes a safetensors file. OSError if the file system refuses it (the library raises an error of another
+    class)."""
     try:
         save_file(arrays, path)
     except SafetensorError as error:
@@ -134,14 +133,14 @@ def _write_statistics(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def remove_step(folder: Location) -> None:
-    """Removes a step, complete or not; at no moment can what is left of it be taken for a complete step."""
+    """Removes a step, complete or not, in an order in which the remaining files never look like a complete step."""
     for completing_file in (WEIGHTS, MANIFEST):
         (folder / completing_file).unlink(missing_ok=True)
     remove_tree(folder)
 
 
 def set_aside(folder: Location) -> None:
-    """Renames a step that could not be read to damaged-NNNNNN, which is no step: the files may be of use yet."""
+    """Renames a step that could not be read to damaged-NNNNNN, which is not a step; its files may still be useful."""
     aside = folder.with_name(f"{_DAMAGED}{folder.name}")
     remove_tree(aside, ignore_errors=True)
     if is_local(folder):
@@ -151,7 +150,7 @@ def set_aside(folder: Location) -> None:
 
 
 def remove_incomplete(run: Location, complete: Collection[Location]) -> None:
-    """Removes what interrupted saves and removals left beside the complete steps."""
+    """Removes the files that interrupted saves and removals left beside the complete steps."""
     for folder in run.glob("steps/*"):
         if folder.is_dir() and folder not in complete and not folder.name.startswith(_DAMAGED):
             remove_tree(folder, ignore_errors=True)

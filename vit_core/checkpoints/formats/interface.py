@@ -1,4 +1,4 @@
-"""What every foreign format is made of: the source it is given, the reading and the writing it returns.
+"""The parts of every foreign format: the source that it gets, and the reading and writing that it returns.
 
 A format is a module (or a folder) that ends with `FORMAT = Format(...)`, and one line in `registry.py`. Its arrays are
 named by one list of rules (`rules.py`) for both directions.
@@ -21,33 +21,32 @@ from vit_core.storage import Location
 from vit_core.variants import VARIANTS
 
 Fields = Mapping[str, Any]
-"""Fields of ViTConfig that the user states, because the file does not contain them."""
+"""Fields of ViTConfig that the user gives, because the file does not contain them."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found in a foreign file or folder, and what is known about it beside its arrays."""
+    """A model that was found in a foreign file or folder: its arrays, and everything else that is known about it."""
 
     path: Location
     arrays: LazyArrays
     """Names without the prefix of the model in the file, and without what wrapping modules added."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """config.json beside the weights; empty where there is none."""
+    """config.json beside the weights; empty if there is none."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
-    """preprocessor_config.json, or the image processor in processor_config.json; empty where there is none."""
+    """preprocessor_config.json, or the image processor in processor_config.json; empty if there is none."""
     open_clip_config: Mapping[str, Any] = field(default_factory=dict)
-    """open_clip_config.json beside weights of open_clip; empty where there is none."""
+    """open_clip_config.json beside weights of open_clip; empty if there is none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Values in the same file that are not arrays, as training scripts keep them (`arch`, `args`)."""
+    """Values in the same file that are not arrays, as training scripts save them (`arch`, `args`)."""
     keys: tuple[str, ...] = ()
     """The keys of the file's tree under which the model was found."""
     prefix: tuple[str, ...] = ()
     """The parts of the prefix that all its names have in the file."""
     beside: LazyArrays = field(default_factory=lambda: LazyArrays({}))
-    """Arrays of the same mapping that belong to no model, such as a head of its own; those that the reading does not
-    use are left out."""
+    """Arrays of the same mapping that are not part of a model, such as a separate head; unused ones are left out."""
     keys_beside: tuple[str, ...] = ()
-    """The keys of the file's tree beside the model; those that the reading does not use are left out."""
+    """The other keys of the file's tree; unused ones are left out."""
     notes: tuple[str, ...] = ()
 
 
@@ -58,9 +57,9 @@ class DecoderReading:
     mae: MaskedAutoencoder
     rules: Sequence[Rule]
     positions: str
-    """The name of its table of positions, which our decoder computes: it has to hold MAE's values."""
+    """The name of its table of positions, which our decoder computes instead; it must contain MAE's values."""
     stated: frozenset[str]
-    """The fields of `mae` that the file states."""
+    """The fields of `mae` that the file contains."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,15 @@ class Reading:
     left_out: str = r"(?!)"
     """A regular expression that matches the names of arrays that are not part of the model."""
     notes: tuple[str, ...] = ()
-    """What people should know, beyond the assumptions."""
+    """Messages for the user, in addition to the assumptions."""
     assumptions: tuple[Assumption, ...] = ()
     """Fields of the config that were chosen, not read."""
     stated: frozenset[str] = frozenset()
-    """Fields that files beside the weights, or values in the same file, state."""
+    """Fields that are given by files beside the weights, or by values in the same file."""
     used: frozenset[str] = frozenset()
-    """What the reading uses beside the model in the file: names of facts, and of modules with a head of its own."""
+    """Names of the facts, and of modules with a separate head, that the reading uses in addition to the model."""
     decoder: DecoderReading | None = None
-    """The decoder of a masked autoencoder, where the file has one. A decoder that does not fit is left out."""
+    """The decoder of a masked autoencoder, if the file has one. A decoder that does not fit is left out."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ class Writer:
     """How a format is written."""
 
     containers: tuple[Literal["folder", ".safetensors", ".pth", ".npz"], ...]
-    """The kinds of files that it is written as, the default first."""
+    """The kinds of files in which it can be written; the first is the default."""
     allowed_values: Callable[[ViTConfig], Mapping[str, Values]]
     """Model -> the values that the format can hold, for every field of ViTConfig. Raises InputError for a model that it
-    cannot hold for a reason that is not one field's alone."""
+    cannot hold because of a combination of fields."""
     write: Callable[[Checkpoint], Writing]
-    """Gives the arrays and files for a checkpoint with allowed values only."""
+    """Returns the arrays and files for a checkpoint that has only allowed values."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +117,17 @@ class Format:
     read: Callable[[Source, Fields], Reading]
     """Decides how to read a source. Raises InputError, with the reason, for a model that ViTConfig cannot express."""
     anchors: tuple[str, ...]
-    """Regular expressions of the end of an array's name that a model of this format has exactly once: what stands
-    before it is the model's prefix in the file."""
+    """Regular expressions of the end of an array's name that a model of this format has exactly once; the text before
+    it is the model's prefix in the file."""
     determined: frozenset[str]
-    """The fields of ViTConfig that the arrays determine, or of which the format's code has one value only."""
+    """The fields of ViTConfig that the arrays determine, or for which the format's code has only one value."""
     writer: Writer | None = None
     """None: the format is read only."""
     masked_writer: Writer | None = None
-    """How masked autoencoders are written, encoder and decoder; None: the decoder has no place in the format."""
+    """How masked autoencoders are written, encoder and decoder; None: the format cannot hold the decoder."""
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Short description of a model that the format holds -> what example_models.example makes it from. `vit formats`
-    writes, opens and reads back each."""
+    """Short description of a model that the format can hold -> the arguments of example_models.example for it. `vit
+    formats` writes, opens and reads back each."""
 
 
 FROM_ARRAYS = frozenset(
@@ -152,8 +151,9 @@ FROM_ARRAYS = frozenset(
 
 
 def assume_heads(width: int, depth: int, mlp_dim: int, fields: Fields) -> tuple[int, tuple[Assumption, ...]]:
-    """Attention heads where one matrix holds all of them: those of the published architecture of this size, or else one
-    for each 64 of the width; and the assumption, unless `fields` has them."""
+    """The number of attention heads, which one matrix for all heads does not show: that of the published architecture
+    of this size, or else one for each 64 of the width. Also returns the assumption, unless `fields` contains the
+    number."""
     if "heads" in fields:
         return fields["heads"], ()
     for name, sizes in VARIANTS.items():
@@ -168,9 +168,9 @@ def assume_heads(width: int, depth: int, mlp_dim: int, fields: Fields) -> tuple[
 def assume_image_size(
     patches: int, patch_size: tuple[int, int], fields: Fields, where: object
 ) -> tuple[tuple[int, int], tuple[Assumption, ...]]:
-    """The image size from the number of patches, as a square grid, unless `fields` has it; and the assumption.
+    """The image size (height, width) for a square grid of patches, unless `fields` contains it; and the assumption.
 
-    Raises InputError where no square grid has so many patches.
+    Raises InputError if the patches do not form a square grid.
     """
     if "image_size" in fields:
         size = fields["image_size"]
@@ -189,7 +189,8 @@ def square_grid(image_size: tuple[int, int], grid: tuple[int, int], also: str = 
 
 
 def axes_of(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int, where: object) -> tuple[int, ...]:
-    """The shape of an array that has so many axes. Raises InputError where it is missing or has another number."""
+    """The shape of an array that must have this number of axes. Raises InputError if it is missing or has another
+    number."""
     if len(shapes.get(name, ())) != axes:
         found = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
         raise InputError(f"{where}: {name} {found}; expected an array of {axes} axes")
@@ -203,7 +204,7 @@ def layers_of(names: Mapping[str, Any], prefix: str) -> int:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio that gives a hidden width by int(width * ratio), as constructors of other projects compute it."""
+    """The ratio for which int(width * ratio), as constructors of other projects compute it, is the hidden width."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else nextafter(ratio, ratio + 1)
 
@@ -214,13 +215,14 @@ def call(function: str, arguments: Mapping[str, Any]) -> str:
 
 
 def not_in_state_dict(config: CheckpointConfig) -> tuple[str, ...]:
-    """A note of what a file of weights alone does not contain."""
+    """A note on what a file with weights alone does not contain."""
     lost = [name for name in ("preprocessing", "labels") if getattr(config, name)]
     return (f"a state dict carries no {' or '.join(lost)}",) if lost else ()
 
 
 def not_carried(checkpoint: Checkpoint, resampling: str) -> tuple[str, ...]:
-    """Notes of what a state dict leaves behind; `resampling` is what its lineage does with positions."""
+    """Notes on what a state dict does not contain; `resampling` is the method by which its project resamples
+    positions."""
     model, notes = checkpoint.config.model, [*not_in_state_dict(checkpoint.config)]
     if model.position_embedding == "learned" and model.position_resampling != resampling:
         notes.append(f"position_resampling: {resampling} when read again, not {model.position_resampling}")

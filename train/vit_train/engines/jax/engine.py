@@ -77,7 +77,8 @@ class JaxEngine(OnMesh):
 
     @property
     def peak_flops(self) -> float:
-        """FLOP/s of matrix products in the compute dtype on all devices, as fast as the first of this process."""
+        """FLOP/s of matrix products in the compute dtype on all devices, if each is as fast as the first one of this
+        process."""
         # Devices that are made of one CPU share it.
         devices = 1 if jax.default_backend() == "cpu" else self.devices
         return devices * matmul_flops(self.config.compute_dtype or self.config.dtype)
@@ -89,7 +90,7 @@ class JaxEngine(OnMesh):
 
     @property
     def average(self) -> Predictor | None:
-        """Predicts by the moving average of the weights; None where none is kept."""
+        """Predicts with the moving average of the weights; None if there is none."""
         return None if self.config.ema is None else _AveragePredictor(self)
 
     profile_opened_by = "TensorBoard, XProf, or ui.perfetto.dev (perfetto_trace.json.gz)"
@@ -102,7 +103,8 @@ class JaxEngine(OnMesh):
             yield
 
     def train_step(self, batch: Batch, step: int, stop: bool = False) -> StepResult:
-        """Update number `step` (from 0); returns what was computed before it, still on the device.
+        """Makes update number `step` (from 0); returns the loss and gradient norms from before the update, still on the
+        device.
 
         A loss or gradient that is not finite, or a loss that has exploded, leaves the state as it is; after more of
         them than `skippable`, every later update does too.
@@ -124,8 +126,8 @@ class JaxEngine(OnMesh):
         return result
 
     def predict(self, images_BHWC: ImageArrays, averaged: bool = False) -> np.ndarray:
-        """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
-        average."""
+        """Logits [B, classes] in evaluation of uint8 images, both for this process's rows; averaged: with the moving
+        average of the weights."""
         params = self.step.params(self.state, averaged)
         return self.predict_with(self.step.forward, params, images_BHWC).astype(self.config.dtype)
 
@@ -137,8 +139,8 @@ class JaxEngine(OnMesh):
         return meshes.to_local(losses_B).astype(np.float64)
 
     def export(self, averaged: bool = False) -> dict[str, np.ndarray]:
-        """The model's parameters, or their moving average, in the layout on disk, those of adapters by themselves;
-        every process has to call it."""
+        """The model's parameters, or their moving average, in the layout on disk; adapters are separate arrays. Every
+        process has to call it."""
         arrays: dict[str, np.ndarray] = {}
         for name, x in self.step.params(self.state, averaged).items():
             if not name.startswith(DECODER):
@@ -157,7 +159,7 @@ class JaxEngine(OnMesh):
         return statistics
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
-        """Sets what `statistics` of either engine returned after `step` updates."""
+        """Sets the state to what `statistics` of either engine returned after `step` updates."""
         for leaf, like in self.step.state.items():
             kind, _, name = leaf.partition("/")
             if kind == "skipped":
@@ -170,7 +172,7 @@ class JaxEngine(OnMesh):
         self._allow_skipped()
 
     def save(self, folder: Location, config: CheckpointConfig) -> None:
-        """Begins to write a step's folder; training may continue meanwhile."""
+        """Starts to write a step's folder; training may continue meanwhile."""
         # Where the run stops because of one skipped update too many, that one will be tried again.
         skipped = {"skipped": _at_most(self.state["skipped"], np.int32(self.skippable))}
         by_matrix = self.step.update.by_matrix
@@ -178,7 +180,7 @@ class JaxEngine(OnMesh):
         self.saver.save(folder, leaves, config.model_dump(mode="json"), by_matrix)
 
     def wait_until_saved(self) -> None:
-        """Waits until the step that is being saved is complete. InputError where it could not be written."""
+        """Waits until the step that is being saved is complete. InputError if it could not be written."""
         self.saver.wait_until_saved()
 
     def _begin(self, weights: Checkpoint | None) -> None:
@@ -221,7 +223,8 @@ class JaxEngine(OnMesh):
         self._allow_skipped()
 
     def _allow_skipped(self) -> None:
-        """Allows at least as many skipped updates as there were when the config may have allowed more."""
+        """Allows at least the number of updates that were skipped so far; the config may have allowed more at that
+        time."""
         self.skippable = max(self.config.skippable, self.skipped)
 
     def _is_by_matrix(self, kind: str) -> bool:
@@ -257,7 +260,7 @@ def _is_statistic(kind: str, name: str) -> bool:
 
 
 class _AveragePredictor(OnMesh):
-    """Predicts by the moving average of an engine's weights."""
+    """Predicts with the moving average of an engine's weights."""
 
     def __init__(self, engine: JaxEngine) -> None:
         super().__init__(engine.mesh)

@@ -106,7 +106,7 @@ class OptimizerUpdate:
         return transformation(self.config, stack.rows[0])
 
     def _factor(self, stack: Stack) -> Any:
-        """Factor on the learning rate: a number, or where layers differ, one for each layer, to be broadcast."""
+        """Factor of the learning rate: one number or, if layers differ, one for each layer, to be broadcast."""
         factors = [self.factors[row.name] for row in stack.rows]
         if len(set(factors)) == 1:
             return factors[0]
@@ -186,8 +186,8 @@ def transformation(config: Optimizer, row: Parameter) -> optax.GradientTransform
 
 
 def muon(config: Optimizer) -> optax.GradientTransformation:
-    """Muon of a matrix. (optax.contrib's corrects the bias of its momentum, which torch's and Keller Jordan's do not;
-    without Nesterov's look ahead, the norm cancels that.)"""
+    """Muon of a matrix. (optax.contrib's corrects the bias of its momentum; torch's and Keller Jordan's do not. Without
+    Nesterov momentum, the normalization cancels this difference.)"""
     kept = config.momentum
 
     def init(x: jax.Array) -> optax.TraceState:
@@ -215,7 +215,8 @@ def orthogonalized(x: jax.Array) -> jax.Array:
 
 
 def split_matrices(stack: Stack, x: jax.Array) -> jax.Array:
-    """The matrices [matrices, outputs, inputs] that optimizers by matrix see in a stack, or vectors [layers, size]."""
+    """The matrices [matrices, outputs, inputs] of a stack, for optimizers that use matrices, or its vectors [layers,
+    size]."""
     row, layers = stack.rows[0], "" if stack.layers is None else "layers "
     on_disk = rearrange(x, f"{layers}{row.jax} -> {layers}{row.torch}", **row.sizes)
     return on_disk.reshape(-1, *row.matrix_shape)
@@ -278,6 +279,6 @@ def squared_norms(gradients: Params, stacks: Mapping[str, Stack]) -> dict[str, j
 
 
 def clip(gradients: Params, squared_norm: jax.Array, limit: float) -> Params:
-    """Gradients times limit / max(norm, limit), where the norm is over all of them."""
+    """Gradients times limit / max(norm, limit), with the norm of all gradients together."""
     norm = jnp.sqrt(squared_norm)
     return {name: g * (limit / jnp.maximum(norm, limit)) for name, g in gradients.items()}

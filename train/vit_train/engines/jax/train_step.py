@@ -31,7 +31,7 @@ from vit_train.step_result import StepResult
 from vit_train.step_statistics import ADAPTER, BASE
 
 State = dict[str, jax.Array]
-"""All that a run resumes from: "params/<stack>", "average/<stack>", "<statistic>/<stack>" and "skipped"."""
+"""The state from which a run resumes: "params/<stack>", "average/<stack>", "<statistic>/<stack>" and "skipped"."""
 
 LAYOUTS = Batch("batch", "batch", "batch", "batch", "batch", masks={}, ids_B=None)
 """Layouts of a batch's arrays, for sharding."""
@@ -46,10 +46,10 @@ class TrainStep:
     """The train step of a run on a mesh; arguments and results are placed by the parameter table's logical axes.
 
     train(state, batch, stop, step, rates, limits, taught, patch_size) -> (state, StepResult), jitted, the state
-    donated. stop [devices]: 1 on the devices of processes that want to stop. rates: see
-    `vit_train.step_rates`. limits: how many updates may be skipped, and the loss above which one is. taught: the
-    teacher's parameters, of a run that has one (its config is `teacher`). patch_size: where the run draws it; there is
-    a program for each.
+    donated. stop [devices]: 1 on the devices of processes that want to stop. rates: see `vit_train.step_rates`. limits:
+    the number of updates that may be skipped, and the loss above which an update is skipped. taught: the teacher's
+    parameters, of a run that has one (its config is `teacher`). patch_size: where the run draws it; there is a program
+    for each.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, teacher: CheckpointConfig | None = None) -> None:
@@ -88,8 +88,8 @@ class TrainStep:
         }
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step lowered for this mesh, whose devices need not be present; with the most tokens where there
-        are several. InputError for a batch that the mesh cannot share."""
+        """The train step lowered for this mesh, whose devices need not be present; if there are several sequence
+        lengths, for the longest. InputError for a batch that the mesh cannot share."""
         self.config.check_batch_shards(batch_shards(self.mesh))
         rate = jax.ShapeDtypeStruct((), jnp.dtype(self.config.dtype), sharding=self._replicated)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
@@ -292,8 +292,9 @@ class TrainStep:
 
 
 def for_platform(config: TrainConfig, platform: str) -> TrainConfig:
-    """The config with what it leaves to the devices ("cpu", "gpu" or "tpu"). On GPUs scanned layers cost time, since
-    what the backward pass needs is copied into stacks and out of them, and XLA's own attention keeps its weights."""
+    """The config with the defaults of scan and attention for a kind of devices ("cpu", "gpu" or "tpu"). On GPUs,
+    scanned layers take more time, because the values for the backward pass are copied into stacks and out of them, and
+    XLA's own attention stores its weights."""
     on_gpus, low = platform == "gpu", config.compute_dtype == "bfloat16"
     fuses = on_gpus and low and not config.model.attention_dropout
     return config.replace(
@@ -303,7 +304,7 @@ def for_platform(config: TrainConfig, platform: str) -> TrainConfig:
 
 
 def without_key_bias(stack: Stack, gradient: jax.Array) -> jax.Array:
-    """The gradient with zeros at the bias of the keys (vit_core.parameters.Parameter.key_bias)."""
+    """The gradient with zeros for the bias of the keys (vit_core.parameters.Parameter.key_bias)."""
     key = stack.rows[0].key_bias
     if key is None:
         return gradient

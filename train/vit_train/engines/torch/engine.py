@@ -52,7 +52,7 @@ from vit_train.step_result import StepResult
 
 
 class TorchEngine(Member):
-    """A module, its optimizer, and the moving average of its weights: whole in every process, or a slice in each.
+    """A module, its optimizer, and the moving average of its weights: complete in every process, or a slice in each.
 
     weights: to begin from; without them, new ones by the config's seed. saved: the folder of a step, to resume at
     instead; DamagedError, in every process, where one of them finds it damaged. teacher: of a run that distills.
@@ -133,12 +133,12 @@ class TorchEngine(Member):
 
     @property
     def average(self) -> Predictor | None:
-        """Predicts by the moving average of the weights; None where none is kept."""
+        """Predicts with the moving average of the weights; None if there is none."""
         return None if self.config.ema is None else _AveragePredictor(self)
 
     @property
     def peak_flops(self) -> float:
-        """FLOP/s of matrix products in the compute dtype on all devices, as fast as that of this process."""
+        """FLOP/s of matrix products in the compute dtype on all devices, if each is as fast as that of this process."""
         return self.devices * matmul_flops(self.config.compute_dtype or self.config.dtype, self.device)
 
     profile_opened_by = "ui.perfetto.dev, or TensorBoard with torch-tb-profiler"
@@ -193,8 +193,8 @@ class TorchEngine(Member):
         return int(self.skipped_updates)
 
     def _valid(self, loss: Tensor, norms_P: Tensor) -> Tensor:
-        """1 where the update may be made, 0 where not, as a tensor: the host does not wait for it. Counts what is
-        skipped."""
+        """1 if the update may be made, otherwise 0, as a tensor, so that the host does not wait for it. Counts skipped
+        updates."""
         may_go_on = self.skipped_updates <= self.skippable
         finite = (loss <= self.config.loss_limit) & torch.isfinite(norms_P.sum())
         self.skipped_updates += may_go_on & ~finite
@@ -202,8 +202,8 @@ class TorchEngine(Member):
 
     @torch.no_grad()
     def predict(self, images_BHWC: ImageArrays, averaged: bool = False) -> np.ndarray:
-        """Logits [B, classes] in evaluation of uint8 images, both this process's rows; averaged: by the moving
-        average. Every process has to call it, as often as the others."""
+        """Logits [B, classes] in evaluation of uint8 images, both for this process's rows; averaged: with the moving
+        average of the weights. Every process has to call it the same number of times."""
         self.network.eval()
         with self._averages_as_weights() if averaged else nullcontext():
             images = self.images_on_device(images_BHWC, self.config.model, self.config.dtype)
@@ -239,7 +239,7 @@ class TorchEngine(Member):
         return self._gathered(self._statistics()) | {"skipped": skipped}
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
-        """Sets what `statistics` of either engine returned before update number `step`."""
+        """Sets the state to what `statistics` of either engine returned before update number `step`."""
         slices = {
             key: slice_like(arrays.from_numpy(statistics[key]), self.params[key.partition("/")[2]])
             for key in self._statistics()
@@ -259,7 +259,7 @@ class TorchEngine(Member):
             write_step(folder, config, weights, statistics, self.config.lora)
 
     def wait_until_saved(self) -> None:
-        """Returns at once: `save` writes everything before it returns."""
+        """Returns immediately: `save` writes everything before it returns."""
 
     def _adapters(self, weights: Checkpoint | None) -> dict[str, np.ndarray]:
         """The adapters' matrices: those among the weights of a saved step, or new ones by the config's seed."""
@@ -312,7 +312,7 @@ class TorchEngine(Member):
         return self.device.type == "cuda" if self.config.compile is None else self.config.compile
 
     def _compile(self, model: vit_torch.ViT) -> None:
-        """Compiles each block, where the config says so."""
+        """Compiles each block, if the config asks for it."""
         if self._compiles:
             for block in blocks_of(model):
                 block.compile()
@@ -371,7 +371,7 @@ class TorchEngine(Member):
 
 
 class _AveragePredictor(Member):
-    """Predicts by the moving average of an engine's weights."""
+    """Predicts with the moving average of an engine's weights."""
 
     def __init__(self, engine: TorchEngine) -> None:
         super().__init__()
@@ -383,7 +383,8 @@ class _AveragePredictor(Member):
 
 
 def may_be_recorded(config: TrainConfig, processes: int) -> bool:
-    """Whether the update of a run is the same kernels on the same memory in every step, as a CUDA graph is."""
+    """Whether every update of a run uses the same kernels on the same memory, so that it can be recorded as a CUDA
+    graph."""
     same_shapes = len(config.networks) == 1 and config.preprocessing.max_patches is None
     # Moments of another type are new tensors in each step, and recomputation asks for the state of random numbers.
     in_place = config.optimizer.moment_dtype is None and config.remat == "none"

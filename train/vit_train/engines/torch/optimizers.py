@@ -1,4 +1,5 @@
-"""The optimizers of vit_train.config.Optimizer in PyTorch: torch's, and those that torch lacks.
+"""The optimizers of vit_train.config.Optimizer in PyTorch: torch's, and implementations of those that torch does not
+have.
 
 engines.jax.optimizers is the same in JAX.
 """
@@ -27,13 +28,13 @@ STATISTIC_NAMES = {
 }
 """torch's name of a statistic -> the name that both engines and saved steps use."""
 WITHOUT_WAITING = ("adamw", "muon")
-"""Optimizers whose step reads rates, and whether to do anything, on the device."""
+"""Optimizers whose step reads its rates, and whether to skip the update, on the device."""
 FIRST_MOMENTS = {"exp_avg", "momentum_buffer"}
 """The statistics that optimizer.moment_dtype applies to."""
 
 
 class OptimizerUpdate:
-    """A torch optimizer and its statistics, over tensors that it changes in place: parameters, or slices of them.
+    """A torch optimizer and its statistics, for tensors that it changes in place: parameters, or slices of them.
 
     Adafactor, LAMB and Muon work on views of whole parameters: a tensor must keep its memory (no `.to(device)`
     afterwards).
@@ -47,10 +48,10 @@ class OptimizerUpdate:
         self.by_matrix = config.by_matrix
         self.params = {name: params[name] for name in self.factors}
         self.views = {name: self._views(name, p) for name, p in self.params.items()}
-        """What the optimizer sees of each parameter: its matrices, or the parameter itself."""
+        """The tensors of each parameter that the optimizer updates: its matrices, or the parameter itself."""
         single = all(x.dtype == torch.float32 for x in self.params.values())
         self.on_device = config.name in WITHOUT_WAITING and single
-        """Whether the host does not wait for the device in a step: it reads nothing that is there."""
+        """Whether the host does not wait for the device in a step, because it reads no value from it."""
         self.optimizers = optimizers_for(self.config, self._groups())
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         """Statistics of each view."""
@@ -228,7 +229,7 @@ class TensorByTensor(torch.optim.Optimizer):
 
 
 class Lion(TensorByTensor):
-    """As timm's, except for the weight decay, which comes from outside."""
+    """As timm's, except that weight decay is applied outside."""
 
     def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         (beta1, beta2), m = group["betas"], state["exp_avg"]
@@ -237,7 +238,8 @@ class Lion(TensorByTensor):
 
 
 class Lamb(TensorByTensor):
-    """LAMB. (timm's, by default, also clips by a global norm, and applies the trust ratio only to what decays.)"""
+    """LAMB. (By default, timm's also clips by a global norm, and applies the trust ratio only to parameters with weight
+    decay.)"""
 
     def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         update = adams_update(g, state, group)
@@ -279,19 +281,20 @@ class Adafactor(TensorByTensor):
 
 
 def split_matrices(row: Parameter, x: Tensor) -> list[Tensor]:
-    """The matrices (outputs by inputs) that optimizers by matrix see in a parameter, or its one vector: views of it."""
+    """The matrices (outputs by inputs) of a parameter, for optimizers that use matrices, or its one vector; views of
+    the parameter."""
     return list(x.view(-1, *row.matrix_shape))
 
 
 def norm(x: Tensor) -> Tensor:
-    """Norm of all elements. (torch's own adds float32 one by one on a CPU: for 4 million its error is 1e-4, this one's
-    2e-8.)"""
+    """Norm of all elements. (On a CPU, torch's own adds float32 values one by one: for 4 million values its error is
+    1e-4, here 2e-8.)"""
     return x.square().sum().sqrt()
 
 
 @torch.no_grad()
 def clip(gradients: Params, squared_norms: Tensor, limit: float) -> None:
-    """Multiplies gradients in place by limit / max(norm, limit), norm over all of them. (torch's own adds 1e-6 to the
-    norm.)"""
+    """Multiplies gradients in place by limit / max(norm, limit), with the norm of all gradients together. (torch's own
+    function adds 1e-6 to the norm.)"""
     scale = limit / squared_norms.sum().sqrt().clamp(min=limit)
     many_tensors.multiply(list(gradients.values()), scale)
