@@ -1,8 +1,8 @@
 """Files of features, written row by row in bounded memory: .npy and .safetensors with a table of the images beside
-them, or .parquet with everything in it.
+them, or .parquet files with all data.
 
-Both kinds of arrays begin with their shape, which is known only at the end, because images that cannot be read are
-left out: it is written last, into the space that was kept for it.
+Both kinds of arrays begin with their shape, which is known only at the end, because images that cannot be read are left
+out: it is written last, into space that is reserved for it.
 """
 
 import csv
@@ -24,7 +24,7 @@ SUFFIXES = (".npy", ".safetensors", ".parquet")
 NAME = "features"
 """The name of the tensor in a safetensors file."""
 COLUMNS = ("image", "label")
-"""Columns of the table beside an array: the path of each image, and the folder it is in, where that is its class."""
+"""Columns of the table beside an array: the path of each image, and its folder, if that is its class."""
 _HEADER_BYTES = 256
 _PARQUET_BYTES = 2**25
 """Rows of a parquet file that are held in memory."""
@@ -64,9 +64,10 @@ def table_beside(path: Location) -> Location:
 
 @contextmanager
 def feature_file(path: Location, shape: tuple[int, ...], dtype: str) -> Iterator[AddRow]:
-    """Within it, rows are added to a file; at the end it appears, complete, or not at all where something fails.
+    """A context in which rows are added to a file. At the end the complete file appears; after an error there is no
+    file.
 
-    shape: of each row. dtype: "float32" or "float64". InputError where the file system refuses.
+    shape: that of each row. dtype: "float32" or "float64". InputError if the file system refuses to write.
     """
     names = [path.name] if path.suffix == ".parquet" else [path.name, table_beside(path).name]
     with staged_files(path.parent, names) as stage:

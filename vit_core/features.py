@@ -1,4 +1,4 @@
-"""Which tokens of a model are features, and how they are pooled, for both twins."""
+"""The choice of tokens that are features, and of their pooling, for both twins."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ first."""
 
 
 def check_features(config: ViTConfig, layer: int, pool: Pool) -> int:
-    """The number of the block whose tokens are features, from 0. InputError where the model does not have it, or not
-    the class token."""
+    """The number of the block whose tokens are features, from 0. InputError if the model does not have this block, or
+    does not have the class token that `pool` needs."""
     if pool not in get_args(Pool):
         raise unknown_name("pool", pool, get_args(Pool))
     if not -config.depth <= layer < config.depth:

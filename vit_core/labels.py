@@ -10,7 +10,7 @@ from vit_core.errors import InputError, abbreviate
 
 Labels = tuple[str, ...]
 LabelMatching = Literal["by-name", "by-position", "by-number"]
-"""How classes are matched with outputs. By position: class i of the data set is output i. By number: the class called
+"""How classes are matched with outputs. By position: class i of the data set is output i. By number: the class named
 "7" is output 7."""
 _PLACEHOLDER = re.compile(r"LABEL_[0-9]+")
 """The names that transformers gives to classes without names."""
@@ -18,12 +18,12 @@ _PLACEHOLDER = re.compile(r"LABEL_[0-9]+")
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """Which output of a model stands for each class of a data set."""
+    """The output of a model for each class of a data set."""
 
     outputs: tuple[int, ...]
     """Class of the data set -> output of the model; every output at most once."""
     notes: tuple[str, ...] = ()
-    """What people should know of how they were matched; none where the names are the same in the same order."""
+    """Notes for the user on how they were matched; empty if the names are the same in the same order."""
 
     @property
     def is_identity(self) -> bool:
@@ -36,10 +36,10 @@ def match_labels(
 ) -> LabelMatch:
     """Matches every class of a data set with an output of a model.
 
-    model_labels: names of the model's outputs; None, or names like LABEL_0, where it has none. outputs: their number.
+    model_labels: names of the model's outputs; None, or names like LABEL_0, if it has none. outputs: their number.
     data_labels: names of the data set's classes. By name, the data set may have fewer classes than the model, in any
-    order; a model without names is matched by position, if the numbers of classes are equal. Raises InputError, in one
-    line with the way out, for a class that the model does not have, and for classes that cannot be told apart.
+    order; a model without names is matched by position, if the numbers of classes are equal. Raises InputError, with
+    the options that would help, for a class that the model does not have, and for classes that cannot be distinguished.
     """
     model_names, data_names = _names(model_labels), tuple(data_labels)
     if how == "by-position":
@@ -88,7 +88,7 @@ def _names(labels: Sequence[str] | None) -> Labels | None:
 
 
 def _without_names(outputs: int, data_names: Labels) -> LabelMatch:
-    """By position, where nothing speaks against it."""
+    """Matches by position, if there is no reason against it."""
     if len(data_names) != outputs:
         raise InputError(
             f"labels: the model has no class names and {outputs} outputs, the data set has {len(data_names)} classes; "

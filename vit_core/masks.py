@@ -1,9 +1,9 @@
 """Dropout and stochastic depth as arrays, so that both twins can use the same ones.
 
-A mask holds the factor an activation is multiplied by: 0 where dropped, 1 / (1 - rate) where kept. Sites inside the
-blocks carry a leading layer axis. What else training draws for the model, the change of rotary coordinates and the
-order of patches of a masked autoencoder, travels along. The twins only apply masks; who draws them (a twin's own
-generator, or a data pipeline on the host) decides whether a training step is reproducible elsewhere.
+A mask contains the factors of activations: 0 for dropped ones, 1 / (1 - rate) for the others. Masks of sites inside the
+blocks have a leading layer axis. The other random draws of training for the model (the change of rotary coordinates,
+and the order of patches of a masked autoencoder) are passed in the same way. The twins only apply masks. Masks drawn on
+the host make a training step reproducible in the other twin; masks drawn by a twin's own generator do not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ them, the others are predicted (vit_core.masked_autoencoder)."""
 
 @dataclass(frozen=True)
 class Site:
-    """One place where activations are dropped: the mask's shape, and the drop rate (per layer where it is a tuple)."""
+    """One place where activations are dropped: the mask's shape, and the drop rate (a tuple: one for each layer)."""
 
     shape: tuple[int, ...]
     rate: float | tuple[float, ...]
@@ -43,7 +43,7 @@ class Site:
 
 
 def sites(config: ViTConfig, batch: int, tokens: int | None = None) -> dict[str, Site]:
-    """Every site at which a config drops anything, by name.
+    """Every site at which a config drops activations, by name.
 
     batch: number of images. tokens: sequence length, at another resolution than the config's.
     """

@@ -1,8 +1,8 @@
 """Position embeddings for another image size: the seven published resamplings, and the two sine-cosine formulas.
 
-Every resampling in use is linear and separable: rows and columns of the grid are each multiplied by a matrix
-[target, source] that depends on the sizes only. So a method is a way to fill that matrix, in float64, once; the JAX
-and the PyTorch model then apply the same numbers. The methods differ in four choices (`_Rule`) and in nothing else.
+Every resampling in use is linear and separable: rows and columns of the grid are each multiplied by a matrix [target,
+source] that depends on the sizes only. So a method only defines that matrix, which is computed once, in float64; the
+JAX and the PyTorch model then apply the same numbers. The methods differ only in four choices (`_Rule`).
 
     method                 lineage that needs it
     zoom_linear            google-research/vision_transformer and big_vision (scipy.ndimage.zoom, order=1)
@@ -37,7 +37,7 @@ SincosFormula = Literal["big_vision", "mae"]
 
 
 Array = Any
-"""An array of NumPy, or of the library `xp` that stands in its place (torch, while it traces a model)."""
+"""An array of NumPy, or of the library `xp` that is used instead (torch, while it traces a model)."""
 
 
 def _linear(distance: Array, xp: Any) -> Array:
@@ -80,7 +80,7 @@ def resampling_matrix(method: str, source: int, target: int) -> np.ndarray:
 
     For "zoom_linear" the last row always picks the last point (unless target is 1: then the first). scipy 1.17.1 loses
     it for some sizes (24 -> 22, 32 -> 16): its last coordinate rounds to just beyond the grid, where zoom's
-    mode="constant" gives zeros. The right value is kept here.
+    mode="constant" gives zeros. The correct value is used here.
 
     Raises InputError for an unknown method or a size below one.
     """
@@ -149,8 +149,8 @@ def resample(
 ) -> np.ndarray:
     """[1, prefix + h*w, D] -> [1, prefix + H*W, D] for `source` (h, w) and `target` (H, W), in the input's dtype.
 
-    The first `prefix` tokens (class token, registers) have no place on the grid and are kept as they are; the others
-    are the grid in row-major order. Raises InputError for a wrong number of tokens, and as `resample_grid` does.
+    The first `prefix` tokens (class token, registers) are not part of the grid and are not changed; the others are the
+    grid in row-major order. Raises InputError for a wrong number of tokens, and as `resample_grid` does.
     """
     height, width = source
     expected = prefix + height * width
@@ -193,8 +193,8 @@ def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.nd
 
 
 def is_mae_table(pos_1ND: np.ndarray, grid: tuple[int, int], before: int) -> bool:
-    """Whether a table of positions [1, before + H*W, width] holds the values of MAE's formula, to the rounding of its
-    type (float32's at least), and zeros for the tokens before the grid's."""
+    """Whether a table of positions [1, before + H*W, width] contains the values of MAE's formula, up to the rounding of
+    its type (at least float32's), and zeros for the tokens before the grid."""
     width = pos_1ND.shape[2]
     if width % 4:
         return False

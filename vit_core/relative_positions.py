@@ -1,7 +1,7 @@
-"""Relative position bias: what is added to attention scores by how far apart two patches are, and the same for both
-twins.
+"""Relative position bias: a term of the attention scores that depends on the displacement between two patches; computed
+here for both twins.
 
-Two patches of a grid (h, w) are one of (2 h - 1) (2 w - 1) displacements apart. "table" learns a value for each (BEiT,
+A grid (h, w) has (2 h - 1) (2 w - 1) displacements between patches. "table" learns a value for each (BEiT,
 arXiv:2106.08254; Swin, arXiv:2103.14030), with three more for pairs with the class token; "mlp" computes it from the
 displacement by a small network (Swin v2, arXiv:2111.09883, in timm's form "cr"), and has zeros for other tokens.
 """
@@ -20,7 +20,7 @@ def displacements(grid: Grid) -> int:
 
 
 def square_of(number: int) -> Grid | None:
-    """The square grid whose patches have so many displacements; none where there is no such grid."""
+    """The square grid with this number of displacements between its patches; None if there is no such grid."""
     side = isqrt(max(number, 0))
     return ((side + 1) // 2, (side + 1) // 2) if side % 2 and side * side == number else None
 
@@ -49,7 +49,7 @@ def displacement_index(grid: Grid, prefix: int, of_table: bool) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def log_coordinates(grid: Grid) -> np.ndarray:
-    """Displacements [R, 2] (down, right) as the network reads them: sign(d) log(1 + |d|), float64, read-only."""
+    """Displacements [R, 2] (down, right) as inputs of the network: sign(d) log(1 + |d|), float64, read-only."""
     down, right = np.mgrid[1 - grid[0] : grid[0], 1 - grid[1] : grid[1]].astype(np.float64)
     coordinates = np.stack([down.ravel(), right.ravel()], 1)
     found = np.sign(coordinates) * np.log1p(np.abs(coordinates))

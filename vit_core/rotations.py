@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from vit_core.rope import Rope
 
 Array = Any
-"""An array of NumPy, or of the library `xp` that stands in its place (JAX or torch)."""
+"""An array of NumPy, or of the library `xp` that is used instead (JAX or torch)."""
 
 
 def coordinates(rope: Rope, grid: tuple[Any, Any], prefix: int, xp: Any = np) -> Array:
-    """Coordinates [prefix + h * w, 2] of all tokens, float64, row-major, in the order `rope.axes`; those before the
+    """Coordinates [prefix + h * w, 2] of all tokens, float64, row-major, in the order `rope.axes`; tokens before the
     patches have zeros.
 
     grid: (h, w) patches; symbols too, while a program is traced by `xp`.
@@ -58,8 +58,8 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 def rotation(pairs: str, angles: Array, xp: Any = np) -> tuple[Array, Array]:
     """cos and sin [..., K] of angles [..., K / 2], one for each pair, laid out as the values of a head (Rope.pairs).
 
-    The sine of the first value of a pair has a minus: values x become x cos + y sin, where y has the two of each pair
-    swapped.
+    The sine for the first value of a pair has a minus sign: values x become x cos + y sin, where y is x with the two
+    values of each pair swapped.
     """
     cos, sin = xp.cos(angles), xp.sin(angles)
     return _spread(pairs, cos, cos, xp), _spread(pairs, -sin, sin, xp)
@@ -107,7 +107,7 @@ def axial_rotation(
 
 
 def mixed_start(base: float, head_dim: int, uniform_T1: Array, xp: Any = np) -> Array:
-    """Initial learned frequencies [2, T, K / 2] of a block: the fixed ones, turned by a random angle in each head.
+    """Initial learned frequencies [2, T, K / 2] of a block: the fixed ones, rotated by a random angle in each head.
 
     uniform_T1: a number from [0, 1) for each head.
     """

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(nnx.Module):
-    """The encoder's tokens to predicted pixels of all patches."""
+    """Computes predicted pixels of all patches [B, N, P] from the encoder's tokens."""
 
     def __init__(self, encoder: ViTConfig, mae: Config, attention: Attend, *, scan: bool, remat: Remat) -> None:
         self.config, self.remat = mae.decoder(encoder), remat
@@ -60,8 +60,8 @@ class Decoder(nnx.Module):
 class MaskedAutoencoder(ViT):
     """A ViT whose call gives the loss of predicting hidden patches, with the decoder that predicts them.
 
-    mae: what is hidden, and the decoder's size. The other arguments are those of ViT. InputError for a model that
-    cannot be trained so.
+    mae: the mask ratio, the target and the decoder's size. The other arguments are those of ViT. InputError for a model
+    that cannot be pretrained as a masked autoencoder.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class MaskedAutoencoder(ViT):
     ) -> Array:
         """The loss of each image [B]: the mean squared error over its hidden patches, in float32 at least.
 
-        masks: with the order of the patches (vit_core.masks.PATCH_ORDER), by which some are hidden. The other
-        options of ViT have no effect here.
+        masks: must contain the order of the patches (vit_core.masks.PATCH_ORDER), of which the first are visible. The
+        other options of ViT have no effect here.
         """
         order_BN, first = order_in(masks), self.mae.visible(self.config)
         predicted_BNP = self.reconstruct(x_BHWC, masks)
@@ -130,7 +130,7 @@ class MaskedAutoencoder(ViT):
 
 
 def order_in(masks: Masks | None) -> Array:
-    """The order of the patches among a batch's masks. InputError where it is missing."""
+    """The order of the patches, from a batch's masks. InputError if it is missing."""
     if masks is None or PATCH_ORDER not in masks:
         raise InputError(f"masks: a masked autoencoder needs {PATCH_ORDER!r}; vit_core.masked_autoencoder draws one")
     return masks[PATCH_ORDER]
@@ -144,14 +144,14 @@ def from_arrays(config: ViTConfig, mae: Config, values: Mapping[str, np.ndarray]
 
 
 def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, **storage: Any) -> MaskedAutoencoder:
-    """A new model whose initial values vit_torch.masked_autoencoder.from_seed gives too, from NumPy's generator."""
+    """A new model with the same initial values as vit_torch.masked_autoencoder.from_seed, drawn by NumPy."""
     rows = parameters(config, mae).items()
     values = {name: convert(initial_value(row, seed), dtype or "float32") for name, row in rows}
     return from_arrays(config, mae, values, **storage)
 
 
 def reconstructed(model: MaskedAutoencoder, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
-    """What `reconstruct` gives for normalised images and the order of their patches."""
+    """The result of `reconstruct` for normalised images and the order of their patches."""
     graph, state = nnx.split(model)
 
     @jax.jit

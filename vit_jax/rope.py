@@ -30,10 +30,11 @@ class MixedRope(nnx.Module):
 
 
 def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Array | None, traced: bool) -> Places:
-    """What the blocks need for a grid (h, w) of patches, at least in float32; nothing without rotary positions.
+    """The rotary tables that the blocks need for a grid (h, w) of patches, at least in float32; empty without rotary
+    positions.
 
-    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), while training draws them. traced: the sides
-    may be symbols.
+    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), if training draws them. traced: the sides may
+    be symbols.
     """
     if config.rope is None:
         return {}
@@ -51,7 +52,8 @@ def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Arra
 
 
 def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | None) -> Places:
-    """What the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; those before the patches are not changed."""
+    """The rotary tables that the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; tokens before the patches
+    are not rotated."""
     rope, prefix = config.rope, config.prefix_tokens
     assert rope is not None
     if change_22 is not None:
@@ -67,7 +69,7 @@ def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | No
 
 
 def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
-    """Queries or keys, turned by the angles of their tokens in the angles' precision, and rounded once."""
+    """Queries or keys, rotated by the angles of their tokens in the angles' precision, and rounded once."""
     if pairs == "halves":
         swapped_BNTK = jnp.roll(x_BNTK, x_BNTK.shape[-1] // 2, axis=-1)
     else:

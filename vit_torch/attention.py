@@ -61,7 +61,7 @@ class Attention(nn.Module):
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def bias(self, places: Places) -> Array | None:
-        """What is added to the scores, if anything is: [T, N, M], or [B, 1, 1, M] where keys are padding."""
+        """The bias of the scores, if there is one: [T, N, M], or [B, 1, 1, M] if keys are padding."""
         own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
         return self.rel_pos(places) if own else places.get("bias")
 

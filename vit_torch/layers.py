@@ -1,4 +1,4 @@
-"""The layers that the blocks are built from, so that model.py is about the model alone."""
+"""The layers of the blocks, in a separate file so that model.py describes only the model."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def drop(x: Array, site: str, masks: Masks | None) -> Array:
 
 
 def padding_bias(valid_BM: Array, dtype: torch.dtype) -> Array:
-    """What is added to attention scores [B, 1, 1, M], so that padding gets no weight."""
+    """The bias of the attention scores [B, 1, 1, M] that gives padding no weight."""
     return torch.zeros_like(valid_BM, dtype=dtype).masked_fill(~valid_BM, -torch.inf)[:, None, None]
 
 
 def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
-    """Mean [B, D] of the tokens that are no padding."""
+    """Mean [B, D] of the tokens that are not padding."""
     if valid_BN is None:
         return x_BND.mean(dim=1)
     weights_BN = valid_BN.to(x_BND.dtype)

@@ -20,9 +20,9 @@ from vit_core.errors import InputError, shortened
 from vit_torch.deployed import traced_program
 
 OPSET = 20
-"""The first that has Gelu, and newer than the others' needs."""
+"""The first opset with Gelu; all other operators need older ones."""
 EMBEDDED_BYTES = 2**31 - 2**27
-"""Weights of more bytes lie in a file beside the ONNX file: protobuf ends at 2 GiB."""
+"""Weights with more bytes are in a file beside the ONNX file, because protobuf is limited to 2 GiB."""
 METADATA = ("labels", "preprocessing", "provenance", "model", "program")
 """Fields of the description that are entries of the file's metadata, as JSON."""
 
@@ -35,10 +35,10 @@ def data_name(path: Path) -> str:
 def write_onnx(
     path: Path, checkpoint: Checkpoint, deployment: Deployment, *, opset: int = OPSET, external: bool = False
 ) -> None:
-    """Writes an ONNX file of float32, float16 or int8 weights; external: with its weights in a file of their own.
+    """Writes an ONNX file of float32, float16 or int8 weights; external: write the weights to a separate file.
 
     Labels, preprocessing, provenance, model and the shapes of input and output are in its metadata, as JSON. InputError
-    where ONNX has no operator for something.
+    if ONNX has no operator for an operation.
     """
     program = traced_program(checkpoint, deployment)
     try:

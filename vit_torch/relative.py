@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RelativeBias(nn.Module):
-    """What is added to the attention scores [T, N, M] by the displacement between patches."""
+    """The bias of the attention scores [T, N, M], by the displacement between patches."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ class RelativeMlp(nn.Module):
 
 
 def places(config: ViTConfig, grid: tuple[int, int], like: Array, traced: bool) -> Places:
-    """What the blocks need for a grid (h, w) of patches; nothing without a relative bias. Raises InputError for a grid
-    whose sides may be symbols."""
+    """The indices that the blocks need for a grid (h, w) of patches; empty without a relative bias. Raises InputError
+    for a grid whose sides may be symbols."""
     if config.relative_bias == "none":
         return {}
     if traced:

@@ -34,10 +34,11 @@ class MixedRope(nn.Module):
 
 
 def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Array | None, traced: bool) -> Places:
-    """What the blocks need for a grid (h, w) of patches, at least in float32; nothing without rotary positions.
+    """The rotary tables that the blocks need for a grid (h, w) of patches, at least in float32; empty without rotary
+    positions.
 
-    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), while training draws them. traced: the sides
-    may be symbols.
+    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), if training draws them. traced: the sides may
+    be symbols.
     """
     if config.rope is None:
         return {}
@@ -76,7 +77,8 @@ def kept_tables(
 
 
 def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | None) -> Places:
-    """What the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; those before the patches are not changed."""
+    """The rotary tables that the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; tokens before the patches
+    are not rotated."""
     rope, prefix = config.rope, config.prefix_tokens
     assert rope is not None
     if change_22 is not None:
@@ -92,7 +94,7 @@ def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | N
 
 
 def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
-    """Queries or keys, turned by the angles of their tokens in the angles' precision, and rounded once."""
+    """Queries or keys, rotated by the angles of their tokens in the angles' precision, and rounded once."""
     if pairs == "halves":
         swapped_BNTK = x_BNTK.roll(x_BNTK.shape[-1] // 2, dims=-1)
     else:

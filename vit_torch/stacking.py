@@ -1,4 +1,4 @@
-"""The blocks one after the other, and what their backward pass recomputes: no mathematics here."""
+"""Runs the blocks one after the other, and defines what their backward pass recomputes."""
 
 from collections.abc import Iterable
 from functools import partial

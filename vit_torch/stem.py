@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEIGHT_EPSILON = 1e-5
 """Added to the standard deviation of weights (timm adds 1e-8 to their variance)."""
 NORM_EPSILON = 1e-6
-"""GroupNorm's, whatever norm_epsilon is (timm's is 1e-5)."""
+"""Epsilon of GroupNorm, independent of norm_epsilon (timm's is 1e-5)."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -54,7 +54,7 @@ def same(x_BIHW: Array, size: int, stride: int, value: float = 0.0) -> Array:
 
 
 class Root(nn.Module):
-    """Images to maps of a quarter of their height and width."""
+    """The root: images to feature maps with a quarter of their height and width."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint on a data set, alone or beside another one."""
+"""Evaluation of a checkpoint on a data set, alone or compared with another checkpoint."""
 
 import logging
 from collections.abc import Mapping
@@ -29,20 +29,21 @@ class Evaluation:
     """Accuracy of a checkpoint."""
 
     title: str
-    """Checkpoint, split and framework, for people."""
+    """Checkpoint, split and framework, as text for the user."""
     accuracy: Accuracy
     images: int
-    """Images of the split; accuracy.total is less where some could not be read, and that was allowed."""
+    """Number of images of the split; accuracy.total is less if some could not be read and this was allowed."""
     process: int
     """Number of this process, from 0."""
     real: RealAccuracy | None = None
-    """Accuracy by ImageNet's reassessed labels, where those were given."""
+    """Accuracy by ImageNet's reassessed labels, if they were given."""
     other: "Evaluation | None" = None
-    """That of another checkpoint on the same images, where one was given."""
+    """The evaluation of another checkpoint on the same images, if one was given."""
 
     @cached_property
     def difference(self) -> PairedDifference | None:
-        """How the accuracy differs from the other's, where images have one class each; None where there is no other."""
+        """The difference from the accuracy of the other checkpoint, if images have one class each; None without another
+        checkpoint."""
         return None if self.other is None else PairedDifference.of(self.accuracy, self.other.accuracy)
 
 
@@ -66,12 +67,12 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Accuracy of a checkpoint on a data set, by the preprocessing that the checkpoint records.
 
-    labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that are
-    taken instead of the checkpoint's. trained_on: the data of the run that the checkpoint belongs to, if that is known:
-    the title says how many of the images it was trained on. ranked: see `evaluate`. one_class: refuse a data set whose
-    images may have several classes. real_labels: also compute the accuracy by these labels of ImageNet's validation
-    images. Logs what was assumed. Raises InputError where a class of the data set is none of the model's or an image
-    cannot be read; StoppedBySignal after SIGINT or SIGTERM.
+    labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that
+    replace the checkpoint's. trained_on: the data of the checkpoint's run, if known: the title then says how many of
+    the images were training images. ranked: see `evaluate`. one_class: refuse a data set whose images may have several
+    classes. real_labels: also compute the accuracy by these labels of ImageNet's validation images. Logs assumptions.
+    Raises InputError if the model does not have a class of the data set, or if an image cannot be read; StoppedBySignal
+    after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")

@@ -187,8 +187,9 @@ class Run:
         return self.folder / "steps" / f"{step:06d}"
 
     def save(self, saver: Saver, step: int) -> Location:
-        """Starts to save a step, once the step before is complete; returns its folder. An existing step is kept,
-        because it is the same.
+        """Starts to save a step, once the step before is complete; returns its folder.
+
+        An existing step is kept, because it is the same.
         """
         folder = self.step_folder(step)
         if saver.process == 0:

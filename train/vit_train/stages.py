@@ -147,10 +147,11 @@ def open_splits(data: Data) -> tuple[Split, Split]:
 
 
 def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageResult:
-    """Resumes the run in a folder with the config of its run.json. fields: other values from now on, by dotted name:
-    those of CHANGEABLE_ON_RESUME, which do not affect the weights, and those of CHANGEABLE_IN_SEGMENTS, which begin a
-    new segment of the run. InputError for any other field, for a folder without a run, and for data that are not the
-    run's.
+    """Resumes the run in a folder with the config of its run.json.
+
+    fields: other values from now on, by dotted name: those of CHANGEABLE_ON_RESUME, which do not affect the weights,
+    and those of CHANGEABLE_IN_SEGMENTS, which begin a new segment of the run. InputError for any other field, for a
+    folder without a run, and for data that are not the run's.
     """
     there = read_request(out)
     for name in fields.keys() - CHANGEABLE_ON_RESUME - CHANGEABLE_IN_SEGMENTS:

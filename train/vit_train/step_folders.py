@@ -55,6 +55,7 @@ def read_step(folder: Location, run: TrainConfig) -> tuple[Checkpoint, int, Stat
     """The weights of a step of a run, the number of updates before it, and the statistics; all files are checked first.
 
     Weights and adapters are separate arrays among the weights; a masked autoencoder's decoder is among the statistics.
+
     DamagedError for a step that changed after it was saved.
     """
     if is_orbax_step(folder):

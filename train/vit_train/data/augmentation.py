@@ -1,8 +1,8 @@
-"""Random changes of training images: changes of one image, made here on the host in 8 bits by Pillow; and how two
-images are mixed, which is drawn here and done by the engines.
+"""Random changes of training images. Changes of one image are made here, on the host, in 8 bits by Pillow; mixtures of
+two images are drawn here and made by the engines.
 
-Uniform draws are taken in one array of fixed length and order, whatever is switched on: switching one change on or off
-does not alter the draws of another.
+Uniform draws are taken as one array of fixed length and order, so switching one change on or off does not alter the
+draws of another.
 """
 
 import math
@@ -26,14 +26,14 @@ from vit_train.data.erasing import ERASING_DRAWS, erased
 from vit_train.data.rand_augment import LAYER_DRAWS, rand_augmented
 
 CROP_TRIES = 10
-"""Tries of a random crop before the central crop is taken; torchvision's number."""
+"""Number of tries of a random crop before the central crop is used; torchvision's value."""
 DRAWS = 4 * CROP_TRIES + 4
 """Number of uniform draws that every image takes."""
 FEWEST_TOGETHER, LARGEST_TOGETHER = 8, 128
 """Images that are worth being made at once, and pixels of a side: tables are made for each length of a crop."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
-"""Numbers of uniform draws of the place of a crop, 3-Augment, colour jitter and erasing; RandAugment's or
-AutoAugment's come last."""
+"""Number of uniform draws for the position of a crop, 3-Augment, colour jitter and erasing; those of RandAugment or
+AutoAugment come last."""
 _STARTS = (0, *accumulate(_DRAWS))
 
 
@@ -108,7 +108,7 @@ def augment_together(
 
 
 def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.ndarray) -> np.ndarray:
-    """int64 [B, 4]: `_crop` for the draws of many images of one size. Nearly always the first try fits."""
+    """int64 [B, 4]: `_crop` for the draws of many images of one size. The first try fits in almost all cases."""
     smallest, largest = augmentation.crop_area or (1.0, 1.0)
     log_narrowest, log_widest = map(math.log, augmentation.crop_ratio)
     area_B = height * width * (smallest + (largest - smallest) * draws_BF[:, 0])
@@ -241,8 +241,8 @@ def draw_mixes(augmentation: Augmentation, image_size: tuple[int, int], draws_P4
 
 
 def draw_mix(augmentation: Augmentation, image_size: tuple[int, int], rng: np.random.Generator) -> Mix:
-    """Draws Mixup (arXiv:1710.09412), CutMix (arXiv:1905.04899), one of both with equal probability, or nothing, as is
-    switched on; nothing too for the pairs that mix_probability leaves as they are.
+    """Draws Mixup (arXiv:1710.09412), CutMix (arXiv:1905.04899), one of both with equal probability, or nothing,
+    depending on the config; also nothing for the pairs that mix_probability leaves unmixed.
 
     CutMix's box is that of the paper's code and of torchvision: sides sqrt(1 - lambda) times the image's, centered on
     any pixel, cut off at the border. (timm's differs by one pixel where a side is odd.) Consumes 4 uniform draws.
@@ -251,7 +251,7 @@ def draw_mix(augmentation: Augmentation, image_size: tuple[int, int], rng: np.ra
 
 
 def mix_of(augmentation: Augmentation, image_size: tuple[int, int], draws: Sequence[float]) -> Mix:
-    """What `draw_mix` makes of its four uniform draws."""
+    """The mixture that `draw_mix` computes from its four uniform draws."""
     which, quantile, down, across = draws
     if which >= augmentation.mix_probability:
         return Mix()

@@ -1,6 +1,6 @@
 """Examples to batches. Batch i is a pure function of (seed, i): order, augmentation, mixing and masks are drawn here,
-on the host, from the global example index, whichever engine uses them and however many threads, workers and processes
-make them. Engines only apply them.
+on the host, from the global example index, independent of the engine and of the number of threads, workers and
+processes. Engines only apply them.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ MASKS_LIMIT = 2**30
 """Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
 
 SMALL = 64
-"""Side in pixels of decoded images of which one thread makes a batch: more would wait for each other, since of so small
-an image Python does more than Pillow."""
+"""Largest side in pixels of decoded images for which one thread makes a batch: several threads would wait for each
+other, because Python takes more time than Pillow for such small images."""
 
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM, NETWORK_STREAM = 1, 2, 3, 5, 6  # 4: data.classes
 """Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
@@ -46,7 +46,7 @@ Array = Any
 
 
 class Batch(NamedTuple):
-    """What an engine is given for one step: a process's rows of the global batch."""
+    """The input of an engine for one step: a process's rows of the global batch."""
 
     images_BHWC: Array
     """uint8 or uint16; normalised, then mixed, by the engine. Images of any aspect are vit_core.naflex.PatchedImages,
@@ -54,10 +54,10 @@ class Batch(NamedTuple):
     targets_BC: Array
     """float32, from 0 to 1: how much of each class; already smoothed and mixed."""
     weights_B: Array
-    """float32: what the example's loss is multiplied by: the weight of its class, else 1; mixed. 0: the example is
-    skipped (it could not be read). The sum of the losses is divided by the number of examples that are not skipped:
-    then the mean of the batches' gradients is the gradient over the whole split. Divided by the sum of the weights, it
-    would not be, and in a batch of one class the weights would have no effect."""
+    """float32: the factor of the example's loss: the weight of its class, or 1, mixed like the targets. 0: the example
+    is skipped (it could not be read). The sum of the losses is divided by the number of examples that are not skipped,
+    so that the mean gradient of the batches is the gradient over the whole split. With the sum of the weights as
+    divisor this would not hold, and in a batch of one class the weights would have no effect."""
     own_share_B: Array
     """float32 weight of an image's own pixels; the rest comes from its partner, the other image of its pair
     (2k, 2k+1)."""
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
     ids_B: Array
     """int64 index of each example in its split; it does not influence training."""
     patch_size: tuple[int, int] | None = None
-    """Patches that the images are cut into, where the run draws their size; else the model's."""
+    """Patch size of the batch, if the run draws it; otherwise the model's."""
 
     def digests(self) -> np.ndarray:
         """uint64 [B]: for each example a hash of everything that influences training."""
@@ -83,7 +83,7 @@ class Batch(NamedTuple):
 
     @property
     def size(self) -> str:
-        """In words what the engine's program depends on, where a run draws it."""
+        """The drawn size on which the engine's program depends, as text for messages."""
         if isinstance(self.images_BHWC, PatchedImages):
             return f"{self.images_BHWC.patches_BNP.shape[1]} patches"
         return f"patches of {'x'.join(map(str, self.patch_size))}" if self.patch_size else ""
@@ -100,10 +100,10 @@ def fingerprint(digests_B: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Batches:
-    """A run's training batches by index: `Batches(split, config)[i]`; the split is shuffled anew each epoch.
+    """A run's training batches by index: `Batches(split, config)[i]`; the split is shuffled again in each epoch.
 
-    rows: those of each batch that are made here, whole pairs (default: all). Raises InputError where a batch is larger
-    than the split, and where its labels do not fit the config's loss or class weights.
+    rows: the rows of each batch that are made here, in whole pairs (default: all). Raises InputError if a batch is
+    larger than the split, and if its labels do not fit the config's loss or class weights.
     """
 
     split: Split
@@ -158,14 +158,14 @@ class Batches:
 
     @cached_property
     def decoded(self) -> DecodedImages | MappedImages:
-        """Images that are decoded already."""
+        """Cache of decoded images."""
         folder, limit = self.config.image_cache_folder, self.config.image_cache * 2**20
         if folder is not None and limit:
             return MappedImages(cache_folder(folder), self.split, self.config.preprocessing, limit)
         return DecodedImages(len(self.split), limit)
 
     def ids(self, step: int) -> np.ndarray:
-        """int64 [batch_size]: index in the split of each example of a batch, whichever process makes its rows."""
+        """int64 [batch_size]: index in the split of each example of a batch, also of rows that other processes make."""
         first = self.config.examples_before(step)
         return self.order.take(np.arange(first, first + self.config.batch_size))
 
@@ -176,7 +176,7 @@ class Batches:
         return self.make(step)
 
     def make(self, step: int, threads: int = 1) -> Batch:
-        """The batch of a step. threads: that make its images."""
+        """The batch of a step. threads: number of threads that make its images."""
         config, preprocessing = self.config, self.config.preprocessing
         rows = np.arange(config.batch_size) if self.rows is None else self.rows
         numbers = [config.examples_before(step) + int(row) for row in rows]
@@ -238,7 +238,7 @@ class Batches:
         return augment_together(decoded, config.preprocessing, config.augmentation, draws_BF, result_BHWC)
 
     def _example(self, i: int) -> Decoded:
-        """Example i of the split; without an image where it cannot be read."""
+        """Example i of the split; without an image if it cannot be read."""
         if (found := self.decoded.get(i)) is not None:
             return found
         image, classes = None, classes_of(0)
@@ -356,6 +356,6 @@ def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) 
 
 
 def check_loss(split: Split, loss: Loss) -> None:
-    """InputError for the cross entropy of one class where examples have several."""
+    """InputError if the loss is the cross entropy of one class and examples have several."""
     if split.multilabel and loss != "sigmoid":
         raise InputError(f"loss: {loss} is for one class in each image, and {split.title} is multi-label; use sigmoid")

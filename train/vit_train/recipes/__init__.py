@@ -16,7 +16,7 @@ from vit_train import config
 from vit_train.config import TrainConfig
 
 SHIPPED = Path(__file__).parent
-"""Folder of the recipes that come with the package."""
+"""Folder of the package's recipes."""
 STAGES = ("pretrain", "finetune")
 OLD_CONFIG = "train.config"
 """The module that recipes of earlier versions import."""
@@ -41,10 +41,10 @@ class Recipe:
     def config(self, stage: str, init: CheckpointConfig | None = None) -> TrainConfig:
         """The config of a stage: of `pretrain()`, or of `finetune(init)` from a checkpoint's config.
 
-        Of features without a head (DINOv3, CLIP, MAE) the stage is given the config with a head, of as many classes as
-        `pretrain()` has; the training data's take their place.
+        For a checkpoint without a head (DINOv3, CLIP, MAE), the stage gets its config with a head for the number of
+        classes of `pretrain()`; the number of classes in the training data replaces it later.
 
-        InputError for a recipe that lacks the stage, or fails.
+        InputError for a recipe without this stage, and for one that fails.
         """
         if not callable(function := getattr(self.module, stage, None)):
             raise InputError(f"{self.name}: has no function {stage}; {self._has_instead()}")

@@ -1,8 +1,8 @@
-"""Own images in class folders: `vit finetune folder --init CHECKPOINT --data.name ./photos`.
+"""Your own images in class folders: `vit finetune folder --init CHECKPOINT --data.name ./photos`.
 
-What no option sets is fitted to the training images (vit_train.fitting): the classes; for small sets the batch, the
-steps and the warm-up; for small images, when pretraining, the image size. Fine-tuning keeps the checkpoint's
-resolution unless --image-size is given.
+Values that no option sets are fitted to the training images (vit_train.fitting): the classes; for small sets the batch,
+the steps and the warm-up; for small images, when pretraining, the image and patch size. Fine-tuning keeps the
+checkpoint's resolution unless --image-size is given.
 """
 
 from vit_core import CheckpointConfig, variant
@@ -13,7 +13,7 @@ MOST_EPOCHS = {"pretrain": 300, "finetune": 50}
 
 
 def pretrain() -> TrainConfig:
-    """From new weights: best with tens of thousands of images or more."""
+    """From new weights; works best with tens of thousands of images or more."""
     return TrainConfig(
         model=variant("Ti/16", image_size=224, num_classes=2, pooling="gap", class_token=False, stochastic_depth=0.1),
         data=Data(name="./images"),
