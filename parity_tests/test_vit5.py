@@ -102,5 +102,5 @@ def test_published_sizes(size: str, millions: int) -> None:
 
 
 def test_registers_need_a_grid() -> None:
-    with pytest.raises(InputError, match="3 registers are no square grid; use 4"):
+    with pytest.raises(InputError, match="3 registers do not form a square grid; use 4"):
         ViTConfig(**{**SMALL.model_dump(), "registers": 3})

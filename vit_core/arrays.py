@@ -1,4 +1,4 @@
-"""Arrays by name whose values are read on access: what a checkpoint of any format consists of."""
+"""Arrays by name whose values are read on access: the contents of a checkpoint of any format."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class LazyArray:
 
     shape: tuple[int, ...]
     dtype: str
-    """NumPy's name of its type, or the file's own name where NumPy has none."""
+    """NumPy's name of its type, or the file's own name if NumPy has none."""
     read: Callable[[], np.ndarray]
     """Returns a new array at each call, which the caller may modify."""
 
@@ -107,7 +107,8 @@ def as_dtype(dtype: object) -> np.dtype:
 def contiguous(array: np.ndarray) -> np.ndarray:
     """The array with its elements in C order in memory.
 
-    A transposed array is copied in strips as wide as a cache line, in a fifth of the time of NumPy's own copy.
+    A transposed array is copied in strips of the width of a cache line, which takes a fifth of the time of NumPy's own
+    copy.
     """
     if array.flags.c_contiguous:
         return array

@@ -1,4 +1,4 @@
-"""What a model's attention weights and first layer say about it, as arrays to draw: rollout, distances, filters."""
+"""Arrays for figures of a model's attention weights and first layer: rollout, distances, filters, similarities."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ import numpy as np
 def rollout(weights_LTNN: Sequence[np.ndarray]) -> np.ndarray:
     """Attention rollout [N, N] (arXiv:2005.00928): how much of each input token (columns) is in each output token.
 
-    weights_LTNN: the attention weights [T, N, N] of each layer, first layer first. Heads are averaged, half of every
-    token is what the residual connection carries past the layer, and layers are multiplied.
+    weights_LTNN: the attention weights [T, N, N] of each layer, first layer first. Heads are averaged, each layer's
+    matrix is averaged with the identity for the residual connection, and the layers are multiplied.
     """
     N = weights_LTNN[0].shape[-1]
     product_NN = np.eye(N)
@@ -25,8 +25,8 @@ def attention_distances(
     """Mean distance in pixels [T] between a patch and the patches that it attends to, by weight, for each head (figures
     7 and 11 of arXiv:2010.11929).
 
-    weights_TNN: attention weights of a layer. prefix: number of tokens before the patches; they have no place, so the
-    weights of the patches are divided by their sum.
+    weights_TNN: attention weights of a layer. prefix: number of tokens before the patches; they have no position, so
+    the weights of the patches are divided by their sum.
     """
     y_N, x_N = (axis.ravel().astype(np.float64) for axis in np.indices(grid))
     apart_NN = np.hypot(
@@ -49,7 +49,7 @@ def attended_patches(weights_NN: np.ndarray, grid: tuple[int, int], prefix: int,
 
 def principal_filters(weight_DCPQ: np.ndarray, count: int) -> np.ndarray:
     """The first principal components [count, P, Q, C] of patch filters (figure 7 of arXiv:2010.11929), each scaled to
-    [0, 1]; fewer where a filter has fewer values or the model less width."""
+    [0, 1]; fewer if a filter has fewer values or the model has a smaller width."""
     D, C, P, Q = weight_DCPQ.shape
     flat_DV = weight_DCPQ.reshape(D, -1).astype(np.float64)
     _, _, components_KV = np.linalg.svd(flat_DV - flat_DV.mean(axis=0), full_matrices=False)

@@ -175,7 +175,7 @@ class ViTConfig(Schema):
             near = max(round(self.attention_dim / 4), 1) * 4
             raise ValueError(f"rope: heads of width {self.attention_dim} are not a multiple of 4; set head_dim {near}")
         if self.rope is not None and self.rope.register_base is not None and not is_square(self.registers):
-            raise ValueError(f"rope.register_base: {self.registers} registers are no square grid; use 4")
+            raise ValueError(f"rope.register_base: {self.registers} registers do not form a square grid; use 4")
         if self.relative_bias == "table" and self.prefix_tokens > self.class_token:
             raise ValueError("relative_bias: 'table' has values for patches and a class token only; set registers 0")
         if self.relative_bias == "none" and self.relative_bias_shared:
@@ -222,7 +222,7 @@ class ViTConfig(Schema):
         if self.distillation == "head" and self.final_norm == "after_pooling":
             raise ValueError("distillation: 'head' reads two normed tokens; set final_norm 'before_pooling'")
         if self.distillation == "head" and self.representation:
-            raise ValueError("distillation: 'head' reads its token as it is; leave out representation")
+            raise ValueError("distillation: 'head' has no hidden layer for its token; leave out representation")
         return self
 
     @model_validator(mode="after")

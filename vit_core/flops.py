@@ -1,9 +1,9 @@
 """Floating-point operations (FLOPs) of a forward pass, counted from the config: two for each multiply-add of a matrix
 product.
 
-Norms, activations, rotations and sums are left out, as is usual, and so is the network of a relative position bias,
-which computes once for all images of a batch. Training costs three times as much: the backward pass has two
-products for each of the forward pass.
+Norms, activations, rotations and sums are not counted, as usual, and neither is the network of a relative position
+bias, which is computed once for all images of a batch. Training costs three times as much: the backward pass has two
+products for each product of the forward pass.
 """
 
 from math import prod
@@ -73,7 +73,7 @@ def _stem(c: ViTConfig, layers: tuple[int, ...]) -> int:
 def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"], mae: MaskedAutoencoder | None = None) -> int:
     """FLOPs per image that the backward pass repeats to save memory (see vit_train.config.TrainConfig.remat).
 
-    "dots": queries by keys, and weights by values. "full": each block, but for its last product, whose value no
+    "dots": queries by keys, and weights by values. "full": each block, except for its last product, whose value no
     gradient needs. mae: as for `in_training`.
     """
     if mae is None:

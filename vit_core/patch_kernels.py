@@ -8,17 +8,18 @@ from vit_core.errors import InputError
 from vit_core.position_embeddings import resampling_matrix
 
 METHODS = ("bilinear_antialias", "bicubic_antialias", "bilinear")
-"""How the patch itself would be resized: by timm's two, of which the first is the default, or as in big_vision, whose
-tf.image.resize does not antialias. For patches of less than half the size that leaves pixels out, so that a kernel
-answers a plain image with a part of what it did; networks that were trained with it expect just that."""
+"""Methods of resizing the patch itself: timm's two, of which the first is the default, or big_vision's, whose
+tf.image.resize does not antialias. For patches of less than half the size, the latter skips pixels, so that the
+response of a kernel to a constant image becomes smaller; networks that were trained with it need it."""
 
 
 @lru_cache(maxsize=64)
 def kernel_matrix(method: str, source: int, target: int) -> np.ndarray:
     """The matrix [target, source] that resizes one axis of a kernel, float64, read-only.
 
-    With the matrix B that resizes patches, it is the pseudo-inverse of B's transpose: the resized kernel gives on
-    resized patches what the kernel gave before, exactly where patches grow, and as nearly as possible otherwise.
+    With the matrix B that resizes patches, it is the pseudo-inverse of B's transpose: for resized patches, the resized
+    kernel has the outputs that the kernel had before: exactly if patches become larger, and as nearly as possible
+    otherwise.
     """
     matrix: np.ndarray = np.linalg.pinv(
         resampling_matrix(method, source, target).T,

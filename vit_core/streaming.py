@@ -1,4 +1,5 @@
-"""Images through a model in batches of one shape: threads decode the next batches while a device computes."""
+"""Computes a function of many images in batches of one shape: threads decode the next batches while a device
+computes."""
 
 import os
 from collections import deque
@@ -15,9 +16,9 @@ from vit_core.image_batches import ImageArrays, Images
 from vit_core.preprocess import ImageSource, Preprocessing, decode, resize_image
 
 AHEAD = 2
-"""Batches that are decoded before they are asked for."""
+"""Number of batches that are decoded in advance."""
 MOST_THREADS = 8
-"""By default: more than this many decode faster than most models compute."""
+"""Largest default number of threads: more decode faster than most models compute."""
 
 
 class DeviceFunction(Protocol):
@@ -29,10 +30,10 @@ class DeviceFunction(Protocol):
 
     @property
     def hardware(self) -> str:
-        """The devices in words."""
+        """Number and kind of the devices, as text for messages."""
 
     def start(self, images: ImageArrays) -> Callable[[], np.ndarray]:
-        """Begins to compute the values [B, ...] of uint8 or uint16 images; what it returns waits for them."""
+        """Starts to compute the values [B, ...] of uint8 or uint16 images; returns a function that waits for them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ImageBatch:
     """Some images, decoded."""
 
     images: ImageArrays
-    """uint8 or uint16; zeros where an image could not be read, and in the rows that fill up the last batch."""
+    """uint8 or uint16; zeros for an image that could not be read, and in the padding rows of the last batch."""
     errors: tuple[InputError | None, ...]
     """For each image why it could not be read; None where it was."""
 
@@ -50,7 +51,7 @@ class Computed:
     """The values of some images, in the order of the images."""
 
     values_N: np.ndarray
-    """[N, ...]: of each image; meaningless where there is an error."""
+    """[N, ...]: the values of each image; without meaning if there is an error."""
     errors: tuple[InputError | None, ...]
     """For each image why it could not be read; None where it was."""
 
@@ -62,10 +63,10 @@ def compute(
     batch_size: int = 32,
     threads: int | None = None,
 ) -> Iterator[Computed]:
-    """The values of images, batch by batch, in their order; images are taken as they are needed.
+    """The values of images, batch by batch, in their order; images are read from the iterable as they are needed.
 
-    batch_size: rounded up to a multiple of the devices; the last batch is filled up to this size, so that a compiled
-    function sees one shape. threads: that decode; None: one for each processor, at most 8.
+    batch_size: rounded up to a multiple of the devices; the last batch is padded to this size, so that a compiled
+    function gets one shape. threads: number of decoding threads; None: one for each processor, at most 8.
     """
     size = -(-batch_size // function.devices) * function.devices
     waiting: tuple[ImageBatch, Callable[[], np.ndarray]] | None = None
@@ -114,7 +115,7 @@ def default_threads() -> int:
 
 
 def _decode(images: Images, row: int, image: ImageSource) -> InputError | None:
-    """Sets a row to an image's pixels; returns the reason where it cannot be read."""
+    """Sets a row to an image's pixels; returns the error if it cannot be read."""
     try:
         images[row] = resize_image(decode(image, images.preprocessing), images.preprocessing)
     except InputError as error:

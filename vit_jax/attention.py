@@ -46,7 +46,8 @@ class Attention(nnx.Module):
         return drop(to_width(self.proj, out_BNA, "heads"), "attn.proj_drop", masks)
 
     def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
-        """Queries, keys and values [B, N, T, K] of tokens that have passed norm1, normed and rotated."""
+        """Queries, keys and values [B, N, T, K] of the block's input after norm1; queries and keys are normed and
+        rotated."""
         config = self.config
         q_BNTK, k_BMTK, v_BMTK = to_heads(self.qkv, x_BND, None if config.key_bias else self.bias_without_keys())
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
@@ -59,12 +60,12 @@ class Attention(nnx.Module):
         return jnp.stack([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
 
     def bias(self, places: Places) -> Array | None:
-        """What is added to the scores, if anything is: [T, N, M], or [B, 1, 1, M] where keys are padding."""
+        """The bias of the scores, if there is one: [T, N, M], or [B, 1, 1, M] if keys are padding."""
         own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
         return self.rel_pos(places) if own else places.get("bias")
 
     def weights(self, x_BND: Array, places: Places | None = None) -> Array:
-        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
+        """Attention weights [B, T, N, M] of the block's input after norm1."""
         q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
         return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
 
@@ -91,7 +92,7 @@ def attend(
     masks: Masks | None = None,
     bias: Array | None = None,
 ) -> Array:
-    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
+    """Scaled dot-product attention [B, N, T, K]; the fused kernel accepts no mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
         return fused_attention(q_BNTK, k_BMTK, v_BMTK, bias)
     powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias)

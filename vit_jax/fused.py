@@ -1,5 +1,5 @@
-"""Attention by kernels that keep no matrix of its weights, where the hardware has one; model.py explains the names of
-arrays."""
+"""Attention by kernels that do not store the matrix of weights, for hardware that has one; model.py explains the names
+of arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vit_jax import sharding
 logger = logging.getLogger("vit")
 
 SPLASH_TOKENS = 1024
-"""Up to so many tokens the attention of XLA is used on a TPU; a guess, which no TPU has confirmed."""
+"""Up to this number of tokens, XLA's attention is used on a TPU; a guess, which was not measured on a TPU."""
 SPLASH_BLOCKS = (384, 512, 640, 768)
 """Tokens of a block of splash attention: multiples of the 128 lanes of a TPU."""
 
@@ -25,9 +25,9 @@ SPLASH_BLOCKS = (384, 512, 640, 768)
 def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None = None) -> Array:
     """Scaled dot-product attention [B, N, T, K] by the kernel of the devices that it is traced for.
 
-    In 16 bits these are cuDNN's on a GPU (which JAX must be asked for), and on a TPU splash attention, of more than
-    1,024 tokens. Everywhere else, and where the kernel is missing or takes no such arguments, it is XLA's, by
-    jax.nn.dot_product_attention, which keeps the weights; that is logged, once.
+    In 16 bits, the kernel is cuDNN's on a GPU (JAX uses it only on request), and splash attention on a TPU for more
+    than 1,024 tokens. In all other cases, and if the kernel is missing or does not support the arguments, it is XLA's,
+    by jax.nn.dot_product_attention, which stores the weights; this is logged once.
     bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M].
     """
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
@@ -53,8 +53,9 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
 def even_attention(
     q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None, implementation: Literal["cudnn", "xla"]
 ) -> Array:
-    """jax.nn.dot_product_attention, given even numbers of tokens: an odd number is padded by one that is not attended
-    to. cuDNN refuses odd numbers, but only when the derivative is compiled, where nothing can stand in (jax 0.11.2)."""
+    """jax.nn.dot_product_attention, with even numbers of tokens: an odd number is padded by one token that gets no
+    attention. cuDNN refuses odd numbers, but only when the derivative is compiled, which is too late to use another
+    kernel (jax 0.11.2)."""
     (B, N), M = q_BNTK.shape[:2], k_BMTK.shape[1]
     if N % 2 == 0 and M % 2 == 0:
         return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias, implementation=implementation)
@@ -130,7 +131,7 @@ def splash_attention(
 
 
 def _block(tokens: int) -> int:
-    """The size of blocks by which the fewest tokens are added; of several, the largest."""
+    """The block size that adds the fewest padding tokens; if there are several, the largest."""
     return min(SPLASH_BLOCKS, key=lambda block: (-tokens % block, -block))
 
 

@@ -1,4 +1,4 @@
-"""The layers that model.py is built from, so that it is about the model alone."""
+"""The layers of the blocks, in a separate file so that model.py describes only the model."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def drop(x: Array, site: str, masks: Masks | None) -> Array:
 
 
 def padding_bias(valid_BM: Array, dtype: Any) -> Array:
-    """What is added to attention scores [B, 1, 1, M], so that padding gets no weight."""
+    """The bias of the attention scores [B, 1, 1, M] that gives padding no weight."""
     return jnp.where(valid_BM, 0.0, -jnp.inf).astype(dtype)[:, None, None]
 
 
 def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
-    """Mean [B, D] of the tokens that are no padding."""
+    """Mean [B, D] of the tokens that are not padding."""
     if valid_BN is None:
         return x_BND.mean(axis=1)
     weights_BN = valid_BN.astype(x_BND.dtype)
@@ -68,7 +68,7 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm over the last axis (arXiv:1607.06450), its statistics in float32 at least.
 
-    The variance is the mean of squared differences: E[x²] - E[x]² loses five digits where the mean is large.
+    The variance is the mean of squared differences: E[x²] - E[x]² loses five digits if the mean is large.
     """
 
     def __init__(self, size: int, epsilon: float) -> None:
@@ -116,7 +116,7 @@ def identity(x: Any) -> Any:
 
 
 class Linear(nnx.LinearGeneral):
-    """A linear layer, which may be given a low-rank adapter (vit_jax.lora.attach). The functions below apply both."""
+    """A linear layer, which may have a low-rank adapter (vit_jax.lora.attach). The functions below apply both."""
 
     lora_A: nnx.Param[Array]
     lora_B: nnx.Param[Array]
@@ -160,9 +160,9 @@ product.defvjp(_product_forward, _product_backward)
 def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
     """layer(x) as [B, N, D]. inputs: name of the kernel's input axis, for sharding.
 
-    Where devices share the kernel it is transposed, so that its first axis is the one sharded over them (D). XLA for
-    TPUs then sums on each device only its own rows of the gradient; with the kernel as stored, every device would sum
-    all of them. Elsewhere the transposition would only cost time.
+    If devices share the kernel, it is transposed, so that its first axis is the sharded one (D). XLA for TPUs then sums
+    on each device only its own rows of the gradient; with the kernel as stored, every device would sum all of them.
+    Elsewhere the transposition would only cost time.
     """
     kernel_FD = layer.kernel[...].reshape(x_BNF.shape[-1], -1)
     if shares_kernels():
@@ -186,8 +186,8 @@ def to_hidden(layer: Linear, x_BND: Array) -> Array:
 def to_heads(layer: Linear, x_BND: Array, bias_3TK: Array | None = None) -> tuple[Array, ...]:
     """The queries, keys and values [B, N, T, K] of layer(x), whose kernel is [D, 3, T, K]; its own bias, or another.
 
-    Where devices share the kernel, the heads come first in the product, so that each device can have all three of its
-    own heads.
+    If devices share the kernel, the heads come first in the product, so that each device has queries, keys and values
+    of its own heads.
     """
     D, _, T, K = layer.kernel.shape
     if layer.bias is not None:
@@ -214,7 +214,8 @@ def is_adapted(layer: Linear) -> bool:
 
 
 def low_rank(layer: Linear, x_BNI: Array) -> Array:
-    """What a layer's adapter adds to its result: [B, N, outputs], the outputs' axes as in the layer's kernel."""
+    """The output of a layer's adapter, which is added to the layer's: [B, N, outputs], with the outputs' axes as in the
+    layer's kernel."""
     down, up = layer.lora_A[...], layer.lora_B[...]
     x_BNR = x_BNI @ down.reshape(x_BNI.shape[-1], -1)
     return layer.lora_scale * jnp.tensordot(x_BNR, up, 1)

@@ -117,11 +117,11 @@ class PreLogits(nnx.Module):
 class ViT(Classifier):
     """Images [B, H, W, C] to logits [B, classes], or to the head's inputs [B, features] if num_classes is 0.
 
-    attention: "plain" is exact in every dtype and what XLA fuses itself; "fused" is the devices' own kernel in 16 bits
-        (vit_jax.fused), else jax.nn.dot_product_attention; its softmax is float32 even in float64.
+    attention: "plain" is exact in every dtype and is fused by XLA itself; "fused" is the devices' own kernel in 16 bits
+    (vit_jax.fused), otherwise jax.nn.dot_product_attention, whose softmax is float32 even in float64.
     scan: keep the blocks' parameters stacked and run them by jax.lax.scan, which compiles one block instead of all.
-    remat: what the backward pass recomputes: "none", no product (scanned layers compute what is done element by element
-        again); "dots", all but products with weights; "full", each block.
+    remat: what the backward pass recomputes: "none", no product (scanned layers recompute element-wise operations);
+    "dots", all but products with weights; "full", each block.
     checkpoint: the config of the folder it was loaded from, which `save` writes again.
     """
 
@@ -170,7 +170,7 @@ class ViT(Classifier):
         interpolate: bool = False,
         patch_size: Patch | None = None,
     ) -> Array:
-        """Logits. With masks (`draw_masks`, or one's own) as in training, without as in evaluation.
+        """Logits. With masks (from `draw_masks`, or others) as in training, without masks as in evaluation.
 
         interpolate: accept another resolution than the config's; the positions are resampled by the config's method.
         patch_size: (height, width) of the patches, if not the config's: the kernel is resized as in FlexiViT

@@ -1,4 +1,4 @@
-"""Running the blocks one by one or stacked along a layer axis, and what their backward pass recomputes."""
+"""Runs the blocks one by one or stacked along a layer axis, and defines what their backward pass recomputes."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +15,8 @@ Remat = Literal["none", "dots", "full"]
 Masks = dict[str, jax.Array]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""
 Places = dict[str, jax.Array]
-"""What the blocks know of where the tokens are. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies,
-or the "coordinates" [N, 2] for learned ones."""
+"""The positions of the tokens, for the blocks. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies, or
+the "coordinates" [N, 2] for learned ones."""
 
 CHEAP = {
     "abs", "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos", "div", "eq",
@@ -35,7 +35,7 @@ def stack(blocks: "nnx.List[Any]") -> "Block":
 
 
 def unstack(blocks: "Block | nnx.List[Any]", depth: int) -> Iterator["Block"]:
-    """The blocks one by one, however they are stored."""
+    """The separate blocks, from stacked or unstacked ones."""
     if isinstance(blocks, nnx.List):
         yield from blocks
         return
@@ -72,5 +72,6 @@ def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax
 
 
 def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether scanned layers keep an operation's result: not of those that cost less than writing and reading it."""
+    """Whether scanned layers store an operation's result: not if the operation costs less than writing and reading the
+    result."""
     return primitive.name not in CHEAP

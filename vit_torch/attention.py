@@ -45,7 +45,8 @@ class Attention(nn.Module):
         return drop(self.proj(self.norm(out_BNTK.flatten(2))), "attn.proj_drop", masks)
 
     def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
-        """Queries, keys and values [B, N, T, K] of tokens that have passed norm1, normed and rotated."""
+        """Queries, keys and values [B, N, T, K] of the block's input after norm1; queries and keys are normed and
+        rotated."""
         config = self.config
         qkv_BNA = self.qkv(x_BND)  # called as a module: its adapter, peft's too, is a part of it
         if not config.key_bias:
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         return self.rel_pos(places) if own else places.get("bias")
 
     def weights(self, x_BND: Array, places: Places | None = None) -> Array:
-        """Attention weights [B, T, N, M] of tokens that have passed norm1."""
+        """Attention weights [B, T, N, M] of the block's input after norm1."""
         q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
         return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
 
@@ -87,7 +88,7 @@ def attend(
     masks: Masks | None = None,
     bias: Array | None = None,
 ) -> Array:
-    """Scaled dot-product attention [B, N, T, K]; the fused kernel cannot be given a mask for its weights."""
+    """Scaled dot-product attention [B, N, T, K]; the fused kernel accepts no mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
         q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
         return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK, bias).transpose(1, 2)

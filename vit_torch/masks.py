@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Masks = dict[str, Tensor]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""
 Places = dict[str, Tensor]
-"""What the blocks know of where the tokens are. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies,
-or the "coordinates" [N, 2] for learned ones."""
+"""The positions of the tokens, for the blocks. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies, or
+the "coordinates" [N, 2] for learned ones."""
 
 
 def draw_masks(

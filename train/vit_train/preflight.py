@@ -1,5 +1,5 @@
-"""Checks before a run: that its data can be read and its folder written, and that all its processes are about to do the
-same; reports what they will do it with.
+"""Checks before a run that its data can be read, that its folder can be written and that all its processes agree;
+reports their devices and speeds.
 """
 
 import json
@@ -46,7 +46,7 @@ class ProcessReport:
 
     host: str
     devices: str
-    """Its devices, in words."""
+    """Its devices, as text for messages."""
     rows: str
     """The rows of a batch that it makes: "0-7, 16-23"."""
     images_per_second: float
@@ -55,7 +55,7 @@ class ProcessReport:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What a run will be computed with."""
+    """The processes, devices and memory of a run."""
 
     engine: str
     processes: tuple[ProcessReport, ...]
@@ -77,8 +77,8 @@ def check_options(run: Run) -> None:
 
 
 def check_space(out: Location, engine: Engine) -> None:
-    """InputError where the disk of a run's folder has no room for one saved step; a warning where it has none for all
-    that the run keeps."""
+    """InputError if the disk of a run's folder has no space for one saved step; a warning if there is not enough for
+    all that the run keeps."""
     if not is_local(out):
         return
     state = sum(total for total, _ in engine.state_bytes.values())
@@ -95,9 +95,9 @@ def check_space(out: Location, engine: Engine) -> None:
 def check_data(
     processes: Processes, training: Split, evaluation: Split, config: TrainConfig, display: Display = SILENT
 ) -> None:
-    """Looks at the images of both splits before a run begins; logs what was checked and what was found.
+    """Checks the images of both splits before a run begins, and logs the checks and their results.
 
-    Processes share the work. InputError for what would stop the run later: more unreadable images than it allows.
+    Processes share the work. InputError if there are more unreadable images than the run allows.
     """
     first = processes.index == 0
     checked = [_checked(processes, split, config, display if first else SILENT) for split in (training, evaluation)]
@@ -127,7 +127,7 @@ def check_data(
 
 
 def _checked(processes: Processes, split: Split, config: TrainConfig, display: Display) -> Checked:
-    """What all processes together find in a split."""
+    """The results of all processes for a split."""
     ours = checking.check_split(split, config.preprocessing, display, (processes.index, processes.count))
     decoded, headers, turned = map(int, processes.total(np.array([ours.decoded, ours.headers, ours.turned])))
     found = gather_texts(processes, json.dumps(ours.unreadable))
@@ -136,7 +136,8 @@ def _checked(processes: Processes, split: Split, config: TrainConfig, display: D
 
 
 def check_agreement(processes: Processes, run: Run) -> None:
-    """InputError, the same in every process, where they differ in version, config, data or the saved steps they see."""
+    """InputError, the same in every process, if they differ in version, config, data or the saved steps that they
+    find."""
     seen = {"out": str(absolute(run.folder)), "saved steps": [step.name for step in saved_steps(run.folder)]}
     ours = flatten({"versions": versions(), "run": run.request.model_dump(mode="json"), **seen})
     every = [json.loads(text) for text in gather_texts(processes, json.dumps(ours))]

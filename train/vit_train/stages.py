@@ -62,7 +62,7 @@ def pretrain(
     """
     check_apart(out, config.data)
     if config.lora.rank:
-        raise InputError("lora.rank: adapters stand beside trained weights; use vit finetune RECIPE --init CHECKPOINT")
+        raise InputError("lora.rank: adapters need trained weights; use vit finetune RECIPE --init CHECKPOINT")
     training, evaluation = splits or open_splits(config.data)
     return train("pretrain", config, None, training, evaluation, out, launch)
 

@@ -1,4 +1,4 @@
-"""The teacher of a run that distills: opened from any format, and refused where the student cannot learn from it."""
+"""The teacher of a run with distillation: opened from any format, and refused if the student cannot learn from it."""
 
 from vit_core.checkpoints import Checkpoint, open_checkpoint
 from vit_core.config import ViTConfig
@@ -8,8 +8,8 @@ from vit_train.config import TrainConfig
 
 
 def open_teacher(config: TrainConfig, labels: tuple[str, ...] | None) -> tuple[Checkpoint | None, list[str]]:
-    """The teacher of a run, with its outputs in the order of the run's labels, and what people should know of it, in
-    words; None for a run without one. labels: None where it is only planned, with new outputs.
+    """The teacher of a run, with its outputs in the order of the run's labels, and a message about it for the user;
+    None for a run without one. labels: None if the run is only planned; the outputs are then new.
 
     InputError for a teacher that takes images of another size, does not know all classes, or has features of another
     width than the student.

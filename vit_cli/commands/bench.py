@@ -356,7 +356,7 @@ def all(
     parts = everything.parts(local, machine.has_accelerator, quick)
     missing = everything.measure_missing(parts, local, minutes, console.say)
     if missing:
-        console.say(f"missing: {', '.join(missing)}; the same command goes on")
+        console.say(f"missing: {', '.join(missing)}; the same command continues")
     return int(bool(missing))
 
 

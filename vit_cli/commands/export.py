@@ -111,7 +111,7 @@ def export(
     if images < 1:
         raise InputError(f"--images {images}: expected 1 or more")
     if opset is not None and to != "onnx":
-        raise InputError(f"--opset {opset}: is of ONNX files; {to} has none")
+        raise InputError(f"--opset {opset}: is for ONNX files; {to} has none")
     opened = reading.open_and_report(source)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)

@@ -40,7 +40,7 @@ def test_parts_that_are_complete_are_not_measured_again(
     assert "1/3 good: vit -c" in first
     assert "a table" in first
     assert "bad: ended with status 2" in first
-    assert first.splitlines()[-1] == "missing: bad; the same command goes on"
+    assert first.splitlines()[-1] == "missing: bad; the same command continues"
     assert "versions   Python" in first
     assert "a table" in (tmp_path / "good.txt").read_text()
     assert "too slow" in (tmp_path / "limit.txt").read_text()

@@ -1,10 +1,10 @@
-"""Low-rank adapters by themselves, in the folder that peft reads and writes: `adapter_config.json` beside
+"""Low-rank adapters alone, in the folder that peft reads and writes: `adapter_config.json` beside
 `adapter_model.safetensors`.
 
-A folder that a run wrote also has a `config.json`, that of the whole network, so that it can be opened by itself while
-the base is where it was; and the file of weights has a digest of the base, so that another base is refused. peft reads
-neither. Folders that peft wrote, over `vit_torch.ViT` or over a model of timm's with the same names, are opened with a
-base that is given.
+A folder that a run wrote also has the `config.json` of the whole network, so that it can be opened without naming the
+base as long as the base is at its recorded path; and the file of weights has a digest of the base, so that another base
+is refused. peft reads neither. Folders that peft wrote, for `vit_torch.ViT` or for a timm model with the same names,
+are opened with a given base.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from vit_core.storage import Location, staged_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, NETWORK_CONFIG = "adapter_config.json", "adapter_model.safetensors", "config.json"
 PREFIX = "base_model.model."
-"""What peft puts before every name."""
+"""Prefix that peft adds to every name."""
 DIGEST = "base_digest"
 """Key in the header of the weights file: a digest of the base without its heads."""
 _OTHER_FORMULAS = (
@@ -37,9 +37,9 @@ _OTHER_FORMULAS = (
     "arrow_config", "monteclora_config", "velora_config", "alora_invocation_tokens", "target_parameters",
     "trainable_token_indices",
 )  # fmt: skip
-"""Fields of peft's LoraConfig that make the adapted layer another function than W x + scale B A x."""
+"""Fields of peft's LoraConfig with which the adapted layer does not compute W x + scale B A x."""
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""How peft may begin adapters without changing the base too, as PiSSA, OLoRA, CorDA and LoftQ do."""
+"""Initializations of peft that do not change the base (as PiSSA, OLoRA, CorDA and LoftQ do)."""
 _LAYERS = re.compile(r"\^?(?:\\?[\w.]|\\d\+|\|)*\$?")
 """Patterns of layers' names that are matched in a bounded time."""
 _LONGEST_JSON = 2**24
@@ -48,21 +48,21 @@ _LONGEST_JSON = 2**24
 
 @dataclass(frozen=True)
 class Adapters:
-    """The contents of a folder; arrays are read when they are asked for."""
+    """The contents of a folder; arrays are read when they are used."""
 
     origin: str
     fields: Mapping[str, Any]
     """Those of adapter_config.json: peft's LoraConfig."""
     arrays: LazyArrays
-    """Canonical name -> array in the layout on disk: matrices of adapters, and parameters that were trained whole."""
+    """Canonical name -> array in the layout on disk: matrices of adapters, and parameters that were fully trained."""
     network: CheckpointConfig | None
-    """The config of the whole network, where the folder has one."""
+    """The config of the whole network, if the folder has one."""
     base_digest: str | None
-    """The digest of the base, where the folder has it."""
+    """The digest of the base, if the folder has one."""
 
     @property
     def base(self) -> str | None:
-        """Where the base was, as the folder names it."""
+        """The recorded path of the base."""
         name = self.fields.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
@@ -72,7 +72,7 @@ class Adapters:
         return [name.removesuffix(".lora_A.weight") for name in self.arrays if name.endswith(".lora_A.weight")]
 
     def scale(self, module: str) -> float:
-        """What B A x of a layer is multiplied by."""
+        """The factor of B A x in a layer."""
         rank = self.arrays.entries[pair_of(module).down].shape[0]
         alphas = self.fields.get("alpha_pattern") or {}
         matching = (alphas[key] for key in alphas if re.fullmatch(rf"(.*\.)?({key})", module))
@@ -81,18 +81,18 @@ class Adapters:
 
 
 def is_adapter_folder(path: Location) -> bool:
-    """Whether a folder holds adapters and no whole checkpoint."""
+    """Whether a folder contains adapters and no whole checkpoint."""
     return path.is_dir() and (path / ADAPTER_CONFIG).is_file() and not (path / "model.safetensors").exists()
 
 
 def write_adapters(
     path: Location, arrays: Mapping[str, np.ndarray], lora: Lora, network: CheckpointConfig, base: str | None
 ) -> None:
-    """Writes the adapters of a network, and its heads, which are trained whole, as peft's folder. One that is there is
+    """Writes the adapters of a network and its heads, which are fully trained, as a folder of peft. An existing one is
     replaced, or unchanged if writing fails.
 
-    arrays: those of the network and of its adapters apart. network: the config of the whole. base: where the base is,
-    for people and for `open_adapters`.
+    arrays: those of the network and of its adapters, separate. network: the config of the whole network. base: the path
+    of the base, to be recorded.
     """
     heads = [name for name in parameters(network.model) if _is_head(name)]
     own = {f"{PREFIX}{name}": arrays[name] for name in arrays if is_adapter(name) or name in heads}
@@ -118,8 +118,8 @@ def write_adapters(
 
 
 def read_adapters(path: Location) -> Adapters:
-    """Opens a folder of adapters; no array is read yet. InputError for one that is damaged, and for adapters that
-    compute something else than W x + scale B A x."""
+    """Opens a folder of adapters; no array is read yet. InputError for a damaged folder, and for adapters that do not
+    compute W x + scale B A x."""
     fields = _read_fields(path / ADAPTER_CONFIG)
     if (kind := fields.get("peft_type")) != "LORA":
         raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA is read")
@@ -164,10 +164,10 @@ def _check_axes(where: Location, arrays: LazyArrays) -> None:
 
 
 def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
-    """The base with the adapters as a part of its weights, and with the parameters that were trained whole.
+    """The base with the adapters merged into its weights, and with the fully trained parameters.
 
-    Where the folder has the whole network's config, the base is brought to its image and patch size first, and its
-    weights are compared with those that the adapters were trained beside. InputError where they do not fit.
+    If the folder has the whole network's config, the base is first resampled to its image and patch size, and its
+    weights are compared with those that the adapters were trained with. InputError if they do not fit.
     """
     base = _prepared(adapters, base)
     rows, entries = parameters(base.config.model), dict(base.arrays.entries)
@@ -220,7 +220,7 @@ def _prepared(adapters: Adapters, base: Checkpoint) -> Checkpoint:
         names = [name for name, row in parameters(model).items() if base.arrays.shapes.get(name) != row.shape]
         raise InputError(f"{adapters.origin}: not adapters of {base.origin}, which has other {abbreviate(names)}")
     if adapters.base_digest is not None and _digest(base.arrays) != adapters.base_digest:
-        raise InputError(f"{adapters.origin}: were trained beside other weights than those of {base.origin}")
+        raise InputError(f"{adapters.origin}: were trained with other weights than those of {base.origin}")
     return base
 
 

@@ -1,8 +1,8 @@
-"""Finds the Vision Transformers in the tree of a container: under any keys, behind any prefix of the names.
+"""Finds the Vision Transformers in the tree of a container, under any keys and with any prefix of the names.
 
 Trainers nest a state dict under a key ("state_dict", "model_ema", "target_encoder"), put the model's attribute before
 every name ("model.", "backbone.", "visual.trunk.") and wrap modules (DistributedDataParallel, torch.compile, FSDP). A
-model is identified by an array that each format has once, such as the patch projection: what stands before the name of
+model is identified by an array that each format has once, such as the patch projection: the text before the name of
 that array is the prefix of the model in the file.
 """
 
@@ -37,9 +37,9 @@ class Candidate:
     """One model in a container."""
 
     keys: tuple[str, ...]
-    """The keys of the tree that lead to the mapping that holds it."""
+    """The keys of the tree that lead to the mapping of the model."""
     prefix: str
-    """What stands before all its names, without the wrappers' parts; "" if nothing does."""
+    """The text before all its names, without the wrappers' parts; may be empty."""
     arrays: LazyArrays
     """Its arrays under their names without the prefix."""
     beside: LazyArrays
@@ -65,10 +65,10 @@ class Candidate:
 
 
 def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[str]) -> list[Candidate]:
-    """Every model in a container's tree, the one to take by default first.
+    """Every model in a container's tree; the first is the default.
 
-    separator: what stands between the parts of array names. anchors: regular expressions of the end of a name that a
-    model has exactly once.
+    separator: the text between the parts of array names. anchors: regular expressions of the end of a name that a model
+    has exactly once.
     """
     anchor = re.compile(rf"(?:^|(?<=[./]))(?:{'|'.join(anchors)})$")
     found = [
@@ -81,7 +81,7 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
 
 
 def choose_candidate(candidates: Sequence[Candidate], part: str | None, where: object) -> Candidate:
-    """The first candidate, or the one that a person names with `--part`. Raises InputError for an unknown name."""
+    """The first candidate, or the one that the user names with `--part`. Raises InputError for an unknown name."""
     if part is None:
         return candidates[0]
     for candidate in candidates:
@@ -92,7 +92,7 @@ def choose_candidate(candidates: Sequence[Candidate], part: str | None, where: o
 
 
 def choice_notes(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
-    """Where the model was found, and what other models the file has."""
+    """Notes on where the model was found, and on the other models in the file."""
     notes = [f"model found under '{one_line(chosen.name)}'"] if chosen.parts else []
     if chosen.wrappers:
         notes.append(f"names: without the wrappers' {', '.join(chosen.wrappers)}")
@@ -102,7 +102,7 @@ def choice_notes(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str
 
 
 def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArrays:
-    """The arrays beside a model that do not belong to another model: a head of its own, but not the student's head."""
+    """The arrays beside a model that do not belong to another model: a separate head, but not the student's head."""
     others = [candidate.parts for candidate in candidates if candidate is not chosen]
     return LazyArrays(
         {
@@ -208,7 +208,7 @@ def _candidates_in(
 
 
 def _preference(candidate: Candidate) -> tuple[int, int]:
-    """Averages and teachers first, then what is nested least; students and text towers last."""
+    """Sort key: averages and teachers first, then models with the fewest keys; students and text towers last."""
     for rank, part in enumerate(_PREFERRED_PARTS):
         if part in candidate.parts:
             return rank - len(_PREFERRED_PARTS), len(candidate.parts)

@@ -1,4 +1,4 @@
-"""What a new checkpoint may replace: nothing of another kind, unless the caller says so."""
+"""Rules for replacing files by a new checkpoint: files of another kind are replaced only on request."""
 
 from collections.abc import Collection
 from fnmatch import fnmatch
@@ -15,17 +15,18 @@ _WEIGHTS = (
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 """Names of files that describe the weights beside them."""
 _RUN_FILES = ("run.json", STEPS)
-"""What a training run has in its folder."""
+"""Names of files in the folder of a training run."""
 
 
 def check_target(path: Location, format: str, overwrite: bool) -> tuple[Location, ...]:
-    """Checks that a checkpoint may be written at `path`; returns the files of the one that is there now.
+    """Checks that a checkpoint may be written at `path`; returns the files of the checkpoint that it replaces.
 
-    A missing or empty folder, a missing file and a checkpoint of the same format may be written to. Whatever else is
-    there needs `overwrite`; the folder of a training run is never written to. After writing, the caller removes those
-    of the returned files that it did not replace (`remove_replaced`), so that no old weights stay beside the new ones.
+    The target may be a missing or empty folder, a missing file or a checkpoint of the same format. Anything else is
+    replaced only with `overwrite`; the folder of a training run is never written to. After writing, the caller removes
+    those of the returned files that it did not replace (`remove_replaced`), so that no old weights remain beside the
+    new ones.
 
-    Raises InputError that names what is in the way.
+    Raises InputError that names the existing files.
     """
     if not path.exists():
         return ()
@@ -51,7 +52,7 @@ def remove_replaced(files: Collection[Location], written: Collection[str]) -> No
 
 
 def check_outside_runs(path: Location) -> None:
-    """Raises InputError for a target that a training run would take for its own saved step or finished checkpoint."""
+    """Raises InputError for a target that a training run would read as its own saved step or finished checkpoint."""
     path = path.absolute() if is_local(path) else path
     for run, inside in ((path.parent, path.name), (path.parent.parent, path.parent.name)):
         is_own = inside == STEPS or (run == path.parent and inside.startswith(FINISHED))
@@ -80,7 +81,7 @@ def _is_part_of_a_checkpoint(name: str) -> bool:
 
 
 def _format_of(path: Location) -> str | None:
-    """The format of the checkpoint at a path; None where there is none that can be opened."""
+    """The format of the checkpoint at a path; None if there is no checkpoint that can be opened."""
     try:
         return open_checkpoint(path).format
     except InputError:

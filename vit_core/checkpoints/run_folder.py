@@ -1,4 +1,4 @@
-"""What a training run's folder holds that can be opened as a checkpoint: saved steps, and the finished checkpoint."""
+"""The checkpoints in a training run's folder: saved steps, and the finished checkpoint."""
 
 from vit_core.checkpoints.formats.vit.folder import WEIGHTS
 from vit_core.checkpoints.formats.vit.step import is_orbax_step
@@ -18,6 +18,7 @@ def saved_steps(run: Location) -> list[Location]:
 
 
 def checkpoint_in(path: Location) -> Location:
-    """What to open at a path: in a run's folder the finished checkpoint or else the newest step; otherwise the path."""
+    """The checkpoint to open for a path: in a run's folder the finished checkpoint, or otherwise the newest step; else
+    the path itself."""
     finished = path / FINISHED
     return finished if (finished / WEIGHTS).is_file() else next(iter(saved_steps(path)), path)

@@ -20,9 +20,10 @@ HAS_LOCKS = fcntl is not None
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a local folder for this process alone. BlockingIOError where another process holds it; or waits for it.
+    """Locks a local folder for this process. BlockingIOError if another process has locked it; with `wait`, waits
+    instead.
 
-    Does nothing where the system has no such locks (Windows).
+    Does nothing on a system without such locks (Windows).
     """
     if fcntl is None:
         yield
@@ -37,10 +38,10 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def exclusive(folder: Location) -> Iterator[None]:
-    """Creates a folder if it is missing and holds it for this process alone; removes it again if it stays empty.
+    """Creates a folder if it is missing and locks it for this process; removes it at the end if it is empty.
 
-    InputError where another process holds it or it cannot be written to. A store has no locks: a folder of this machine
-    is locked in its place, which keeps out other processes here, not those of other machines.
+    InputError if another process has locked it or it cannot be written to. A store has no locks: a local folder is
+    locked instead, which excludes other processes on this machine, but not those on other machines.
     """
     if fcntl is None:
         raise InputError("training needs file locks, which this system lacks; train on Linux or macOS")

@@ -88,7 +88,7 @@ def test_class_token_position_is_wherever_it_can() -> None:
         ({"distillation": "head", "final_norm": "after_pooling"}, "distillation: 'head' reads two normed tokens; set"),
         (
             {"distillation": "head", "representation": 8},
-            "distillation: 'head' reads its token as it is; leave out repr",
+            "distillation: 'head' has no hidden layer for its token; leave out repr",
         ),
         ({"registers": -1}, "registers: expected 0 or more, found -1"),
         ({"stem_layers": (), "stem_width": 40}, "stem_width: 40 is not a multiple of its 32 groups; the nearest is 32"),

@@ -120,7 +120,7 @@ class Optimizer(Schema):
         if self.decay == "coupled" and self.name != "sgd":
             raise ValueError(f"decay: 'coupled' is for name 'sgd', not '{self.name}'")
         if self.decay == "independent" and self.name == "lamb":
-            raise ValueError("decay: LAMB's stands inside its norm; only 'decoupled' is for name 'lamb'")
+            raise ValueError("decay: LAMB's is inside its norm; only 'decoupled' is for name 'lamb'")
         return self
 
     def resolved(self) -> Self:

@@ -1,4 +1,4 @@
-"""The order of a run's examples: every epoch is shuffled anew, and any example of it is computed directly."""
+"""The order of a run's examples: every epoch is shuffled again, and the index of any example is computed directly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _ROUNDS = 4
 _LEAST_BITS = 16
 """Bits of the shortest block that is encrypted."""
 _FEW = 2**10
-"""Up to so many examples, going through the cipher again and again is what takes time."""
+"""Up to this number of examples, repeated passes through the cipher take most of the time."""
 _KEPT = 2**21
 """The most examples whose order in an epoch is computed at once, which takes less time than batch by batch."""
 
@@ -22,8 +22,7 @@ class ShuffledOrder(Sequence[int]):
     """Index in a split of each example of a run: every example once in an epoch.
 
     The same as `grain.MapDataset.range(examples).seed(seed).shuffle().repeat()`, except where grain's is no permutation
-    (see `permuted`). Grain takes many times as long to answer: most of an image's time, where small images are in
-    memory.
+    (see `permuted`). Grain takes many times as long: for small images in memory, this would be most of the time.
     """
 
     examples: int

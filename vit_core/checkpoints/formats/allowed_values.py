@@ -1,4 +1,5 @@
-"""Which values of each field of ViTConfig a format can hold. Every field has an answer: none is allowed by omission."""
+"""The values of each field of ViTConfig that a format can hold. Every field needs an answer: no value is allowed by
+default."""
 
 from typing import Any, Literal, TypeAlias
 

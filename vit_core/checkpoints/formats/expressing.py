@@ -1,7 +1,7 @@
-"""Expresses a checkpoint under a config that a format can hold, without changing what the model computes.
+"""Changes the config of a checkpoint to one that a format can hold, without changing the model's outputs.
 
-A format holds only certain values of some fields. Zeros stand in for a bias or a position that the model does not have,
-ones for LayerScale, a table for positions that a formula gives. A value that none of these reaches is refused.
+A format holds only certain values of some fields. Missing biases and positions become zeros, a missing LayerScale
+becomes ones, and positions from a formula become a table. Any other value is refused.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Expressed:
 
     checkpoint: Checkpoint
     notes: tuple[str, ...] = ()
-    """What was filled in or changed, for people."""
+    """Messages for the user on values that were added or changed."""
     rounded: bool = False
     """Whether a value was computed in float64 and rounded to float32, the type that the format stores."""
 
@@ -45,7 +45,7 @@ class Expressed:
 
 
 def express(checkpoint: Checkpoint, allowed: Mapping[str, Values], target: str, allow_lossy: bool) -> Expressed:
-    """The same model under a config whose fields have allowed values only.
+    """The same model with a config whose fields have only allowed values.
 
     allowed: every field of ViTConfig -> the values that the format can hold. Raises InputError that names the fields
     it cannot hold, and AssertionError for a format that does not answer for every field.
@@ -105,7 +105,7 @@ def _shown(value: object) -> str:
 
 
 def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed | None:
-    """The same model with another value of a field; None where there is no way to get there."""
+    """The same model with another value of a field; None if that is not possible."""
     model = checkpoint.config.model
     if field in _BIASES and value is True:
         return Expressed(_filled(checkpoint, 0.0, **{field: True}), (f"{field}: zeros",))

@@ -21,7 +21,8 @@ from vit_core.parameters import Parameter, groups_of, parameters
 
 @dataclass(frozen=True)
 class Rule:
-    """The parameters `ours`, concatenated along their first axis, hold the values of the arrays `theirs`, likewise."""
+    """The parameters `ours`, concatenated along their first axis, have the values of the arrays `theirs`, concatenated
+    along theirs."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -55,8 +56,7 @@ def read_by_rules(
     where: object,
     rows: Mapping[str, Parameter] | None = None,
 ) -> LazyArrays:
-    """The parameters of a config (or others: `rows`) from foreign arrays; nothing is read yet but names, shapes and
-    types.
+    """The parameters of a config (or others: `rows`) from foreign arrays; only names, shapes and types are read now.
 
     Raises InputError that names missing arrays, wrong shapes and mixed types; `where` is the file in its message.
     """

@@ -1,4 +1,4 @@
-"""What every kind of source gives: its examples at random, and where a person finds each of them."""
+"""The interface of every kind of source: random access to examples, and a name for each that the user can find."""
 
 import hashlib
 import os
@@ -20,17 +20,18 @@ model is measured on (a test split, where there is one)."""
 
 
 class Source(Sequence[Example]):
-    """Examples of one kind of storage, each read when it is asked for; picklable, so that other processes can read
-    them. Reading one raises InputError for a file or record that cannot be read."""
+    """Examples in one kind of storage, each read when it is used; picklable, so that other processes can read them.
+    Reading one raises InputError for a file or record that cannot be read."""
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """Where a person finds example i: its file, or its position in one."""
+        """Name of example i for the user: its file, or its position in a file."""
 
     @property
     @abstractmethod
     def identity(self) -> tuple[object, ...]:
-        """What distinguishes these examples, in their order, from others; moving the data does not change it."""
+        """A description of these examples, in their order, that differs from that of others; moving the data does not
+        change it."""
 
     @abstractmethod
     def places(self) -> Iterable[object]:
@@ -68,7 +69,7 @@ class Listed(Source):
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of a split, each read when it is asked for; picklable, so that other processes can read them."""
+    """Examples of a split, each read when it is used; picklable, so that other processes can read them."""
 
     examples: Sequence[Example]
     """A Source, or examples in memory. They may have an attribute `labels_N`, the label of each: then class weights and
@@ -76,14 +77,14 @@ class Split:
     labels: tuple[str, ...]
     """Names of the classes, by label."""
     title: str
-    """For people: "cifar10 train", "photos/val"."""
+    """Name of the split for the user: "cifar10 train", "photos/val"."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how the data were read, such as files that were ignored."""
+    """Messages for the user on how the data were read, such as ignored files."""
     multilabel: bool = False
     """Whether an example may have any number of classes, instead of exactly one."""
 
     def name(self, i: int) -> str:
-        """Where a person finds example i: its file, or its position ("cifar10 train[123]")."""
+        """Name of example i for the user: its file, or its position ("cifar10 train[123]")."""
         return self.examples.name(i) if isinstance(self.examples, Source) else f"{self.title}[{i}]"
 
     def fault(self, i: int, error: object) -> str:
