@@ -1,4 +1,4 @@
-"""What the twins agree on: the config schema, the parameter table, the checkpoint folder. NumPy only."""
+"""The part that both twins share: the config schema, the parameter table, checkpoints of all formats. NumPy only."""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -92,7 +92,7 @@ def with_adapter_rows(rows: Mapping[str, Parameter], model: ViTConfig, lora: Lor
 
 
 def trained_with(lora: Lora, name: str) -> bool:
-    """Whether a parameter is trained: with adapters, only they and the heads are."""
+    """Whether a parameter is trained: with adapters, only the adapters and the heads are."""
     return not lora.rank or is_adapter(name) or name.startswith(("head.", "head_dist."))
 
 
