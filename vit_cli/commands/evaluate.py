@@ -63,7 +63,7 @@ def evaluate(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        data: A folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file; the name of a
+        data: A folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar file; the name of a
             tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         columns: Columns of the data.

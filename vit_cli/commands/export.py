@@ -94,8 +94,8 @@ def export(
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         opset: Opset of an ONNX file (default: 20).
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
-        data: Images to compare on: a folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file; the
-            name of a tensorflow-datasets set; or digits.
+        data: Images to compare on: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar
+            file; the name of a tensorflow-datasets set; or digits.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data set. Default: test if there is one, else a validation split.
         images: Largest number of images of the data set, evenly spaced.

@@ -37,7 +37,7 @@ def prepare(
         vit pretrain folder --data.name photos --data.directory ~/data
 
     Args:
-        source: Folder of images, table (.csv, .tsv), .parquet or .tar file, or a pattern of files in quotes.
+        source: Folder of images, table (.csv, .tsv, .jsonl), .parquet or .tar file, or a pattern of files in quotes.
         out: Folder in which NAME/1.0.0 is made. To use it: --data.name NAME --data.directory OUT.
         name: Name of the data set (default: that of the folder or file).
         held_out: Fraction of each class that becomes the split "test", if the source has no splits.

@@ -45,8 +45,8 @@ def probe(
     Args:
         source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
         test: File of the test images' features. Default: a fraction of each class in the first file is held out.
-        data: Images whose features are computed: a folder, written with a slash; a table (.csv, .tsv); a .parquet or
-            .tar file; the name of a tensorflow-datasets set; or digits.
+        data: Images whose features are computed: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a
+            .parquet or .tar file; the name of a tensorflow-datasets set; or digits.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data to test on. Default: test if there is one, else a validation split.
         held_out: Fraction of each class for testing, if there is no test file or split.

@@ -69,7 +69,7 @@ def show(
         checkpoint: Checkpoint of any format, training run or saved step.
         image: Image for the figures of attention. Default: the first of the data set.
         out: Folder to write (default: the checkpoint's name followed by _figures).
-        data: A folder, written with a slash; a table (.csv, .tsv); a .parquet or .tar file; the name of a
+        data: A folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar file; the name of a
             tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         split: Split of the data set. Default: test if there is one, else a validation split.

@@ -159,6 +159,7 @@ def _listing(path: Path, files: list[str], splits: list[str] | None, data: Data)
     """The images in files of columns; splits: that of each file, otherwise a column or the files' names have it."""
     where, schema = str(path), _schema(files[0])
     image = column(where, schema.names, data.image_column, _image_columns(schema), "image_column")
+    _check_holds_images(where, schema, image)
     label = column(where, schema.names, data.label_column, LABELS_OF_SETS, "label_column")
     usual = SPLITS if splits is None else ()
     split = optional_column(where, schema.names, data.split_column, usual, "split_column")
@@ -202,6 +203,17 @@ def _checked_labels(where: str, label: str, cells: list[Any]) -> list[str] | lis
                 f"{where}, row {row}: {label} is {cell!r}; expected all labels to be text, or all whole numbers"
             )
     return cells
+
+
+def _check_holds_images(where: str, schema: Any, image: str) -> None:
+    """InputError for a column of text, such as paths."""
+    import pyarrow as pa
+
+    kind = schema.field(image).type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        raise InputError(
+            f"{where}: column {image} has text; expected the bytes of the images; a table of paths is read as .csv"
+        )
 
 
 def _image_columns(schema: Any) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ UNLABELLED = ("images",)
 """The only class of images without labels."""
 RUN = b"run.json"
 """A file that marks the folder of a training run."""
+NO_CLASSES = ("__MACOSX", "@eaDir")
+"""Folders that macOS puts into archives and Synology's file servers beside images; neither has images in it."""
 HEIC = (b".heic", b".heif")
 NUMPY = b".npy"
 """Arrays are images only where there are no others: they may be features beside them."""
@@ -80,7 +82,7 @@ def class_folders(folder: Path, data: Data, which: Which) -> Split:
     The classes are those of the training split; to evaluate a finished model, no training split has to be there.
     """
     if data.group is not None:
-        raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table (.csv, .tsv)")
+        raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table, as .csv")
     splits = split_folders(folder, {data.train_split, data.eval_split} - {None})
     evaluation = split_names.choose(str(folder), splits, data, "eval" if which == "train" else which) or ""
     alone = which == "test" and evaluation and data.train_split is None and not split_names.has_training(splits)
@@ -136,9 +138,10 @@ def split_folders(folder: Path, asked: Collection[str | None] = ()) -> list[str]
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, without hidden ones, sorted."""
+    """Names of the folders in a folder, without hidden ones and those of other programs, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if name not in NO_CLASSES]
 
 
 def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files, tuple[str, ...]]:

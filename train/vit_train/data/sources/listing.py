@@ -1,6 +1,7 @@
 """What a table, parquet files or shards say of their images, and how that is divided into splits and classes."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -14,6 +15,8 @@ from vit_train.data.sources.several_labels import split_cell, with_labels
 from vit_train.data.sources.split import Listed, Split, Which
 
 T = TypeVar("T")
+SEPARATORS = "|;,"
+"""What people write between the labels in one cell."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,23 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
         examples = held_out.part(examples, labels, data, which, title, groups)
         title = held_out.share_title(title, data, which)
     unknown = split_names.unknown_names_note(listing.title, found, data)
-    return Split(examples, labels, title, (*listing.notes, *unknown), multilabel)
+    notes = (*listing.notes, *unknown, *(() if multilabel else _separator_note(listing.title, labels)))
+    return Split(examples, labels, title, notes, multilabel)
+
+
+def _separator_note(title: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """A line on labels that look like several: parts of them, between separators, are in other labels too."""
+    for separator in SEPARATORS:
+        parts = [split_cell(label, separator) for label in labels]
+        times = Counter(part for names in parts for part in names)
+        found = [i for i, names in enumerate(parts) if len(names) > 1 and max(times[name] for name in names) > 1]
+        if found:
+            which = abbreviate([labels[i] for i in found])
+            return (
+                f"{title}: {len(found)} labels with '{separator}' in them are classes of their own: {which}; if it "
+                f"separates several classes of an image, set --data.label-separator '{separator}'",
+            )
+    return ()
 
 
 def _name_sets(listing: Listing, data: Data) -> list[tuple[str, ...]]:

@@ -9,11 +9,13 @@ from vit_train.config import Data
 from vit_train.data.sources import columns, prepared, shards, tables
 from vit_train.data.sources.folders import class_folders, split_folders, subfolders, unlabelled_folder
 from vit_train.data.sources.listing import Listing, split_of
+from vit_train.data.sources.metadata import images_with_metadata, metadata_table
 from vit_train.data.sources.prepared import prepared_split
 from vit_train.data.sources.split import Split, Which
 
 FILES = (*tables.SUFFIXES, *columns.SUFFIXES, *shards.SUFFIXES)
 """Endings of the files that a data set may be."""
+ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz")
 
 
 def open_split(data: Data, which: Which) -> Split:
@@ -31,8 +33,22 @@ def open_split(data: Data, which: Which) -> Split:
             "training, --data names it)"
         ) from None
     if len(split.labels) < 2 and data.labelled:
-        raise InputError(f"{split.title}: classes: {', '.join(split.labels) or 'none'}; expected two or more")
+        names = ", ".join(split.labels) or "none"
+        raise InputError(f"{split.title}: classes: {names}; expected two or more{_better_path(data)}")
     return split
+
+
+def _better_path(data: Data) -> str:
+    """Which path has the classes, where the one that was named has only one folder in it, or a table; or nothing."""
+    path = data_path(data)
+    if path is None or not path.is_dir():
+        return ""
+    if (file := metadata_table(path)) is not None:
+        return f"; to read the table, name it: --data {file}"
+    inside = subfolders(path)
+    if len(inside) == 1 and subfolders(path / inside[0]):
+        return f"; name the folder with one folder for each class: --data {path / inside[0]}"
+    return ", one folder for each class"
 
 
 def split_names_of(data: Data) -> list[str]:
@@ -71,8 +87,10 @@ def _listing(path: Path, data: Data) -> Listing | None:
         return columns.saved_dataset(path, data)
     files = [path] if path.is_file() or path.name.lower().endswith(tables.SUFFIXES) else _files(path)
     if not files:
-        return None
+        return images_with_metadata(path, data) if data.labelled else None
     kinds = {kind for file in files for kind in FILES if file.name.lower().endswith(kind)}
+    if not kinds and path.suffix.lower() in ARCHIVES:
+        raise InputError(f"{path}: archives are not read, except .tar; unpack it, and name the folder")
     if len(kinds) != 1:
         raise InputError(
             f"{path}: {', '.join(sorted(kinds)) or 'a file of no known kind'}; expected one of {', '.join(FILES)}"

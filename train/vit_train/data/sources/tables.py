@@ -1,6 +1,7 @@
-"""Tables of images: a .csv or .tsv file with a column of paths and a column of labels."""
+"""Tables of images: a .csv, .tsv or .jsonl file with a column of paths and a column of labels."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from vit_train.data.sources.folders import Files
 from vit_train.data.sources.listing import Listing, column, optional_column
 from vit_train.data.sources.several_labels import names_of_columns
 
-SUFFIXES = (".csv", ".tsv")
+JSON_LINES = ".jsonl"
+SUFFIXES = (".csv", ".tsv", JSON_LINES)
 PATHS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath", "img")
 LABELS = ("label", "labels", "class", "class_name", "category", "target")
 SPLITS = ("split", "subset", "partition")
@@ -26,6 +28,8 @@ def table(file: Path, data: Data) -> Listing:
     """
     names, rows = _rows(file)
     where = str(file)
+    if data.image_column is None and any(os.path.isfile(file.parent / _slashed(name)) for name in names):
+        raise InputError(f"{file}: its first line is an image; expected the names of the columns: path,label")
     image = column(where, names, data.image_column, PATHS, "image_column")
     classes = [column(where, names, name, (), "label_columns") for name in data.label_columns]
     label = None if classes else column(where, names, data.label_column, LABELS, "label_column")
@@ -33,9 +37,11 @@ def table(file: Path, data: Data) -> Listing:
     group = None if data.group is None else column(where, names, data.group, (), "group")
     wanted = [name for name in (image, label, split, group, *classes) if name is not None]
     may_be_empty = {*classes, label} if data.label_separator is not None else {*classes}
-    _check_rows(file, names, rows, [names.index(name) for name in wanted if name not in may_be_empty])
+    needed = [names.index(name) for name in wanted if name not in may_be_empty]
+    _check_rows(file, names, rows, needed, None if label is None else names.index(label))
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
-    paths = [os.path.normpath(path) for path in cells[image]]
+    slashed = not os.path.exists(file.parent / cells[image][0])
+    paths = [os.path.normpath(_slashed(path) if slashed else path) for path in cells[image]]
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
     _check_paths(file, paths, [line for line, _ in rows], values)
     images = Files(str(file.parent), np.array([os.fsencode(path) for path in paths]), np.zeros(len(rows), np.int32))
@@ -52,18 +58,30 @@ def table(file: Path, data: Data) -> Listing:
     return Listing(file.stem, images, named, tuple(classes) or None, splits, groups)
 
 
-def _check_rows(file: Path, names: list[str], rows: list[tuple[int, list[str]]], needed: list[int]) -> None:
+def _slashed(path: str) -> str:
+    """A path as Windows writes it, with the separators of this system."""
+    return path.replace("\\", "/")
+
+
+def _check_rows(
+    file: Path, names: list[str], rows: list[tuple[int, list[str]]], needed: list[int], label: int | None
+) -> None:
     """InputError for a line without a cell for each column, or with an empty cell that is needed."""
     for line, row in rows:
         if len(row) != len(names):
             raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
-        if empty := [names[i] for i in needed if not row[i].strip()]:
-            raise InputError(f"{file}, line {line}: nothing in column {empty[0]}; fill it in, or remove the line")
+        if empty := [i for i in needed if not row[i].strip()]:
+            fix = "fill it in, or remove the line"
+            if empty[0] == label:
+                fix += "; where images may have several classes or none, set --data.label-separator"
+            raise InputError(f"{file}, line {line}: nothing in column {names[empty[0]]}; {fix}")
 
 
 def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of the columns, and the other lines, each with its number. InputError for text that is no table."""
     try:
+        if file.suffix.lower() == JSON_LINES:
+            return _json_rows(file)
         with open(file, encoding="utf-8-sig", newline="") as text:
             first = text.readline()
             text.seek(0)
@@ -71,13 +89,38 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             reader = csv.reader(text, delimiter=delimiter, strict=True)
             names = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file}: cannot be read as a table ({error}); expected UTF-8 text: save it again as that (in Excel: CSV "
+            "UTF-8)"
+        ) from None
+    except csv.Error as error:
         raise InputError(f"{file}: cannot be read as a table ({error}); expected UTF-8 text") from None
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{file}: two columns are called '{twice[0]}'; rename one")
     if not rows:
         raise InputError(f"{file}: no rows; expected a line of names, as path,label, and a line for each image")
     return names, rows
+
+
+def _json_rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names and the lines of a file with a JSON object in each line. InputError, naming the line, for another."""
+    found: list[tuple[int, dict[str, str]]] = []
+    with open(file, encoding="utf-8-sig") as text:
+        for number, line in enumerate(text, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}, line {number}: {error}; expected a JSON object in each line") from None
+            if not isinstance(row, dict):
+                raise InputError(f'{file}, line {number}: expected a JSON object, as {{"path": ..., "label": ...}}')
+            found.append((number, {name: "" if cell is None else str(cell) for name, cell in row.items()}))
+    if not found:
+        raise InputError(f"{file}: no rows; expected a JSON object for each image")
+    names = list(dict.fromkeys(name for _, row in found for name in row))
+    return names, [(number, [row.get(name, "") for name in names]) for number, row in found]
 
 
 def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:

@@ -88,6 +88,11 @@ def test_files_beside_the_class_folders_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_folders_that_archives_and_file_servers_leave_are_no_classes(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.jpg", "a/@eaDir/1.jpg/x", "b/1.jpg", "__MACOSX/a/._1.jpg", "@eaDir/x")
+    assert folder_split(tmp_path, "train", held_out=0.0).labels == ("a", "b")
+
+
 def test_a_training_run_inside_the_data_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.jpg", "b/1.jpg", "runs/folder/run.json", "runs/folder/curves.png")
     with pytest.raises(InputError, match=r"runs/folder: a training run is inside the data folder; move it elsewhere"):
@@ -204,7 +209,9 @@ def test_a_model_is_evaluated_where_only_the_images_to_evaluate_on_are(tmp_path:
 FAULTY_FOLDERS = [
     ([], {}, "train", "photos: No such file or directory; expected a readable folder of class folders, a table"),
     (["1.jpg"], {}, "train", "photos: no class folders; expected .*photos/CLASS/image files"),
-    (["a/1.jpg"], {"held_out": 0.0}, "train", "photos: classes: a; expected two or more"),
+    (["a/1.jpg"], {"held_out": 0.0}, "train", "photos: classes: a; expected two or more, one folder for each class"),
+    (["p/a/1.jpg", "p/b/1.jpg", "__MACOSX/p/x"], {"held_out": 0.0}, "train", "classes: p; .*: --data .*photos/p$"),
+    (["images/1.jpg", "metadata.csv"], {}, "train", "classes: images; .* name it: --data .*photos/metadata.csv"),
     (["a/1.jpg", "b/1.txt"], {}, "train", "photos/b: no images; expected files as .jpg or .png, or remove the folder"),
     (["a/1.jpg", "b/1.jpg"], {"train_split": "train"}, "train", "photos: no split 'train'; found: no splits"),
     (

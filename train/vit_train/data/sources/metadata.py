@@ -1,0 +1,46 @@
+"""Folders of images with a table beside them: metadata.csv or metadata.jsonl, as Hugging Face's `imagefolder` reads."""
+
+import os
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from vit_train.config import Data
+from vit_train.data.sources.folders import Files, subfolders
+from vit_train.data.sources.listing import Listing
+from vit_train.data.sources.split_names import is_known
+from vit_train.data.sources.tables import table
+
+NAMES = ("metadata.csv", "metadata.jsonl")
+
+
+def metadata_table(folder: Path) -> Path | None:
+    """The table that lies beside the images of a folder."""
+    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+
+
+def images_with_metadata(folder: Path, data: Data) -> Listing | None:
+    """The images of a folder, or of its folders for the splits, by the table in each of them. None where a folder has
+    folders in it, which are classes, or no table."""
+    inside = subfolders(folder)
+    title = os.path.basename(os.path.abspath(folder))
+    if not inside:
+        file = metadata_table(folder)
+        return None if file is None else replace(table(file, data), title=title)
+    tables = {name: metadata_table(folder / name) for name in inside if not subfolders(folder / name)}
+    files = {name: file for name, file in tables.items() if file is not None}
+    if list(files) != inside or not any(is_known(name) for name in inside):
+        return None
+    listings = {name: table(file, data) for name, file in files.items()}
+    names = [os.fsencode(name) + b"/" + key for name, one in listings.items() for key in one.images.keys_N.tolist()]
+    groups = [one.groups for one in listings.values() if one.groups is not None]
+    return Listing(
+        title,
+        Files(str(folder), np.array(names), np.zeros(len(names), np.int32)),
+        [cell for one in listings.values() for cell in one.cells],  # type: ignore[misc]
+        next(iter(listings.values())).classes,
+        [name for name, one in listings.items() for _ in one.cells],
+        list(chain(*groups)) if groups else None,
+    )

@@ -1,0 +1,116 @@
+"""Tables as other programs and systems write them: Windows' paths, JSON lines, Hugging Face's metadata files."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+
+from vit_core import InputError
+from vit_train.config import Data
+from vit_train.data.sources import Split, Which, open_split
+from vit_train.data.tests.test_kinds_of_sources import png
+from vit_train.data.tests.text_folders import fill
+
+ROWS = [(f"{label}{i}.png", label) for label in ("cat", "dog") for i in range(4)]
+
+
+def opened(path: Path, which: Which = "train", **fields: object) -> Split:
+    return open_split(Data(name=str(path), **{"held_out": 0.0, **fields}), which)  # type: ignore[arg-type]
+
+
+def read(split: Split) -> list[tuple[bytes, str]]:
+    return [(example["image"], split.labels[example["label"]]) for example in split.examples]
+
+
+def expected(folder: str = "") -> list[tuple[bytes, str]]:
+    return [(f"{folder}{name}".encode(), label) for name, label in ROWS]
+
+
+def test_paths_that_windows_wrote(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"scans/{name}" for name, _ in ROWS))
+    lines = "".join(f"scans\\{name},{label}\r\n" for name, label in ROWS)
+    (tmp_path / "t.csv").write_text(f"path,label\r\n{lines}")
+    assert read(opened(tmp_path / "t.csv")) == expected("scans/")
+
+
+def test_a_backslash_in_a_name_is_kept(tmp_path: Path) -> None:
+    fill(tmp_path, "a\\b.png", "c.png")
+    (tmp_path / "t.csv").write_text("path,label\na\\b.png,cat\nc.png,dog\n")
+    assert read(opened(tmp_path / "t.csv")) == [(b"a\\b.png", "cat"), (b"c.png", "dog")]
+
+
+def write_metadata(folder: Path, kind: str) -> None:
+    fill(folder, *(name for name, _ in ROWS))
+    if kind == "csv":
+        pandas.DataFrame(ROWS, columns=["file_name", "label"]).to_csv(folder / "metadata.csv", index=False)
+    else:
+        lines = (json.dumps({"file_name": name, "label": label}) + "\n" for name, label in ROWS)
+        (folder / "metadata.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_folders_with_metadata(tmp_path: Path, kind: str) -> None:
+    for split in ("train", "test"):
+        write_metadata(tmp_path / split, kind)
+    assert read(opened(tmp_path)) == expected()
+    assert read(opened(tmp_path, "eval")) == expected()
+    assert opened(tmp_path, "eval").title == f"{tmp_path.name}/test"
+    assert read(opened(tmp_path / "train")) == expected()
+    assert read(opened(tmp_path / f"train/metadata.{kind}")) == expected()
+
+
+def test_metadata_equals_what_datasets_loads(tmp_path: Path) -> None:
+    write_metadata(tmp_path / "photos/train", "jsonl")
+    for name, _ in ROWS:
+        (tmp_path / "photos/train" / name).write_bytes(png(np.random.default_rng(0)))
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), cache_dir=str(tmp_path / "cache"))
+    theirs = [(Path(row["image"].filename).name, row["label"]) for row in loaded["train"]]
+    ours = opened(tmp_path / "photos")
+    assert [(Path(ours.examples.name(i)).name, ours.labels[int(ours.examples[i]["label"])]) for i in range(8)] == theirs
+
+
+def test_class_folders_count_more_than_a_table_beside_them(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg", "val/b/2.jpg", "metadata.csv", "train/metadata.csv")
+    assert opened(tmp_path).labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "t.jsonl: no rows; expected a JSON object for each image"),
+        ('{"path": "cat0.png"\n', "t.jsonl, line 1: .*; expected a JSON object in each line"),
+        ("[1]\n", "t.jsonl, line 1: expected a JSON object"),
+        ('{"path": "cat0.png", "label": "cat"}\n\n{"path": "cat1.png"}\n', "t.jsonl, line 3: nothing in column label"),
+    ],
+)
+def test_json_lines_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    fill(tmp_path, "cat0.png", "cat1.png")
+    (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path / "t.jsonl")
+
+
+def test_labels_that_look_like_several_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png", "3.png")
+    (tmp_path / "t.csv").write_text("path,label\n1.png,cat|dark\n2.png,dog|dark\n3.png,cat\n")
+    (note,) = opened(tmp_path / "t.csv").notes
+    assert note.startswith("t: 2 labels with '|' in them are classes of their own: cat|dark, dog|dark; if it separates")
+    assert note.endswith("--data.label-separator '|'")
+    assert opened(tmp_path / "t.csv", label_separator="|").notes == ()
+    (tmp_path / "t.csv").write_text('path,label\n1.png,"tench, Tinca tinca"\n2.png,"goldfish, Carassius"\n')
+    assert opened(tmp_path / "t.csv").notes == ()
+
+
+def test_parquet_with_paths_is_refused(tmp_path: Path) -> None:
+    pandas.DataFrame(ROWS, columns=["image", "label"]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: column image has text; expected the bytes of the images"):
+        opened(tmp_path / "t.parquet", image_column="image")
+
+
+def test_an_archive_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "photos.zip")
+    with pytest.raises(InputError, match=r"photos\.zip: archives are not read, except \.tar; unpack it, and name the"):
+        opened(tmp_path / "photos.zip")
