@@ -42,8 +42,9 @@ def working(text: str) -> Status:
     return console.status(text)
 
 
-def progress(shown: bool = True) -> Progress:
+def progress(shown: bool = True, passing: bool = False) -> Progress:
     """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown.
+    Where it is passing, nothing of it stays.
 
     In a narrow terminal the bar is shorter and the text is cut.
     """
@@ -58,6 +59,7 @@ def progress(shown: bool = True) -> Progress:
         TimeRemainingColumn(table_column=whole),
         console=console,
         disable=not shown,
+        transient=passing,
     )
 
 

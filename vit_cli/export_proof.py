@@ -1,5 +1,6 @@
 """Proves that an exported program is the model: on random images, and on those of a data set, from file to label."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from vit_train.data.sources import Split
     from vit_train.display import Display
     from vit_train.engine import Predictor
+
+logger = logging.getLogger("vit")
 
 BOUNDS: dict[Precision, float | None] = {
     "float32": parity.FLOAT32_BOUND,
@@ -125,8 +128,8 @@ def on_data(
 ) -> OnData:
     """Answers of a program and its twin to `count` images of a split, evenly spread over it, from the files' bytes.
 
-    outputs: class of the split -> output of the model; None: images may have several classes. InputError for an image
-    that cannot be read.
+    outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
+    read are named and left out; InputError where none can be.
     """
     from vit_train.answers import spread_over
 
@@ -137,14 +140,18 @@ def on_data(
         for begin in range(0, len(ids), size):
             images = []
             for i in ids[begin : begin + size]:
-                example = split.examples[int(i)]
                 try:
+                    example = split.examples[int(i)]
                     images.append(decode(example["image"], deployment.preprocessing))
                 except InputError as error:
-                    raise InputError(f"{split.fault(int(i), error)}; fix or remove it") from None
+                    logger.warning("skipped: %s; fix or remove it", split.fault(int(i), error))
+                    continue
                 found.wanted += [outputs[int(example["label"])]] if outputs is not None else []
-            _add(found, twin, deployment, program, images, size)
-            task.update(begin + len(images), split.title)
+            if images:
+                _add(found, twin, deployment, program, images, size)
+            task.update(min(begin + size, len(ids)), split.title)
+    if not found.images:
+        raise InputError(f"{split.title}: none of {len(ids)} images can be read; see the lines above")
     return found
 
 

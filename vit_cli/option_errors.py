@@ -1,5 +1,6 @@
 """Wrong options in one line: cyclopts' typed errors in the words of this project."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -7,7 +8,7 @@ from cyclopts import exceptions
 from cyclopts.exceptions import CycloptsError
 
 from vit_cli.option_words import spaced
-from vit_cli.other_spellings import hint
+from vit_cli.other_spellings import RECIPE_COMMANDS, hint
 from vit_core.errors import InputError, unknown_name
 
 
@@ -42,6 +43,8 @@ def _unexpected(error: exceptions.UnusedCliTokensError, where: str) -> InputErro
     before = typed[typed.index(extra[0]) - 1] if extra[0] in typed else ""
     if before.startswith("--") and extra[0].lower() in ("true", "false"):
         return InputError(f"{where}: {before} takes no value after a space; write {before}={extra[0].lower()}")
+    if (error.command_chain or ("",))[0] in RECIPE_COMMANDS and os.path.exists(extra[0]):
+        return InputError(f"{where}: unexpected '{extra[0]}'; images are named with --data {extra[0]}")
     return InputError(f"{where}: unexpected '{spaced(' '.join(extra))}'; see {where} --help")
 
 

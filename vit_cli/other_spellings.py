@@ -94,8 +94,10 @@ _RECIPE_HINTS = {
     "--config": "the recipe is the first word: vit pretrain RECIPE, the name of one or a Python file",
     "--torchcompile": "write --compile (PyTorch; on by default on a GPU); JAX compiles always",
 }  # fmt: skip
+_WRITTEN = "write --to csv, jsonl or parquet; with --out FILE its name says which"
 HINTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(RECIPE_COMMANDS, _RECIPE_HINTS),
+    "finetune": {**_RECIPE_HINTS, "--model": "the architecture is that of the checkpoint; leave it out"},
     "evaluate": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--resume"), "the checkpoint is the first word: vit evaluate PATH"),
@@ -104,6 +106,7 @@ HINTS: dict[str, dict[str, str]] = {
     "predict": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--init"), "the checkpoint is the first word: vit predict PATH"),
+        **dict.fromkeys(("--json", "--jsonl", "--csv", "--parquet"), _WRITTEN),
         **dict.fromkeys(("--data", "--data-dir"), "the images are the second word: vit predict PATH FOLDER"),
         **dict.fromkeys(("--device", "--devices", "--gpus"), _DEVICES),
     },

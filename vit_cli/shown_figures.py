@@ -16,7 +16,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
 from vit_train import answer_figures, attention_figures, figures, reconstruction, reconstruction_figures
-from vit_train.answers import Answers, readable, spread_over
+from vit_train.answers import Answers, readable, readable_among, spread_over
 from vit_train.data.sources import Split
 from vit_train.display import Display
 from vit_train.metrics import METRICS
@@ -231,12 +231,13 @@ class Shown:
             return _distances_of(model, of_image), 1
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
         with self.display.task("attention", len(ids)) as task:
-            for done, i in enumerate(ids):
-                pixels_HWC = readable(self.split, int(i), self.preprocessing)[0]
+            done = 0
+            for _, pixels_HWC, _ in readable_among(self.split, ids, self.preprocessing, named=self.answers is None):
                 weights_LTNN = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
                 total = total + _distances_of(self._model_at(pixels_HWC), weights_LTNN)
-                task.update(done + 1, self.split.title)
-        return total / len(ids), len(ids)
+                done += 1
+                task.update(done, self.split.title)
+        return total / done, done
 
 
 def _distances_of(model: ViTConfig, weights_LTNN: Sequence[np.ndarray]) -> np.ndarray:

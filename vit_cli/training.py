@@ -90,6 +90,12 @@ class Wish:
         )
         if out is not None and (out / RUN).exists():
             begun = read_request(out).config
+            if self.epochs is not None and fields.get(STEPS, config.steps) != begun.steps:
+                raise InputError(
+                    f"{out}: holds a run of {begun.steps} steps, and --epochs {self.epochs:g} of these images are "
+                    f"{fields.get(STEPS, config.steps)}; vit resume {out} goes on with it, --steps N changes its "
+                    "length; for another run, choose another --out"
+                )
             kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
             fields |= {path: value_at(begun, path) for path in kept}
         result = changed(config, {**fields, **chosen})

@@ -10,6 +10,8 @@ from typing import Any
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 
+TIMM = r"vit_(tiny|small|medium|base|large|huge)_patch([0-9]+)(_[0-9]+)?(\..+)?"
+"""timm's names of plain architectures: vit_small_patch16_224.augreg_in1k."""
 # fmt: off
 VARIANTS: dict[str, dict[str, int]] = {
     "mu":     {"width":   32, "depth":  1, "mlp_dim":   128, "heads":  2},
@@ -74,6 +76,9 @@ def architecture_fields(name: str) -> dict[str, Any]:
     family, _, size = name.rpartition("-")
     if family in FAMILIES and size in FAMILIES[family]:
         return FAMILIES[family][size]
+    if (timm := re.fullmatch(TIMM, name)) is not None:
+        size = {"tiny": "Ti"}.get(timm[1], timm[1][0].upper())
+        raise InputError(f"unknown variant '{name}'; timm's is called {size}/{timm[2]} here")
     if name not in VARIANTS:
         sizes = [f"{family}-{size}" for family, rows in FAMILIES.items() for size in rows]
         raise unknown_name("variant", name, [*VARIANTS, *sizes])

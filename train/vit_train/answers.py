@@ -1,6 +1,7 @@
 """What a predictor answers to single images of a split: which are worst, and which classes are confused."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,8 @@ from vit_train.data.batches import evaluation_pixels
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Predictor
+
+logger = logging.getLogger("vit")
 
 BATCH = 50
 
@@ -108,6 +111,21 @@ def readable(split: Split, i: int, preprocessing: Preprocessing) -> tuple[np.nda
         raise InputError(f"{split.fault(i, error)}; fix or remove it") from None
 
 
+def readable_among(
+    split: Split, ids: Iterable[int], preprocessing: Preprocessing, named: bool = True
+) -> Iterator[tuple[int, np.ndarray, Any]]:
+    """Those of some images that can be read: index, pixels and label as `readable` gives them. The others are named in
+    warnings, unless that was done before."""
+    for i in map(int, ids):
+        try:
+            pixels_HWC, label = readable(split, i, preprocessing)
+        except InputError as error:
+            if named:
+                logger.warning("skipped: %s", error)
+            continue
+        yield i, pixels_HWC, label
+
+
 def answers_to(
     predictor: Predictor,
     split: Split,
@@ -118,17 +136,23 @@ def answers_to(
 ) -> Answers:
     """A predictor's answers to `count` images of a split, evenly spread over it.
 
-    outputs: class of the split -> output of the model. InputError for an image that cannot be read.
+    outputs: class of the split -> output of the model. Images that cannot be read are named and left out; InputError
+    where none can be.
     """
-    ids_N, classes, logits = spread_over(split, count), [], []
+    ids_N, kept, classes, logits = spread_over(split, count), [], [], []
     with display.task("answers", len(ids_N)) as task:
         for begin in range(0, len(ids_N), BATCH):
             ids = ids_N[begin : begin + BATCH]
-            images = Images(preprocessing, len(ids))
-            for row, i in enumerate(ids):
-                images[row], label = readable(split, int(i), preprocessing)
+            found = list(readable_among(split, ids, preprocessing))
+            images = Images(preprocessing, len(found))
+            for row, (i, pixels_HWC, label) in enumerate(found):
+                images[row] = pixels_HWC
+                kept.append(i)
                 classes.append(int(label))
-            logits.append(predictor.predict(images.batch()).astype(np.float64))
+            if found:
+                logits.append(predictor.predict(images.batch()).astype(np.float64))
             task.update(begin + len(ids), split.title)
+    if not kept:
+        raise InputError(f"{split.title}: none of {len(ids_N)} images can be read; see the lines above")
     probabilities = log_softmax(np.concatenate(logits), axis=-1)
-    return Answers(split, preprocessing, ids_N, np.array(classes), np.array(outputs), probabilities)
+    return Answers(split, preprocessing, np.array(kept), np.array(classes), np.array(outputs), probabilities)

@@ -118,6 +118,9 @@ def check_data(
             )  # fmt: skip
         if missing := checking.missing_classes(one.split):
             logger.warning("%s: classes without an image: %s", one.split.title, abbreviate(missing))
+    as_they_are = config.masked is None and not config.class_weights and config.sampling == "shuffled"
+    if as_they_are and (line := checking.imbalance_line(training, evaluation)):
+        logger.info("%s", line)
     if pairs := checking.duplicates(*checked):
         a, b = pairs[0]
         logger.warning(

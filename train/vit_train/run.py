@@ -263,8 +263,14 @@ def read_request(run: Location) -> Request:
 def differences(here: Request, there: Request) -> list[str]:
     """The fields that make two requests different runs, each with both values."""
     ours, theirs = flatten(here.model_dump(mode="json")), flatten(there.model_dump(mode="json"))
-    return [
-        f"{name.removeprefix('config.')} is {theirs.get(name)} there and {ours.get(name)} here"
+    names = [
+        name
         for name in dict.fromkeys([*ours, *theirs])
         if ours.get(name) != theirs.get(name) and name not in CHANGEABLE
+    ]
+    return [
+        "the images or their labels are others"
+        if name == "examples"
+        else f"{name.removeprefix('config.')} is {theirs.get(name)} there and {ours.get(name)} here"
+        for name in names
     ]

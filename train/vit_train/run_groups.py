@@ -116,14 +116,20 @@ class Group:
     def steps_to(self, first: "Group") -> dict[int, int | None]:
         """Seed -> the step at which its run has the final accuracy of the first group's run with this seed; None if it
         never has. Without seeds that the first group does not have, and without runs that were not evaluated during
-        training."""
+        training; empty for a group that was evaluated on other images."""
         ends = {run.config.seed: run.top1 for run in first.runs}
+        if not self.same_evaluation(first):
+            return {}
         compared = [run for run in self.runs if run.config.seed in ends and len(run.evaluations) > 1]
         return {run.config.seed: run.steps_to(ends[run.config.seed]) for run in compared}
 
     @property
     def training_flops(self) -> float:
         return self.runs[0].training_flops
+
+    def same_evaluation(self, first: "Group") -> bool:
+        """Whether both were evaluated on the same images, so that their accuracies can be compared."""
+        return self.runs[0].request.examples[1:] == first.runs[0].request.examples[1:]
 
     def changes_from(self, first: "Group") -> dict[str, object]:
         """The fields that differ from the first group, and their values in this group."""

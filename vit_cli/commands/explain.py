@@ -1,5 +1,6 @@
 """`vit explain`"""
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ def explain(
     """Show what a recipe will do, without training.
 
     Prints the resolved config with the values that are fitted to the training images, the learning-rate schedule, the
-    parameter groups, and the FLOPs. Every field of the recipe is an option: `vit explain RECIPE --help` lists them.
+    parameter groups, and the FLOPs. Without images on this machine, the recipe's own values are printed. Every field of
+    the recipe is an option: `vit explain RECIPE --help` lists them.
 
     Examples:
         vit explain folder --data ./photos
@@ -55,19 +57,27 @@ def explain(
         wish = replace(wish, init=reading.open_and_report(init))
     elif stage == "finetune":
         raise InputError("--stage finetune: name the checkpoint to start from with --init")
-    training = _training_split(wish.data())
+    training = _training_split(wish.data(), ("data", "name") in changes)
     config = wish.unfitted() if training is None else wish.fitted(training)
+    for note in () if training is None else training.notes:
+        say(note)
     print_recipe(f"{recipe}: {stage} {init or ''}".rstrip(), config, None if training is None else len(training))
     return 0
 
 
-def _training_split(data: Data) -> "Split | None":
-    """The training split; None where the data are not on this machine, which is reported."""
+def _training_split(data: Data, asked: bool) -> "Split | None":
+    """The training split; None where the data are not on this machine, which is reported.
+
+    InputError for a path that was asked for and cannot be used: training with it would be refused too.
+    """
     require("train", "tensorflow_datasets")
     from vit_train.data.sources import open_split
+    from vit_train.data.sources.opening import data_path
 
     try:
         return open_split(data, "train")
     except InputError as error:
+        if asked and (data_path(data) is not None or os.path.exists(data.name)):
+            raise
         say(f"nothing is fitted to the data: {error}")
         return None

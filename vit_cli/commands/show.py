@@ -94,11 +94,11 @@ def show(
     drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))
     display = TerminalDisplay()
     examples = _examples(checkpoint, data, data_dir, split, display)
-    if drawn_for is None and examples is not None:
-        drawn_for = (examples.name(0), _first_pixels(examples, preprocessing))
     answers = None
     if examples is not None:
         answers = _answers(opened, preprocessing, examples, framework, images, labels, display)
+    if drawn_for is None and examples is not None:
+        drawn_for = _first_readable(examples, answers, preprocessing)
     shown = Shown(opened, preprocessing, framework, display, drawn_for, run_containing(checkpoint), examples, answers)
     _write(folder, str(checkpoint), shown)
     return 0
@@ -125,10 +125,16 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
         return resize_image(decode(file, preprocessing), preprocessing)
 
 
-def _first_pixels(examples: "Split", preprocessing: Preprocessing) -> np.ndarray:
-    from vit_train.answers import readable
+def _first_readable(
+    examples: "Split", answers: "Answers | None", preprocessing: Preprocessing
+) -> tuple[str, np.ndarray]:
+    """Name and pixels of the first image that can be read. InputError where there is none."""
+    from vit_train.answers import readable_among
 
-    return readable(examples, 0, preprocessing)[0]
+    ids = range(len(examples)) if answers is None else answers.ids_N
+    for i, pixels_HWC, _ in readable_among(examples, ids, preprocessing):
+        return examples.name(i), pixels_HWC
+    raise InputError(f"{examples.title}: no image can be read; see the lines above")
 
 
 def _examples(

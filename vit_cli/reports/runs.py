@@ -22,12 +22,14 @@ def print_runs(groups: Sequence[Group]) -> None:
         reached = f"{group.mean:.2%} ({low:.1%} - {high:.1%})"
         width = half_width(accuracies, len(runs), len(first.runs))
         apart = "" if group is first else _points(group.mean - first.mean, width)
+        apart = apart if group.same_evaluation(first) else "other images"
         rows.append((name, len(runs), f"{runs[0].images:,}", f"{group.training_flops:.2e}", reached, apart))
     table("finished runs", ("runs", "seeds", "images", "FLOPs", "top-1 (95 %)", "from the first"), rows)
     for name, group in zip(names[1:], groups[1:], strict=True):
-        say(
-            f"{name}: {', '.join(f'{field} {value_text(value)}' for field, value in group.changes_from(first).items())}"
-        )
+        changes = group.changes_from(first)
+        words = [f"{field} {value_text(value)}" for field, value in changes.items() if field != "examples"]
+        words += ["other images or labels"] if "examples" in changes else []
+        say(f"{name}: {', '.join(words)}")
     if half_width(accuracies, 1) is None:
         say(
             "intervals: of one run's accuracy, from the number of images; two seeds of one config show what chance does"

@@ -1,7 +1,7 @@
 """How training is shown: progress, the preflight table, what a run reached."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from rich.progress import Progress, TaskID
 
@@ -27,9 +27,21 @@ class _BarTask(Task):
 class TerminalDisplay(Display):
     """Shows progress bars, spinners and the preflight table in the terminal."""
 
-    def task(self, title: str, total: int, completed: int = 0) -> AbstractContextManager[Task]:
-        """A progress bar."""
-        return _progress_bar(title, total, completed)
+    def __init__(self) -> None:
+        self._bars = 0
+
+    @contextmanager
+    def task(self, title: str, total: int, completed: int = 0) -> Iterator[Task]:
+        """A progress bar; one within another is gone when its task ends, and is never in a file."""
+        if self._bars and not console.console.is_terminal:
+            yield Task()
+            return
+        with console.progress(passing=self._bars > 0) as bar:
+            self._bars += 1
+            try:
+                yield _BarTask(bar, bar.add_task(title, total=total, completed=completed, note="starting"))
+            finally:
+                self._bars -= 1
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
@@ -55,12 +67,6 @@ class TerminalDisplay(Display):
         for name, (size, part) in largest:
             say(f"           {part / 2**20:,.2f} of {size / 2**20:,.2f} MiB: {name}")
         say(f"loader     {report.images_per_second:,.0f} images/s in total: training cannot be faster")
-
-
-@contextmanager
-def _progress_bar(title: str, total: int, completed: int) -> Iterator[Task]:
-    with console.progress() as bar:
-        yield _BarTask(bar, bar.add_task(title, total=total, completed=completed, note="starting"))
 
 
 def print_stage(result: StageResult) -> None:

@@ -1,6 +1,7 @@
 """`vit export`: what it writes and prints, that its files run without this package, and what it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,11 @@ def test_answers_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
     (row,) = (line for line in accuracy.splitlines() if line.startswith(" weights"))
     assert line.split()[1] == row.split()[1], "the top-1 of vit evaluate"
     assert line.split()[2] == "0"
+    first = sorted(images.glob("*/*.png"))[0]
+    first.write_bytes(b"no image")
+    out = vit("export", tmp_path / "small", tmp_path / "again.jaxexport", *words[3:])
+    assert "19 images, from file to label" in out
+    assert re.search(f"warning: skipped: {first}: cannot decode .*; fix or remove it", out)
 
 
 def test_on_data_counts_what_changes() -> None:

@@ -128,12 +128,13 @@ def test_only_masked_autoencoders_are_pretrained_from_a_checkpoint(refused: Vit)
 def test_pretraining_from_a_checkpoint_is_explained(vit: Vit, refused: Vit, photos: Path, tmp_path: Path) -> None:
     """With the network of the checkpoint and the recipe's mask; otherwise it is fine-tuning that is."""
     save_random(tmp_path / "encoder")
-    words = ["explain", "imagenet_mae", "--init", tmp_path / "encoder", "--data", photos, "--batch-size", "16"]
+    words = ["explain", "imagenet_mae", "--init", tmp_path / "encoder", "--batch-size", "16"]
     words += ["--steps", "3", "--schedule.warmup-steps", "1"]
-    printed = vit(*words, "--stage", "pretrain")
+    printed = vit(*words, "--data", photos, "--stage", "pretrain")
     assert f"imagenet_mae: pretrain {tmp_path}/encoder" in printed
     for field, value in (("model.width", MODEL.width), ("model.num_classes", 0), ("mae.mask_ratio", 0.75)):
         assert re.search(rf"^ {field} +{value} $", printed, re.M), field
+    assert "photos: no split 'validation'" in refused(*words, "--data", photos)
     printed = vit(*words, "--data.eval-split", "none")
     assert re.search(r"^ mae.mask_ratio +0.0 $", printed, re.M)
     assert "--stage finetune: name the checkpoint" in refused("explain", "digits", "--stage", "finetune")

@@ -40,6 +40,15 @@ def test_a_folder_of_runs(vit: Vit, folder: Path) -> None:
     assert "Student's t" in out
 
 
+def test_accuracies_on_other_images_are_not_compared(vit: Vit, folder: Path) -> None:
+    write_run(folder / "cats", CONFIG.replace(seed=0), 0.9, earlier=(0.8,), examples=("aa", "bb"))
+    out = vit("runs", folder / "base-0", folder / "cats")
+    (line,) = [line for line in out.splitlines() if line.startswith(" cats") and "e+" in line]
+    assert line.endswith(" other images ")
+    assert "cats: other images or labels" in out.splitlines()
+    assert "+60.00" not in out
+
+
 def test_a_run_that_is_not_finished_is_left_out_of_a_folder(vit: Vit, folder: Path) -> None:
     """But refused where it is named."""
     config = CONFIG.replace(label_smoothing=0.5, steps=12)

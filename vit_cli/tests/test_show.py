@@ -120,6 +120,14 @@ def test_a_page_escapes_what_it_is_given(tmp_path: Path) -> None:
     assert _PageImages(text).images == [b"image"]
 
 
+def save_small(folder: Path) -> Path:
+    """A random model of the classes of `folder_of_images`."""
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(SMALL, 0).items()}
+    config = CheckpointConfig(model=SMALL, labels=LABELS, preprocessing=CONFIG.preprocessing)
+    save_checkpoint(folder, Checkpoint.of(config, arrays))
+    return folder
+
+
 def test_bad_input(refused: Vit, tmp_path: Path) -> None:
     model = save_random(tmp_path / "model")
     (tmp_path / "mine").mkdir()
@@ -131,8 +139,18 @@ def test_bad_input(refused: Vit, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("no image")
     assert "begin no image format" in refused("show", model, tmp_path / "note.txt", *where)
     assert "--images 0: expected 1 or more" in refused("show", model, "--images", 0, *where)
-    images = folder_of_images(tmp_path / "images", 4)
+    small, images = save_small(tmp_path / "small"), folder_of_images(tmp_path / "images", 4)
+    for file in images.glob("*/*.png"):
+        file.write_bytes(b"no image")
+    line = refused("show", small, "--data", images, *where)
+    assert "images (all images): none of 4 images can be read; see the lines above" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_unreadable_images_are_named_once_and_left_out(vit: Vit, tmp_path: Path) -> None:
+    small, images = save_small(tmp_path / "small"), folder_of_images(tmp_path / "images", 40)
     first = sorted(images.glob("*/*.png"))[0]
     first.write_bytes(b"no image")
-    assert re.search(f"{first}: cannot decode .*; fix or remove it", refused("show", model, "--data", images, *where))
-    assert not (tmp_path / "new").exists()
+    printed = vit("show", small, "--data", images, "--out", tmp_path / "new")
+    assert len(re.findall(f"warning: skipped: {first}: cannot decode .*; fix or remove it", printed)) == 1
+    assert_page_of(tmp_path / "new", [*WITHOUT_DATA, *OF_DATA])

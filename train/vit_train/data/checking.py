@@ -22,6 +22,8 @@ from vit_train.data.sources.opening import data_path
 from vit_train.data.sources.split import Listed, Source
 from vit_train.display import SILENT, Display, Task
 
+UNEVEN = 10
+"""So many times as many images of one class as of another are worth a line."""
 DECODED = 10_000
 """Images of a split whose pixels are decoded, at most; of the others only the header is read."""
 HEAD = 65536
@@ -154,6 +156,26 @@ def missing_classes(split: Split) -> tuple[str, ...]:
         return ()
     counts_C = Occurrences.of(split).counts_C
     return tuple(label for label, count in zip(split.labels, counts_C, strict=True) if not count)
+
+
+def imbalance_line(training: Split, evaluation: Split) -> str | None:
+    """What to know where the most frequent class has `UNEVEN` times as many training images as the rarest, or more.
+
+    None for others, for several classes an image, and for prepared sets, whose labels are in the records.
+    """
+    if training.multilabel or not all(isinstance(split.examples, Listed) for split in (training, evaluation)):
+        return None
+    counts_C, held_C = (Occurrences.of(split).counts_C for split in (training, evaluation))
+    rarest, most = int(counts_C.argmin()), int(counts_C.argmax())
+    if counts_C[most] < UNEVEN * max(counts_C[rarest], 1):
+        return None
+    rare, frequent = training.labels[rarest], training.labels[most]
+    share = held_C[evaluation.labels.index(frequent)] / held_C.sum() if frequent in evaluation.labels else 0.0
+    return (
+        f"{training.title}: {counts_C[most]:,} images of {frequent}, {counts_C[rarest]:,} of {rare}; "
+        f"always answering {frequent} is right for {share:.1%} of {evaluation.title}; --class-weights balanced and "
+        "--sampling balanced count rare classes more"
+    )
 
 
 def duplicates(training: Checked, evaluation: Checked) -> list[tuple[int, int]]:

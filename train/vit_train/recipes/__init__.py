@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def open_recipe(recipe: str) -> Recipe:
     if not path.is_file():
         if recipe.endswith(".py"):
             raise InputError(f"{recipe}: no such file; a recipe is a Python file, or one of {', '.join(names())}")
+        if os.path.exists(recipe):
+            raise InputError(f"{recipe}: no recipe; the recipe comes first, then the images: folder --data {recipe}")
         raise unknown_name("recipe", recipe, names())
     return Recipe(recipe, path, _call(path, partial(_import, path)))
 

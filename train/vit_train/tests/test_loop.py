@@ -62,6 +62,16 @@ def test_a_run_learns_and_is_logged(name: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["000100", "000150"], "the newest two"
 
 
+def test_an_evaluation_during_training_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(ENGINES["torch"](CONFIG.replace(steps=4, evaluate_every=2)), tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step ")]
+    logged = next(line for line in lines_of(tmp_path) if "top1" in line)
+    assert line == (
+        f"step 2: top-1 {logged['top1']:.2%}, moving average {logged['top1_ema']:.2%}, "
+        f"evaluation loss {logged['evaluation_loss']:.4f}"
+    )
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_finished_run_leaves_weights_and_average(name: str, tmp_path: Path) -> None:
     engine = ENGINES[name](CONFIG.replace(steps=4))

@@ -194,7 +194,8 @@ def test_errors_are_one_line(store: Store, recipe: Path, vit: Vit, monkeypatch: 
         "gs://nowhere/run: cannot write there (no such object, or no such bucket); choose another folder with --out"
     )
     assert line("convert", "gs://nowhere/run", "here") == (
-        "gs://nowhere/run: no such checkpoint; expected a folder with config.json and model.safetensors"
+        "gs://nowhere/run: no such checkpoint; expected a run, a folder with config.json and model.safetensors, "
+        "a file of weights as .pth or .npz, or hf://OWNER/MODEL"
     )
     for address, expected in (("gs://", "names no bucket"), ("http://bucket/run", "other stores have to be mounted")):
         message = line("pretrain", recipe, "--out", address)

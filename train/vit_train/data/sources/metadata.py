@@ -39,7 +39,7 @@ def images_with_metadata(folder: Path, data: Data) -> Listing | None:
     return Listing(
         title,
         Files(str(folder), np.array(names), np.zeros(len(names), np.int32)),
-        [cell for one in listings.values() for cell in one.cells],  # type: ignore[misc]
+        [cell for one in listings.values() for cell in one.cells],  # type: ignore[arg-type]
         next(iter(listings.values())).classes,
         [name for name, one in listings.items() for _ in one.cells],
         list(chain(*groups)) if groups else None,

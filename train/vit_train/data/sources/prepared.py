@@ -121,6 +121,8 @@ def find_set(data: Data) -> Path:
     for folder in reversed(sets):
         if data.name in (folder.parent.name, f"{folder.parent.name}:{folder.name}"):
             return folder
+    if os.path.exists(data.name):
+        raise InputError(f"data set '{data.name}': not prepared in {directory}; for the one here write ./{data.name}")
     fix = "set --data.directory, or write a folder with a slash, as ./photos"
     if not sets:
         raise InputError(f"data set '{data.name}': none is prepared in {directory}; {fix}")

@@ -118,6 +118,19 @@ def test_copies_in_both_splits_are_found(photos: Path) -> None:
     assert names == {("02.jpg", "copy.jpg"), ("big.png", "same.png")}
 
 
+def test_uneven_classes(photos: Path) -> None:
+    train, val = splits(photos)
+    assert checking.imbalance_line(train, val) is None
+    for path in sorted(photos.glob("train/b/*.jpg"))[2:]:
+        path.unlink()
+    for path in sorted(photos.glob("val/b/*.jpg"))[2:]:
+        path.unlink()
+    assert checking.imbalance_line(*splits(photos)) == (
+        f"{photos.name}/train: 20 images of a, 2 of b; always answering a is right for 75.0% of {photos.name}/val; "
+        "--class-weights balanced and --sampling balanced count rare classes more"
+    )
+
+
 def test_missing_classes(photos: Path) -> None:
     for file in (photos / "val/a").iterdir():
         file.unlink()

@@ -26,7 +26,10 @@ def open_folder(path: Location) -> Checkpoint:
     """
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
-        raise InputError(f"{path}: no such checkpoint; expected a folder with {CONFIG} and {WEIGHTS}")
+        raise InputError(
+            f"{path}: no such checkpoint; expected a run, a folder with {CONFIG} and {WEIGHTS}, a file of weights as "
+            ".pth or .npz, or hf://OWNER/MODEL"
+        )
     if not weights.is_file():
         found = "is not a file" if weights.exists() else "is missing"
         raise InputError(f"{weights}: {found}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
