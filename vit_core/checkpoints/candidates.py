@@ -28,8 +28,12 @@ _PREFERRED_PARTS = (
     *("target_encoder", "teacher"),
 )
 """Keys and prefixes of averaged weights, which are chosen before the trained ones, and of distillation's teacher."""
-_LAST_PARTS = frozenset(("student", "txt", "text", "text_model", "textual"))
+_OTHER_AVERAGES = re.compile(r"(?!.*(?:no|non|not|without)_)(?:(?:\w+_)?(?:ema|swa)(?:_\w+)?|averaged?(?:_\w+)?)")
+"""Others that say so ("swa_model", "net_ema"), chosen after those."""
+_LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
 """Keys and prefixes of distillation's student and of text towers, which are chosen after all others."""
+COUNTERS = frozenset(("n_averaged", "steps"))
+"""How many steps an averaged model has seen, beside its arrays, in torch.optim.swa_utils and in mmengine."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,12 @@ class Candidate:
     def parts(self) -> tuple[str, ...]:
         """The keys and the parts of the prefix."""
         return (*self.keys, *self.prefix_parts)
+
+    @property
+    def swapped(self) -> bool:
+        """Whether these are the trained weights that mmengine's EMAHook keeps under "ema_state_dict": what it averaged
+        takes their place under "state_dict"."""
+        return self.keys[-1:] == ("ema_state_dict",) and ("steps" in self.arrays or "steps" in self.beside)
 
 
 def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[str]) -> list[Candidate]:
@@ -96,9 +106,14 @@ def choice_notes(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str
     notes = [f"model found under '{one_line(chosen.name)}'"] if chosen.parts else []
     if chosen.wrappers:
         notes.append(f"names: without the wrappers' {', '.join(chosen.wrappers)}")
-    if others := [candidate.name for candidate in candidates if candidate is not chosen]:
+    if others := [_described(candidate) for candidate in candidates if candidate is not chosen]:
         notes.append(f"other models in the file: {abbreviate(others)}; choose one with --part NAME")
     return notes
+
+
+def _described(candidate: Candidate) -> str:
+    why = " (the trained weights: mmengine keeps the average under state_dict)" if candidate.swapped else ""
+    return f"{candidate.name}{why}"
 
 
 def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArrays:
@@ -210,9 +225,12 @@ def _candidates_in(
 def _preference(candidate: Candidate) -> tuple[int, int]:
     """Sort key: averages and teachers first, then models with the fewest keys; students and text towers last."""
     for rank, part in enumerate(_PREFERRED_PARTS):
-        if part in candidate.parts:
-            return rank - len(_PREFERRED_PARTS), len(candidate.parts)
-    return (1 if _LAST_PARTS.intersection(candidate.parts) else 0), len(candidate.parts)
+        if part in candidate.parts and not candidate.swapped:
+            return rank - len(_PREFERRED_PARTS) - 1, len(candidate.parts)
+    if any(_OTHER_AVERAGES.fullmatch(part) for part in candidate.parts) and not candidate.swapped:
+        return -1, len(candidate.parts)
+    last = candidate.swapped or any(_LAST_PARTS.fullmatch(part) for part in candidate.parts)
+    return int(last), len(candidate.parts)
 
 
 def _module(name: str, prefix: Sequence[str]) -> tuple[str, ...]:

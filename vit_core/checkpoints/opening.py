@@ -12,6 +12,7 @@ from typing import Any
 
 from vit_core.checkpoints.adapter_folder import ADAPTER_CONFIG, apply_adapters, is_adapter_folder, read_adapters
 from vit_core.checkpoints.candidates import (
+    COUNTERS,
     arrays_beside,
     choice_notes,
     choose_candidate,
@@ -307,7 +308,11 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
         used |= {reading.decoder.positions, *(name for rule in reading.decoder.rules for name in rule.theirs)}
     unused = [name for name in reading.arrays if name not in used]
     of_head = [name for name in unused if AFTER_BACKBONE.match(name)]
-    left_out = [name for name in unused if re.search(reading.left_out, name) or (without_head and name in of_head)]
+    left_out = [
+        name
+        for name in unused
+        if re.search(reading.left_out, name) or name in COUNTERS or (without_head and name in of_head)
+    ]
     if unexpected := [name for name in unused if name not in left_out]:
         advice = advice_about(unexpected) or "nothing is dropped in silence"
         if set(unexpected) <= set(of_head):

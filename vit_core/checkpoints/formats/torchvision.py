@@ -100,7 +100,6 @@ def read_source(source: Source, fields: Fields) -> Reading:
         CheckpointConfig(model=model),
         rules(model, older=mlp == "mlp.linear_1"),
         arrays,
-        left_out=r"^n_averaged$",  # how many steps an averaged model (torch.optim.swa_utils) has seen
         notes=tuple(notes),
         assumptions=assumed,
         used=used,

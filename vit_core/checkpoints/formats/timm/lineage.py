@@ -107,11 +107,10 @@ def read_source(source: Source, fields: Fields) -> Reading:
         checkpoint_config,
         eva.rules(model, eva.names_in(arrays)),
         arrays,
-        r"^n_averaged$",
-        (*notes, *more),
-        tuple(assumed),
-        said,
-        used | train_args.used_facts(source),
+        notes=(*notes, *more),
+        assumptions=tuple(assumed),
+        stated=said,
+        used=used | train_args.used_facts(source),
     )
 
 
