@@ -5,6 +5,7 @@ The reference is timm's own class, of an oblong grid and with heads that no rule
 
 import json
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import GELUTanh, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
 from vit_core import parity
@@ -256,3 +259,43 @@ def test_buffers_of_targets_are_no_preprocessing(tmp_path: Path) -> None:
     file["state_dict"] |= {f"normalize_targets.{name}": torch.full((3,), 0.5) for name in ("mean", "std")}
     torch.save(file, path)
     assert opened(path, image_size=(8, 32)).config.preprocessing is None
+
+
+ACTIVATIONS = {"QuickGELU": "quick_gelu", "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu"}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_without_an_architecture(name: str, tmp_path: Path) -> None:
+    """As timm and transformers call the argument; timm's QuickGELU and the tanh approximation in words."""
+    layer = {"quick_gelu": QuickGELU, "gelu_tanh": GELUTanh, "gelu": nn.GELU}[ACTIVATIONS[name]]
+    for key in ("act_layer", "hidden_act"):
+        found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, key: name}}, act_layer=layer))
+        assert_same(found, act_layer=layer)
+        assert f"activation={ACTIVATIONS[name]}: stated by hyper_parameters: {key}" in found.notes
+
+
+def test_a_class_as_activation(tmp_path: Path) -> None:
+    """A class is kept by its name."""
+    found = opened(saved(tmp_path, {"config": {**OBLONG, "act_layer": QuickGELU}}, act_layer=QuickGELU))
+    assert_same(found, act_layer=QuickGELU)
+
+
+@pytest.mark.parametrize("name", ["relu", nn.SiLU])
+def test_another_activation_is_refused(name: Any, tmp_path: Path) -> None:
+    """Unless the user says that it is of something else."""
+    path = saved(tmp_path, {"hyper_parameters": {**OBLONG, "act_layer": name}})
+    with pytest.raises(InputError, match=r"act_layer states .*, which ViTConfig cannot express; .*--set activation="):
+        opened(path)
+    assert_same(opened(path, activation="gelu"))
+
+
+def test_an_epsilon_without_an_architecture(tmp_path: Path) -> None:
+    norm = partial(nn.LayerNorm, eps=1e-3)
+    found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, "layer_norm_eps": 1e-3}}, norm_layer=norm))
+    assert_same(found, norm_layer=norm)
+    assert "norm_epsilon=0.001: stated by hyper_parameters: layer_norm_eps" in found.notes
+
+
+def test_an_activation_beside_an_architecture(tmp_path: Path) -> None:
+    stated = {"hyper_parameters": {"model_name": "vit_tiny_patch16_224", **OBLONG, "act_layer": "quick_gelu"}}
+    assert_same(opened(saved(tmp_path, stated, act_layer=QuickGELU)), act_layer=QuickGELU)

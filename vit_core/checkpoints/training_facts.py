@@ -1,8 +1,8 @@
 """What files state of their model beside its arrays, under names that training scripts share.
 
 Lightning's `hyper_parameters`, an `args` of argparse, a `config` at any key, a safetensors file's metadata: the image
-size, the heads and the pooling, which no array shows, are taken from there where the arrays agree; sizes that the
-arrays show are compared with it; names of classes (`classes`, `class_to_idx`) become labels; and a mean and a std with
+size, the heads, the pooling, the activation and the epsilon, which no array shows, are taken from there where the
+arrays agree; sizes that the arrays show are compared with it; names of classes (`classes`, `class_to_idx`) become labels; and a mean and a std with
 what is stated beside them become the preprocessing.
 """
 
@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 from vit_core.arrays import LazyArray
+from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.image_facts import with_preprocessing
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
+from vit_core.errors import InputError, one_line
 from vit_core.field_text import field_text
 
 _POOLING = {"token": "cls", "cls": "cls", "avg": "gap", "mean": "gap", "gap": "gap", "map": "map"}
@@ -26,6 +27,8 @@ _ASSUMED = {
     "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
     "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
     "pooling": ("global_pool", "pooling", "pool"),
+    "activation": ("act_layer", "hidden_act"),
+    "norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "ln_eps"),
 }
 """Field that arrays do not show -> names that scripts give it; an image size first, without which some do not open."""
 _SHOWN = {
@@ -36,6 +39,7 @@ _SHOWN = {
     "num_classes": ("num_classes", "n_classes", "nb_classes", "num_labels"),
 }
 """Field that arrays show -> names that scripts give it."""
+_ACTIVATIONS: tuple[str, ...] = get_args(ViTConfig.model_fields["activation"].annotation)
 _LABELS = ("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label")
 
 
@@ -71,6 +75,9 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         if (found := _fact_of(field, facts)) is None or field not in assumed or field in fields:
             continue
         fact, value = found
+        if field == "activation" and value not in _ACTIVATIONS:
+            _check_activation(reading, source, fact, value)
+            continue
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})
         if better is None:
             stated = f"{fact.where} states {field_text(field, value)}"
@@ -92,6 +99,16 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         notes=(*reading.notes, *notes, *label_note, *image_note),
         used=reading.used | used | label_key | image_keys,
         stated=reading.stated | set(taken),
+    )
+
+
+def _check_activation(reading: Reading | None, source: Source, fact: Fact, value: str) -> None:
+    """InputError for an activation that is none of ours, but for the SiLU of a gated MLP."""
+    if value == "silu" and reading is not None and reading.config.model.mlp == "swiglu":
+        return
+    raise InputError(
+        f"{source.path}: {fact.where} states '{one_line(value)[:60]}', which ViTConfig cannot express; if that is not "
+        f"the activation of this model's MLPs, use --set activation=gelu or another of {', '.join(_ACTIVATIONS)}"
     )
 
 
@@ -127,6 +144,10 @@ def _fact_of(field: str, facts: list[Fact]) -> tuple[Fact, Any] | None:
 
 def _value_of(field: str, said: Any) -> Any:
     """A value of the field; None for what is none."""
+    if field == "activation":
+        return activation_named(said)
+    if field == "norm_epsilon":
+        return said if isinstance(said, float) and 0 < said < 1 else None
     if field == "pooling":
         return _POOLING.get(said) if isinstance(said, str) else None
     if isinstance(said, str):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.known_keys import unknown_keys
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
@@ -45,6 +46,8 @@ def hub_config(source: Source) -> dict[str, Any]:
     given = keywords.items() if isinstance(keywords, Mapping) else ()
     model_args = {key: value for key, value in given if value is not None}  # as timm.create_model takes them
     model_args |= {theirs: args[key] for key, theirs in _MODEL_ARGS.items() if args.get(key) not in (None, "")}
+    if (activation := activation_named(args.get("act_layer"))) is not None:
+        model_args.setdefault("act_layer", activation)
     pretrained = {key: args[key] for key in _PRETRAINED if args.get(key) not in (None, "")}
     if isinstance(size := args.get("input_size"), list | tuple) and len(size) == 3:
         pretrained["input_size"] = list(size)

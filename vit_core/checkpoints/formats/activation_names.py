@@ -1,0 +1,21 @@
+"""Names of activations in training scripts' arguments, and ours."""
+
+from typing import Any
+
+_OURS = {
+    **dict.fromkeys(("gelu", "exactgelu"), "gelu"),
+    **dict.fromkeys(("gelutanh", "gelunew", "gelupytorchtanh", "pytorchgelutanh", "gelufast"), "gelu_tanh"),
+    **dict.fromkeys(("quickgelu", "quickgeluactivation"), "quick_gelu"),
+    **dict.fromkeys(("silu", "swish"), "silu"),
+}
+"""Without their underscores, in small letters."""
+
+
+def activation_named(stated: Any) -> str | None:
+    """Our name of an activation that is given as text or as a class ("QuickGELU", `torch.nn.GELU`); the last part of
+    the name as it is where we have none; None for what is no name."""
+    text = getattr(stated, "kind", stated)  # of the stand-in for a class
+    if not isinstance(text, str) or not text:
+        return None
+    name = text.rpartition(".")[2]
+    return _OURS.get(name.replace("_", "").lower(), name)
