@@ -28,6 +28,7 @@ _NO_WEIGHTS = re.compile(
 """What training scripts save beside the weights under such endings."""
 _ANOTHER_MODEL = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")
 """What accelerate's save_state calls the second model and those after it."""
+_SHARD = re.compile(r"((?:open_clip_)?(?:pytorch_)?model|flax_model)-[0-9]{5}-of-[0-9]{5}(\.\w+)")
 _MOST_NAMES = 10_000
 
 
@@ -60,6 +61,9 @@ def find_weights(folder: Location) -> Found:
     candidates = sorted(name for name in names if _looks_like_weights(name) and (folder / name).is_file())
     if len(candidates) == 1:
         return Found(folder / candidates[0], "file")
+    if candidates and all(shards := [_SHARD.fullmatch(name) for name in candidates]):
+        index = next(f"{shard[1]}{shard[2]}.index.json" for shard in shards if shard)
+        raise InputError(f"{folder}: {len(shards)} shards without their index; expected {index} beside them")
     if candidates:
         raise InputError(
             f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like); name one of its files: "

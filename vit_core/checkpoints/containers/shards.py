@@ -8,6 +8,7 @@ from typing import Any
 from vit_core.arrays import LazyArray
 from vit_core.checkpoints.containers.container import Container, nested
 from vit_core.checkpoints.containers.reading import FileRange, readable
+from vit_core.errors import InputError, abbreviate, one_line
 from vit_core.storage import Location
 
 _LONGEST_INDEX = 2**26
@@ -22,13 +23,33 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
         for shard in set(shard_of.values()):
             if not isinstance(shard, str) or "/" in shard or "\\" in shard or shard.endswith(".index.json"):
                 raise ValueError(f"shard '{str(shard)[:60]}' is not a file beside it")
-        opened = {shard: open_file(index.path.parent / shard) for shard in sorted(set(shard_of.values()))}
+        names = sorted(set(shard_of.values()))
+        for shard in names:
+            if not (index.path.parent / shard).is_file():
+                step = f"{index.path.name} names it as one of {len(names)} shards; copy it here too"
+                raise InputError(f"{index.path.parent / shard}: no such file; {step}")
+        opened = {shard: open_file(index.path.parent / shard) for shard in names}
         entries: dict[str, LazyArray] = {}
         for name, shard in shard_of.items():
             if name not in opened[shard].arrays:
                 raise ValueError(f"{shard} has no {name[:60]}")
             entries[name] = opened[shard].arrays.entries[name]
+        unnamed = _unnamed(shard_of, opened)
+        entries |= {name: opened[shard].arrays.entries[name] for name, shard in unnamed.items()}
     first = next(iter(opened.values()), Container(index.path, "", {}))
     notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
+    if unnamed:
+        notes += (f"arrays of the shards that the index does not name: {abbreviate([one_line(x)[:60] for x in unnamed])}",)
     tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
     return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)
+
+
+def _unnamed(shard_of: dict[str, str], opened: dict[str, Container]) -> dict[str, str]:
+    """The arrays that are in a shard and not in the index, and their shards: libraries read them too. ValueError for
+    one that is in two."""
+    found: dict[str, str] = {}
+    for shard, container in opened.items():
+        for name in container.arrays:
+            if name not in shard_of and (other := found.setdefault(name, shard)) != shard:
+                raise ValueError(f"{one_line(name)[:60]} is in {other} and in {shard}, and the index names neither")
+    return found

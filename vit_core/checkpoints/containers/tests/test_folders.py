@@ -130,7 +130,8 @@ def test_shards_of_every_kind(tmp_path: Path, ending: str) -> None:
     assert set(opened.arrays) == set(weight_map)
     assert [opened.arrays[name].tolist() for name in weight_map] == [[0, 0], [1], [1, 1], [1]]
     (tmp_path / f"{stem}-00002-of-00002.{ending}").unlink()
-    with pytest.raises(InputError, match=r"00002-of-00002.* no such file"):
+    index = f"{stem}.{ending}.index.json"
+    with pytest.raises(InputError, match=rf"00002-of-00002.* no such file; {index} names it as one of 2 shards"):
         open_container(tmp_path)
 
 
@@ -144,6 +145,28 @@ def test_an_index_that_names_what_a_shard_has_not(tmp_path: Path) -> None:
             continue
         with pytest.raises(InputError, match="not an index of shards"):
             open_container(tmp_path)
+
+
+def test_an_index_that_does_not_name_all_of_its_shards(tmp_path: Path) -> None:
+    """Libraries read every array of the shards."""
+    safetensors.numpy.save_file({"v": np.ones(2), "w": np.zeros(1)}, tmp_path / "0.safetensors")
+    safetensors.numpy.save_file({"u": np.ones(3)}, tmp_path / "1.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"v": "0.safetensors", "u": "1.safetensors"}}))
+    opened = open_container(tmp_path)
+    assert (set(opened.arrays), opened.arrays["w"].tolist()) == ({"u", "v", "w"}, [0])
+    assert opened.notes == ("arrays of the shards that the index does not name: w",)
+    safetensors.numpy.save_file({"u": np.ones(3), "w": np.ones(1)}, tmp_path / "1.safetensors")
+    with pytest.raises(InputError, match=r"w is in 0.safetensors and in 1.safetensors, and the index names neither"):
+        open_container(tmp_path)
+
+
+def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
+    for i in (1, 2):
+        write(tmp_path / f"model-0000{i}-of-00002.safetensors")
+    with pytest.raises(InputError, match=r"2 shards without their index; expected model.safetensors.index.json") as error:
+        open_container(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def tar(path: Path) -> None:
