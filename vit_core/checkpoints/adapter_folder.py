@@ -3,8 +3,8 @@
 
 A folder that a run wrote also has the `config.json` of the whole network, so that it can be opened without naming the
 base as long as the base is at its recorded path; and the file of weights has a digest of the base, so that another base
-is refused. peft reads neither. Folders that peft wrote, for `vit_torch.ViT` or for a timm model with the same names,
-are opened with a given base.
+is refused. peft reads neither. Folders that peft wrote, for `vit_torch.ViT`, for a timm model with the same names or
+for a transformers model, are opened with a given base.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.arrays import LazyArrays, as_dtype
+from vit_core.checkpoints.adapter_names import CLASSIFIER, Place, places_in, without_text_tower
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig, weights_digest
 from vit_core.checkpoints.containers import open_safetensors, readable, write_safetensors
 from vit_core.checkpoints.value_checks import with_value_checks
@@ -158,7 +159,7 @@ def _check_axes(where: Location, arrays: LazyArrays) -> None:
     if not any(is_adapter(name) for name in arrays):
         raise InputError(f"{where}: holds no adapters (lora_A, lora_B)")
     for name, shape in arrays.shapes.items():
-        needed = 2 if is_adapter(name) or name == "head.weight" else 0
+        needed = 2 if is_adapter(name) or name in ("head.weight", CLASSIFIER) else 0
         if len(shape) < needed or (needed and 0 in shape):
             raise InputError(f"{where}: {name} has the shape {list(shape)}; expected {needed} axes or more, none of 0")
 
@@ -169,30 +170,52 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
     If the folder has the whole network's config, the base is first resampled to its image and patch size, and its
     weights are compared with those that the adapters were trained with. InputError if they do not fit.
     """
-    base = _prepared(adapters, base)
+    adapters, places, notes = _in_our_names(adapters, base)
+    base = _prepared(adapters, base, of_transformers=bool(places))
     rows, entries = parameters(base.config.model), dict(base.arrays.entries)
     for module in adapters.modules:
         weight, pair = f"{module}.weight", pair_of(module)
+        place = places.get(weight) or (Place(weight, 0, rows[weight].shape[0]) if weight in rows else None)
         down, up = (adapters.arrays.entries.get(name) for name in (pair.down, pair.up))
-        if weight not in rows or down is None or up is None:
-            what = f"{pair.up} is missing" if weight in rows else f"the base has no {weight}"
+        if place is None or place.parameter not in rows or down is None or up is None:
+            what = f"{pair.up} is missing" if place is not None else f"the base has no {weight}"
             raise InputError(f"{adapters.origin}: {pair.down}: {what}; is this the base that they were trained with?")
-        shape, rank = rows[weight].shape, down.shape[0]
+        whole, rank = rows[place.parameter].shape, down.shape[0]
+        shape = (place.stop - place.first, *whole[1:])
         expected = (rank, *shape[1:]), (shape[0], rank)
         if (down.shape, up.shape[:2]) != expected or prod(up.shape[2:]) != 1:
             found = f"{list(down.shape)} and {list(up.shape)}"
             raise InputError(
                 f"{adapters.origin}: {module}: matrices of {found} do not fit a weight of {list(shape)} of the base"
             )
-        add = partial(_with_adapter, down.read, up.read, adapters.scale(module))
-        entries[weight] = entries[weight].then(add, shape, entries[weight].dtype)
+        add = partial(_with_adapter, down.read, up.read, adapters.scale(module), place)
+        entries[place.parameter] = entries[place.parameter].then(add, whole, entries[place.parameter].dtype)
     for name in (name for name in adapters.arrays if not is_adapter(name)):
         if name not in rows or adapters.arrays.entries[name].shape != rows[name].shape:
             raise InputError(f"{adapters.origin}: {name}: the base has no such parameter of this shape")
         entries[name] = adapters.arrays.entries[name]
+    base = dataclasses.replace(base, notes=(*base.notes, *notes))
     return dataclasses.replace(
         base, config=adapters.network or base.config, arrays=LazyArrays(entries), origin=adapters.origin
     )
+
+
+def _in_our_names(adapters: Adapters, base: Checkpoint) -> tuple[Adapters, Mapping[str, Place], list[str]]:
+    """The adapters with our names for what was trained whole, where the matrices of transformers' belong, and notes."""
+    arrays, model = without_text_tower(adapters.arrays), base.config.model
+    if (head := arrays.entries.get(CLASSIFIER)) is not None:
+        model = model.replace(num_classes=head.shape[0], head_bias=CLASSIFIER.replace("weight", "bias") in arrays)
+    if not (places := places_in(model, arrays)):
+        return adapters, places, []
+    notes = ["left out: adapters of text_model"] if len(arrays) < len(adapters.arrays) else []
+    whole = parameters(model)
+    ours = {
+        name: place.parameter
+        for name, place in places.items()
+        if place.stop - place.first == whole[place.parameter].shape[0]
+    }
+    renamed = {name if is_adapter(name) else ours.get(name, name): entry for name, entry in arrays.entries.items()}
+    return dataclasses.replace(adapters, arrays=LazyArrays(renamed)), places, notes
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -202,9 +225,12 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     )
 
 
-def _prepared(adapters: Adapters, base: Checkpoint) -> Checkpoint:
-    """The base at the sizes of the network that the adapters belong to, with a head of so many classes."""
+def _prepared(adapters: Adapters, base: Checkpoint, *, of_transformers: bool) -> Checkpoint:
+    """The base at the sizes of the network that the adapters belong to, with a head of so many classes. transformers'
+    classes with a classifier have no pooler."""
     head = adapters.arrays.entries.get("head.weight")
+    if head is not None and of_transformers and base.config.model.representation:
+        base = base.with_head(0)
     if head is not None and head.shape[0] != base.config.model.num_classes:
         base = base.with_head(head.shape[0])
     if adapters.network is None:
@@ -224,11 +250,14 @@ def _prepared(adapters: Adapters, base: Checkpoint) -> Checkpoint:
     return base
 
 
-def _with_adapter(read_down: Any, read_up: Any, scale: float, weight: np.ndarray) -> np.ndarray:
-    """The weight with its adapter; a kernel of patches counts as a matrix of outputs by inputs."""
-    down, up, outputs = read_down(), read_up(), weight.shape[0]
-    whole = merged(weight.reshape(outputs, -1), down.reshape(len(down), -1), up.reshape(outputs, -1), scale)
-    return whole.reshape(weight.shape)
+def _with_adapter(read_down: Any, read_up: Any, scale: float, place: Place, weight: np.ndarray) -> np.ndarray:
+    """The weight with an adapter of these rows; a kernel of patches counts as a matrix of outputs by inputs."""
+    down, up, outputs = read_down(), read_up(), place.stop - place.first
+    part = weight[place.first : place.stop].reshape(outputs, -1)
+    changed = merged(part, down.reshape(len(down), -1), up.reshape(outputs, -1), scale)
+    whole = weight.copy()
+    whole[place.first : place.stop] = changed.reshape(outputs, *weight.shape[1:])
+    return whole
 
 
 def _is_head(name: str) -> bool:
