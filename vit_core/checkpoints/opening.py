@@ -25,6 +25,7 @@ from vit_core.checkpoints.candidates import (
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
 from vit_core.checkpoints.decoder import Decoder, decoder_rows
+from vit_core.checkpoints.formats import paddle
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
 from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
 from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
@@ -177,13 +178,16 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     if not candidates:
         return dataclasses.replace(source, notes=notes)
     chosen = choose_candidate(candidates, part, source.path)
+    arrays, beside = chosen.arrays, arrays_beside(chosen, candidates)
+    if paddle.is_transposed(arrays):
+        arrays, beside, notes = paddle.as_in_pytorch(arrays), paddle.as_in_pytorch(beside), (*notes, paddle.NOTE)
     return dataclasses.replace(
         source,
-        arrays=chosen.arrays,
+        arrays=arrays,
         facts={**container.metadata, **facts_beside(container.tree, chosen.keys)},
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
-        beside=arrays_beside(chosen, candidates),
+        beside=beside,
         keys_beside=tuple(keys_beside(chosen, candidates, container.tree)),
         notes=(*notes, *choice_notes(chosen, candidates)),
     )
