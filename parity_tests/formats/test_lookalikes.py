@@ -20,6 +20,7 @@ from torch import nn
 import vit_torch
 from parity_tests.formats.foreign import randomized, save
 from parity_tests.formats.timm_models import with_googles_epsilons
+from parity_tests.formats.torch_models import hollow
 from vit_core import parity
 from vit_core.arrays import LazyArray
 from vit_core.checkpoints import open_checkpoint
@@ -130,3 +131,15 @@ def test_the_reason_names_the_positions(name: str, reason: str, tmp_path: Path) 
     path = save(tmp_path / "model.pth", built(name).state_dict())
     with pytest.raises(InputError, match=reason):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_the_first_small_one_of_timm_scales_otherwise(prefix: str, tmp_path: Path) -> None:
+    """vit_small_patch16_224 of timm 0.3 and of PaddleClas: 8 heads of 96, and products times 768 ** -0.5."""
+    model = timm.create_model("vit_base_patch16_224", depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False, num_classes=5)
+    shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items()}
+    path = hollow(tmp_path / "vit_small_p16_224.safetensors", shapes)
+    with pytest.raises(InputError, match=r"8 blocks of width 768 .* --from timm --set heads=") as error:
+        open_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert open_checkpoint(path, format="timm", fields={"heads": 8}).config.model.heads == 8

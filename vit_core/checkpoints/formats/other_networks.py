@@ -105,6 +105,7 @@ def check_positions(source: Source) -> None:
             f"{source.path}: its blocks have the widths {several}, as in Hiera and SAM 2, which ViTConfig cannot "
             "express"
         )
+    _check_first_small(source)
     inside, beside = (*_OTHER_POSITIONS, *_OTHER_BLOCKS), _BESIDE
     known = [*((one, source.arrays) for one in inside), *((one, source.beside) for one in beside)]
     for (pattern, what), arrays in known:
@@ -112,6 +113,19 @@ def check_positions(source: Source) -> None:
             raise InputError(
                 f"{source.path}: {abbreviate(found, most=1)} belongs to {what}, which ViTConfig cannot express"
             )
+
+
+def _check_first_small(source: Source) -> None:
+    """InputError for the sizes of vit_small_patch16_224 as timm 0.3 had it, and PaddleClas has: its weights are
+    for products that are scaled by 768 ** -0.5, where its heads have 96 features."""
+    shapes = source.arrays.shapes
+    sizes = (shapes.get("blocks.7.mlp.fc1.weight"), shapes.get("blocks.7.mlp.fc2.weight"))
+    if sizes == ((2304, 768), (768, 2304)) and "blocks.8.norm1.weight" not in shapes:
+        raise InputError(
+            f"{source.path}: 8 blocks of width 768 with MLPs of 2304 are those of vit_small_patch16_224 in timm 0.3 "
+            "and in PaddleClas, whose attention scales by 768 ** -0.5, which ViTConfig cannot express; if it is "
+            "another network, use --from timm --set heads=N"
+        )
 
 
 def check_deepspeed(source: Source) -> None:
