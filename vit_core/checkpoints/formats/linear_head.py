@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.formats import probe_norm
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.errors import abbreviate, one_line
 
@@ -31,7 +32,8 @@ def with_linear_head(
     arrays: of the model, canonical names. source: gives the arrays outside the model's prefix, where a head of its own
     may be. A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a
     Sequential (`head.1`), or the one layer after the model in a Sequential. A module with other arrays too, such as a
-    norm or a second Linear, is not taken. Nor is a head beside the model where another module there has as many outputs
+    norm or a second Linear, is not taken, but for a batch norm without weights before the Linear, which becomes a part
+    of it. Nor is a head beside the model where another module there has as many outputs
     as the head has inputs: it may stand between them, and no array shows whether it does. Nor is one of several heads
     beside the model.
     """
@@ -57,10 +59,14 @@ def with_linear_head(
         note = f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may stand before it"
         return arrays, [note], frozenset()
     kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
-    leaves = [leaf for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members]
-    head = {f"{name}.{leaf}": members[f"{linear}.{leaf}"] for leaf in leaves}
+    leaves = {leaf: members[f"{linear}.{leaf}"] for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members}
+    note = f"head: the Linear '{linear}' {where}"
+    if norm := probe_norm.norm_before(members, linear):
+        leaves = probe_norm.joined(members, norm, linear)
+        note += f", with the batch norm '{norm}' as a part of it (epsilon {probe_norm.EPSILON} assumed)"
+    head = {f"{name}.{leaf}": entry for leaf, entry in leaves.items()}
     used = frozenset({root}) if group is beside else frozenset[str]()
-    return LazyArrays({**kept, **head}), [f"head: the Linear '{linear}' {where}"], used
+    return LazyArrays({**kept, **head}), [note], used
 
 
 def _between(beside: LazyArrays, head: str, inputs: int, width: int) -> str | None:
@@ -92,13 +98,15 @@ def _after(prefix: Sequence[str], beside: Iterable[str]) -> list[str]:
 
 
 def _linear(members: dict[str, LazyArray], width: int) -> str | None:
-    """The name of the Linear that the arrays of a module consist of; None where they are something else."""
+    """The name of the Linear that the arrays of a module consist of, a batch norm without weights before it aside; None
+    where they are something else."""
     weights = [name for name in members if name.endswith(".weight")]
     if len(weights) != 1 or len(members[weights[0]].shape) != 2:
         return None
     linear = weights[0].removesuffix(".weight")
     classes, inputs = members[weights[0]].shape
-    bias = members.get(f"{linear}.bias")
-    if inputs not in (width, 2 * width) or set(members) - {f"{linear}.weight", f"{linear}.bias"}:
+    bias, norm = members.get(f"{linear}.bias"), probe_norm.norm_before(members, linear)
+    others = set(members) - {f"{linear}.weight", f"{linear}.bias"} - (probe_norm.names_of(norm) if norm else set())
+    if inputs not in (width, 2 * width) or others:
         return None
     return linear if bias is None or bias.shape == (classes,) else None
