@@ -4,11 +4,13 @@ Files are made by the writers that people use: serialization.to_bytes of a dicti
 StandardCheckpointer, PyTreeCheckpointer and CheckpointManager, of Linen's dictionaries and of NNX states.
 """
 
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,6 +19,7 @@ import pytest
 from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
 from flax.traverse_util import unflatten_dict
+from safetensors.numpy import save_file
 
 import vit_jax
 import vit_torch
@@ -72,7 +75,30 @@ def managed(path: Path, tree: Any) -> Path:
     return path / "5"
 
 
+def pickled(path: Path, tree: Any) -> Path:
+    path.with_suffix(".pkl").write_bytes(pickle.dumps(jax.tree.map(np.asarray, tree)))
+    return path.with_suffix(".pkl")
+
+
+def dotted(path: Path, arrays: Arrays) -> Path:
+    """Flax's names joined by dots, as safetensors of ports have them."""
+    save_file({name.replace("/", "."): array for name, array in arrays.items()}, path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def scenic(arrays: Arrays) -> Tree:
+    """Scenic's name of the head."""
+    return nested({name.replace("head/", "output_projection/"): array for name, array in arrays.items()})
+
+
 WRITERS: dict[str, Callable[[Path, Arrays], Path]] = {
+    "pickle": lambda path, arrays: pickled(path, nested(arrays)),
+    "pickle, training state": lambda path, arrays: pickled(path, {"params": nested(arrays), "step": 3}),
+    "safetensors, dots": dotted,
+    "Scenic": lambda path, arrays: msgpack(path, state_tree(scenic(arrays))),
+    "Scenic, flax.optim": lambda path, arrays: msgpack(
+        path, {"optimizer": {"target": scenic(arrays), "state": {"param_states": scenic(arrays)}}, "global_step": 3}
+    ),
     "msgpack, bare": lambda path, a: msgpack(path, nested(a)),
     "msgpack, params": lambda path, a: msgpack(path, {"params": nested(a)}),
     "msgpack, TrainState": lambda path, a: msgpack(path, train_state(nested(a))),

@@ -86,7 +86,7 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
         for keys, arrays in _array_mappings(tree, separator)
         for candidate in _candidates_in(keys, arrays, anchor, separator)
     ]
-    models = [candidate for candidate in found if not _OPTIMIZER_PARTS.intersection(candidate.parts)]
+    models = [candidate for candidate in found if not _OPTIMIZER_PARTS.intersection(_without_target(candidate.parts))]
     return sorted(models, key=_preference)
 
 
@@ -157,6 +157,12 @@ def facts_beside(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]
         facts |= {name: value for name, value in level.items() if not isinstance(value, LazyArray) and name != key}
         level = level.get(key) if key is not None else None
     return facts
+
+
+def _without_target(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Without the two that lead to the parameters in flax.optim's state: `optimizer/target`."""
+    i = next((i for i in range(len(parts) - 1) if parts[i : i + 2] == ("optimizer", "target")), len(parts))
+    return (*parts[:i], *parts[i + 2 :])
 
 
 def _array_mappings(

@@ -23,6 +23,7 @@ from vit_core.checkpoints.candidates import (
     modules_of,
 )
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
+from vit_core.checkpoints.containers.container import nested
 from vit_core.checkpoints.containers import Container, open_container, readable
 from vit_core.checkpoints.decoder import Decoder, decoder_rows
 from vit_core.checkpoints.formats import paddle
@@ -174,6 +175,9 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     candidates = find_candidates(container.tree, container.separator, anchors)
     if not candidates and container.separator == "/":  # a tree of JAX that holds PyTorch's names
         candidates = find_candidates(flattened(container.tree, "."), ".", anchors)
+    if not candidates and container.separator == ".":  # a pickle of PyTorch's kind, or dots, with names of Flax
+        names = {name.replace(".", "/"): entry for name, entry in flattened(container.tree, ".").items()}
+        candidates = find_candidates(nested(names), "/", anchors)
     notes = (*container.notes, *source.notes)
     if not candidates:
         return dataclasses.replace(source, notes=notes)

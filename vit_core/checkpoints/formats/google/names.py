@@ -5,6 +5,7 @@ of the JAX twin, so the rules are the parameter table with other names. The name
 from before Flax's Linen number a block's four parts through, later ones by class; a scan over the layers stacks them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ DETERMINED = FROM_ARRAYS | {
 }
 """Fields that the arrays of both code bases determine, or of which the code has one value only."""
 _STACK = "Transformer/encoderblock"
+_SCENIC_HEAD = "output_projection/"
 _MOST_LAYERS = 4096
 
 
@@ -73,7 +75,7 @@ class Tree:
     @classmethod
     def of(cls, source: Source, *positions: str) -> "Tree":
         """A file's; `positions` are the names that its table may have."""
-        arrays, stack = source.arrays, _STACK
+        arrays, stack = _with_head(source.arrays), _STACK
         if PATCHES not in arrays:
             raise InputError(f"{source.path}: missing {PATCHES}")
         stacked = any(name.startswith(f"{stack}/") for name in arrays)
@@ -204,6 +206,14 @@ def _attention(ours: str, theirs: str, projections: Mapping[str, tuple[str, ...]
 
 def _mlp(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.mlp.fc{i + 1}": f"{theirs}/Dense_{i}" for i in range(2)}
+
+
+def _with_head(arrays: LazyArrays) -> LazyArrays:
+    """Scenic's ViT (scenic/projects/baselines/vit.py) has the names of google-research's but for the head's."""
+    if f"{_SCENIC_HEAD}kernel" not in arrays or "head/kernel" in arrays:
+        return arrays
+    renamed = (re.sub(f"^{_SCENIC_HEAD}", "head/", name) for name in arrays)
+    return LazyArrays(dict(zip(renamed, arrays.entries.values(), strict=True)))
 
 
 def _layer_by_layer(where: Location, arrays: LazyArrays, stack: str) -> tuple[LazyArrays, int]:
