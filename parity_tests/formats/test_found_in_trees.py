@@ -124,6 +124,15 @@ def test_pickled_whole(head: str | None, tmp_path: Path) -> None:
     assert_is(found, whole)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_scripted(tmp_path: Path) -> None:
+    """torch.jit.script keeps the members of an Enum, of which timm's patch projection has one, as calls with a text."""
+    model = vit()
+    torch.jit.script(model).save(tmp_path / "scripted.pt")
+    found = open_checkpoint(tmp_path / "scripted.pt", fields=HEADS)
+    assert_is(found, model)
+
+
 @pytest.mark.parametrize("outer", ["", "model."])
 @pytest.mark.parametrize("head", ["fc", "head", "classifier", "linear"])
 @pytest.mark.parametrize("dropout", [False, True])

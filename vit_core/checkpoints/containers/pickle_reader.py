@@ -241,6 +241,8 @@ class PickleReader:
         self._global(module, name)
 
     def _construct(self, target: object, arguments: object, keywords: object = None) -> None:
+        if isinstance(arguments, str) and isinstance(target, Global) and target.name.startswith("__torch__."):
+            arguments = (arguments,)  # a member of an Enum in TorchScript
         if not isinstance(arguments, tuple):
             raise ValueError("arguments that are no tuple")
         if keywords:
