@@ -14,7 +14,7 @@ from vit_core.checkpoints import open_checkpoint
 from vit_core.errors import InputError
 
 ROUNDED = 1e-6
-"""The weight and the bias of the head are computed in float64 and rounded to float32: 2**-24 for each of 24 products."""
+"""The head is computed in float64 and rounded to float32: 2**-24 for each of 24 products and the bias."""
 
 
 def probe() -> nn.Sequential:
@@ -39,8 +39,8 @@ def test_maes_linear_probe(pool: str, keys: tuple[str, ...], tmp_path: Path) -> 
         state = {key: state, "optimizer": {}, "epoch": 89}
     found = open_checkpoint(in_file(tmp_path, state), fields=HEADS)
     assert found.config.model.num_classes == 7
-    note = "head: the Linear 'head.1' in the model, with the batch norm 'head.0' as a part of it (epsilon 1e-06 assumed)"
-    assert note in found.notes
+    what = "head: the Linear 'head.1' in the model, with the batch norm 'head.0' as a part of it"
+    assert f"{what} (epsilon 1e-06 assumed)" in found.notes
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
     assert apart(found, expected) <= ROUNDED

@@ -136,7 +136,8 @@ def test_the_reason_names_the_positions(name: str, reason: str, tmp_path: Path) 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_the_first_small_one_of_timm_scales_otherwise(prefix: str, tmp_path: Path) -> None:
     """vit_small_patch16_224 of timm 0.3 and of PaddleClas: 8 heads of 96, and products times 768 ** -0.5."""
-    model = timm.create_model("vit_base_patch16_224", depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False, num_classes=5)
+    sizes: dict[str, Any] = {"depth": 8, "num_heads": 8, "mlp_ratio": 3.0, "qkv_bias": False, "num_classes": 5}
+    model = timm.create_model("vit_base_patch16_224", **sizes)
     shapes = {f"{prefix}{name}": tuple(x.shape) for name, x in model.state_dict().items()}
     path = hollow(tmp_path / "vit_small_p16_224.safetensors", shapes)
     with pytest.raises(InputError, match=r"8 blocks of width 768 .* --from timm --set heads=") as error:

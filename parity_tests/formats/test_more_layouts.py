@@ -192,6 +192,29 @@ def test_quantized_weights_are_named(names: tuple[str, ...], tmp_path: Path) -> 
         opened(save(tmp_path / "file.pth", state), heads=3)
 
 
+@pytest.mark.parametrize("config", [{}, {"model_type": "vit", "quantization_config": {"load_in_4bit": True}}])
+def test_weights_in_4_bits_are_named(config: dict[str, Any], tmp_path: Path) -> None:
+    """bitsandbytes packs two values into a byte, with the constants beside them."""
+    state = classifier().state_dict()
+    for layer in ("attn.qkv", "attn.proj"):
+        weight = f"blocks.0.{layer}.weight"
+        constants = {"absmax": torch.ones(8), "quant_map": torch.ones(16)}
+        constants["quant_state.bitsandbytes__nf4"] = torch.zeros(90, dtype=torch.uint8)
+        state |= {weight: torch.zeros(state[weight].numel() // 2, 1, dtype=torch.uint8)}
+        state |= {f"{weight}.{name}": x for name, x in constants.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save(tmp_path / "model.safetensors", state)
+    with pytest.raises(InputError, match=r"blocks.0.attn.proj.weight.absmax belongs to weights in 4 bits .*dequantize"):
+        opened(tmp_path, heads=3)
+
+
+def test_a_part_of_fsdp_is_named(tmp_path: Path) -> None:
+    """As each process of DINOv2's training writes its part."""
+    state = {"student.backbone._fsdp_wrapped_module._flat_param": torch.ones(99)}
+    with pytest.raises(InputError, match=r"as of one process's part of FSDP's flat parameters, .*FULL_STATE_DICT"):
+        opened(save(tmp_path / "model_0000999.rank_0.pth", {"model": state}))
+
+
 @pytest.mark.parametrize("change", ["pruned", "weight_norm", "spectral_norm"])
 def test_layers_with_a_computed_weight_are_named(change: str, tmp_path: Path) -> None:
     model = classifier()

@@ -1,7 +1,7 @@
 """PaddleClas's ViT and DeiT: timm's names in a pickle of NumPy arrays, and every Linear's weight transposed.
 
-Paddle is not installed here: the file is written as `paddle.save` does (a dictionary of arrays, pickled), and the model is
-timm's, from which PaddleClas has its names.
+Paddle is not installed here: the file is written as `paddle.save` does (a dictionary of arrays, pickled), and the model
+is timm's, from which PaddleClas has its names.
 """
 
 import pickle

@@ -23,13 +23,19 @@ from vit_core.checkpoints.candidates import (
     modules_of,
 )
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
-from vit_core.checkpoints.containers.container import nested
 from vit_core.checkpoints.containers import Container, open_container, readable
+from vit_core.checkpoints.containers.container import nested
 from vit_core.checkpoints.decoder import Decoder, decoder_rows
 from vit_core.checkpoints.formats import paddle
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source
 from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
-from vit_core.checkpoints.formats.other_networks import advice_about, check_deepspeed, check_positions, unrecognised
+from vit_core.checkpoints.formats.other_networks import (
+    advice_about,
+    check_deepspeed,
+    check_positions,
+    check_quantized,
+    unrecognised,
+)
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
 from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
@@ -237,6 +243,7 @@ def _read_json(path: Location) -> dict[str, Any]:
 def recognised_format(source: Source) -> Format:
     """The format of a source, by its content. Raises InputError where it is of none."""
     check_deepspeed(source)
+    check_quantized(source)
     check_positions(source)
     for format in FOREIGN_FORMATS.values():
         if format.recognises(source):

@@ -2,8 +2,8 @@
 
 Lightning's `hyper_parameters`, an `args` of argparse, a `config` at any key, a safetensors file's metadata: the image
 size, the heads, the pooling, the activation and the epsilon, which no array shows, are taken from there where the
-arrays agree; sizes that the arrays show are compared with it; names of classes (`classes`, `class_to_idx`) become labels; and a mean and a std with
-what is stated beside them become the preprocessing.
+arrays agree; sizes that the arrays show are compared with it; names of classes (`classes`, `class_to_idx`) become
+labels; and a mean and a std with what is stated beside them become the preprocessing.
 """
 
 import json

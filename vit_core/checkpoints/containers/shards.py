@@ -39,7 +39,9 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
     first = next(iter(opened.values()), Container(index.path, "", {}))
     notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
     if unnamed:
-        notes += (f"arrays of the shards that the index does not name: {abbreviate([one_line(x)[:60] for x in unnamed])}",)
+        notes += (
+            f"arrays of the shards that the index does not name: {abbreviate([one_line(x)[:60] for x in unnamed])}",
+        )
     tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
     return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)
 

@@ -1,8 +1,8 @@
 """What a file holds that no format reads: names of arrays that show which network it is, for messages.
 
-Most of these names decide only the text of an InputError. What `check_positions` and `check_deepspeed` find decides
-that a file is refused: its network computes other outputs than a plain Vision Transformer from arrays of the same
-names, or its arrays are empty.
+Most of these names decide only the text of an InputError. What the functions `check_...` find decides that a file is
+refused: its network computes other outputs than a plain Vision Transformer from arrays of the same names, or its arrays
+are empty or packed.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.linear_head import AFTER_BACKBONE
-from vit_core.errors import InputError, abbreviate
+from vit_core.errors import InputError, abbreviate, one_line
 
 _OTHER_POSITIONS = (
     (
@@ -37,7 +37,10 @@ _FIRST_NORM = re.compile(r"blocks[./]\d+[./]norm1[./]weight$")
 _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
 _OTHER_KIND = "what opens are plain Vision Transformers; give the file of one"
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
+_IN_4_BITS = re.compile(r"[./](quant_state[./].*|(nested_)?(absmax|quant_map))$")
+_FULL = "save the full state dict (StateDictType.FULL_STATE_DICT), and give that"
 _NETWORKS = (
+    (r"(^|[./])_?flat_param(_\d+)?$", "one process's part of FSDP's flat parameters", _FULL),
     (r"fp32_flat_groups|single_partition_of_fp32_groups", "one part of a DeepSpeed ZeRO checkpoint", _JOIN),
     (
         r"(^|[./])lora_[AB]([./]|$)|lora_(up|down)[./]|[./]linear_[ab]_[qkv][./]",
@@ -125,6 +128,15 @@ def _check_first_small(source: Source) -> None:
             f"{source.path}: 8 blocks of width 768 with MLPs of 2304 are those of vit_small_patch16_224 in timm 0.3 "
             "and in PaddleClas, whose attention scales by 768 ** -0.5, which ViTConfig cannot express; if it is "
             "another network, use --from timm --set heads=N"
+        )
+
+
+def check_quantized(source: Source) -> None:
+    """InputError for weights that bitsandbytes has packed into half a byte for each value, whatever the config is."""
+    if found := [name for name in source.arrays if _IN_4_BITS.search(name)]:
+        raise InputError(
+            f"{source.path}: {one_line(min(found))[:100]} belongs to weights in 4 bits (bitsandbytes), which are not "
+            "read; save the model before quantization, or after its dequantize()"
         )
 
 

@@ -1,6 +1,7 @@
 """Paddle's Linear keeps its weight as [inputs, outputs]: PaddleClas's ViT and DeiT have timm's names and such weights.
 
-Lineage: PaddlePaddle/PaddleClas, ppcls/arch/backbone/model_zoo/vision_transformer.py and distilled_vision_transformer.py.
+Lineage: PaddlePaddle/PaddleClas, ppcls/arch/backbone/model_zoo/vision_transformer.py and its
+distilled one.
 """
 
 import re
@@ -13,7 +14,7 @@ _WIDENING = re.compile(r"blocks\.\d+\.(attn\.qkv|mlp\.fc1)\.weight")
 
 
 def is_transposed(arrays: LazyArrays) -> bool:
-    """Whether the layers of all blocks have their inputs first, which the three outputs for each input of `qkv` show."""
+    """Whether the layers of all blocks have their inputs first, as the three outputs for each input of `qkv` show."""
     shapes = arrays.shapes
     width = (*shapes.get("patch_embed.proj.weight", ()), 0)[0]
     widening = {name: shape for name, shape in shapes.items() if _WIDENING.fullmatch(name)}

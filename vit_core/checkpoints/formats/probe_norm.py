@@ -1,4 +1,4 @@
-"""The batch norm before a linear probe, as MAE's main_linprobe.py has it: what it computes becomes a part of the Linear.
+"""The batch norm before a linear probe, as in MAE's main_linprobe.py: what it computes becomes a part of the Linear.
 
 In evaluation BatchNorm1d(affine=False) is (x - mean) / sqrt(var + epsilon) with the running mean and variance.
 """

@@ -164,7 +164,9 @@ def test_an_index_that_does_not_name_all_of_its_shards(tmp_path: Path) -> None:
 def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
     for i in (1, 2):
         write(tmp_path / f"model-0000{i}-of-00002.safetensors")
-    with pytest.raises(InputError, match=r"2 shards without their index; expected model.safetensors.index.json") as error:
+    with pytest.raises(
+        InputError, match=r"2 shards without their index; expected model.safetensors.index.json"
+    ) as error:
         open_container(tmp_path)
     assert "\n" not in str(error.value)
 
