@@ -299,3 +299,19 @@ def test_an_epsilon_without_an_architecture(tmp_path: Path) -> None:
 def test_an_activation_beside_an_architecture(tmp_path: Path) -> None:
     stated = {"hyper_parameters": {"model_name": "vit_tiny_patch16_224", **OBLONG, "act_layer": "quick_gelu"}}
     assert_same(opened(saved(tmp_path, stated, act_layer=QuickGELU)), act_layer=QuickGELU)
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "silu"])
+def test_an_activation_of_a_model_of_other_sizes(name: str, tmp_path: Path) -> None:
+    """A language model's configuration beside the image model."""
+    bert = {"hidden_act": name, "layer_norm_eps": 1e-12, "hidden_size": 768, "num_hidden_layers": 2}
+    found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, "bert_config": bert}}))
+    assert_same(found)
+    assert {"activation", "norm_epsilon"} <= set(assumed(found))
+
+
+def test_an_activation_of_transformers_that_is_unknown_here(tmp_path: Path) -> None:
+    """Whose name many models have: it is named, and not taken."""
+    found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, "hidden_act": "relu"}}))
+    assert_same(found)
+    assert any(note.startswith("hyper_parameters: hidden_act states activation=relu, which") for note in found.notes)

@@ -293,6 +293,13 @@ def test_no_square_at_all_asks_for_the_image_size(tmp_path: Path) -> None:
     assert_is(right, vit(img_size=(8, 12)))
 
 
+def test_a_position_of_a_class_token_that_is_not_there(tmp_path: Path) -> None:
+    """ViTDet's backbone keeps the table of its pretraining, and attends within windows."""
+    state = {name: x for name, x in vit().state_dict().items() if not name.startswith(("cls_token", "head"))}
+    with pytest.raises(InputError, match=r"10 positions are those of a 3x3 grid and of a class token, .* as in ViTDet"):
+        open_checkpoint(in_file(tmp_path, prefixed("backbone.net.", state)), fields=HEADS)
+
+
 def test_no_positions_at_all_ask_for_a_word(tmp_path: Path) -> None:
     """Models with rotary positions have the same arrays, and compute something else."""
     model = vit(pos_embed="none")

@@ -31,6 +31,8 @@ _ASSUMED = {
     "norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "ln_eps"),
 }
 """Field that arrays do not show -> names that scripts give it; an image size first, without which some do not open."""
+_OF_MANY_MODELS = ("activation", "norm_epsilon")
+"""Of these, fields that configurations of language models have too: not taken from beside sizes of another model."""
 _SHOWN = {
     "patch_size": ("patch_size",),
     "channels": ("in_chans", "in_channels", "num_channels"),
@@ -71,11 +73,17 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     assumed = {one.field for one in reading.assumptions} if reading else set(_ASSUMED)
     taken: dict[str, Any] = {}
     notes, used = list[str](), set[str]()
+    about_it = ((path, values) for path, values in mappings if reading is None or _is_about(values, reading))
+    own = list(_facts(about_it))
     for field in _ASSUMED:
-        if (found := _fact_of(field, facts)) is None or field not in assumed or field in fields:
+        if (
+            (found := _fact_of(field, own if field in _OF_MANY_MODELS else facts)) is None
+            or field not in assumed
+            or field in fields
+        ):
             continue
         fact, value = found
-        if field == "activation" and value not in _ACTIVATIONS:
+        if fact.name == "act_layer" and value not in _ACTIVATIONS:
             _check_activation(reading, source, fact, value)
             continue
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})
@@ -100,6 +108,12 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         used=reading.used | used | label_key | image_keys,
         stated=reading.stated | set(taken),
     )
+
+
+def _is_about(values: Mapping[Any, Any], reading: Reading) -> bool:
+    """Whether no width and no depth in a mapping are of another model than the arrays'."""
+    stated = ((field, _value_of(field, values.get(name))) for field in ("width", "depth") for name in _SHOWN[field])
+    return all(value in (None, getattr(reading.config.model, field)) for field, value in stated)
 
 
 def _check_activation(reading: Reading | None, source: Source, fact: Fact, value: str) -> None:

@@ -213,6 +213,13 @@ def _image(
             image = (side * patch[0], side * patch[1])
             also = f" and {prefix} of the {rows} positions before them" if prefix else f", all of the {rows} positions"
             return image, prefix, (square_grid(image, (side, side), also),)
+    side = isqrt(max(rows - 1, 0))
+    if side and side * side == rows - 1 and "cls_token" not in s:
+        raise InputError(
+            f"{s.where}: {rows} positions are those of a {side}x{side} grid and of a class token, which is not there, "
+            "as in ViTDet, whose attention within windows is not read; if it is an oblong grid, use --set "
+            "image_size=HEIGHTxWIDTH"
+        )
     raise InputError(f"{s.where}: {rows} positions form no square grid; use --set image_size=HEIGHTxWIDTH")
 
 
