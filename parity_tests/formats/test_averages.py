@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from parity_tests.formats.foreign import other_notes, randomized
-from parity_tests.formats.test_found_in_trees import HEADS, assert_is, in_file, prefixed, vit
+from parity_tests.formats.test_found_in_trees import HEADS, Classifier, assert_is, in_file, prefixed, vit
 from parity_tests.formats.test_mmpretrain import mmpretrain, model_of
 from parity_tests.formats.test_training_files import Logits, hf_vit
 from vit_core.checkpoints import open_checkpoint
@@ -66,3 +67,10 @@ def test_an_averaged_model_of_transformers(tmp_path: Path) -> None:
     found = open_checkpoint(in_file(tmp_path, AveragedModel(model).state_dict()), fields=HEADS)
     assert "left out: n_averaged" in found.notes
     assert_is(found, Logits(model))
+
+
+def test_a_head_is_not_joined_to_the_average_of_a_backbone(tmp_path: Path) -> None:
+    """Of a mean teacher's module: the classifier beside both is trained on the first."""
+    model = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("backbone", "fc")))
+    state = {**model.state_dict(), **prefixed("backbone_ema.", vit(1, num_classes=0).state_dict())}
+    assert_is(open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS), model)

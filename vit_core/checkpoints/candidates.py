@@ -29,7 +29,7 @@ _PREFERRED_PARTS = (
 )
 """Keys and prefixes of averaged weights, which are chosen before the trained ones, and of distillation's teacher."""
 _OTHER_AVERAGES = re.compile(r"(?!.*(?:no|non|not|without)_)(?:(?:\w+_)?(?:ema|swa)(?:_\w+)?|averaged?(?:_\w+)?)")
-"""Others that say so ("swa_model", "net_ema"), chosen after those."""
+"""Other keys that say so ("swa_model", "net_ema"), chosen after those."""
 _LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
 """Keys and prefixes of distillation's student and of text towers, which are chosen after all others."""
 COUNTERS = frozenset(("n_averaged", "steps"))
@@ -233,7 +233,8 @@ def _preference(candidate: Candidate) -> tuple[int, int]:
     for rank, part in enumerate(_PREFERRED_PARTS):
         if part in candidate.parts and not candidate.swapped:
             return rank - len(_PREFERRED_PARTS) - 1, len(candidate.parts)
-    if any(_OTHER_AVERAGES.fullmatch(part) for part in candidate.parts) and not candidate.swapped:
+    # As a prefix it may be a backbone's alone, whose head is another one's.
+    if any(_OTHER_AVERAGES.fullmatch(key) for key in candidate.keys) and not candidate.swapped:
         return -1, len(candidate.parts)
     last = candidate.swapped or any(_LAST_PARTS.fullmatch(part) for part in candidate.parts)
     return int(last), len(candidate.parts)
