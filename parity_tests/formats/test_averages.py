@@ -74,3 +74,14 @@ def test_a_head_is_not_joined_to_the_average_of_a_backbone(tmp_path: Path) -> No
     model = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("backbone", "fc")))
     state = {**model.state_dict(), **prefixed("backbone_ema.", vit(1, num_classes=0).state_dict())}
     assert_is(open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS), model)
+
+
+@pytest.mark.parametrize("average", ["teacher", "model_ema", "student_teacher.teacher"])
+def test_a_head_that_may_be_another_models_is_left_out(average: str, tmp_path: Path) -> None:
+    """Of a module with a student, its average and one classifier, no array shows on which it was trained."""
+    model = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("net", "fc")))
+    state = {**model.state_dict(), **prefixed(f"{average}.", vit(1, num_classes=0).state_dict())}
+    found = open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS)
+    assert_is(found, vit(1, num_classes=0))
+    assert "head: 'fc' is left out, as it may be that of another model in the file" in found.notes
+    assert_is(open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS, part="state_dict/net"), model)

@@ -128,6 +128,15 @@ def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArr
     )
 
 
+def shared_beside(chosen: Candidate, candidates: Sequence[Candidate], beside: Iterable[str]) -> frozenset[str]:
+    """The arrays beside an average or a teacher that are as near to another model, whose head they may be."""
+    if _preference(chosen)[0] >= 0:
+        return frozenset()
+    others = [candidate.parts for candidate in candidates if candidate is not chosen]
+    outer = {name: (*chosen.keys, *_module(name, chosen.prefix_parts))[:-1] for name in beside}
+    return frozenset(name for name, path in outer.items() if any(other[: len(path)] == path for other in others))
+
+
 def keys_beside(chosen: Candidate, candidates: Sequence[Candidate], tree: Mapping[str, Any]) -> list[str]:
     """The keys of the tree beside those that lead to a model, without those that lead to another model."""
     others = [candidate.parts for candidate in candidates if candidate is not chosen]

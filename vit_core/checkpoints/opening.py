@@ -21,6 +21,7 @@ from vit_core.checkpoints.candidates import (
     flattened,
     keys_beside,
     modules_of,
+    shared_beside,
 )
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.containers import Container, open_container, readable
@@ -198,6 +199,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=beside,
+        shared=shared_beside(chosen, candidates, beside),
         keys_beside=tuple(keys_beside(chosen, candidates, container.tree)),
         notes=(*notes, *choice_notes(chosen, candidates)),
     )

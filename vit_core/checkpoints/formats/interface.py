@@ -45,6 +45,8 @@ class Source:
     """The parts of the prefix that all its names have in the file."""
     beside: LazyArrays = field(default_factory=lambda: LazyArrays({}))
     """Arrays of the same mapping that are not part of a model, such as a separate head; unused ones are left out."""
+    shared: frozenset[str] = frozenset()
+    """Names in `beside` that may belong to another model in the file."""
     keys_beside: tuple[str, ...] = ()
     """The other keys of the file's tree; unused ones are left out."""
     notes: tuple[str, ...] = ()

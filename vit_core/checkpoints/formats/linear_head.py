@@ -35,7 +35,7 @@ def with_linear_head(
     norm or a second Linear, is not taken, but for a batch norm without weights before the Linear, which becomes a part
     of it. Nor is a head beside the model where another module there has as many outputs
     as the head has inputs: it may stand between them, and no array shows whether it does. Nor is one of several heads
-    beside the model.
+    beside the model, nor one that may be another model's.
     """
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
@@ -54,6 +54,12 @@ def with_linear_head(
     if group is beside and len(found) > 1:
         names = abbreviate([one_line(other[1]) for other in found])
         return arrays, [f"head: left out, as any of {names} may be it"], frozenset()
+    if group is beside and not source.shared.isdisjoint(members):
+        return (
+            arrays,
+            [f"head: '{one_line(root)}' is left out, as it may be that of another model in the file"],
+            frozenset(),
+        )
     inputs = members[f"{linear}.weight"].shape[1]
     if group is beside and (between := _between(beside, root, inputs, width)):
         note = f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may stand before it"
