@@ -36,6 +36,8 @@ Variant = Annotated[str, Parameter(metavar="VARIANT")]
 """A published architecture: B/16."""
 Epochs = Annotated[float, Parameter(metavar="NUMBER")]
 STEPS = ("steps",)
+FEW_IMAGES = 10_000
+"""Fewer training images than this are usually worth more for fine-tuning than for training random weights."""
 
 
 def require_training(framework: Framework) -> None:
@@ -106,6 +108,11 @@ class Wish:
             say(f"fitted to {training.title}: {counted(training)}: {' '.join(options)}")
         epochs = result.steps * result.batch_size / len(training)
         say(f"{result.steps} steps of {result.batch_size} images: {epochs:.3g} epochs")
+        if self._begins_with_few(training) and (out is None or not (out / RUN).exists()):
+            say(
+                f"{len(training):,} images are few for random weights; a published checkpoint usually reaches more: "
+                f"vit finetune {self.recipe} --init CHECKPOINT, such as hf://timm/vit_small_patch16_224.augreg_in21k"
+            )
         return result
 
     def going_on_from(self, init: Location, reading: Reading) -> "Wish":
@@ -134,6 +141,11 @@ class Wish:
     @cached_property
     def _recipe(self) -> "recipes.Recipe":
         return recipes.open_recipe(self.recipe)
+
+    def _begins_with_few(self, training: "Split") -> bool:
+        """Whether a recipe that is fitted to small sets trains random weights towards classes with few images."""
+        new = self.stage == "pretrain" and self.init is None and not self._mask_ratio
+        return new and self._most_epochs() is not None and len(training) < FEW_IMAGES
 
     def _most_epochs(self) -> int | None:
         return self._recipe.most_epochs(self.stage)

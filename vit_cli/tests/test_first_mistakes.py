@@ -22,6 +22,12 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("pretrain folder ./photos", "unexpected './photos'; images are named with --data ./photos"),
         ("finetune folder --init x --model B/16", "--model: the architecture is that of the checkpoint; leave it out"),
         ("finetune folder --init x.pth --data ./photos", "x.pth: no such checkpoint; .* a file of weights as .pth or"),
+        (
+            "finetune folder --init vit_small_patch16_224.augreg_in21k --data ./photos",
+            "no such checkpoint; .* or timm's weights of this name: hf://timm/vit_small_patch16_224.augreg_in21k",
+        ),
+        ("inspect vit_base_patch16_224", "or timm's weights of this name: hf://timm/vit_base_patch16_224.TAG"),
+        ("inspect google/vit-base-patch16-224", "or in the Hugging Face Hub hf://google/vit-base-patch16-224"),
         ("pretrain folder --data photos", "data set 'photos': not prepared in .*; for the one here write ./photos"),
         ("explain folder --data photos", "data set 'photos': not prepared in .*; for the one here write ./photos"),
         ("pretrain folder --data ./photos --model vit_small_patch16_224", "timm's is called S/16 here"),
@@ -37,6 +43,16 @@ def test_first_mistakes(refused: Vit, photos: Path, words: str, message: str) ->
     (photos.parent / "empty/a/1.jpg").write_text("")
     line = refused(*words.split())
     assert re.search(message, line), line
+
+
+def test_few_images_and_random_weights(vit: Vit, photos: Path) -> None:
+    hint = (
+        "44 images are few for random weights; a published checkpoint usually reaches more: vit finetune folder --init"
+    )
+    assert hint in vit("explain", "folder", "--data", "./photos")
+    masked = ["--mae.mask-ratio", "0.75", "--augmentation.mixup", "0", "--augmentation.cutmix", "0"]
+    assert hint not in vit("explain", "folder", "--data", "./photos", *masked)
+    assert hint not in vit("explain", "digits")
 
 
 def test_explain_without_images_shows_the_recipe(vit: Vit, photos: Path) -> None:

@@ -7,6 +7,7 @@ was about to replace) and one of another checkpoint (refused).
 """
 
 import json
+import re
 from collections.abc import Mapping
 
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
@@ -15,6 +16,7 @@ from vit_core.checkpoints.value_checks import with_value_checks
 from vit_core.errors import InputError, abbreviate
 from vit_core.parameters import Parameter, parameters
 from vit_core.storage import Location, staged_files
+from vit_core.variants import TIMM
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -28,7 +30,7 @@ def open_folder(path: Location) -> Checkpoint:
     if not path.exists():
         raise InputError(
             f"{path}: no such checkpoint; expected a run, a folder with {CONFIG} and {WEIGHTS}, a file of weights as "
-            ".pth or .npz, or hf://OWNER/MODEL"
+            f".pth or .npz, or {_in_the_hub(path)}"
         )
     if not weights.is_file():
         found = "is not a file" if weights.exists() else "is missing"
@@ -39,6 +41,16 @@ def open_folder(path: Location) -> Checkpoint:
     if differences := _differences(rows, container.arrays.shapes):
         raise InputError(f"{weights}: parameters do not fit the config: {differences}")
     return Checkpoint(config, with_value_checks(weights, container.arrays.select(rows)), str(path))
+
+
+def _in_the_hub(path: Location) -> str:
+    """The address in the Hugging Face Hub of a checkpoint that is not on this machine, guessed from its name."""
+    name = str(path)
+    if re.fullmatch(TIMM, name):
+        return f"timm's weights of this name: hf://timm/{name}{'' if '.' in name else '.TAG'}"
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not path.suffix and not path.parent.exists():
+        return f"in the Hugging Face Hub hf://{name}"
+    return "hf://OWNER/MODEL"
 
 
 def write_folder(path: Location, checkpoint: Checkpoint) -> None:
