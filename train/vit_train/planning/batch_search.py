@@ -28,8 +28,9 @@ class BatchSearch:
 def find_largest_batch(config: TrainConfig, devices: int, plan: Callable[[TrainConfig], Plan]) -> BatchSearch:
     """Searches batch (a power of two for each device), remat and mesh; `plan` compiles one combination.
 
-    The largest batch is best; of plans with equal batches the one that recomputes less, then the one of the first mesh.
-    Memory grows with the batch and with less rematerialization: combinations decided by that are not compiled.
+    The largest batch is best; among equal batches the plan that recomputes less, then the one with the first mesh.
+    Memory grows with the batch and with less rematerialization; combinations whose result follows from this are not
+    compiled.
     """
     tried: list[Plan] = []
     best: Plan | None = None
@@ -39,7 +40,7 @@ def find_largest_batch(config: TrainConfig, devices: int, plan: Callable[[TrainC
             tried.append(plan(config.replace(mesh=mesh, remat=remat, batch_size=batch)))
             return tried[-1]
 
-        # A mesh on which the best batch so far does not fit, with everything recomputed, has nothing better.
+        # If the best batch so far does not fit on a mesh with full rematerialization, no plan of this mesh is better.
         smallest = smallest_batch(config, mesh)
         found = largest_fitting(attempt, smallest, best.config.batch_size if best else smallest)
         if found is None:
@@ -56,7 +57,7 @@ def find_largest_batch(config: TrainConfig, devices: int, plan: Callable[[TrainC
 
 
 def rank(plan: Plan) -> tuple[int, int]:
-    """Sort key: better plans have greater ones."""
+    """Sort key of a plan: greater is better."""
     return plan.config.batch_size, -REMATS.index(plan.config.remat)
 
 
@@ -89,11 +90,11 @@ def smallest_batch(config: TrainConfig, mesh: Mesh) -> int:
 
 
 def largest_fitting(attempt: Callable[[int], Plan], smallest: int, at_least: int) -> Plan | None:
-    """The plan of the largest batch that fits, of smallest x 1, 2, 4, ..., from `at_least` on; None if that one does
-    not fit.
+    """The plan of the largest batch that fits, among smallest x 1, 2, 4, ... that are not below `at_least`; None if the
+    first of these does not fit.
 
-    Memory is modeled as a constant plus a part that is proportional to the batch: the next batch to try is the one
-    that would fill the device according to the two largest batches so far.
+    Memory is modeled as a constant plus a part proportional to the batch. The next batch to try is the one that fills
+    the device according to the two largest batches so far.
     """
     low = max(0, floor(log2(at_least / smallest)))
     low += smallest << low < at_least

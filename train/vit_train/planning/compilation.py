@@ -1,4 +1,4 @@
-"""Compiles a train step and reads memory, collectives and compile time from the result; kept between runs."""
+"""Compiles a train step and reads memory, collectives and compile time from the result, which is cached on disk."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ REFUSALS = (
     r"Used ([\d.]+)([KMGT]?) of",
     r"allocating ([\d.]+) ?([KMGT]?)",
 )
-"""Patterns of XLA's error messages that state how much memory a program needed, where there was too little."""
+"""Patterns of XLA's out-of-memory messages, with the memory that the program needed."""
 
 
 class Memory(Schema):
@@ -34,7 +34,7 @@ class Memory(Schema):
     temporaries: NonNegative
     program: NonNegative
     peak: NonNegative
-    """Largest use at one time in the step; on a TPU including its on-chip memory."""
+    """Largest use of memory during the step; on a TPU including its on-chip memory."""
 
     @property
     def total(self) -> int:
@@ -43,17 +43,17 @@ class Memory(Schema):
 
 
 class Compiled(Schema):
-    """A compilation; or a refusal, where the program would not fit."""
+    """Result of a compilation; or of a refused one, if the program does not fit into memory."""
 
     seconds: Real
     memory: Memory | None = None
     refused: NonNegative | None = None
-    """Bytes that XLA needed on a device, where it refused to compile."""
+    """Bytes that the program needs on a device, if XLA refused to compile it."""
     collectives: tuple[Collective, ...] = ()
     uncounted: tuple[str, ...] = ()
     """Loops whose collectives are counted once, because their number of iterations is unknown."""
     work: Work | None = None
-    """What a run of the program makes a device do; None where it was refused."""
+    """The work of a device in one run of the program; None if XLA refused to compile it."""
 
     @property
     def needed(self) -> int:
@@ -65,15 +65,15 @@ class Compiled(Schema):
 
 
 def compile_cached(lowered: jax.stages.Lowered, devices: str) -> tuple[Compiled, bool]:
-    """The compilation of a step for the devices it was lowered for, and whether an earlier one was reused.
+    """The compilation of a step for the devices that it was lowered for, and whether a cached one was reused.
 
-    devices: their description, which distinguishes compilations.
+    devices: description of the devices; part of the cache key.
     """
     path = user_cache() / "plans" / f"{cache_key(lowered, devices)}.json"
     try:
         return Compiled.model_validate_json(path.read_bytes()), True
     except (OSError, ValueError):
-        pass  # there is none, or an incomplete one
+        pass  # it is missing or incomplete
     made = compile_now(lowered)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def compile_cached(lowered: jax.stages.Lowered, devices: str) -> tuple[Compiled,
 
 
 def compile_now(lowered: jax.stages.Lowered) -> Compiled:
-    """Compiles a step. A refusal because of too little memory is a result too; other errors are raised."""
+    """Compiles a step. If XLA refuses because of too little memory, the result says so; other errors are raised."""
     began = time.perf_counter()
     try:
         with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def compile_now(lowered: jax.stages.Lowered) -> Compiled:
 
 
 def refused_bytes(message: str) -> int | None:
-    """Bytes that a program needed, from XLA's error message of too little memory; None for any other message."""
+    """Bytes that a program needs, from XLA's out-of-memory message; None for any other message."""
     if not message.startswith("RESOURCE_EXHAUSTED"):
         return None
     for pattern in REFUSALS:

@@ -1,6 +1,6 @@
-"""Reads the collectives from the text of a compiled XLA program: which, how often they are executed, how many bytes.
+"""Reads the collectives from the text of a compiled XLA program: their kinds, numbers of executions and bytes.
 
-XLA's own cost analysis counts the body of a loop once; here it counts once per iteration.
+XLA's own cost analysis counts the body of a loop once; this module counts it once for each iteration.
 """
 
 import re
@@ -15,7 +15,7 @@ BITS = {"pred": 8, "token": 0}
 """Bits of the element types whose names do not contain them."""
 
 SCATTERED = "all-reduce-scatter"
-"""Name of fusions on a TPU that are a reduce-scatter: an all-reduce, and the slice of it that a device keeps."""
+"""Name of TPU fusions that are a reduce-scatter: an all-reduce, then a slice of the part that a device keeps."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Collective:
     size: int
     """Bytes of its result."""
     group: int
-    """Number of devices that take part, including this one."""
+    """Number of participating devices, including this one."""
     times: int
-    """How often a run of the program executes it."""
+    """Number of executions in one run of the program."""
     where: str
-    """The operation it was made for ("jit(step)/jvp()/while/body/dot_general"), if XLA has kept it."""
+    """The operation that it was made for ("jit(step)/jvp()/while/body/dot_general"), if XLA has kept it."""
     channel: str = ""
-    """What its parts have in common in the program."""
+    """Identifier that the parts of one collective share in the program."""
 
     @property
     def received(self) -> int:
-        """Lower bound of the bytes that reach the device in a run: those of a ring, in which each device passes on what
-        it received."""
+        """Lower bound of the bytes that the device receives in a run: those of a ring algorithm, in which each device
+        passes on the data that it received."""
         size, group = self.times * self.size, self.group
         if self.kind == "collective-permute":
             return size
@@ -50,24 +50,24 @@ class Collective:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of a computation."""
+    """One instruction: a line of a computation in the text of an XLA program."""
 
     name: str
     shape: str
-    """Shape of the result with layouts; a tuple's is in parentheses."""
+    """Shape of the result with layouts; the shape of a tuple is in parentheses."""
     opcode: str
     rest: str
     """Operands and attributes."""
     root: bool
 
     def attribute(self, pattern: str) -> str | None:
-        """What the first group of a pattern matches in the operands and attributes; None without a match."""
+        """The text that the first group of a pattern matches in the operands and attributes; None without a match."""
         match = re.search(pattern, self.rest)
         return match[1] if match else None
 
     @property
     def called(self) -> list[str]:
-        """Names of the computations it executes once: of a fusion, of a call, or of the branches of a conditional."""
+        """Names of the computations that it executes once: those of a fusion, a call, or a conditional's branches."""
         if branches := self.attribute(r"branch_computations=\{([^}]*)\}"):
             return re.findall(r"[\w.\-]+", branches)
         # Reductions apply a computation to pairs of numbers, which contains no collective.
@@ -78,12 +78,12 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Names of the instructions whose results it is given."""
+        """Names of the instructions whose results are its operands."""
         return re.findall(r"%([\w.\-]+)", self.rest[: end_of_parentheses(self.rest)])
 
     @property
     def where(self) -> str:
-        """The operation it was made for."""
+        """The operation that it was made for; "" if XLA has not kept it."""
         return self.attribute(r'op_name="([^"]*)"') or ""
 
 
@@ -92,18 +92,18 @@ class Place:
     """Position of an instruction in a program."""
 
     loop: str
-    """Name of the innermost loop's body, or of the program."""
+    """Name of the body of the innermost loop; outside loops, of the program."""
     computation: str
     times: int
-    """How often a run executes the computation."""
+    """Number of executions of the computation in one run."""
     where: str
     """The operation that the instruction which calls the computation was made for."""
     fused: bool = False
-    """Whether the instruction is a part of a fusion, whose values between its instructions are in no memory."""
+    """Whether the instruction is part of a fusion. Intermediate values of a fusion are not written to memory."""
 
 
 class Program:
-    """A compiled program's computations, by name."""
+    """The computations of a compiled program, by name, read from its text."""
 
     def __init__(self, text: str) -> None:
         self.computations: dict[str, list[Instruction]] = {}
@@ -119,7 +119,8 @@ class Program:
 
     @property
     def collectives(self) -> list[Collective]:
-        """Every collective of a run. One that XLA has split in two halves, or over several fusions, is listed once."""
+        """Every collective of a run. A collective that XLA has split into two halves or over several fusions is listed
+        once."""
         seen: dict[tuple[str, ...], Collective] = {}
         for place, instruction in self.walk():
             if (collective := self._collective(place, instruction)) is not None:
@@ -133,7 +134,7 @@ class Program:
         return [each.name for each in every if each.opcode == "while" and self._trips(each) is None]
 
     def walk(self) -> Iterator[tuple[Place, Instruction]]:
-        """Each instruction of the program, and of the computations that it executes."""
+        """Each instruction of the program and of the computations that it executes, with its position."""
         for instruction in self.computations[self.entry]:
             yield from self.walk_from(Place(self.entry, self.entry, 1, ""), instruction)
 
@@ -150,7 +151,7 @@ class Program:
                 yield from self.walk_from(each, called)
 
     def _trips(self, loop: Instruction) -> int | None:
-        """Number of iterations of a loop: XLA's, else the bound that its condition compares with; None if unknown."""
+        """Number of iterations of a loop, as stated by XLA, or else the bound in its condition; None if unknown."""
         if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}'):
             return int(known)
         condition = self.computations[loop.attribute(r"\bcondition=%?([\w.\-]+)") or ""]
@@ -160,7 +161,7 @@ class Program:
         return int(bounds[0]) if counts_up and len(bounds) == 1 and bounds[0] else None
 
     def _collective(self, place: Place, instruction: Instruction) -> Collective | None:
-        """An instruction as a collective; None if it is none, or the second half of one."""
+        """An instruction as a collective; None for other instructions, and for the second half of a collective."""
         kind, shapes = instruction.opcode.removesuffix("-start"), result_arrays(instruction)
         if kind not in KINDS:
             return None
@@ -179,12 +180,12 @@ class Program:
 
 
 def channel(collective: Instruction) -> str:
-    """What the parts of one collective have in common: its channel, or its name where it has none."""
+    """Identifier that the parts of one collective share: its channel, or its name if it has no channel."""
     return collective.attribute(r"channel_id=(\d+)") or collective.name
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """The instruction on a line; None for any other line."""
+    """The instruction on a line; None for a line without one."""
     match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)", line)
     if match is None:
         return None

@@ -1,4 +1,5 @@
-"""Compiles the train step of a recipe for devices that need not be present, and computes what it needs of them."""
+"""Compiles the train step of a recipe for devices that need not be present, and computes its memory, FLOPs and
+transfers."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from vit_train.planning.topologies import Chip, Topology, local_chip
 from vit_train.teachers import open_teacher
 
 KINDS = {"params": "parameters", "average": "moving average", "skipped": "counters"}
-"""Kinds of a step's state, by the first part of a leaf's name; all others belong to the optimizer."""
+"""Kind of each part of a step's state, by the first part of a leaf's name; all other leaves belong to the
+optimizer."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,21 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's step on its devices. Bytes and seconds are those of one device in one step."""
+    """A recipe's train step on its devices. Bytes and seconds are for one device and one step."""
 
     config: TrainConfig
-    """The recipe's config, its mesh without -1."""
+    """The recipe's config; in its mesh, -1 is replaced by the number of devices."""
     target: Target
     shares: dict[str, int]
-    """Bytes by kind of what stays between steps, and of the batch, computed from the shards: "parameters", "optimizer
-    state", ..."""
+    """Bytes of the state between steps, by kind ("parameters", "optimizer state", ...), and of the batch; computed from
+    the shards."""
     gradients: int
-    """Bytes of the gradients, if all exist at once."""
+    """Bytes of all gradients together."""
     compiled: Compiled
     cached: bool
     """Whether an earlier compilation was reused."""
     xla_flops: float | None
-    """FLOPs of the forward pass of an image, as XLA counts them; None where it does not."""
+    """FLOPs of the forward pass of an image, as XLA counts them; None if XLA does not count them."""
 
     @property
     def devices(self) -> int:
@@ -58,27 +60,28 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all that the run's network consists of."""
+        """Number of parameters of the run's network, with the decoder of a masked autoencoder."""
         return sum(row.size for row in self.config.table.values())
 
     @property
     def forward_flops(self) -> int:
-        """FLOPs of the forward pass of an image, by arithmetic."""
+        """FLOPs of the forward pass of an image, computed from the shapes (vit_core.flops)."""
         return sum(flops.in_training(self.config.longest, self.config.masked).values())
 
     @property
     def training_flops(self) -> int:
-        """FLOPs of training on an image: the backward pass has two products for each of the forward pass."""
+        """FLOPs of training on an image: the backward pass has two products for each one of the forward pass."""
         return 3 * self.forward_flops
 
     @property
     def recomputed_flops(self) -> int:
-        """FLOPs of what the backward pass recomputes for an image, in addition to training_flops."""
+        """FLOPs that the backward pass recomputes for an image, in addition to training_flops."""
         return flops.recomputed(self.config.longest, self.config.remat, self.config.masked)
 
     @property
     def executed_share(self) -> float | None:
-        """training_flops over the FLOPs of the products that the program executes; None without any known."""
+        """training_flops divided by the FLOPs of the products that the program executes; None if these are not
+        known."""
         work = self.compiled.work
         if work is None or not work.flops:
             return None
@@ -86,7 +89,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into a device's memory."""
+        """Whether the step fits into a device's memory."""
         return self.compiled.refused is None and self.compiled.needed <= self.target.chip.memory
 
     @property
@@ -97,10 +100,10 @@ class Plan:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Lower bounds of the seconds of a step, by what limits it; empty where the device's speeds are not known.
+        """Lower bounds of the seconds of a step, by the part that limits it; empty if the speeds are not known.
 
-        FLOPs: all products at the peak. Memory: every argument is read, every output written, every temporary written
-        and read, once. Links: every collective passes its bytes along a ring.
+        FLOPs: all products at peak speed. Memory: every argument is read once, every output is written once, every
+        temporary is written and read once. Links: every collective passes its bytes along a ring.
         """
         chip, memory = self.target.chip, self.compiled.memory
         if not (memory and chip.flops and chip.bandwidth and chip.links):
@@ -115,7 +118,7 @@ class Plan:
 
 
 def target(topology: Topology | None) -> Target:
-    """The devices of a slice, or for None those of this machine. InputError for a slice that libtpu does not know."""
+    """The devices of a slice; None: those of this machine. InputError for a slice that libtpu does not know."""
     if topology is None:
         device = jax.devices()[0]
         return Target("local", local_chip(device.device_kind, local_memory(device)), jax.devices())
@@ -127,15 +130,15 @@ def target(topology: Topology | None) -> Target:
 
 
 def local_memory(device: jax.Device) -> int:
-    """Bytes of memory of a device of this machine; CPU devices share the machine's memory equally."""
+    """Bytes of memory of one device of this machine; CPU devices share the machine's memory equally."""
     if stats := device.memory_stats():
         return int(stats["bytes_limit"])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
 def plan(config: TrainConfig, target: Target) -> Plan:
-    """Lowers and compiles the step that training executes, of several the one with the most tokens. InputError where
-    the devices cannot share it."""
+    """Lowers and compiles the step that training executes; if there are several, the one with the most tokens.
+    InputError if the devices cannot share it."""
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     config = config.replace(mesh=config.mesh.over(len(target.devices), config.model))
@@ -168,7 +171,7 @@ def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def teacher_bytes(step: TrainStep) -> dict[str, int]:
-    """Bytes of the teacher's parameters on one device, of a run that has a teacher."""
+    """Bytes of the teacher's parameters on one device; empty for a run without a teacher."""
     return {"teacher": sum(map(device_bytes, step.taught.values()))} if step.taught else {}
 
 
@@ -183,10 +186,10 @@ def state_bytes(state: dict[str, jax.ShapeDtypeStruct]) -> dict[str, int]:
 
 @cache
 def xla_flops(config: ViTConfig) -> float | None:
-    """FLOPs of the forward pass of an image, as XLA counts them in a model whose layers are not scanned; None where it
-    does not count.
+    """FLOPs of the forward pass of an image, as XLA counts them in a model whose layers are not scanned; None if XLA
+    does not count them.
 
-    As the layers are equal, models of one and two layers give the cost of any number.
+    The layers are equal, so the counts of models of one and two layers give the count for any number.
     """
 
     def counted(depth: int) -> float:

@@ -25,11 +25,11 @@ class Chip:
     memory: int
     """Bytes that a program may use."""
     flops: float | None = None
-    """Peak FLOP/s in bfloat16; None where it is not known, as for the next two."""
+    """Peak FLOP/s in bfloat16. None: not known (also for the next two fields)."""
     bandwidth: float | None = None
     """Bytes/s of its memory."""
     links: float | None = None
-    """Bytes/s that it receives from other devices over all links: half of what is published for both directions."""
+    """Bytes/s received from other devices over all links: half of the published value for both directions."""
     kind: str = ""
     """jax.Device.device_kind."""
 
@@ -88,7 +88,10 @@ class Topology:
 
 
 def parse(text: str, also: str = "") -> Topology:
-    """The slice of a name. InputError for one that does not exist; also: what else its message says is expected."""
+    """The slice with a name such as "v5e:16x16". InputError for a slice that does not exist.
+
+    also: other expected values, for the error message.
+    """
     name, colon, lengths = text.partition(":")
     if name not in FAMILIES:
         slices = ", ".join(family.example for family in FAMILIES.values())
@@ -107,7 +110,7 @@ def parse(text: str, also: str = "") -> Topology:
 
 
 def local_chip(kind: str, memory: int) -> Chip:
-    """A device of this machine; with speeds, where it is a TPU."""
+    """A device of this machine; its speeds are known if it is a TPU."""
     for family in FAMILIES.values():
         if family.chip.kind == kind:
             return replace(family.chip, memory=memory)

@@ -1,7 +1,8 @@
-"""What a compiled program makes a device do in a run: products, memory traffic, and collectives behind products.
+"""The work of a device in one run of a compiled program: matrix products, memory traffic, and collectives that overlap
+with products.
 
-XLA's own analysis counts the body of a loop once; here it counts once per iteration. Only what XLA has written into the
-program is counted: of a custom call (a kernel of Pallas) only its arrays.
+XLA's own analysis counts the body of a loop once; this module counts it once for each iteration. Only the text of the
+program is analysed, so of a custom call (a Pallas kernel) only the arrays are counted.
 """
 
 import re
@@ -15,42 +16,44 @@ from vit_train.planning.hlo import KINDS, Instruction, Place, Program, channel, 
 
 PRODUCTS = ("dot", "convolution")
 KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu$")
-"""How custom calls begin that compute products: Pallas's kernels on TPUs, the libraries and Triton on GPUs."""
+"""Beginnings of the targets of custom calls that compute products: Pallas kernels on TPUs, libraries and Triton on
+GPUs."""
 _WITHOUT_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
     "opt-barrier", "partition-id", "iota",
 }  # fmt: skip
-"""Instructions that read and write nothing themselves."""
+"""Instructions that read and write no memory themselves."""
 _WITHOUT_TRAFFIC_BY_TARGET = ("AllocateBuffer", "ConcatBitcast")
-"""Custom calls of XLA for TPUs that read and write nothing: memory for the stacks of a loop, and arrays that are in
-memory one after another as one array."""
+"""Custom calls of XLA for TPUs that read and write no memory: they allocate the stacks of a loop, and treat adjacent
+arrays as one array."""
 _PARTS = ("dynamic-slice", "slice", "gather")
 """Instructions that read a part of their first operand."""
 _WHOLE = ("bitcast", "reshape")
-"""Instructions that give all of their operand another shape."""
+"""Instructions that change only the shape of their operand."""
 
 
 class Work(Schema):
-    """What a run of a program makes one device do."""
+    """The work of one device in one run of a program."""
 
     flops: Real
-    """FLOPs of products (dot, convolution): twice the multiply-adds, as often as the program executes them."""
+    """FLOPs of products (dot, convolution): twice the multiply-adds, times the number of executions."""
     kernels: NonNegative
-    """How often it executes kernels of Pallas, whose products XLA does not see: they are not among the FLOPs."""
+    """Number of executions of Pallas kernels. XLA does not see their products, so `flops` does not contain them."""
     moved: NonNegative
-    """Bytes read from and written to the device's large memory, where every instruction reads its operands and writes
-    its results once, in the layouts of the program with their padding; of an array that is cut, the part. Without
-    those of collectives."""
+    """Bytes read from and written to the device's large memory (HBM), without collectives: every instruction reads its
+    operands and writes its results once, in the layouts of the program with their padding; of a sliced array only the
+    slice is counted."""
     received: NonNegative
-    """Bytes that reach the device in collectives, at least."""
+    """Lower bound of the bytes that the device receives in collectives."""
     hidden: NonNegative
-    """Those of collectives that begin before some product and are waited for after it."""
+    """The part of `received` in collectives that begin before a product and end after it."""
     cycles: NonNegative
-    """XLA's own estimate of a device's cycles, without collectives; 0 where it gives none (other than on TPUs)."""
+    """XLA's own estimate of a device's cycles, without collectives; 0 if XLA gives none (on devices other than
+    TPUs)."""
 
 
 def work_of(program: Program) -> Work:
-    """What a run of a program makes one device do."""
+    """The work of one device in one run of a program."""
     device = _Device(program)
     moved = flops = cycles = kernels = 0
     for place, instruction in program.walk():
@@ -73,7 +76,7 @@ def work_of(program: Program) -> Work:
 
 
 class _Device:
-    """Reads from a program what its instructions make a device do."""
+    """Computes the work of one device from the instructions of a program."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -82,7 +85,7 @@ class _Device:
         }
 
     def product_flops(self, computation: str, product: Instruction) -> int:
-        """FLOPs of a dot or a convolution, executed once."""
+        """FLOPs of one execution of a dot or a convolution."""
         left, right = (lengths(self.named[computation][name].shape) for name in product.operands[:2])
         if product.opcode == "dot":
             contracted = product.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
@@ -118,7 +121,7 @@ class _Device:
         return read + large(instruction.shape)
 
     def _read(self, computation: str, name: str) -> int:
-        """Bytes of a value in a fusion that its instructions read."""
+        """Number of bytes of a value that the instructions of a fusion read."""
         whole, read = held(self.named[computation][name].shape), 0
         for user in self._users[computation].get(name, ()):
             first = user.operands[0] == name
@@ -162,7 +165,7 @@ class _Device:
 
     @cached_property
     def _users(self) -> dict[str, dict[str, list[Instruction]]]:
-        """Computation -> name of an instruction -> those that are given its result."""
+        """Computation -> name of an instruction -> the instructions that have its result as an operand."""
         found: dict[str, dict[str, list[Instruction]]] = {}
         for computation, instructions in self.program.computations.items():
             of_name = found.setdefault(computation, {})
@@ -194,19 +197,19 @@ class _Device:
 
 
 def target_of(instruction: Instruction) -> str | None:
-    """What a custom call calls; None for other instructions."""
+    """The target of a custom call; None for other instructions."""
     return instruction.attribute(r'custom_call_target="([^"]+)"') if instruction.opcode == "custom-call" else None
 
 
 def _sends(instruction: Instruction) -> bool:
-    """Whether an instruction is a collective, or one of the ends of a collective that XLA has put into fusions."""
+    """Whether an instruction is a collective, or the start or end of a collective that XLA has put into fusions."""
     kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
     return kind in KINDS or (instruction.opcode == "custom-call" and "AsyncCollective" in instruction.rest)
 
 
 def _convolution_products(convolution: Instruction, left: list[int], right: list[int], result: list[int]) -> int:
-    """Multiply-adds of a convolution, without those by padding and by the holes of dilation. (On TPUs, the products of
-    a batch of matrices are convolutions with such holes.)"""
+    """Multiply-adds of a convolution, without multiplications by padding or by the zeros of dilation. (On TPUs, batched
+    matrix products are convolutions with such dilation.)"""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.rest)
     assert labels is not None
     sides, kernel, out = labels.groups()
@@ -230,15 +233,15 @@ def _convolution_products(convolution: Instruction, left: list[int], right: list
 
 
 def _along(window: str, name: str, axis: int, default: str) -> str:
-    """What a window has of a name along an axis, as text."""
+    """The value of a window's attribute along an axis, as text."""
     found = re.search(rf"\b{name}=(\S+)", window)
     return found[1].split("x")[axis] if found else default
 
 
 @lru_cache(maxsize=4096)
 def _valid_pairs(length: int, kernel: int, result: int, stride: int, low: int, holes: int, spread: int) -> int:
-    """Number of pairs of a result and a weight that meet a value along one axis. low: padding before the first value;
-    holes: distance of the values; spread: distance of the weights."""
+    """Number of multiplications of a weight with a value along one axis. low: padding before the first value; holes:
+    distance of the values; spread: distance of the weights."""
     at = np.arange(result)[:, None] * stride - low + np.arange(kernel) * spread
     return int(((at >= 0) & (at % holes == 0) & (at // holes < length)).sum())
 
@@ -250,7 +253,7 @@ def lengths(shape: str) -> list[int]:
 
 
 def arrays_of(shape: str) -> list[tuple[int, bool]]:
-    """Bytes of each array of a result, padded as its layout says, and whether it is in a TPU's memory on the chip."""
+    """Bytes of each array of a result, with the padding of its layout, and whether it is in a TPU's on-chip memory."""
     found = re.findall(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?", shape)
     return [
         (_padded(kind, sides, layout), re.search(r"S\([1-9]\)", layout) is not None) for kind, sides, layout in found
@@ -275,5 +278,5 @@ def held(shape: str) -> int:
 
 
 def large(shape: str) -> int:
-    """Bytes of the arrays of a result that are in the large memory."""
+    """Bytes of the arrays of a result that are in the large memory (HBM)."""
     return sum(size for size, on_chip in arrays_of(shape) if not on_chip)

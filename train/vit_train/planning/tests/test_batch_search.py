@@ -1,4 +1,4 @@
-"""The search for the largest batch, on devices with an invented memory."""
+"""The search for the largest batch, on simulated devices with a given memory."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ def imagined(config: TrainConfig, devices: int = 8, memory: int = 1000) -> Plan:
 
 
 def test_the_largest_batch_that_fits() -> None:
-    """64 examples on a device need 740 bytes with full rematerialization; with less, too many."""
+    """64 examples on a device need 740 bytes with full rematerialization; with less, they do not fit."""
     found = find_largest_batch(SMALL, 8, imagined)
     assert found.best is not None
     assert (found.best.config.batch_size, found.best.config.remat) == (64 * 8, "full")
@@ -43,7 +43,7 @@ def test_the_largest_batch_that_fits() -> None:
 
 
 def test_of_equal_batches_the_one_with_less_recomputation() -> None:
-    """Without rematerialization 16 examples fit into 1040 bytes of a device; with some of it, no more than 32."""
+    """Without rematerialization 16 examples fit into 1040 bytes of a device; with rematerialization at most 32."""
     found = find_largest_batch(
         SMALL, 8, lambda config: imagined(config, memory=1040 if config.remat != "full" else 400)
     )

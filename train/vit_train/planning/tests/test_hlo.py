@@ -1,4 +1,4 @@
-"""Collectives read from compiled programs, against counts and bytes worked out by hand."""
+"""Collectives read from compiled programs, compared with counts and bytes computed by hand."""
 
 import os
 import subprocess
@@ -96,7 +96,7 @@ def counted(text: str) -> dict[str, tuple[int, int, int]]:
 
 
 def test_a_program_of_eight_cpus() -> None:
-    """Three times in each of five iterations: gathers of 128 x 4 float32 (2 KiB), scattered sums of 16 x 4."""
+    """Three times in each of five iterations: all-gathers of 128 x 4 float32 (2 KiB), reduce-scatters of 16 x 4."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_a_program_of_eight_cpus() -> None:
 
 
 def test_a_program_of_a_tpu() -> None:
-    """A gather in two fusions counts once; a fused sum of which a part is kept is a scattered sum."""
+    """An all-gather in two fusions counts once; a fused all-reduce with a slice is a reduce-scatter."""
     gathered, scattered = 1024 * 64 * 2, 256 * 64 * 2
     assert counted(TPU) == {
         "all-gather": (12, 12 * gathered, 12 * gathered * 3 // 4),

@@ -55,7 +55,7 @@ def on_v5e(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, str]:
             texts.append(text)
             super().__init__(text)
 
-    # Other tests may have switched on 64 bits, which a TPU computes with pairs of 32.
+    # Other tests may have enabled 64-bit types, which a TPU emulates with pairs of 32-bit values.
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         for name, value in topologies.WITHOUT_HARDWARE.items():
             patch.setenv(name, value)
@@ -80,7 +80,7 @@ def test_bytes_of_a_chip_equal_those_worked_out_by_hand(on_v5e: tuple[Plan, str]
     }
     memory = made.compiled.memory
     assert memory is not None
-    # The rest is padding: the chip's tiles are 8 x 128 numbers, and rows of 256 / 4 fill half of them.
+    # The rest is padding: the chip's tiles are 8 x 128 numbers, and rows of 256 / 4 fill half of a tile.
     assert 1 < memory.arguments / sum(made.shares.values()) < 1.4
     assert (
         made.compiled.needed == memory.arguments + memory.outputs - memory.aliased + memory.temporaries + memory.program
@@ -128,14 +128,14 @@ def test_bounds(on_v5e: tuple[Plan, str]) -> None:
 
 @pytest.mark.slow
 def test_the_program_executes_the_products_of_the_model(on_v5e: tuple[Plan, str]) -> None:
-    """All but the gradient of the images, which nobody needs."""
+    """All products except those of the gradient of the images, which is not computed."""
     made, _ = on_v5e
     counts = flops.forward(SMALL.model)
     assert made.executed_share == 3 * sum(counts.values()) / (3 * sum(counts.values()) - counts["patch_embed"])
 
 
 def test_arguments_are_the_arrays_of_a_run() -> None:
-    """On this machine, to the byte: the state and the batch of an engine, and the numbers that each step gets."""
+    """On this machine, to the byte: the state and the batch of an engine, and the scalar arguments of a step."""
     config = CONFIG
     engine = JaxEngine(config)
     batch = Batches(quadrants(), config)[0]._replace(ids_B=None)
@@ -189,7 +189,7 @@ def test_bytes_in_messages_of_xla(message: str, needed: float | None) -> None:
 
 @pytest.mark.release
 def test_the_command(vit: Vit, tmp_path: Path) -> None:
-    """What it prints; the second time it reuses the compilation; exit status 1 where the plan does not fit."""
+    """The printed text; the second call reuses the compilation; exit status 1 if the plan does not fit."""
     (tmp_path / "tiny.py").write_text(
         "from vit_train.tests.small_run import CONFIG\ndef pretrain():\n    return CONFIG\n"
     )

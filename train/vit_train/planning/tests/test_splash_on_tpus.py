@@ -1,4 +1,4 @@
-"""Attention of B/16 at 512 and 1,024 pixels, compiled for TPUs that are not present: what the kernel keeps."""
+"""Attention of B/16 at 512 and 1,024 pixels, compiled for TPUs that are not present: memory that the kernel needs."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from vit_train.planning.topologies import parse
 
 pytestmark = pytest.mark.usefixtures("without_hardware")
 IMAGES, T, K = 2, 12, 64
-"""Images of a chip; B/16's heads and their width."""
+"""Images on each chip; number and width of B/16's heads."""
 
 
 @pytest.mark.release
 @pytest.mark.parametrize("tokens", [1025, 4097])
 def test_no_matrix_of_attention_weights_is_kept(tokens: int) -> None:
-    """With the derivative and padding, shared by the chips of a slice: plain attention holds more than one
-    matrix [B, T, N, N] in bfloat16; the kernel holds less than a quarter of one, in arrays of tokens."""
+    """Forward and backward pass with padding, sharded over the chips of a slice: plain attention needs more than one
+    matrix [B, T, N, N] in bfloat16; the kernel needs less than a quarter of one, in arrays of tokens."""
     devices = target(parse("v5e:2x2")).devices
     mesh = Mesh(np.array(devices).reshape(-1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     matrix = 2 * IMAGES * T * tokens**2
@@ -32,7 +32,7 @@ def test_no_matrix_of_attention_weights_is_kept(tokens: int) -> None:
 
 
 def temporaries(kind: Any, tokens: int, mesh: Mesh) -> int:
-    """Bytes of a chip, between the inputs and the gradients of attention."""
+    """Bytes of temporaries on a chip for the forward and backward pass of attention."""
     by_image = NamedSharding(mesh, sharding.spec("batch"))
     B = IMAGES * mesh.size
     x_BNTK = jax.ShapeDtypeStruct((B, tokens, T, K), jnp.bfloat16, sharding=by_image)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("without_hardware")
     ("name", "devices"), [("v5e:16x16", 256), ("v6e:2x4", 8), ("v5p:8x8x4", 256), ("v4:2x2x1", 4), ("v5e:1x1", 1)]
 )
 def test_slices_that_libtpu_knows(name: str, devices: int) -> None:
-    """A name's devices are those that JAX sees, of the kind in the table."""
+    """A slice's name gives the number of devices that JAX sees, of the kind in the table."""
     topology = parse(name)
     seen = target(topology).devices
     assert len(seen) == topology.devices == devices

@@ -1,4 +1,4 @@
-"""What a program makes a device do, against counts worked out by hand."""
+"""The work of a device in a compiled program, compared with counts computed by hand."""
 
 import os
 import subprocess
@@ -91,8 +91,8 @@ for reduce_dtype, mesh in ((None, Mesh(data=4, fsdp=4)), ("float32", Mesh(data=1
 def test_a_program_of_a_tpu() -> None:
     found = work_of(Program(TPU))
     assert found.flops == 2 * 4 * 4 * 17 * 17 * 64 + 2 * 8 * 16 * 4, "one product of each pair of heads"
-    # Rows of 64 numbers fill 128, and 17 rows 24. A layer of the stack is read, then written, then both again.
-    # Its memory is given, and arrays in it are given together, without any traffic.
+    # Rows of 64 numbers are padded to 128, and 17 rows to 24. A layer of the stack is read and written, twice.
+    # Allocating its memory and joining adjacent arrays cause no traffic.
     layer, scores = 24 * 128 * 2, 4 * 4 * 24 * 128 * 2
     assert found.moved == 3 * 4 * layer + scores + 4 * (8 * 16 + 16 * 4 + 8 * 4) + 2 * 4 * 16 * 4
     assert found.cycles == 3 * 110
@@ -102,7 +102,8 @@ def test_a_program_of_a_tpu() -> None:
 
 @pytest.mark.release
 def test_the_train_step_executes_the_products_of_the_model() -> None:
-    """Compiled for 16 chips. Gathers of shared weights are behind products; gradients are float32 where asked for."""
+    """Compiled for 16 chips. Gathers of shared weights overlap with products; gradients are float32 if the config sets
+    this."""
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, check=False
@@ -112,7 +113,7 @@ def test_the_train_step_executes_the_products_of_the_model() -> None:
     counts = flops.forward(model)
     shared, _, whole, largest = done.stdout.splitlines()
     for line in (shared, whole):
-        # Nobody needs the gradient of the images.
+        # The gradient of the images is not computed.
         assert f'"flops":{4 * (3 * sum(counts.values()) - counts["patch_embed"])}.0' in line
     assert '"hidden":0' not in shared
     assert '"hidden":0' in whole
