@@ -30,7 +30,8 @@ CROP_TRIES = 10
 DRAWS = 4 * CROP_TRIES + 4
 """Number of uniform draws that every image takes."""
 FEWEST_TOGETHER, LARGEST_TOGETHER = 8, 128
-"""Images that are worth being made at once, and pixels of a side: tables are made for each length of a crop."""
+"""Smallest number of images, and largest side in pixels, for which images are made together: each length of a crop
+needs its own tables."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
 """Number of uniform draws for the position of a crop, 3-Augment, colour jitter and erasing; those of RandAugment or
 AutoAugment come last."""
@@ -43,12 +44,12 @@ def augmented(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A training image, uint8 or uint16 [H, W, C], maybe read-only: crop or resize, then flip, then shift and rotate,
-    then operations on colours, then erasing.
+    """A training image, uint8 or uint16 [H, W, C], possibly read-only: crop or resize, then flip, then shift and
+    rotate, then operations on colours, then erasing.
 
-    image: as `decode` gives it for `preprocessing`, or as Pillow's. Consumes `DRAWS` uniform draws; then, where
-    one of them is on, those of random_crop, colours and erasing, and those of the noise that fills what is erased.
-    Raises InputError as `resized` does, where there is no crop of random size.
+    image: from `decode` with the same preprocessing, or a Pillow image. Consumes `DRAWS` uniform draws; if random_crop,
+    an operation on colours or erasing is on, also their draws, and those of the noise that fills erased pixels.
+    Raises InputError as `resized` does, if there is no crop of random size.
     """
     draws = rng.random(DRAWS).tolist()
     place, three, jitter, erasing, operations = _later_draws(augmentation, rng)
@@ -79,8 +80,8 @@ def augmented(
 
 
 def crops_only(preprocessing: Preprocessing, augmentation: Augmentation) -> bool:
-    """Whether images become training images by crops of random size and flips alone, so that `augment_together` may
-    make many at once."""
+    """Whether crops of random size and flips are the only changes, so that `augment_together` can make many images at
+    once."""
     others = augmentation.rotation, augmentation.shift, augmentation.colors, augmentation.erasing
     return bool(augmentation.crop_area) and preprocessing.max_patches is None and not any(others)
 
@@ -92,10 +93,10 @@ def augment_together(
     draws_BF: np.ndarray,
     result_BHWC: np.ndarray,
 ) -> bool:
-    """Sets the result to what `augmented` makes of each image, and returns True; returns False, and does nothing, for
-    images that are few or large, differ in size or have other than 8 bits, and where there are no compiled loops.
+    """Writes the images that `augmented` returns into the result, all at once, and returns True. Does nothing and
+    returns False for images that are few or large, differ in size or do not have 8 bits, and without compiled loops.
 
-    draws_BF: the uniform draws of each image, `DRAWS` of them. For what `crops_only` says.
+    draws_BF: `DRAWS` uniform draws for each image. Only for configs for which `crops_only` is true.
     """
     pixels = [image.pixels_HWC for image in images if isinstance(image, Pixels)]
     if len(pixels) < len(images) or len({each.shape for each in pixels}) != 1:
@@ -112,7 +113,7 @@ def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.nda
     smallest, largest = augmentation.crop_area or (1.0, 1.0)
     log_narrowest, log_widest = map(math.log, augmentation.crop_ratio)
     area_B = height * width * (smallest + (largest - smallest) * draws_BF[:, 0])
-    # Not by NumPy's exp, whose last bit may be another one.
+    # NumPy's exp may differ from math.exp in the last bit.
     ratio_B = np.array([math.exp(x) for x in (log_narrowest + (log_widest - log_narrowest) * draws_BF[:, 1]).tolist()])
     w_B, h_B = np.rint(np.sqrt(area_B * ratio_B)), np.rint(np.sqrt(area_B / ratio_B))
     top_B, left_B = np.floor(draws_BF[:, 2] * (height - h_B + 1)), np.floor(draws_BF[:, 3] * (width - w_B + 1))
@@ -124,8 +125,8 @@ def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.nda
 
 
 def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[list[float]]:
-    """Uniform draws of the place of a crop, 3-Augment, colour jitter, erasing, and RandAugment or AutoAugment: the last
-    that an image takes, so they can be left out where none of these is on."""
+    """Uniform draws for the position of a crop, 3-Augment, colour jitter, erasing, and RandAugment or AutoAugment. They
+    are the last draws of an image, so they are left out if none of these is on."""
     if not (augmentation.random_crop or augmentation.colors or augmentation.erasing):
         return [[]] * (len(_DRAWS) + 1)
     operations = POLICY_DRAWS if augmentation.auto_augment else LAYER_DRAWS * augmentation.rand_augment.layers
@@ -136,8 +137,8 @@ def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[l
 def _random_crop(
     image: DecodedImage, preprocessing: Preprocessing, padding: int, place: Sequence[float]
 ) -> DecodedImage:
-    """The image resized as for evaluation, mirrored at its borders for so many pixels, and cut out at random:
-    torchvision's Resize and RandomCrop with padding_mode "reflect".
+    """The image resized as for evaluation, padded by reflection, and cropped at a random position: torchvision's Resize
+    and RandomCrop with padding_mode "reflect".
 
     place: uniform in [0, 1): top and left.
     """
@@ -157,7 +158,8 @@ def _random_crop(
 
 @lru_cache(maxsize=1024)
 def _mirrored(size: int, padding: int) -> np.ndarray:
-    """int64 [padding + size + padding]: which of `size` pixels is where, mirrored at both ends."""
+    """int64 [padding + size + padding]: the index of the source pixel at each position, with reflection at both
+    ends."""
     return np.pad(np.arange(size), padding, mode="reflect")
 
 
@@ -165,14 +167,14 @@ def _random_resized_crop(
     image: DecodedImage, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
 ) -> DecodedImage:
     """An image of image_size: torchvision's RandomResizedCrop (arXiv:1409.4842), equal bit for bit for the same draws.
-    With max_patches an image of its own size, from a crop whose ratio is drawn relative to that of the image.
+    With max_patches the size of the result varies, and the ratio of the crop is relative to that of the image.
 
     draws: uniform in [0, 1), for each try its area, ratio, top and left.
     """
     aspect = 1.0 if preprocessing.max_patches is None else image.width / image.height
     top, left, height, width = _crop(image.height, image.width, augmentation, draws, aspect)
     rows, columns = preprocessing.fitted(height, width).image_size
-    # Not by the `box` of resize: its filter reads pixels outside the crop, and torchvision's does not.
+    # The `box` argument of resize is not used: its filter reads pixels outside the crop; torchvision's does not.
     image = image.crop((left, top, left + width, top + height))
     return image.resize((columns, rows), Image.Resampling[preprocessing.interpolation.upper()])
 
@@ -182,8 +184,8 @@ def _crop(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop in an image of height x width, in pixels: the first try that fits into it.
 
-    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64. aspect: what the
-    ratios are multiplied by.
+    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64. aspect: factor of
+    the ratios.
     """
     smallest, largest = augmentation.crop_area or (1.0, 1.0)
     narrowest, widest = (ratio * aspect for ratio in augmentation.crop_ratio)
@@ -213,20 +215,20 @@ def _shifted_and_rotated(
     cos, sin = math.cos(radians), math.sin(radians)
     x, y = width / 2, height / 2
     right, below = (2 * across - 1) * augmentation.shift * width, (2 * down - 1) * augmentation.shift * height
-    # Pillow wants to know which source position each target pixel comes from: rotate back, then shift back.
+    # Pillow expects the map from target to source positions: rotate back, then shift back.
     inverse = (cos, sin, x - cos * x - sin * y + right, -sin, cos, y + sin * x - cos * y + below)
     return image.transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC)
 
 
 class Mix(NamedTuple):
-    """How two images a and b become w a + (1 - w) b, pixel by pixel: w = 0 inside `box`, `weight` elsewhere."""
+    """A mixture of two images a and b: w a + (1 - w) b at each pixel; w = 0 inside `box`, `weight` elsewhere."""
 
     weight: float = 1.0
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
     """(top, left, bottom, right), pixels, the last two exclusive; may be empty."""
 
     def share(self, image_size: tuple[int, int]) -> float:
-        """Weight of a's target in the target of the mixture, for images of (height, width): the mean of w."""
+        """Weight of image a in the target of the mixture, for images of (height, width): the mean of w."""
         top, left, bottom, right = self.box
         return self.weight * (1 - (bottom - top) * (right - left) / (image_size[0] * image_size[1]))
 
@@ -259,7 +261,7 @@ def mix_of(augmentation: Augmentation, image_size: tuple[int, int], draws: Seque
     alpha = augmentation.cutmix if cut else augmentation.mixup
     if not alpha:
         return Mix()
-    # By the quantile function: NumPy's own Beta consumes a varying number of draws.
+    # The quantile function is used because NumPy's own Beta consumes a varying number of draws.
     lam = float(betaincinv(alpha, alpha, quantile))
     if not cut:
         return Mix(weight=lam)

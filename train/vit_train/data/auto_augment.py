@@ -11,10 +11,11 @@ from vit_core.preprocess import Preprocessing
 from vit_train.data.rand_augment import OPERATIONS, way_of
 
 POLICY_DRAWS = 5
-"""Uniform draws of an image: which pair of operations, then whether each of both is done, then the sign of each."""
+"""Number of uniform draws for an image: the pair of operations, then for both whether it is applied, then their
+signs."""
 
 Step: TypeAlias = tuple[str, float, int]
-"""An operation, the probability that it is done, and its level, 0 to 9; 0 also where it has none."""
+"""An operation, the probability that it is applied, and its level, 0 to 9 (0 for operations without a level)."""
 
 POLICIES: Mapping[str, Sequence[tuple[Step, Step]]] = {
     "cifar10": (
@@ -72,18 +73,19 @@ POLICIES: Mapping[str, Sequence[tuple[Step, Step]]] = {
         (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
     ),
 }
-"""The pairs of operations of each policy: tables 7 and 9 of the paper, as far as torchvision follows them."""
+"""The pairs of operations of each policy: tables 7 and 9 of the paper, with torchvision's deviations."""
 
 _CHANGES = {name: change for name, (change, _) in OPERATIONS["timm"].items()}
 _CHANGES |= {name: OPERATIONS["big_vision"][name][0] for name in ("TranslateX", "TranslateY")}  # these count in pixels
 _LARGEST_TRANSLATION = 150 / 331
-"""Share of a side: 150 pixels of the 331 of the network that the paper trained on ImageNet."""
+"""Largest translation as a fraction of a side: 150 pixels of 331, the image size of the paper's network for
+ImageNet."""
 
 
 def auto_augmented(image: Pixels, policy: str, preprocessing: Preprocessing, draws: Sequence[float]) -> Pixels:
     """The image after one of the policy's pairs of operations. Equal bit for bit to
-    torchvision.transforms.AutoAugment with `fill` the mean of the preprocessing and its interpolation. (The class of
-    that name in transforms.v2 solarizes from level 171 where this one does from 170, for its thresholds are rounded.)
+    torchvision.transforms.AutoAugment with the mean of the preprocessing as `fill`, and with its interpolation. (The
+    class of that name in transforms.v2 rounds thresholds, so that it solarizes from level 171 instead of 170.)
 
     draws: POLICY_DRAWS, uniform in [0, 1).
     """
@@ -99,7 +101,7 @@ def auto_augmented(image: Pixels, policy: str, preprocessing: Preprocessing, dra
 
 
 def _strength(name: str, level: int, sign: int, size: tuple[int, int]) -> float:
-    """What the operation takes at a level, for an image of (width, height)."""
+    """The argument of the operation for a level, for an image of (width, height)."""
     match name:
         case "ShearX" | "ShearY":
             return sign * _at(level, 0.0, 0.3)
@@ -119,8 +121,8 @@ def _strength(name: str, level: int, sign: int, size: tuple[int, int]) -> float:
 
 
 def _at(level: int, first: float, last: float) -> float:
-    """The number of a level where ten from the first to the last are equally spaced, in 32 bits as torch.linspace
-    rounds them: from the nearer end."""
+    """The value of a level, if ten levels from the first to the last are equally spaced; rounded to 32 bits as in
+    torch.linspace, which starts at the nearer end."""
     begin, end = np.float32(first), np.float32(last)
     step = (end - begin) / np.float32(9)
     return float(begin + step * np.float32(level) if level < 5 else end - step * np.float32(9 - level))

@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     """uint8 or uint16; normalised, then mixed, by the engine. Images of any aspect are vit_core.naflex.PatchedImages,
     and on the device Patches."""
     targets_BC: Array
-    """float32, from 0 to 1: how much of each class; already smoothed and mixed."""
+    """float32, from 0 to 1: share of each class; already smoothed and mixed."""
     weights_B: Array
     """float32: the factor of the example's loss: the weight of its class, or 1, mixed like the targets. 0: the example
     is skipped (it could not be read). The sum of the losses is divided by the number of examples that are not skipped,
@@ -94,7 +94,7 @@ class Batch(NamedTuple):
 
 
 def fingerprint(digests_B: np.ndarray) -> str:
-    """A hash of a batch, from the digests of its examples, whichever process made them."""
+    """A hash of a batch, from the digests of its examples, which may come from several processes."""
     return hashlib.sha256(digests_B.tobytes()).hexdigest()[:16]
 
 
@@ -123,12 +123,12 @@ class Batches:
         if self.config.masked is None:
             check_loss(self.split, self.config.loss)
         if "balanced" in (self.config.sampling, *self.config.class_weights):
-            _ = self.occurrences  # before worker processes get a copy of this object, which would each read the labels
+            _ = self.occurrences  # worker processes get a copy of this object; each would read the labels again
         _ = self.class_weights_C
         if self.config.image_cache_folder is not None:
             _ = self.decoded  # raises InputError for a folder that cannot be used
         if self.config.augmentation.repeats > 1:
-            _ = self.order  # raises InputError where there are too few images
+            _ = self.order  # raises InputError if there are too few images
 
     @cached_property
     def order(self) -> ShuffledOrder | BalancedOrder | RepeatedOrder:
@@ -289,7 +289,7 @@ class EvaluationBatch(NamedTuple):
     images_BHWC: np.ndarray | PatchedImages
     """uint8 or uint16, by the evaluation transform."""
     labels_B: np.ndarray
-    """int64: class of each example; of a multilabel split bool [B, classes]: which it has. Zero where counts_B is
+    """int64: class of each example; for a multilabel split bool [B, classes]: its classes. Zero where counts_B is
     false."""
     counts_B: np.ndarray
     """bool; false: padding, or an image that could not be read."""
@@ -299,9 +299,9 @@ class EvaluationBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """A split's batches by index, each example once; the last batch is padded, and padding does not count.
+    """A split's batches by index, each example once; the last batch is padded, and padding is not evaluated.
 
-    rows: those of each batch that are made here (default: all).
+    rows: the rows of each batch that are made here (default: all).
     allow_undecodable: skip images that cannot be read, instead of raising InputError.
     """
 
@@ -318,7 +318,7 @@ class EvaluationBatches:
         return self.make(i)
 
     def make(self, i: int, threads: int = 1) -> EvaluationBatch:
-        """Batch i. threads: that make its images."""
+        """Batch i. threads: number of threads that make its images."""
         ids_B = i * self.batch_size + (np.arange(self.batch_size) if self.rows is None else self.rows)
         images = Images(self.preprocessing, len(ids_B))
         counts_B = ids_B < len(self.split)
@@ -351,7 +351,7 @@ class EvaluationBatches:
 
 
 def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 or uint16 [H, W, C]: an example's image by the evaluation transform. InputError where it cannot be read."""
+    """uint8 or uint16 [H, W, C]: an example's image after the evaluation transform. InputError if it cannot be read."""
     return resize_image(decode(example["image"], preprocessing), preprocessing)
 
 

@@ -25,36 +25,36 @@ from vit_train.display import SILENT, Display, Task
 UNEVEN = 10
 """So many times as many images of one class as of another are worth a line."""
 DECODED = 10_000
-"""Images of a split whose pixels are decoded, at most; of the others only the header is read."""
+"""Largest number of images of a split whose pixels are decoded; of the others only the header is read."""
 HEAD = 65536
-"""First bytes of an image file that are read for its header, and by which copies are recognised."""
+"""Number of bytes at the start of an image file that are read for its header and to recognise copies."""
 COMPARED = 20_000
-"""Images, at most, that are read to find out whether two data sets have images in common."""
+"""Largest number of images that are read to find images common to two data sets."""
 
 
 class Look(NamedTuple):
-    """What one image file is like."""
+    """Result of checking one image file."""
 
     digest: int
     turned: bool = False
     reason: str | None = None
-    """Why it cannot be read."""
+    """The reason why it cannot be read; None if it can."""
 
 
 @dataclass
 class Checked:
-    """What is known of a split's images."""
+    """Results of checking the images of a split."""
 
     split: Split
     decoded: int = 0
     headers: int = 0
-    """Images of which only the header was read."""
+    """Number of images of which only the header was read."""
     digests_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Hashes of each file's first bytes; 0: not read."""
     unreadable: dict[int, str] = field(default_factory=dict)
     """Reasons, by example."""
     turned: int = 0
-    """Images whose EXIF data say that they have to be turned."""
+    """Number of images with an EXIF rotation."""
 
     @property
     def summary(self) -> str:
@@ -70,10 +70,10 @@ class Checked:
 def check_split(
     split: Split, preprocessing: Preprocessing, display: Display = SILENT, share: tuple[int, int] = (0, 1)
 ) -> Checked:
-    """Decodes the images of a split, at most `DECODED` that are drawn at random, and reads the headers of the others
-    where that does not need the whole record.
+    """Decodes the images of a split, at most `DECODED` drawn at random, and reads the headers of the others if this
+    does not need the whole record.
 
-    share: this process's number, and how many processes check every so many images each.
+    share: (index, count) of this process, which checks one of every `count` images.
     """
     count, found = len(split), Checked(split)
     order = np.random.default_rng(0).permutation(count)
@@ -99,7 +99,7 @@ def _in_threads(
     wanted: Sequence[tuple[int, bool]],
     task: Task,
 ) -> Iterator[tuple[int, bool, Look]]:
-    """(example, whether its pixels were decoded, what was seen) of each that is wanted."""
+    """(example, whether its pixels were decoded, result) for each wanted example."""
     done = 0
     for start in range(0, len(wanted), 256):  # few at a time: the threads would run ahead of an interrupt
         some = wanted[start : start + 256]
@@ -111,7 +111,7 @@ def _in_threads(
 
 
 def _look(split: Split, i: int, whole: bool, preprocessing: Preprocessing) -> Look:
-    """Reads example i: the whole image, or its first bytes where they suffice."""
+    """Reads example i: the whole image, or only its first bytes if they suffice."""
     digest = 0
     try:
         if not whole and isinstance(split.examples, Listed):
@@ -132,19 +132,19 @@ def _digest(image: bytes) -> int:
 
 
 def _orientation(head: bytes) -> int | None:
-    """The EXIF orientation of an image, 1 where there is none; None where the first bytes of its file do not suffice
-    for Pillow to recognise it. (A TIFF's directory may be at its end.)"""
+    """The EXIF orientation of an image, 1 without one; None if the first bytes of its file do not suffice for Pillow to
+    recognise it. (A TIFF's directory may be at its end.)"""
     register_formats()
     try:
         with Image.open(io.BytesIO(head)) as image:
             turned_by_pillow = image.format == "TIFF"
             return 1 if turned_by_pillow else int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # decoders answer broken files with SyntaxError, struct.error and more
+    except Exception:  # decoders raise SyntaxError, struct.error and others for broken files
         return None
 
 
 def unreadable_line(checked: Checked) -> str:
-    """The images that cannot be read, and why, in one line."""
+    """One line with the images that cannot be read, and the reasons."""
     named = [checked.split.fault(i, reason) for i, reason in sorted(checked.unreadable.items())]
     count = f"{len(named):,} image{'s' * (len(named) != 1)} of {checked.split.title}"
     return f"{count} cannot be read: {abbreviate(named, '; ', most=3)}"
@@ -206,8 +206,8 @@ def check_apart(out: Location, data: Data) -> None:
 
 
 def images_in_common(training: Split, examples: Split) -> int:
-    """How many of the examples are training images: the same files or records, or, in sets that are not large, files
-    of the same bytes."""
+    """Number of examples that are training images too: the same files or records, or, in sets that are not large, files
+    with the same bytes."""
     if isinstance(training.examples, Source) and isinstance(examples.examples, Source):
         places = set(training.examples.places())
         if same := sum(place in places for place in examples.examples.places()):

@@ -1,4 +1,4 @@
-"""The classes of a split's examples: how often each occurs, and the class weights and balanced order that follow."""
+"""The classes of a split's examples: their numbers of examples, class weights and balanced order."""
 
 import logging
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from vit_train.data.sources import Split
 logger = logging.getLogger("vit")
 
 BALANCED_STREAM = 4
-"""Number of these random draws, beside those in data.batches."""
+"""Number of this kind of random draws; the other kinds are in data.batches."""
 
 
 def classes_of(label: Any) -> np.ndarray:
-    """int64 [n]: the classes of an example, from its label: an integer, or a sequence of them that may be empty."""
+    """int64 [n]: the classes of an example, from its label: an integer, or a sequence of integers that may be empty."""
     return np.atleast_1d(np.asarray(label, np.int64))
 
 
@@ -35,21 +35,22 @@ def check_classes(classes: np.ndarray, split: Split, i: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Occurrences:
-    """Which examples have each class, in two arrays: every pair of an example and one of its classes."""
+    """The examples of each class, in two arrays with every pair of an example and one of its classes."""
 
     examples_P: np.ndarray
-    """int64: index of an example in the split, by class; an example without classes stands once, after all others."""
+    """int64: index of an example in the split, sorted by class; an example without classes occurs once, at the end."""
     ends_G: np.ndarray
-    """int64 [classes + 1]: where the examples of each class end; the last are those without classes."""
+    """int64 [classes + 1]: the end of the examples of each class; the last entry is for examples without classes."""
 
     @property
     def counts_C(self) -> np.ndarray:
-        """int64 [classes]: examples that have each class."""
+        """int64 [classes]: number of examples of each class."""
         return np.diff(self.ends_G[:-1], prepend=0)
 
     @classmethod
     def of(cls, split: Split) -> "Occurrences":
-        """Those of a split. Examples without the attribute `labels_N` (the label of each) are all read once."""
+        """The occurrences of a split. Examples without the attribute `labels_N` (the label of each) are all read
+        once."""
         examples_P, classes_P = _pairs(split)
         counts_G = np.bincount(classes_P, minlength=len(split.labels) + 1)
         return cls(examples_P[np.argsort(classes_P, kind="stable")], np.cumsum(counts_G))

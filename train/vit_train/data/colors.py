@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vit_train.config import Augmentation
 
 THREE_AUGMENT_DRAWS, JITTER_DRAWS = 2, 5
-"""Number of uniform draws that each function takes, whatever it does."""
+"""Number of uniform draws that each function always takes."""
 BLUR_RADIUS = 0.1, 2.0
 """Smallest and largest radius of 3-Augment's Gaussian blur, pixels: DeiT III's and timm's."""
 ORDERS = tuple(permutations(range(4)))
@@ -50,7 +50,7 @@ def jittered(image: Image.Image, augmentation: Augmentation, draws: Sequence[flo
 
 
 def _shift_hue(image: Image.Image, share: float) -> Image.Image:
-    """Every hue turned by a share of the circle, in 8 bits."""
+    """Every hue rotated by a fraction of the colour circle, in 8 bits."""
     if image.mode == "L":
         return image
     hue, saturation, value = image.convert("HSV").split()

@@ -9,19 +9,20 @@ from vit_core.preprocess import DecodedImage
 
 
 class Decoded(NamedTuple):
-    """What an example is augmented from."""
+    """A decoded example before augmentation."""
 
     image: DecodedImage | None
-    """None: it cannot be read."""
+    """The decoded image; None: it cannot be read."""
     classes: np.ndarray
-    """int64."""
+    """int64 [n]: the classes of the example."""
 
 
 class DecodedImages:
-    """Examples of a split that are decoded already, by index; threads may share it.
+    """Cache of a split's decoded examples, by index; threads may share it.
 
-    count: examples of the split. limit: bytes. Nothing is kept of a set that would not fit, judged by the size of the
-    first image: most of it would have to be decoded anew in each epoch, and the memory would bring nothing.
+    count: number of examples in the split. limit: bytes. Nothing is kept of a set that does not fit, estimated from the
+    size of the first image: most images would have to be decoded again in each epoch, so a partial cache would not be
+    worth its memory.
     """
 
     def __init__(self, count: int, limit: int) -> None:

@@ -55,6 +55,6 @@ def prepare_set(directory: Path) -> Path:
     """Prepares the set in a directory if it is missing; returns the set's folder."""
     tfds.disable_progress_bar()
     builder = Digits(data_dir=str(directory), file_format="array_record")
-    with redirect_stdout(io.StringIO()), suppress(FileExistsError):  # its output speaks of downloading
+    with redirect_stdout(io.StringIO()), suppress(FileExistsError):  # its output reports a download
         builder.download_and_prepare()  # moves the complete set there; FileExistsError: another process has done so
     return Path(builder.data_dir)

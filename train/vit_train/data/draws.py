@@ -1,7 +1,7 @@
 """Random generators of many examples at once.
 
-`numpy.random.default_rng([seed, stream, number])` spends nine tenths of its time on mixing these numbers into a state,
-which is done here for all numbers of a batch together.
+`numpy.random.default_rng([seed, stream, number])` takes nine tenths of its time to mix these numbers into a state. This
+module does so for all numbers of a batch together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,14 @@ from numpy.random import PCG64, Generator, default_rng
 from numpy.random.bit_generator import ISeedSequence
 
 POOL = 4
-"""Words of 32 bits that numpy.random.SeedSequence mixes its entropy into."""
+"""Number of 32-bit words in the entropy pool of numpy.random.SeedSequence."""
 STATE = 8
-"""Words of 32 bits that PCG64 begins with."""
+"""Number of 32-bit words from which PCG64 is initialised."""
 
 
 def generators(seed: int, stream: int, numbers: Sequence[int]) -> Iterator[Generator]:
-    """For each number the same generator as `default_rng([seed, stream, number])`; from 0, as many bits as needed."""
+    """For each number the same generator as `default_rng([seed, stream, number])`. Numbers are 0 or greater, of any
+    length."""
     pool_PN = _pool(seed, stream, numbers)
     if pool_PN is None:
         return (default_rng([seed, stream, number]) for number in numbers)
@@ -39,7 +40,7 @@ def uniforms(seed: int, stream: int, numbers: Sequence[int], count: int) -> np.n
     factors_K, increments_K = _jumps(count + 1)
     grown_NK = _product((begun_N[0][:, None], begun_N[1][:, None]), factors_K)
     high_NK, low_NK = _sum(grown_NK, _product((increment_N[0][:, None], increment_N[1][:, None]), increments_K))
-    # The state after its first step, which seeding takes, gives no number: each later one gives one.
+    # Seeding takes the first step, whose state gives no number; each later state gives one.
     high_NK, low_NK = high_NK[:, 1:], low_NK[:, 1:]
     turned_NK, by_NK = high_NK ^ low_NK, high_NK >> np.uint64(58)
     bits_NK = (turned_NK >> by_NK) | (turned_NK << (-by_NK & np.uint64(63)))
@@ -59,7 +60,7 @@ class _Ready(ISeedSequence):
 
 
 def _pool(seed: int, stream: int, numbers: Sequence[int]) -> np.ndarray | None:
-    """uint32 [POOL, N]: the entropy of each generator; None where it is longer, and then mixed in another way."""
+    """uint32 [POOL, N]: the entropy of each generator; None if it is longer, because NumPy mixes that differently."""
     words = _words(seed) + _words(stream)
     if len(words) + 1 > POOL or max(numbers, default=0) >= 2**32:
         return None
@@ -76,7 +77,7 @@ def _words(number: int) -> list[int]:
 
 
 def _states(pool_PN: np.ndarray) -> np.ndarray:
-    """uint64 [N, 4]: what `numpy.random.SeedSequence` makes of entropy, N columns of words in 32 bits.
+    """uint64 [N, 4]: the states that `numpy.random.SeedSequence` computes from entropy, N columns of 32-bit words.
 
     The algorithm is M. E. O'Neill's seed_seq_fe, which NumPy documents and does not change (NEP 19).
     """

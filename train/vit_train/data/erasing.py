@@ -1,8 +1,8 @@
 """Random erasing (arXiv:1708.04896): a rectangle of a training image is filled with the mean colour or with noise.
 
-It is done on pixels, so what fills the rectangle travels in the batch as the other pixels do, and both engines get the
-same. timm's fills it after the images are normalised: with 0, or with standard normal noise. This is the same rounded
-to pixels, where noise outside the range of pixels is clipped.
+Pixels are erased on the host, so both engines get the same values. timm fills the rectangle after normalisation, with 0
+or with standard normal noise; here the same values are rounded to pixels, and noise outside the range of pixels is
+clipped.
 """
 
 import math
@@ -16,7 +16,7 @@ from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation
 
 TRIES = 10
-"""Tries of a rectangle that fits, before the image is left as it is; timm's and torchvision's number."""
+"""Number of tries of a rectangle that fits, before the image is left unchanged; timm's and torchvision's value."""
 ERASING_DRAWS = 1 + 4 * TRIES
 """Number of uniform draws."""
 AREAS = 0.02, 1 / 3
@@ -34,7 +34,7 @@ def erased(
 ) -> np.ndarray:
     """A copy of the pixels with a rectangle erased, or the pixels themselves, with the probability `erasing`.
 
-    draws: ERASING_DRAWS, uniform in [0, 1). rng: draws the noise, so many numbers as the rectangle has values.
+    draws: ERASING_DRAWS, uniform in [0, 1). rng: draws the noise, one number for each value of the rectangle.
     """
     if draws[0] >= augmentation.erasing:
         return pixels_HWC
@@ -59,7 +59,7 @@ def _mean_color(mean: tuple[float, ...], bits: int) -> np.ndarray:
 
 
 def rectangle(height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int] | None:
-    """(top, left, height, width) of the rectangle to erase in an image of this size; None where no try fits.
+    """(top, left, height, width) of the rectangle to erase in an image of this size; None if no try fits.
 
     draws: for each try its area, its ratio, its top and its left. The area and the logarithm of the ratio are uniform,
     as in timm.

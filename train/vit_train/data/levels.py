@@ -1,6 +1,7 @@
-"""Changes of an image's levels, each by a table of 256 entries: the bits of Pillow's ImageOps and ImageEnhance.
+"""Changes of an image's levels, each by a table of 256 entries; equal bit for bit to Pillow's ImageOps and
+ImageEnhance.
 
-Pillow fills its tables in loops of Python, which take longer than all else that is done to a small image.
+Pillow fills its tables in Python loops, which would take most of the time for a small image.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ _GREY_WEIGHTS = np.array([19595, 38470, 7471], np.float32)
 
 
 def posterized(image: Pixels, bits: int) -> Pixels:
-    """`ImageOps.posterize`; with no bits left, or less than none, all is black (Pillow refuses that)."""
+    """`ImageOps.posterize`; the image becomes black if `bits` is 0 or negative (an error in Pillow)."""
     return _by_table(image, _posterizing(bits))
 
 
@@ -27,7 +28,7 @@ def solarized(image: Pixels, threshold: int) -> Pixels:
 
 
 def brightened_below_half(image: Pixels, added: int) -> Pixels:
-    """timm's solarize_add: levels below 128 grow by so much, to 255 at most."""
+    """timm's solarize_add: `added` is added to levels below 128, with 255 as the maximum."""
     return _by_table(image, _brightening_below_half(added))
 
 
@@ -42,9 +43,9 @@ def brightened(image: Pixels, factor: float) -> Pixels:
 
 
 def contrasted(image: Pixels, factor: float) -> Pixels:
-    """`ImageEnhance.Contrast`: all of the mean grey level at 0, unchanged at 1."""
+    """`ImageEnhance.Contrast`: the mean grey level everywhere at 0, unchanged at 1."""
     grey = image.pixels_HWC
-    if grey.shape[-1] == 3:  # whole numbers below 2**24, so float32 has them exactly, and BLAS adds them up fast
+    if grey.shape[-1] == 3:  # integers below 2**24 are exact in float32, and BLAS adds them fast
         weighted = grey.reshape(-1, 3).astype(np.float32) @ _GREY_WEIGHTS + np.float32(2**15)
         grey = weighted.astype(np.int32) >> 16
     return faded(image, int(int(grey.sum()) / grey.size + 0.5), factor)
@@ -100,18 +101,18 @@ def _brightening_below_half(added: int) -> bytes:
 
 
 def _by_table(image: Pixels, table: bytes) -> Pixels:
-    """Every level replaced by the table's. (NumPy's indexing would turn pixels to 64 bits before.)"""
+    """Every level replaced by its entry of the table. (NumPy's indexing would convert pixels to 64 bits first.)"""
     levels = image.pixels_HWC.tobytes().translate(table)
     return Pixels(np.frombuffer(levels, np.uint8).reshape(image.pixels_HWC.shape))
 
 
 def _planes(image: Pixels) -> np.ndarray:
-    """uint8 [C, H * W]: each channel by itself, contiguous: NumPy's reductions are many times as fast on it."""
+    """uint8 [C, H * W]: contiguous channels, on which NumPy's reductions are many times as fast."""
     return np.ascontiguousarray(image.pixels_HWC.reshape(-1, image.pixels_HWC.shape[-1]).T)
 
 
 def _by_tables(image: Pixels, planes_CN: np.ndarray, tables: Sequence[bytes]) -> Pixels:
-    """Each channel by its own table. planes_CN: those of the image."""
+    """The levels of each channel replaced by its own table. planes_CN: the channels of the image."""
     pixels_NC = np.empty(planes_CN.shape[::-1], np.uint8)
     for c, table in enumerate(tables):
         pixels_NC[:, c] = np.frombuffer(planes_CN[c].tobytes().translate(table), np.uint8)

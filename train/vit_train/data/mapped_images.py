@@ -1,4 +1,4 @@
-"""Decoded training images in files that all processes on a machine map into memory, and that later runs find again."""
+"""Decoded training images in files that all processes on a machine map into memory, and that later runs reuse."""
 
 import hashlib
 import json
@@ -27,15 +27,15 @@ from vit_train.data.sources.split import Source, size_and_time
 logger = logging.getLogger("vit")
 
 _FORMAT = 1
-"""Version of the files; those of another one are made anew."""
+"""Version of the files; files of another version are replaced."""
 _FIELDS = 6
-"""int64 numbers of a record: where its bytes begin (after them, so that 0 is none), height, width, channels, number of
-classes, and a checksum of the bytes: the classes (int64), then the pixels."""
+"""int64 numbers of a record: offset of its bytes (0: no record), height, width, channels, number of classes, and a
+checksum of the bytes: the classes (int64), then the pixels."""
 
 
 def cache_folder(named: str) -> Path:
-    """The folder that `image_cache_folder` names; nothing is written. InputError for one that decoded images cannot be
-    kept in: in a store, in the place of a file or below one, or on a system without file locks."""
+    """The folder that `image_cache_folder` names; nothing is written. InputError for a folder that cannot be used: in a
+    store, at the path of a file or below one, or on a system without file locks."""
     folder = require_local(location(named), "--image-cache-folder")
     if not HAS_LOCKS:
         raise InputError("image_cache_folder: needs file locks, which this system lacks; leave it out")
@@ -46,11 +46,11 @@ def cache_folder(named: str) -> Path:
 
 
 class MappedImages:
-    """Examples of a split that are decoded already, by index; processes and threads may share it.
+    """Cache of a split's decoded examples, by index; processes and threads may share it.
 
-    folder: has a folder for each split and way of decoding; a split whose files have changed is decoded anew in its
-    place. limit: bytes of one of them. As `DecodedImages`, nothing is kept of a set that would not fit. InputError for
-    a folder that cannot be written to, or examples without files.
+    folder: contains a folder for each split and way of decoding, whose contents are replaced if the files of the split
+    have changed. limit: bytes of one such folder. As with `DecodedImages`, nothing is kept of a set that does not fit.
+    InputError for a folder that cannot be written to, or examples without files.
     """
 
     def __init__(self, folder: Path, split: Split, preprocessing: Preprocessing, limit: int) -> None:
@@ -68,7 +68,7 @@ class MappedImages:
             self._open()
 
     def get(self, i: int) -> Decoded | None:
-        """Example i, if it is kept; damaged bytes are as if it were not."""
+        """Example i, if it is kept and its bytes are not damaged."""
         if (found := self.kept.get(i)) is not None:
             return found
         begin, height, width, channels, classes, checksum = self.index_NF[i].tolist()
@@ -98,7 +98,7 @@ class MappedImages:
                     return
                 if self.get(i) is not None:
                     return  # another process was faster
-                # Not through the map: where the disk is full, that would end the process.
+                # Written by a file call: on a full disk, writing through the map would end the process.
                 if os.pwrite(self.pixels_file, content, begin) < len(content):
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
                 record = np.array([begin + 1, *pixels_HWC.shape, len(classes), crc32(content)], np.int64)
@@ -108,11 +108,11 @@ class MappedImages:
             logger.warning(f"image_cache_folder: {self.folder}: {error.strerror}; no more images are kept")
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process opens the same files by."""
+        """The state from which a worker process opens the same files."""
         return {name: getattr(self, name) for name in ("folder", "state", "count", "limit", "full")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The files may be another run's by now, of the same images with other classes: then nothing is kept."""
+        """Keeps nothing if another run has replaced the files since, for the same images with other classes."""
         self.__dict__ |= state | {"kept": {}, "threads": threading.Lock()}
         with self._alone():
             if (self.folder / "state.json").read_text() == self.state:
@@ -121,7 +121,7 @@ class MappedImages:
                 self.full, self.index_NF = True, np.zeros((self.count, _FIELDS), np.int64)
 
     def _begin(self) -> None:
-        """Makes empty files, unless there are those of this state."""
+        """Makes empty files, unless files of this state exist."""
         file, index, size = self.folder / "state.json", self.folder / "index", 8 * _FIELDS * self.count
         if file.is_file() and file.read_text() == self.state and index.is_file() and index.stat().st_size == size:
             return
@@ -129,7 +129,7 @@ class MappedImages:
         for name, content in (("index", bytes(size)), ("pixels", b"")):
             new = self.folder / f"{name}.new"
             new.write_bytes(content)
-            new.replace(self.folder / name)  # a process that has mapped the old one goes on with it
+            new.replace(self.folder / name)  # a process that has mapped the old file continues with it
         file.write_text(self.state)
 
     def _open(self) -> None:
@@ -140,7 +140,7 @@ class MappedImages:
         self.mapped = memoryview(b"")
 
     def _mapped(self, size: int) -> memoryview:
-        """The pixels' file, of which at least so many bytes are mapped."""
+        """The pixels' file, of which at least `size` bytes are mapped."""
         if len(self.mapped) < size:
             self.mapped = memoryview(mmap.mmap(self.pixels_file, 0, prot=mmap.PROT_READ))
         return self.mapped
@@ -153,8 +153,8 @@ class MappedImages:
 
 
 def _identity(split: Split, preprocessing: Preprocessing) -> tuple[str, object]:
-    """The name of a split's folder, and what it depends on besides: how its images are decoded, sizes and times of the
-    files that they are in."""
+    """The name of a split's folder, and the state of its contents: how images are decoded, and the sizes and times of
+    the files that contain them."""
     if not isinstance(split.examples, Source):
         raise InputError(f"image_cache_folder: {split.title} is in memory; leave it out")
     digest = hashlib.sha256()

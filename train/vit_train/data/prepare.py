@@ -1,7 +1,7 @@
 """Packs images into a set that tensorflow-datasets reads; image files are stored unchanged (`vit prepare`).
 
-A set is built shard by shard in OUT/name/1.0.0.incomplete and moved to OUT/name/1.0.0 when nothing is missing, so a set
-at that place is complete. Finished shards are kept: after a kill, the same call continues, to the same bytes.
+A set is built shard by shard in OUT/name/1.0.0.incomplete and moved to OUT/name/1.0.0 when it is complete. Finished
+shards are kept: after a kill, the same call continues, and gives the same bytes.
 """
 
 import hashlib
@@ -42,7 +42,8 @@ from vit_train.processes import end_with_parent
 
 VERSION = "1.0.0"
 MAX_RECORDS = 8192
-"""Largest number of records in a shard: tensorflow-datasets takes 8 ns per record of the shard to read one of them."""
+"""Largest number of records in a shard: to read one record, tensorflow-datasets takes 8 ns for each record of its
+shard."""
 UNREADABLE, RESULT = "unreadable.txt", "result.json"
 
 
@@ -52,10 +53,10 @@ class Prepared:
 
     folder: Path
     counts: Mapping[str, int]
-    """Examples by split."""
+    """Number of examples by split."""
     classes: int
     unreadable: tuple[tuple[str, str], ...]
-    """Images that were skipped: path below the folder that was packed, or name in a file; and the reason."""
+    """Skipped images: path below the packed folder, or name in a file; and the reason."""
 
     @property
     def summary(self) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Shard:
-    """Work for one process: the file of a shard, the folder it is made in, and its images, in order."""
+    """Work for one process: the file of a shard, the folder for it, and its images, in order."""
 
     split: str
     file: str
@@ -106,7 +107,7 @@ def prepare(
 
     source: class folders, a table, parquet files, a saved `datasets` folder or tar shards; also a pattern of files.
     workers: processes (default: one for each core). columns: fields of `Data` that name columns, such as label_column.
-    Raises InputError for what cannot be packed or written, and where another set is in the place.
+    Raises InputError if something cannot be packed or written, and if another set is there.
     """
     for option, number in (("workers", workers), ("shard-size-mib", shard_size_mib)):
         if number is not None and number < 1:
@@ -135,7 +136,7 @@ def prepare(
 
 
 def _is_file(source: Path) -> bool:
-    """Whether a source is a file, or a pattern of files, by its name: one that is missing is reported as such."""
+    """Whether the name of a source is that of a file or of a pattern of files. (A missing one is reported later.)"""
     return source.name.lower().endswith(FILES) and not source.is_dir()
 
 
@@ -153,7 +154,7 @@ def valid_name(source: Path, name: str | None) -> str:
 
 
 def find_splits(source: Path, data: Data) -> dict[str, Split]:
-    """A source's splits by name. InputError also for a name of a class that the set could not contain."""
+    """A source's splits by name. InputError also for a class name that a prepared set cannot contain."""
     train = open_split(data, "train")
     if not isinstance(train.examples, Listed):
         raise InputError(f"{source}: a prepared set already; expected class folders, a table, parquet or tar files")
@@ -173,7 +174,7 @@ def find_splits(source: Path, data: Data) -> dict[str, Split]:
 def plan_shards(
     splits: Mapping[str, Split], name: str, work: Path, seed: int, shard_bytes: int
 ) -> tuple[list[Shard], str]:
-    """All shards, and a hash of what they will contain: names, sizes and times of all files, in order."""
+    """All shards, and a hash of their contents: names, sizes and times of all files, in order."""
     shards, digest = [], hashlib.sha256(json.dumps([name, *splits["train"].labels]).encode())
     for split, source in splits.items():
         files = source.examples
@@ -232,13 +233,13 @@ def _pack_in_parallel(shards: Sequence[Shard], workers: int) -> Iterator[tuple[i
 
 
 def _start_worker() -> None:
-    """Makes a worker end with its parent: otherwise it would write into the shards of the next call."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to report
+    """Makes a worker end with its parent; otherwise it could write into the shards of the next call."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports an interrupt
     end_with_parent()
 
 
 def pack(shard: Shard) -> Packed:
-    """Writes a shard and its result, both or neither; where they exist already, only the result is read."""
+    """Writes a shard and its result, both or neither; if they exist already, only the result is read."""
     result = shard.folder / RESULT
     if result.exists() and "labels" in (stored := json.loads(result.read_text())):  # earlier versions wrote none
         return Packed(**stored)
@@ -249,7 +250,7 @@ def pack(shard: Shard) -> Packed:
 
 
 def _write_records(images: Listed, path: Path) -> Packed:
-    """Writes a record of each image that can be decoded, in their order. OSError where the disk refuses."""
+    """Writes a record of each image that can be decoded, in their order. OSError if writing fails."""
     serializer = example_serializer.ExampleSerializer(features(()).get_serialized_info())
     sizes: list[int] = []
     labels: list[int] = []
@@ -263,7 +264,7 @@ def _write_records(images: Listed, path: Path) -> Packed:
             except InputError as error:
                 unreadable.append([os.fsdecode(images.keys_N[i]) or images.name(i), str(error)])
                 continue
-            # Not by serialize_example: the order of its fields varies.
+            # serialize_example is not used, because the order of its fields varies.
             record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
             sizes.append(len(record))
             labels.append(example["label"])
@@ -289,7 +290,7 @@ def assemble(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], la
     by_file = {shard.file: np.array(result.labels, np.int32) for shard, result in zip(shards, packed, strict=True)}
     with staged_files(folder, (UNREADABLE, LABELS, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
         for shard in shards:
-            if (shard.folder / shard.file).exists():  # otherwise a process that was killed here has moved it
+            if (shard.folder / shard.file).exists():  # otherwise an earlier, killed process has moved it
                 os.replace(shard.folder / shard.file, folder / shard.file)
         text = "".join(f"{line}\n" for line in sorted(unreadable))
         (stage / UNREADABLE).write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -323,7 +324,7 @@ def _info(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], label
 
 
 def open_prepared(folder: Path, plan: str) -> Prepared:
-    """What a complete set contains. InputError unless it was made by this plan."""
+    """The contents of a complete set. InputError unless it was made by this plan."""
     try:
         stored = json.loads((folder / "metadata.json").read_text())["plan"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,15 +1,15 @@
 """RandAugment (arXiv:1909.13719): with timm's operations, equal to timm's bit for bit, or with big_vision's.
 
-What big_vision's code (pp/archive/autoaugment.py) does otherwise than timm's:
-- every chosen operation is applied, and a magnitude above 10 goes on growing (timm: `limit`);
-- translations are in pixels, 100 at magnitude 10, whatever the image's size (timm: 45 % of a side);
-- there is Cutout: a grey square of 80 pixels at magnitude 10, at a random place;
-- Contrast fades towards the grey level pixels / 256, not towards the mean of the image (its sum over a histogram is the
+Differences of big_vision's code (pp/archive/autoaugment.py) from timm's:
+- every chosen operation is applied, and magnitudes above 10 are not limited (timm: `limit`);
+- translations are in pixels, 100 at magnitude 10, independent of the image's size (timm: 45 % of a side);
+- there is Cutout: a grey square of 80 pixels at magnitude 10, at a random position;
+- Contrast blends with the grey level pixels / 256 instead of the mean of the image (its sum over a histogram is the
   number of pixels);
-- what comes from outside is grey (128), and pixels are not interpolated (timm: the mean of the preprocessing, and its
-  interpolation).
-All this is done here too. TensorFlow's own rounding is not: AutoContrast and the grey levels of Color may differ by
-one, and its affine maps count from corners of pixels, so an edge may lie half a pixel elsewhere.
+- pixels from outside the image are grey (128), and pixels are not interpolated (timm: the mean of the preprocessing,
+  and its interpolation).
+This module reproduces all of them, but not TensorFlow's rounding: AutoContrast and the grey levels of Color may differ
+by one, and TensorFlow's affine maps count from corners of pixels, so an edge may differ by half a pixel.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,22 +25,23 @@ from vit_train.config import RandAugment
 from vit_train.data import levels
 
 LAYER_DRAWS = 6
-"""Uniform draws of a layer: which operation, whether, its magnitude, its sign, and the place of Cutout."""
+"""Number of uniform draws of a layer: the operation, whether it is applied, its magnitude, its sign, and the position
+of Cutout."""
 
 
 class Way(NamedTuple):
-    """How an operation is done on an image, apart from its strength."""
+    """Settings of an operation on an image, apart from its strength."""
 
     fill: Any
     """Value of pixels that come from outside the image, as Pillow takes it."""
     resampling: Image.Resampling
     place: tuple[float, float] = (0.0, 0.0)
-    """Two uniform draws, where it is random."""
+    """Two uniform draws, for a random position."""
 
 
 Change: TypeAlias = Callable[[Pixels, float, Way], Pixels]
 Strength: TypeAlias = Callable[[float, int], float]
-"""From the magnitude over 10, and a random sign, to what the change takes."""
+"""Function from the magnitude over 10 and a random sign to the argument of an operation."""
 
 
 def rand_augmented(
@@ -68,8 +69,8 @@ def rand_augmented(
 
 
 def way_of(preprocessing: Preprocessing) -> Way:
-    """timm's way: the mean of the preprocessing comes from outside, and its interpolation is used, but no larger filter
-    than bicubic, because Pillow turns and shears with none."""
+    """timm's settings: pixels from outside are the mean of the preprocessing, with its interpolation, but at most
+    bicubic, because Pillow rotates and shears with no larger filter."""
     return _way(preprocessing.mean, preprocessing.interpolation)
 
 
@@ -207,4 +208,4 @@ OPERATIONS: Mapping[str, Mapping[str, tuple[Change, Strength]]] = {
         "Cutout": (_cutout, lambda share, _: int(share * 40)),
     },
 }
-"""Set of operations -> name of each -> what it does, and how strongly; in timm's order."""
+"""Set of operations -> name of each -> its function and strength; in timm's order."""

@@ -1,4 +1,5 @@
-"""Repeated augmentation (arXiv:1902.05509): the order of a run in which each image occurs several times nearby."""
+"""Repeated augmentation (arXiv:1902.05509): an order of a run's examples in which each image occurs several times
+within a short distance."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -9,20 +10,21 @@ from vit_core.errors import InputError
 from vit_train.data.shuffled_order import ShuffledOrder
 
 BLOCK = 256
-"""Examples among which the copies of an image are spread. timm's and DeiT's sampler rounds epochs down to it too."""
+"""Number of examples over which the copies of an image are spread. The sampler of timm and DeiT also rounds epochs down
+to it."""
 
 
 @dataclass(frozen=True)
 class RepeatedOrder:
-    """Index in the split of each example of a run, of which `repeats` that follow one another are one image.
+    """Index in the split of each example of a run with repeated augmentation.
 
-    An epoch has as many examples as the split, rounded down to whole blocks, so only every `repeats`-th image of the
-    epoch's shuffle. Each block is dealt out to 16 players, as timm's RepeatAugSampler deals to 16 processes, so that
-    neighbours, which may be mixed with each other, are different images.
+    An epoch has as many examples as the split, rounded down to whole blocks: one in `repeats` of the images of the
+    epoch's shuffle, each `repeats` times. Each block is distributed as timm's RepeatAugSampler does over 16 processes,
+    so that adjacent examples, which may be mixed with each other, are different images.
     """
 
     shuffled: ShuffledOrder
-    """Index of each example of a run that repeats nothing."""
+    """Index of each example of the same run without repeats."""
     length: int
     """Number of examples of the split."""
     repeats: int

@@ -1,4 +1,4 @@
-"""Batches made in advance, by threads or by worker processes, while the device is busy with those before."""
+"""Batches made in advance, by threads or by worker processes, while the device computes the earlier ones."""
 
 import gc
 import signal
@@ -10,14 +10,15 @@ from vit_train.data.batches import Batch, Batches, EvaluationBatch, EvaluationBa
 from vit_train.processes import end_with_parent
 
 SHARED_FROM = 2**20
-"""Bytes of an array from which a worker process hands it over in shared memory. To open and to unlink that takes Python
-longer, while training waits for Python, than to receive a smaller array through a pipe."""
+"""Smallest number of bytes of an array that a worker process passes in shared memory. Receiving a smaller array through
+a pipe takes Python less time than opening and unlinking shared memory, and training waits for Python meanwhile."""
 
 
 def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2, workers: int = 0) -> Iterator[Any]:
-    """The batches `which` in order, made in advance by threads, or by `workers` processes of so many threads each.
+    """The batches `which` in order, made in advance by `threads` threads, or by `workers` processes with `threads`
+    threads each.
 
-    The threads share the images of a batch, so that no more than two are in the making, and two wait to be used.
+    The threads share the images of a batch, so at most two batches are being made, and two are ready.
     """
     import grain  # it imports jax, which the PyTorch engine does not need before
     from absl import flags
@@ -26,7 +27,7 @@ def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2,
     dataset = grain.MapDataset.source(_InThreads(batches, threads)).slice(which).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers want absl's flags, which this command line does not use
+            flags.FLAGS.mark_as_parsed()  # grain's workers need absl's flags, which this command line does not use
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         chosen = grain.experimental.DatasetOptions(min_shm_size=SHARED_FROM)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, chosen)
@@ -43,7 +44,7 @@ def stream(batches: Batches | EvaluationBatches, which: slice, threads: int = 2,
 
 @dataclass(frozen=True)
 class _InThreads:
-    """Batches by index, the images of each made by so many threads."""
+    """Batches by index; the images of each are made by `threads` threads."""
 
     batches: Batches | EvaluationBatches
     threads: int

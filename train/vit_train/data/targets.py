@@ -1,4 +1,4 @@
-"""Targets of training: how much of each class an image is, smoothed and mixed."""
+"""Targets of training: the share of each class in an image, smoothed and mixed."""
 
 from collections.abc import Sequence
 from typing import Any
