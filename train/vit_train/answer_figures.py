@@ -1,4 +1,4 @@
-"""Figures of what a model answered to the images of a data set, as PNG files."""
+"""Figures of a model's predictions for the images of a data set, as PNG files."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from vit_train.attention_figures import draw_image
 from vit_train.figures import save_figure
 
 MOST_CLASSES = 40
-"""Rows of a confusion matrix that is drawn with names; of more classes, those that are confused most."""
+"""Largest number of rows of the confusion matrix in a figure; of more classes, the most confused ones are drawn."""
 
 
 def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequence[str], path: Location) -> Location:
-    """Draws how often each class (rows) was answered with which (columns), each row as shares of its images. Of many
-    classes, those with the most wrong answers, by them or to them."""
+    """Draws the confusion matrix: classes (rows) by predicted classes (columns), each row as shares of its images. Of
+    many classes, those that occur in the most wrong predictions are drawn. Returns the path of the PNG file."""
     wrong_CA = counts_CA.copy()
     np.fill_diagonal(wrong_CA, 0)
     if len(labels) > MOST_CLASSES:
@@ -41,7 +41,7 @@ def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequ
 
 
 def answered_images(images: Sequence[Answered], path: Location, columns: int = 8) -> Location:
-    """Draws images with their class, the answer and its probability."""
+    """Draws images with their class, the predicted class and its probability. Returns the path of the PNG file."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows), squeeze=False, layout="tight")
@@ -55,5 +55,5 @@ def answered_images(images: Sequence[Answered], path: Location, columns: int = 8
 
 
 def _text(name: str, most: int) -> str:
-    """A name of at most so many characters, in which matplotlib finds no formula."""
+    """A name of at most `most` characters, escaped so that matplotlib does not read formulas in it."""
     return shortened(name, most).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a predictor answers to single images of a split: which are worst, and which classes are confused."""
+"""A predictor's answers to the images of a split: the worst ones, and the classes that are confused."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Answered:
-    """An image of a data set, and what was answered."""
+    """An image of a data set, and the predicted class."""
 
     pixels_HWC: np.ndarray
     label: str
@@ -52,7 +52,7 @@ class Answers:
 
     @cached_property
     def answers_N(self) -> np.ndarray:
-        """The class answered; the number of classes, where it is none of the split's."""
+        """int64 [N]: the predicted class; the number of classes, if the output is no class of the split."""
         class_of_output = np.full(self.log_probabilities_NO.shape[1], len(self.outputs))
         class_of_output[self.outputs] = np.arange(len(self.outputs))
         return class_of_output[self.log_probabilities_NO.argmax(axis=1)]
@@ -64,7 +64,7 @@ class Answers:
 
     @property
     def report(self) -> ClassReport:
-        """How well each class was recognised."""
+        """The report of accuracy by class."""
         return report_of_answers(self.split.labels, self.classes_N, self.answers_N)
 
     def worst(self, count: int) -> list[Answered]:
@@ -97,13 +97,13 @@ class Answers:
 
 
 def spread_over(split: Split, count: int) -> np.ndarray:
-    """Indices of `count` examples of a split (of all, where it has fewer), evenly spread, ascending."""
+    """Indices of `count` examples of a split (of all, if it has fewer), evenly spaced, ascending."""
     return np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
 
 
 def readable(split: Split, i: int, preprocessing: Preprocessing) -> tuple[np.ndarray, Any]:
-    """Image i of a split by the evaluation transform, uint8 or uint16 [H, W, C], and its label. InputError, which names
-    the image, where it cannot be read."""
+    """Image i of a split after the evaluation transform, uint8 or uint16 [H, W, C], and its label. InputError, with the
+    name of the image, if it cannot be read."""
     try:
         example = split.examples[i]
         return evaluation_pixels(example, preprocessing), example["label"]
@@ -134,7 +134,7 @@ def answers_to(
     count: int,
     display: Display = SILENT,
 ) -> Answers:
-    """A predictor's answers to `count` images of a split, evenly spread over it.
+    """A predictor's answers to `count` images of a split, evenly spaced.
 
     outputs: class of the split -> output of the model. Images that cannot be read are named and left out; InputError
     where none can be.

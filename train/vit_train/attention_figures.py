@@ -1,4 +1,4 @@
-"""Figures of where a model looks, as PNG files; what is drawn is computed by vit_core.attention_maps."""
+"""Figures of a model's attention, as PNG files. The values are computed by vit_core.attention_maps."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from vit_core.storage import Location
 from vit_train.figures import save_figure
 
 MOST_HEADS, MOST_LAYERS = 16, 24
-"""Columns and rows of the figure of all heads; of a larger model, that many are drawn, evenly spread."""
+"""Largest number of columns and rows in the figure of all heads; of a larger model, evenly spaced ones are drawn."""
 
 
 def query_token(model: ViTConfig) -> tuple[int | None, str]:
@@ -22,8 +22,8 @@ def query_token(model: ViTConfig) -> tuple[int | None, str]:
 def attention_by_head(
     model: ViTConfig, pixels_HWC: np.ndarray, weights_LTNN: Sequence[np.ndarray], path: Location
 ) -> Location:
-    """Draws the attention of the class token (without one: of all patches, on average) to the patches of an image, a
-    row for each layer and a column for each head, each map on its own scale; the image is beside the first row."""
+    """Draws the attention of the class token (without one: the mean over all patches) to the patches of an image, with
+    a row for each layer and a column for each head, each map on its own scale; the image is left of the first row."""
     layers = _spread(len(weights_LTNN), MOST_LAYERS)
     heads = _spread(len(weights_LTNN[0]), MOST_HEADS)
     query, name = query_token(model)
@@ -48,7 +48,7 @@ def attention_by_head(
 def attention_rollout(
     model: ViTConfig, pixels_HWC: np.ndarray, weights_LTNN: Sequence[np.ndarray], path: Location
 ) -> Location:
-    """Draws an image, its attention rollout, and the image in the light of it (figure 6 of arXiv:2010.11929)."""
+    """Draws an image, its attention rollout, and the product of both (figure 6 of arXiv:2010.11929)."""
     query, name = query_token(model)
     rolled_hw = attention_maps.attended_patches(
         attention_maps.rollout(weights_LTNN), model.grid, model.prefix_tokens, query
@@ -81,8 +81,8 @@ def attention_distance(distances_LT: np.ndarray, images: int, path: Location) ->
 
 
 def register_attention(model: ViTConfig, weights_LTNN: Sequence[np.ndarray], path: Location) -> Location:
-    """Draws what each register attends to in the last layer (mean over heads), and by layer the share of all tokens'
-    attention that goes to the registers, to the other tokens before the patches, and to the patches."""
+    """Draws the attention of each register in the last layer (mean over heads), and by layer the share of all tokens'
+    attention to the registers, to the other tokens before the patches, and to the patches."""
     before = model.prefix_tokens - model.registers
     mean_LNN = np.stack([weights_TNN.mean(axis=0) for weights_TNN in weights_LTNN])
     figure = plt.figure(figsize=(8.4, 3.4), layout="constrained")
@@ -111,7 +111,7 @@ def register_attention(model: ViTConfig, weights_LTNN: Sequence[np.ndarray], pat
 
 
 def draw_image(panel: plt.Axes, image_HWC: np.ndarray) -> None:
-    """Draws an image of any number of channels; of other than 1 or 3, their mean."""
+    """Draws an image with any number of channels: 1 or 3 as they are, otherwise their mean."""
     if np.issubdtype(image_HWC.dtype, np.integer):
         image_HWC = image_HWC / np.iinfo(image_HWC.dtype).max
     shown = image_HWC if image_HWC.shape[-1] == 3 else image_HWC.mean(axis=-1)
@@ -119,5 +119,5 @@ def draw_image(panel: plt.Axes, image_HWC: np.ndarray) -> None:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Numbers from 0 to count - 1: all, or `most` of them, evenly spread, with the first and the last."""
+    """Numbers from 0 to count - 1: all, or `most` of them, evenly spaced, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()

@@ -1,16 +1,16 @@
-"""How well probabilities are calibrated: of answers given with 80 % confidence, are 80 % right?"""
+"""Calibration of probabilities: of the answers with 80 % confidence, 80 % should be right."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 BINS = 15
-"""Number of bins of equal width: that of arXiv:1706.04599, and torchmetrics' default."""
+"""Number of bins of equal width, as in arXiv:1706.04599 and by default in torchmetrics."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Answers gathered in bins by their confidence, the probability of the class that was answered.
+    """Answers in bins by their confidence, which is the probability of the predicted class.
 
     Arrays are [BINS], float64. Bin k has the confidences in (k / BINS, (k + 1) / BINS], the first also 0.
     """
@@ -18,9 +18,9 @@ class Calibration:
     counts_K: np.ndarray
     """Number of answers."""
     confidences_K: np.ndarray
-    """Sum of their confidences."""
+    """Sum of the confidences of the answers."""
     correct_K: np.ndarray
-    """Number of right ones."""
+    """Number of right answers."""
 
     @property
     def expected_error(self) -> float:

@@ -1,7 +1,7 @@
-"""How well classes are recognised: accuracy by class, confusion matrix, F1 and average precision, in float64.
+"""Metrics of classification: accuracy by class, confusion matrix, F1 and average precision, in float64.
 
-The numbers are scikit-learn's (with zero_division=nan). They are computed here because the processes of a run add up
-counts, and scikit-learn takes the answers of all examples at once, from one process.
+The numbers equal scikit-learn's (with zero_division=nan). They are computed here because the processes of a run add up
+counts, and scikit-learn needs the answers of all examples in one process.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 OTHER = "(no class of the data set)"
-"""Column of the confusion matrix for outputs of the model that stand for no class of the data set."""
+"""Name of the column of the confusion matrix for outputs of the model that are no class of the data set."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassReport:
-    """How well each class of a split was recognised. Arrays are [classes], in the order of the labels.
+    """Metrics of each class of a split. Arrays are [classes], in the order of the labels.
 
-    A class for which a quotient is 0 / 0 has the value nan, and is left out of means over classes.
+    If a quotient is 0 / 0 for a class, its value is nan, and means over classes omit it.
     """
 
     labels: tuple[str, ...]
@@ -33,13 +33,13 @@ class ClassReport:
     """float64: area under precision over recall, summed as steps (sklearn.metrics.average_precision_score); nan for a
     class without examples. None: not computed."""
     pairs: tuple[np.ndarray, np.ndarray] | None = None
-    """int64 (class, answer) of each example, an answer of len(labels) being none of them; None where an example has any
-    number of classes, and so has no one answer."""
+    """int64 (class, answer) of each example; the answer len(labels) is no class of the split. None if examples may have
+    any number of classes, and so have no single answer."""
 
     @property
     def recall_C(self) -> np.ndarray:
-        """Fraction of the examples of each class for which it was answered: with one class for each example, the
-        accuracy within the class."""
+        """Fraction of the examples of each class for which the class was answered. With one class for each example,
+        this is the accuracy within the class."""
         return _quotient(self.correct_C, self.examples_C)
 
     @property
@@ -59,7 +59,8 @@ class ClassReport:
 
     @property
     def micro_f1(self) -> float:
-        """F1 of all decisions together; with one class for each example, and all answers among them, the accuracy."""
+        """F1 of all decisions together. With one class for each example and no answers outside the classes, this is the
+        accuracy."""
         return float(_quotient(2 * self.correct_C.sum(), self.examples_C.sum() + self.answers_C.sum()))
 
     @property
@@ -69,8 +70,8 @@ class ClassReport:
 
     @cached_property
     def confusion_matrix(self) -> np.ndarray | None:
-        """int64 [classes, answers]: examples of each class by the class answered. A last column holds the answers that
-        are no class of the split, where there are any. None where an example has any number of classes."""
+        """int64 [classes, answers]: number of examples of each class by answered class. If there are answers that are
+        no class of the split, a last column counts them. None if examples may have any number of classes."""
         if self.pairs is None:
             return None
         classes_N, answers_N = self.pairs
@@ -79,7 +80,7 @@ class ClassReport:
         return np.bincount(classes_N * columns + answers_N, minlength=rows * columns).reshape(rows, columns)
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers, for a JSON file; null stands for nan and for what was not computed."""
+        """All numbers, for a JSON file; null for nan and for numbers that were not computed."""
         columns: Mapping[str, np.ndarray | None] = {
             "examples": self.examples_C,
             "answers": self.answers_C,
@@ -109,8 +110,8 @@ def report_of_answers(
 ) -> ClassReport:
     """The report for examples of one class each.
 
-    classes_N, answers_N: int64, numbers of labels; an answer of len(labels) is none of them. scores_NC: of each class
-    against the others (log probabilities), to rank examples by; None: without average precision.
+    classes_N, answers_N: int64, indices of labels; the answer len(labels) is no class of the split. scores_NC: score of
+    each class (log probability), by which examples are ranked; None: without average precision.
     """
     count = len(labels)
     return ClassReport(
@@ -169,7 +170,7 @@ def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _mean(values_C: np.ndarray) -> float:
-    """The mean of the values that are not nan; nan where all are."""
+    """The mean of the values that are not nan; nan if all are nan."""
     known = values_C[~np.isnan(values_C)]
     return float(known.mean()) if len(known) else float("nan")
 

@@ -1,4 +1,4 @@
-"""What a long task shows while it is under way."""
+"""Interface for showing the progress of long tasks."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
 
 
 class Task:
-    """A task whose steps are counted; this one shows nothing."""
+    """A task with a number of steps; this base class shows nothing."""
 
     def update(self, completed: int, note: str | None = None) -> None:
-        """Shows that so many steps are completed, and a note beside them; None keeps the last note."""
+        """Shows the number of completed steps and a note; None keeps the last note."""
 
 
 class Display:
-    """Shows nothing. A program that wants progress passes a subclass, as the `vit` command does."""
+    """Shows nothing. A program that shows progress passes a subclass, as the `vit` command does."""
 
     def task(self, title: str, total: int, completed: int = 0) -> AbstractContextManager[Task]:
         """Shows a task of `total` steps, of which `completed` are done, until the context ends."""
@@ -26,8 +26,8 @@ class Display:
         return nullcontext()
 
     def preflight(self, report: "PreflightReport") -> None:
-        """Shows what processes and devices will do, before training begins."""
+        """Shows the processes, devices and memory of a run, before training begins."""
 
 
 SILENT = Display()
-"""The display of programs that want none, and of all processes of a run but the first."""
+"""The display of programs that show no progress, and of all processes of a run except the first."""

@@ -22,7 +22,7 @@ from vit_train import metrics
 
 OTHER_SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
                  "Hiragino Sans GB", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")  # fmt: skip
-"""Fonts, where installed, for characters of labels that matplotlib's own font does not have."""
+"""Fonts that are used, if installed, for characters that matplotlib's own font does not have."""
 FILTER_COLUMNS = 7
 ACCURACIES = {
     "macro_f1": ("macro F1", "C5"),
@@ -32,7 +32,7 @@ ACCURACIES = {
     "top1": ("top-1", "C2"),
     "top1_ema": ("top-1, moving average", "C0"),
 }
-"""Logged values between 0 and 1 -> their names and colours; the last are drawn over the others."""
+"""Logged values between 0 and 1 -> their names and colours; later ones are drawn over earlier ones."""
 
 
 def font_families() -> list[str]:
@@ -45,9 +45,9 @@ matplotlib.rcParams["font.family"] = font_families()
 
 
 def training_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Location:
-    """Draws loss and learning rate over steps and, where a run was evaluated, its accuracy below.
+    """Draws loss and learning rate by step and, if a run was evaluated, its accuracy below.
 
-    runs: (title, metrics.jsonl), a column for each. Returns the path of the PNG file.
+    runs: (title, metrics.jsonl), one column for each. Returns the path of the PNG file.
     """
     lines_of = [metrics.read_metrics(file) for _, file in runs]
     evaluated = any(metrics.curve(lines, name)[0] for lines in lines_of for name in ACCURACIES)
@@ -93,7 +93,7 @@ def _draw_accuracy(panel: plt.Axes, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def compared_curves(runs: Sequence[tuple[str, Location]], path: Location) -> Location:
     """Draws the training losses of two runs (title, metrics.jsonl) in one panel, and their relative difference in
-    another."""
+    another. Returns the path of the PNG file."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, layout="tight")
     curves = [dict(zip(*metrics.curve(metrics.read_metrics(file), "loss"), strict=True)) for _, file in runs]
     for (title, _), curve, style in zip(runs, curves, ("-", "--"), strict=True):
@@ -114,7 +114,7 @@ def errors_by_cost(
     line: tuple[Callable[[float], float], tuple[float, float], float] | None,
     path: Location,
 ) -> Location:
-    """Draws errors (1 - accuracy) by the FLOPs of training, both in logarithms.
+    """Draws errors (1 - accuracy) by the FLOPs of training, on logarithmic axes.
 
     points: (name, FLOPs, errors of its runs). line: the error as a function of FLOPs, the interval of the error
     predicted at the last FLOPs, and those FLOPs. Returns the path of the PNG file.
@@ -157,7 +157,7 @@ def position_similarity(tables: Sequence[tuple[str, np.ndarray, tuple[int, int]]
 
 def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, count: int = 28) -> Location:
     """Draws the first principal components of patch filters (title, weight [D, C, P, Q]), each on its own scale, as in
-    figure 7 of arXiv:2010.11929. Of filters with other than 1 or 3 channels the mean over channels is drawn."""
+    figure 7 of arXiv:2010.11929. If filters do not have 1 or 3 channels, the mean over channels is drawn."""
     figure, panels = plt.subplots(1, len(kernels), figsize=(4.8 * len(kernels), 3.2), squeeze=False, layout="tight")
     for panel, (title, weight_DCPQ) in zip(panels[0], kernels, strict=True):
         if weight_DCPQ.shape[1] not in (1, 3):
@@ -174,7 +174,7 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, cou
 
 
 def save_figure(figure: plt.Figure, path: Location) -> Location:
-    """Writes a figure as a PNG file and forgets it; returns the path."""
+    """Writes a figure as a PNG file and closes it; returns the path."""
     with staged_files(path.parent, (path.name,)) as stage, _one_warning_of_missing_characters():
         figure.savefig(stage / path.name, dpi=110)
     plt.close(figure)
@@ -183,7 +183,7 @@ def save_figure(figure: plt.Figure, path: Location) -> Location:
 
 @contextmanager
 def _one_warning_of_missing_characters() -> Iterator[None]:
-    """Within it, one warning stands for matplotlib's of each character that no font has."""
+    """Context in which one warning replaces matplotlib's warnings for each character that no font has."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

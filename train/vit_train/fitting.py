@@ -1,6 +1,6 @@
-"""Fits what a recipe leaves open to the training images: classes, image size, batch, steps, warm-up.
+"""Fits fields of a recipe to the training images: classes, image size, batch, steps, warm-up.
 
-Only training images are looked at: nothing that is fitted depends on the split that the run is evaluated on.
+Only training images are used, so nothing that is fitted depends on the split on which the run is evaluated.
 """
 
 import io
@@ -33,24 +33,25 @@ BATCH, STEPS, WARMUP, COOLDOWN = (
 )
 INTERVALS = (("evaluate_every",), ("save_every",))
 KEPT_ON_RESUME = (IMAGE_SIZE, PATCH_SIZE, BATCH, STEPS, WARMUP, COOLDOWN, *INTERVALS)
-"""Fitted fields whose values a run keeps, once it has begun. (The classes are those of its data anyway.)"""
+"""Fitted fields whose values a run keeps after it has begun. (The classes are always those of its data.)"""
 
 SMALLEST_BATCH, BATCHES_OF_AN_EPOCH = 8, 8
-"""A batch of a small set is the largest power of two that makes so many batches of an epoch, but not smaller."""
+"""For a small set: the smallest batch, and the smallest number of batches in an epoch. The batch is the largest power
+of two that gives as many."""
 SMALLEST_GRID = 8
-"""For small images the patches shrink until there are so many of them along the shorter side."""
+"""For small images: the patch size is reduced until there are this many patches along the shorter side."""
 SAMPLE = 64
-"""The sizes of so many images, spread over the training split, decide about the image size."""
+"""Number of images, evenly spaced in the training split, whose sizes determine the image size."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What fitting uses of a training split."""
+    """The properties of a training split that fitting uses."""
 
     examples: int
     classes: int
     side: int | None = None
-    """Median of the shorter sides of a sample of its images, in pixels; None where none of them can be opened."""
+    """Median of the shorter sides of a sample of its images, in pixels; None if none of them can be opened."""
     multilabel: bool = False
     """Whether an image may have any number of classes."""
 
@@ -73,7 +74,7 @@ def _shorter_side(split: Split, i: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The recipe's values, overlaid by the chosen and the fitted ones; a chosen value is never changed."""
+    """The recipe's values, replaced by chosen and fitted ones; a chosen value is never changed."""
 
     recipe: TrainConfig
     chosen: Fields
@@ -125,7 +126,7 @@ def fitted_fields(
 
 
 def _fit_image_size(fit: _Fit, side: int) -> None:
-    """Images that are much smaller than the recipe's are not enlarged: the patches become smaller instead."""
+    """Images that are much smaller than the recipe's are not enlarged; the patch size is reduced instead."""
     if 4 * side >= 3 * min(fit.recipe.model.image_size) or IMAGE_SIZE in fit.chosen:
         return
     patch = min(fit[PATCH_SIZE])

@@ -1,4 +1,4 @@
-"""The classes and processes of a framework by its name; each framework is imported only when it is asked for."""
+"""The classes and processes of a framework by its name; a framework is imported only when it is used."""
 
 import importlib
 from typing import cast
@@ -9,7 +9,7 @@ from vit_train.processes import Processes
 
 
 def join_processes(framework: Framework, distributed: str | None = None) -> Processes:
-    """Connects this process with the others of the run, and returns its place among them.
+    """Connects this process with the others of the run, and returns its index and their number.
 
     distributed: for JAX, see engines.jax.processes.join; PyTorch's processes are those of torchrun.
     """
@@ -19,15 +19,15 @@ def join_processes(framework: Framework, distributed: str | None = None) -> Proc
 
 
 def engine_class(framework: Framework, dtype: str) -> MakeEngine:
-    """The class of a framework's engine. JAX is set to allow 64-bit types where `dtype` is one, and to keep compiled
-    programs."""
+    """The class of a framework's engine. JAX is configured to allow 64-bit types if `dtype` is one, and to cache
+    compiled programs."""
     _prepare(framework, dtype)
     engine = importlib.import_module(f"vit_train.engines.{framework}.engine")
     return cast(MakeEngine, engine.JaxEngine if framework == "jax" else engine.TorchEngine)
 
 
 def predictor_class(framework: Framework, dtype: str) -> MakePredictor:
-    """The class of a framework's predictor. JAX is set as for `engine_class`."""
+    """The class of a framework's predictor. JAX is configured as for `engine_class`."""
     _prepare(framework, dtype)
     predictor = importlib.import_module(f"vit_train.engines.{framework}.predictor")
     return cast(MakePredictor, predictor.JaxPredictor if framework == "jax" else predictor.TorchPredictor)

@@ -1,4 +1,4 @@
-"""What becomes of memory that arrays no longer need (glibc's malloc)."""
+"""Configures glibc's malloc to keep freed memory in the process."""
 
 import ctypes
 import os
@@ -9,19 +9,18 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep freed memory for later arrays of any thread, instead of giving it back to the kernel.
+    """Lets this process keep freed memory for later arrays of any thread, instead of returning it to the kernel.
 
-    A train step on a CPU frees its activations when it ends. By default glibc gives such large pieces back, and in the
-    next step the kernel clears the same pages again, which costs JAX's steps much of their time. With this setting the
-    process stays as large as it once was. Call before the framework starts its threads: those that are there already
-    keep to the default. Does nothing with another C library, or where MALLOC_... or GLIBC_TUNABLES is in the
-    environment.
+    A train step on a CPU frees its activations when it ends. By default glibc returns such large blocks, and in the
+    next step the kernel clears the same pages again, which takes much of the time of JAX's steps. With this setting the
+    process never shrinks. Call before the framework starts its threads: existing threads keep the default. Does nothing
+    with another C library, or if MALLOC_... or GLIBC_TUNABLES is in the environment.
     """
     chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     if sys.platform != "linux" or chosen:
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(_MMAP_MAX, 0)  # a piece with a mapping of its own is always given back
-        library.mallopt(_TRIM_THRESHOLD, -1)  # nothing is taken off the end of the heap
-        library.mallopt(_ARENA_MAX, 1)  # the heaps of other threads hold 64 MiB at most
+        library.mallopt(_MMAP_MAX, 0)  # a block with its own mapping is always returned to the kernel
+        library.mallopt(_TRIM_THRESHOLD, -1)  # the end of the heap is never returned
+        library.mallopt(_ARENA_MAX, 1)  # the heaps of other threads have at most 64 MiB

@@ -1,8 +1,8 @@
 """The log of a run: RUN/metrics.jsonl, one JSON object on each line, and the same numbers for loggers.
 
-A store has no files that can be appended to. For a run in a store, the lines and TensorBoard's events are written on
-this machine, and uploaded whole before a step is saved (so that a run that resumes there has all lines up to it), after
-an evaluation, at the end, and once a minute.
+Files in a store cannot be appended to. For a run in a store, the lines and TensorBoard's events are written on this
+machine, and the whole files are uploaded before a step is saved (so that a run that resumes has all lines up to it),
+after an evaluation, at the end, and once a minute.
 """
 
 import json
@@ -30,8 +30,8 @@ UPLOAD_SECONDS = 60.0
 class Metrics:
     """Appends to a run's metrics; if a run resumes after step `start`, lines of later steps are removed.
 
-    loggers: names for open_loggers. config: what they show of the run's config. written: false in all processes of a
-    run but one, where nothing is written. Raises LoggerError for a logger that cannot be used.
+    loggers: names for open_loggers. config: the fields of the run's config that loggers show. written: true in one
+    process of a run; the others write nothing. Raises LoggerError for a logger that cannot be used.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Metrics:
         os.replace(draft, path)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (closed at exit)
         self.loggers = open_loggers(loggers, LoggedRun(run, self.folder, start, config or {}))
-        for line in kept:  # some services do not have all of it: the process was killed before they did
+        for line in kept:  # a service may lack some of it, if the earlier process was killed
             self._log(line)
 
     def write(self, step: int, **values: Any) -> None:
@@ -105,7 +105,7 @@ class Metrics:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self.file is not None:
-            with suppress(OSError):  # from a line that the full disk has refused already
+            with suppress(OSError):  # from a line that could not be written to the full disk
                 self.file.close()
         for each in self.loggers:
             try:
@@ -123,13 +123,13 @@ class Metrics:
 
 
 def read_metrics(path: Location) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; none where there is no file."""
+    """The complete lines of a metrics file; empty if the file does not exist."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:
-            continue  # its process was killed as it wrote the line
+            continue  # the process was killed while it wrote the line
     return lines
 
 

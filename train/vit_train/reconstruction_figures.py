@@ -1,4 +1,4 @@
-"""The figure of what a masked autoencoder sees of images and how it completes them, as a PNG file."""
+"""The figure of a masked autoencoder's visible patches and predictions, as a PNG file."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ TITLES = ("image", "visible", "completed")
 
 
 def completed_images(images: Sequence[Reconstruction], path: Location) -> Location:
-    """Draws each image three times: as it is, with the hidden patches grey, and with these as they are predicted."""
+    """Draws each image three times: the original, with the hidden patches grey, and with the predicted patches."""
     down = -(-len(images) // ACROSS)
     across = min(ACROSS, len(images))
     size = (1.6 * 3 * across + 0.2, 1.6 * down + 0.3)

@@ -1,4 +1,4 @@
-"""Where a run's curves are shown, beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow."""
+"""Services that show a run's curves, in addition to metrics.jsonl: TensorBoard, Weights & Biases, MLflow."""
 
 from vit_train.loggers.interface import Logger, LoggerError
 from vit_train.loggers.opening import check_loggers, open_loggers

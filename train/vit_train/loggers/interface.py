@@ -1,4 +1,4 @@
-"""What a run needs of a service that shows its curves."""
+"""The interface between a run and a service that shows its curves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +14,14 @@ class Logger(Protocol):
     """A service that shows the curves of a run."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds values to the curves at a step (from 1; none before an earlier one).
+        """Adds values to the curves at a step (from 1; steps never decrease).
 
-        A run that resumes repeats here all that it had logged up to its saved step, and then logs some steps again that
-        came after it: what the service has already, this skips. LoggerError where the service fails, OSError where a
-        file cannot be written.
+        A run that resumes first repeats everything logged up to its saved step, and then logs later steps again. Values
+        that the service already has are skipped. LoggerError if the service fails, OSError if a file cannot be written.
         """
 
     def flush(self) -> None:
-        """Makes files complete up to here, so that they can be copied."""
+        """Writes everything logged so far to the files, so that they can be copied."""
 
     def close(self, complete: bool) -> None:
         """Ends logging in this process. complete: whether the run ended without an error."""
@@ -30,30 +29,30 @@ class Logger(Protocol):
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a logger is opened for."""
+    """The run for which a logger is opened."""
 
     run: Location
     """The run's folder."""
     folder: Path
-    """Where its files are written on this machine: the same folder, unless that is in a store."""
+    """Folder on this machine where the run's files are written: the run's folder, unless that is in a store."""
     start: int
-    """The saved step at which it resumes; 0: it begins."""
+    """The saved step from which it resumes; 0 for a new run."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Dotted name of a field of the run's config -> its value."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The run's name in the service."""
         return self.run.name
 
 
 class LoggerError(InputError):
-    """A service that cannot be used, in one line. Where a run has begun already, it goes on without the service."""
+    """A service cannot be used; the message is one line. A run that has begun continues without the service."""
 
 
 @contextmanager
 def one_line_errors(service: str) -> Iterator[None]:
-    """Raises whatever a service's library raises as a LoggerError that names the service."""
+    """Raises every exception of a service's library as a LoggerError that names the service."""
     try:
         yield
     except LoggerError:

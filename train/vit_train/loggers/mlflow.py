@@ -12,12 +12,12 @@ _MOST_PARAMETERS, _LONGEST_VALUE = 100, 500
 
 
 def is_online() -> bool:
-    """Whether the environment names a server, a data base or another folder."""
+    """Whether the environment names a server, a database or another folder."""
     return "MLFLOW_TRACKING_URI" in os.environ
 
 
 class MLflow:
-    """Logs to one run of MLflow, whichever process trains; what it has is asked first, and not sent again."""
+    """Logs to one run of MLflow, also after a resume. Values that MLflow already has are not sent again."""
 
     def __init__(self, run: LoggedRun) -> None:
         with one_line_errors(SERVICE):
@@ -36,7 +36,7 @@ class MLflow:
             }
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds values to the curves at a step, without those that the run has."""
+        """Adds values to the curves at a step, except values that the MLflow run already has."""
         now = int(time.time() * 1000)
         new = {name: value for name, value in values.items() if step > self._has.get(name, 0)}
         if new:
@@ -44,7 +44,7 @@ class MLflow:
                 self._client.log_batch(self._run, [self._metric(name, value, now, step) for name, value in new.items()])
 
     def flush(self) -> None:
-        """Nothing: each value is sent as it comes."""
+        """Does nothing: each value is sent immediately."""
 
     def close(self, complete: bool) -> None:
         """Sets the run's status."""
@@ -52,7 +52,7 @@ class MLflow:
             self._client.set_terminated(self._run, "FINISHED" if complete else "FAILED")
 
     def _identity(self, run: LoggedRun) -> str:
-        """The run's number in MLflow, which its folder remembers; a new run gets the config as parameters."""
+        """The run's ID in MLflow, which is stored in its folder; a new run gets the config as parameters."""
         from mlflow.entities import Param
 
         file = run.run / _ID

@@ -1,4 +1,4 @@
-"""Which loggers a run has."""
+"""Checks and opens the loggers of a run."""
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -20,11 +20,11 @@ _SERVERS = {
     "wandb": (weights_and_biases.is_online, "WANDB_MODE=online"),
     "mlflow": (mlflow.is_online, "MLFLOW_TRACKING_URI to the address of a server"),
 }
-"""Logger -> whether it sends to a server, and what to set so that it does."""
+"""Logger -> function that returns whether it sends to a server, and the setting for that."""
 
 
 def check_loggers(names: Sequence[str], run: Location) -> None:
-    """InputError, before anything is done, for loggers that a run in this folder cannot have."""
+    """InputError for loggers that a run in this folder cannot use; nothing is written."""
     for name in names:
         if find_spec(name) is None:
             raise InputError(f"--loggers {name}: {name} is not installed: pip install 'vit-parity[{name}]'")
@@ -34,5 +34,5 @@ def check_loggers(names: Sequence[str], run: Location) -> None:
 
 
 def open_loggers(names: Sequence[str], run: LoggedRun) -> list[Logger]:
-    """The loggers of these names, of "tensorboard", "wandb" and "mlflow". LoggerError for one that cannot be used."""
+    """The loggers with these names: "tensorboard", "wandb", "mlflow". LoggerError for one that cannot be used."""
     return [_LOGGERS[name](run) for name in names]

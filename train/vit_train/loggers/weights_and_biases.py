@@ -1,4 +1,4 @@
-"""Weights & Biases: a run in its offline form in the run's folder, or on a server if WANDB_MODE says so."""
+"""Weights & Biases: an offline run in the run's folder, or a run on a server if WANDB_MODE asks for it."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ def is_online() -> bool:
 
 
 class WeightsAndBiases:
-    """Logs to one run of Weights & Biases, whichever process trains.
+    """Logs to one run of Weights & Biases, also after a resume.
 
-    Online, the server says which step it has. Offline, each process writes a file of its own, and wandb keeps some of
-    it in memory: a process that is killed leaves it without its end. Therefore the file of a process that resumes
-    contains everything since the beginning and replaces the earlier ones, unless those were sent to a server
-    (`wandb sync`); then it goes on after the last step that they may contain.
+    Online, the server reports its last step. Offline, each process writes its own file, and wandb keeps part of it in
+    memory, so that the file of a killed process is incomplete. Therefore the file of a process that resumes contains
+    everything from the beginning and replaces the earlier files. If those were sent to a server (`wandb sync`), it
+    begins after the last step that they may contain.
     """
 
     def __init__(self, run: LoggedRun) -> None:
@@ -56,16 +56,16 @@ class WeightsAndBiases:
             self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Nothing: wandb writes when it wants to."""
+        """Does nothing: wandb decides when to write."""
 
     def close(self, complete: bool) -> None:
-        """Waits until everything is written, and on the server if there is one."""
+        """Waits until everything is written, and sent to the server if there is one."""
         with one_line_errors(SERVICE):
             self._run.finish(exit_code=0 if complete else 1)
 
 
 def _identity(run: LoggedRun) -> str:
-    """The identity of the run in Weights & Biases, which its folder remembers."""
+    """The ID of the run in Weights & Biases, which is stored in its folder."""
     file = run.run / _ID
     if not file.is_file():
         file.write_text(uuid.uuid4().hex[:12])
@@ -73,8 +73,8 @@ def _identity(run: LoggedRun) -> str:
 
 
 def _sent(folder: Path, number: str, last: Path) -> int:
-    """The last step that earlier processes' files, of which some were sent to a server, may contain; 0 where none was
-    sent, and all of them are removed."""
+    """The last step that the files of earlier processes may contain, if some of them were sent to a server. Otherwise
+    0, and all these files are removed."""
     files = [path for path in folder.glob(f"offline-run-*-{number}") if path.is_dir()]
     sent = [path for path in files if any(path.glob("*.synced"))]
     if sent:
