@@ -39,6 +39,9 @@ Patch = tuple[int, int]
 
 
 class PatchEmbed(nnx.Module):
+    """Images [B, H, W, C] to one token for each patch [B, H/P, W/Q, D]: a convolution whose stride is the patch size,
+    after the ResNet of a hybrid model. patch_size: other than the config's, with the kernel resampled to it."""
+
     def __init__(self, config: ViTConfig) -> None:
         self.config = config
         C, D, patch = config.stem_channels, config.width, config.patch_kernel
@@ -61,6 +64,9 @@ class PatchEmbed(nnx.Module):
 
 
 class Block(nnx.Module):
+    """A transformer block: tokens [B, N, D] to tokens [B, N, D]. Attention, then MLP, each as a residual branch with a
+    norm before it (arXiv:2010.11929, equations 2 and 3), or after it if branch_norm is "after"."""
+
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         self.after = config.branch_norm == "after"
         self.norm1 = norm_layer(config)
@@ -107,6 +113,9 @@ class ParallelBlock(nnx.Module):
 
 
 class PreLogits(nnx.Module):
+    """Pooled features [B, pooled] to the head's inputs [B, representation]: a linear layer and tanh, which are the
+    hidden layer of ViT's pretraining head (arXiv:2010.11929, section 3.1)."""
+
     def __init__(self, config: ViTConfig, representation: int) -> None:
         self.fc = linear(config.pooled, representation)
 

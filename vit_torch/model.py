@@ -40,6 +40,9 @@ Patch = tuple[int, int]
 
 
 class PatchEmbed(nn.Module):
+    """Images [B, C, H, W] to one token for each patch [B, H/P, W/Q, D]: a convolution whose stride is the patch size,
+    after the ResNet of a hybrid model. patch_size: other than the config's, with the kernel resampled to it."""
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
@@ -62,6 +65,9 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
+    """A transformer block: tokens [B, N, D] to tokens [B, N, D]. Attention, then MLP, each as a residual branch with a
+    norm before it (arXiv:2010.11929, equations 2 and 3), or after it if branch_norm is "after"."""
+
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         super().__init__()
         self.after = config.branch_norm == "after"
@@ -110,6 +116,9 @@ class ParallelBlock(nn.Module):
 
 
 class PreLogits(nn.Module):
+    """Pooled features [B, pooled] to the head's inputs [B, representation]: a linear layer and tanh, which are the
+    hidden layer of ViT's pretraining head (arXiv:2010.11929, section 3.1)."""
+
     def __init__(self, config: ViTConfig, representation: int) -> None:
         super().__init__()
         self.fc = nn.Linear(config.pooled, representation)
