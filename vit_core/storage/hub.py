@@ -16,19 +16,19 @@ from vit_core.errors import InputError, one_line, shortened
 from vit_core.storage.object_store import CLIENTS, HUB, StorageError, StorePath
 
 _RESUMPTIONS = 4
-"""Connections that may break during one request for bytes."""
+"""Number of connections that may break during one request for bytes."""
 _LOG_IN = "log in (hf auth login, or set HF_TOKEN)"
 
 
 class _BrokenError(Exception):
-    """A connection that ended before all bytes had arrived."""
+    """A connection ended before all bytes arrived."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a repository: the newest one of a revision when it is first asked for, and the same ever after.
+    """One commit of a repository: the newest one of a revision at the first access, and the same at later accesses.
 
-    Thus all that is read through one address belongs together, also while somebody pushes.
+    So everything read through one address is from one commit, even if somebody pushes meanwhile.
     """
 
     address: str
@@ -39,7 +39,7 @@ class Snapshot:
 
     @cached_property
     def commit(self) -> str:
-        """The commit's hash. InputError where there is no such repository or revision, or no access to it."""
+        """The commit's hash. InputError if there is no such repository or revision, or no access to it."""
         from huggingface_hub import HfApi
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
@@ -52,7 +52,7 @@ class Snapshot:
 
 @dataclass(frozen=True, order=True)
 class HubPath(StorePath):
-    """A file or folder of a model's repository. Nothing can be written: that is what `vit push` is for."""
+    """A file or folder of a model's repository. It can only be read; `vit push` uploads checkpoints."""
 
     snapshot: Snapshot = field(kw_only=True, compare=False, repr=False)
 
@@ -94,9 +94,9 @@ class HubPath(StorePath):
         return bytes(content)
 
     def fetch(self, start: int, length: int, write: Callable[[bytes], object]) -> None:
-        """Gives `length` bytes of the file, from `start` on, to `write`, in order and in pieces.
+        """Passes `length` bytes of the file, from `start` on, to `write`, in order and in pieces.
 
-        A connection that breaks is made again. StorageError where the Hub sends other bytes than it was asked for.
+        A broken connection is opened again. StorageError if the Hub sends other bytes than requested.
         """
         position, end, broken = start, start + length, 0
         with self._translated_errors():
@@ -163,7 +163,7 @@ class HubPath(StorePath):
         return self.snapshot.address.removeprefix(f"{HUB}://") + client_key.removeprefix(self._pinned)
 
     def _pieces(self, position: int, end: int) -> Iterator[bytes]:
-        """The bytes from `position` to `end`, as they arrive. _BrokenError where the connection ends before."""
+        """The bytes from `position` to `end`, as they arrive. _BrokenError if the connection ends before."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -180,7 +180,7 @@ class HubPath(StorePath):
                 not whole
                 and response.headers.get("Content-Range") != f"bytes {position}-{end - 1}/{self.stat().st_size}"
             ):
-                raise StorageError(f"{self}: the Hub sent other bytes than it was asked for; try again later")
+                raise StorageError(f"{self}: the Hub sent other bytes than requested; try again later")
             pieces = response.iter_bytes()
             while position < end:
                 try:
@@ -199,7 +199,7 @@ class HubPath(StorePath):
 
 
 def require_hub(what: str) -> None:
-    """InputError, naming what needs it, where huggingface_hub is not installed."""
+    """InputError if huggingface_hub is not installed. what: the text in the message for what needs it."""
     package, extra = CLIENTS[HUB]
     if find_spec(package) is None:
         raise InputError(f"{what}: needs {package}: pip install 'vit-parity[{extra}]'")
@@ -208,7 +208,7 @@ def require_hub(what: str) -> None:
 
 @contextmanager
 def bars_in_terminals_only() -> Iterator[None]:
-    """Within it, huggingface_hub shows the progress of transfers in a terminal, and prints nothing into a file."""
+    """Context in which huggingface_hub shows the progress of transfers in a terminal, and prints nothing to a file."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if sys.stderr.isatty() or are_progress_bars_disabled():
@@ -223,8 +223,8 @@ def bars_in_terminals_only() -> Iterator[None]:
 
 @contextmanager
 def hub_errors(address: str) -> Iterator[None]:
-    """Raises the errors of huggingface_hub as FileNotFoundError, InputError (what was asked for cannot be had) or
-    StorageError (the Hub refuses or does not answer), each in one line without tokens and signatures."""
+    """Raises the errors of huggingface_hub as FileNotFoundError, InputError (no such repository or revision, or no
+    access) or StorageError (the Hub refuses or does not answer), each in one line without tokens and signatures."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -240,7 +240,7 @@ def hub_errors(address: str) -> Iterator[None]:
         raise
     except GatedRepoError:
         raise InputError(
-            f"{address}: its owner has to grant access: ask for it on the model's page, and {_LOG_IN}"
+            f"{address}: the owner has to grant access: ask for it on the model's page, and {_LOG_IN}"
         ) from None
     except RepositoryNotFoundError:
         raise InputError(f"{address}: no such repository, or it is private; check the name, and {_LOG_IN}") from None
@@ -257,7 +257,7 @@ def hub_errors(address: str) -> Iterator[None]:
         if status in (401, 403):
             raise StorageError(f"{address}: access refused ({text}); {_LOG_IN}, with a token that allows it") from None
         if status == 412:
-            raise StorageError(f"{address}: somebody else has changed it meanwhile; try again") from None
+            raise StorageError(f"{address}: it was changed by somebody else meanwhile; try again") from None
         if status is None:
             text = f"cannot reach {constants.ENDPOINT} ({text}); check the connection, or name a local copy"
         raise StorageError(f"{address}: {text}") from None

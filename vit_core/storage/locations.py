@@ -1,4 +1,4 @@
-"""A location is a local path or an address in an object store; both are used through the same methods."""
+"""Locations: local paths or addresses in an object store, with the same methods."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from vit_core.storage.hub import HubPath
 from vit_core.storage.object_store import HUB, StorageError, StorePath
 
 Location: TypeAlias = Path | StorePath
-"""Where a file or folder is: `location` makes one from text."""
+"""Path or address of a file or folder; `location` makes one from text."""
 
 
 def location(path: str | os.PathLike[str]) -> Location:
@@ -36,22 +36,22 @@ def is_local(path: Location) -> TypeGuard[Path]:
 
 
 def require_local(path: Location, option: str) -> Path:
-    """The path. InputError, naming the option that gave it, for one in a store."""
+    """The local path. InputError, with the name of the option, for a location in a store."""
     if not is_local(path):
         raise InputError(f"{option} {path}: expected a folder on this machine")
     return path
 
 
 def writable_location(path: str | os.PathLike[str]) -> Location:
-    """A location to write to. InputError for one that can only be read; nothing is looked up."""
+    """A location to write to. InputError for one that can only be read; the location is not accessed."""
     place = location(path)
     if not is_local(place):
-        place.mkdir()  # does nothing, or refuses
+        place.mkdir()  # does nothing, or raises
     return place
 
 
 def absolute(path: Location) -> Location:
-    """The one spelling of a location: absolute, symbolic links resolved."""
+    """The location as an absolute path with symbolic links resolved."""
     return path.resolve() if is_local(path) else path
 
 
@@ -68,7 +68,7 @@ def local_copy(path: Location) -> Iterator[Path]:
 
 
 def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
-    """Removes a folder with everything in it. FileNotFoundError where there is none, unless errors are ignored."""
+    """Removes a folder with everything in it. FileNotFoundError if it does not exist, unless errors are ignored."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=ignore_errors)
         return
@@ -80,15 +80,16 @@ def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
 
 
 def check_new_file(path: Location, option: str) -> None:
-    """InputError, naming the option, where a local file cannot be made: it is a folder, or its folder is missing."""
+    """InputError, with the name of the option, if a local file cannot be made: it is a folder, or its folder is
+    missing."""
     if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
         fault = "is a folder" if path.is_dir() else "its folder is missing"
         raise InputError(f"{option} {path}: {fault}; name a file in a folder that exists")
 
 
 def check_writable(folder: Location, option: str = "--out") -> None:
-    """Creates the folder if it is missing. InputError, naming the option that gave it, where it cannot be written to;
-    StorageError where a store refuses."""
+    """Creates the folder if it is missing. InputError, with the name of the option, if it cannot be written to;
+    StorageError if a store refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"

@@ -1,8 +1,8 @@
 """Objects in a store under the part of pathlib's interface that this project uses, through fsspec.
 
-A store has whole objects only: none is renamed in place, appended to or half written. fsspec's own errors differ from
-store to store, so every call here raises one of three: FileNotFoundError, InputError (an address or a client that
-cannot work) or StorageError (the store refuses or does not answer).
+A store has only whole objects, which cannot be renamed, appended to or partly written. fsspec's own errors differ
+between stores, so every call here raises one of three: FileNotFoundError, InputError (a wrong address, or a missing
+package) or StorageError (the store refuses or does not answer).
 """
 
 import errno
@@ -43,9 +43,9 @@ _LOGIN = {
 
 
 class StorageError(RuntimeError):
-    """A store that refuses a request or does not answer, in one line.
+    """A store refuses a request or does not answer; the message is one line.
 
-    Neither an InputError nor an OSError: what lies in the store is not at fault, so it must not be taken for damaged.
+    This is neither an InputError nor an OSError, because the files in the store must not be treated as damaged.
     """
 
 
@@ -57,7 +57,7 @@ class StorePath:
     key: str
     """BUCKET/NAME, without slashes at its ends."""
     listed: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
-    """What the listing that this path comes from says of the object; saves one request."""
+    """Facts about the object from the listing that this path comes from; saves one request."""
 
     @classmethod
     def parse(cls, address: str) -> Self:
@@ -68,7 +68,7 @@ class StorePath:
             known = ", ".join(f"{name}://{'USER/MODEL' if name == HUB else 'BUCKET/...'}" for name in CLIENTS)
             raise InputError(f"{address}: expected a folder or one of {known}; other stores have to be mounted")
         if not key:
-            raise InputError(f"{address}: names no bucket; expected {protocol}://BUCKET/...")
+            raise InputError(f"{address}: has no bucket; expected {protocol}://BUCKET/...")
         return cls(protocol, key)
 
     def __str__(self) -> str:
@@ -96,11 +96,11 @@ class StorePath:
 
     @property
     def parent(self) -> Self:
-        """The folder it is in; of a bucket, the bucket."""
+        """The folder that contains it; for a bucket, the bucket itself."""
         return self._at(self.key.rpartition("/")[0] or self.key)
 
     def with_name(self, name: str) -> Self:
-        """The object of another name in the same folder."""
+        """The object with another name in the same folder."""
         return self.parent / name
 
     def exists(self) -> bool:
@@ -116,7 +116,7 @@ class StorePath:
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> SimpleNamespace:
-        """An object with `st_size`, in bytes. FileNotFoundError where there is no such object."""
+        """An object with `st_size`, in bytes. FileNotFoundError if there is no such object."""
         if (info := self._info()) is None:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return SimpleNamespace(st_size=info["size"])
@@ -125,14 +125,14 @@ class StorePath:
         """Does nothing: a folder exists as soon as an object's name contains it."""
 
     def iterdir(self) -> Iterator[Self]:
-        """What is directly in the folder, sorted by name."""
+        """The objects and folders directly in the folder, sorted by name."""
         entries: list[dict[str, Any]] = self._call("ls", detail=True)
         # Some tools create an object for the folder itself.
         keys = {self._key_of(entry["name"].strip("/")) for entry in entries} - {self.key}
         return iter([self._at(key) for key in sorted(keys)])
 
     def glob(self, pattern: str) -> Iterator[Self]:
-        """What matches in a folder below; only the last part of the pattern may have wildcards."""
+        """The objects and folders that match; only the last part of the pattern may have wildcards."""
         *folders, last = pattern.split("/")
         folder = self / "/".join(folders) if folders else self
         try:
@@ -153,14 +153,14 @@ class StorePath:
                 files[file.key[len(self.key) + 1 :]] = file
         for name in files:
             if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-                raise InputError(f"{self}: has an object of the name '{one_line(name)}'; rename it")
+                raise InputError(f"{self}: has an object with the name '{one_line(name)}'; rename it")
         return dict(sorted(files.items()))
 
     @property
     def md5(self) -> str | None:
         """Base64 of the MD5 digest that the store computed when it received the object.
 
-        None where the store has none, as for an object that was put together from several uploads.
+        None if the store has no digest, for example for an object composed of several uploads.
         """
         info = self._info() or {}
         if self.protocol == "s3":
@@ -181,7 +181,7 @@ class StorePath:
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes) -> None:
-        """Creates or replaces the object; readers see the old one or the new one."""
+        """Creates or replaces the object. Readers see either the old or the new contents."""
         self._call("pipe_file", content)
 
     def write_text(self, text: str) -> None:
@@ -194,12 +194,12 @@ class StorePath:
             _client(self.protocol).get_file(self._client_key, str(file))
 
     def upload(self, file: Path) -> None:
-        """Creates or replaces the object by a local file."""
+        """Creates the object from a local file, or replaces its contents."""
         with self._translated_errors():
             _client(self.protocol).put_file(str(file), self.key)
 
     def rename(self, target: Self) -> None:
-        """Copies everything below the folder, then removes it; interrupted, it leaves both."""
+        """Copies everything below the folder, then removes the originals. If interrupted, it leaves both."""
         for name in self.files():
             with self._translated_errors():
                 _client(self.protocol).cp_file((self / name).key, (target / name).key)
@@ -239,7 +239,7 @@ class StorePath:
         return client_key
 
     def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls the store's client; warns where the response takes long."""
+        """Calls the store's client; warns if the response takes long."""
         with self._translated_errors(), self._slowness_warning():
             call: Callable[..., Any] = getattr(_client(self.protocol), verb)
             return call(self._client_key, *args, **kwargs)
@@ -259,7 +259,7 @@ class StorePath:
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raises the client's errors as the three that the module's docstring names."""
+        """Raises the client's errors as FileNotFoundError, InputError or StorageError."""
         try:
             yield
         except InputError:
@@ -276,11 +276,11 @@ class StorePath:
 
 @cache
 def _client(protocol: str) -> Any:
-    """fsspec's file system. InputError where its package is not installed."""
+    """fsspec's file system. InputError if its package is not installed."""
     import fsspec
 
     package, extra = CLIENTS[protocol]
-    logging.getLogger(package).propagate = False  # what it logs, it raises as well
+    logging.getLogger(package).propagate = False  # it also raises what it logs
     logging.getLogger(package).addHandler(logging.NullHandler())
     try:
         # Other processes write meanwhile: a cached listing would be out of date.

@@ -18,23 +18,23 @@ from vit_core.storage.object_store import StorePath
 _STAGE, _NEW_STAGE = ".saving-", ".new-saving-"
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _ABANDONED_SECONDS = 600.0
-"""A stage that has been new for this long was left by a process that was killed before it could lock it."""
+"""A stage that is not locked and older than this was left by a process that was killed before it could lock it."""
 
 
 @contextmanager
 def staged_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
-    """A local folder to write the files `names` in; at the end they replace those in `folder`, in this order.
+    """A local folder in which the files `names` are written; at the end they replace those in `folder`, in this order.
 
     Everything is on the disk before the first file is replaced, and stages that killed processes left are removed.
-    Several processes may write into one folder. In a store each file is replaced whole. Raises InputError where the
-    file system refuses or there is no such bucket; the folder is then as it was.
+    Several processes may write into one folder. In a store each file is replaced as a whole. Raises InputError if the
+    file system refuses or there is no such bucket; the folder is then unchanged.
     """
     if is_local(folder):
         with _local_stage(folder, names) as stage:
             yield stage
     else:
         assert isinstance(folder, StorePath)
-        folder.mkdir()  # refuses here what can only be read
+        folder.mkdir()  # raises here for a location that can only be read
         with _upload_stage(folder, names) as stage:
             yield stage
 
@@ -68,13 +68,13 @@ def _local_stage(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         ) from None
     finally:
         if created:
-            with suppress(OSError):  # it is not empty: the files were written
+            with suppress(OSError):  # it is not empty if the files were written
                 folder.rmdir()
 
 
 @contextmanager
 def _new_stage(folder: Path) -> Iterator[Path]:
-    """A stage that is locked from before it can be seen as one until it is removed."""
+    """A stage that is locked before other processes can recognise it as one, until it is removed."""
     new = Path(tempfile.mkdtemp(prefix=f"{_NEW_STAGE}{_HOST}-{os.getpid()}-", dir=folder))
     stage = new.with_name(_STAGE + new.name.removeprefix(_NEW_STAGE))
     try:
@@ -89,7 +89,7 @@ def _new_stage(folder: Path) -> Iterator[Path]:
 
 
 def _remove_stages_of_killed_processes(folder: Path) -> None:
-    """Removes stages that no process holds. Without file locks (Windows), only those that are old."""
+    """Removes stages that no process has locked. Without file locks (Windows), only old ones."""
     for stage in folder.glob(f"{_STAGE}*"):
         with suppress(OSError):  # BlockingIOError, an OSError: its process is alive
             if HAS_LOCKS or _is_abandoned(stage):
@@ -140,7 +140,7 @@ def _default_mode(folder: Path) -> int:
 
 
 def _flush(path: Path) -> None:
-    """Writes what the system still holds of a file or folder to the disk."""
+    """Flushes a file or folder from the system's cache to the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows does not open folders
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

@@ -197,7 +197,7 @@ def test_errors_are_one_line(store: Store, recipe: Path, vit: Vit, monkeypatch: 
         "gs://nowhere/run: no such checkpoint; expected a run, a folder with config.json and model.safetensors, "
         "a file of weights as .pth or .npz, or hf://OWNER/MODEL"
     )
-    for address, expected in (("gs://", "names no bucket"), ("http://bucket/run", "other stores have to be mounted")):
+    for address, expected in (("gs://", "has no bucket"), ("http://bucket/run", "other stores have to be mounted")):
         message = line("pretrain", recipe, "--out", address)
         assert message.startswith(address)
         assert expected in message

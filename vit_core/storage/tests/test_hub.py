@@ -112,7 +112,7 @@ def test_nothing_can_be_written(hub: Hub, tmp_path: Path, write: Callable[[HubPa
         ("hf://none/m", r"^hf://none/m: no such repository, or it is private; check the name, and log in \(hf auth"),
         ("hf://u/private", r"^hf://u/private: no such repository, or it is private"),
         ("hf://u/m@none", r"^hf://u/m@none: no such revision; name a branch, a tag or a commit"),
-        ("hf://u/gated/x", r"^hf://u/gated/x: its owner has to grant access: ask for it on the model's page, and log"),
+        ("hf://u/gated/x", r"^hf://u/gated/x: the owner has to grant access: ask for it on the model's page, and log"),
         ("hf://datasets/u/m", r"^hf://datasets/u/m: a dataset; expected a model, as hf://USER/MODEL"),
         ("hf://gpt2", r"^hf://gpt2: expected hf://USER/MODEL\[@REVISION\]\[/PATH\] \(Repository id must be"),
         ("hf://", r"^hf://: expected hf://USER/MODEL"),
@@ -185,10 +185,10 @@ def sends(
 @pytest.mark.parametrize(
     ("instead", "line"),
     [
-        (sends(206, BIG, Content_Range=f"bytes 0-{len(BIG)}/{len(BIG) + 1}"), "sent other bytes than it was asked for"),
+        (sends(206, BIG, Content_Range=f"bytes 0-{len(BIG)}/{len(BIG) + 1}"), "sent other bytes than requested"),
         (sends(206, b"short", len(BIG), Content_Range=f"bytes 0-{len(BIG) - 1}/{len(BIG)}"), "sent other bytes"),
-        (sends(206, BIG), "sent other bytes than it was asked for"),
-        (sends(200, b"short"), "sent other bytes than it was asked for"),
+        (sends(206, BIG), "sent other bytes than requested"),
+        (sends(200, b"short"), "sent other bytes than requested"),
         (sends(200, BIG, 10**15), None),
         (sends(302, b"", Location="/u/m/resolve/main/big"), "edirect"),
         (sends(403, b"", X_Error_Message="Forbidden"), r"access refused \(.*\); log in"),
@@ -220,7 +220,7 @@ def test_a_download_of_another_size(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../evil", "/evil", "a\\..\\evil", "a/../../evil"])
 def test_names_that_lie_elsewhere(hub: Hub, tmp_path: Path, name: str) -> None:
     hub.put("u/m", {"folder/" + name: b"evil", "folder/x": b""})
-    with pytest.raises(InputError, match=r"^hf://u/m/folder: has an object of the name '.*evil'; rename it$"):
+    with pytest.raises(InputError, match=r"^hf://u/m/folder: has an object with the name '.*evil'; rename it$"):
         hub_path("hf://u/m/folder").files()
 
 

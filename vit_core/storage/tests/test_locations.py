@@ -103,7 +103,7 @@ def test_refused_credentials_say_what_to_set(s3: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("address", "message"),
-    [("ftp://host/x", r"expected a folder or one of gs://"), ("s3://", r"names no bucket; expected s3://BUCKET")],
+    [("ftp://host/x", r"expected a folder or one of gs://"), ("s3://", r"has no bucket; expected s3://BUCKET")],
 )
 def test_addresses_that_cannot_be_used(address: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
