@@ -32,7 +32,7 @@ class Command:
 
     name: str
     summary: str
-    """The first sentence of the function's docstring, repeated here: reading it there would import the module."""
+    """The first sentence of the function's docstring, repeated here because reading it would import the module."""
     group: str
     takes_recipe: bool = False
     """Whether every field of a recipe is an option."""
@@ -96,8 +96,8 @@ COMMANDS = {
 
 
 def build(with_summaries: bool = True) -> App:
-    """The application. `with_summaries` shows a command's first sentence in place of its whole help: for `vit --help`,
-    which then imports no command."""
+    """The application. With `with_summaries`, a command's help is only its first sentence, so that `vit --help` imports
+    no command."""
     app = App(
         name="vit",
         help="One Vision Transformer, in JAX and in PyTorch.",
@@ -136,8 +136,8 @@ def _group_of(command: Command, with_summaries: bool, **settings: Any) -> App:
 
 
 def command_words(words: Sequence[str]) -> tuple[str, ...]:
-    """The words at the beginning that name a command: ("convert",), ("bench", "model"). No words for
-    no command, or a group without one of its commands."""
+    """The first words, which name a command: ("convert",), ("bench", "model"). Empty without a command, and for a group
+    without one of its commands."""
     command = COMMANDS.get(words[0])
     if command is None or not command.parts:
         return () if command is None else (command.name,)
@@ -185,7 +185,7 @@ def run(words: Sequence[str], interrupts: Interrupts | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:
-        if not interrupts.received:  # else it is what a library made of the interrupt
+        if not interrupts.received:  # otherwise a library raised it because of the interrupt
             _report(error)
         status = 2
     finally:
@@ -246,9 +246,9 @@ def parse(words: Sequence[str]) -> Parsed:
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    """The environment of commands: log messages are printed, and libtpu is quiet on a machine without a TPU.
+    """The context in which commands run: log messages are printed, and libtpu is quiet on a machine without a TPU.
 
-    (`vit plan` compiles with libtpu; JAX loads it wherever it is installed, and then it reports that there is no TPU.)
+    (`vit plan` compiles with libtpu. JAX loads it if it is installed, and it then reports that there is no TPU.)
     """
     from vit_cli.console import log_messages
     from vit_core.libtpu import silence_libtpu
@@ -266,7 +266,8 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Warnings of all libraries are lines of `vit`, without source code; those about deprecated names are dropped."""
+    """Context in which warnings of all libraries are printed as one line without source code; warnings about deprecated
+    names are not printed."""
 
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
@@ -275,7 +276,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _report(error: Exception) -> None:
-    """Prints an error that a user can fix as one line; raises any other again."""
+    """Prints an error that a user can fix as one line; raises any other error again."""
     from vit_core.errors import InputError, one_line
     from vit_core.storage import StorageError
 

@@ -24,7 +24,7 @@ from rich.text import Text
 from vit_core.errors import one_line
 
 console = Console(width=None if sys.stdout.isatty() else 110)
-"""A file or a log has no width, and rich would take 80 columns."""
+"""Width for output to a file or log, for which rich would use 80 columns."""
 
 
 def say(text: str) -> None:
@@ -33,12 +33,12 @@ def say(text: str) -> None:
 
 
 def say_in(text: str, style: str) -> None:
-    """Prints a line in a style of rich, otherwise as it is."""
+    """Prints a line in a style of rich, without markup or wrapping."""
     console.print(Text(one_line(text), style=style), soft_wrap=True)
 
 
 def working(text: str) -> Status:
-    """A spinner beside a text, for work whose steps cannot be counted; invisible where there is no terminal."""
+    """A spinner beside a text, for work whose steps cannot be counted; invisible without a terminal."""
     return console.status(text)
 
 
@@ -64,7 +64,7 @@ def progress(shown: bool = True, passing: bool = False) -> Progress:
 
 
 class _Note(ProgressColumn):
-    """The only column that gives way: the others are of one line, which rich does not shorten before this one."""
+    """The column that is shortened first in a narrow terminal; the others have one line, which rich keeps."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
@@ -73,7 +73,8 @@ class _Note(ProgressColumn):
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], notes: bool = False, names: int = 1
 ) -> None:
-    """Prints a table; every column but the first `names` is right-aligned, and the last too unless it holds notes."""
+    """Prints a table. The first `names` columns are left-aligned, the others right-aligned; so is the last one, unless
+    it contains notes."""
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         left = i < names or (notes and i == len(columns) - 1)
@@ -92,7 +93,7 @@ def verdict(ok: bool) -> str:
 
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
-    """Within it, all that is printed goes to standard error: standard output is for data."""
+    """Context in which everything printed goes to standard error, because standard output is for data."""
     console.stderr = True
     try:
         yield
@@ -102,7 +103,7 @@ def messages_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def log_messages(name: str = "vit") -> Iterator[None]:
-    """Within it, what the training code logs is printed as lines: errors on stderr, all else on stdout."""
+    """Context in which log messages of the training code are printed as lines: errors on stderr, others on stdout."""
     logger, handler = logging.getLogger(name), _LineHandler()
     before = logger.level, logger.propagate
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Proves that a written checkpoint is the model it was made from, as far as can be run on this machine."""
+"""Compares the outputs of a written checkpoint with those of its source, with the libraries on this machine."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,16 @@ from vit_core.field_text import field_text
 from vit_core.storage import Location, StorePath, is_local
 
 Outputs = Sequence[np.ndarray]
-"""Those of a model for each batch of images."""
+"""The outputs of a model for each batch of images."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the outputs of what was written are from those of the checkpoint that it was made from."""
+    """The differences between the outputs of the written checkpoint and those of its source."""
 
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
-    """What was not compared, and what the files do not contain."""
+    """Notes on comparisons that were not made, and on values that the files do not contain."""
 
     @property
     def ok(self) -> bool:
@@ -36,12 +36,12 @@ class Proof:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """All of it, for people."""
+        """The differences and notes as lines of text."""
         return (*map(str, self.differences), *self.notes)
 
 
 def prove(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> Proof:
-    """Compares what was written in a format with the checkpoint; prints what is found."""
+    """Compares the files written in a format with the checkpoint, and prints the result."""
     proof = _proof(checkpoint, target, format, expressed)
     for line in proof.lines:
         console.say(line)
@@ -82,22 +82,22 @@ def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Exp
 def _differences(
     what: str, found: Outputs, expected: Outputs, batches: Sequence[np.ndarray], bound: float
 ) -> Iterator[Difference]:
-    """One for each batch; of those after the first, which has the model's own size, with their size."""
+    """One difference for each batch. The first batch has the model's image size; the others name theirs."""
     for i, (found_BC, expected_BC, x_BHWC) in enumerate(zip(found, expected, batches, strict=True)):
         _, height, width, _ = x_BHWC.shape
         yield difference(f"{what}, images of {height}x{width}" if i else what, found_BC, expected_BC, bound)
 
 
 def assumed_on_both_sides(checkpoint: Checkpoint) -> str:
-    """The assumed fields on which outputs depend, with their values: "heads=6 norm_epsilon=1e-06". Equal outputs do not
-    show that they are right."""
+    """The assumed fields on which outputs depend, with their values: "heads=6 norm_epsilon=1e-06". Both sides use the
+    same values, so equal outputs do not show that they are right."""
     assumed = (each for each in checkpoint.assumptions if each.field not in TRAINING_ONLY)
     return " ".join(field_text(each.field, each.value) for each in assumed)
 
 
 @contextmanager
 def _on_this_machine(path: Location) -> Iterator[Path]:
-    """A file or folder where other libraries can open it: itself, or a temporary copy of one in a store."""
+    """A file or folder that other libraries can open: the given one, or a temporary copy of one in a store."""
     if is_local(path):
         yield path
         return

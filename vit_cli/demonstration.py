@@ -1,7 +1,7 @@
-"""The main job, end to end, on real images that need no download.
+"""The whole workflow (`vit demo`) on handwritten digits, which need no download.
 
-Handwritten digits: pretrained in JAX at a low resolution, opened in PyTorch, proved to be the same model, fine-tuned
-there at a higher resolution, both evaluated on held-out images.
+A model is pretrained in JAX at a low resolution, opened in PyTorch, compared with the JAX model, and fine-tuned in
+PyTorch at a higher resolution. Both models are evaluated on held-out images.
 """
 
 import shutil
@@ -44,7 +44,7 @@ from vit_train.stages import adapted, open_splits
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: a line of the final table."""
+    """One training stage; a row of the final table."""
 
     name: str
     engine: Engine
@@ -53,7 +53,8 @@ class Stage:
 
 
 def demonstrate(out: Path, seed: int = 0) -> bool:
-    """Runs the whole path in the folder `out`, replacing what is there, and returns whether both models are one."""
+    """Runs the workflow in the folder `out`, replacing its contents, and returns whether both models are equal within
+    the bounds."""
     recipe = digits.pretrain()
     pretrain = recipe.replace(seed=seed, data=recipe.data.replace(directory=str(out / "data")))
     training, evaluation = open_splits(pretrain.data)
@@ -67,7 +68,7 @@ def demonstrate(out: Path, seed: int = 0) -> bool:
     untuned, finetune, changes = adapted(checkpoint, finetune, training.labels)
     say(
         f"fine-tuning: {'; '.join(changes)}. (The sources are 8 x 8 pixels: both resolutions are upsampled, so this "
-        "shows the path, not a gain from finer images.)"
+        "shows the workflow, not a gain from finer images.)"
     )
     second = train("fine-tune", finetune, untuned, training, evaluation, out / "finetune")
 
@@ -87,8 +88,7 @@ def demonstrate(out: Path, seed: int = 0) -> bool:
 def train(
     title: str, config: TrainConfig, weights: Checkpoint | None, training: Split, evaluation: Split, folder: Path
 ) -> Stage:
-    """Trains one stage from its start: from new weights in JAX, from a checkpoint in PyTorch. Its time includes the
-    evaluation."""
+    """Trains one stage: in JAX from new weights, in PyTorch from a checkpoint. Its time includes the evaluation."""
     begin = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
     engine = JaxEngine(config) if weights is None else TorchEngine(config, weights)
@@ -102,8 +102,8 @@ def train(
 
 
 def prove_parity(checkpoint: Checkpoint, config: TrainConfig, split: Split) -> bool:
-    """Prints how far the twins are apart on a checkpoint in float64, in stages, gradients and one optimizer step, and
-    returns whether everything is within the bound."""
+    """Prints the differences between the twins on a checkpoint in float64 (stages, gradients and one optimizer step),
+    and returns whether all are within their bounds."""
     with jax.enable_x64(True), console.working("running both twins in float64"):
         in_jax, in_torch = trace_twins(checkpoint, (vit_jax, vit_torch), "float64", seed=0)
         peak = config.replace(dtype="float64", schedule=Schedule(name="constant"))

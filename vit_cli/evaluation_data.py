@@ -1,4 +1,4 @@
-"""The data on which a command evaluates a checkpoint: those of its run, or others with chosen columns."""
+"""The data on which a command evaluates a checkpoint: the data of its run, or other data with chosen columns."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -32,7 +32,7 @@ DEFAULT_COLUMNS = Columns()
 
 
 def other_data(name: str, of_run: Data | None, columns: Columns = DEFAULT_COLUMNS) -> Data:
-    """Data of another name, with the columns that are given, or else those of the run."""
+    """Data with another name, with the given columns, or else those of the run."""
     given = {column: value for column, value in asdict(columns).items() if value}
     labels_given = any(column.startswith("label") for column in given)
     inherited = (

@@ -1,4 +1,4 @@
-"""Proves that an exported program is the model: on random images, and on those of a data set, from file to label."""
+"""Compares an exported program with the model: on random images, and on a data set, from image file to label."""
 
 import logging
 import time
@@ -30,17 +30,17 @@ BOUNDS: dict[Precision, float | None] = {
     "float16": parity.FLOAT32_BOUND * 2**13,
     "int8": None,
 }
-"""Largest difference of the outputs, in terms of their scale. float16 has 13 bits less than float32, so that as many
-roundings as the bound of float32 allows are 2**13 times as large. Rounding to 8 bits has no such bound."""
+"""Largest difference of the outputs, relative to their scale. float16 has 13 bits less than float32, so the number of
+roundings in the bound of float32 gives a bound 2**13 times as large. Rounding to 8 bits has no such bound."""
 SIZES = ((0.75, 1.5), (2.0, 1.25), (1.0, 1.0))
 """Sizes of random images of any size, as multiples of the model's."""
 CHUNK = 50
-"""Images of a data set at once, where the number is not fixed and they are resized already."""
+"""Number of images of a data set in a batch, if the program accepts any number and all images have one size."""
 
 
 @dataclass(frozen=True)
 class RandomImages:
-    """How far a program is from its twin on random images of one size."""
+    """The difference between a program and its twin on random images of one size."""
 
     shape: tuple[int, ...]
     """Shape of the program's input."""
@@ -50,7 +50,7 @@ class RandomImages:
 
     @property
     def ok(self) -> bool:
-        """Whether it is within the bound; finite where there is none."""
+        """Whether the difference is within the bound; without a bound, whether it is finite."""
         return self.relative <= self.bound if self.bound is not None else bool(np.isfinite(self.relative))
 
 
@@ -74,7 +74,7 @@ class OnData:
 
     @property
     def changed(self) -> int:
-        """Images whose first answer is another one than the twin's."""
+        """Number of images whose first answer differs from the twin's."""
         return int((np.concatenate(self.twin).argmax(-1) != np.concatenate(self.file).argmax(-1)).sum())
 
     @property
@@ -89,18 +89,18 @@ class OnData:
 
     @property
     def margins(self) -> np.ndarray:
-        """For each image by how much the twin's first answer exceeds its second, ascending."""
+        """For each image the difference between the twin's first and second output, ascending."""
         ordered = np.sort(np.concatenate(self.twin), axis=-1)
         return np.sort(ordered[:, -1] - ordered[:, -2])
 
     def accuracy(self, which: str) -> float | None:
-        """Top-1 of "twin" or "file"; None where images may have several classes."""
+        """Top-1 accuracy of "twin" or "file"; None if images may have several classes."""
         answers = np.concatenate(self.twin if which == "twin" else self.file).argmax(-1)
         return float((answers == self.wanted).mean()) if self.wanted else None
 
 
 def on_random_images(checkpoint: Checkpoint, deployment: Deployment, program: Runner) -> list[RandomImages]:
-    """Compares a program with the float32 model of its framework; several sizes where its input may have any."""
+    """Compares a program with the float32 model of its framework; with several sizes if the program accepts any."""
     twin = _twin(checkpoint, deployment)
     rng, found = np.random.default_rng(0), []
     for batch, size in zip((1, 3, 2), _sizes(deployment), strict=False):
@@ -126,7 +126,7 @@ def on_data(
     count: int,
     display: "Display",
 ) -> OnData:
-    """Answers of a program and its twin to `count` images of a split, evenly spread over it, from the files' bytes.
+    """Answers of a program and its twin to `count` images of a split, evenly spaced, from the files' bytes.
 
     outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
     read are named and left out; InputError where none can be.
@@ -186,13 +186,13 @@ def _check_two_patches(pixels_HWC: np.ndarray, deployment: Deployment) -> None:
     (height, width, _), patch = pixels_HWC.shape, deployment.model.patch_size
     if height < 2 * patch[0] or width < 2 * patch[1]:
         raise InputError(
-            f"--data: an image becomes {height}x{width}, and {deployment.target} expresses no side of one patch "
+            f"--data: an image becomes {height}x{width}, and {deployment.target} does not support a side of one patch "
             f"({patch[0]}x{patch[1]}); use images of other shapes, or --to jax-export"
         )
 
 
 def _run(program: Runner, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """The outputs for images, which may have different sizes only if they are alone."""
+    """The outputs for images, of which several in one batch must have one size."""
     return program(np.ascontiguousarray(np.stack(inputs)))
 
 

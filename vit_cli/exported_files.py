@@ -1,4 +1,4 @@
-"""The files of an exported program: which there are, how they are written, and how they are run."""
+"""The files of an exported program: their names, and how they are written and run."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from vit_core.parameters import parameters
 from vit_core.storage import Location
 
 Runner = Callable[[np.ndarray], np.ndarray]
-"""Runs a program: input, as its deployment describes it -> float32 [B, outputs]."""
+"""Function that runs a program: input in the layout of its deployment -> float32 [B, outputs]."""
 
 
 def target_of(path: Location) -> Target:
-    """What the ending of a file's name asks for. InputError for another ending."""
+    """The target for the extension of a file's name. InputError for an unknown extension."""
     if path.suffix not in SUFFIXES:
         known = ", ".join(f"{suffix} ({target})" for suffix, target in SUFFIXES.items())
-        raise InputError(f"{path}: its ending says no target; use --to, or one of {known}")
+        raise InputError(f"{path}: no target has this extension; use --to, or one of {known}")
     return SUFFIXES[path.suffix]
 
 
 def require_packages(target: Target) -> None:
-    """InputError, with what to install, where packages that write or run a target are missing."""
+    """InputError, with the command that installs them, if packages that write or run a target are missing."""
     require(*(("torch", *TWINS["torch"]) if target in ("onnx", "torch-export") else ("jax", *TWINS["jax"])))
     if target == "onnx":
         require("export", "onnx", "onnxscript", "onnxruntime")
@@ -35,7 +35,7 @@ def require_packages(target: Target) -> None:
 
 
 def names_of_files(name: str, checkpoint: Checkpoint, deployment: Deployment) -> tuple[str, ...]:
-    """Names of all files of a program, the one of its own name last. InputError for a model too large for its kind."""
+    """Names of all files of a program; the given name is last. InputError if the model is too large for the target."""
     match deployment.target:
         case "onnx":
             return (f"{name}.data", name) if _is_external(checkpoint, deployment) else (name,)
@@ -44,12 +44,12 @@ def names_of_files(name: str, checkpoint: Checkpoint, deployment: Deployment) ->
     from vit_jax.deployed import MOST_BYTES
 
     if (size := _bytes(checkpoint, deployment)) > MOST_BYTES:
-        raise InputError(f"{deployment.target}: its files end at 2 GiB, the weights are {size / 2**30:.1f}; use onnx")
+        raise InputError(f"{deployment.target}: a file ends at 2 GiB, the weights are {size / 2**30:.1f}; use onnx")
     return (f"{name}.json", name)
 
 
 def write_files(path: Path, checkpoint: Checkpoint, deployment: Deployment, opset: int | None) -> None:
-    """Writes the files of a program. InputError where its kind cannot express what is asked for."""
+    """Writes the files of a program. InputError if the target does not support the model or the options."""
     if deployment.target == "onnx":
         from vit_torch.onnx_file import OPSET, write_onnx
 
@@ -68,7 +68,7 @@ def write_files(path: Path, checkpoint: Checkpoint, deployment: Deployment, opse
 
 
 def open_file(path: Path, deployment: Deployment) -> Runner:
-    """The function of a written file, in the runtime that its kind belongs to."""
+    """The function of a written file, in the runtime of its target."""
     match deployment.target:
         case "onnx":
             from vit_torch.onnx_file import open_onnx
@@ -89,7 +89,7 @@ def open_file(path: Path, deployment: Deployment) -> Runner:
 
 
 def operators_of(path: Path, deployment: Deployment) -> tuple[str, Counter[str]]:
-    """The version of a file's operators ("opset 20"), and how often it uses each of them."""
+    """The version of a file's operators ("opset 20"), and the number of uses of each."""
     if deployment.target == "onnx":
         from vit_torch.onnx_file import operators
 

@@ -15,13 +15,13 @@ class Family:
 
     name: str
     fields: str
-    """What the config says, for people."""
+    """The fields of the config that identify the family, as text."""
     has: Callable[[CheckpointConfig], bool]
-    """Whether a config is one of the family; of several the first counts."""
+    """Whether a config belongs to the family; the first family that matches is used."""
     also_read: str = ""
-    """The format that is read but not written."""
+    """A format that is only read."""
     reference: str = ""
-    """What the tests compare with, where no library has such a model: a forward pass in NumPy."""
+    """The reference of the tests if no library has such a model: a forward pass in NumPy."""
 
 
 def family_of(config: CheckpointConfig) -> Family | None:
@@ -49,4 +49,4 @@ FAMILIES = (
     Family("parallel blocks", "parallel", _model(lambda model: model.parallel)),
     Family("norms after branches", "branch_norm", _model(lambda model: model.branch_norm == "after")),
 )
-"""In the order in which they are tried: ViT-5's rotation is what is left of the others."""
+"""The families, in the order in which they are tried; ViT-5's rotation matches only after the others."""

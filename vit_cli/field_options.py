@@ -1,4 +1,4 @@
-"""One option for each field of a recipe's config: its name, what it accepts, and what a user typed as a value."""
+"""One option for each field of a recipe's config: its name, the values that it accepts, and their parsing."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,14 @@ from vit_core.field_text import parse_size
 from vit_core.schema import Schema, expectation
 
 NONE = ("none", "null")
-"""How a user writes that a field has no value."""
+"""The word by which a user sets a field to no value."""
 _LONGEST_PLACEHOLDER = 26
-"""Characters of a list of choices that stands for the value; a longer one stands behind the explanation."""
+"""Largest number of characters of a list of choices that is shown as the value; a longer list follows the
+explanation."""
 NO_OPTIONS = {"continues"}
-"""Fields that only a run sets, when it is resumed."""
+"""Fields that only the program sets, when a run is resumed."""
 FOLLOW_THE_MODEL = {"preprocessing.image_size": "image_size", "preprocessing.channels": "channels"}
-"""Fields that are always those of the model, and so are no options."""
+"""Fields that are always equal to those of the model, and therefore not options."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FieldOption:
 
     @property
     def section(self) -> str:
-        """The first part of the name where it has several: "optimizer"."""
+        """The first part of the name if it has several: "optimizer"."""
         return self.path[0] if len(self.path) > 1 else ""
 
     @cached_property
@@ -73,7 +74,7 @@ class FieldOption:
 
     @cached_property
     def is_flag(self) -> bool:
-        """Whether the option stands alone: --scan, or --no-scan."""
+        """Whether the option has no value: --scan, or --no-scan."""
         return _bare(self._type) is bool
 
     @cached_property
@@ -83,7 +84,7 @@ class FieldOption:
 
     @cached_property
     def elements(self) -> tuple[Any, ...]:
-        """Types of the values, one for each word; empty where there may be any number of words."""
+        """Types of the values, one for each word; empty if any number of words is allowed."""
         if get_origin(_bare(self._type)) is not tuple:
             return (self._type,)
         types = get_args(_bare(self._type))
@@ -91,14 +92,14 @@ class FieldOption:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The possible values, where they can be listed."""
+        """The possible values, if they can be listed."""
         if get_origin(_bare(self._type)) is not Literal:
             return ()
         return tuple(map(str, get_args(_bare(self._type)))) + (("none",) if self.optional else ())
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in the help."""
+        """The placeholder of the value in the help."""
         if self.choices:
             listed = "|".join(self.choices)
             return listed if len(listed) <= _LONGEST_PLACEHOLDER else "CHOICE"
@@ -110,7 +111,7 @@ class FieldOption:
         return f"{text}|none" if self.optional or not self.elements else text
 
     def words_of_value(self, following: Sequence[str]) -> int:
-        """How many of the words that follow the option are its value."""
+        """Number of the following words that are the option's value."""
         count = next((i for i, word in enumerate(following) if is_option(word)), len(following))
         if not count or self.is_flag:
             return 0
@@ -122,7 +123,7 @@ class FieldOption:
         return min(count, len(self.elements)) if self.elements else count
 
     def parse(self, words: Sequence[str]) -> Any:
-        """The field's value. Raises InputError, which names the option, for a value that the field cannot have."""
+        """The field's value. Raises InputError, with the option's name, for a value that the field cannot have."""
         if (self.optional or not self.elements) and [word.lower() for word in words] in [[word] for word in NONE]:
             return None if self.optional else ()
         if self.is_size:

@@ -33,7 +33,7 @@ _OWN_EXAMPLES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found for one model in one format."""
+    """The results for one model in one format."""
 
     format: str
     model: str
@@ -41,11 +41,11 @@ class Proof:
     same_bits: bool
     """Whether all arrays and the config are the same, bit for bit, when the file is read back."""
     same_file: bool
-    """Whether what was read, written again, gives the same arrays."""
+    """Whether writing the checkpoint again after reading it gives the same arrays."""
     difference: Difference | None
-    """From the outputs of the format's own library, in float64; None where no library has such a model."""
+    """Difference from the outputs of the format's own library, in float64; None if no library has such a model."""
     twins: parity.Report | None
-    """Every stage and gradient of the JAX and the PyTorch model, if they were asked for."""
+    """Differences of every stage and gradient between the JAX and the PyTorch model, if requested."""
 
     @property
     def ok(self) -> bool:
@@ -54,7 +54,7 @@ class Proof:
 
 
 def examples() -> dict[str, Mapping[str, Mapping[str, Any]]]:
-    """Format that is written -> description of a model -> its fields beyond the plain ones."""
+    """Format that is written -> description of a model -> its fields that differ from those of the plain model."""
     return {"vit": _OWN_EXAMPLES} | {name: FOREIGN_FORMATS[name].examples for name in WRITERS}
 
 
@@ -74,7 +74,7 @@ def of_families() -> dict[str, Mapping[str, Mapping[str, Any]]]:
 def proofs(
     chosen: Mapping[str, Mapping[str, Mapping[str, Any]]], twins: Sequence[Any] = (), seed: int = 0
 ) -> Iterator[Proof]:
-    """One proof for each example, as soon as it is complete. twins: both packages, if they are to be compared too."""
+    """One proof for each example, as soon as it is complete. twins: both packages, if they are compared too."""
     for format, models in chosen.items():
         for what, fields in models.items():
             with TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ def _against_library(path: Path, format: str, checkpoint: Checkpoint) -> Differe
 def outputs_by_library(
     path: Path, format: str, model: ViTConfig, batches: Sequence[np.ndarray]
 ) -> list[np.ndarray] | None:
-    """The outputs of the format's own library for batches of images x_BHWC, in float64; None where it has no such
+    """The outputs of the format's own library for batches of images x_BHWC, in float64; None if it has no such
     model."""
     theirs = reference(path, format, model)
     return None if theirs is None else [theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy() for x in batches]

@@ -20,7 +20,7 @@ def prepare_help(app: App) -> None:
 
     @functools.wraps(function)
     def explained(*_: Any, **__: Any) -> None:
-        """Only its docstring is used."""
+        """A function whose docstring is the help."""
 
     explained.__doc__ = "\n".join(joined_lines(text))
     app.default_command = explained
@@ -50,7 +50,7 @@ def joined_lines(docstring: str) -> Iterator[str]:
 
 
 def default_text(value: object) -> str | None:
-    """A default in the help; None for no value, for flags that are off and for what may be repeated."""
+    """The text of a default in the help; None for no value, for flags that are off and for repeatable options."""
     if value is None or value is False or value == ():
         return None
     if isinstance(value, bool):

@@ -1,4 +1,5 @@
-"""A model's repository in the Hugging Face Hub as a target: what may be replaced there, and uploading in one commit."""
+"""A model's repository in the Hugging Face Hub as a target: checks of what may be replaced, and the upload in one
+commit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,15 @@ from vit_core.storage.hub import HubPath, bars_in_terminals_only, hub_errors, re
 
 MODEL_CARD = "README.md"
 WRITTEN_BY_US = "<!-- written by vit push -->"
-"""A line of the model cards that may be replaced."""
+"""A line that marks the model cards that may be replaced."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a push does to a repository."""
+    """The changes that a push makes in a repository."""
 
     parent: str | None
-    """The commit that the new one follows, which is checked again when it is made; None: the repository is new."""
+    """The parent of the new commit, which is checked again by the push; None: the repository is new."""
     new_branch: bool
     removed: tuple[str, ...]
     """Files of the checkpoint that is replaced."""
@@ -28,7 +29,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has done."""
+    """The result of a push."""
 
     commit: str
     url: str
@@ -46,7 +47,7 @@ class HubRepository:
 
     @classmethod
     def of(cls, name: str, revision: str | None) -> Self:
-        """InputError for what cannot be a repository's name, and where nobody is logged in."""
+        """The repository with a name. InputError for an invalid name, and if nobody is logged in."""
         require_hub("vit push")
         from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError
@@ -65,11 +66,12 @@ class HubRepository:
 
     @property
     def address(self) -> str:
-        """Where it is read back: hf://USER/MODEL[@REVISION]."""
+        """The address from which it is read: hf://USER/MODEL[@REVISION]."""
         return f"hf://{self.name}" + (f"@{quote(self.revision, safe='')}" if self.revision else "")
 
     def plan(self, format: str, *, private: bool, overwrite: bool) -> Plan:
-        """What a push would do. InputError where something is there that may not be replaced; StorageError offline."""
+        """The changes that a push would make. InputError if the repository has files that may not be replaced;
+        StorageError offline."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -90,13 +92,12 @@ class HubRepository:
                     HfApi().model_info(self.name, revision=self.revision)
                 except RevisionNotFoundError:
                     new_branch = True
-        # A new branch begins with what the default branch has.
+        # A new branch begins with the files of the default branch.
         there = HubPath.parse(f"hf://{self.name}" if new_branch else self.address)
         return Plan(there.snapshot.commit, new_branch, _replaced(there, format, overwrite), private)
 
     def push(self, plan: Plan, folder: Path, message: str) -> Pushed:
-        """Uploads all files of a folder as one commit. StorageError where that fails; the repository is then without
-        any of them."""
+        """Uploads all files of a folder as one commit. StorageError if that fails; then no file is uploaded."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi()
@@ -120,7 +121,7 @@ class HubRepository:
 
 
 def _replaced(there: HubPath, format: str, overwrite: bool) -> tuple[str, ...]:
-    """The files of the checkpoint in a repository. InputError where they, or the model card, may not be replaced."""
+    """The files of the checkpoint in a repository. InputError if they, or the model card, may not be replaced."""
     replaced = check_target(there, format, overwrite)
     card = there / MODEL_CARD
     if not overwrite and card.is_file() and WRITTEN_BY_US not in card.read_text():

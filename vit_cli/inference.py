@@ -1,4 +1,4 @@
-"""What `vit predict`, `vit features` and `vit probe` share: images that pass through a twin."""
+"""Functions that `vit predict`, `vit features` and `vit probe` share: they pass images through a twin."""
 
 import importlib
 import time
@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 def import_twin(framework: Framework, dtype: str = "float32") -> Any:
-    """The package of a twin, with 64-bit types allowed where `dtype` is one. InputError where its framework is not
+    """The package of a twin, with 64-bit types enabled if `dtype` is one. InputError if its framework is not
     installed."""
     require(framework, *TWINS[framework])
     twin = importlib.import_module(f"vit_{framework}")
@@ -77,7 +77,7 @@ class Extraction:
     def stream(
         self, images: Iterable[ImageSource], batch_size: int = 32, threads: int | None = None
     ) -> Iterator[np.ndarray | InputError]:
-        """The features of each image, in their order; for one that cannot be read the error."""
+        """The features of each image, in their order; the error for an image that cannot be read."""
         for computed in compute(self.function, images, self.preprocessing, batch_size, threads):
             for values, error in zip(computed.values_N, computed.errors, strict=True):
                 yield error or values
@@ -85,8 +85,8 @@ class Extraction:
 
 @contextmanager
 def warnings_said() -> Iterator[None]:
-    """Within it, warnings of this project's Python functions are lines among the others, so that an error afterwards is
-    alone on standard error."""
+    """Context in which warnings of this project's Python functions are printed on standard output, so that standard
+    error contains only a later error."""
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
@@ -102,7 +102,7 @@ def positive(**options: int | None) -> None:
 
 
 def fitting_batch(named: NamedImages, batch_size: int) -> int:
-    """The size of a batch: for few images a smaller one, because the last batch is filled up."""
+    """The batch size; smaller for few images, because the last batch is padded."""
     return batch_size if named.count is None else min(batch_size, 1 << (named.count - 1).bit_length())
 
 
@@ -118,11 +118,11 @@ def each_image(
     batch_size: int,
     hardware: str,
 ) -> int:
-    """Computes the value of each image, uses it, shows progress, and prints how many images each second passed.
+    """Computes the value of each image, uses it, shows progress, and prints the number of images per second.
 
-    count: of the images, where it is known. compute: from images to values, in the same order, an error for an
-    image that cannot be read. name: of an image, where the error does not have it. Returns the number of values.
-    InputError for an image that cannot be read where `unreadable` is "error", and where none can be read.
+    count: number of images, if it is known. compute: from images to values, in the same order, with an error for an
+    image that cannot be read. name: gives the name of an image, if the error does not contain it. Returns the number of
+    values. InputError for an image that cannot be read if `unreadable` is "error", and if none can be read.
     """
     waiting: deque[Item] = deque()
 
@@ -156,7 +156,7 @@ def each_image(
 
 
 class _Rate:
-    """Images each second, without the start: the first `start` images are computed before the first value is seen."""
+    """Images per second without the start: the first `start` images are computed before the first value is returned."""
 
     def __init__(self, start: int) -> None:
         self.start, self.done, self.begun = start, 0, time.perf_counter()
@@ -170,4 +170,4 @@ class _Rate:
     def __str__(self) -> str:
         if self.done > 2 * self.start:
             return f"{(self.done - self.start) / (self.last - self.first):,.1f} images/s"
-        return f"{self.last - self.begun:.1f} s with the start"
+        return f"{self.last - self.begun:.1f} s including the start"

@@ -1,7 +1,7 @@
-"""Ctrl-C ends `vit` with one line and exit status 130, whenever it comes.
+"""Ctrl-C ends `vit` at any time with one line and exit status 130.
 
-Python's own handler raises KeyboardInterrupt between any two bytecodes. That is a traceback while modules are imported,
-and it is lost where an exception cannot propagate: in a destructor, in a callback from C, in an exit handler.
+Python's own handler raises KeyboardInterrupt between any two bytecodes. This prints a traceback while modules are
+imported, and is lost if an exception cannot propagate: in a destructor, in a callback from C, in an exit handler.
 """
 
 import os
@@ -16,7 +16,7 @@ GRACE_SECONDS = 5.0
 
 
 class Interrupts:
-    """The handler of SIGINT for one run of `vit`, and whether a signal has come."""
+    """The handler of SIGINT for one run of `vit`; it stores whether a signal was received."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -42,7 +42,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def _report_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        """Prints no traceback of the interrupt where it cannot propagate: the command is then ended by the timer."""
+        """Prints no traceback if the interrupt cannot propagate; the timer then ends the command."""
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
 

@@ -1,4 +1,4 @@
-"""The entry point of the `vit` command. It imports next to nothing, so that Ctrl-C is handled from the first moment."""
+"""The entry point of the `vit` command. It imports almost nothing, so that Ctrl-C is handled from the start."""
 
 import sys
 
@@ -8,7 +8,7 @@ from vit_cli.interrupts import Interrupts
 def main() -> None:
     """Runs `vit` with the words of sys.argv and ends the process.
 
-    Exit status: 0; 1 where a comparison fails; 2, with one line, on bad input; 128 + a signal's number.
+    Exit status: 0 on success; 1 if a comparison fails; 2, with one line, on bad input; 128 + a signal's number.
     """
     interrupts = Interrupts()
     interrupts.install()

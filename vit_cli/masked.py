@@ -1,4 +1,4 @@
-"""Checkpoints of masked autoencoders with their decoders: how they are opened, and how what is written is proved."""
+"""Opens checkpoints of masked autoencoders with their decoders, and checks written ones."""
 
 import importlib
 from importlib.util import find_spec
@@ -17,8 +17,8 @@ from vit_core.storage import Location, is_local
 
 
 def open_with_decoder(source: Location, reading: Reading) -> Checkpoint:
-    """Opens a checkpoint with its decoder, if it has one, and with MAE's fixed positions where its table has their
-    values; prints how it was read. In a run the decoder is in the saved steps only: the newest is opened."""
+    """Opens a checkpoint with its decoder, if it has one, and with MAE's fixed positions if its table has their values;
+    prints how it was read. Only the saved steps of a run have the decoder, so the newest step is opened."""
     from vit_train.masked_steps import masked_step
 
     if reading == AS_RECORDED and (step := masked_step(source)) is not None:
@@ -28,8 +28,8 @@ def open_with_decoder(source: Location, reading: Reading) -> Checkpoint:
 
 
 def prove(target: Location, expressed: Expressed) -> bool:
-    """Compares the pixels that what was written in transformers' format predicts with those of the checkpoint; prints
-    how far they are apart, and returns whether that is within the bounds."""
+    """Compares the pixels predicted by the files in transformers' format with those of the checkpoint; prints the
+    difference, and returns whether it is within the bounds."""
     checkpoint, written = expressed.checkpoint, open_checkpoint(target).with_fixed_positions()
     if (framework := installed_twin()) is None:
         console.say("not run: neither PyTorch nor JAX is installed")
@@ -44,7 +44,7 @@ def prove(target: Location, expressed: Expressed) -> bool:
             from vit_torch.references.transformers import masked_predictions
 
             theirs_BNP = masked_predictions(target, x_BHWC, order_BN, _mae(checkpoint).mask_ratio)
-            # Its tables of positions are of the stored type, ours of the computation's.
+            # transformers' position tables have the stored type, ours the type of the computation.
             bound = parity.FLOAT64_BOUND if checkpoint.dtype == "float64" else parity.FLOAT32_BOUND
             differences.append(difference("transformers itself", theirs_BNP, before_BNP, bound))
     for each in differences:
@@ -63,7 +63,7 @@ def _predicted(framework: str, checkpoint: Checkpoint, x_BHWC: np.ndarray, order
 
 
 def _mae(checkpoint: Checkpoint) -> MaskedAutoencoder:
-    """What is hidden; half of the patches, where the checkpoint is of a model that hides nothing."""
+    """The masked autoencoder's settings; half of the patches are hidden if the checkpoint's model hides none."""
     assert checkpoint.decoder is not None
     mae = checkpoint.decoder.mae
     return mae if mae.mask_ratio else mae.replace(mask_ratio=0.5)

@@ -31,18 +31,18 @@ _METRICS = {
     "exact": "all classes right",
     "evaluation_loss": "loss",
 }
-"""What a run logs in an evaluation -> its name, in the order of the card."""
+"""Name of a value in a run's log -> its name in the card, in the card's order."""
 _LISTED_LABELS = 20
 
 
 @dataclass(frozen=True)
 class _RunFacts:
-    """What the run of a checkpoint records."""
+    """The facts that the run of a checkpoint records."""
 
     config: "TrainConfig"
     started_from: str | None
     evaluation: dict[str, Any]
-    """The line that it logged when it evaluated these weights; empty where it has not."""
+    """The line that the run logged when it evaluated these weights; empty if it has not."""
 
 
 def model_card(
@@ -56,7 +56,7 @@ def model_card(
 ) -> str:
     """The text of README.md for a checkpoint that was opened at `path` and written in a format for a repository.
 
-    notes, proof: what was said of the conversion, and what it was found to change. license: of the weights, by its
+    notes, proof: notes of the conversion, and the differences that it caused. license: license of the weights, by its
     name in the Hub.
     """
     run = _run_facts(path, checkpoint)
@@ -79,12 +79,12 @@ def model_card(
 
 
 def _run_facts(path: Location, checkpoint: Checkpoint) -> _RunFacts | None:
-    """What the run that the checkpoint at a path belongs to records; None without a run."""
+    """The facts recorded by the run to which the checkpoint at a path belongs; None without a run."""
     step = checkpoint.config.provenance.step
     if step is None or checkpoint.format != "vit":
         return None
     if missing(TRAINING):
-        say("whether its training run is here was not looked up, which needs: pip install 'vit-parity[train]'")
+        say("the card has no facts about the training run; reading them needs: pip install 'vit-parity[train]'")
         return None
     from vit_train.metrics import METRICS, read_metrics
     from vit_train.run import AVERAGE, read_request
@@ -94,7 +94,7 @@ def _run_facts(path: Location, checkpoint: Checkpoint) -> _RunFacts | None:
     request = read_request(run)
     lines = [line for line in read_metrics(run / METRICS) if line["step"] == step and "evaluation_loss" in line]
     evaluation = lines[-1] if lines else {}
-    if path.name == AVERAGE:  # of its evaluation, one value is logged
+    if path.name == AVERAGE:  # its evaluation logs only one value
         evaluation = {name.removesuffix("_ema"): value for name, value in evaluation.items() if name.endswith("_ema")}
     return _RunFacts(request.config_at(max(step - 1, 0)), request.init, evaluation)
 
@@ -149,7 +149,7 @@ def _loading(checkpoint: Checkpoint, format: str, target: HubRepository) -> list
 def _preprocessing(checkpoint: Checkpoint) -> list[str]:
     made = checkpoint.config.preprocessing
     if made is None:
-        return ["How the images of training were made is not known."]
+        return ["The preprocessing of the training images is not known."]
     size = f"{made.image_size[0]} x {made.image_size[1]} pixels"
     resized = f"{made.resize}, {made.interpolation}, {made.crop_fraction:g} of the resized image"
     if made.max_patches is not None and made.patch_size is not None:
@@ -218,7 +218,7 @@ def _described(config: "TrainConfig") -> str:
 def _conversion(checkpoint: Checkpoint, format: str, notes: Sequence[str], proof: Proof) -> list[str]:
     intro = (
         f"These files (`{format}`) were opened again before they were uploaded, and run in float64 on random images "
-        "beside the checkpoint that they were made from."
+        "together with the checkpoint that they were made from."
     )
     lines = [*proof.lines, *notes]
     return [intro, "\n".join(f"- {_text(line)}" for line in lines)]
@@ -239,12 +239,12 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """A text from outside, which neither ends a table's cell nor becomes HTML or a link."""
+    """A text from outside, escaped so that it does not end a table's cell or become HTML or a link."""
     return re.sub(r"([\\`*_|\[\]#~$])", r"\\\1", html.escape(one_line(text), quote=False))
 
 
 def _public(name: str) -> str:
-    """The last part of a path or address: where files were is nobody else's business."""
+    """The last part of a path or address, because the card must not publish where files are."""
     return PurePath(name.rstrip("/")).name or name
 
 

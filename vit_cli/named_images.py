@@ -16,12 +16,12 @@ class NamedImages:
 
     paths: Iterable[str]
     count: int | None
-    """Their number; None where paths are still being read."""
+    """Number of images; None while paths are still being read."""
     folders: tuple[str, ...] = ()
     """The folders that are named."""
 
     def label_of(self, path: str) -> str | None:
-        """The name of the folder that an image is in, directly below a folder that is named; None where it is not."""
+        """The name of an image's folder, if that is directly below a named folder; otherwise None."""
         for folder in self.folders:
             if path.startswith(os.path.join(folder, "")):
                 inside = os.path.relpath(path, folder).split(os.sep)
@@ -30,13 +30,13 @@ class NamedImages:
 
 
 def text_of(path: str) -> str:
-    """A path as text that can be encoded, whatever bytes its name has."""
+    """A path as text that can be encoded, also if its name contains invalid bytes."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
     """The images that words name: a file, a folder (all images in it and below), or a pattern such as `photos/*.jpg`.
-    With `stdin` those of the paths on standard input, one in each line, as they are needed.
+    With `stdin`, paths are read from standard input, one on each line, as they are needed.
 
     InputError for a path that does not exist, a pattern without matches, and a folder without images.
     """
@@ -58,7 +58,7 @@ def _expanded(word: str) -> list[str]:
     if not has_magic(word):
         raise InputError(f"{word}: no such image; expected a file, a folder, or a pattern as 'photos/*.jpg'")
     if not (found := sorted(glob(word, recursive=True))):
-        raise InputError(f"{word}: no file has a name of this pattern")
+        raise InputError(f"{word}: no file matches this pattern")
     return [path for name in found for path in (images_below(name) if os.path.isdir(name) else [name])]
 
 

@@ -1,4 +1,4 @@
-"""Wrong options in one line: cyclopts' typed errors in the words of this project."""
+"""Messages in one line for wrong options, made from cyclopts' typed errors."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ def no_command(commands: Iterable[str], where: str) -> InputError:
 
 
 def input_error(error: CycloptsError, commands: Mapping[str, Any]) -> InputError:
-    """What is wrong with a command line, where, and what was expected, as one line."""
+    """The error of a command line as one line: what was found, where, and what was expected."""
     where = " ".join(("vit", *(error.command_chain or ())))
     match error:
         case exceptions.UnknownCommandError():
@@ -76,7 +76,7 @@ def _missing(error: exceptions.MissingArgumentError, where: str) -> InputError:
 
 
 def _wrong_value(error: exceptions.CoercionError, where: str) -> InputError:
-    if isinstance(error.__cause__, InputError):  # a converter of ours names the option and the value
+    if isinstance(error.__cause__, InputError):  # from our own converter, whose message has the option and the value
         return InputError(str(error.__cause__))
     token, argument = error.token, error.argument
     name = (token and token.keyword) or (argument and argument.name) or where
@@ -91,5 +91,5 @@ def _wrong_value(error: exceptions.CoercionError, where: str) -> InputError:
 
 
 def _plain(error: CycloptsError) -> str:
-    """cyclopts' own message, for kinds of errors that no command of ours causes."""
+    """cyclopts' own message, for kinds of errors that no command of `vit` causes."""
     return spaced(" ".join(str(error).split()))

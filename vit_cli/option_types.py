@@ -1,4 +1,4 @@
-"""Options that several commands have, and their types: locations, sizes, fields of a config, formats."""
+"""Options that several commands share, and their types: locations, sizes, fields of a config, formats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ ComputingOptions: TypeAlias = Annotated[Computing, Parameter(name="*")]
 
 
 def not_negative(option: str, value: int) -> int:
-    """The value. Raises InputError, which names the option, for one below 0."""
+    """The value. Raises InputError, with the option's name, for a value below 0."""
     if value < 0:
         raise InputError(f"{option} {value}: expected 0 or more")
     return value

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 SEPARATOR = "\x1f"
-"""Between the words of one option's value, where several are joined to one."""
+"""Separator between the words of one option's value, if several are joined."""
 
 
 def is_option(word: str) -> bool:
@@ -13,7 +13,7 @@ def is_option(word: str) -> bool:
 
 
 def with_hyphens(words: Sequence[str]) -> list[str]:
-    """The words with hyphens for underscores in the names of options, which may be written either way."""
+    """The words with hyphens instead of underscores in the names of options, which may be written either way."""
     return [_with_hyphens(word) if word.startswith("--") else word for word in words]
 
 
@@ -23,12 +23,12 @@ def _with_hyphens(word: str) -> str:
 
 
 def words_of_size(following: Sequence[str]) -> int:
-    """How many words a size takes: one ("384", "384x512"), or two numbers ("384 512")."""
+    """Number of words of a size: one ("384", "384x512"), or two numbers ("384 512")."""
     return 2 if len(following) > 1 and following[0].isdigit() and following[1].isdigit() else 1
 
 
 def join_sizes(words: Sequence[str], option: str = "--image-size") -> list[str]:
-    """The words with a size of two words as one: `--image-size 384 512` becomes `--image-size=384x512`."""
+    """The words with a size of two words joined: `--image-size 384 512` becomes `--image-size=384x512`."""
     if option not in words:
         return list(words)
     place = words.index(option)
@@ -39,5 +39,5 @@ def join_sizes(words: Sequence[str], option: str = "--image-size") -> list[str]:
 
 
 def spaced(text: str) -> str:
-    """A value for people, whose words were joined."""
+    """A value whose words were joined, with spaces for messages."""
     return text.replace(SEPARATOR, " ")

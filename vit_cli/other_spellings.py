@@ -1,7 +1,8 @@
-"""Options as users of other projects type them, and as other commands of this one call them.
+"""Names of options in other projects, and in other commands of `vit`.
 
-`SAME` is for options that mean exactly what ours do: they are read as ours. `HINTS` is for the rest: one line with what
-to write instead. The names are those of timm's train.py, transformers' Trainer, lightly-train and big_vision.
+`SAME` has options with exactly the meaning of one of ours, which are accepted. `HINTS` has the others, with one line
+about what to write instead. The names are those of timm's train.py, transformers' Trainer, lightly-train and
+big_vision.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ _BFLOAT16 = "write --compute-dtype bfloat16 (no scaling of the loss is needed)"
 _LOGS = "write --loggers wandb, or mlflow, or both words; TensorBoard events and metrics.jsonl are always written"
 _INIT = "to begin from a checkpoint, write vit finetune RECIPE --init CHECKPOINT"
 _RESUME = "write vit resume RUN; the command that began a run continues it too"
-_BATCH = "--batch-size is the batch of one update, over all devices; --accumulation splits it into so many parts"
+_BATCH = "--batch-size is the batch of one update, over all devices; --accumulation divides it into parts"
 _DEVICES = "all devices that the framework finds are used; choose them with CUDA_VISIBLE_DEVICES"
 _FORMAT = "the target is the second word: vit convert SOURCE TARGET"
 _ADAPTERS = "adapters alone are not converted: a run with --lora.rank leaves them in peft's format, in RUN/adapter"
@@ -118,11 +119,11 @@ HINTS: dict[str, dict[str, str]] = {
         "--to onnx": "write vit export SOURCE TARGET.onnx",
     },
 }
-"""Command -> option that it does not have, or option and value -> what to write instead."""
+"""Command -> option that it does not have, or option and value -> hint about what to write instead."""
 
 
 def own_spellings(command: str, words: Sequence[str]) -> list[str]:
-    """The words with a command's own options in place of others that mean the same."""
+    """The words with a command's own options instead of others with the same meaning."""
     same: Mapping[str, str] = SAME.get(command, {})
     spelled: list[str] = []
     for place, word in enumerate(words):
@@ -134,6 +135,6 @@ def own_spellings(command: str, words: Sequence[str]) -> list[str]:
 
 
 def hint(command: str, option: str) -> str | None:
-    """What to write instead of an option, or an option and its value, that a command does not have, where that is
+    """What to write instead of an option, or an option and its value, that a command does not have; None if this is not
     known."""
     return HINTS.get(command, {}).get(option)

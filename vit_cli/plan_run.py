@@ -10,7 +10,7 @@ from vit_train.planning.topologies import Topology
 
 
 def run(recipe: str, config: TrainConfig, topology: Topology | None, search: bool) -> bool:
-    """Whether the recipe fits on a slice (None: on this machine), or with `search` whether some batch of it does."""
+    """Returns whether the recipe fits on a slice (None: on this machine); with `search`, whether any batch fits."""
     devices = target(topology)
     if search:
         return _search(recipe, config, devices)

@@ -1,4 +1,4 @@
-"""What `vit probe` measures with: features from files, or of the images of a data set."""
+"""The features for `vit probe`: from files, or computed for the images of a data set."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def _labelled(path: Location) -> Labelled:
 
 @dataclass(frozen=True)
 class Model:
-    """The model whose features are taken, as a command line names it."""
+    """The model whose features are computed, from the options of the command line."""
 
     checkpoint: Location
     reading: Reading
@@ -60,7 +60,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Images:
-    """The images whose features are taken, as a command line names them."""
+    """The images whose features are computed, from the options of the command line."""
 
     data: str
     directory: str | None
@@ -69,7 +69,7 @@ class Images:
     seed: int
 
     def splits(self) -> "tuple[Split, Split]":
-        """Training and test images. InputError where an image may have several classes."""
+        """Training and test images. InputError if images may have several classes."""
         require("train", *TRAINING)
         from vit_cli.reports.training import TerminalDisplay
         from vit_train.config import Data
@@ -85,7 +85,7 @@ class Images:
         train, test = open_split(data, "train"), open_split(data, "test")
         for split in (train, test):
             if split.multilabel:
-                raise InputError(f"{split.title}: its images may have several classes; a probe is for one in each")
+                raise InputError(f"{split.title}: its images may have several classes; a probe expects one for each")
             split.make_ready(TerminalDisplay())
         for note in dict.fromkeys((*train.notes, *test.notes)):
             console.say(note)
@@ -109,7 +109,7 @@ def _features_of(split: "Split", computing: Computing, extraction: Extraction) -
         for i in numbers:
             try:
                 example = split.examples[i]
-            except InputError:  # no image: reported as all that cannot be read
+            except InputError:  # no image: reported as one that cannot be read
                 yield b""
                 continue
             label_of[i] = split.labels[int(example["label"])]

@@ -1,4 +1,4 @@
-"""Commands that take a recipe: every field of the recipe's config is an option, wherever it stands.
+"""Commands with a recipe: every field of the recipe's config, also a nested one, is an option.
 
     @recipe_command
     def pretrain(recipe: str, changes: Changes, *, framework: str = "jax") -> int: ...
@@ -27,7 +27,7 @@ from vit_train.config import TrainConfig
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
 
 Changes: TypeAlias = Mapping[tuple[str, ...], Any]
-"""Path of a config field -> the value that the command line gives it."""
+"""Path of a config field -> its value from the command line."""
 SHORT_NAMES = {
     "--model.image-size": "--image-size",
     "--data.name": "--data",
@@ -59,7 +59,7 @@ def _names(option: FieldOption) -> tuple[str, ...]:
 
 
 def recipe_command(command: Callable[..., int]) -> Callable[..., int]:
-    """The command with one keyword for each field of a recipe in place of its parameter `changes`."""
+    """The command with one keyword for each field of a recipe instead of its parameter `changes`."""
 
     @functools.wraps(command)
     def with_fields(subject: Any, **keywords: Any) -> int:
@@ -82,7 +82,7 @@ def _set_signature(
 
 
 def _parameters(defaults: Mapping[tuple[str, ...], str] | None, command: str = "pretrain") -> list[inspect.Parameter]:
-    """A keyword for each field; where there are defaults, those that the command can change are shown with them."""
+    """A keyword for each field; if there are defaults, the fields that the command can change are shown with them."""
     groups = {name: Group(f"Recipe: {name}" if name else "Recipe", sort_key=place) for place, name in _sections()}
     return [
         inspect.Parameter(
@@ -96,12 +96,12 @@ def _parameters(defaults: Mapping[tuple[str, ...], str] | None, command: str = "
 
 
 def _is_fixed(option: FieldOption, command: str) -> bool:
-    """Whether a command refuses an option: a run that goes on keeps most of its fields."""
+    """Whether a command refuses an option: a resumed run keeps most of its fields."""
     return command == "resume" and ".".join(option.path) not in CHANGEABLE_ON_RESUME | CHANGEABLE_IN_SEGMENTS
 
 
 def _sections() -> list[tuple[int, str]]:
-    """Sections of the config, what is in none first."""
+    """Sections of the config; fields without a section come first."""
     names = dict.fromkeys(option.section for option in field_options().values())
     return list(enumerate(sorted(names, key=lambda name: name != ""), start=100))
 
@@ -127,7 +127,7 @@ def _annotation(option: FieldOption, group: Group, defaults: Mapping[tuple[str, 
 def join_values(words: Sequence[str]) -> list[str]:
     """The words with each field option and its value as one word, so that values may be several words long.
 
-    Of several values of one field, the last holds.
+    If a field is given several times, the last value is used.
     """
     joined: list[str] = []
     place_of: dict[tuple[str, ...], int] = {}
@@ -151,15 +151,15 @@ def join_values(words: Sequence[str]) -> list[str]:
 
 
 def _joined(name: str, values: Sequence[str], option: FieldOption) -> str:
-    """One word for an option and its value; an option without a value, where it needs one, is reported by cyclopts."""
+    """One word for an option and its value. A missing value is reported by cyclopts."""
     may_be_empty = not option.elements and not option.is_flag
     return f"{name}={SEPARATOR.join(values)}" if values or may_be_empty else name
 
 
 def _refuse_follower(name: str) -> None:
-    """InputError for the option of a field that is always that of the model."""
+    """InputError for the option of a field that is always equal to the model's."""
     if (field := _followers().get(name)) is not None:
-        raise InputError(f"{name}: is always that of the model; set {option_name(('model', field))}")
+        raise InputError(f"{name}: is always equal to the model's; set {option_name(('model', field))}")
 
 
 @cache
@@ -168,7 +168,7 @@ def _followers() -> dict[str, str]:
 
 
 def changed(config: TrainConfig, changes: Changes) -> TrainConfig:
-    """The config with some fields changed. Raises InputError, which names an option, where they do not fit together."""
+    """The config with some fields changed. Raises InputError, with an option's name, if the fields contradict."""
     new: TrainConfig = _changed(config, changes, ())
     return new
 
@@ -232,7 +232,7 @@ def _defaults(recipe: str, stage: str) -> dict[tuple[str, ...], str]:
     if stage == "pretrain":
         config = recipes.load(recipe, stage)
         return {option.path: value_text(value_at(config, option.path)) for option in field_options().values()}
-    # What a recipe takes from the checkpoint differs between checkpoints: ask with two.
+    # Fields that a recipe takes from the checkpoint differ between checkpoints, so two are compared.
     first, second = (
         recipes.load(recipe, stage, CheckpointConfig(model=variant(name, size, classes)))
         for name, size, classes in (("B/16", 224, 1000), ("S/16", 256, 10))
@@ -247,5 +247,5 @@ def _defaults(recipe: str, stage: str) -> dict[tuple[str, ...], str]:
 
 
 def _stand_in_value(path: tuple[str, ...]) -> Any:
-    """What a checkpoint of the paper's model has in a field of the model, and None elsewhere."""
+    """The value of a field of the model in a checkpoint of the paper's model; None for other fields."""
     return getattr(variant("B/16", 224, 1000), path[1], None) if path[0] == "model" else None

@@ -1,4 +1,4 @@
-"""How far two training runs of one config are apart, in a table and a figure."""
+"""Compares two training runs of one config, in a table and a figure."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from vit_train.run import differences, read_request
 
 
 def compare_runs(a: Location, b: Location, out: Path) -> None:
-    """Prints losses side by side and the distance of the weights at the newest common step; draws both curves.
+    """Prints the losses of both runs and the difference of the weights at the newest common step; draws both curves.
 
     Raises InputError for folders that are not runs, or are runs of different configs.
     """
     if found := differences(read_request(a), read_request(b)):
         raise InputError(
             f"{a} (here) and {b} (there) are runs of different configs: {abbreviate(found, '; ')}; expected runs that "
-            "differ in the framework alone"
+            "differ only in the framework"
         )
     metrics = [read_metrics(run / METRICS) for run in (a, b)]
     losses = [dict(zip(*curve(lines, "loss"), strict=True)) for lines in metrics]
@@ -46,7 +46,7 @@ def compare_runs(a: Location, b: Location, out: Path) -> None:
 
 
 def _compare_weights(a: Location, b: Location) -> None:
-    """Prints how far the weights are apart at the newest step that both runs have saved."""
+    """Prints the difference of the weights at the newest step that both runs have saved."""
     saved = [{int(folder.name): folder for folder in saved_steps(run)} for run in (a, b)]
     if not (common := saved[0].keys() & saved[1].keys()):
         return

@@ -1,4 +1,4 @@
-"""The figures of `vit show`: which can be drawn of a checkpoint, an image and a data set, and what they say."""
+"""The figures of `vit show` for a checkpoint, an image and a data set, with their explanations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from vit_train.metrics import METRICS
 from vit_train.run import RUN, read_request
 
 DISTANCE_IMAGES = 128
-"""Images that attention distances are averaged over, as in arXiv:2010.11929."""
+"""Number of images over which attention distances are averaged, as in arXiv:2010.11929."""
 COMPLETED = 8
-"""Images that a masked autoencoder completes."""
+"""Number of images that a masked autoencoder completes."""
 WORST, PAIRS, IMAGES_OF_A_PAIR = 24, 6, 4
 
 
@@ -36,30 +36,30 @@ class Figure:
     file: str
     title: str
     text: str
-    """What is drawn, and how to read it."""
+    """Text about what is drawn, and how to read it."""
     draw: Callable[[Path], object]
-    """Writes a PNG file."""
+    """Function that writes a PNG file."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to be shown."""
+    """The checkpoint, image, run and data set that are shown."""
 
     checkpoint: Checkpoint
     preprocessing: Preprocessing
     framework: Framework
     display: Display
     image: tuple[str, np.ndarray] | None = None
-    """Name and pixels [H, W, C] of the image that attention is drawn for."""
+    """Name and pixels [H, W, C] of the image whose attention is drawn."""
     run: Location | None = None
     """The folder of the training run."""
     split: Split | None = None
     """Images of a data set."""
     answers: Answers | None = None
-    """Answers to images of the split, where each has one class."""
+    """Answers to images of the split, if each has one class."""
 
     def figures(self) -> Iterator[Figure]:
-        """All that can be drawn; prints what cannot, and why."""
+        """All figures that can be drawn; prints the others with the reasons."""
         if self.run is not None and (self.run / METRICS).is_file():
             yield self._curves(self.run)
             yield from self._reconstructions(self.run)
@@ -104,8 +104,8 @@ class Shown:
         yield Figure(
             "completed.png",
             "Completed images",
-            f"Images; what the encoder sees of them, {1 - config.mae.mask_ratio:.0%} of the patches; and beside these "
-            f"what the decoder makes of the others.{added if config.mae.normalize_target else ''}",
+            f"Images; the {1 - config.mae.mask_ratio:.0%} of their patches that the encoder sees; and these patches "
+            f"with the decoder's predictions of the others.{added if config.mae.normalize_target else ''}",
             lambda path: reconstruction_figures.completed_images(found, path),
         )
 
@@ -116,7 +116,7 @@ class Shown:
                 "patch_filters.png",
                 "Patch filters",
                 "The first 28 principal components of the filters of the patch embedding, each on its own scale. "
-                "A trained model has smooth patterns of low frequency; noise says that it was trained too little.",
+                "A trained model has smooth patterns of low frequency; noise indicates too little training.",
                 lambda path: figures.patch_filters(
                     [("principal components", arrays["patch_embed.proj.weight"].astype(np.float32))], path
                 ),
@@ -128,9 +128,9 @@ class Shown:
             yield Figure(
                 "position_similarity.png",
                 "Position embeddings",
-                "Each tile stands where its patch is in the image, and shows the cosine similarity of its position "
-                "embedding to those of all patches. Near patches become alike in training, often those of one row or "
-                "column too.",
+                "Each tile is at the position of its patch in the image, and shows the cosine similarity of its "
+                "position embedding to those of all patches. Near patches become similar in training, often also those "
+                "of one row or column.",
                 lambda path: figures.position_similarity([("position embeddings", pos_ND, model.grid)], path),
             )
         else:
@@ -143,8 +143,8 @@ class Shown:
         yield Figure(
             "attention.png",
             "Attention by head and layer",
-            f"Of {name}: how much {query} attends to each patch, a row for each layer and a column for each head, each "
-            "map on its own scale.",
+            f"Of {name}: how much {query} attends to each patch, with a row for each layer and a column for each head, "
+            "each map on its own scale.",
             lambda path: attention_figures.attention_by_head(model, pixels_HWC, of_image, path),
         )
         yield Figure(
@@ -158,17 +158,17 @@ class Shown:
         yield Figure(
             "attention_distance.png",
             "Mean attention distance",
-            "How far away the patches are that each head attends to, weighted by attention. Where some heads of the "
-            "first layers look near and others far, and those of the last layers far, it is as in "
-            "arXiv:2010.11929, figures 7 and 11.",
+            "Mean distance of the patches that each head attends to, weighted by attention. In arXiv:2010.11929, "
+            "figures 7 and 11, some heads of the first layers attend to near patches and others to far ones, and those "
+            "of the last layers to far ones.",
             lambda path: attention_figures.attention_distance(distances_LT, images, path),
         )
         if model.registers:
             yield Figure(
                 "registers.png",
                 "Registers",
-                f"Of {name}: what each register attends to in the last layer (mean over heads), and which share of all "
-                "tokens' attention goes to registers, by layer.",
+                f"Of {name}: the attention of each register in the last layer (mean over heads), and by layer the "
+                "share of all tokens' attention to registers.",
                 lambda path: attention_figures.register_attention(model, of_image, path),
             )
 
@@ -219,14 +219,14 @@ class Shown:
         return lambda x_BHWC: vit_jax.attention_weights(in_jax, x_BHWC, interpolate=any_size)
 
     def _model_at(self, pixels_HWC: np.ndarray) -> ViTConfig:
-        """The model's config for an image, which has a size of its own with max_patches."""
+        """The model's config for an image; with max_patches, the size varies between images."""
         return self.checkpoint.config.model.replace(image_size=pixels_HWC.shape[:2])
 
     def _attention(self, pixels_HWC: np.ndarray) -> list[np.ndarray]:
         return self._twin(normalise(pixels_HWC[None], self.preprocessing))
 
     def _distances(self, model: ViTConfig, of_image: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
-        """Mean attention distance [layers, heads], and over how many images: the split's, or the one image."""
+        """Mean attention distance [layers, heads], and the number of images: those of the split, or the one image."""
         if self.split is None:
             return _distances_of(model, of_image), 1
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())

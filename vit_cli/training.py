@@ -1,4 +1,4 @@
-"""What the training commands share: what they need, how progress and results are shown, how they end."""
+"""Functions that the training commands share: requirements, fitted configs, progress, results and exit status."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ FEW_IMAGES = 10_000
 
 
 def require_training(framework: Framework) -> None:
-    """Raises InputError where packages are missing, or where torchrun starts processes for JAX."""
+    """Raises InputError if packages are missing, or if torchrun starts processes for JAX."""
     require("train", *TRAINING)
     require(framework, *TWINS[framework])
     if framework == "jax" and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -50,7 +50,7 @@ def require_training(framework: Framework) -> None:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a command line asks of a recipe."""
+    """A recipe with the changes that a command line requests."""
 
     recipe: str
     stage: Stage
@@ -62,7 +62,7 @@ class Wish:
 
     @property
     def chosen(self) -> dict[tuple[str, ...], Any]:
-        """The fields that the user has chosen; a field's own option counts more than the variant that it is part of."""
+        """The fields that the user has chosen; a field's own option has priority over the variant."""
         if self.epochs is not None and STEPS in self.changes:
             raise InputError("--epochs and --steps both set the length of the run; remove one")
         if self.epochs is not None and not 0 < self.epochs < inf:
@@ -70,19 +70,20 @@ class Wish:
         return {**(variant_fields(self.model) if self.model else {}), **self.changes}
 
     def unfitted(self) -> TrainConfig:
-        """The recipe's config with the user's changes, whatever the data. InputError for --epochs."""
+        """The recipe's config with the user's changes, without reading the data. InputError for --epochs."""
         if self.epochs is not None:
-            raise InputError("--epochs: the training images have to be counted, and they are not on this machine")
+            raise InputError("--epochs: needs the number of training images, but they are not on this machine")
         return changed(self._config(), self.chosen)
 
     def data(self) -> Data:
-        """The data of the run. InputError, before they are opened, for wishes that contradict each other."""
+        """The data of the run. InputError, before they are opened, for options that contradict each other."""
         fields = {path: value for path, value in self.chosen.items() if path[0] == "data"}
         return changed(self._config(), fields).data
 
     def fitted(self, training: "Split", out: Location | None = None) -> TrainConfig:
-        """The recipe's config with the user's changes, and what they leave open fitted to the training images; prints
-        what was fitted. A run that is in the folder `out` already keeps what was fitted when it began."""
+        """The recipe's config with the user's changes, and with the remaining fields fitted to the training images;
+        prints the fitted values. An existing run in the folder `out` keeps the values that were fitted when it
+        began."""
         from vit_train.fitting import KEPT_ON_RESUME, TrainingSet, fitted_fields
         from vit_train.run import RUN, read_request
 
@@ -116,8 +117,8 @@ class Wish:
         return result
 
     def going_on_from(self, init: Location, reading: Reading) -> "Wish":
-        """The same wish with a checkpoint that a masked autoencoder goes on from, which is opened. InputError where
-        none is to be pretrained."""
+        """The same request with the opened checkpoint from which a masked autoencoder continues. InputError if the
+        recipe is not for a masked autoencoder."""
         if not self._mask_ratio:
             raise InputError(
                 "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
@@ -134,7 +135,7 @@ class Wish:
 
     @property
     def _mask_ratio(self) -> float:
-        """That of a masked autoencoder; 0 where none is to be pretrained."""
+        """The mask ratio of a masked autoencoder; 0 for other recipes."""
         ratio: float = self.chosen.get(("mae", "mask_ratio"), self._recipe.config(self.stage).mae.mask_ratio)
         return ratio
 
@@ -160,7 +161,7 @@ def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
 
 
 def counted(training: "Split") -> str:
-    """How many images and classes a split has, in words."""
+    """The numbers of images and classes of a split, as text."""
     from vit_train.data.sources.folders import UNLABELLED
 
     classes = "" if training.labels == UNLABELLED else f" of {len(training.labels)} classes"
@@ -168,7 +169,7 @@ def counted(training: "Split") -> str:
 
 
 def run_of(word: str) -> Location | None:
-    """The folder of a run, where a user has written one in the place of a recipe."""
+    """The folder of a run, if a user has given one instead of a recipe."""
     from vit_train.run import RUN
 
     folder = location(word)
@@ -192,16 +193,14 @@ def go_on(
 
 
 def only_for_new_runs(**options: object) -> None:
-    """InputError for an option that a run which goes on cannot take."""
+    """InputError for an option that a resumed run cannot take."""
     for name, value in options.items():
         if value is not None:
-            raise InputError(
-                f"--{name}: is for a new run; a run goes on as it was begun, and --steps changes its length"
-            )
+            raise InputError(f"--{name}: is only for a new run; --steps changes the length of a resumed run")
 
 
 def launch(framework: Framework, distributed: str | None, preflight: bool) -> "Launch":
-    """How to start a run, with everything shown in the terminal."""
+    """The settings for starting a run whose progress is shown in the terminal."""
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.stages import Launch
 
@@ -209,7 +208,7 @@ def launch(framework: Framework, distributed: str | None, preflight: bool) -> "L
 
 
 def finish(result: "StageResult") -> int:
-    """Prints how a run ended, and returns the exit status: 128 + the signal's number where one stopped it."""
+    """Prints the result of a run, and returns the exit status: 128 + the signal's number if a signal stopped it."""
     from vit_cli.reports.training import print_stage
 
     print_stage(result)
@@ -218,7 +217,7 @@ def finish(result: "StageResult") -> int:
 
 @contextmanager
 def stopped_by_signal() -> Iterator[None]:
-    """Within it, a task that a signal stops ends the command with exit status 128 + the signal's number."""
+    """Context in which a signal that stops a task ends the command with exit status 128 + the signal's number."""
     from vit_train.signals import StoppedBySignal
 
     try:

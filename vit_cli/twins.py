@@ -9,13 +9,13 @@ TITLES = {"jax": "JAX", "torch": "PyTorch"}
 
 
 def installed_twin() -> Framework | None:
-    """A framework that is installed: PyTorch rather than JAX, because other libraries' models run in it too."""
+    """An installed framework; PyTorch is preferred to JAX, because other libraries' models also run in it."""
     frameworks: tuple[Framework, Framework] = ("torch", "jax")
     return next((name for name in frameworks if not missing(TWINS[name])), None)
 
 
 def twin(name: Framework) -> Any:
-    """A twin's package, ready for float64. Raises InputError where its framework is not installed."""
+    """A twin's package, with float64 enabled. Raises InputError if its framework is not installed."""
     require(name, *TWINS[name])
     if name == "jax":
         import jax

@@ -1,4 +1,4 @@
-"""How predictions are written: as a table, or row by row as CSV, JSON lines or parquet."""
+"""Writes predictions as a table, or row by row as CSV, JSON lines or parquet."""
 
 import csv
 import json
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 Kind = Literal["table", "csv", "jsonl", "parquet"]
 Write = Callable[[str, Prediction], None]
-"""Writes the prediction for the image at a path."""
+"""Function that writes the prediction for the image at a path."""
 COLUMNS = ("image", "rank", "label", "probability")
 _ROWS_AT_ONCE = 2**14
-"""Rows of a parquet file that are held in memory."""
+"""Number of rows of a parquet file that are kept in memory."""
 
 
 def print_rates(title: str, rates: "Rates") -> None:
-    """Prints how fast predictions are, beside what they consist of."""
+    """Prints the speed of predictions, of the model alone and of decoding alone."""
     rows = (("the model alone", rates.model), ("decoding alone", rates.decoding), ("vit predict", rates.predict))
     console.table(title, ("", "images/s"), ((name, f"{rate:,.1f}") for name, rate in rows))
     console.say(f"{rates.share:.0%} of the rate that the slower of the two allows")
 
 
 def kind_of(to: Kind | None, out: Location | None) -> Kind:
-    """What to write: what is asked for, or else what the name of the file says. InputError where they do not fit."""
+    """The kind of output: the requested one, or else that of the file's extension. InputError if they contradict."""
     if out is None:
         if to == "parquet":
-            raise InputError("--to parquet: is not for the terminal; add --out FILE.parquet")
+            raise InputError("--to parquet: cannot be printed; add --out FILE.parquet")
         return to or "table"
     if to == "table":
         raise InputError(f"--to table: is for the terminal; leave out --out {out}, or write csv, jsonl or parquet")
@@ -50,8 +50,8 @@ def kind_of(to: Kind | None, out: Location | None) -> Kind:
 
 @contextmanager
 def writing(kind: Kind, out: Location | None) -> Iterator[Write]:
-    """Within it, predictions are written to a file, which appears at the end and only where nothing failed, or to
-    standard output, where messages then go to standard error."""
+    """Context in which predictions are written to a file, which appears at the end and only if nothing failed, or to
+    standard output; messages then go to standard error."""
     with ExitStack() as stack:
         if kind == "table":
             yield stack.enter_context(_table())

@@ -109,7 +109,7 @@ def test_weights_of_more_than_2_gib(vit: Vit, refused: Vit, tmp_path: Path) -> N
     assert (tmp_path / "wide.onnx.data").stat().st_size > 2**31
     assert "(bound 1e-05) ok" in out
     line = refused("export", source, tmp_path / "wide.jaxexport", "--input", "pixels")
-    assert "jax-export: its files end at 2 GiB, the weights are 2.2; use onnx" in line
+    assert "jax-export: a file ends at 2 GiB, the weights are 2.2; use onnx" in line
 
 
 def test_a_description_lies_beside_a_jax_program(vit: Vit, checkpoint: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_on_data_counts_what_changes() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["a.bin"], "its ending says no target; use --to, or one of .onnx (onnx), .pt2 (torch-export)"),
+        (["a.bin"], "no target has this extension; use --to, or one of .onnx (onnx), .pt2 (torch-export)"),
         (["a.pt2", "--precision", "int8"], "precision: int8 is made by onnxruntime's quantizer; torch-export has none"),
         (["a.mlirbc", "--batch", "any"], "stablehlo: a dynamic shape (tensor<?x...>, stablehlo.get_dimension_size)"),
         (["a.mlirbc", "--any-size"], "stablehlo: a dynamic shape"),
@@ -197,7 +197,7 @@ def test_on_data_counts_what_changes() -> None:
         (["a.pt2", "--opset", "20"], "--opset 20: is for ONNX files; torch-export has none"),
         (["a.pt2", "--any-size", "--data", "digits"], "so --any-size cannot be compared on them; remove one"),
         (["taken.onnx"], "has taken.onnx already; choose another name, or add --overwrite"),
-        (["taken"], "its ending says no target"),
+        (["taken"], "no target has this extension"),
     ],
 )
 def test_bad_input(refused: Vit, checkpoint: Path, tmp_path: Path, words: list[str], line: str) -> None:

@@ -87,7 +87,7 @@ def test_the_whole_walk(vit: Vit, refused: Vit, photos: Path) -> None:
 
     assert "steps: 20, but the run is finished: 28 steps are done" in refused("resume", "runs/folder", "--steps", "20")
     assert "seed: cannot change in a run" in refused("resume", "runs/folder", "--seed", "3")
-    assert "--epochs: is for a new run" in refused("pretrain", "runs/folder", "--epochs", "3")
+    assert "--epochs: is only for a new run" in refused("pretrain", "runs/folder", "--epochs", "3")
     assert "this run is finished" in vit("resume", "runs/folder")
     out = vit("resume", "runs/folder", "--steps", "40", "--batch-size", "4")
     assert "from step 28 on, after 224 examples: batch_size 8 -> 4, steps 28 -> 40" in out
