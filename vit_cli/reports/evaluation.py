@@ -1,4 +1,4 @@
-"""How evaluation is shown, and written as JSON: accuracies, and how well each class was recognised."""
+"""Prints evaluations and writes them as JSON: accuracies, and the metrics of each class."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
 
 ALL_LISTED, WORST_LISTED = 20, 10
-"""So many classes are all listed; of more, so many that were recognised worst."""
+"""Largest number of classes that are all listed, and number of the worst classes that are listed of more."""
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Prints the accuracy of a checkpoint, how well each class was recognised, and how many images were skipped."""
+    """Prints the accuracy of a checkpoint, the metrics of each class, and the number of skipped images."""
     if evaluation.process:
         return
     accuracy = evaluation.accuracy
@@ -40,7 +40,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def print_difference(evaluation: Evaluation) -> None:
-    """Prints how the accuracy differs from that of the other checkpoint, where there is one."""
+    """Prints the difference from the accuracy of the other checkpoint, if there is one."""
     other, found = evaluation.other, evaluation.difference
     if evaluation.process or other is None or found is None:
         return
@@ -64,7 +64,7 @@ def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> 
 
 
 def write_json(path: Location, evaluation: Evaluation) -> None:
-    """Writes all numbers of an evaluation as a JSON file; process 0 does. InputError where it cannot be written."""
+    """Writes all numbers of an evaluation as a JSON file, in process 0 only. InputError if it cannot be written."""
     if evaluation.process:
         return
     with staged_files(path.parent, (path.name,)) as stage:
@@ -139,5 +139,5 @@ def _print_classes(report: ClassReport) -> None:
 
 
 def _percent(value: float | None) -> str:
-    """A fraction in percent; "-" where there is none."""
+    """A fraction in percent; "-" for None."""
     return "-" if value is None or np.isnan(value) else f"{value:.2%}"

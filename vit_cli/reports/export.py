@@ -1,4 +1,4 @@
-"""How `vit export` shows what it wrote, and the proof that this is the model."""
+"""Prints the files that `vit export` wrote, and their comparison with the model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from vit_core.deployment import Deployment
 
 
 def print_program(name: str, deployment: Deployment, size: int, version: str, operators: Counter[str]) -> None:
-    """Prints what a program takes and gives, its size in bytes, and its operators."""
+    """Prints the inputs and outputs of a program, its size in bytes, and its operators."""
     shape = ", ".join(map(str, deployment.input_shape))
     outputs = deployment.model.num_classes or deployment.model.features
     say(
@@ -20,7 +20,7 @@ def print_program(name: str, deployment: Deployment, size: int, version: str, op
 
 
 def print_random_images(found: Sequence[RandomImages]) -> None:
-    """Prints how far a program is from its twin on random images."""
+    """Prints the difference between a program and its twin on random images."""
     for each in found:
         shape = "x".join(map(str, each.shape))
         bound = (
@@ -33,7 +33,7 @@ def print_random_images(found: Sequence[RandomImages]) -> None:
 
 
 def print_on_data(name: str, deployment: Deployment, found: OnData) -> None:
-    """Prints the answers of a program beside those of its twin."""
+    """Prints the accuracy, differences and speed of a program and of its twin on a data set."""
 
     def percent(which: str) -> str:
         accuracy = found.accuracy(which)

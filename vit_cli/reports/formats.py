@@ -1,4 +1,4 @@
-"""How `vit formats` and `vit bench` show their results."""
+"""Prints the results of `vit formats` and `vit bench convert`."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_proofs(proofs: "Sequence[Proof]", read_only: Iterable[str]) -> None:
-    """Prints what was found for each model in each format; a column for the twins, where they were compared."""
+    """Prints the results for each model in each format, with a column for the twins if they were compared."""
     rows: list[tuple[str, ...]] = []
     twins = any(proof.twins for proof in proofs)
     for proof in proofs:
@@ -24,7 +24,7 @@ def print_proofs(proofs: "Sequence[Proof]", read_only: Iterable[str]) -> None:
 
 
 def print_families(proofs: "Sequence[Proof]") -> None:
-    """Prints for each family what reads, writes and checks it, and the largest differences among its models."""
+    """Prints for each family the formats and references, and the largest differences among its models."""
     from vit_cli.families import FAMILIES, family_of
 
     facts: list[tuple[str, ...]] = []
@@ -51,7 +51,7 @@ def print_families(proofs: "Sequence[Proof]") -> None:
 
 
 _LIBRARY = {"meta": "timm", "google": "timm", "big_vision": "timm"}
-"""Format -> the library that opens its files, where that has another name."""
+"""Format -> the library that opens its files, if that has another name."""
 
 
 def _distance(proof: "Proof") -> str:
@@ -61,7 +61,7 @@ def _distance(proof: "Proof") -> str:
 
 
 def print_costs(title: str, costs: "Iterable[Cost]") -> None:
-    """Prints what conversions cost, beside a copy of the file."""
+    """Prints the time and memory of conversions, compared with a copy of the file."""
     rows = (
         (
             f"{cost.source} to {cost.target}",

@@ -1,4 +1,4 @@
-"""How `vit inspect` shows a checkpoint."""
+"""Prints a checkpoint for `vit inspect`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from vit_core.preprocess import assumed_preprocessing, preprocessing_text
 
 
 def print_description(report: Mapping[str, Any], config: CheckpointConfig) -> None:
-    """Prints `vit_core.checkpoints.inspection.description`, how images are made, and the config fields that are not the
-    paper's."""
+    """Prints `vit_core.checkpoints.inspection.description`, the preprocessing, and the config fields that differ from
+    those of ViT's paper."""
     say(f"{report['path']}: {report['format']}, {report['parameters']:,} parameters")
     for note in report["notes"]:
         say(f"  {note}")
@@ -28,7 +28,7 @@ def print_description(report: Mapping[str, Any], config: CheckpointConfig) -> No
 
 
 def print_suspicious(lines: Iterable[str]) -> None:
-    """Prints what looks wrong with the values of a checkpoint."""
+    """Prints warnings about suspicious values of a checkpoint."""
     for line in lines:
         say_in(f"suspicious: {line}", "yellow")
 

@@ -1,4 +1,4 @@
-"""A page of figures as one HTML file that needs nothing else: images are inside it."""
+"""A page of figures as one HTML file that contains its images."""
 
 import base64
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 GENERATOR = '<meta name="generator" content="vit show">'
-"""Marks a page that may be replaced by another one."""
+"""Tag that marks a page which may be replaced by another one."""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }

@@ -1,4 +1,4 @@
-"""How differences between two models are shown."""
+"""Prints differences between two models."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from vit_cli.console import say, say_in, table, verdict
 from vit_core.parity import FLOAT64_BOUND, OracleRow, Report, Row
 
 GROUPS = {"grad": "gradients", "step": "one step"}
-"""First part of the names of tensors that exist once for each parameter -> what the table calls them."""
+"""First part of the names of tensors that exist once for each parameter -> their name in the table."""
 
 
 def print_parity(title: str, report: Report, every_parameter: bool = False) -> None:
@@ -23,7 +23,7 @@ def print_parity(title: str, report: Report, every_parameter: bool = False) -> N
 
 
 def summarize(rows: Iterable[Row]) -> list[Row]:
-    """The rows, with the gradients of each block (and those outside the blocks) as one row: the worst of them."""
+    """The rows; the gradients of each block (and those outside the blocks) are one row, with the worst of them."""
     kept: list[Row] = []
     worst: dict[str, Row] = {}
     for row in rows:
@@ -39,7 +39,7 @@ def summarize(rows: Iterable[Row]) -> list[Row]:
 
 
 def print_oracle_report(title: str, rows: Iterable[OracleRow], twins: Sequence[str]) -> None:
-    """Prints the relative error of each twin against a float64 oracle, and how far the twins are apart."""
+    """Prints the relative error of each twin against a float64 reference, and the difference between the twins."""
     cells = []
     for row in rows:
         shown = verdict(row.ok) if row.name == "output" else ""

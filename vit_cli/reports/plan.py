@@ -1,4 +1,4 @@
-"""How `vit plan` shows a compiled recipe."""
+"""Prints a compiled recipe for `vit plan`."""
 
 from collections.abc import Iterator
 
@@ -95,7 +95,7 @@ def program_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def bound_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Rows of the table of the times that a step takes at least, by the part of the device that limits it."""
+    """Rows of the table of lower bounds of a step's time, by the part of the device that limits it."""
     chip = plan.target.chip
     peaks = {
         "FLOPs": f"{(chip.flops or 0) / 1e12:,.0f} TFLOP/s in bfloat16",
@@ -115,7 +115,7 @@ def summary(plan: Plan) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether a plan fits, and what to change where it does not."""
+    """Whether a plan fits, and what to change if it does not."""
     return summary(plan) if plan.fits else f"{summary(plan)}; {advice(plan)}"
 
 

@@ -1,4 +1,4 @@
-"""How `vit bench program` shows what compiled train steps make a chip do."""
+"""Prints the work of a chip in compiled train steps, for `vit bench program`."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ NOTES = (
 
 
 def print_programs(found: Programs, chip: Chip) -> None:
-    """Prints a row for each step, how the trainer's stands to the others, and what could not be compiled."""
+    """Prints a row for each step, the trainer's step compared with the others, and steps that could not be compiled."""
     setting = found.setting
     title = f"{setting.variant}, batch {setting.batch_size}, {setting.dtype}, {found.topology} ({found.devices} chips)"
     table(title, COLUMNS, _rows(found))

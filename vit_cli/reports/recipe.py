@@ -1,4 +1,4 @@
-"""How `vit explain` shows what a recipe will do."""
+"""Prints a recipe for `vit explain`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from vit_train.config import TrainConfig, flatten
 def print_recipe(title: str, config: TrainConfig, examples: int | None = None) -> None:
     """Prints the resolved config, the schedule, the parameter groups, tokens and FLOPs.
 
-    examples: number of training examples, which gives the epochs; None where it is not known.
+    examples: number of training examples, from which epochs are computed; None if it is not known.
     """
     config = config.replace(optimizer=config.optimizer.resolved())
     fields = ((name, value_text(value)) for name, value in flatten(config.model_dump()).items())
@@ -60,17 +60,17 @@ def milestones(config: TrainConfig) -> list[int]:
 
 
 def epochs(config: TrainConfig, step: int, examples: int | None) -> str:
-    """How often every example has been seen after so many steps."""
+    """The number of epochs after `step` steps, as text."""
     return f"{step * config.batch_size / examples:.2f}" if examples else ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that the optimizer treats alike."""
+    """Parameters with the same settings of the optimizer."""
 
     where: str
     factor: float | None
-    """What the learning rate is multiplied by; None: the parameters are frozen."""
+    """Factor of the learning rate; None: the parameters are frozen."""
     decay: bool
     rows: tuple[Parameter, ...]
 
@@ -96,7 +96,8 @@ def place_in_network(config: TrainConfig, rows: list[Parameter]) -> str:
 
 
 def decay_of_a_step(config: TrainConfig, group: Group) -> float:
-    """The share of itself that a parameter loses in a step at the peak of the schedule (coupled: before momentum)."""
+    """The fraction by which weight decay reduces a parameter in a step at the peak of the schedule (coupled: before
+    momentum)."""
     optimizer = config.optimizer
     if not group.decay or group.factor is None:
         return 0.0

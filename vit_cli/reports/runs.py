@@ -1,4 +1,4 @@
-"""How `vit runs` shows finished runs: a table of groups, a prediction, a figure of accuracy by cost."""
+"""Prints and draws finished runs for `vit runs`: a table of groups, a prediction, a figure of accuracy by cost."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from vit_train.run_groups import Group, PowerLaw, half_width
 
 
 def print_runs(groups: Sequence[Group]) -> None:
-    """Prints a line for each group of runs that differ in the seed alone, and what the intervals mean; then what their
-    moving averages reached, and how early they had the first group's accuracy, where that is known."""
+    """Prints a line for each group of runs that differ only in the seed, and the meaning of the intervals; then, if
+    known, the accuracy of their moving averages, and the steps at which they had the first group's accuracy."""
     first, names, rows = groups[0], short_names(groups), list[tuple[object, ...]]()
     accuracies = [group.top1 for group in groups]
     for name, group in zip(names, groups, strict=True):
@@ -41,7 +41,7 @@ def print_runs(groups: Sequence[Group]) -> None:
 
 
 def _print_averages(groups: Sequence[Group], names: Sequence[str]) -> None:
-    """What the moving averages reached, and how far that is from the last weights of the same runs."""
+    """Prints the accuracy of the moving averages, and its difference from the last weights of the same runs."""
     having = [(name, group) for name, group in zip(names, groups, strict=True) if group.average_top1]
     gains = [np.subtract(group.average_top1, group.top1).tolist() for _, group in having]
     rows = [
@@ -53,7 +53,7 @@ def _print_averages(groups: Sequence[Group], names: Sequence[str]) -> None:
 
 
 def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:
-    """After how many steps each run had the accuracy that the first group's run of its seed ends with."""
+    """Prints the number of steps after which each run had the final accuracy of the first group's run with its seed."""
     found = [(name, group.steps_to(groups[0])) for name, group in zip(names, groups, strict=True)]
     if not any(steps for _, steps in found[1:]):
         return
@@ -72,12 +72,12 @@ def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:
 
 
 def _points(difference: float, width: float | None) -> str:
-    """A difference of accuracies in percentage points, with half of its interval where that is known."""
+    """A difference of accuracies in percentage points, with half of its interval if that is known."""
     return f"{100 * difference:+.2f}{'' if width is None else f' ± {100 * width:.2f}'}"
 
 
 def short_names(groups: Sequence[Group]) -> list[str]:
-    """A name for each group: its run's folder, below the folder that holds all of them; of several runs the common
+    """A name for each group: the folder of its run, relative to the common folder of all; for several runs their common
     beginning and a star."""
     folders = [[str(run.folder) for run in group.runs] for group in groups]
     above = _common([folder for each in folders for folder in each]).rpartition("/")[0]
@@ -93,7 +93,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def print_prediction(law: PowerLaw, cost: float) -> None:
-    """Prints the power law, and what it predicts for a run of `cost` FLOPs."""
+    """Prints the power law, and its prediction for a run of `cost` FLOPs."""
     low, high = law.error_interval(cost)
     say(f"error = {law.error(1e15):.3f} x (FLOPs / 1e15) ^ {law.slope:.3f}, fitted to {law.points} lines")
     say(
@@ -103,7 +103,7 @@ def print_prediction(law: PowerLaw, cost: float) -> None:
 
 
 def draw_runs(groups: Sequence[Group], law: PowerLaw | None, cost: float | None, path: Location) -> None:
-    """Draws the error of every group by its cost, the power law and its prediction, and names the file."""
+    """Draws the error of every group by its cost, the power law and its prediction, and prints the file's path."""
     names = short_names(groups)
     points = [
         (name, group.training_flops, [1 - run.top1 for run in group.runs])

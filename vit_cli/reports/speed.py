@@ -1,4 +1,4 @@
-"""How `vit bench model`, `input` and `scaling` show their results."""
+"""Prints the results of `vit bench model`, `input`, `sources` and `scaling`."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -11,7 +11,7 @@ from vit_cli.twins import TITLES
 
 
 def print_machine(machine: Machine) -> None:
-    """Prints where it is measured, and with which versions."""
+    """Prints the machine and the versions of a measurement."""
     cores = f"{machine.cores} core{'s' * (machine.cores > 1)}"
     devices = "; ".join(f"{TITLES[framework]} on {device}" for framework, device in machine.devices.items())
     say(f"machine    {machine.processor}, {cores}; {devices}")
@@ -19,7 +19,7 @@ def print_machine(machine: Machine) -> None:
 
 
 def print_part(part: Part) -> None:
-    """Prints what was measured under one setting: a table, what was skipped, and how the twins stand to their peers."""
+    """Prints the results for one setting: a table, skipped contestants, and the twins compared with their peers."""
     memory = "the device" if part.measured[0].memory_on_device else "the process"
     columns = (
         "",
@@ -44,7 +44,7 @@ def print_part(part: Part) -> None:
 
 
 def print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
-    """Prints images/s of each way of making training images, and how many times as fast it is as torchvision on PIL."""
+    """Prints images/s of each way of making training images, and its ratio to torchvision on PIL."""
     from vit_cli.benchmarks.input_speed import PILLOW, times_pillow  # which need the packages for training
 
     rows = []
@@ -55,7 +55,7 @@ def print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
 
 
 def print_exponents(exponents: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints how costs grow: a row for the FLOPs and for each framework."""
+    """Prints the growth of costs: a row for the FLOPs and for each framework."""
     from vit_cli.benchmarks.scaling import BASE, described  # which need the packages for training
 
     columns = tuple(next(iter(exponents.values())))
@@ -86,6 +86,6 @@ def _row(part: Part, i: int) -> tuple[str, ...]:
 
 
 def print_sources(examples: int, speeds: Mapping[str, Sequence[float]], times_prepared: Mapping[str, float]) -> None:
-    """Examples per second from each kind of source, and how many times as many as from a prepared set."""
+    """Prints examples per second from each kind of source, and the ratio to a prepared set."""
     rows = [(name, f"{median(rounds):,.0f}", f"{times_prepared[name]:.2f}") for name, rounds in speeds.items()]
     table(f"{examples:,} examples in random order", ("", "examples/s", "times a prepared set"), rows)

@@ -1,4 +1,4 @@
-"""How training is shown: progress, the preflight table, what a run reached."""
+"""Shows training in the terminal: progress, the preflight table, results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ class TerminalDisplay(Display):
             yield
 
     def preflight(self, report: PreflightReport) -> None:
-        """The table of processes, and what their devices hold."""
+        """Prints the table of processes, the mesh, the size of the state, and the speed of making batches."""
         processes = len(report.processes)
         table(
             f"preflight: {report.engine}, {processes} process{'es' * (processes > 1)}",
@@ -70,7 +70,7 @@ class TerminalDisplay(Display):
 
 
 def print_stage(result: StageResult) -> None:
-    """Prints the accuracy that a run reached, and where its files are; nothing for a run that was stopped."""
+    """Prints the accuracy of a run, and the paths of its files; nothing for a run that was stopped."""
     fit = result.fit
     if result.process or (fit.accuracy is None and fit.reconstruction is None):
         return
