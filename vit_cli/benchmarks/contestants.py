@@ -1,9 +1,9 @@
-"""Who takes part in `vit bench model`, what is measured of them, and what each needs.
+"""The implementations that `vit bench model` measures ("contestants"), the settings, and the required packages.
 
-Every contestant is the same network where its library allows: class token, learned positions, GELU (in PyTorch by the
-error function, in JAX by tanh), a head for 1000 classes. (vit-pytorch's has two more norms at the patches and no bias
-on queries, keys and values.)
-Variants with rotary positions, such as dinov3-S/16, are measured beside timm's class for them.
+All contestants are the same network if their library allows: class token, learned positions, GELU (exact in PyTorch,
+tanh approximation in JAX), a head for 1000 classes. (vit-pytorch's has two more norms at the patches and no bias on
+queries, keys and values.)
+Variants with rotary positions, such as dinov3-S/16, are compared with timm's class for them.
 """
 
 import time
@@ -27,15 +27,15 @@ CLASSES = 1000
 
 
 class Setting(Schema):
-    """What is measured: one architecture under fixed conditions."""
+    """One setting of a measurement: an architecture and its conditions."""
 
     variant: str
-    """A published architecture and, after an @, its image size: S/16, B/16@384."""
+    """A published architecture, with an optional image size after an @: S/16, B/16@384."""
     batch_size: Positive
     dtype: Dtype
     """Type of the computation. Trained parameters stay float32."""
     compiled: Flag
-    """Whether PyTorch's models pass through torch.compile. (JAX's are compiled always.)"""
+    """Whether PyTorch's models use torch.compile. (JAX's are always compiled.)"""
     threads: Positive
     """CPU threads of each contestant."""
 
@@ -60,29 +60,29 @@ class Setting(Schema):
 
 
 class Turn(NamedTuple):
-    """Several calls one after another."""
+    """The times of several consecutive calls."""
 
     seconds: float
-    """For one call, until its result is there."""
+    """Seconds of one call, until its result is available."""
     host_seconds: float
-    """For one call, until it has been handed to the device."""
+    """Seconds of one call, until it is dispatched to the device."""
     processor_seconds: float
-    """For one call, of all threads of the process together."""
+    """Processor seconds of one call, of all threads of the process together."""
 
 
 class Stopwatch:
-    """Times several calls one after another."""
+    """Measures the time of several consecutive calls."""
 
     def __init__(self, calls: int) -> None:
         self.calls, self.start, self.used = calls, time.perf_counter(), time.process_time()
         self.handed = self.start
 
     def handed_over(self) -> None:
-        """All calls have been handed to the device."""
+        """Call this when all calls have been dispatched to the device."""
         self.handed = time.perf_counter()
 
     def turn(self) -> Turn:
-        """The last result is there."""
+        """Call this when the last result is available; returns the times of one call."""
         passed, used = time.perf_counter() - self.start, time.process_time() - self.used
         return Turn(passed / self.calls, (self.handed - self.start) / self.calls, used / self.calls)
 
@@ -91,13 +91,13 @@ class Runner(Protocol):
     """A model ready to be measured, in a process of its own."""
 
     def run(self, kind: Kind, calls: int) -> Turn:
-        """Calls the forward pass or the train step so often, and waits for the last result."""
+        """Calls the forward pass or the train step `calls` times, and waits for the last result."""
 
     def peak(self) -> float:
         """FLOP/s of a large matrix product of the setting's type."""
 
     def device_memory(self) -> int | None:
-        """The most bytes that were used on the device; None where it is the host's memory."""
+        """The largest number of bytes used on the device; None if the device uses the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,16 @@ class Contestant:
     name: str
     framework: Framework
     packages: tuple[str, ...]
-    """What has to be installed."""
+    """The packages that it needs."""
     checkout: str | None = None
-    """Folder of a project's source code, for one that no package index has."""
+    """Folder of the project's source code, for a project that no package index has."""
 
     @property
     def ours(self) -> bool:
         return self.name.startswith("vit_")
 
     def why_absent(self, model: ViTConfig) -> str | None:
-        """Why it cannot take part with a network; None where it can."""
+        """The reason why it cannot be measured with a network; None if it can."""
         if model.rope is not None and not (self.ours or self.name == "timm"):
             return "not measured with rotary positions"
         if self.name in CHECKOUTS and self.checkout is None:

@@ -1,8 +1,9 @@
-"""`vit bench convert`: what converting a large checkpoint costs, against a plain copy of the file in the same run.
+"""`vit bench convert`: time and memory of converting a large checkpoint, compared with a copy of the file in the same
+run.
 
-Both end with the bytes flushed to the disk. The conversion runs in a process of its own whose anonymous memory (what
-the kernel cannot drop and read again from a file; /proc/PID/status, Linux) is sampled; its time is that of opening and
-writing, without the start of Python, and of PyTorch where a .pth file takes it.
+Both end with the bytes flushed to the disk. The conversion runs in its own process, whose anonymous memory (memory that
+the kernel cannot drop and read again from a file; /proc/PID/status, Linux) is sampled. Its time is that of opening and
+writing, without the start of Python, or of PyTorch if a .pth file needs it.
 """
 
 import importlib
@@ -27,7 +28,7 @@ from vit_core.errors import InputError
 from vit_core.parameters import parameters
 
 _SAMPLE = 0.002
-"""Seconds between two looks at a process's memory."""
+"""Seconds between two samples of a process's memory."""
 _FILES = {
     "vit": "ours",
     "timm": "timm.safetensors",
@@ -48,8 +49,8 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What one conversion costs: the best of the repeats for times (whatever else a machine does only adds), the
-    largest for memory."""
+    """Time and memory of one conversion: of the repeats the shortest time (other programs can only increase it), and
+    the largest memory."""
 
     source: str
     target: str
@@ -57,7 +58,7 @@ class Cost:
     copy_seconds: float
     seconds: float
     peak_bytes: int
-    """Anonymous memory at its highest, above what the process had before."""
+    """Largest anonymous memory, minus that of the process before the conversion."""
 
     @property
     def times_copy(self) -> float:
@@ -69,7 +70,7 @@ class Cost:
 
 
 def model_of(spelled: str) -> ViTConfig:
-    """A published architecture with the conventions that every format can hold."""
+    """A published architecture with conventions that every format can store."""
     return variants.variant(spelled, 224, 1000, activation="gelu")
 
 

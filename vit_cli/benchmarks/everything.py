@@ -1,7 +1,7 @@
-"""`vit bench all`: all other benchmarks, one after another, each in a process of its own and with a limit of time.
+"""`vit bench all`: all other benchmarks, one after another, each in its own process and with a time limit.
 
-What a part prints is kept in a file of the folder. A part with such a file is not measured again, so that the series
-can be stopped and started, as on a machine that is lent for half an hour.
+The output of each part is kept in a file of the folder. A part with such a file is not measured again, so the series
+can be stopped and continued, for example on a machine that is available only for half an hour at a time.
 """
 
 import json
@@ -22,28 +22,29 @@ MACHINE = "machine.json"
 """File with the machine and the versions."""
 
 PART_MINUTES = 8
-"""Limit of one part."""
+"""Time limit of one part, in minutes."""
 WIDE = {**os.environ, "COLUMNS": "160"}
-"""Environment of a part: its tables are not cut to the width of a narrow terminal."""
+"""Environment of a part, in which tables are not cut to the width of a narrow terminal."""
 _TO_END = 20
-"""Seconds in which a part that is asked to end has to."""
+"""Seconds after which a part that does not end by itself is killed."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command, whose output is one file."""
+    """One command, whose output is kept in one file."""
 
     name: str
     words: tuple[str, ...]
     """Command line, without `vit`."""
 
     def result(self, folder: Path) -> Path:
-        """The file with what it prints, which exists once the part is complete."""
+        """The file with its output, which exists if the part is complete."""
         return folder / f"{self.name}.txt"
 
 
 def keep_machine(machine: Machine, folder: Path) -> None:
-    """Writes what the machine is beside the results. InputError where they are of another one, or other versions."""
+    """Writes a description of the machine next to the results. InputError if these are from another machine or other
+    versions."""
     file, text = folder / MACHINE, json.dumps(machine.model_dump(mode="json"), indent=1) + "\n"
     if file.exists() and file.read_text() != text:
         raise InputError(f"--folder {folder}: measured on another machine or with other versions; choose another")
@@ -52,7 +53,7 @@ def keep_machine(machine: Machine, folder: Path) -> None:
 
 
 def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
-    """What is measured, the most important first. quick: in small, to see that all of it works."""
+    """The parts, the most important first. quick: small measurements that only check that everything works."""
     models: dict[str, tuple[str, ...]]
     if quick:
         models, batch, loop, rounds = {"float32": ("mu/16",)}, 4, ("mu/16", "4", "8", "float32"), "1"
@@ -103,8 +104,8 @@ def parts(folder: Path, on_accelerator: bool, quick: bool) -> list[Part]:
 
 
 def measure_missing(parts: Sequence[Part], folder: Path, minutes: float, show: Callable[[str], None]) -> list[str]:
-    """Runs the parts whose results are not in the folder, as long as there is time; returns the names of those that are
-    still missing."""
+    """Runs the parts whose results are not in the folder, as long as there is time; returns the names of the parts that
+    are still missing."""
     begin, missing = time.monotonic(), []
     for number, part in enumerate(parts, 1):
         if part.result(folder).exists():
@@ -123,10 +124,10 @@ def measure_missing(parts: Sequence[Part], folder: Path, minutes: float, show: C
 
 
 def measure(part: Part, folder: Path, minutes: float, show: Callable[[str], None]) -> str | None:
-    """Runs a part and shows what it prints; returns why it is not complete, and None where it is.
+    """Runs a part and shows its output; returns the reason if it is not complete, otherwise None.
 
-    Standard error, which has the progress, passes to this process's. The part and the processes that it starts are one
-    group, which ends with the limit of time.
+    Standard error, with the progress, is that of this process. The part and the processes that it starts are one
+    process group, which is ended at the time limit.
     """
     begin = time.perf_counter()
     command = [sys.executable, "-m", "vit_cli", *part.words]
@@ -148,7 +149,7 @@ def measure(part: Part, folder: Path, minutes: float, show: Callable[[str], None
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Ends the process, and those that it has started, where it has not ended by itself."""
+    """Ends the process and the processes that it has started, if it has not ended by itself."""
     if process.poll() is None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(process.pid, number)

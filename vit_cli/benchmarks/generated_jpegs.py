@@ -10,7 +10,7 @@ SIZE = 500, 375
 
 
 def jpegs(count: int) -> list[bytes]:
-    """So many different files: soft shapes with a little noise, at quality 90."""
+    """`count` different files: soft shapes with a little noise, at quality 90."""
     rng, files = np.random.default_rng(0), []
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)

@@ -1,4 +1,5 @@
-"""`vit bench input`: how fast one core makes training images, of JPEG files and of a small set, beside torchvision."""
+"""`vit bench input`: speed at which one core makes training images from JPEG files and from a small set, compared with
+torchvision."""
 
 import io
 import statistics
@@ -23,15 +24,15 @@ from vit_train.recipes import load
 OURS, PILLOW, TENSORS = "ours", "torchvision on PIL", "torchvision on tensors"
 CROP_AREA = 0.08, 1.0
 SMALL_SET, SMALL_BATCHES = 50_000, 8
-"""Images of the small set (CIFAR-10's), and batches of it in a round."""
+"""Number of images of the small set (like CIFAR-10), and number of its batches in a round."""
 
 Filter = Literal["bilinear", "bicubic"]
-"""Filter of a resize; when shrinking, as wide as the scale (antialias)."""
+"""Filter of a resize, with antialiasing."""
 
 Prepare = Callable[[bytes], object]
-"""A JPEG file -> a training image [224, 224, 3] in 8 bits."""
+"""Function from a JPEG file to a training image [224, 224, 3] in 8 bits."""
 Transforms: TypeAlias = tuple[Any, Any]
-"""torchvision's: of an image of Pillow's, and of a batch of images and labels."""
+"""torchvision's transforms of a Pillow image, and of a batch of images and labels."""
 
 
 def measure(interpolation: Filter, images: int, rounds: int) -> dict[str, list[float]]:
@@ -76,27 +77,27 @@ def _measure_batches(config: TrainConfig, theirs: Callable[[], Transforms], roun
 
 
 def _in_turns(ways: Mapping[str, Callable[[], object]], images: int, rounds: int) -> dict[str, list[float]]:
-    """Images of each way in each round for a second of one core, which other programs disturb less than the time that
-    passes; all ways take turns in a round, in one thread."""
+    """Images per processor second of each way in each round (other programs change it less than wall time). All ways
+    take turns in a round, in one thread."""
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(rounds + 1):
         for name, way in ways.items():
             start = time.process_time()
             way()
-            if i:  # the first round loads what is loaded once
+            if i:  # the first round includes work that is done once
                 speeds[name].append(images / (time.process_time() - start))
     return speeds
 
 
 def times_pillow(speeds: Mapping[str, Sequence[float]], name: str) -> float | None:
-    """How many times as fast as torchvision on PIL: the median over the rounds. None where that was not measured."""
+    """Speed relative to torchvision on PIL: the median over the rounds. None if that was not measured."""
     if PILLOW not in speeds:
         return None
     return statistics.median(ours / theirs for ours, theirs in zip(speeds[name], speeds[PILLOW], strict=True))
 
 
 def prepared_by(interpolation: Filter) -> dict[str, Prepare]:
-    """What is compared, by name; torchvision's ways only where it is installed."""
+    """The compared functions by name; torchvision's only if it is installed."""
     preprocessing = Preprocessing(image_size=224, interpolation=interpolation)
     augmentation, rng = Augmentation(crop_area=CROP_AREA, flip=0.5), np.random.default_rng(0)
     ways: dict[str, Prepare] = {
@@ -131,7 +132,8 @@ def _crop_and_flip() -> Transforms:
 
 
 def _as_the_recipe() -> Transforms:
-    """As many changes as in the recipe: each of RandAugment's two operations is done with probability 0.5."""
+    """torchvision's transforms with as many changes as the recipe's: each of RandAugment's two operations is applied
+    with probability 0.5."""
     from torchvision.transforms import InterpolationMode, v2
 
     operation = v2.RandAugment(1, interpolation=InterpolationMode.BICUBIC)
@@ -142,7 +144,7 @@ def _as_the_recipe() -> Transforms:
 
 
 def _torchvision_batches(images_BHWC: np.ndarray, transform: Any, mix: Any) -> None:
-    """`SMALL_BATCHES` batches as torchvision's users make them of CIFAR-10: image by image, then mixed."""
+    """Makes `SMALL_BATCHES` batches as torchvision's users do for CIFAR-10: image by image, then mixed."""
     import torch
 
     for _ in range(SMALL_BATCHES):

@@ -22,11 +22,11 @@ _UNUSED = {
     "ml_collections": ("ml_collections",),
     "tensorflow": ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"),
 }
-"""What big_vision imports beside its model, and the model does not use: empty modules take the place of what is not
-installed."""
+"""Modules that big_vision imports but its model does not use: those that are not installed are replaced by empty
+modules."""
 
 Apply = Callable[[Any, jax.Array], jax.Array]
-"""(parameters, images_BHWC) -> logits; parameters in the type of the computation."""
+"""Function (parameters, images_BHWC) -> logits, with parameters in the type of the computation."""
 State = tuple[Any, Any]
 """Parameters, and the optimizer's statistics."""
 
@@ -34,11 +34,11 @@ State = tuple[Any, Any]
 class JaxRunner:
     """A model of a JAX library on the default device; see contestants.Runner.
 
-    In bfloat16 the forward pass has its parameters in bfloat16; training keeps them in float32 and casts them.
+    With bfloat16, the parameters of the forward pass are bfloat16; training keeps them in float32 and casts them.
     """
 
     def __init__(self, contestant: Contestant, setting: Setting) -> None:
-        if setting.dtype == "float32":  # as PyTorch's: no TF32 on GPUs, no single bfloat16 pass on TPUs
+        if setting.dtype == "float32":  # as in PyTorch: no TF32 on GPUs, no single bfloat16 pass on TPUs
             jax.config.update("jax_default_matmul_precision", "highest")
         self.contestant, self.setting, self.dtype = contestant, setting, jnp.dtype(setting.dtype)
         size = setting.batch_size, *setting.model.image_size, setting.model.channels
@@ -78,7 +78,7 @@ class JaxRunner:
         def train() -> object:
             nonlocal state
             state, loss = jitted(state, self.images_BHWC, self.labels_B)
-            return loss, state  # the loss alone is there before the update is
+            return loss, state  # the loss is available before the update
 
         return train
 
@@ -89,8 +89,8 @@ class JaxRunner:
 def train_step(
     apply: Apply, dtype: Any
 ) -> tuple[Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]], Any]:
-    """(state, images_BHWC, labels_B) -> (state, loss): the step with AdamW that each contestant takes; and what makes
-    the optimizer's part of the state from the parameters."""
+    """The step (state, images_BHWC, labels_B) -> (state, loss) with AdamW, the same for every contestant; and the
+    function that makes the optimizer's part of the state from the parameters."""
     optimizer = optax.adamw(1e-3, weight_decay=0.05)
 
     def step(state: State, images_BHWC: jax.Array, labels_B: jax.Array) -> tuple[State, jax.Array]:
@@ -113,7 +113,7 @@ def cast(params: Any, dtype: Any) -> Any:
 
 
 def open_network(contestant: Contestant, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
-    """A contestant's forward pass, and what makes its parameters; jax.eval_shape of it makes none."""
+    """A contestant's forward pass, and the function that makes its parameters, which jax.eval_shape can trace."""
     if contestant.name == "big_vision":
         assert contestant.checkout is not None
         return _big_vision(contestant.checkout, setting)

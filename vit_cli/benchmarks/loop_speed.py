@@ -1,9 +1,9 @@
-"""`vit bench train`: a run's loop, with its input and log, beside the bare train step in the same process.
+"""`vit bench train`: a run's loop, with its input and log, compared with the bare train step in the same process.
 
-Both take turns: so many steps on one batch that is there already, then as many steps of the run, which is measured from
-its first log line to its last: starting processes that make batches, and the saved step at the end, take time once in a
-run. Images are generated JPEG files, decoded, cropped at random and flipped; the run writes into a folder that is
-removed afterwards.
+Both take turns: a number of steps on one existing batch, then as many steps of the run. The run is measured from its
+first log line to its last, because starting worker processes and saving the last step happen only once in a run. Images
+are generated JPEG files, decoded, cropped at random and flipped; the run writes into a folder that is removed
+afterwards.
 """
 
 import statistics
@@ -26,11 +26,11 @@ from vit_train.run import Request, Run
 
 CLASSES = tuple(f"class {i:03d}" for i in range(1000))
 WARM_UP = 10
-"""Steps that are not measured: they compile, and choose kernels."""
+"""Number of first steps that are not measured, because they compile and choose kernels."""
 FEWEST_STEPS, LOG_LINES = 4, 10
-"""Steps of a round at least, so that it logs two lines; and how many lines a longer one logs."""
+"""Smallest number of steps in a round, so that it logs two lines; and number of lines that a longer round logs."""
 FILES = 64
-"""Different images; a split repeats them, since decoding one does not get faster by repetition."""
+"""Number of different images. A split repeats them, because decoding does not get faster by repetition."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class LoopSpeed:
     """Images per second in each round."""
 
     bare: tuple[float, ...]
-    """The train step alone."""
+    """Images per second of the bare train step."""
     loop: tuple[float, ...]
-    """The run, with its input and its log."""
+    """Images per second of the run, with its input and its log."""
     data_wait: float
-    """Fraction of the time of steps in the run in which they waited for images; median over the log."""
+    """Fraction of the steps' time that the run waited for images; median over the log."""
     mfu: float
-    """As the run's log says (vit_train.throughput); median over the log."""
+    """MFU in the run's log (vit_train.throughput); median over the log."""
     hardware: str
 
     @property
     def ratio(self) -> float:
-        """The loop's speed over the bare step's: the median over rounds."""
+        """Speed of the loop divided by that of the bare step: the median over rounds."""
         return statistics.median(loop / bare for loop, bare in zip(self.loop, self.bare, strict=True))
 
 
 def config_of(
     spelled: str, batch_size: int, dtype: str, steps: int, rounds: int, threads: int, workers: int = 0
 ) -> TrainConfig:
-    """The run: AdamW with clipping and a moving average, random crops and flips. steps: of each round; the run has one
-    more than all of them, so that no round finishes it."""
+    """The config of the run: AdamW with clipping and a moving average, random crops and flips. steps: number of steps
+    of each round; the run has one more than all rounds, so that no round finishes it."""
     return TrainConfig(
         model=variant(spelled, 224, len(CLASSES)),
         augmentation=Augmentation(crop_area=(0.08, 1.0), flip=0.5),
@@ -76,7 +76,7 @@ def config_of(
 def measure(
     framework: Framework, config: TrainConfig, rounds: int, progress: Callable[[str], None] = lambda text: None
 ) -> LoopSpeed:
-    """The speed of both."""
+    """Measures the bare step and the loop in turns."""
     files, count = jpegs(FILES), max(4 * config.batch_size, FILES)
     split = Split([{"image": files[i % FILES], "label": i % len(CLASSES)} for i in range(count)], CLASSES, "generated")
     progress("starting, and compiling the step")

@@ -1,4 +1,4 @@
-"""The machine, its devices and the versions of all that takes part in a measurement."""
+"""The machine of a measurement: its devices, and the versions of all packages involved."""
 
 import multiprocessing
 import os
@@ -23,17 +23,18 @@ _DEVICES = {
         "print(*(('cuda', n, torch.cuda.get_device_name()) if n else ('cpu', 1, 'cpu')), sep='\\t')"
     ),
 }
-"""Programs that print a framework's devices; in processes of their own: one that holds a TPU keeps it from others."""
+"""Programs that print a framework's devices. They run in their own processes, because a process with a TPU keeps it
+from others."""
 
 
 class Machine(Schema):
-    """Where something was measured. Results of two machines, or of two sets of versions, are not compared."""
+    """The machine of a measurement. Results of two machines, or of two sets of versions, are not compared."""
 
     processor: str
     cores: Positive
     """Cores of the processor that this process may use."""
     devices: dict[str, str]
-    """Framework -> its devices in words."""
+    """Framework -> its devices, as text."""
     python: str
     versions: dict[str, str]
 
@@ -44,7 +45,7 @@ class Machine(Schema):
 
     @property
     def has_accelerator(self) -> bool:
-        """Whether a framework runs on something else than the processor."""
+        """Whether a framework runs on a device other than the CPU."""
         return any(device.partition(",")[0] not in ("cpu", "none that works") for device in self.devices.values())
 
     def __str__(self) -> str:
@@ -66,7 +67,7 @@ def this_machine() -> Machine:
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return multiprocessing.cpu_count()

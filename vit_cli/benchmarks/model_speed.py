@@ -1,8 +1,8 @@
 """`vit bench model`: the speed of the forward pass and the train step of both twins and of other libraries' models.
 
-The contestants of a setting take turns, so that whatever else the machine does meets all of them. Each round begins
-with another one, so that none always follows the same. A turn is one call that is not counted, then several that are.
-What is compared are medians over rounds.
+The contestants of a setting take turns, so that other programs on the machine affect all of them. Each round begins
+with another contestant, so that none always follows the same one. A turn is one call that is not measured, then several
+that are. Medians over rounds are compared.
 """
 
 import json
@@ -20,21 +20,21 @@ from vit_core.schema import Flag, NonNegative, Real, Schema
 from vit_core.storage import Location, staged_files
 
 TURN_SECONDS = 0.5
-"""A turn is at least this long, so that the clock and the waiting do not matter."""
+"""Shortest time of a turn, so that the clock's resolution and the final wait do not matter."""
 
 
 class Timing(Schema):
-    """How long a call takes, in seconds."""
+    """Times of calls, in seconds."""
 
     first: Real
-    """The first call, with all that is built and compiled for it."""
+    """The first call, including building and compiling."""
     turns: tuple[Real, ...]
     """One call in each round."""
     host: tuple[Real, ...]
-    """The same, until the call has been handed to the device: the host is free from then on."""
+    """The same, until the call is dispatched to the device; the host is free afterwards."""
 
     processor: tuple[Real, ...]
-    """The same, in time of all the process's threads together: what other programs do adds less to it."""
+    """The same, in processor time of all threads of the process; other programs affect it less."""
 
     @property
     def median(self) -> float:
@@ -42,12 +42,12 @@ class Timing(Schema):
 
     @property
     def compiling(self) -> float:
-        """By how much the first call takes longer than later ones: tracing and compiling, where that is done."""
+        """The first call's time minus that of later ones: tracing and compiling, if there is any."""
         return max(self.first - self.median, 0)
 
 
 class Measured(Schema):
-    """What was measured of one contestant."""
+    """The measurements of one contestant."""
 
     contestant: str
     framework: str
@@ -56,7 +56,7 @@ class Measured(Schema):
     memory_bytes: NonNegative
     """The most that training took."""
     memory_on_device: Flag
-    """Whether the device's memory is meant, not that of the process."""
+    """Whether this is the device's memory instead of the process's."""
 
     def timing(self, kind: Kind) -> Timing:
         return self.forward if kind == "forward" else self.train
@@ -72,9 +72,9 @@ class Part(Schema):
     """Whether the contestants took turns. (A TPU serves one process only.)"""
     measured: tuple[Measured, ...]
     absent: dict[str, str]
-    """Contestant -> what it lacks to take part."""
+    """Contestant -> the reason why it was not measured."""
     failed: dict[str, str]
-    """Contestant -> what went wrong in it."""
+    """Contestant -> its error."""
 
     def images_per_second(self, one: Measured, kind: Kind) -> float:
         """The median over the rounds."""
@@ -85,12 +85,12 @@ class Part(Schema):
         return self.images_per_second(one, kind) * self.setting.flops[kind] / self.peak
 
     def of(self, framework: str, ours: bool) -> list[Measured]:
-        """The contestants of one framework, ours or the peers."""
+        """The contestants of one framework: ours, or the peers."""
         return [m for m in self.measured if m.framework == framework and m.contestant.startswith("vit_") == ours]
 
     def times_fastest_peer(self, one: Measured, kind: Kind) -> tuple[float, float, str] | None:
-        """How many times as fast as the fastest peer of its framework, the same in processor time, and which one that
-        is: medians of the ratios within each round. None without a peer."""
+        """Speed relative to the fastest peer of its framework, the same in processor time, and the peer's name; medians
+        of the ratios within each round. None without a peer."""
         peers = self.of(one.framework, ours=False)
         if not peers:
             return None
@@ -111,8 +111,8 @@ def _times(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def open_report(file: Location | None, machine: Machine) -> Report:
-    """What a file has of earlier calls; an empty report where there is none. InputError where it is of another machine
-    or other versions, whose figures must not stand beside new ones."""
+    """The report of earlier calls in a file; an empty report if there is none. InputError if it is from another machine
+    or other versions, because their figures are not comparable."""
     if file is None or not file.exists():
         return Report(machine=machine)
     try:
@@ -131,7 +131,7 @@ def write_report(file: Location, report: Report) -> None:
 
 
 def finished(report: Report, setting: Setting, wanted: Sequence[Contestant], rounds: int) -> Part | None:
-    """The part of a report that has all that is wanted of a setting, in so many rounds; None where there is none."""
+    """The part of a report with all wanted contestants of a setting and `rounds` rounds; None if there is none."""
     for part in report.parts:
         rounds_of = {m.contestant: len(m.forward.turns) for m in part.measured}
         if part.setting == setting and all(
@@ -151,9 +151,9 @@ def measure(
     together: bool,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Part:
-    """Measures the contestants that are present, and says of the others why they are missing.
+    """Measures the contestants that are installed, and records for the others why they are missing.
 
-    together: let them take turns; else one after another. progress: is called with what is done next.
+    together: let them take turns; otherwise one after another. progress: called with the next action.
     """
     absent = {c.name: why for c in wanted if (why := c.why_absent(setting.model)) is not None}
     failed: dict[str, str] = {}
@@ -185,13 +185,13 @@ def measure(
 
 
 def number_of_calls(setting: Setting, wanted: Sequence[Contestant], rounds: int) -> int:
-    """How often `measure` reports progress for a setting, at most."""
+    """Largest number of progress reports of `measure` for a setting."""
     return (2 * (rounds + 1) + 1) * sum(c.why_absent(setting.model) is None for c in wanted)
 
 
 def _calls(racers: Sequence["_Racer"], rounds: int) -> Iterator[tuple["_Racer", str]]:
-    """Who does what, in which order; one that has failed is left out from then on."""
-    # The peak not at once: other contestants' processes are still importing then.
+    """The actions in order; a contestant that has failed is left out afterwards."""
+    # The peak is not measured first, because other contestants' processes are still importing then.
     for what in (*(f"first {kind}" for kind in KINDS), "peak"):
         yield from ((racer, what) for racer in racers if not racer.failure)
     order = deque(racers)
@@ -202,7 +202,7 @@ def _calls(racers: Sequence["_Racer"], rounds: int) -> Iterator[tuple["_Racer", 
 
 
 class _Racer:
-    """A contestant's worker, and what it has found."""
+    """A contestant's worker and its measurements."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker, self.name, self.failure = worker, worker.contestant.name, ""

@@ -1,4 +1,4 @@
-"""What several `vit bench` commands check of their options."""
+"""Checks of options that several `vit bench` commands share."""
 
 from typing import Any
 

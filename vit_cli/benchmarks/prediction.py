@@ -1,4 +1,4 @@
-"""How fast `vit predict` is, beside its model alone and beside decoding alone."""
+"""`vit bench predict`: the speed of `vit predict`, compared with its model alone and with decoding alone."""
 
 import io
 import time
@@ -20,12 +20,12 @@ from vit_core.streaming import decoded
 
 BATCH, BATCHES, CLASSES = 16, 4, 1000
 IMAGE = (500, 375)
-"""Width and height of an image, as many of ImageNet's are."""
+"""Width and height of an image, a frequent size in ImageNet."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Images each second, the median of several measurements that took turns."""
+    """Images per second: medians of several measurements, made in turns."""
 
     hardware: str
     model: float
@@ -37,7 +37,7 @@ class Rates:
 
     @property
     def share(self) -> float:
-        """Fraction of the rate that the slower of the two allows."""
+        """The rate of `vit predict` as a fraction of the slower of the other two."""
         return self.predict / min(self.model, self.decoding)
 
 
@@ -49,7 +49,7 @@ def model_of(variant: str) -> ViTConfig:
 
 
 def measure(config: ViTConfig, framework: Framework, repeats: int) -> Rates:
-    """Measures a model with initial weights in float32, on made images."""
+    """Measures a model with initial weights in float32, on generated images."""
     labels = tuple(f"class {i}" for i in range(CLASSES))
     made = Preprocessing(image_size=config.image_size)
     arrays = {name: convert(initial_value(row, 0), "float32") for name, row in parameters(config).items()}
@@ -65,7 +65,7 @@ def measure(config: ViTConfig, framework: Framework, repeats: int) -> Rates:
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
-        for name, way in ways.items():  # in turns, so that what else the machine does slows each of them
+        for name, way in ways.items():  # in turns, so that other programs affect each of them
             start = time.perf_counter()
             for _ in way():
                 pass
@@ -75,7 +75,7 @@ def measure(config: ViTConfig, framework: Framework, repeats: int) -> Rates:
 
 
 def _jpeg(seed: int) -> bytes:
-    """An image with edges and slopes, so that it takes as long to decode as a photo."""
+    """A JPEG image with edges and gradients, which takes as long to decode as a photo."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(IMAGE, Image.Resampling.BICUBIC)
     file = io.BytesIO()

@@ -1,7 +1,7 @@
-"""`vit bench program`: train steps compiled for TPUs that are not present, and what their programs make a chip do.
+"""`vit bench program`: train steps compiled for TPUs that are not present, and the work of a chip in their programs.
 
-The trainer's own step stands beside a plain data-parallel step, of our model and of other libraries': the gradients of
-the mean loss and optax's AdamW, jitted, each chip with all parameters and its part of the batch.
+The trainer's own step is compared with a plain data-parallel step of our model and of other libraries' models: the
+gradients of the mean loss and optax's AdamW, jitted, with all parameters and a part of the batch on each chip.
 """
 
 import json
@@ -32,7 +32,7 @@ TRAINER = "vit pretrain"
 
 
 class Programs(Schema):
-    """What `vit bench program` finds, and its file."""
+    """The results of `vit bench program`, and its file."""
 
     topology: str
     devices: Positive
@@ -43,18 +43,18 @@ class Programs(Schema):
     compiled: dict[str, Compiled]
     """Each step by name."""
     absent: dict[str, str]
-    """Steps that are not compiled, and why."""
+    """Steps that are not compiled, and the reasons."""
 
     @property
     def model_flops(self) -> float:
-        """FLOPs of the model in a step on one device, by arithmetic."""
+        """FLOPs of the model in a step on one device, computed from its shapes."""
         return self.setting.flops["train"] * self.setting.batch_size / self.devices
 
 
 def steps(
     setting: Setting, fsdp: int, target: Target, checkouts: dict[str, str]
 ) -> tuple[dict[str, Lower], dict[str, str]]:
-    """What lowers each step for the devices, by name; and the steps that cannot be, with the reason."""
+    """Functions that lower each step for the devices, by name; and the other steps, with the reasons."""
     found: dict[str, Lower] = {
         TRAINER: partial(_trainer, setting, fsdp, target, scan=True),
         f"{TRAINER} --no-scan": partial(_trainer, setting, fsdp, target, scan=False),

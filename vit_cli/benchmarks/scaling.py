@@ -1,7 +1,7 @@
-"""`vit bench scaling`: how the cost of a train step grows, and what a step costs the host where there is next to
-nothing to compute.
+"""`vit bench scaling`: how the time of a train step grows with the size of the run, and the host's time for a step with
+almost no computation.
 
-Steps are those of the trainer's engines. All sizes take turns in a round, so that whatever else the machine does meets
+Steps are those of the trainer's engines. All sizes take turns in a round, so that other programs on the machine affect
 all of them.
 """
 
@@ -29,23 +29,23 @@ BASE = TrainConfig(
     batch_size=8,
     compile=False,
 )
-"""What is doubled: so large that products of matrices take most of the time, so small that a processor is quick."""
+"""The run whose sizes are doubled: large enough that matrix products take most of the time, small enough for a CPU."""
 HOST = BASE.replace(
     model=BASE.model.replace(image_size=16, width=24, depth=24, heads=3, mlp_dim=48), batch_size=2, preprocessing=None
 )
-"""24 layers of next to no numbers."""
+"""A run with 24 layers of very small arrays."""
 HOST_STEPS = 20
-"""Steps of a round, of which the median is taken."""
+"""Number of steps of a round, whose median is used."""
 
 
 def described(config: TrainConfig) -> str:
-    """The size of a run, in words."""
+    """The size of a run, as text."""
     model = config.model
     return f"batch {config.batch_size}, depth {model.depth}, width {model.width}, {model.tokens} tokens"
 
 
 def doubled() -> dict[str, TrainConfig]:
-    """What is doubled -> the run with it. The heads keep their width; tokens become more by a wider image."""
+    """What is doubled -> the run with it. The heads keep their width; a wider image gives more tokens."""
     model = BASE.model
     wider = model.replace(width=2 * model.width, heads=2 * model.heads, mlp_dim=2 * model.mlp_dim)
     height, width = model.image_size
@@ -58,7 +58,7 @@ def doubled() -> dict[str, TrainConfig]:
 
 
 def exponents_of_flops() -> dict[str, float]:
-    """What is doubled -> logarithm, to base 2, of how many times as many FLOPs a step has."""
+    """What is doubled -> logarithm, to base 2, of the ratio of the FLOPs of a step."""
 
     def step(config: TrainConfig) -> int:
         return config.batch_size * sum(flops.forward(config.model).values())
@@ -69,7 +69,7 @@ def exponents_of_flops() -> dict[str, float]:
 def exponents(
     framework: Framework, rounds: int, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, float]:
-    """What is doubled -> logarithm, to base 2, of how many times as long a step takes: the median over rounds."""
+    """What is doubled -> logarithm, to base 2, of the ratio of the times of a step: the median over rounds."""
     sizes = {"": BASE, **doubled()}
     steps = {}
     for name, config in sizes.items():
@@ -87,8 +87,8 @@ def exponents(
 def host_seconds(
     frameworks: Sequence[Framework], rounds: int, progress: Callable[[str], None] = lambda text: None
 ) -> Mapping[str, float]:
-    """The host's time for a step of 24 layers, until it is handed over: by the processor's time of the thread that
-    trains, the median over rounds."""
+    """The host's time for a step of 24 layers, until it is dispatched: processor time of the training thread, the
+    median over rounds."""
     ways: dict[str, tuple[Framework, TrainConfig]] = {
         "JAX, scanned": ("jax", HOST),
         "JAX, unrolled": ("jax", HOST.replace(scan=False)),
@@ -128,8 +128,8 @@ class _Step:
         return step
 
     def seconds(self) -> float:
-        """Two steps in a row, until the result of the second is there: time of the processor, or on an accelerator the
-        time that passes."""
+        """Seconds of two consecutive steps, until the second result is available: processor time, or on an accelerator
+        wall time."""
         clock = time.process_time if self.engine.hardware.endswith("cpu") else time.perf_counter
         start = clock()
         self._run()
@@ -137,7 +137,7 @@ class _Step:
         return clock() - start
 
     def host_seconds(self) -> float:
-        """A step, until it is handed over; the median of several."""
+        """Seconds of a step until it is dispatched; the median of several."""
         used = []
         for _ in range(HOST_STEPS):
             start = time.thread_time()

@@ -1,5 +1,5 @@
-"""`vit bench sources`: how fast examples are read at random from each kind of source, beside a prepared set of the same
-images. They are read and not decoded: decoding takes a hundred times as long and would hide every difference."""
+"""`vit bench sources`: speed of reading examples in random order from each kind of source, compared with a prepared set
+of the same images. They are not decoded, because decoding takes a hundred times as long and would hide differences."""
 
 import io
 import statistics
@@ -19,12 +19,12 @@ from vit_train.data.sources import Split, open_split
 PREPARED, PARQUET, TAR, FOLDERS = "ArrayRecord (vit prepare)", "parquet, unpacked once", "tar shards", "class folders"
 CLASSES = "cat", "dog"
 DIFFERENT = 64
-"""Different images; of more images they are copies, for reading does not depend on what is in them."""
+"""Number of different images; further images are copies, because reading does not depend on their contents."""
 
 
 def measure(images: int, rounds: int) -> dict[str, list[float]]:
-    """Examples/s that one thread reads from each kind of source, in each round. All have their turn in a round, and
-    every second round in the opposite order."""
+    """Examples/s that one thread reads from each kind of source, in each round. All take turns in a round; every second
+    round has the opposite order."""
     with tempfile.TemporaryDirectory() as folder:
         splits = sources(Path(folder), images)
         order = np.random.default_rng(0).permutation(images).tolist()
@@ -38,13 +38,13 @@ def measure(images: int, rounds: int) -> dict[str, list[float]]:
 
 
 def times_prepared(speeds: Mapping[str, Sequence[float]], name: str) -> float:
-    """How many times as fast as the prepared set: the median over the rounds."""
+    """Speed relative to the prepared set: the median over the rounds."""
     pairs = zip(speeds[name], speeds[PREPARED], strict=True)
     return statistics.median(ours / prepared for ours, prepared in pairs)
 
 
 def sources(folder: Path, images: int) -> dict[str, Split]:
-    """The same images in each kind of source, written into a folder, opened, and unpacked where that is needed."""
+    """The same images in each kind of source, written into a folder, opened, and unpacked if needed."""
     different = jpegs(min(images, DIFFERENT))
     files = {f"{CLASSES[i % 2]}/{i:06}.jpg": different[i % len(different)] for i in range(images)}
     for name, content in files.items():

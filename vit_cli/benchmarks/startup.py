@@ -13,7 +13,7 @@ HEAVY = ("jax", "torch", "numpy", "pydantic", "vit_core", "vit_train", "vit_jax"
 """Packages that must not be imported for the help."""
 
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-"""Where Python may keep compiled modules, as it does unless it is forbidden; else each start would compile them."""
+"""Environment in which Python keeps compiled modules, as by default; otherwise each start would compile them."""
 
 _PROGRAM = "from vit_cli.main import main; main()"
 _IMPORTED = (
@@ -28,17 +28,17 @@ middle = time.perf_counter(); import {package}
 print(middle - start, time.perf_counter() - middle)
 """
 _BEYOND = {"jax": ("vit_jax", "flax.nnx"), "torch": ("vit_torch", "torch")}
-"""Framework -> its twin, and what the import of the twin is measured beyond."""
+"""Framework -> its twin, and the module that is imported before it and not counted."""
 
 
 @dataclass(frozen=True)
 class Startup:
-    """What one command costs before it does anything."""
+    """The startup time of a command."""
 
     seconds: float
-    """The best of several runs: whatever else the machine does only adds."""
+    """The shortest of several runs, because other programs can only increase the time."""
     imported: tuple[str, ...]
-    """Those of `HEAVY` that were imported."""
+    """The packages in `HEAVY` that were imported."""
     limit: float = 0.3
 
     @property
@@ -48,7 +48,7 @@ class Startup:
 
 @dataclass(frozen=True)
 class ImportStartup:
-    """What the import of a twin costs: the best of several runs."""
+    """The time of importing a twin: the shortest of several runs."""
 
     package: str
     beyond: str
@@ -79,7 +79,7 @@ def import_startups(repeats: int = 10) -> list[ImportStartup]:
 
 
 def imported_by(*words: str) -> tuple[str, ...]:
-    """Those of `HEAVY` that a command imports."""
+    """The packages in `HEAVY` that a command imports."""
     command = [sys.executable, "-c", _IMPORTED + _PROGRAM, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=_ENVIRONMENT)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("imported")]

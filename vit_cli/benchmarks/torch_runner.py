@@ -20,12 +20,12 @@ from vit_train.engines.torch.peak import matmul_flops
 
 
 class TorchRunner:
-    """A model of a PyTorch library on the GPU, or on the CPU where there is none; see contestants.Runner.
+    """A model of a PyTorch library on the GPU, or on the CPU without one; see contestants.Runner.
 
-    In bfloat16 the forward pass has its parameters in bfloat16. Training keeps them in float32: the twin casts them and
-    has torch's fused AdamW, as in the trainer; other libraries run under autocast with torch's default one, as their
-    users would. GELU is that of the error function, which is vit-pytorch's only one (big_vision's, among JAX's
-    contestants, is the one by tanh).
+    With bfloat16, the parameters of the forward pass are bfloat16. Training keeps them in float32: the twin casts them
+    and uses torch's fused AdamW, as in the trainer; other libraries run under autocast with torch's default AdamW, as
+    their users would. GELU is exact, because vit-pytorch has no other (JAX's contestants use the tanh approximation,
+    because big_vision has no other).
     """
 
     def __init__(self, name: str, setting: Setting) -> None:
@@ -98,7 +98,7 @@ class TorchRunner:
 
 
 def _logits(output: Any) -> Tensor:
-    """transformers' models return their logits with other things."""
+    """The logits of an output; transformers' models return them in an object with other values."""
     return output if isinstance(output, Tensor) else output.logits
 
 

@@ -1,5 +1,4 @@
-"""A process for each contestant, in which it waits for its turn: what one does to threads, memory and libraries reaches
-no other."""
+"""A process for each contestant, so that the threads, memory and libraries of one do not affect the others."""
 
 import multiprocessing
 import os
@@ -17,19 +16,19 @@ from vit_train.freed_memory import keep_freed_memory
 
 
 class Memory(NamedTuple):
-    """The most memory that was in use."""
+    """The largest amount of memory in use."""
 
     bytes: int
     on_device: bool
-    """Whether the device's memory is meant, not that of the process."""
+    """Whether this is the device's memory instead of the process's."""
 
 
 class Failed(Exception):
-    """What a contestant could not do, in words."""
+    """A contestant failed; the message gives the reason."""
 
 
 class Worker:
-    """A contestant in a process of its own. Its methods raise Failed where the contestant's library does."""
+    """A contestant in its own process. Its methods raise Failed if the contestant's library raises an error."""
 
     def __init__(self, contestant: Contestant, setting: Setting) -> None:
         self.contestant = contestant
@@ -40,7 +39,7 @@ class Worker:
         theirs.close()
 
     def run(self, kind: Kind, calls: int) -> Turn:
-        """Calls the forward pass or the train step so often."""
+        """Calls the forward pass or the train step `calls` times."""
         turn: Turn = self._ask("run", kind, calls)
         return turn
 
@@ -50,7 +49,7 @@ class Worker:
         return found
 
     def memory(self) -> Memory:
-        """The most memory until now."""
+        """The largest amount of memory until now."""
         found: Memory = self._ask("memory")
         return found
 
@@ -75,7 +74,7 @@ class Worker:
 
 
 def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
-    """Answers the questions that come through the pipe, until it closes."""
+    """Answers the requests from the pipe until it is closed."""
     _limit_threads(setting.threads)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
     runner: Runner | None = None
@@ -90,7 +89,7 @@ def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
 
 
 def _open_runner(contestant: Contestant, setting: Setting) -> Runner:
-    """The contestant's model in this process, ready to be measured; the twins with the trainer's setting of memory."""
+    """The contestant's model in this process; for the twins with the trainer's memory setting."""
     if contestant.ours:
         keep_freed_memory()
     if contestant.framework == "torch":
