@@ -80,7 +80,7 @@ def fit(
         loop = _Loop(engine, run, batches, evaluation, metrics, stop, display)
         step = loop.train(start, end, title)
         if step < end:
-            # The signal may have come to another process.
+            # The signal may have been sent to another process.
             return FitResult(step, stop() or DEFAULT_SIGNAL, folders=(run.step_folder(step),))
         if end < config.steps:
             return FitResult(step, signal_in_any_process(engine, stop()), folders=(run.step_folder(step),))
@@ -126,7 +126,7 @@ class _Loop:
                 result = engine.train_step(batch, step, stop() is not None)
                 step += 1
                 monitor.after_step(step, batch, result)
-                # Several processes end after the same step: once all have seen the wish to stop in a step's result.
+                # Several processes end after the same step, when a result shows all of them that one has to stop.
                 stopping = monitor.stop_requested if engine.processes > 1 else stop() is not None
                 ending = step == end or stopping
                 if ending or step % config.log_every == 0:
@@ -214,7 +214,7 @@ class _Loop:
 
 
 def _batch_fingerprint(engine: Engine, batch: Batch) -> str:
-    """The fingerprint of the whole batch, of which each process made some rows."""
+    """The fingerprint of the whole batch, whose rows are made by several processes."""
     digests_B = np.zeros(engine.config.batch_size, np.uint64)
     if engine.primary:
         digests_B[engine.rows(len(digests_B))] = batch.digests()

@@ -1,4 +1,4 @@
-"""Masked-autoencoder pretraining that goes on from a checkpoint: its encoder, and its decoder where it has one."""
+"""Masked-autoencoder pretraining from a checkpoint: from its encoder, and from its decoder if it has one."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ from vit_train.stages import Launch, StageResult, adapted, train
 
 
 def going_on_from(config: TrainConfig, init: Checkpoint, mask_ratio: float) -> TrainConfig:
-    """The config of pretraining by a recipe that begins from a checkpoint: with its network, how its images were made,
-    and, where it has a decoder, what is known of that.
+    """The config of a recipe's pretraining from a checkpoint: with its network, its preprocessing and, if it has a
+    decoder, the known settings of that.
 
-    init: without a head. mask_ratio: where it is not known.
+    init: a checkpoint without a head. mask_ratio: used if the checkpoint does not state it.
     """
     free = {name: getattr(config.model, name) for name in FREE_MODEL_FIELDS - {"position_resampling"}}
     preprocessing = init.config.preprocessing or config.preprocessing
@@ -33,8 +33,8 @@ def pretrain_from(
 ) -> StageResult:
     """Trains a masked autoencoder from a checkpoint without a head, or resumes the run in the folder `out`.
 
-    A decoder of another size than the config's, or of none, is a new one. InputError for another network than the
-    config's.
+    If the checkpoint has no decoder, or one of another size than the config's, a new decoder is made. InputError for
+    another network than the config's.
     """
     check_apart(out, config.data)
     weights, config, changes = adapted(init, config, None)
@@ -49,7 +49,7 @@ def pretrain_from(
 
 
 def _heads(config: TrainConfig, init: Checkpoint) -> bool:
-    """Whether the decoder's heads, which no shape shows, are others in the config than the checkpoint states."""
+    """Whether the decoder's number of heads, which no shape shows, differs between the config and the checkpoint."""
     if init.decoder is None or "decoder_heads" not in init.decoder.stated:
         return False
     return init.decoder.mae.decoder_heads != config.mae.decoder_heads

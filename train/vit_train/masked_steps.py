@@ -1,4 +1,4 @@
-"""The saved steps of masked autoencoders, with their decoders, which no other checkpoint of ours has."""
+"""The saved steps of masked autoencoders with their decoders, which our other checkpoints do not contain."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ from vit_train.step_folders import read_step
 
 
 def masked_step(path: Location) -> Checkpoint | None:
-    """A saved step of a masked autoencoder with its decoder, at the path of the step, or of its run, whose newest one
-    is taken. None for any other path, and for a run without a saved step."""
+    """A saved step of a masked autoencoder with its decoder, at the path of the step; for the path of a run, its newest
+    step. None for any other path, and for a run without a saved step."""
     if path.parent.name == STEPS and (path.parent.parent / RUN).is_file():
         run, steps = path.parent.parent, [path]
     elif (path / RUN).is_file():
@@ -27,8 +27,8 @@ def masked_step(path: Location) -> Checkpoint | None:
 
 
 def read_masked_step(folder: Location, config: TrainConfig) -> Checkpoint:
-    """The encoder and the decoder of a step. config: of its run, which is a masked autoencoder's. DamagedError for a
-    step that is not as it was saved."""
+    """The encoder and the decoder of a step. config: the config of its run, which trains a masked autoencoder.
+    DamagedError if the step is damaged."""
     checkpoint, _, statistics = read_step(folder, config)
     found = {name.removeprefix("params/"): statistics[name] for name in statistics if name.startswith("params/")}
     arrays = LazyArrays.of({name: array for name, array in found.items() if name.startswith(DECODER)})

@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices: what a model's speed is held against."""
+"""Measures how fast a device multiplies matrices; MFU is relative to this speed."""
 
 import time
 from collections.abc import Callable
@@ -7,16 +7,16 @@ import numpy as np
 
 SMALLEST = 256
 LONGEST_SECONDS = 0.03
-"""A larger product is not tried where it would take longer, as of 16-bit matrices on processors without such units."""
+"""Time limit of a product, above which no larger one is tried, as for 16-bit matrices on CPUs without such units."""
 
 
 def measured_flops(square_of: Callable[[np.ndarray], Callable[[], object]], largest: int) -> float:
     """FLOP/s of a product of two square matrices, the best of four. Takes a small part of a second.
 
-    square_of: from a matrix [n, n] to what multiplies it with itself and waits for the result. n is doubled up to
-    `largest` as long as the product is short, because small ones do not use the whole device.
+    square_of: makes from a matrix [n, n] a function that multiplies it with itself and waits for the result. n is
+    doubled up to `largest` while the product takes little time, because small ones do not use the whole device.
     """
-    # Random values: a GPU multiplies ones with less power, hence faster. Tiles of them are quick to make.
+    # Random values, because a GPU multiplies ones with less power and therefore faster. Tiles are quick to make.
     tile = np.random.default_rng(0).standard_normal((SMALLEST, SMALLEST), np.float32)
     n = SMALLEST
     while True:

@@ -1,4 +1,4 @@
-"""Two accuracies on the same images: how far apart they are, and how certain that is."""
+"""The difference between two accuracies on the same images, with its confidence interval."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,19 +10,19 @@ from vit_train.evaluation import Accuracy
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How two top-1 accuracies on the same images differ. Most images are easy or hard for both models, so the
-    difference is known better than each of the two."""
+    """The difference between two top-1 accuracies on the same images. Most images are easy or hard for both models, so
+    the difference has a smaller uncertainty than the accuracies."""
 
     first_alone: int
-    """Images that the first model alone is right about."""
+    """Number of images for which only the first model is right."""
     second_alone: int
-    """Images that the second model alone is right about."""
+    """Number of images for which only the second model is right."""
     total: int
-    """Images that both were evaluated on."""
+    """Number of images on which both were evaluated."""
 
     @classmethod
     def of(cls, first: Accuracy, second: Accuracy) -> "PairedDifference":
-        """That of two evaluations on one split, whose images have one class each."""
+        """The difference between two evaluations on one split whose images have one class each."""
         (first_ids, first_right), (second_ids, second_right) = _right(first), _right(second)
         _, here, there = np.intersect1d(first_ids, second_ids, assume_unique=True, return_indices=True)
         a_N, b_N = first_right[here], second_right[there]
@@ -35,8 +35,8 @@ class PairedDifference:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the difference: Student's, of the differences 1, 0 and -1 of each image. None
-        where all of them are equal, which says nothing about other images."""
+        """The 95 % confidence interval of the difference: Student's, from the differences 1, 0 and -1 of each image.
+        None if all of them are equal, because then there is no estimate of the spread."""
         from scipy.stats import ttest_1samp  # takes a second to import
 
         differences_N = np.zeros(self.total)
@@ -49,7 +49,7 @@ class PairedDifference:
 
 
 def _right(accuracy: Accuracy) -> tuple[np.ndarray, np.ndarray]:
-    """Index in the split of each image that counts, and whether its answer is right."""
+    """Index in the split of each evaluated image, and whether its answer is right."""
     assert accuracy.ids_N is not None
     assert accuracy.classes is not None
     assert accuracy.classes.pairs is not None

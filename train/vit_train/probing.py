@@ -1,5 +1,5 @@
-"""How well classes are told apart by features: by scikit-learn's nearest neighbours, logistic regression and ridge
-regression on a few images of each class."""
+"""Probes of features: accuracy of scikit-learn's nearest neighbours, logistic regression, and ridge regression on a few
+images of each class."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from vit_train.classification import wilson_interval
 RIDGE = 2.0**10
 """big_vision's regularization of its few-shot probe."""
 BIAS = 100.0
-"""big_vision's constant feature, whose weight is the bias: so large that it is hardly regularized."""
+"""big_vision's constant feature, whose weight is the bias; it is so large that the bias is hardly regularized."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Labelled:
     labels_N: np.ndarray
     """Names of the classes."""
     title: str
-    """Where they come from, for people."""
+    """The source of the features, as text."""
 
     @classmethod
     def of(cls, values_N: np.ndarray, labels: Sequence[str] | None, title: str) -> "Labelled":
@@ -46,13 +46,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Probed:
-    """What a classifier on the features answered to the test images."""
+    """The accuracy of a classifier on the features of the test images."""
 
     title: str
     correct: int
     total: int
     note: str = ""
-    """What people should know of how it was fitted."""
+    """A note about the fit, or empty."""
 
     @property
     def accuracy(self) -> float:
@@ -127,8 +127,8 @@ def few_shot(train: Labelled, test: Labelled, shots: int, seed: int) -> Probed:
     """big_vision's few-shot probe (evaluators/fewshot_lsr.py): ridge regression on `shots` images of each class, drawn
     by the seed, towards 1 for the class and -1 for the others; the largest value answers.
 
-    Features are standardized by the drawn images, and a constant feature of 100 stands for the bias. A class of fewer
-    images has all of its.
+    Features are standardized by the drawn images, and a constant feature of 100 represents the bias. Of a class with
+    fewer images, all are used.
     """
     from sklearn.linear_model import Ridge
 

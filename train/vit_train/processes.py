@@ -1,4 +1,4 @@
-"""The processes of a run: what they agree on, and how they end together."""
+"""The processes of a run: their interface, reading together, and ending together."""
 
 import logging
 import multiprocessing
@@ -57,8 +57,8 @@ def read_together(processes: Processes, read: Callable[[], Result]) -> Result:
 
 @contextmanager
 def end_together(processes: Processes) -> Iterator[None]:
-    """Where an error is raised within the context in one of several processes, reports it and ends this process at
-    once: the others would wait for it for ever, and are ended by the launcher that started them."""
+    """If an error is raised within the context in one of several processes, reports it and ends this process at once.
+    The others, which would wait for it for ever, are ended by the launcher that started them."""
     try:
         yield
     except Exception as error:

@@ -12,16 +12,16 @@ from vit_train.engine import Engine
 logger = logging.getLogger("vit")
 
 FOLDER = "profile"
-"""Folder of the profiles in a run's."""
+"""Name of the folder of the profiles, in the run's folder."""
 FIRST = 5
-"""Steps before those that are profiled: they compile, and fill memory and queues."""
+"""Number of steps before the profiled ones; they compile, and fill memory and queues."""
 
 
 class Profile:
-    """Records `engine.config.profile` steps of process 0, of those from `start` to `end`, and logs where they are.
+    """Profiles `engine.config.profile` of the steps from `start` to `end` in process 0, and logs the path.
 
-    As a context: what has begun is written where training ends, or stops by an error. A run in a store leaves its
-    profile in a temporary folder of this machine.
+    As a context: a profile that has begun is written when training ends or an error is raised. The profile of a run in
+    a store is in a temporary folder of this machine.
     """
 
     def __init__(self, engine: Engine, run: Location, start: int, end: int) -> None:

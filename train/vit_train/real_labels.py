@@ -1,4 +1,4 @@
-"""ImageNet-ReaL (arXiv:2006.07159): which classes are to be seen in each validation image, several or none."""
+"""ImageNet-ReaL (arXiv:2006.07159): reassessed labels of the validation images: several classes, one or none."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 @dataclass(frozen=True)
 class RealAccuracy:
-    """Accuracy by reassessed labels; images without any do not count."""
+    """Accuracy by reassessed labels; images without any are not counted."""
 
     correct: int
     total: int

@@ -1,4 +1,4 @@
-"""How well a masked autoencoder predicts the hidden patches of images that it was not trained on."""
+"""Evaluates a masked autoencoder's predictions of hidden patches on images that it was not trained on."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -25,20 +25,20 @@ from vit_train.masked_steps import read_masked_step
 from vit_train.signals import StoppedBySignal, StopSignal, never
 
 ORDER_STREAM = 7
-"""Number of this kind of random draws, beside those of vit_train.data.batches."""
+"""Number of this kind of random draws; the other kinds are in vit_train.data.batches."""
 
 
 def evaluation_order(model: ViTConfig, seed: int, ids: Sequence[int]) -> np.ndarray:
-    """The order of the patches of examples of an evaluation split, int32 [examples, patches]: the same at every
-    evaluation, whatever the batches."""
+    """The order of the patches of examples of an evaluation split, int32 [examples, patches]; the same in every
+    evaluation, independent of the batches."""
     return np.concatenate([draw_order(model, 1, rng) for rng in generators(seed, ORDER_STREAM, ids)])
 
 
 def reconstruction_loss(engine: Trainer, split: Split, *, stop: StopSignal = never, display: Display = SILENT) -> float:
     """The mean loss of training over the images of a split, each once; processes share the work.
 
-    Raises InputError for an image that cannot be read, unless the run's config allows it, and where none can;
-    StoppedBySignal, in every process, when `stop` gives a signal in one.
+    Raises InputError for an image that cannot be read, unless the run's config allows it, and if none can be read;
+    StoppedBySignal, in every process, if `stop` returns a signal in one.
     """
     config, options = engine.config, engine.config.evaluation
     size = -(-options.batch_size // engine.batch_shards) * engine.batch_shards
@@ -69,22 +69,23 @@ def unlabelled_batch(images_BHWC: np.ndarray, order_BN: np.ndarray) -> Batch:
 
 
 class Reconstruction(NamedTuple):
-    """An image as a masked autoencoder sees and completes it: pixels [H, W, C] from 0 to 1."""
+    """An image, its visible part, and its completion by a masked autoencoder: pixels [H, W, C] from 0 to 1."""
 
     original_HWC: np.ndarray
     visible_HWC: np.ndarray
     """Grey where patches are hidden."""
     completed_HWC: np.ndarray
-    """The hidden patches as they are predicted."""
+    """The image with the predicted hidden patches."""
 
 
 def reconstructions(
     run: Location, config: TrainConfig, pixels_BHWC: np.ndarray, framework: Framework
 ) -> list[Reconstruction]:
-    """What the decoder in the newest saved step of a run makes of images, uint8 or uint16. InputError without a step.
+    """Completions of images, uint8 or uint16, by the decoder in the newest saved step of a run. InputError without a
+    step.
 
-    Where the run predicts normalised patches, the true mean and deviation of each hidden patch are added: the decoder
-    does not predict them.
+    If the run predicts normalised patches, the true mean and deviation of each hidden patch are used, because the
+    decoder does not predict them.
     """
     mae, model = config.masked, config.model
     if mae is None or not (steps := saved_steps(run)):

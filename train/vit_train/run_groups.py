@@ -80,7 +80,7 @@ def read_finished_run(folder: Location) -> FinishedRun:
 
 
 def runs_under(folder: Location) -> list[Location]:
-    """The folder itself if it is a run, otherwise the runs in it, by name. InputError where there is none."""
+    """The folder itself if it is a run, otherwise the runs in it, by name. InputError if there is none."""
     if (folder / RUN).exists():
         return [folder]
     found = sorted((each for each in folder.iterdir() if (each / RUN).exists()), key=str) if folder.is_dir() else []

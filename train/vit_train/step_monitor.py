@@ -18,7 +18,7 @@ logger = logging.getLogger("vit")
 class StepMonitor:
     """Checks the images of each step before it, and its result one step later, so that no host waits for a device.
 
-    As a context: where bad input stops the run, the state reached so far is saved.
+    As a context: if bad input stops the run, the current state is saved.
     """
 
     def __init__(self, engine: Engine, run: Run, batches: Batches, metrics: Metrics) -> None:
@@ -44,8 +44,8 @@ class StepMonitor:
                 self._save(self.step)
 
     def before_step(self, step: int, batch: Batch) -> None:
-        """InputError where no image of the batch of step number `step` (from 1) can be read: the update would train on
-        nothing. Of several processes, none knows the images of the others: `check` finds it out."""
+        """InputError if no image of the batch of step number `step` (from 1) can be read, because the update would have
+        no effect. With several processes, none knows the images of the others, so `check` detects this."""
         if self.engine.processes == 1 and not batch.weights_B.any():
             raise self._no_images(step)
 
@@ -66,8 +66,8 @@ class StepMonitor:
             )
 
     def check(self) -> None:
-        """InputError where the last step had no valid update and no more updates may be skipped; the engine has kept
-        the state before it, which is saved."""
+        """InputError if the last step had no valid update and no more updates may be skipped; the engine has kept the
+        state before it, which is saved."""
         if self.unchecked is None:
             return
         result, self.unchecked = self.unchecked, None
@@ -95,7 +95,7 @@ class StepMonitor:
         )
 
     def _no_images(self, step: int) -> InputError:
-        """The error for an update that no image takes part in."""
+        """The error for an update without images."""
         names = [self.split.name(int(i)) for i in self.batches.ids(step - 1)]
         return InputError(
             f"step {step}: none of the {len(names)} images of its batch can be read ({abbreviate(names, most=4)}); fix "
@@ -103,7 +103,7 @@ class StepMonitor:
         )
 
     def _described(self, result: StepResult, invalid: list[str]) -> str:
-        """What makes an update invalid, in words."""
+        """The reason why an update is invalid, as text."""
         gradients, loss = [name for name in invalid if name != "loss"], float(result.loss)
         text = f"loss {loss:.4g}"
         if "loss" in invalid and np.isfinite(loss):

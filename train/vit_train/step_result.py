@@ -7,14 +7,14 @@ import numpy as np
 
 
 class StepResult(NamedTuple):
-    """Arrays of the engine's framework; in JAX they are still being computed until a value is asked for."""
+    """Arrays of the engine's framework; JAX computes them asynchronously, until a value is read."""
 
     loss: Any
     """Scalar: mean over the examples of the batch."""
     squared_norms: Any
     """[trained parameters] sum of squares of each parameter's gradient, before clipping."""
     stop_requests: Any = 0
-    """More than 0 where a process wants to stop: all processes see it in the same step."""
+    """Greater than 0 if a process has to stop; all processes see it in the same step."""
 
     @property
     def gradient_norm(self) -> float:

@@ -1,9 +1,9 @@
 """Speed of training between two log lines.
 
-MFU, the model FLOP utilisation, is the FLOPs that the model needs (three forward passes for each image, whatever is
-frozen or computed twice; of a masked autoencoder by the patches that are visible; the mean where patch sizes are drawn;
-and one forward pass of a teacher, where there is one) over those that the devices could do meanwhile: as fast as they
-multiply two large matrices of the compute dtype, measured when training begins.
+MFU, the model FLOP utilisation, is the FLOPs that the model needs divided by those that the devices could compute in
+the same time, at the speed of a product of two large matrices of the compute dtype, measured when training begins. The
+model needs three forward passes for each image, independent of frozen parameters and recomputation (of a masked
+autoencoder for the visible patches; the mean if patch sizes are drawn), and one forward pass of a teacher, if any.
 """
 
 import logging
@@ -17,9 +17,9 @@ from vit_train.config import TrainConfig
 logger = logging.getLogger("vit")
 
 LONG_WAIT = 0.3
-"""Fraction of the time above which a wait for images is mentioned."""
+"""Fraction of the time above which waiting for images is reported."""
 MOST_WORKERS = 32
-"""More are not proposed: each keeps the decoded images of a small set."""
+"""Largest proposed number of workers, because each keeps the decoded images of a small set."""
 
 
 class Throughput:
@@ -37,7 +37,7 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within the context, training waits for a batch."""
+        """Context in which training waits for a batch."""
         begin = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begin
@@ -45,13 +45,13 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within the context nothing is trained, as while a step is saved: the time does not count."""
+        """Context in which nothing is trained, for example while a step is saved; its time is not counted."""
         begin = time.perf_counter()
         yield
         self.since += time.perf_counter() - begin
 
     def values(self) -> dict[str, float]:
-        """The values since the last call, for a log line; `seconds` are those since the beginning."""
+        """The values since the last call, for a log line; `seconds` is the time since the beginning."""
         now = time.perf_counter()
         passed = now - self.since
         values = {
@@ -65,8 +65,8 @@ class Throughput:
         return values
 
     def mention_wait(self, data_wait: float, hardware: str) -> None:
-        """Logs, once, that an accelerator waits for images, and what to do. The first line of a log counts for nothing:
-        compiling and starting workers are a part of it. A processor that computes has no cores left."""
+        """Logs once that an accelerator waits for images, and how to fix it. The first log line is ignored, because it
+        includes compiling and starting workers. On a CPU nothing is logged, because no cores are left for workers."""
         self.lines += 1
         proposed = min((os.cpu_count() or 1) - 2, MOST_WORKERS)
         if self.lines == 2 and data_wait > LONG_WAIT and proposed > self.workers and not hardware.endswith("cpu"):

@@ -1,4 +1,4 @@
-"""Where this machine keeps what it would otherwise compute again."""
+"""The folder of this machine for cached results."""
 
 import os
 from pathlib import Path
