@@ -85,7 +85,7 @@ def class_metrics(engine: Engine) -> dict[str, np.ndarray]:
 
 
 def in_processes(tmp_path: Path, command: list[str], environment: dict[str, str], script: str) -> dict[str, np.ndarray]:
-    """What a file, run as a script by the command, has found."""
+    """The results of a file that the command runs as a script."""
     (tmp_path / "config.json").write_text(RUN.model_dump_json())
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""Adapters trained beside a teacher: on any mesh of devices, and in processes of torchrun, what one device trains."""
+"""Adapters trained with a teacher: any mesh of devices, and processes of torchrun, give the weights of one device."""
 
 import sys
 from pathlib import Path

@@ -35,7 +35,7 @@ ONE_OF_EACH_KIND = ("hard, distillation token", "features")
 """Targets of the teacher's for a head, and for the tokens; the others are run before a release."""
 
 UNUSED = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-"""What timm would normalise the teacher's images from."""
+"""Mean and standard deviation with which timm would normalise the teacher's images."""
 
 
 def run_of(name: str, **fields: Any) -> TrainConfig:

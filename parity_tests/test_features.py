@@ -25,7 +25,7 @@ POOLS: tuple[Pool, ...] = ("cls", "gap", "tokens")
 
 
 def timm_features(config: ViTConfig, x_BHWC: np.ndarray, layer: int, norm: bool) -> dict[str, np.ndarray]:
-    """By pool: what timm's model of the same weights gives after a block."""
+    """By pool: the features of timm's model with the same weights after a block."""
     theirs = timm_twin(config).eval()
     theirs.load_state_dict(vit_torch.load(checkpoint(config)).state_dict(), strict=True)
     options: dict[str, Any] = {"output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}

@@ -1,4 +1,4 @@
-"""FLOPs by arithmetic, against PyTorch's counter on the twin and XLA's own figure for the other."""
+"""FLOPs of vit_core.flops, compared with PyTorch's counter on its twin and with XLA's count for the other."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_flops_are_what_torch_counts(name: str) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"mlp": "swiglu", "registers": 3}], ids=str)
 def test_flops_of_a_masked_autoencoder_are_what_torch_counts(fields: dict[str, Any]) -> None:
-    """Those of the visible tokens in the encoder, and of all in the decoder; also what is recomputed of them."""
+    """FLOPs of the visible tokens in the encoder and of all tokens in the decoder, also recomputed ones."""
     config = variant("mu/4", (16, 24), 0, **fields)
     mae = MaskedAutoencoder(mask_ratio=0.75, decoder_width=16, decoder_depth=2, decoder_heads=2)
     order_BN = torch.arange(24)[None]

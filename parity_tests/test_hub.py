@@ -1,4 +1,4 @@
-"""What `vit push` uploads, opened by timm and transformers from the same server; a push that is killed."""
+"""Uploads of `vit push`, opened by timm and transformers from the same server; a push that is killed."""
 
 import os
 import subprocess

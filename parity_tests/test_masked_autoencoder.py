@@ -44,7 +44,7 @@ def twins(
 
 
 def called_in_jax(model: Any, method: str, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
-    """What a method of the model gives for images, with patches in this order."""
+    """The result of a method of the model for images, with patches in this order."""
     graph, state = nnx.split(model)
     call = jax.jit(lambda state, x, order: getattr(nnx.merge(graph, state), method)(x, {PATCH_ORDER: order}))
     return np.asarray(call(state, jnp.asarray(x_BHWC), jnp.asarray(order_BN)))

@@ -1,4 +1,4 @@
-"""Masked-autoencoder pretraining in both engines: one run, whatever the framework, the mesh and the processes."""
+"""Masked-autoencoder pretraining in both engines: results do not depend on the framework, the mesh or the processes."""
 
 import os
 import subprocess
@@ -67,7 +67,7 @@ def weights() -> Checkpoint:
 
 
 def everything(engine: Engine) -> dict[str, np.ndarray]:
-    """All that the engine would save, and the losses of some images."""
+    """All arrays that the engine saves, and the losses of some images."""
     batch = batches_for(engine, images())[engine.config.steps - 1]
     losses_B = np.zeros(RUN.batch_size)
     losses_B[engine.rows(RUN.batch_size)] = engine.losses(batch) if engine.primary else 0
@@ -76,7 +76,7 @@ def everything(engine: Engine) -> dict[str, np.ndarray]:
 
 
 def trained(engine: Engine, steps: int) -> dict[str, np.ndarray]:
-    """What the engine has after some steps, and the loss and gradient norm of each."""
+    """The engine's state after some steps, and the loss and gradient norm of each step."""
     batches, found = batches_for(engine, images()), {}
     for step in range(steps):
         result = engine.train_step(batches[step], step)

@@ -1,4 +1,4 @@
-"""The proof of the proof: whatever row of the parameter table is wrong in one twin, parity goes red."""
+"""Mutation test of parity: an error in any row of the parameter table in one twin makes the comparison fail."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -78,7 +78,7 @@ RELATIVE = TODAY.replace(
 
 
 Mutant = Callable[[np.ndarray], np.ndarray]
-"""What a wrong row makes of an array on disk: the right shape, the wrong values."""
+"""Changes that a wrong row makes to an array on disk: the right shape, the wrong values."""
 
 
 def mutations(row: Parameter) -> Iterator[tuple[str, Mutant]]:
@@ -103,7 +103,7 @@ def mutations(row: Parameter) -> Iterator[tuple[str, Mutant]]:
 
 
 def blind(row: Parameter) -> bool:
-    """Whether softmax is blind to all of it: no output can betray what it holds."""
+    """Whether softmax is invariant to the whole parameter, so that no output depends on it."""
     return row.key_bias == slice(None)
 
 
@@ -137,7 +137,8 @@ class Proof:
         self.compute = jax.jit(output)
 
     def red(self, **changed: np.ndarray) -> bool:
-        """By the tokens too: registers, which have no positions, could change places unseen by the logits."""
+        """The tokens are compared too, because logits do not change if registers, which have no positions, are
+        permuted."""
         found = self.compute(self.loaded | changed, self.images[0])
         true = self.in_torch["norm"], self.in_torch["output"]
         differ = (parity.difference(np.asarray(a), b)[1] for a, b in zip(found, true, strict=True))
@@ -167,7 +168,7 @@ def test_every_row_is_mutated() -> None:
 
 @pytest.mark.parametrize("of", ROWS, ids=" ".join)
 def test_a_dropped_parameter_is_red(of: tuple[str, str], proofs: dict[str, Proof]) -> None:
-    """But for a key bias, which softmax is blind to."""
+    """Except for a key bias, to which softmax is invariant."""
     (model, name), row = of, ROWS[of]
     loaded = proofs[model].loaded[name]
     dropped = np.full_like(loaded, 1.0 if row.jax_name.endswith(("scale", "gamma")) else 0.0)

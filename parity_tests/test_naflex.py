@@ -97,7 +97,7 @@ def test_both_twins(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_nothing(kind: str) -> None:
-    """Neither how much of it there is nor what stands in it."""
+    """Outputs depend neither on the amount of padding nor on its values."""
     model = vit_torch.load(checkpoint(MODEL.replace(**KINDS[kind])), dtype="float64")
     together = collate(images_of(SIZES), model.config, length=30)
     together.patches_BNP[~together.valid_BN] = 1e3
@@ -109,7 +109,7 @@ def test_padding_changes_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_alone(kind: str) -> None:
-    """As patches it gives what it gives as an image, of the model's size and of another one at run time."""
+    """An image gives the same outputs as patches, at the model's size and at another one at run time."""
     model = vit_torch.load(checkpoint(MODEL.replace(**KINDS[kind])), dtype="float64")
     for image_HWC, interpolate in zip(images_of([(16, 16), (8, 20)]), (False, True), strict=True):
         with torch.no_grad():

@@ -133,7 +133,7 @@ def gradients_in_torch(model: vit_torch.ViT, batch: Patches, probe_BC: np.ndarra
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["map", "gap", "class token and registers", "rotary positions"])
 def test_padding_changes_no_gradient(kind: str) -> None:
-    """Neither how much of it there is nor what stands in it, in both twins."""
+    """In both twins, gradients depend neither on the amount of padding nor on its values."""
     weights, probe_BC = checkpoint(MODEL.replace(**KINDS[kind])), np.random.default_rng(1).standard_normal((3, 5))
     model = vit_torch.load(weights, dtype="float64")
     tight, padded = (collate(images_of(SIZES), model.config, length=length) for length in (16, 23))

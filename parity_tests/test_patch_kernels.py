@@ -49,7 +49,7 @@ def test_flexivits(old: tuple[int, int], new: tuple[int, int]) -> None:
 
 
 def test_larger_patches_give_the_same_tokens() -> None:
-    """FlexiViT's equation 3: where patches grow, resized kernels on resized patches give what the kernels gave."""
+    """FlexiViT's equation 3: if patches grow, resized kernels on resized patches give the same values as before."""
     rng = np.random.default_rng(0)
     kernel, patch = rng.standard_normal((5, 1, 8, 8)), rng.standard_normal((8, 8))
     matrix = resampling_matrix(METHODS[0], 8, 12)

@@ -34,7 +34,7 @@ def with_adapters(base: Checkpoint, lora: Lora) -> dict[str, np.ndarray]:
 
 
 def written(folder: Path, model: ViTConfig, lora: Lora) -> tuple[Checkpoint, dict[str, np.ndarray]]:
-    """A folder of random adapters, with its base beside it."""
+    """A folder of random adapters, and the folder of its base."""
     base = checkpoint(model)
     save_checkpoint(folder / "base", base)
     arrays = with_adapters(base, lora)

@@ -40,7 +40,7 @@ def weights(probabilities: str) -> Checkpoint:
 @TWINS
 @pytest.mark.parametrize("probabilities", ["softmax", "sigmoid"])
 def test_predictions_are_transformers(twin, probabilities: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Which of the two it is travels in both directions: sigmoid as transformers' problem_type."""
+    """The activation is written and read: sigmoid as transformers' problem_type."""
     paths, hub = pictures(tmp_path), tmp_path / "hub"
     save_checkpoint(hub, weights(probabilities), format="transformers")
     assert open_checkpoint(hub).config.probabilities == ("sigmoid" if probabilities == "sigmoid" else None)

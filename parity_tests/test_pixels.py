@@ -1,4 +1,4 @@
-"""One JPEG, one array: what the twins see is equal bit for bit, and is torchvision's Resize + CenterCrop on Pillow."""
+"""Preprocessing of a JPEG: equal bit for bit for both twins, and to torchvision's Resize + CenterCrop on Pillow."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130
 
 
 def preprocessing_of(pretrained: dict[str, Any], size: tuple[int, int], channels: int = 3) -> Preprocessing:
-    """What we read from a hub folder's pretrained_cfg."""
+    """The preprocessing that we read from a hub folder's pretrained_cfg."""
     model = ViTConfig(
         image_size=size, patch_size=1, channels=channels, width=8, depth=1, heads=2, mlp_dim=8, num_classes=2
     )

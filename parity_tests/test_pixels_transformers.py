@@ -87,7 +87,7 @@ def test_the_other_rounding_shows() -> None:
 
 
 def test_distance_to_the_torchvision_backend_is_measured() -> None:
-    """It has no bound; the measure itself finds nothing for the PIL backend, and rounding for the other."""
+    """The distance has no bound; the measurement gives 0 for the PIL backend, and rounding for the other."""
     dinov2 = next(each for each in PROCESSORS if each.model == "DINOv2")
     assert distances(dinov2, "pil") == (0, 0.0, 0)
     other, mean, largest = distances(dinov2, "torchvision")

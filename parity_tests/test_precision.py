@@ -1,4 +1,4 @@
-"""float32 and bfloat16 against a float64 oracle, twin by twin; and each attention kernel against the plain path."""
+"""float32 and bfloat16 of each twin compared with float64, and each attention kernel compared with plain attention."""
 
 from types import ModuleType
 from typing import Any

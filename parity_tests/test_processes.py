@@ -1,4 +1,5 @@
-"""Two JAX processes train what one trains, agree when to stop, and leave a step that one process goes on from."""
+"""Two JAX processes give the weights of one process, stop after the same step, and save a step from which one process
+continues."""
 
 import os
 import signal
@@ -35,7 +36,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def start(recipe: Path, out: str, *words: str) -> subprocess.Popen[str]:
-    """`vit pretrain` as a process of its own."""
+    """Starts `vit pretrain` in its own process."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "vit_cli", "pretrain", str(recipe), "--out", str(recipe.parent / out), *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -55,7 +56,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.mark.release
 def test_two_processes_train_as_one(recipe: Path) -> None:
-    """The second one gets the signal; both stop after the same step, which one process alone goes on from."""
+    """The second process gets the signal; both stop after the same step, from which one process continues."""
     folder = recipe.parent
     processes = pair(recipe, "two", "--mesh.fsdp", "2")
     while len(read_metrics(folder / "two" / "metrics.jsonl")) < 7 and not any(one.poll() for one in processes):

@@ -1,4 +1,5 @@
-"""Tables of rotary positions that PyTorch keeps on its device: when they are kept, and that nothing else notices."""
+"""Tables of rotary positions that PyTorch keeps on its device: when they are kept, and that results do not depend on
+it."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""One run on every kind of mesh: the losses and weights of a single device, from arrays that lie as the rules say."""
+"""One run on every kind of mesh: losses and weights equal those of a single device, and arrays are sharded by the
+rules."""
 
 import json
 import os
@@ -52,7 +53,7 @@ SHARDS: dict[str, list[tuple[int, ...]]] = {
     "params/pos_embed": [(1, 5, 32), (1, 5, 4), (1, 5, 16), (1, 5, 32)],
     "params/norm.weight": [(32,), (32,), (32,), (32,)],
 }
-"""What a device holds on each mesh, worked out by hand: width is cut over fsdp, heads and hidden units over tensor;
+"""Shapes on a device for each mesh, computed by hand: width is sharded over fsdp, heads and hidden units over tensor;
 vectors keep their width."""
 
 COLLECTIVES = {
@@ -73,7 +74,7 @@ QUICK = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 
 
 def on_devices(count: int, *words: str, script: str = __file__) -> None:
-    """This very file, or another, run as a script with so many devices."""
+    """Runs this file, or another one, as a script with a number of devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((os.getcwd(), os.path.join(os.getcwd(), "train"))),
@@ -87,7 +88,7 @@ def on_devices(count: int, *words: str, script: str = __file__) -> None:
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What eight devices leave: arrays, shards and collectives of each mesh, and a saved step."""
+    """The results of eight devices: arrays, shards and collectives of each mesh, and a saved step."""
     folder = tmp_path_factory.mktemp("eight")
     on_devices(8, "eight", str(folder))
     return folder
@@ -126,7 +127,7 @@ def test_every_device_holds_its_shard(mesh: str, eight: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_program_has_the_collectives(mesh: str, eight: Path) -> None:
-    """And none that gathers the layers of a matrix together, as a careless reshape of a gradient would."""
+    """The expected collectives; none gathers the layers of a matrix, as a wrong reshape of a gradient would."""
     found = json.loads((eight / "collectives.json").read_text())[mesh]
     assert {kind for kind, _ in found} == COLLECTIVES[mesh]
     assert max((size for kind, size in found if kind == "all-gather"), default=0) <= LAYER
@@ -159,7 +160,7 @@ def test_float32_is_a_single_devices(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray], tmp_path: Path) -> None:
-    """Saved by 8 as 2 x 2 x 2 after 2 steps, gone on with by 4 after 3, by 1 to the end."""
+    """Saved by 8 devices as 2 x 2 x 2 after 2 steps, continued by 4 until step 3, and by 1 to the end."""
     on_devices(4, "four", str(eight))
     assert saved_steps(eight)[0].name == "000003"
     engine = JaxEngine(RUN, saved=eight / "steps" / "000003")
@@ -183,7 +184,7 @@ def test_storage_and_recomputation_change_no_result(change: dict[str, object], o
 
 
 def collectives(program: str) -> list[tuple[str, int]]:
-    """Kind and number of values of every array that a collective of a compiled program gives."""
+    """Kind and number of values of every array that a collective of a compiled program returns."""
     found = []
     for results, kind in re.findall(r"= (.*?) (all-\w+|reduce-scatter|collective-permute)(?:-start)?\(", program):
         sizes = re.findall(r"\w+\[([\d,]*)\]", results)

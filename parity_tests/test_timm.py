@@ -66,7 +66,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def timm_trace(model: VisionTransformer, x_BHWC: np.ndarray, probe_BC: np.ndarray) -> dict[str, np.ndarray]:
-    """What vit_torch.trace gives, by timm's code alone: attention fused for the output, spelled out for the stages."""
+    """The result of vit_torch.trace, by timm's code: fused attention for the output, plain attention for the stages."""
     x_BCHW, stages = torch.from_numpy(x_BHWC).permute(0, 3, 1, 2), {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:

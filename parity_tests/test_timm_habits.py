@@ -79,7 +79,7 @@ def test_features_heads_and_new_heads_are_timms(name: str) -> None:
 
 
 def in_parts(model: vit_jax.ViT, x_BHWC: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens, logits and what the head reads, by one compiled program."""
+    """Tokens, logits and the head's inputs, from one compiled program."""
 
     def parts(model: vit_jax.ViT, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         tokens = model.forward_features(x_BHWC)

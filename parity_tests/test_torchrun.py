@@ -1,4 +1,5 @@
-"""What one process trains, two under torchrun train too: each with the whole state (DDP), or half of it (FSDP2)."""
+"""Two processes under torchrun give the weights of one process, each with the whole state (DDP) or half of it
+(FSDP2)."""
 
 import os
 import re
@@ -45,8 +46,8 @@ def few_steps(engine: TorchEngine) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Also with sizes that each batch draws; and after saving: a run of one process goes on in two halves, then in two
-    whole ones, then in one again."""
+    """Also with sizes drawn for each batch, and after saving: a run of one process continues in two processes with half
+    of the state each, then in two with the whole state, then in one."""
     alone, run = TorchEngine(RUN), run_in(tmp_path / "run", RUN)
     batches = batches_for(alone, quadrants())
     save_step(run, train_steps(alone, batches, 0, 2), 2)
@@ -84,8 +85,8 @@ def of(found: dict[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.release
 def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
-    """Two processes by the command line: stopped by a signal with half of the state each, gone on with by two that hold
-    it whole, evaluated; what one process gives alone."""
+    """Two processes from the command line: stopped by a signal with half of the state each, continued by two with the
+    whole state, and evaluated; the result equals that of one process."""
     images = folder_of_images(tmp_path / "images")
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.format(folder=str(images)))

@@ -135,7 +135,7 @@ def assert_trained_alike(engines: Sequence[Any], made: Sequence[Batch]) -> None:
 
 
 def batches(run: TrainConfig, seed: int = 0) -> list[Batch]:
-    """Random images and labels, mixed as the run says; one example of each batch does not count."""
+    """Random images and labels, mixed according to the config; one example of each batch is skipped (weight 0)."""
     rng = np.random.default_rng(seed)
     size = run.batch_size
     made = []
@@ -166,8 +166,8 @@ run before a release."""
 
 
 def marked(name: str) -> Any:
-    """The quick targets generate other code than users have, which rounds otherwise: in "rsqrt, cooldown" AdamW divides
-    that by small gradients, to 1.2e-12 of a weight, so that it has to stay a release test."""
+    """The quick targets compile other code than users have, with other roundings: in "rsqrt, cooldown" AdamW divides
+    these by small gradients, which gives 1.2e-12 of a weight, so it has to be a release test."""
     if name in QUICK:
         return name
     return pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.release)
@@ -232,7 +232,7 @@ def test_bfloat16_compute_is_comparable() -> None:
 
 @pytest.mark.parametrize("make", [pytest.param(JaxEngine, marks=pytest.mark.slow), TorchEngine])
 def test_a_resumed_run_draws_the_same_coordinates(make: Any, tmp_path: Path) -> None:
-    """Saved after two steps and gone on with, a run has the weights of one that was not interrupted, bit for bit."""
+    """A run that is saved after two steps and resumed has the weights of an uninterrupted run, bit for bit."""
     run = CONFIG.replace(model=CONFIG.model.replace(rope=ROTARY.rope, position_embedding="none"))
     there = Run(tmp_path, run_in(tmp_path, run).request)
     whole, first = make(run), make(run)
@@ -258,13 +258,14 @@ MUTANTS: dict[str, tuple[ViTConfig, list[str], Callable[[Parameter], dict[str, A
     "key_bias": (MODEL, ["blocks.1.attn.qkv.bias"], lambda row: {"key_bias": slice(2, 3)}),
     "key_bias of a norm": (DESCENDANT, ["blocks.1.attn.k_norm.bias"], lambda row: {"key_bias": None}),
 }
-"""Model, some of its parameters, and what is made wrong in their rows."""
+"""Model, some of its parameters, and the error that is made in their rows."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutated_row_is_red(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What only training reads of the table: wrong in one engine, its run is apart from both right ones."""
+    """Fields of the table that only training reads: with an error in one engine, its run differs from both correct
+    ones."""
     model, names, wrong = MUTANTS[mutant]
     run = config(optimizer=ADAMW, steps=4, schedule=Schedule(), model=model)
     weights, true = checkpoint(run.model), parameters(run.model)

@@ -1,4 +1,4 @@
-"""Both twins from one set of arrays: what every proof here begins with."""
+"""Both twins with one set of arrays, for the tests in this folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def traces(
     jax_options: Any = None,
     torch_options: Any = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What JAX and PyTorch compute from the same random weights on the same random images."""
+    """The results of JAX and PyTorch from the same random weights on the same random images."""
     weights = checkpoint(config, seed=seed)
     images = parity.probe(config, seed + 1, batch, image_size)
     interpolate = image_size is not None

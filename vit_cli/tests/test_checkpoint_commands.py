@@ -189,7 +189,7 @@ def test_the_source_is_not_overwritten(refused: Vit, folder: Path) -> None:
 
 
 def test_another_kind_of_target_needs_overwrite(vit: Vit, refused: Vit, folder: Path, tmp_path: Path) -> None:
-    """A stranger's config.json and weights; what does not belong to a checkpoint stays."""
+    """config.json and weights of another project; files that do not belong to a checkpoint are kept."""
     hub = tmp_path / "hub"
     hub.mkdir()
     (hub / "config.json").write_text('{"model_type": "bert"}')

@@ -126,7 +126,7 @@ def test_only_masked_autoencoders_are_pretrained_from_a_checkpoint(refused: Vit)
 
 
 def test_pretraining_from_a_checkpoint_is_explained(vit: Vit, refused: Vit, photos: Path, tmp_path: Path) -> None:
-    """With the network of the checkpoint and the recipe's mask; otherwise it is fine-tuning that is."""
+    """With --stage pretrain: the checkpoint's network and the recipe's mask ratio. Without: the fine-tuning config."""
     save_random(tmp_path / "encoder")
     words = ["explain", "imagenet_mae", "--init", tmp_path / "encoder", "--batch-size", "16"]
     words += ["--steps", "3", "--schedule.warmup-steps", "1"]

@@ -14,7 +14,7 @@ from vit_train.probing import Labelled, probe
 
 
 def class_folders(folder: Path, count: int) -> Path:
-    """Dark images, and bright ones, all with some noise."""
+    """Dark and bright images with noise."""
     rng = np.random.default_rng(count)
     for i in range(count):
         level, name = ((20, "dark"), (230, "bright"))[i % 2]

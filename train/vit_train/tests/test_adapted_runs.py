@@ -1,4 +1,4 @@
-"""What a run with adapters trains, and what is refused."""
+"""Parameters that a run with adapters trains, and refused configs."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def test_accuracy_and_loss_equal_numpys(name: str) -> None:
 
 
 def test_a_sigmoid_run_is_evaluated_by_its_own_loss() -> None:
-    """Against scikit-learn's log loss of each class by itself, summed."""
+    """Compared with the sum over classes of scikit-learn's log loss."""
     predictor = TorchPredictor(randomized())
     probabilities_BC = 1 / (1 + np.exp(-predictor.predict(pixels()).astype(np.float64)))
     is_class_BC = np.eye(4)[np.arange(64) % 4]

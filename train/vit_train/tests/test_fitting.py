@@ -1,4 +1,4 @@
-"""What is fitted to the training images, what is left alone, and that the evaluation split has no say."""
+"""Fields that are fitted to the training images, fields that are not, and independence of the evaluation split."""
 
 import io
 from typing import Any

@@ -56,7 +56,7 @@ def accuracy(checkpoint: Checkpoint, data: Data, **options: object) -> Evaluatio
 @pytest.mark.parametrize(("label", "correct"), list(zip(LABELS, (3, 2, 1, 1), strict=True)))
 @pytest.mark.parametrize("order", [LABELS, REVERSED, (LABELS[2], LABELS[0], LABELS[3], LABELS[1])])
 def test_classes_are_matched_by_name(label: str, correct: int, order: tuple[str, ...], images: Data) -> None:
-    """Whatever the order of the model's outputs; its loss does not depend on the order either."""
+    """Accuracy and loss do not depend on the order of the model's outputs."""
     found = accuracy(always(label, order), images).accuracy
     assert (found.correct, found.total) == (correct, 7)
     assert found.loss == pytest.approx(accuracy(always(label, LABELS), images).accuracy.loss, rel=1e-6)
@@ -207,7 +207,7 @@ def test_evaluation_says_what_it_assumes(images: Data, caplog: pytest.LogCapture
 
 
 def test_evaluation_with_fields_of_the_users(images: Data, caplog: pytest.LogCaptureFixture) -> None:
-    """They count for a checkpoint that records others too; what is not given stays the checkpoint's, or is assumed."""
+    """The user's fields replace those of the checkpoint; fields that are not given are the checkpoint's, or assumed."""
     unknown = randomized(LABELS, preprocessing=False)
     expected = accuracy(with_preprocessing(mean=(0.2,), std=(0.1,)), images).accuracy
     assert expected != accuracy(randomized(LABELS), images).accuracy
@@ -246,7 +246,8 @@ def test_another_patch_size_resizes_the_kernel() -> None:
 
 
 def test_what_training_draws_of_rotary_positions_may_change() -> None:
-    """When fine-tuning begins, as dropout may; what the network computes may not, and a run's own may not either."""
+    """Random changes of rotary coordinates may differ when fine-tuning begins, like dropout. Fields that change the
+    network's outputs may not, and a resumed run may not change either."""
     rotary = CONFIG.model.replace(rope={"rescale": 2.0}, position_embedding="none")
     weights = Checkpoint.of(CheckpointConfig(model=rotary), parity.randomized(rotary, 0))
     other = CONFIG.replace(model=rotary.replace(rope={"jitter": 1.5, "shift": 0.1}))

@@ -36,7 +36,7 @@ def mlflow_client(run: Path) -> Any:
 
 
 def of_mlflow(run: Path) -> Series:
-    """What MLflow has of the run in a folder, which must be the only one."""
+    """MLflow's values of the only run in a folder."""
     client = mlflow_client(run)
     experiment = client.get_experiment_by_name("vit-parity")
     assert experiment is not None
@@ -49,7 +49,7 @@ def of_mlflow(run: Path) -> Series:
 
 
 def of_wandb(run: Path) -> Series:
-    """What all offline files of Weights & Biases in a run's folder have together, as `wandb sync` sends them."""
+    """The values in all offline files of Weights & Biases in a run's folder, as `wandb sync` sends them."""
     series: Series = {}
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for record in complete(file):
@@ -140,7 +140,7 @@ def test_a_logger_that_is_added_later_gets_everything(tmp_path: Path, logger: st
 
 
 def test_what_was_sent_to_a_server_is_not_sent_again(tmp_path: Path) -> None:
-    """`wandb sync` leaves a mark beside the file that it sends."""
+    """`wandb sync` writes a marker file next to the file that it sends."""
     train(tmp_path, 0, 7, "wandb")
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     file.with_name(f"{file.name}.synced").touch()

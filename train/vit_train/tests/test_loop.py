@@ -126,7 +126,7 @@ def test_unreadable_images_are_named_and_counted(name: str, tmp_path: Path, capl
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_update_without_images_stops_the_run(name: str, tmp_path: Path) -> None:
-    """Here after the first epoch, in which all images were readable; what was trained until then is kept."""
+    """After the first epoch, in which all images were readable; the state until then is saved."""
     examples = list(SPLIT.examples)
     split = Split(examples, LABELS, "mine")
     engine, first = ENGINES[name](CONFIG), 64 // CONFIG.batch_size

@@ -1,4 +1,4 @@
-"""Metrics of a run that resumes: lines, and TensorBoard's curves; how fast it says that it is."""
+"""Metrics of a run that resumes: lines, TensorBoard's curves, and speed."""
 
 import timeit
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_speed_between_two_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_peak_is_that_of_this_machine(name: str) -> None:
-    """NumPy multiplies through another library; whatever else the machine does, they are within a factor of 20."""
+    """NumPy multiplies with another library; both speeds agree within a factor of 20, also on a busy machine."""
     peak = ENGINES[name](CONFIG.replace(dtype="float32")).peak_flops
     a = np.ones((512, 512), np.float32)
     seconds = min(timeit.repeat(lambda: a @ a, number=1, repeat=20))

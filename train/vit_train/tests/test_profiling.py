@@ -15,7 +15,7 @@ from vit_train.tests.small_run import CONFIG, ENGINES, SGD, quadrants, run_in
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    """What Perfetto finds in the one trace of a folder."""
+    """The events that Perfetto finds in the only trace of a folder."""
     (trace,) = (*folder.rglob("perfetto_trace.json.gz"), *folder.glob("*.pt.trace.json"))
     text = gzip.decompress(trace.read_bytes()) if trace.suffix == ".gz" else trace.read_bytes()
     found: list[dict[str, Any]] = json.loads(text)["traceEvents"]

@@ -1,4 +1,4 @@
-"""Groups of runs, their intervals and the power law, held to scipy and NumPy."""
+"""Groups of runs, their intervals and the power law, compared with scipy and NumPy."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def write_run(
     earlier: Sequence[float] = (),
     **request: object,
 ) -> Path:
-    """What a finished run leaves of itself, without its weights. earlier: what it had after steps 1, 2, ..."""
+    """Writes the files of a finished run, without its weights. earlier: accuracy after steps 1, 2, ..."""
     folder.mkdir(parents=True)
     (folder / RUN).write_text(json.dumps(Request(config=config, **request).model_dump(mode="json")))
     lines = [
@@ -90,7 +90,7 @@ def test_what_no_law_fits_is_refused(costs: tuple[float, ...], errors: tuple[flo
 
 
 def test_runs_are_grouped_by_all_but_their_seed(tmp_path: Path) -> None:
-    """Neither what changes no weights, such as the log, nor the seed tells groups apart; the framework does."""
+    """The framework distinguishes groups; the seed, and fields that do not change the weights, do not."""
     other = CONFIG.replace(label_smoothing=0.2)
     write_run(tmp_path / "a-0", CONFIG, 0.5)
     write_run(tmp_path / "a-1", CONFIG.replace(seed=1, log_every=7), 0.7)

@@ -71,7 +71,7 @@ def test_a_damaged_step_gives_way_to_the_one_before(name: str, store: Store, cap
 
 
 def test_a_store_that_does_not_answer_is_no_damage(store: Store) -> None:
-    """A run goes back for what a step contains, not for the network."""
+    """A run goes back to an earlier step if a step is damaged, but not because of the network."""
     run, engine = run_in(OUT), ENGINES["torch"](CONFIG)
     for step in (9, 10):
         save_step(run, engine, step)

@@ -132,7 +132,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Clients are killed: that is what it is for."""
+        """Ignores broken connections, because tests kill clients."""
 
 
 class Handler(BaseHTTPRequestHandler):

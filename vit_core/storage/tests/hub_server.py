@@ -22,7 +22,7 @@ from vit_core.storage.object_store import _client
 
 TOKEN = "hf_" + "t0ken" * 6
 LARGE = 2000
-"""Files of so many bytes are "LFS files", which are uploaded and served elsewhere."""
+"""Size in bytes from which files are "LFS files", which are uploaded to and served from another address."""
 
 
 @dataclass
@@ -313,7 +313,7 @@ def serving() -> Iterator[Hub]:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that hangs up is part of the tests."""
+            """Ignores closed connections, which are part of the tests."""
 
     server = Server(("127.0.0.1", 0), Handler)
     hub.address = f"http://127.0.0.1:{server.server_port}"

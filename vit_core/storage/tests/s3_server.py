@@ -1,4 +1,4 @@
-"""An S3 server on this machine, written by other people (moto), for tests of stores."""
+"""An S3 server on this machine (moto), for tests of stores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
