@@ -89,7 +89,7 @@ def timm_trace(model: VisionTransformer, x_BHWC: np.ndarray, probe_BC: np.ndarra
 
 @pytest.fixture
 def timm_resamples_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm resamples positions by `posemb.float()`; in float64 its arithmetic can be held against the 1e-12 too."""
+    """timm resamples `posemb.float()`; in float64 its arithmetic can be compared with the bound 1e-12 too."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
 
 

@@ -13,7 +13,7 @@ _RESULT = types.Array(types.uint8, 3, "C")
 _FIRST = types.Array(types.int64, 1, "C", readonly=True)
 _WEIGHTS = types.Array(types.int32, 2, "C", readonly=True)
 _BLOCK = 8
-"""Columns that are turned together: so many lines of memory are written at once."""
+"""Number of columns that are transposed together, which is the number of memory lines written at once."""
 
 
 @njit(nogil=True, inline="always")  # type: ignore[untyped-decorator]

@@ -15,9 +15,9 @@ from PIL import Image
 from vit_core.errors import InputError
 
 LEVELS = {8: 255, 16: 65535}
-"""The largest value of a pixel of so many bits."""
+"""Number of bits of a pixel -> its largest value."""
 TYPES = {8: np.uint8, 16: np.uint16}
-"""Type of the pixels of so many bits."""
+"""Number of bits of a pixel -> the type of the array."""
 MAX_VALUES = 2**28
 """Pixels times channels of an image, at most."""
 NUMPY = b"\x93NUMPY"

@@ -80,7 +80,7 @@ class Rope(Schema):
 
     @property
     def is_augmented(self) -> bool:
-        """Whether training draws coordinates anew at each step."""
+        """Whether training draws new coordinates at each step."""
         return self != self.trained
 
     @property

@@ -55,7 +55,8 @@ def has_adapters(model: "ViT") -> bool:
 
 
 def initialize(model: "ViT", key: jax.Array) -> None:
-    """Draws every parameter anew from its row's distribution, float32, with a key that depends on the name alone."""
+    """Draws new values of every parameter from its row's distribution, float32, with a key that depends only on its
+    name."""
     write(model, lambda row: _draw(row.initializer, jax.random.fold_in(key, crc32(row.name.encode())), row.jax_shape))
 
 

@@ -42,9 +42,9 @@ class Classifier(nnx.Module):
         return (self.head, self.head_dist) if self.config.distillation == "head" else self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the head by a new one for so many classes, with the initial values of the config (zeros, unless
-        head_bias_init is set), as `vit_jax.load(..., num_classes=...)` does. 0: by none; the model then gives the
-        features that it would read.
+        """Replaces the head by a new one with `num_classes` outputs and the initial values of the config (zeros, unless
+        head_bias_init is set), as `vit_jax.load(..., num_classes=...)` does. 0: removes the head; the model then
+        returns the features that are the head's inputs.
 
         Labels are dropped. Make the optimizer afterwards: the head's parameters are new ones.
         """

@@ -265,7 +265,7 @@ class ViT(Classifier):
         return tokens
 
     def positions(self, grid: tuple[int, int], dtype: Any) -> Array:
-        """Position embeddings [1, N, D] for a grid of patches, resampled or computed anew where it is not the own."""
+        """Position embeddings [1, N, D] for a grid of patches, resampled or computed if it is not the config's."""
         config = self.config
         if config.position_embedding == "none":
             return jnp.zeros((1, 1, config.width), dtype)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def initialize(model: "ViT", generator: torch.Generator | None = None) -> None:
-    """Draws every parameter anew from its row's distribution."""
+    """Draws new values of every parameter from its row's distribution."""
     table = model.table
     found = dict(model.named_parameters())
     if table.keys() != found.keys():

@@ -40,9 +40,9 @@ class Classifier(nn.Module):
         return (self.head, self.head_dist) if self.config.distillation == "head" else self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the head by a new one for so many classes, with the initial values of the config (zeros, unless
-        head_bias_init is set), as `vit_torch.load(..., num_classes=...)` does. 0: by none; the model then gives the
-        features that it would read.
+        """Replaces the head by a new one with `num_classes` outputs and the initial values of the config (zeros, unless
+        head_bias_init is set), as `vit_torch.load(..., num_classes=...)` does. 0: removes the head; the model then
+        returns the features that are the head's inputs.
 
         Labels are dropped. Make the optimizer afterwards: the head's parameters are new ones.
         """

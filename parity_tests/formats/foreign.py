@@ -53,7 +53,7 @@ def opened(path: Path, **fields: Any) -> Checkpoint:
 
 
 def source_of(entries: Mapping[str, LazyArray], name: str = "file.pth", **more: Any) -> Source:
-    """What a format is given of a state dict with these names: the model in it, without its prefix and wrappers."""
+    """The input of a format for a state dict with these names: the model in it, without its prefix and wrappers."""
     path = Path(name)
     return find_source(Container(path, "pth", dict(entries)), None, Source(path, LazyArrays(dict(entries)), **more))
 

@@ -99,7 +99,7 @@ def _dense_shapes(name: str, into: tuple[int, ...], out: tuple[int, ...]) -> Sha
 
 
 def random_arrays(shapes: Shapes, seed: int = 0, dtype: Any = np.float64) -> Arrays:
-    """None of them idle: scales about one, kernels that keep the scale of what they read."""
+    """Random values of which each affects outputs: scales near 1, and kernels that keep the scale of their inputs."""
     rng = np.random.default_rng(seed)
     made = {}
     for name, shape in shapes.items():
@@ -145,14 +145,14 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
 
 
 def source_of(entries: Mapping[str, LazyArray], name: str = "file.npz") -> Source:
-    """What a format is given of a file with these names: the model in it, without its prefix."""
+    """The input of a format for a file with these names: the model in it, without its prefix."""
     path = Path(name)
     container = Container(path, "npz", nested(entries), separator="/")
     return find_source(container, None, Source(path, container.arrays))
 
 
 def published(shapes: Shapes) -> Source:
-    """A file of these shapes whose values nobody may read: full-size ones cost nothing."""
+    """A file of these shapes whose values must not be read, so that full-size models take no memory."""
 
     def read() -> np.ndarray:
         raise AssertionError("read")
@@ -162,7 +162,7 @@ def published(shapes: Shapes) -> Source:
 
 
 def full_size(spelled: str, **file: Any) -> Shapes:
-    """Shapes of a published architecture; after the slash stands the kernel of its patch projection."""
+    """Shapes of a published architecture; the number after the slash is the kernel size of its patch projection."""
     name, _, kernel = spelled.partition("/")
     sizes = variants.VARIANTS[name]
     geometry = {"width": sizes["width"], "depth": sizes["depth"], "heads": sizes["heads"], "mlp": sizes["mlp_dim"]}

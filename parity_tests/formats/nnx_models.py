@@ -18,7 +18,7 @@ TOKENS = (SIDE // PATCH) ** 2
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:
-    """Attention in float64: Flax's own computes the softmax in float32 whatever the type."""
+    """Attention in float64; Flax's own always computes the softmax in float32."""
     scores = jnp.einsum("bnhk,bmhk->bhnm", query, key) / np.sqrt(query.shape[-1])
     return jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(scores), value)
 

@@ -75,7 +75,7 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gap, no head": ({"pool": "gap", "classes": 0}, {}),
     "0, pre_logits, no head": ({"pool": "0", "classes": 0, "rep": 16}, {"pooling": "first"}),
 }
-"""What is in the file, and what has to be said because it is not."""
+"""Fields that the file contains, and fields that the user has to set."""
 # fmt: on
 
 
@@ -191,7 +191,7 @@ def test_scanned_layers_are_written_apart(tmp_path: Path) -> None:
 
 
 def test_a_layer_is_read_without_its_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mapped: nothing is read of a file but the pages that are touched."""
+    """Files are mapped, so only the accessed pages are read."""
     arrays = random_arrays(shapes_of())
     opened = open_checkpoint(save(tmp_path / "file.npz", laid_out(arrays, scanned=True)))
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("a whole member is read"))

@@ -58,7 +58,7 @@ def with_grid(arrays: Arrays, grid: tuple[int, int]) -> Arrays:
 
 
 def one_by_one(arrays: Arrays, pool: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images of several aspects, and the outputs for each, which stands alone and without padding."""
+    """Images of several aspects, and the outputs for each, computed alone and without padding."""
     for height, width in SIZES:
         x_HWC = images((height, width, 3))
         p = with_grid(arrays, (height // 4, width // 4))

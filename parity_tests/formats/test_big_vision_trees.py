@@ -1,4 +1,4 @@
-"""big_vision's model in a larger tree: beside an optimizer's state, and as the image tower beside a text tower."""
+"""big_vision's model in a larger tree: with an optimizer's state, and as the image tower with a text tower."""
 
 from pathlib import Path
 

@@ -62,7 +62,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, format: str, **changes: Any) -> list[
 
 
 def opened(path: Path, format: str, model: ViTConfig) -> tuple[Checkpoint, Mapping[str, Any]]:
-    """The checkpoint, opened with nothing but the fields without which it is refused."""
+    """The checkpoint, opened with only the fields without which it is refused."""
     given: dict[str, Any] = {}
     for names in ((), ("image_size",)):
         given |= {name: getattr(model, name) for name in names}
@@ -134,7 +134,7 @@ def test_what_a_format_determines_are_fields(format: str) -> None:
 
 @pytest.mark.parametrize(("format", "what"), EXAMPLES, ids=str)
 def test_what_is_not_assumed_is_right(format: str, what: str, tmp_path: Path) -> None:
-    """Each field that changes an output is as it was written, or named as an assumption: none is wrong in silence."""
+    """Each field that changes an output is read as it was written, or reported as an assumption."""
     before = model_of(format, what)
     first, _ = opened(written(format, what, tmp_path / "first"), format, before)
     own = first.config.model.position_resampling  # the format has one of its own

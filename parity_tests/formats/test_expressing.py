@@ -1,4 +1,5 @@
-"""What a format cannot leave out is filled in without changing an output; what cannot be had that way is refused."""
+"""Arrays that a format requires are added without changing an output; models for which this is impossible are
+refused."""
 
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_zeros_are_exact() -> None:
 
 
 def test_a_format_that_forgets_a_field_is_an_error_of_ours() -> None:
-    """Nothing is allowed by omission."""
+    """A format without a rule for a field raises an AssertionError."""
     for field in ViTConfig.model_fields:
         allowed = {name: values for name, values in PLAIN.items() if name != field}
         with pytest.raises(AssertionError, match=f"the format target does not say whether it holds {field}$"):

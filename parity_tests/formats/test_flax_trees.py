@@ -215,7 +215,7 @@ JIMM: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", JIMM)
 def test_jimms_models_with_two_epsilons(name: str, tmp_path: Path) -> None:
-    """ViTConfig has one: refused until a person chooses, and then as far apart as the message says."""
+    """ViTConfig has one epsilon: refused until the user chooses, and then the difference is that of the message."""
     model = nnx_models.randomized(JIMM[name]())
     path = orbax(tmp_path / "tree", nnx.state(model))
     last = "1e-6" if name == "SigLIP" else "1e-12"

@@ -41,7 +41,7 @@ def prefixed(prefix: str, state: State) -> State:
 
 
 def assert_is(found: Checkpoint, model: nn.Module) -> None:
-    """The checkpoint computes what the library's model does."""
+    """The checkpoint's outputs equal those of the library's model."""
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
     assert apart(found, expected) <= parity.FLOAT64_BOUND
@@ -264,7 +264,7 @@ def test_the_teacher_is_taken_before_the_student(keys: bool, tmp_path: Path) -> 
 
 
 def test_a_student_keeps_its_head(tmp_path: Path) -> None:
-    """A head beside another model is not taken."""
+    """A head next to another model is not used."""
     student = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("backbone", "head")), 0)
     teacher = vit(1, num_classes=0)
     state = prefixed("student.", student.state_dict()) | prefixed("teacher.backbone.", teacher.state_dict())
@@ -287,7 +287,7 @@ def test_messages_say_where_the_model_is(tmp_path: Path) -> None:
 
 
 def test_names_of_a_file_stay_in_one_line(tmp_path: Path) -> None:
-    """A file may call things as it likes; what moves a terminal's cursor is not repeated."""
+    """A file may have any names; control characters in them are not printed."""
     state, strange = vit().state_dict(), "two\nlines\x1b[2J"
     found = open_checkpoint(in_file(tmp_path, {strange: prefixed(f"{strange}.", state), "x\ny": 3}), fields=HEADS)
     assert other_notes(found) == ("model found under 'two lines [2J/two lines [2J'", "left out: x y")

@@ -48,7 +48,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "open_clip": {"pre_norm": True, "patch_bias": False, "head_bias": False, "norm_epsilon": 1e-5},
 }
-"""What a format requires of a model."""
+"""Requirements of a format for a model."""
 
 
 def written(folder: Path, format: str) -> Path:
@@ -157,7 +157,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def complaint(path: Path, target: Path) -> str | None:
-    """What opening and converting is answered with; none if it works."""
+    """The error of opening and converting; None if both work."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -143,7 +143,7 @@ REFUSED: dict[Callable[[State], State], str] = {
 
 @pytest.mark.parametrize("more", REFUSED)
 def test_more_arrays_than_the_model_has(more: Callable[[State], State], tmp_path: Path) -> None:
-    """Refused with the next step, which then works: a head of another kind is left out only when that is said."""
+    """Refused with the next step, which then works: a head of another kind is left out only if the user asks for it."""
     there = model(num_classes=0)
     state = model().state_dict()
     torch.save({**there.state_dict(), **more(state)}, tmp_path / "file.pth")
@@ -170,7 +170,7 @@ def test_quantized_weights(dtype: torch.dtype, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reads_pooler", [False, True])
 def test_a_head_beside_a_model_with_a_pooler(reads_pooler: bool, tmp_path: Path) -> None:
-    """Whether it reads the class token or transformers' pooler_output is assumed, said, and set."""
+    """Whether it reads the class token or transformers' pooler_output is assumed, reported, and can be set."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
     config: Any = transformers.ViTConfig(image_size=16, patch_size=4, attn_implementation="sdpa", **sizes)
     tower: Any = randomized(transformers.ViTModel(config))

@@ -71,7 +71,7 @@ def opened(model: Any, fields: dict[str, Any]) -> Checkpoint:
 
 
 def fields_of(model: Any, found: Checkpoint) -> dict[str, Any]:
-    """What no array of a model shows."""
+    """The fields that no array of a model shows."""
     fields: dict[str, Any] = {"heads": 2}
     fields["norm_epsilon"] = max(x.eps for x in model.modules() if isinstance(x, nn.LayerNorm | RmsNorm))
     if found.config.model.mlp == "mlp":

@@ -64,7 +64,7 @@ def test_jax(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_alone(name: str, tmp_path: Path) -> None:
-    """What they do not tell is said by the user; everything else is as config.json has it."""
+    """The user sets the fields that the arrays do not show; all others are as in config.json."""
     theirs = built(name, img_size=(12, 12))
     known = open_checkpoint(saved(theirs, tmp_path / "folder")).config.model
     fields = {"heads": known.heads, "activation": known.activation, "norm_epsilon": known.norm_epsilon}
@@ -83,7 +83,7 @@ def test_shapes_alone(name: str, tmp_path: Path) -> None:
 def test_positions_at_another_resolution(
     name: str, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """timm resamples by `posemb.float()`; in float64 its arithmetic can be held against the 1e-12 too."""
+    """timm resamples `posemb.float()`; in float64 its arithmetic can be compared with the bound 1e-12 too."""
     theirs = built(name).double()
     read = open_checkpoint(saved(theirs, tmp_path))
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)

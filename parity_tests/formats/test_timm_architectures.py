@@ -38,7 +38,7 @@ REFUSED: dict[str, str] = {
     r"vit_\w+_resnet(26|50)d\w*_224": "missing patch_embed.backbone.conv.weight",  # other stems than Google's
     r"vit_base_mci_224": "not recognised",  # a stem of MobileOne blocks
 }
-"""Names of architectures that are refused -> what their refusal says."""
+"""Names of architectures that are refused -> text of the error."""
 
 
 def reason(name: str) -> str | None:
@@ -73,7 +73,7 @@ def test_names_and_shapes_at_full_size(module: str) -> None:
 
 
 def assert_like(theirs: Any, model: ViTConfig, name: str) -> None:
-    """What no array shows, from the modules of a live model."""
+    """The fields that no array shows, from the modules of a model in memory."""
     epsilons = {one.eps for key, one in theirs.named_modules() if hasattr(one, "eps") and "backbone" not in key}
     assert epsilons == {model.norm_epsilon}, name
     block = theirs.blocks[0]

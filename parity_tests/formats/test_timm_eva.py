@@ -55,7 +55,7 @@ def built(architecture: str, **more: Any) -> nn.Module:
 
 
 def outputs(model: nn.Module, x_BCHW: torch.Tensor) -> np.ndarray:
-    """What timm's model computes in float64, its angles too."""
+    """The outputs of timm's model in float64, with float64 angles."""
     model = deepcopy(model).double()
     with torch.no_grad(), float64_angles(model):
         found: np.ndarray = model(x_BCHW).numpy()

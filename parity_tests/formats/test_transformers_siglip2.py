@@ -157,7 +157,7 @@ def test_the_command_proves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_what_its_class_cannot_hold(tmp_path: Path) -> None:
-    """Another rule for positions is refused; a model that is no SigLIP is written for one size, which is said."""
+    """Another rule for positions is refused; a model that is not SigLIP is written for one size, with a note."""
     with pytest.raises(InputError) as error:
         save_checkpoint(
             tmp_path / "x", any_aspect("Siglip2VisionModel", position_resampling="bicubic"), format="transformers"

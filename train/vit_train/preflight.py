@@ -37,7 +37,7 @@ logger = logging.getLogger("vit")
 PACKAGES = ("vit-parity", "numpy", "jax", "jaxlib", "torch", "grain", "Pillow")
 """Packages that influence the numbers a run computes."""
 PROBE_SECONDS, PROBE_BATCHES = 3.0, 8
-"""The speed of making batches is measured for so long, or over so many batches."""
+"""Limits of the measurement of the speed of making batches: its seconds, and its number of batches."""
 
 
 @dataclass(frozen=True)

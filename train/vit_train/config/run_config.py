@@ -348,7 +348,7 @@ class TrainConfig(Schema):
             raise InputError(f"model: not that of {origin}: {found}")
 
     def check_batch_shards(self, shards: int) -> None:
-        """InputError unless each part of a batch can be divided into so many shards of whole pairs."""
+        """InputError unless each part of a batch can be divided into `shards` shards of whole pairs."""
         parts = shards * self.accumulation * (2 if self.augmentation.mixes else 1)
         if self.batch_size % parts:
             why = f"{shards} devices x {self.accumulation} parts (accumulation)"

@@ -38,5 +38,5 @@ def rand_augment_of_big_vision(layers: int, magnitude: float) -> RandAugment:
 
 
 def steps_of(epochs: int, images: int, batch_size: int) -> int:
-    """Number of steps of so many epochs."""
+    """Number of steps in a number of epochs."""
     return round(epochs * images / batch_size)

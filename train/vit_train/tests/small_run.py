@@ -100,7 +100,7 @@ def alive(process: str) -> bool:
 
 
 def assert_ended(processes: list[str], seconds: float = 20) -> None:
-    """Waits until the processes have ended by themselves; fails after so many seconds."""
+    """Waits until the processes have ended by themselves; fails after a number of seconds."""
     deadline = time.monotonic() + seconds
     while any(map(alive, processes)):
         assert time.monotonic() < deadline, "workers outlive their parent"

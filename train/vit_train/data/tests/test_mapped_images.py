@@ -1,4 +1,4 @@
-"""Decoded images in mapped files: shared, found again, bounded, and made anew where the data have changed."""
+"""Decoded images in mapped files: shared, reused, limited in size, and replaced if the data have changed."""
 
 import errno
 import os

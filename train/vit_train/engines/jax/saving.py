@@ -45,8 +45,8 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 LARGE = 2**24
-"""Stacks of so many bytes are stored in one piece per layer, so that reading one layer does not read them all.
-Replicated arrays of so many bytes are divided among the replicas for writing; each of them is then a program to compile
+"""Number of bytes from which stacks are stored in one piece per layer, so that reading one layer does not read all.
+Replicated arrays of this size are divided among the replicas for writing; each of them is then a program to compile
 (200 programs for a small model: 19 s)."""
 
 _UNWRITABLE = {
