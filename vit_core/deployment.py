@@ -1,4 +1,4 @@
-"""What an exported program takes and gives: the description that is written into it, or beside it."""
+"""The description of an exported program's inputs and outputs, which is written into the program or next to it."""
 
 import json
 from typing import Literal, Self
@@ -20,7 +20,7 @@ Precision = Literal["float32", "float16", "int8"]
 SUFFIXES: dict[str, Target] = {
     ".onnx": "onnx", ".pt2": "torch-export", ".jaxexport": "jax-export", ".mlirbc": "stablehlo"
 }  # fmt: skip
-"""The ending of a file -> what is written into it."""
+"""Extension of a file -> its target."""
 DESCRIPTION = "deployment.json"
 """Name of the description inside a torch.export file."""
 
@@ -97,20 +97,20 @@ class Deployment(Schema):
 
     @property
     def input_shape(self) -> tuple[int | str, ...]:
-        """Shape of the input, with names for what may be any number."""
+        """Shape of the input, with names for axes of any length."""
         size = ("height", "width") if self.input == "image" or self.any_size else self.model.image_size
         channels = self.model.channels
         shape = (channels, *size) if self.channels_first else (*size, channels)
         return (self.batch or "batch", *shape)
 
     def input_of(self, image: DecodedImage) -> np.ndarray:
-        """What the program takes for a decoded image, without the batch."""
+        """The program's input for a decoded image, without the batch axis."""
         if self.input == "image":
             return pixels_of(image)
         return self.input_of_pixels(resize_image(image, self.preprocessing))
 
     def input_of_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """What the program takes for pixels [..., H, W, C] of the model's size."""
+        """The program's input for pixels [..., H, W, C] of the model's size."""
         if self.input != "normalised":
             return pixels
         normalised = normalise(pixels, self.preprocessing)

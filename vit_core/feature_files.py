@@ -38,7 +38,7 @@ class AddRow(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """What a file of features contains."""
+    """The contents of a file of features."""
 
     values_N: np.ndarray
     """[N, ...]; of an .npy file on this machine a memory map, which takes no memory."""

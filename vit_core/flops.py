@@ -19,7 +19,7 @@ def forward(config: ViTConfig) -> dict[str, int]:
     modules = {} if c.stem_layers is None else {"stem": _stem(c, c.stem_layers)}
     modules |= {"patch_embed": _patch_embed(c), **_blocks(c, N)}
     if c.pooling == "map":
-        # One query over the pooled tokens, then an MLP on what it found.
+        # One query over the pooled tokens, then an MLP on its output.
         M = N if c.pool_prefix else patches
         modules["attn_pool"] = D * D + M * 2 * D * D + 2 * M * D + D * D + 2 * D * c.pooling_mlp_dim
     if c.representation:

@@ -1,4 +1,4 @@
-"""Images that become a batch: of one size an array, of sizes of their own patches."""
+"""Makes batches of images: an array if they have one size, otherwise patches."""
 
 import numpy as np
 

@@ -38,7 +38,7 @@ def files_below(root: bytes, below: bytes = b"", above: tuple[tuple[int, int], .
 
 
 def images_below(folder: str) -> list[str]:
-    """Paths of all images in a folder and in the folders inside it, sorted. InputError where there are none."""
+    """Paths of all images in a folder and in the folders inside it, sorted. InputError if there are none."""
     root, known = os.fsencode(folder), extensions()
     found = [name for name in files_below(root) if os.path.splitext(name)[1].lower() in known]
     if not found:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, features
 
 START = b"\xff\xd8\xff"
-"""What a JPEG file begins with."""
+"""First bytes of a JPEG file."""
 _SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
 """simplejpeg's name of how much smaller the colours are stored -> Pillow's number; other ones Pillow decodes."""
 
@@ -34,7 +34,7 @@ def decode_jpeg(content: bytes) -> np.ndarray | None:
 
 @cache
 def _simplejpeg_like_pillow() -> Any:
-    """The package simplejpeg; None where it is not installed, or does not give the pixels of Pillow's own libjpeg."""
+    """The package simplejpeg; None if it is not installed, or does not give the pixels of Pillow's own libjpeg."""
     try:
         import simplejpeg
     except ImportError:

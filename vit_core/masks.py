@@ -72,7 +72,7 @@ SITES = (*OUTSIDE_BLOCKS, "attn.proj_drop", "mlp.drop1", "mlp.drop2", "attn.attn
 
 
 def batch_axis(site: str) -> int | None:
-    """The axis of a mask along which examples lie; none where one array serves the whole batch."""
+    """The axis of a mask for the examples; None if one array is used for the whole batch."""
     return OUTSIDE_BLOCKS.get(site, 1)
 
 
@@ -83,7 +83,7 @@ def rows_of(site: str, mask: np.ndarray, rows: Any) -> np.ndarray:
 
 
 def by_example(site: str, mask: np.ndarray, examples: int) -> np.ndarray:
-    """The mask with the examples along its first axis; what serves the whole batch is repeated."""
+    """The mask with the examples along its first axis; an array for the whole batch is repeated."""
     axis = batch_axis(site)
     return np.broadcast_to(mask, (examples, *mask.shape)) if axis is None else np.moveaxis(mask, axis, 0)
 

@@ -1,4 +1,4 @@
-"""From images to the names of their classes: what `vit_jax.pipeline` and `vit_torch.pipeline` return."""
+"""The pipelines from images to the names of their classes that `vit_jax.pipeline` and `vit_torch.pipeline` return."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -129,7 +129,7 @@ def probabilities(logits_C: np.ndarray, how: str) -> np.ndarray:
 
 
 def _labels_of(checkpoint: Checkpoint, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of a checkpoint's outputs. InputError where it has none."""
+    """The names of a checkpoint's outputs. InputError if it has none."""
     outputs = checkpoint.config.model.num_classes
     if not outputs:
         raise InputError(f"{checkpoint.origin}: has no head, so no classes to predict; fine-tune it first")

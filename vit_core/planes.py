@@ -22,7 +22,7 @@ MAX_VALUES = 2**28
 """Pixels times channels of an image, at most."""
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""What the files begin with; TIFF's last two are BigTIFF."""
+"""First bytes of the files; TIFF's last two are BigTIFF."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _from_pillow(content: bytes) -> np.ndarray:
 
 
 def image_pixels(image: Image.Image) -> np.ndarray:
-    """The pixels of an image of Pillow's, [H, W] or [H, W, C]. InputError where they are numbers of colours."""
+    """The pixels of a Pillow image, [H, W] or [H, W, C]. InputError if they are indices into a palette."""
     image.load()
     if image.mode == "P":
         raise InputError("its colours are in a palette; expected one value for each channel")

@@ -125,7 +125,7 @@ def _value_text(value: object) -> str:
 
 
 def assumed_preprocessing(preprocessing: Preprocessing) -> str:
-    """What to print where a checkpoint has no preprocessing."""
+    """The message for a checkpoint without preprocessing."""
     return (
         "preprocessing: the checkpoint does not record how its images were made; assumed "
         f"{preprocessing_text(preprocessing)}"

@@ -34,7 +34,7 @@ class Rope(Schema):
     coordinates: Literal["centered", "grid"] = "centered"
     """"centered": the centres of the patches, from -1 to 1 across the image, times 2 pi. "grid": 0, 1, 2, ..."""
     normalize: Literal["separate", "min", "max"] = "separate"
-    """Centered coordinates: each axis by its own side, or both by the shorter or the longer one."""
+    """Centered coordinates: each axis divided by its own side, or both by the shorter or the longer side."""
     offset: Real = 0.0
     """Added to the patch numbers 0, 1, 2, ... of both axes."""
     reference: tuple[Positive, Positive] | None = None

@@ -80,7 +80,7 @@ def one_line(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def expectation(fault: ErrorDetails) -> str:
-    """What a value should have been, in the words of this project: "expected 1 or more"."""
+    """The expected value, as text for a message: "expected 1 or more"."""
     limits = {name: _number_text(limit) for name, limit in fault.get("ctx", {}).items()}
     match fault["type"]:
         case "int_parsing" | "int_type" | "int_from_float":

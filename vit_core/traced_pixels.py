@@ -17,7 +17,7 @@ Array = Any
 
 
 def why_not_traceable(preprocessing: Preprocessing) -> str | None:
-    """Why an exported program cannot resize images as Pillow does; None where it can."""
+    """The reason why an exported program cannot resize images as Pillow does; None if it can."""
     if preprocessing.interpolation not in REACH:
         return f"interpolation {preprocessing.interpolation}: Pillow adds up its coordinates one after the other"
     if preprocessing.bit_depth != 8 or preprocessing.channels not in MODES:

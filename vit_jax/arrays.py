@@ -29,7 +29,7 @@ def read(model: "ViT") -> dict[str, jax.Array]:
 
 
 def write(model: "ViT", value: Callable[[Parameter], jax.Array]) -> None:
-    """Sets every parameter to what `value` gives for its row, in the JAX layout; stacks layers where the model does."""
+    """Sets every parameter to the result of `value` for its row, in the JAX layout; stacks layers if the model does."""
     rows: dict[str, list[Parameter]] = {}
     for row in model.table.values():
         rows.setdefault(path_of(row, model.scan), []).append(row)
@@ -50,7 +50,7 @@ def write_stacks(model: "ViT", value: Callable[[Stack], jax.Array]) -> None:
 
 
 def has_adapters(model: "ViT") -> bool:
-    """Whether low-rank adapters stand beside the weights (vit_jax.lora)."""
+    """Whether the model has low-rank adapters in addition to the weights (vit_jax.lora)."""
     return any(path.endswith((".lora_A", ".lora_B")) for path in _leaves(model))
 
 
@@ -61,7 +61,7 @@ def initialize(model: "ViT", key: jax.Array) -> None:
 
 
 def from_numpy(array: np.ndarray) -> jax.Array:
-    """The array on the default device, in its own type: float64 is refused where JAX would make it float32."""
+    """The array on the default device, in its own type: float64 is refused if JAX would convert it to float32."""
     value = jnp.asarray(array)
     if value.dtype != array.dtype:
         raise InputError(

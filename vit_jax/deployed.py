@@ -1,4 +1,4 @@
-"""The JAX twin as an exported program with its preprocessing: what is written as .jaxexport and as StableHLO."""
+"""The JAX twin as an exported program with its preprocessing, for .jaxexport and StableHLO files."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ MOST_BYTES = 2**31 - 2**27
 
 
 def exported_program(checkpoint: Checkpoint, deployment: Deployment) -> export.Exported:
-    """The checkpoint's model as an exported function of images. InputError where JAX cannot trace what is asked for."""
+    """The checkpoint's model as an exported function of images. InputError if JAX cannot trace the program."""
     model = load(checkpoint, dtype=deployment.precision)
     preprocessing = deployment.preprocessing
     offset, scale = offset_and_scale(preprocessing)
@@ -48,7 +48,7 @@ def exported_program(checkpoint: Checkpoint, deployment: Deployment) -> export.E
         platforms = PLATFORMS if deployment.target == "jax-export" else PLATFORMS[:1]
         try:
             return export.export(jax.jit(deployed), platforms=platforms)(images)
-        except (TypeError, ValueError, NotImplementedError) as error:  # what JAX makes of symbols that it cannot decide
+        except (TypeError, ValueError, NotImplementedError) as error:  # for sizes that JAX cannot compare
             raise InputError(
                 f"jax.export cannot trace {list(shape)}: {shortened(str(error))}; use a fixed size and --batch N"
             ) from error

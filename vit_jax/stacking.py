@@ -58,7 +58,7 @@ def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, places:
 
 
 def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax.Array, Masks, Places], jax.Array]:
-    """A block as a function of its state, which is what jax.checkpoint and jax.lax.scan take."""
+    """A block as a function of its state, as jax.checkpoint and jax.lax.scan need it."""
 
     def call(state: Any, x_BND: jax.Array, masks: Masks, places: Places) -> jax.Array:
         return nnx.merge(graph, state)(x_BND, masks, places)

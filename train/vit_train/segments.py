@@ -1,4 +1,4 @@
-"""Segments of a run: what was changed when it was resumed, and from which step on."""
+"""Segments of a run: the fields that were changed when it was resumed, and the first step of each change."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

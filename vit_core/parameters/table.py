@@ -111,7 +111,7 @@ def _patch_embed(table: _Table, c: ViTConfig) -> None:
 
 
 def _stem(table: _Table, c: ViTConfig, layers: tuple[int, ...]) -> None:
-    """The ResNet of Google's hybrids under the names of timm's ResNetV2 (of its stem, where there is no stage)."""
+    """The ResNet of Google's hybrids with the names of timm's ResNetV2 (of its stem, if there is no stage)."""
     root, into = "patch_embed.backbone.stem." if layers else "patch_embed.backbone.", c.stem_width
     table.convolution(f"{root}conv", f"{root}norm", 7, c.channels, into)
     for stage, units in enumerate(layers):
@@ -210,7 +210,7 @@ def _attention_pool(table: _Table, c: ViTConfig) -> None:
 
 
 def _decoder(c: ViTConfig, mae: MaskedAutoencoder) -> dict[str, Parameter]:
-    """The decoder of a masked autoencoder: its blocks and their norm, and what is before and after them."""
+    """The decoder of a masked autoencoder: its blocks and their norm, and the layers before and after them."""
     inner, values = mae.decoder(c), mae.patch_values(c)
     table = _Table(inner)
     table.enter(None)

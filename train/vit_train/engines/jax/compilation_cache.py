@@ -9,7 +9,7 @@ LARGEST = 2 * 2**30
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep what took it more than a second to compile, in the user's cache folder.
+    """Lets JAX cache programs that take more than a second to compile, in the user's cache folder.
 
     JAX's own settings come first: JAX_COMPILATION_CACHE_DIR for another folder, JAX_ENABLE_COMPILATION_CACHE=false for
     none.

@@ -255,7 +255,7 @@ class JaxEngine(OnMesh):
 
 
 def _is_statistic(kind: str, name: str) -> bool:
-    """Whether a leaf "<kind>/<name>" is what `statistics` returns: none of the parameters that `export` returns."""
+    """Whether `statistics` returns the leaf "<kind>/<name>": all except the parameters that `export` returns."""
     return kind != "skipped" and (kind != "params" or name.startswith(DECODER))
 
 

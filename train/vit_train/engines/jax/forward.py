@@ -98,7 +98,7 @@ class Forward:
         )
 
     def ends(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """What the head reads [B, features] and the logits [B, classes], in evaluation, of a batch of training."""
+        """The head's inputs [B, features] and the logits [B, classes] of a training batch, in evaluation mode."""
         model, images_BHWC = self.model(params), self.normalise(batch.images_BHWC, batch)
         assert not isinstance(images_BHWC, Patches), "refused by the config"
         x_BND = model.forward_features(images_BHWC)

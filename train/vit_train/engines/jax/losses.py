@@ -10,7 +10,7 @@ from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 
 End = tuple[jax.Array, jax.Array]
-"""What a head reads [B, features], and the logits it gives [B, classes]."""
+"""The inputs of a head [B, features], and its logits [B, classes]."""
 
 
 def total_loss(config: TrainConfig, outputs: jax.Array, batch: Batch) -> jax.Array:

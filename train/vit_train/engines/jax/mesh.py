@@ -22,7 +22,7 @@ def make_mesh(sizes: config.Mesh, model: ViTConfig, devices: Sequence[Any] | Non
     lengths = sizes.over(len(devices), model).axes
     # Where an axis of the mesh does not fit into one of a TPU's torus, that one is split.
     grid = mesh_utils.create_device_mesh(tuple(lengths.values()), devices, allow_split_physical_axes=True)
-    # Auto: the compiler places what the rules do not name; explicit axes refuse the class token's concatenation.
+    # Auto: the compiler shards arrays without a rule; explicit axes refuse the class token's concatenation.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

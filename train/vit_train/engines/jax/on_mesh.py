@@ -1,4 +1,4 @@
-"""What the engine and the predictor in JAX share: a mesh, the parameters on it, and this process's rows of a batch."""
+"""Base class of the engine and the predictor in JAX: mesh, parameters on it, and this process's rows of a batch."""
 
 from typing import Any
 

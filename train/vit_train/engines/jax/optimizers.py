@@ -179,7 +179,7 @@ def transformation(config: Optimizer, row: Parameter) -> optax.GradientTransform
     scaled = optax.scale_by_factored_rms(
         min_dim_size_to_factor=FACTORED_FROM,
         epsilon=config.epsilon,
-        # optax's own function has no upper limit, and is float32 whatever the type of the parameters.
+        # optax's own function has no upper limit, and is float32 for parameters of any type.
         decay_rate_fn=lambda i, exponent: jnp.minimum(beta2, 1 - (i + 1.0) ** -exponent),
     )
     return optax.chain(scaled, optax.ema(config.momentum, debias=False)) if config.momentum else scaled

@@ -1,4 +1,4 @@
-"""What jax.jit compiles for a run: the train step, with the place of every array on the mesh.
+"""The train step that jax.jit compiles for a run, with the sharding of every array.
 
 Nothing here needs a device: `TrainStep.lower` is how a plan computes what a run costs on hardware that is not present.
 """

@@ -10,7 +10,7 @@ from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 
 End = tuple[Tensor, Tensor]
-"""What a head reads [B, features], and the logits it gives [B, classes]."""
+"""The inputs of a head [B, features], and its logits [B, classes]."""
 
 
 def total_loss(config: TrainConfig, outputs: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the engine and the predictor in PyTorch share: this process among the others, and its rows of a batch."""
+"""Base class of the engine and the predictor in PyTorch: this process's index and its rows of a batch."""
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +24,7 @@ class Member:
         self.device, self.hardware = self.joined.device, self.joined.hardware
 
     def rows(self, size: int) -> np.ndarray:
-        """Which rows of a batch of `size` this process makes. InputError where they cannot be divided evenly."""
+        """The rows of a batch of `size` that this process makes. InputError if they cannot be divided evenly."""
         count, rest = divmod(size, self.processes)
         if rest:
             raise InputError(

@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     found_inf: Tensor | None = None
-    """A scalar; where it is 1, a step changes nothing. torch's GradScaler sets it for its fused optimizers."""
+    """A scalar; if it is 1, a step changes nothing. torch's GradScaler sets it for its fused optimizers."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -12,7 +12,7 @@ from vit_train.data.batches import Batch
 logger = logging.getLogger("vit")
 
 CALLS_BEFORE = 3
-"""Steps before one is recorded: they compile what is compiled, and choose kernels."""
+"""Number of steps before one is recorded; they compile and choose kernels."""
 
 Update = Callable[[Tensor, Sequence[Batch]], Tensor]
 """Numbers and parts of a batch, on the device -> what it computes."""

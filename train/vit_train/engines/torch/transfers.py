@@ -1,4 +1,4 @@
-"""Arrays on their way between the host and a device, while the host goes on."""
+"""Asynchronous copies of arrays between the host and a device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from vit_torch import arrays
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A copy of an array on a device; the host does not wait for it."""
     tensor: Tensor = arrays.from_numpy(array)
-    if device.type == "cuda":  # only from memory that is not swapped out does a copy go on by itself
+    if device.type == "cuda":  # only copies from pinned memory are asynchronous
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -42,7 +42,7 @@ class Arriving:
 
 
 class ArrivingPart:
-    """Some of the numbers; an array of NumPy, or one number, once they are asked for."""
+    """A part of an arriving array, which can be converted to a NumPy array or a number."""
 
     def __init__(self, whole: Arriving, part: slice) -> None:
         self.whole, self.part = whole, part
