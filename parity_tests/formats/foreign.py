@@ -39,7 +39,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A state dict as people save them."""
+    """A state dict, saved as users do."""
     if path.suffix == ".safetensors":
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     else:

@@ -42,7 +42,7 @@ def by(model: VisionTransformer, x_BHWC: np.ndarray) -> np.ndarray:
 
 
 def timm_from(path: Path, dtype: torch.dtype = torch.float64, **options: Any) -> VisionTransformer:
-    """timm's model with what its own loader of .npz files makes of one; every parameter is NaN before."""
+    """timm's model with the values from its own loader of .npz files; every parameter is NaN before."""
     sizes = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 1.5}
     model = VisionTransformer(**{**sizes, "num_classes": 5, "act_layer": "gelu_tanh", **options}).to(dtype).eval()
     for parameter in model.parameters():

@@ -146,7 +146,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 @pytest.mark.parametrize("scanned", [False, True], ids=["layers apart", "scanned"])
 @pytest.mark.parametrize(("spelled", "file", "name", "options"), PUBLISHED, ids=str)
 def test_published_files(spelled: str, file: dict[str, Any], name: str, options: dict[str, Any], scanned: bool) -> None:
-    """Their names and shapes in full size are read as what timm builds for them."""
+    """Names and shapes of full-size models are read as the models that timm builds for them."""
     shapes = full_size(spelled, **file, parts=LINEN, positions=BIG_VISION)
     if scanned:
         depth = sum(name.endswith("LayerNorm_1/scale") for name in shapes)

@@ -24,7 +24,7 @@ EXAMPLES = [(name, what) for name in WRITERS for what in FOREIGN_FORMATS[name].e
 
 
 def model_of(format: str, what: str) -> ViTConfig:
-    """A model that the format holds."""
+    """A model that the format can store."""
     return example(FOREIGN_FORMATS[format].examples[what]).model
 
 

@@ -69,7 +69,7 @@ def orbax_tree(path: Path, tree: Any) -> Path:
 
 
 def managed(path: Path, tree: Any) -> Path:
-    """A step of a CheckpointManager, with another item beside it."""
+    """A step of a CheckpointManager, with another item."""
     with ocp.CheckpointManager(path) as manager:
         manager.save(5, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), data=ocp.args.JsonSave({"seen": 7})))
     return path / "5"

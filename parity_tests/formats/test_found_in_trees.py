@@ -90,7 +90,7 @@ def test_under_any_keys(name: str, tmp_path: Path) -> None:
 
 
 class Classifier(nn.Module):
-    """A backbone and a head, under the names that people give them."""
+    """A backbone and a head, with names that users give them."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, names: tuple[str, str]) -> None:
         super().__init__()

@@ -142,7 +142,7 @@ FOLDERS = ("vit", "timm", "transformers", "shards")
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config beside the weights."""
+    """A folder with weights and a config."""
     return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
 
 

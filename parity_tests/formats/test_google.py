@@ -173,7 +173,7 @@ PUBLISHED: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("spelled", "file", "name", "options"), PUBLISHED, ids=str)
 def test_published_files(spelled: str, file: dict[str, Any], name: str, options: dict[str, Any]) -> None:
-    """Their names and shapes in full size are read as what timm builds for them (which leaves out pre_logits)."""
+    """Names and shapes of full-size models are read as timm's models for them (which have no pre_logits)."""
     model = config_and_use(lineage, full_size(spelled, **file))
     assert {field: getattr(model, field) for field in ("width", "depth", "heads", "mlp_dim")} == variants.VARIANTS[
         spelled.partition("/")[0]

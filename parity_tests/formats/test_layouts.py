@@ -68,7 +68,7 @@ def dino(state: State) -> dict[str, Any]:
 
 
 def ibot(state: State) -> dict[str, Any]:
-    """With the token that stands for masked patches."""
+    """With the token for masked patches."""
     file = dino(state)
     return {name: {f"{part}masked_embed": torch.ones(1, 24), **file[name]} for name, part in
             (("teacher", "backbone."), ("student", "module.backbone."))}  # fmt: skip

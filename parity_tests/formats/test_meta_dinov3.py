@@ -129,7 +129,7 @@ def test_timm_opens_it(name: str, tmp_path: Path) -> None:
 
 
 def test_as_released(tmp_path: Path) -> None:
-    """Values that no image needs are left out, and what no array says is assumed, and said."""
+    """Values that no output needs are left out, and fields that no array shows are assumed and reported."""
     state = state_of(written(tmp_path, SMALL))
     for i in range(2):
         state[f"blocks.{i}.attn.qkv.bias"][64:128] = torch.nan  # which the mask covers
@@ -153,7 +153,7 @@ def test_under_a_training_scripts_key(tmp_path: Path) -> None:
 
 
 def test_float64_periods_are_rounded(tmp_path: Path) -> None:
-    """transformers' and timm's DINOv3 have exact ones, which float32 holds to 2**-25."""
+    """transformers' and timm's DINOv3 have exact values, which float32 rounds by 2**-25."""
     weights = checkpoint(SMALL.replace(rope="dinov3"))
     notes = save_checkpoint(tmp_path / "dinov3.pth", weights, format="meta")
     assert "rope.periods: rounded to float32" in notes

@@ -80,7 +80,7 @@ def checked(path: Path, model: Any, **fields: Any) -> Any:
     ids=["cls", "LayerScale", "pre-norm (CLIP)", "mean", "no qkv bias", "DeiT III"],
 )
 def test_a_checkpoint(options: dict[str, Any], fields: dict[str, Any], tmp_path: Path) -> None:
-    """As mmengine saves it: the weights beside the optimizer, the config as text."""
+    """As mmengine saves it: weights, optimizer, and the config as text."""
     model = model_of(**options)
     saved = {
         "meta": {"mmengine_version": "0.10", "cfg": "model = dict(type='ImageClassifier')", "epoch": 3},

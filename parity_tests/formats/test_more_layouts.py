@@ -98,7 +98,7 @@ def test_one_of_several_heads_beside_a_model_is_not_chosen(tmp_path: Path) -> No
 
 
 def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
-    """A probe beside self-supervised training; a Linear of other inputs."""
+    """A probe of self-supervised training; a Linear with other inputs."""
     parts = {"projector": nn.Linear(24, 24), "align": nn.Linear(7, 24), "backbone": backbone(), "fc": nn.Linear(24, 5)}
     model = randomized(nn.ModuleDict(parts))
     path = save(tmp_path / "file.pth", model.state_dict())
@@ -129,7 +129,7 @@ def test_a_head_beside_transformers_clip(tmp_path: Path) -> None:
 
 
 def test_a_tree_of_orbax_with_pytorchs_names(tmp_path: Path) -> None:
-    """As ports that keep timm's names save them, beside an optimizer's statistics of the same names."""
+    """As ports with timm's names save them, with an optimizer's statistics of the same names."""
     model, tree = classifier(), dict[str, Any]()
     for name, x in model.state_dict().items():
         *parts, leaf = name.split(".")

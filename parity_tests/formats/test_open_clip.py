@@ -72,7 +72,7 @@ def test_every_field_that_the_file_does_not_hold_is_an_assumption(tmp_path: Path
 
 
 def test_a_state_dict_of_openai(tmp_path: Path) -> None:
-    """Its scripted archives hold three numbers beside the arrays, and the activation is quick_gelu."""
+    """Its scripted archives contain three numbers in addition to the arrays, and the activation is quick_gelu."""
     model = model_of(quick_gelu=True)
     numbers = {name: torch.tensor(7) for name in ("input_resolution", "context_length", "vocab_size")}
     found = opened(save(tmp_path / "ViT-B-32.pt", {**model.state_dict(), **numbers}), **HEADS)
@@ -127,7 +127,7 @@ def trunk_model(proj: str, pool: str) -> Any:
 
 @pytest.mark.parametrize(("proj", "pool"), [("linear", "avg"), ("linear", ""), ("none", "token")])
 def test_a_tower_of_timm(proj: str, pool: str, tmp_path: Path) -> None:
-    """A linear projection is the head; the architecture's name and the pooling come from the config beside it."""
+    """A linear projection is the head; the architecture's name and the pooling come from the config file."""
     model = trunk_model(proj, pool)
     state = {f"visual.{name}": x for name, x in model.state_dict().items()}
     save(tmp_path / "open_clip_model.safetensors", {**state, "logit_scale": torch.ones(())})

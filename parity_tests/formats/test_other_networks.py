@@ -92,7 +92,7 @@ def test_it_is_named(network: str, tmp_path: Path) -> None:
 
 
 def test_blocks_of_several_widths(tmp_path: Path) -> None:
-    """Hiera has the names of a plain model: what is different is the shapes."""
+    """Hiera has the names of a plain model, but other shapes."""
     for options in ({}, {"use_expand_proj": False}):
         sizes: dict[str, Any] = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1), "img_size": (64, 64)}
         state = timm.create_model("hiera_tiny_224", **sizes, **options).state_dict()

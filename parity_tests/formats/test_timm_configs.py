@@ -238,7 +238,7 @@ ONLY_THEMSELVES: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_expressed_beside_the_weights_costs_only_itself(
     fields: dict[str, Any], note: str, tmp_path: Path
 ) -> None:
-    """The model opens and computes the same; a note says what is left out, and why."""
+    """The model opens and computes the same; a note names the omitted arrays and the reason."""
     theirs = built("token")
     read = with_pretrained_cfg(theirs, tmp_path, **fields)
     assert (read.config.labels, len(read.notes)) == (None, 1)

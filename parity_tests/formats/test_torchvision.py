@@ -66,7 +66,7 @@ def theirs(**options: Any) -> Any:
 
 
 def headless(model: Any) -> Any:
-    """As people take features from it."""
+    """As users extract features from it."""
     model.heads = nn.Identity()
     return model
 
@@ -103,7 +103,7 @@ def test_float32(tmp_path: Path) -> None:
 
 
 def test_older_names_of_the_mlp(tmp_path: Path) -> None:
-    """torchvision renames them itself, which is what is compared with."""
+    """Compared with torchvision's own renaming."""
     state = older(theirs().state_dict())
     model = VisionTransformer(**SIZES).double().eval()
     model.load_state_dict(dict(state), strict=True)
@@ -112,7 +112,7 @@ def test_older_names_of_the_mlp(tmp_path: Path) -> None:
 
 
 def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
-    """What torchvision's reference scripts save: the average under model_ema, with module. and a count."""
+    """Files of torchvision's reference scripts: the average is under model_ema, with the prefix module. and a count."""
     model = theirs()
     average = {f"module.{name}": x for name, x in model.state_dict().items()} | {"n_averaged": torch.tensor(7)}
     torch.save({"model": theirs().float().state_dict(), "model_ema": average, "epoch": 3}, tmp_path / "checkpoint.pth")

@@ -45,7 +45,7 @@ def with_module(model: Any, name: str, module: nn.Module) -> Any:
 
 
 class Logits(nn.Module):
-    """What is compared of transformers' classifiers."""
+    """The logits of transformers' classifiers, for the comparison."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -123,7 +123,7 @@ def dinov2_resamples_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", ["Dinov2Model", "Dinov2WithRegistersModel"])
 @pytest.mark.usefixtures("dinov2_resamples_in_float64")
 def test_dinov2_tokens_at_another_resolution(case: str, size: tuple[int, int], tmp_path: Path) -> None:
-    """All tokens, which is what features for dense tasks are made of."""
+    """All tokens, as dense tasks use them."""
     theirs = saved(case, tmp_path)
     opened = open_checkpoint(tmp_path)
     _, x_BCHW = images(opened.config.model, size)

@@ -174,7 +174,7 @@ def test_read_and_written_again(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_names_in_memory(gated: bool, tmp_path: Path) -> None:
-    """A state dict saved by hand: what no array says is assumed, and said."""
+    """A state dict saved by hand: fields that no array shows are assumed and reported."""
     theirs = saved(tmp_path / "folder", hidden_size=128, **(GATED if gated else {}))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     by_hand, folder = open_checkpoint(tmp_path / "weights.pth"), open_checkpoint(tmp_path / "folder")

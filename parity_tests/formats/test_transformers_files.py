@@ -78,7 +78,7 @@ def test_buffers_of_old_versions_are_left_out(tmp_path: Path) -> None:
 
 
 def test_clips_vision_config_dict_counts(tmp_path: Path) -> None:
-    """As in openai/clip-vit-large-patch14, where it stands beside vision_config."""
+    """As in openai/clip-vit-large-patch14, where it is next to vision_config."""
     saved("CLIPModel", tmp_path)
     edit(tmp_path, lambda config: config | {"vision_config_dict": {"num_attention_heads": 2}})
     assert open_checkpoint(tmp_path).config.model.heads == 2
@@ -184,7 +184,7 @@ ANYTHING = [None, True, -1, 0, 1e308, float("nan"), 2**70, "", "é" * 500, [], [
     "case", ["ViTForImageClassification", "Dinov2ForImageClassification", "CLIPModel", "SiglipModel"]
 )
 def test_any_config_is_read_or_refused_in_one_line(case: str, tmp_path: Path) -> None:
-    """Every value in turn replaced by what JSON can hold."""
+    """Every value in turn is replaced by each kind of JSON value."""
     saved(case, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     nested = config.get("vision_config", {})

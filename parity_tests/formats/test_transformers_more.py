@@ -61,7 +61,7 @@ def test_a_folder(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["IJepaForImageClassification", "IJepaModel"])
 def test_a_state_dict_of_i_jepa_without_its_config(name: str, tmp_path: Path) -> None:
-    """No class token among the arrays, so I-JEPA: what its config would state is assumed."""
+    """There is no class token, so it is I-JEPA; the fields of its config are assumed."""
     model = saved(name, tmp_path / "folder")
     path = save(tmp_path / "jepa.pth", load_file(tmp_path / "folder" / "model.safetensors"))
     found = opened(path, heads=3)

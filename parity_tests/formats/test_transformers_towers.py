@@ -159,7 +159,7 @@ def test_their_own_norms(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", BY_HAND)
 @pytest.mark.usefixtures("exact_norms")
 def test_a_state_dict_saved_by_hand(case: str, tmp_path: Path) -> None:
-    """The names in memory: what no array shows is assumed, and set here."""
+    """The names in memory; fields that no array shows are assumed, and set here."""
     model = built(case)
     model.save_pretrained(tmp_path / "folder")
     whole = opened(tmp_path / "folder").config.model

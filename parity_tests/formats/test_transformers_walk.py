@@ -122,7 +122,7 @@ def opens(arrays: dict[str, LazyArray]) -> bool:
 
 @pytest.mark.release
 def test_each_type_has_an_answer(tmp_path: Path) -> None:
-    """By the config that the class itself saves, beside arrays of any names."""
+    """With the config that the class itself saves, and arrays with any names."""
     torch.save({"weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     unknown = list[str]()
     for name, model in image_models().items():

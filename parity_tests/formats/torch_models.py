@@ -46,19 +46,19 @@ def images(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> torch
 
 
 def outputs(model: nn.Module, x_BCHW: torch.Tensor, dtype: torch.dtype = torch.float64) -> np.ndarray:
-    """What another project's model computes in a type."""
+    """The outputs of another project's model in a type."""
     with torch.no_grad():
         return deepcopy(model).to(dtype)(x_BCHW.to(dtype)).numpy()
 
 
 def ours(checkpoint: Checkpoint, x_BCHW: torch.Tensor, dtype: str = "float64", **load: object) -> np.ndarray:
-    """What the PyTorch twin computes in a type."""
+    """The outputs of the PyTorch twin in a type."""
     with torch.no_grad():
         return vit_torch.load(checkpoint, dtype=dtype, **load)(x_BCHW.to(getattr(torch, dtype))).numpy()
 
 
 def in_jax(checkpoint: Checkpoint, x_BCHW: torch.Tensor) -> np.ndarray:
-    """What the JAX twin computes in float64."""
+    """The outputs of the JAX twin in float64."""
     return np.asarray(vit_jax.load(checkpoint, dtype="float64")(x_BCHW.permute(0, 2, 3, 1).numpy()))
 
 
