@@ -32,6 +32,10 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("explain folder --data photos", "data set 'photos': not prepared in .*; for the one here write ./photos"),
         ("pretrain folder --data ./photos --model vit_small_patch16_224", "timm's is called S/16 here"),
         ("pretrain folder --data ./photos --model vit_tiny_patch16_224", "timm's is called Ti/16 here"),
+        (
+            "pretrain folder --data ./photos --mae.mask-ratio 0.75",
+            "augmentation.cutmix: set both to 0; mae.mask_ratio uses no classes",
+        ),
         ("predict x photos --json", "--json: write --to csv, jsonl or parquet; with --out FILE its name says which"),
         ("explain folder --data ./photo", "photo: No such file or directory; expected a readable folder"),
         ("explain folder --data ./empty", "empty/b: no images; expected files as .jpg or .png, or remove the folder"),

@@ -296,9 +296,9 @@ class TrainConfig(Schema):
     def _check_masked(self, mae: MaskedAutoencoder) -> None:
         mae.check(self.model)
         if self.augmentation.mixes:
-            raise ValueError("augmentation.mixup, augmentation.cutmix: mix classes, and mae.mask_ratio needs none")
+            raise ValueError("augmentation.mixup, augmentation.cutmix: set both to 0; mae.mask_ratio uses no classes")
         if self.class_weights:
-            raise ValueError("class_weights: weigh classes, and mae.mask_ratio needs none")
+            raise ValueError("class_weights: weigh classes, and mae.mask_ratio uses none; leave them out")
         for name, on in (
             ("patch_sizes", self.patch_sizes),
             ("preprocessing.max_patches", self.preprocessing.max_patches),
