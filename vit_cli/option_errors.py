@@ -43,7 +43,8 @@ def _unexpected(error: exceptions.UnusedCliTokensError, where: str) -> InputErro
     before = typed[typed.index(extra[0]) - 1] if extra[0] in typed else ""
     if before.startswith("--") and extra[0].lower() in ("true", "false"):
         return InputError(f"{where}: {before} takes no value after a space; write {before}={extra[0].lower()}")
-    if (error.command_chain or ("",))[0] in RECIPE_COMMANDS and os.path.exists(extra[0]):
+    command = (error.command_chain or ("",))[0]
+    if command in RECIPE_COMMANDS and command != "resume" and os.path.exists(extra[0]):
         return InputError(f"{where}: unexpected '{extra[0]}'; images are named with --data {extra[0]}")
     return InputError(f"{where}: unexpected '{spaced(' '.join(extra))}'; see {where} --help")
 

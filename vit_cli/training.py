@@ -93,7 +93,8 @@ class Wish:
         )
         if out is not None and (out / RUN).exists():
             begun = read_request(out).config
-            if self.epochs is not None and fields.get(STEPS, config.steps) != begun.steps:
+            same_batch = changed(config, {**fields, **chosen}).batch_size == begun.batch_size
+            if self.epochs is not None and same_batch and fields.get(STEPS, config.steps) != begun.steps:
                 raise InputError(
                     f"{out}: holds a run of {begun.steps} steps, and --epochs {self.epochs:g} of these images are "
                     f"{fields.get(STEPS, config.steps)}; vit resume {out} goes on with it, --steps N changes its "

@@ -55,6 +55,19 @@ def test_under_other_keys(key: str, tmp_path: Path) -> None:
     assert_is(open_checkpoint(path, fields=HEADS, part="model"), vit(0))
 
 
+@pytest.mark.parametrize(("key", "seed"), [("dino_ema", 1), ("before_ema", 0), ("no_ema", 0)])
+def test_keys_that_only_look_like_another(key: str, seed: int, tmp_path: Path) -> None:
+    path = in_file(tmp_path, {"model": vit(0).state_dict(), key: vit(1).state_dict()})
+    assert_is(open_checkpoint(path, fields=HEADS), vit(seed))
+
+
+def test_steps_beside_an_average_without_a_state_dict(tmp_path: Path) -> None:
+    """Not mmengine's, which exchanges the two."""
+    average = {"steps": torch.tensor(7), **vit(1).state_dict()}
+    path = in_file(tmp_path, {"model": vit(0).state_dict(), "ema_state_dict": average})
+    assert_is(open_checkpoint(path, fields=HEADS), vit(1))
+
+
 @pytest.mark.parametrize("prefixes", [("student_backbone.vit.", "teacher_backbone.vit."), ("student_net.", "net.")])
 def test_a_student_under_a_longer_name(prefixes: tuple[str, str], tmp_path: Path) -> None:
     """As lightly's examples call them."""

@@ -144,3 +144,10 @@ def test_the_first_small_one_of_timm_scales_otherwise(prefix: str, tmp_path: Pat
         open_checkpoint(path)
     assert "\n" not in str(error.value)
     assert open_checkpoint(path, format="timm", fields={"heads": 8}).config.model.heads == 8
+
+
+def test_the_same_sizes_with_a_bias_are_another_network(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"depth": 8, "num_heads": 12, "mlp_ratio": 3.0, "num_classes": 5}
+    model = timm.create_model("vit_base_patch16_224", **sizes)
+    path = hollow(tmp_path / "own.safetensors", {name: tuple(x.shape) for name, x in model.state_dict().items()})
+    assert open_checkpoint(path, fields={"heads": 12}).config.model.heads == 12

@@ -280,11 +280,13 @@ def test_a_class_as_activation(tmp_path: Path) -> None:
     assert_same(found, act_layer=QuickGELU)
 
 
-@pytest.mark.parametrize("name", ["relu", nn.SiLU])
-def test_another_activation_is_refused(name: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "name"), [("act_layer", "relu"), ("act_layer", nn.SiLU), ("hidden_act", "relu")], ids=str
+)
+def test_another_activation_is_refused(key: str, name: Any, tmp_path: Path) -> None:
     """Unless the user says that it is of something else."""
-    path = saved(tmp_path, {"hyper_parameters": {**OBLONG, "act_layer": name}})
-    with pytest.raises(InputError, match=r"act_layer states .*, which ViTConfig cannot express; .*--set activation="):
+    path = saved(tmp_path, {"hyper_parameters": {**OBLONG, key: name}})
+    with pytest.raises(InputError, match=rf"{key} states .*, which ViTConfig cannot express; .*--set activation="):
         opened(path)
     assert_same(opened(path, activation="gelu"))
 
@@ -310,8 +312,9 @@ def test_an_activation_of_a_model_of_other_sizes(name: str, tmp_path: Path) -> N
     assert {"activation", "norm_epsilon"} <= set(assumed(found))
 
 
-def test_an_activation_of_transformers_that_is_unknown_here(tmp_path: Path) -> None:
-    """Whose name many models have: it is named, and not taken."""
-    found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, "hidden_act": "relu"}}))
+@pytest.mark.parametrize("name", ["None", "partial"])
+def test_text_that_names_no_activation(name: str, tmp_path: Path) -> None:
+    """An option that was not set, and functools.partial as text."""
+    found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, "act_layer": name}}))
     assert_same(found)
-    assert any(note.startswith("hyper_parameters: hidden_act states activation=relu, which") for note in found.notes)
+    assert "activation" in assumed(found)

@@ -32,8 +32,8 @@ def explain(
     """Show what a recipe will do, without training.
 
     Prints the resolved config with the values that are fitted to the training images, the learning-rate schedule, the
-    parameter groups, and the FLOPs. Without images on this machine, the recipe's own values are printed. Every field of
-    the recipe is an option: `vit explain RECIPE --help` lists them.
+    parameter groups, and the FLOPs. Without --data, and without images on this machine, the recipe's own values are
+    printed. Every field of the recipe is an option: `vit explain RECIPE --help` lists them.
 
     Examples:
         vit explain folder --data ./photos

@@ -20,6 +20,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("pretrain ./photos", "./photos: no recipe; the recipe comes first, then the images: folder --data ./photos"),
         ("pretrain folder ./photos", "unexpected './photos'; images are named with --data ./photos"),
+        ("resume photos photos", "vit resume: unexpected 'photos'; see vit resume --help"),
         ("finetune folder --init x --model B/16", "--model: the architecture is that of the checkpoint; leave it out"),
         ("finetune folder --init x.pth --data ./photos", "x.pth: no such checkpoint; .* a file of weights as .pth or"),
         (
@@ -75,6 +76,7 @@ def test_another_length_in_the_folder_of_a_run(vit: Vit, refused: Vit, photos: P
     kept = Path("runs/folder/run.json").read_text()
     message = "runs/folder: holds a run of 16 steps, and --epochs 1 of these images are 6; vit resume runs/folder goes"
     assert message in refused(*words, "--epochs", "1")
+    assert "batch_size is 8 there and 4 here" in refused(*words, "--epochs", "3", "--batch-size", "4")
     assert Path("runs/folder/run.json").read_text() == kept
     assert "this run is finished" in vit(*words, "--epochs", "3")
 

@@ -150,7 +150,7 @@ def test_images_are_completed_in_a_figure(vit: Vit, framework: str, photos: Path
     assert f"wrote {figures / 'completed.png'}" in printed
     drawn = np.asarray(Image.open(figures / "completed.png").convert("L"))
     assert len(set(drawn.ravel())) > 50
-    assert "25% of the patches" in (figures / "index.html").read_text()
+    assert "the 25% of their patches that the encoder sees" in (figures / "index.html").read_text()
 
 
 def test_training_towards_nothing_is_refused(vit: Vit, photos: Path) -> None:

@@ -8,7 +8,7 @@ that array is the prefix of the model in the file.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vit_core.arrays import LazyArray, LazyArrays
@@ -28,7 +28,9 @@ _PREFERRED_PARTS = (
     *("target_encoder", "teacher"),
 )
 """Keys and prefixes of averaged weights, which are chosen before the trained ones, and of distillation's teacher."""
-_OTHER_AVERAGES = re.compile(r"(?!.*(?:no|non|not|without)_)(?:(?:\w+_)?(?:ema|swa)(?:_\w+)?|averaged?(?:_\w+)?)")
+_OTHER_AVERAGES = re.compile(
+    r"(?!(?:\w+_)?(?:no|non|not|without|before|pre|raw)_)(?:(?:\w+_)?(?:ema|swa)(?:_\w+)?|averaged?(?:_\w+)?)"
+)
 """Other keys that say so ("swa_model", "net_ema"), chosen after those."""
 _LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
 """Keys and prefixes of distillation's student and of text towers, which are chosen after all others."""
@@ -51,6 +53,9 @@ class Candidate:
     separator: str = "."
     wrappers: tuple[str, ...] = ()
     """The parts that wrapping modules added to the names, which are removed here."""
+    swapped: bool = False
+    """Whether these are the trained weights that mmengine's EMAHook stores under "ema_state_dict"; the average is under
+    "state_dict"."""
 
     @property
     def name(self) -> str:
@@ -68,9 +73,8 @@ class Candidate:
         return (*self.keys, *self.prefix_parts)
 
     @property
-    def swapped(self) -> bool:
-        """Whether these are the trained weights that mmengine's EMAHook keeps under "ema_state_dict": what it averaged
-        takes their place under "state_dict"."""
+    def counted(self) -> bool:
+        """Whether these are arrays under "ema_state_dict" beside mmengine's number of steps."""
         return self.keys[-1:] == ("ema_state_dict",) and ("steps" in self.arrays or "steps" in self.beside)
 
 
@@ -87,7 +91,9 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
         for candidate in _candidates_in(keys, arrays, anchor, separator)
     ]
     models = [candidate for candidate in found if not _OPTIMIZER_PARTS.intersection(_without_target(candidate.parts))]
-    return sorted(models, key=_preference)
+    stored = {candidate.keys for candidate in models}
+    marked = (replace(one, swapped=one.counted and (*one.keys[:-1], "state_dict") in stored) for one in models)
+    return sorted(marked, key=_preference)
 
 
 def choose_candidate(candidates: Sequence[Candidate], part: str | None, where: object) -> Candidate:

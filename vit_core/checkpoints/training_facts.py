@@ -83,7 +83,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         ):
             continue
         fact, value = found
-        if fact.name == "act_layer" and value not in _ACTIVATIONS:
+        if field == "activation" and value not in _ACTIVATIONS:
             _check_activation(reading, source, fact, value)
             continue
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})

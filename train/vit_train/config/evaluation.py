@@ -14,7 +14,7 @@ class EvaluationOptions(Schema):
     preprocessing: Preprocessing
     """How images become arrays."""
     batch_size: Positive = 100
-    """Batch size over all processes, rounded up to a multiple of the devices. It does not change the results."""
+    """Batch size over all processes, rounded up to a multiple of its shards. It does not change the results."""
     loss: Loss = "softmax"
     allow_undecodable: Flag = False
     """Skip images that cannot be read, instead of stopping."""

@@ -34,7 +34,7 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
             if name not in opened[shard].arrays:
                 raise ValueError(f"{shard} has no {name[:60]}")
             entries[name] = opened[shard].arrays.entries[name]
-        unnamed = _unnamed(shard_of, opened)
+        unnamed, twice = _unnamed(shard_of, opened)
         entries |= {name: opened[shard].arrays.entries[name] for name, shard in unnamed.items()}
     first = next(iter(opened.values()), Container(index.path, "", {}))
     notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
@@ -42,16 +42,18 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
         notes += (
             f"arrays of the shards that the index does not name: {abbreviate([one_line(x)[:60] for x in unnamed])}",
         )
+    if twice:
+        notes += (f"left out: in two shards, and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)
     tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
     return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)
 
 
-def _unnamed(shard_of: dict[str, str], opened: dict[str, Container]) -> dict[str, str]:
-    """The arrays that are in a shard and not in the index, and their shards: libraries read them too. ValueError for
-    one that is in two."""
-    found: dict[str, str] = {}
+def _unnamed(shard_of: dict[str, str], opened: dict[str, Container]) -> tuple[dict[str, str], set[str]]:
+    """The arrays that are in one shard and not in the index, with their shards: libraries read them too; and those that
+    are in several shards."""
+    found, twice = dict[str, str](), set[str]()
     for shard, container in opened.items():
         for name in container.arrays:
-            if name not in shard_of and (other := found.setdefault(name, shard)) != shard:
-                raise ValueError(f"{one_line(name)[:60]} is in {other} and in {shard}, and the index names neither")
-    return found
+            if name not in shard_of and found.setdefault(name, shard) != shard:
+                twice.add(name)
+    return {name: shard for name, shard in found.items() if name not in twice}, twice

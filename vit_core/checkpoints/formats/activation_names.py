@@ -9,6 +9,8 @@ _OURS = {
     **dict.fromkeys(("silu", "swish"), "silu"),
 }
 """Without their underscores, in small letters."""
+_UNKNOWN = ("none", "partial")
+"""Text that names no activation: an option that was not set, and a class with arguments of its own."""
 
 
 def activation_named(stated: Any) -> str | None:
@@ -18,4 +20,6 @@ def activation_named(stated: Any) -> str | None:
     if not isinstance(text, str) or not text:
         return None
     name = text.rpartition(".")[2]
+    if name.lower() in _UNKNOWN:
+        return None
     return _OURS.get(name.replace("_", "").lower(), name)

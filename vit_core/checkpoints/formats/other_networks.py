@@ -119,15 +119,16 @@ def check_positions(source: Source) -> None:
 
 
 def _check_first_small(source: Source) -> None:
-    """InputError for the sizes of vit_small_patch16_224 as timm 0.3 had it, and PaddleClas has: its weights are
-    for products that are scaled by 768 ** -0.5, where its heads have 96 features."""
+    """InputError for the sizes of vit_small_patch16_224 of timm 0.3 and of PaddleClas: it has no bias of queries, keys
+    and values, and scales their products by 768 ** -0.5, although its heads have 96 features."""
     shapes = source.arrays.shapes
     sizes = (shapes.get("blocks.7.mlp.fc1.weight"), shapes.get("blocks.7.mlp.fc2.weight"))
-    if sizes == ((2304, 768), (768, 2304)) and "blocks.8.norm1.weight" not in shapes:
+    others = {"blocks.8.norm1.weight", "blocks.7.attn.qkv.bias"}
+    if sizes == ((2304, 768), (768, 2304)) and not others & shapes.keys():
         raise InputError(
-            f"{source.path}: 8 blocks of width 768 with MLPs of 2304 are those of vit_small_patch16_224 in timm 0.3 "
-            "and in PaddleClas, whose attention scales by 768 ** -0.5, which ViTConfig cannot express; if it is "
-            "another network, use --from timm --set heads=N"
+            f"{source.path}: 8 blocks of width 768 with MLPs of 2304 and no bias of qkv are those of "
+            "vit_small_patch16_224 in timm 0.3 and in PaddleClas, whose attention scales by 768 ** -0.5, which "
+            "ViTConfig cannot express; if it is another network, use --from timm --set heads=N"
         )
 
 

@@ -18,14 +18,14 @@ _PLACE = re.compile(r"(.+)\.([0-9]{1,4})")
 
 
 def norm_before(members: Mapping[str, LazyArray], linear: str) -> str | None:
-    """The name of a batch norm without weights that stands before a Linear in its Sequential; None where none does."""
+    """The name of a batch norm without weights directly before a Linear in its Sequential; None if there is none."""
     place = _PLACE.fullmatch(linear)
     norms = {name.removesuffix(".running_mean") for name in members if name.endswith(".running_mean")}
     if not place or len(norms) != 1:
         return None
     (norm,) = norms
     there = _PLACE.fullmatch(norm)
-    if not there or there[1] != place[1] or int(there[2]) >= int(place[2]):
+    if not there or there[1] != place[1] or int(there[2]) + 1 != int(place[2]):
         return None
     inputs = members[f"{linear}.weight"].shape[1:]
     fits = all(members[f"{norm}.{one}"].shape == inputs for one in _STATISTICS if f"{norm}.{one}" in members)

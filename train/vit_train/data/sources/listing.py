@@ -77,8 +77,9 @@ def _separator_note(title: str, labels: Sequence[str]) -> tuple[str, ...]:
     """A line on labels that look like several: parts of them, between separators, are in other labels too."""
     for separator in SEPARATORS:
         parts = [split_cell(label, separator) for label in labels]
+        enough = all if separator == "," else any  # names of classes have commas too: "maillot, tank suit"
         times = Counter(part for names in parts for part in names)
-        found = [i for i, names in enumerate(parts) if len(names) > 1 and max(times[name] for name in names) > 1]
+        found = [i for i, names in enumerate(parts) if len(names) > 1 and enough(times[name] > 1 for name in names)]
         if found:
             which = abbreviate([labels[i] for i in found])
             return (

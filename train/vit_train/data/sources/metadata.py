@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data.sources.folders import Files, subfolders
 from vit_train.data.sources.listing import Listing
@@ -22,19 +23,30 @@ def metadata_table(folder: Path) -> Path | None:
 
 
 def images_with_metadata(folder: Path, data: Data) -> Listing | None:
-    """The images of a folder, or of its folders for the splits, by the table in each of them. None where a folder has
-    folders in it, which are classes, or no table."""
+    """The images of a folder, or of its folders for the splits, by the table in each of them. None for folders of
+    classes, and without a table. InputError if only some splits have a table, or if it is beside the splits."""
     inside = subfolders(folder)
     title = os.path.basename(os.path.abspath(folder))
     if not inside:
         file = metadata_table(folder)
         return None if file is None else replace(table(file, data), title=title)
+    if not all(is_known(name) for name in inside):
+        return None
     tables = {name: metadata_table(folder / name) for name in inside if not subfolders(folder / name)}
     files = {name: file for name, file in tables.items() if file is not None}
-    if list(files) != inside or not any(is_known(name) for name in inside):
+    if list(tables) != inside:
         return None
+    if (file := metadata_table(folder)) is not None and not files:
+        raise InputError(f"{folder}: {file.name} lies beside the folders of its images; name it: --data {file}")
+    if not files:
+        return None
+    if missing := [name for name in inside if name not in files]:
+        some = next(iter(files.values()))
+        raise InputError(f"{folder / missing[0]}: no {some.name} as in {some.parent}; add it, or move the folder away")
     listings = {name: table(file, data) for name, file in files.items()}
-    names = [os.fsencode(name) + b"/" + key for name, one in listings.items() for key in one.images.keys_N.tolist()]
+    names = [
+        os.path.join(os.fsencode(name), key) for name, one in listings.items() for key in one.images.keys_N.tolist()
+    ]
     groups = [one.groups for one in listings.values() if one.groups is not None]
     return Listing(
         title,

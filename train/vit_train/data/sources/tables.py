@@ -28,7 +28,8 @@ def table(file: Path, data: Data) -> Listing:
     """
     names, rows = _rows(file)
     where = str(file)
-    if data.image_column is None and any(os.path.isfile(file.parent / _slashed(name)) for name in names):
+    known = any(name.lower() in PATHS for name in names)
+    if data.image_column is None and not known and any(os.path.isfile(file.parent / _slashed(name)) for name in names):
         raise InputError(f"{file}: its first line is an image; expected the names of the columns: path,label")
     image = column(where, names, data.image_column, PATHS, "image_column")
     classes = [column(where, names, name, (), "label_columns") for name in data.label_columns]
@@ -39,8 +40,10 @@ def table(file: Path, data: Data) -> Listing:
     may_be_empty = {*classes, label} if data.label_separator is not None else {*classes}
     needed = [names.index(name) for name in wanted if name not in may_be_empty]
     _check_rows(file, names, rows, needed, None if label is None else names.index(label))
+    _check_text(file, rows, {name: names.index(name) for name in wanted})
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
-    slashed = not os.path.exists(file.parent / cells[image][0])
+    windows = next((path for path in cells[image] if "\\" in path), None)
+    slashed = windows is not None and not os.path.exists(file.parent / windows)
     paths = [os.path.normpath(_slashed(path) if slashed else path) for path in cells[image]]
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
     _check_paths(file, paths, [line for line, _ in rows], values)
@@ -61,6 +64,20 @@ def table(file: Path, data: Data) -> Listing:
 def _slashed(path: str) -> str:
     """A path as Windows writes it, with the separators of this system."""
     return path.replace("\\", "/")
+
+
+class _Nested(str):
+    """The text of a list or an object in a cell of JSON."""
+
+
+def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int]) -> None:
+    """InputError for a list or an object in a column that is used."""
+    for line, row in rows:
+        if found := [name for name, i in used.items() if isinstance(row[i], _Nested)]:
+            raise InputError(
+                f"{file}, line {line}: {found[0]} is a list or an object; expected text or a number; write several "
+                'classes as "cat|dog", and set --data.label-separator'
+            )
 
 
 def _check_rows(
@@ -112,15 +129,21 @@ def _json_rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{file}, line {number}: {error}; expected a JSON object in each line") from None
             if not isinstance(row, dict):
                 raise InputError(f'{file}, line {number}: expected a JSON object, as {{"path": ..., "label": ...}}')
-            found.append((number, {name: "" if cell is None else str(cell) for name, cell in row.items()}))
+            found.append((number, {name: _json_cell(cell) for name, cell in row.items()}))
     if not found:
         raise InputError(f"{file}: no rows; expected a JSON object for each image")
     names = list(dict.fromkeys(name for _, row in found for name in row))
     return names, [(number, [row.get(name, "") for name in names]) for number, row in found]
+
+
+def _json_cell(cell: object) -> str:
+    if isinstance(cell, list | dict):
+        return _Nested(cell)
+    return "" if cell is None else str(cell)
 
 
 def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:

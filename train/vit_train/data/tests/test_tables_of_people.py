@@ -36,6 +36,18 @@ def test_paths_that_windows_wrote(tmp_path: Path) -> None:
     assert read(opened(tmp_path / "t.csv")) == expected("scans/")
 
 
+def test_one_image_beside_the_table_and_others_below(tmp_path: Path) -> None:
+    fill(tmp_path, "0.png", "s/1.png")
+    (tmp_path / "t.csv").write_text("path,label\n0.png,a\ns\\1.png,b\n")
+    assert read(opened(tmp_path / "t.csv")) == [(b"0.png", "a"), (b"s/1.png", "b")]
+
+
+def test_a_file_with_the_name_of_a_column(tmp_path: Path) -> None:
+    fill(tmp_path, "0.png", "1.png", "label")
+    (tmp_path / "t.csv").write_text("path,label\n0.png,a\n1.png,b\n")
+    assert read(opened(tmp_path / "t.csv")) == [(b"0.png", "a"), (b"1.png", "b")]
+
+
 def test_a_backslash_in_a_name_is_kept(tmp_path: Path) -> None:
     fill(tmp_path, "a\\b.png", "c.png")
     (tmp_path / "t.csv").write_text("path,label\na\\b.png,cat\nc.png,dog\n")
@@ -62,6 +74,32 @@ def test_folders_with_metadata(tmp_path: Path, kind: str) -> None:
     assert read(opened(tmp_path / f"train/metadata.{kind}")) == expected()
 
 
+def test_metadata_with_absolute_paths(tmp_path: Path) -> None:
+    fill(tmp_path / "pool", *(name for name, _ in ROWS))
+    rows = [(str(tmp_path / "pool" / name), label) for name, label in ROWS]
+    for split in ("train", "test"):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        table = pandas.DataFrame(rows, columns=["file_name", "label"])
+        table.to_csv(tmp_path / "photos" / split / "metadata.csv", index=False)
+    assert read(opened(tmp_path / "photos")) == expected()
+
+
+def test_metadata_of_some_splits_is_refused(tmp_path: Path) -> None:
+    write_metadata(tmp_path / "train", "csv")
+    fill(tmp_path, "test/1.png")
+    with pytest.raises(InputError, match=r"/test: no metadata\.csv as in .*/train; add it, or move the folder away"):
+        opened(tmp_path)
+    (tmp_path / "train/metadata.csv").rename(tmp_path / "metadata.csv")
+    with pytest.raises(InputError, match=r"metadata\.csv lies beside the folders of its images; name it: --data .*csv"):
+        opened(tmp_path)
+
+
+def test_metadata_in_folders_that_are_no_splits(tmp_path: Path) -> None:
+    for label in ("train", "car"):
+        fill(tmp_path, f"{label}/1.png", f"{label}/2.png", f"{label}/metadata.csv")
+    assert opened(tmp_path).labels == ("car", "train")
+
+
 def test_metadata_equals_what_datasets_loads(tmp_path: Path) -> None:
     write_metadata(tmp_path / "photos/train", "jsonl")
     for name, _ in ROWS:
@@ -84,6 +122,11 @@ def test_class_folders_count_more_than_a_table_beside_them(tmp_path: Path) -> No
         ('{"path": "cat0.png"\n', "t.jsonl, line 1: .*; expected a JSON object in each line"),
         ("[1]\n", "t.jsonl, line 1: expected a JSON object"),
         ('{"path": "cat0.png", "label": "cat"}\n\n{"path": "cat1.png"}\n', "t.jsonl, line 3: nothing in column label"),
+        (
+            '{"path": "cat0.png", "label": ["cat"]}\n',
+            "t.jsonl, line 1: label is a list or an object; expected text or a",
+        ),
+        ("[" * 100_000 + "\n", "t.jsonl, line 1: .*; expected a JSON object in each line"),
     ],
 )
 def test_json_lines_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -100,7 +143,9 @@ def test_labels_that_look_like_several_are_named(tmp_path: Path) -> None:
     assert note.startswith("t: 2 labels with '|' in them are classes of their own: cat|dark, dog|dark; if it separates")
     assert note.endswith("--data.label-separator '|'")
     assert opened(tmp_path / "t.csv", label_separator="|").notes == ()
-    (tmp_path / "t.csv").write_text('path,label\n1.png,"tench, Tinca tinca"\n2.png,"goldfish, Carassius"\n')
+    (tmp_path / "t.csv").write_text(
+        'path,label\n1.png,"tench, Tinca tinca"\n2.png,"goldfish, Carassius"\n3.png,tench\n'
+    )
     assert opened(tmp_path / "t.csv").notes == ()
 
 
