@@ -6,7 +6,7 @@ reports 93.6 % top-1 for it, on the test images, after 100 epochs; but an epoch 
 utils/sampler.py) is three passes over the images. This recipe makes 280 passes, 15.5 PFLOPs (`vit explain cifar10`: 6
 times the multiplications of an image times the images).
 
-Measured: 93.24 % top-1, and 93.36 % with the average of the weights (JAX, one seed; docs/recipes.md). The batch size,
+Measured: 93.24 % top-1, and 93.36 % with the average of the weights (JAX, one seed; docs/cifar10.md). The batch size,
 warm-up, normalisation, fill of erasing and Mixup are those of main.py in that code, and like it this recipe leaves half
 of the images unmixed. Instead of AdamW at a learning rate of 0.001 it has Muon at 0.002, which learns faster, and
 RandAugment as in the configs for CIFAR-10 of SHI-Labs/Compact-Transformers, where that code has AutoAugment's policy.
@@ -15,7 +15,7 @@ initial values, gradients are clipped, and there is an average of the weights.
 
 At 48 pixels the augmentation is the same, with a low learning rate. In a run that mixed all pairs, in batches of 256 at
 32 pixels, this raised the accuracy from 92.99 % to 93.53 % (a difference of 0.54 points, 95 % interval 0.16 to 0.92;
-docs/recipes.md).
+docs/cifar10.md).
 """
 
 from vit_core import CheckpointConfig, ViTConfig
