@@ -83,7 +83,7 @@ def test_an_averaged_model_of_transformers(tmp_path: Path) -> None:
 
 
 def test_a_head_is_not_joined_to_the_average_of_a_backbone(tmp_path: Path) -> None:
-    """Of a mean teacher's module: the classifier beside both is trained on the first."""
+    """In a mean teacher's module, the one classifier is trained with the student."""
     model = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("backbone", "fc")))
     state = {**model.state_dict(), **prefixed("backbone_ema.", vit(1, num_classes=0).state_dict())}
     assert_is(open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS), model)
@@ -91,7 +91,7 @@ def test_a_head_is_not_joined_to_the_average_of_a_backbone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("average", ["teacher", "model_ema", "student_teacher.teacher"])
 def test_a_head_that_may_be_another_models_is_left_out(average: str, tmp_path: Path) -> None:
-    """Of a module with a student, its average and one classifier, no array shows on which it was trained."""
+    """If a file has a student, its average and one classifier, no array shows which of the two it was trained with."""
     model = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("net", "fc")))
     state = {**model.state_dict(), **prefixed(f"{average}.", vit(1, num_classes=0).state_dict())}
     found = open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS)

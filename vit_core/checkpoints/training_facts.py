@@ -32,7 +32,7 @@ _ASSUMED = {
 }
 """Field that arrays do not show -> names that scripts give it; an image size first, without which some do not open."""
 _OF_MANY_MODELS = ("activation", "norm_epsilon")
-"""Of these, fields that configurations of language models have too: not taken from beside sizes of another model."""
+"""Fields that configurations of language models have too: ignored where the sizes beside them are another model's."""
 _SHOWN = {
     "patch_size": ("patch_size",),
     "channels": ("in_chans", "in_channels", "num_channels"),
