@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from vit_cli.console import say
 from vit_cli.option_types import AS_RECORDED, OptionalPlace, ReadingOptions
@@ -16,6 +18,8 @@ from vit_train.config import Data
 if TYPE_CHECKING:
     from vit_train.data.sources import Split
 
+EveryField = Annotated[bool, Parameter(name="--all", negative=())]
+
 
 @recipe_command
 def explain(
@@ -28,12 +32,14 @@ def explain(
     reading: ReadingOptions = AS_RECORDED,
     model: Variant | None = None,
     epochs: Epochs | None = None,
+    every_field: EveryField = False,
 ) -> int:
     """Show what a recipe will do, without training.
 
-    Prints the resolved config with the values that are fitted to the training images, the learning-rate schedule, the
-    parameter groups, and the FLOPs. Without --data, and without images on this machine, the recipe's own values are
-    printed. Every field of the recipe is an option: `vit explain RECIPE --help` lists them.
+    Prints the fields of the resolved config that differ from their defaults, with the values that are fitted to the
+    training images, the learning-rate schedule, the parameter groups, and the FLOPs. Without --data, and without images
+    on this machine, the recipe's own values are printed. Every field of the recipe is an option: `vit explain RECIPE
+    --help` lists them.
 
     Examples:
         vit explain folder --data ./photos
@@ -48,6 +54,7 @@ def explain(
         reading: How the checkpoint is opened.
         model: A published architecture, such as B/16 (see `vit pretrain --help`).
         epochs: Length of the run in passes over the training images, instead of --steps.
+        every_field: Also print the fields that have their default values.
     """
     stage = stage or ("pretrain" if init is None else "finetune")
     wish = Wish(recipe, stage, changes, model, epochs)
@@ -61,7 +68,8 @@ def explain(
     config = wish.unfitted() if training is None else wish.fitted(training)
     for note in () if training is None else training.notes:
         say(note)
-    print_recipe(f"{recipe}: {stage} {init or ''}".rstrip(), config, None if training is None else len(training))
+    title = f"{recipe}: {stage} {init or ''}".rstrip()
+    print_recipe(title, config, None if training is None else len(training), every_field)
     return 0
 
 

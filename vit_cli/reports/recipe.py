@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from vit_cli.console import say, table
 from vit_cli.field_options import value_text
 from vit_core.parameters import Parameter, spans
-from vit_train.config import TrainConfig, flatten
+from vit_train.config import TrainConfig, changed_fields, flatten
+
+ALWAYS_SHOWN = ("optimizer.name", "schedule.name", "loss", "seed")
+"""Fields that readers of a recipe look for, whether or not they have their default values."""
 
 
-def print_recipe(title: str, config: TrainConfig, examples: int | None = None) -> None:
+def print_recipe(title: str, config: TrainConfig, examples: int | None = None, every_field: bool = False) -> None:
     """Prints the resolved config, the schedule, the parameter groups, tokens and FLOPs.
 
     examples: number of training examples, from which epochs are computed; None if it is not known.
+    every_field: print also the fields that have their default values.
     """
     config = config.replace(optimizer=config.optimizer.resolved())
-    fields = ((name, value_text(value)) for name, value in flatten(config.model_dump()).items())
-    table(title, ("field", "value"), fields)
+    fields = {name: value_text(value) for name, value in flatten(config.model_dump()).items()}
+    chosen = {*changed_fields(config), *ALWAYS_SHOWN}
+    shown = [name for name in fields if every_field or name in chosen]
+    table(title, ("field", "value"), ((name, fields[name]) for name in shown))
+    if len(shown) < len(fields):
+        say(f"{len(fields) - len(shown)} other fields have their default values; --all prints them too")
     steps = sorted({0, *milestones(config), config.steps - 1})
     rates = [(step + 1, f"{config.learning_rate(step):.3e}", epochs(config, step + 1, examples)) for step in steps]
     table("schedule", ("step", "learning rate", "epochs"), rates)
@@ -47,7 +55,7 @@ def _print_groups(config: TrainConfig) -> None:
         )
         for group in groups(config)
     )
-    columns = ("parameters of", "decayed", "tensors", "values", "peak learning rate", "weight decay of a step")
+    columns = ("parameters of", "decayed", "tensors", "values", "peak rate", "decay a step")
     table("parameter groups", columns, rows)
 
 

@@ -135,7 +135,7 @@ def test_pretraining_from_a_checkpoint_is_explained(vit: Vit, refused: Vit, phot
     for field, value in (("model.width", MODEL.width), ("model.num_classes", 0), ("mae.mask_ratio", 0.75)):
         assert re.search(rf"^ {field} +{value} $", printed, re.M), field
     assert "photos: no split 'validation'" in refused(*words, "--data", photos)
-    printed = vit(*words, "--data.eval-split", "none")
+    printed = vit(*words, "--data.eval-split", "none", "--all")
     assert re.search(r"^ mae.mask_ratio +0.0 $", printed, re.M)
     assert "--stage finetune: name the checkpoint" in refused("explain", "digits", "--stage", "finetune")
 

@@ -2,18 +2,19 @@
 
 import json
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vit_cli.field_options import FieldOption, options_of
+from vit_cli.field_options import FieldOption, options_of, value_text
 from vit_cli.recipe_options import changed, join_values
 from vit_cli.tests.printed import Vit
 from vit_core import CheckpointConfig, variant
 from vit_core.errors import InputError
 from vit_train import recipes
-from vit_train.config import TrainConfig
+from vit_train.config import TrainConfig, flatten
 
 OPTIONS: dict[str, FieldOption] = {option.name: option for option in options_of(TrainConfig)}
 
@@ -90,8 +91,6 @@ def test_every_field_has_an_option_with_an_explanation() -> None:
 
 def test_every_value_of_every_recipe_can_be_typed() -> None:
     """Each value as text gives the value again."""
-    from vit_cli.field_options import value_text
-
     for name in recipes.names():
         recipe, init = recipes.open_recipe(name), CheckpointConfig(model=variant("B/8", 224, 1000))
         stage = "pretrain" if recipe.has("pretrain") else "finetune"
@@ -131,7 +130,7 @@ def test_options_may_stand_before_the_recipe(vit: Vit, recipe: str) -> None:
     """Whatever number of words their values have; underscores are hyphens, and the last value of an option holds."""
     words = ["--optimizer.frozen", "patch_embed.*", "cls_token", "--steps", "9", "--model.image_size", "16", "8"]
     words += ["--augmentation.crop-area", "none", "--no-scan", "--optimizer.weight-decay=0.1", "--mesh.data", "-1"]
-    out = vit("explain", *words, recipe, "--steps", "10", "--optimizer.clip-norm", "None", "--keep-every", "2")
+    out = vit("explain", "--all", *words, recipe, "--steps", "10", "--optimizer.clip-norm", "None", "--keep-every", "2")
     fields = dict(re.findall(r"^ (\S+) +(.*?) *$", out, re.M))
     assert fields["optimizer.frozen"] == "patch_embed.* cls_token"
     assert fields["steps"] == "10"
@@ -143,9 +142,29 @@ def test_options_may_stand_before_the_recipe(vit: Vit, recipe: str) -> None:
     assert fields["mesh.data"] == "-1"
 
 
+def test_explain_leaves_out_default_values(vit: Vit, recipe: str) -> None:
+    """What it prints is enough to make the whole config."""
+
+    def fields(*words: str) -> dict[str, str]:
+        printed = vit("explain", recipe, "--lora.rank", "4", "--ema", "0.9", *words)
+        return dict(re.findall(r"^ (\S+) +(.*?) *$", printed.partition("schedule\n")[0], re.M))
+
+    short, every = fields(), fields("--all")
+    assert {name: short[name] for name in ("lora.rank", "ema", "seed")} == {"lora.rank": "4", "ema": "0.9", "seed": "0"}
+    assert "lora.alpha" not in short
+    config: dict[str, Any] = {}
+    for option in OPTIONS.values():
+        *sections, name = option.path
+        if (printed := short.get(".".join(option.path))) is not None:
+            section = reduce(lambda inner, part: inner.setdefault(part, {}), sections, config)
+            section[name] = printed == "true" if option.is_flag else option.parse(printed.split())
+    made = flatten(TrainConfig(**config).model_dump())
+    assert {name: value_text(value) for name, value in made.items() if every[name] != value_text(value)} == {}
+
+
 def test_printed_values_can_be_typed(vit: Vit, recipe: str) -> None:
     """Every value that `vit explain` prints, as the value of its option."""
-    printed = vit("explain", recipe)
+    printed = vit("explain", recipe, "--all")
     fields = re.findall(r"^ (\S+) +(.*?) *$", printed.partition("schedule\n")[0], re.M)
     words = []
     for option in options_of(TrainConfig):
@@ -154,7 +173,7 @@ def test_printed_values_can_be_typed(vit: Vit, recipe: str) -> None:
             words += {"true": [option.name], "false": [option.negative], "none": []}[value]
         else:
             words += [option.name, *value.split()]
-    assert vit("explain", *words, recipe) == printed
+    assert vit("explain", *words, recipe, "--all") == printed
 
 
 def test_framework_before_the_recipe(vit: Vit, recipe: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from vit_train.config.data import Augmentation, Data, RandAugment
 from vit_train.config.distillation import Distillation
 from vit_train.config.evaluation import EvaluationOptions, Loss
-from vit_train.config.fields import field_value, flatten, leaf_fields, with_fields
+from vit_train.config.fields import changed_fields, field_value, flatten, leaf_fields, with_fields
 from vit_train.config.mesh import Mesh
 from vit_train.config.optimization import (
     FACTORED_FROM,
@@ -31,6 +31,7 @@ __all__ = [
     "RandAugment",
     "Schedule",
     "TrainConfig",
+    "changed_fields",
     "field_value",
     "flatten",
     "leaf_fields",

@@ -23,6 +23,16 @@ def field_value(schema: Schema, name: str) -> Any:
     return reduce(getattr, name.split("."), schema)
 
 
+def changed_fields(schema: Schema, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields that have another value than their default, and of those that have no default."""
+    values = dict(schema)
+    for name, field in type(schema).model_fields.items():
+        if isinstance(values[name], Schema):
+            yield from changed_fields(values[name], f"{prefix}{name}.")
+        elif field.is_required() or values[name] != field.get_default(call_default_factory=True, validated_data=values):
+            yield f"{prefix}{name}"
+
+
 def with_fields(schema: Config, values: Mapping[str, Any]) -> Config:
     """A copy with other values of some fields, by dotted name. InputError for a name that is no field."""
     changes: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
