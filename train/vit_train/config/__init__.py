@@ -13,7 +13,8 @@ from vit_train.config.optimization import (
     Optimizer,
     Schedule,
 )
-from vit_train.config.run_config import Continued, TrainConfig
+from vit_train.config.run_config import TrainConfig
+from vit_train.config.run_fields import Continued
 
 __all__ = [
     "FACTORED_FROM",
