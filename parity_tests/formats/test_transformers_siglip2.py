@@ -6,6 +6,7 @@ float64's. Images are no single patch wide, for which torch resamples wrongly (t
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from vit_core import Checkpoint, ViTConfig, open_checkpoint, parity, save_checkp
 from vit_core.errors import InputError
 from vit_core.naflex import collate
 from vit_core.preprocess import Preprocessing, load_image
-from vit_torch.references.interface import Float64
+from vit_torch.references.interface import in_float64
 
 MODEL = ViTConfig(
     image_size=16, patch_size=4, width=32, depth=2, heads=4, mlp_dim=48, num_classes=0, class_token=False, pooling="map"
@@ -51,8 +52,9 @@ def any_aspect(kind: str, **changes: Any) -> Checkpoint:
 
 
 @pytest.fixture(autouse=True)
-def float64_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling_siglip2, "torch", Float64("torch"))
+def float64_positions() -> Iterator[None]:
+    with in_float64(modeling_siglip2):
+        yield
 
 
 def theirs_of(folder: Path) -> tuple[Any, np.ndarray]:

@@ -1,10 +1,12 @@
 """What the adapters in this package share: their result, loading a state dict, pooling tokens, float64 throughout."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,14 +22,24 @@ class NotInstalled(InputError):
     """The library that a format belongs to is not installed."""
 
 
-class Float64(ModuleType):
-    """torch, but for its float32: what stands for torch in a library's module whose code names float32 whatever the
-    type of the model."""
+class _Float64(ModuleType):
+    """torch, except that its float32 is float64."""
 
     float32 = torch.float64
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
+
+
+@contextmanager
+def in_float64(*modules: ModuleType) -> Iterator[None]:
+    """Within it, code of a library that names float32 computes in float64: `torch.float32` in these modules, and
+    `x.float()` of any tensor."""
+    with ExitStack() as patched:
+        patched.enter_context(patch.object(Tensor, "float", Tensor.double))
+        for module in modules:
+            patched.enter_context(patch.object(module, "torch", _Float64("torch")))
+        yield
 
 
 def load_state_dict(path: Path, build: Callable[[], Any], prefix: str = "") -> Any:

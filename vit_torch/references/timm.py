@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vit_core.checkpoints.formats.timm.create_model import architecture, model_args
 from vit_core.checkpoints.formats.timm.eva import is_eva
 from vit_core.config import ViTConfig
-from vit_torch.references.interface import Float64, Reference, load_state_dict
+from vit_torch.references.interface import Reference, in_float64, load_state_dict
 
 LIBRARY = "timm"
 
@@ -48,11 +48,9 @@ def float64_angles(model: nn.Module) -> Iterator[None]:
     relative = importlib.import_module("timm.layers.pos_embed_rel")
     dinov3, double = module.RotaryEmbeddingDinoV3, {"dtype": torch.float64}
     with (
-        patch.object(module, "torch", Float64("torch")),
-        patch.object(relative, "torch", Float64("torch")),
+        in_float64(module, relative),
         patch.object(module, "_build_grid", partial(module._build_grid, **double)),
         patch.object(dinov3, "_compute_periods", partialmethod(dinov3._compute_periods, **double)),
-        patch.object(Tensor, "float", lambda x: x.double()),
     ):
         modules: list[Any] = list(model.modules())
         for one in modules:

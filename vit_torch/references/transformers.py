@@ -6,7 +6,6 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_torch.references.interface import Float64, Reference, pool_tokens
+from vit_torch.references.interface import Reference, in_float64, pool_tokens
 
 LIBRARY = "transformers"
 
@@ -69,7 +68,7 @@ def _of_patches(opened: Any, x_BCHW: Tensor, patch_size: tuple[int, int]) -> Any
     patches_BNP = x_BChPwQ.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, P * Q * C)
     mask_BN = torch.ones(patches_BNP.shape[:2], dtype=torch.int32)
     grids_B2 = torch.tensor([[H // P, W // Q]] * B)
-    with patch.object(module, "torch", Float64("torch")):
+    with in_float64(module):
         result = opened(
             nn.functional.pad(patches_BNP, (0, 0, 0, _PADDING), value=1.0),
             pixel_attention_mask=nn.functional.pad(mask_BN, (0, _PADDING)),
