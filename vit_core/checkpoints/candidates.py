@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.containers import MODULES
+from vit_core.checkpoints.module_facts import module_facts
 from vit_core.errors import InputError, abbreviate, one_line, unknown_name
 
 _WRAPPER_PARTS = r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
 """Parts of names that a wrapping module adds."""
+_WRAPPED = rf"(?:(?<=^)|(?<=\.)){_WRAPPER_PARTS}\."
 _OPTIMIZER_PARTS = frozenset(
     ("mu", "nu", "m", "v", "trace", "momentum", "exp_avg", "exp_avg_sq", "grad_ema", "grad_sq_ema", "opt_state")
     + ("param_states", "optimizer", "optimizer_states")
@@ -162,15 +165,21 @@ def modules_of(arrays: Iterable[str], prefix: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name[:60] for name in modules))
 
 
-def facts_beside(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The values in the tree that are not arrays, on the way to a model: `{"arch": ..., "args": ...}`."""
+def facts_beside(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
+    """The values in the tree that are not arrays, on the way to a model: `{"arch": ..., "args": ...}`; of pickled
+    modules those of the model itself."""
     facts: dict[str, Any] = {}
     level: Any = tree
-    for key in (*keys, None):
+    for key in (*chosen.keys, None):
         if not isinstance(level, Mapping):
             break
         facts |= {name: value for name, value in level.items() if not isinstance(value, LazyArray) and name != key}
         level = level.get(key) if key is not None else None
+    attributes = facts.pop(MODULES, None)
+    if isinstance(attributes, Mapping):
+        names = {re.sub(_WRAPPED, "", name): value for name, value in attributes.items()}
+        own = {name.removeprefix(chosen.prefix): x for name, x in names.items() if name.startswith(chosen.prefix)}
+        facts[MODULES] = module_facts(own)
     return facts
 
 
@@ -223,7 +232,7 @@ def _boxed(tree: Mapping[str, Any]) -> LazyArray | None:
 def _without_wrappers(arrays: Mapping[str, LazyArray]) -> tuple[dict[str, LazyArray], tuple[str, ...]]:
     """The arrays without the parts of their names that wrapping modules added, and those parts; as they are where two
     names would become one."""
-    stripped = {re.sub(rf"(?:(?<=^)|(?<=\.)){_WRAPPER_PARTS}\.", "", name): array for name, array in arrays.items()}
+    stripped = {re.sub(_WRAPPED, "", name): array for name, array in arrays.items()}
     if len(stripped) < len(arrays) or stripped.keys() == arrays.keys():
         return dict(arrays), ()
     parts = {part for name in arrays for part in name.split(".") if re.fullmatch(_WRAPPER_PARTS, part)}

@@ -56,6 +56,9 @@ _OF_FOLDERS = tuple(
     f"{name}{end}" for name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") for end in ("", ".index.json")
 )
 """Names of files of weights to which a config.json beside them belongs."""
+_KEYS_OF_LIBRARIES = ("model_type", "architectures", "architecture", "model_args", "pretrained_cfg")
+"""What config.json has of transformers' and timm's models; without them it states the arguments of a class of the user's
+own, as huggingface_hub's PyTorchModelHubMixin writes them."""
 _SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
 """Name of one of several files of a checkpoint; trainers call whole ones so too, by the number of epochs."""
 _LONGEST_JSON = 2**24
@@ -169,7 +172,11 @@ def _source_of(path: Location, container: Container, part: str | None) -> Source
     open_clip_config = _read_open_clip_config(path, container)
     if open_clip_config and container.path.name.startswith("open_clip"):
         config = preprocessor = {}  # they belong to other weights in the folder
-    source = Source(path, container.arrays, config, preprocessor, open_clip_config, notes=tuple(notes))
+    of_library = not config.keys().isdisjoint(_KEYS_OF_LIBRARIES)
+    facts = {} if of_library or not config else {CONFIG: config}
+    source = Source(
+        path, container.arrays, {} if facts else config, preprocessor, open_clip_config, facts, notes=tuple(notes)
+    )
     return find_source(container, part, source)
 
 
@@ -195,7 +202,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     return dataclasses.replace(
         source,
         arrays=arrays,
-        facts={**container.metadata, **facts_beside(container.tree, chosen.keys)},
+        facts={**source.facts, **container.metadata, **facts_beside(container.tree, chosen)},
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=beside,

@@ -70,7 +70,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     mappings = list(stated_mappings(source.facts))
     facts = list(_facts(mappings))
     reading, failure = _attempt(read, source, fields)
-    assumed = {one.field for one in reading.assumptions} if reading else set(_ASSUMED)
+    assumed = {one.field for one in reading.assumptions} | reading.by_name if reading else set(_ASSUMED)
     taken: dict[str, Any] = {}
     notes, used = list[str](), set[str]()
     about_it = ((path, values) for path, values in mappings if reading is None or _is_about(values, reading))

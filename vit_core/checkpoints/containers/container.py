@@ -13,6 +13,8 @@ from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.errors import InputError, one_line
 from vit_core.storage import Location
 
+MODULES = "attributes of modules"
+"""The key of a pickled torch.nn.Module's settings, in the mapping of its arrays."""
 _MOST_NAME_CHARACTERS = 2**26
 _MOST_PARTS = 64
 

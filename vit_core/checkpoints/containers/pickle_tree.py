@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_core.arrays import LazyArray
-from vit_core.checkpoints.containers.container import StandIn
+from vit_core.checkpoints.containers.container import MODULES, StandIn
 from vit_core.checkpoints.containers.pickle_arrays import NumpyArray, NumpyType
 from vit_core.checkpoints.containers.pickle_objects import Storage, UnreadTensor
 from vit_core.checkpoints.containers.pickle_reader import Global, Instance
@@ -156,7 +156,7 @@ class PlainTree:
             return self._converted(state, keys)
         self._kinds.setdefault(kind)
         if isinstance(state.get("_parameters"), dict) and isinstance(state.get("_modules"), dict):
-            return self._module(state, keys)
+            return self._module(kind, state, keys)
         if value.entries:
             return self._converted(value.entries, keys)
         if kind in _ARE_MAPPINGS:
@@ -166,23 +166,30 @@ class PlainTree:
             return self._converted(value.elements, keys)
         return self._object(value, state, keys)
 
-    def _module(self, state: Mapping[str, Any], keys: tuple[str, ...]) -> _Plain:
-        """What the `state_dict` of a pickled torch.nn.Module has, under the same names."""
+    def _module(self, kind: str, state: Mapping[str, Any], keys: tuple[str, ...]) -> _Plain:
+        """What the `state_dict` of a pickled torch.nn.Module has, under the same names; and under MODULES the classes
+        and settings of its modules, likewise with the names joined ("blocks.0.attn.num_heads")."""
         buffers, temporary = state.get("_buffers"), state.get("_non_persistent_buffers_set")
         groups = (state["_parameters"], buffers if isinstance(buffers, dict) else {}, state["_modules"])
         skipped = temporary if isinstance(temporary, list) else []
-        self._count_copied(sum(map(len, groups)) + len(skipped))
+        self._count_copied(sum(map(len, groups)) + len(skipped) + len(state))
         names = {name for name in skipped if isinstance(name, str)}
         members = {k: v for group in groups for k, v in group.items() if v is not None and k not in names}
         nested = self._mapping(members, keys)
         if nested.size > _MOST_VALUES or not isinstance(nested.value, Mapping):
             return nested
-        self._count_copied(nested.size)
-        names_joined: dict[str, Any] = {}
+        own = {name: value for name, value in state.items() if _is_setting(name, value)}
+        settings = self._mapping({"class": kind, **own}, keys)
+        self._count_copied(nested.size + settings.size)
+        names_joined, settings_joined = dict[str, Any](), dict(settings.value)
         for name, value in nested.value.items():  # a module in this one already has the names joined
             inner = value.items() if isinstance(value, Mapping) else [("", value)]
-            names_joined |= {f"{name}.{rest}".removesuffix("."): x for rest, x in inner}
-        return nested._replace(value=names_joined)
+            names_joined |= {f"{name}.{rest}".removesuffix("."): x for rest, x in inner if rest != MODULES}
+            of_inner = value.get(MODULES) if isinstance(value, Mapping) else None
+            if isinstance(of_inner, Mapping):
+                settings_joined |= {f"{name}.{rest}": x for rest, x in of_inner.items()}
+        size, height = nested.size + settings.size, max(nested.height, settings.height + 1)
+        return _Plain({**names_joined, MODULES: settings_joined}, size, height, nested.has_arrays)
 
     def _count_copied(self, members: int) -> None:
         self._copied += members
@@ -212,6 +219,14 @@ class PlainTree:
         assert tensor.shape is not None
         message = f"{self._path}: {_name(keys)} has shape {list(tensor.shape)}, {tensor.reason}"
         return _Plain(LazyArray(tensor.shape, tensor.dtype, partial(_refuse, message)), 1, 0, True)
+
+
+def _is_setting(name: object, value: object) -> bool:
+    """Whether an attribute of a module is a plain value that its constructor was given, or a configuration."""
+    if not isinstance(name, str) or name.startswith("_"):
+        return False
+    is_size = isinstance(value, tuple) and len(value) <= 3 and all(isinstance(side, int) for side in value)
+    return is_size or isinstance(value, str | int | float) or (name == "config" and isinstance(value, dict | Instance))
 
 
 def _refuse(message: str) -> np.ndarray:

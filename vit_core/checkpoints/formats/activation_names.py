@@ -3,8 +3,19 @@
 from typing import Any
 
 _OURS = {
-    **dict.fromkeys(("gelu", "exactgelu"), "gelu"),
-    **dict.fromkeys(("gelutanh", "gelunew", "gelupytorchtanh", "pytorchgelutanh", "gelufast"), "gelu_tanh"),
+    **dict.fromkeys(("gelu", "exactgelu", "geluactivation"), "gelu"),
+    **dict.fromkeys(
+        (
+            "gelutanh",
+            "gelunew",
+            "gelupytorchtanh",
+            "pytorchgelutanh",
+            "gelufast",
+            "newgeluactivation",
+            "fastgeluactivation",
+        ),
+        "gelu_tanh",
+    ),
     **dict.fromkeys(("quickgelu", "quickgeluactivation"), "quick_gelu"),
     **dict.fromkeys(("silu", "swish"), "silu"),
 }

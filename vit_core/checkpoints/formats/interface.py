@@ -84,6 +84,8 @@ class Reading:
     """Names of the facts, and of modules with a separate head, that the reading uses in addition to the model."""
     decoder: DecoderReading | None = None
     """The decoder of a masked autoencoder, if the file has one. A decoder that does not fit is left out."""
+    by_name: frozenset[str] = frozenset()
+    """Those of `stated` that only the name of an architecture gives: a value of their own in the file precedes it."""
 
 
 @dataclass(frozen=True)

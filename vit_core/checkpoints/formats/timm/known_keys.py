@@ -72,7 +72,8 @@ OTHER_SCRIPTS = _words("""
     num_workers output_dir repeated_aug src teacher_model teacher_path train_mode unscale_lr
     _class_path _instantiator accelerator backbone data_root data_module devices learning_rate
     lr_scheduler max_epochs max_steps num_epochs optimizer precision scheduler warmup warmup_steps
-    arch architecture backbone_name image_size label_smoothing loss model_name name timm_model weights
+    arch architecture backbone_name global_pool heads image_size label_smoothing
+    layer_norm_eps loss model_name n_heads name norm_eps num_heads pool pooling timm_model weights
 """)
 """Options of DeiT's and MAE's scripts, and hyper-parameters that people give Lightning modules for training."""
 

@@ -92,7 +92,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
         raise InputError(f"{where}: timm's attention pooling has SiLU beside SwiGLU, which ViTConfig cannot express")
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
     notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
-    said = frozenset(stated) | (_BY_ARCHITECTURE if "architecture" in config else frozenset())
+    by_name = _BY_ARCHITECTURE - stated.keys() if "architecture" in config else frozenset[str]()
+    said = frozenset(stated) | by_name
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions agree with it
         said |= {"image_size"}
     if (
@@ -110,6 +111,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
         notes=(*notes, *more),
         assumptions=tuple(assumed),
         stated=said,
+        by_name=by_name,
         used=used | train_args.used_facts(source),
     )
 

@@ -1,0 +1,122 @@
+"""Settings that no array shows, in the attributes of pickled modules, and in a config.json of the user's own class.
+
+The references are the classes of timm, torchvision, transformers and open_clip, with heads, epsilon, activation and
+pooling that no rule guesses.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.layers import GELUTanh, QuickGELU
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torchvision.models import VisionTransformer as TorchvisionViT
+from transformers import ViTConfig, ViTForImageClassification
+
+from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from vit_core import parity
+from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.module_facts import module_facts
+
+OBLONG: dict[str, Any] = {"img_size": (8, 32), "num_heads": 3, "global_pool": "avg", "fc_norm": False}
+SIZES: dict[str, Any] = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_classes": 5}
+LAYERS: dict[str, Any] = {"act_layer": QuickGELU, "norm_layer": partial(nn.LayerNorm, eps=1e-2)}
+SHOWN = {"heads", "pooling", "activation", "norm_epsilon", "image_size"}
+
+
+def timm_model(seed: int = 0, **options: Any) -> nn.Module:
+    return randomized(VisionTransformer(**{**SIZES, **OBLONG, **LAYERS, **options}), seed)
+
+
+def assert_same(found: Checkpoint, model: nn.Module, *, shown: set[str] = SHOWN) -> None:
+    with torch.no_grad():
+        expected = model(nchw(images(found.config.model)))
+    assert apart(found, getattr(expected, "logits", expected)) <= parity.FLOAT64_BOUND
+    assert not shown & set(assumed(found))
+
+
+@pytest.mark.parametrize("case", ["alone", "in a dictionary", "data parallel", "before PyTorch 1.6", "in a wrapper"])
+def test_a_model_of_timm(case: str, tmp_path: Path) -> None:
+    model = timm_model()
+    wrapper = nn.Module()
+    wrapper.add_module("backbone", model)
+    wrapper.add_module("decoder", nn.MultiheadAttention(24, 6))
+    saved: dict[str, Any] = {"alone": model, "data parallel": nn.DataParallel(model), "in a wrapper": wrapper}
+    is_new = case != "before PyTorch 1.6"
+    torch.save(saved.get(case, {"net": model}), tmp_path / "x.pt", _use_new_zipfile_serialization=is_new)
+    found = opened(tmp_path / "x.pt")
+    assert_same(found, model)
+    assert "heads=3: stated by attributes of modules: num_heads" in found.notes
+
+
+def test_two_models_in_a_file_have_their_own_settings(tmp_path: Path) -> None:
+    trained, average = timm_model(1), timm_model(2, num_heads=6, act_layer=GELUTanh)
+    torch.save({"model": trained, "model_ema": average}, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), average)
+
+
+def test_a_model_of_torchvision(tmp_path: Path) -> None:
+    sizes = {"image_size": 8, "patch_size": 4, "num_layers": 2, "hidden_dim": 24, "mlp_dim": 40}
+    model = randomized(TorchvisionViT(num_heads=3, num_classes=5, **sizes))
+    torch.save(model, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), model, shown={"heads"})
+
+
+def test_a_model_of_transformers(tmp_path: Path) -> None:
+    names = {0: "ant", 1: "bee", 2: "cat"}
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "hidden_size": 24, "num_hidden_layers": 2}
+    config = ViTConfig(
+        **sizes, intermediate_size=40, num_attention_heads=3, layer_norm_eps=1e-2, hidden_act="gelu_new", id2label=names
+    )
+    model = randomized(ViTForImageClassification(config))
+    model.set_attn_implementation("sdpa")  # eager attention casts to float32
+    torch.save(model, tmp_path / "x.pt")
+    found = opened(tmp_path / "x.pt")
+    assert_same(found, model, shown={"heads", "activation", "norm_epsilon"})
+    assert found.config.labels == tuple(names.values())
+
+
+def test_a_model_of_open_clip(tmp_path: Path) -> None:
+    vision = {"image_size": 8, "patch_size": 4, "width": 24, "layers": 2, "head_width": 8}
+    text = {"context_length": 4, "vocab_size": 8, "width": 24, "heads": 1, "layers": 1}
+    model = randomized(open_clip.CLIP(8, vision, text, quick_gelu=True))
+    torch.save(model, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), model.visual, shown={"heads", "activation", "norm_epsilon"})
+
+
+def test_settings_in_which_layers_differ() -> None:
+    heads = {f"blocks.{i}.attn.num_heads": 2 + i for i in range(2)}
+    of_pooling = {"attn_pool.num_heads": 8, "attn_pool.mlp.act.class": "torch.nn.modules.activation.ReLU"}
+    activation = {"blocks.0.mlp.act.class": "torch.nn.modules.activation.GELU", "blocks.0.mlp.act.approximate": "tanh"}
+    found = module_facts({**heads, **of_pooling, **activation, "blocks.0.norm1.eps": 1e-3, "norm.eps": 1e-5})
+    assert found == {"act_layer": "gelu_tanh", "norm_eps": 1e-3}
+
+
+def test_the_config_of_a_class_of_ones_own(tmp_path: Path) -> None:
+    """As huggingface_hub's PyTorchModelHubMixin writes it: the arguments of the class."""
+    model = timm_model(act_layer=nn.GELU, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    save_file({f"net.{name}": x for name, x in model.state_dict().items()}, tmp_path / "model.safetensors")
+    stated = {"img_size": [8, 32], "num_heads": 3, "global_pool": "avg", "classes": ["ant", "bee", "cat", "dog", "elk"]}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    found = opened(tmp_path)
+    assert_same(found, model, shown={"heads", "pooling", "image_size"})
+    assert found.config.labels == tuple(stated["classes"])
+    assert "heads=3: stated by config.json: num_heads" in found.notes
+
+
+def test_a_value_precedes_that_of_the_architecture(tmp_path: Path) -> None:
+    """The name alone says a class token and 1e-6."""
+    model = timm_model(act_layer=nn.GELU)
+    stated = {"model_name": "vit_tiny_patch16_224", "global_pool": "avg", "norm_eps": 1e-2, "num_heads": 3}
+    torch.save(
+        {"state_dict": model.state_dict(), "hyper_parameters": {**stated, "img_size": (8, 32)}}, tmp_path / "x.ckpt"
+    )
+    found = opened(tmp_path / "x.ckpt")
+    assert_same(found, model)
+    assert not any("unknown here" in note for note in found.notes)
