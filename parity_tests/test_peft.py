@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as torch_load_file
 
 import vit_jax
 import vit_torch
@@ -100,6 +101,24 @@ def test_what_peft_trains_over_timm_opens_here(tmp_path: Path) -> None:
         assert parity.difference(found, expected)[1] <= parity.FLOAT64_BOUND
 
 
+def test_adapters_beside_the_weights_of_their_base(tmp_path: Path) -> None:
+    """The weights alone open, with a note; --base applies the adapters, which may be pickled."""
+    base, arrays = written(tmp_path, MODEL, LORA)
+    folder = tmp_path / "adapter"
+    torch.save({name: torch.from_numpy(x.copy()) for name, x in base.arrays.items()}, folder / "pytorch_model.bin")
+    weights, step = folder / "pytorch_model.bin", f"--base {folder / 'pytorch_model.bin'} applies them"
+    note = f"left out: the adapters of {ADAPTER_CONFIG}, which is beside the weights; {step}"
+    (folder / "config.json").unlink()
+    torch.save(torch_load_file(folder / ADAPTER_WEIGHTS), folder / "adapter_model.bin")
+    (folder / ADAPTER_WEIGHTS).unlink()
+    found = open_checkpoint(folder)
+    assert note in found.notes
+    np.testing.assert_array_equal(found.arrays["blocks.0.attn.qkv.weight"], base.arrays["blocks.0.attn.qkv.weight"])
+    merged = open_checkpoint(folder, base=open_checkpoint(weights, fields={"heads": MODEL.heads}))
+    for name, array in merged_arrays(arrays, MODEL, LORA).items():
+        np.testing.assert_array_equal(merged.arrays[name], array, err_msg=name)
+
+
 def edit(folder: Path, **fields: Any) -> None:
     file = folder / ADAPTER_CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
@@ -123,7 +142,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     edit(adapter, base_model_name_or_path=str(adapter))
     refused("has this one as its base")
     edit(adapter, use_dora=True)
-    refused("use_dora: not read; merge it in peft", base=base)
+    refused("use_dora: not read; merge it into its base in peft", base=base)
     edit(adapter, use_dora=False, init_lora_weights="pissa_niter_4")
     refused("'pissa_niter_4' also changes the base; save plain LoRA in peft", base=base)
     edit(adapter, init_lora_weights=True)
@@ -150,7 +169,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("holds no adapters", base=base)
     save_file(whole, adapter / ADAPTER_WEIGHTS)
     edit(adapter, peft_type="IA3")
-    refused("peft_type is 'IA3'; only LORA is read", base=base)
+    refused(r"peft_type is 'IA3'; only LORA is read; merge it into its base in peft \(merge_and_unload\)", base=base)
     (adapter / ADAPTER_CONFIG).write_text("{")
     refused("JSON", base=base)
 

@@ -21,7 +21,8 @@ import numpy as np
 from vit_core.arrays import LazyArrays, as_dtype
 from vit_core.checkpoints.adapter_names import CLASSIFIER, Place, places_in, without_text_tower
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig, weights_digest
-from vit_core.checkpoints.containers import open_safetensors, readable, write_safetensors
+from vit_core.checkpoints.containers import open_container, open_safetensors, readable, write_safetensors
+from vit_core.checkpoints.containers.folders import WEIGHTS
 from vit_core.checkpoints.value_checks import with_value_checks
 from vit_core.errors import InputError, abbreviate
 from vit_core.lora import TARGETS, Lora, is_adapter, merged, pair_of
@@ -29,6 +30,9 @@ from vit_core.parameters import parameters
 from vit_core.storage import Location, staged_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, NETWORK_CONFIG = "adapter_config.json", "adapter_model.safetensors", "config.json"
+_PICKLED_WEIGHTS = "adapter_model.bin"
+"""Of peft before 0.7, or with safe_serialization=False."""
+_MERGE = "merge it into its base in peft (merge_and_unload), save the merged model, and give that"
 PREFIX = "base_model.model."
 """Prefix that peft adds to every name."""
 DIGEST = "base_digest"
@@ -81,9 +85,14 @@ class Adapters:
         return alpha / (sqrt(rank) if self.fields.get("use_rslora") else rank)
 
 
+def has_adapters(path: Location) -> bool:
+    """Whether a folder contains adapters."""
+    return path.is_dir() and (path / ADAPTER_CONFIG).is_file()
+
+
 def is_adapter_folder(path: Location) -> bool:
     """Whether a folder contains adapters and no whole checkpoint."""
-    return path.is_dir() and (path / ADAPTER_CONFIG).is_file() and not (path / "model.safetensors").exists()
+    return has_adapters(path) and not any((path / name).exists() for name in WEIGHTS)
 
 
 def write_adapters(
@@ -123,13 +132,14 @@ def read_adapters(path: Location) -> Adapters:
     compute W x + scale B A x."""
     fields = _read_fields(path / ADAPTER_CONFIG)
     if (kind := fields.get("peft_type")) != "LORA":
-        raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA is read")
+        raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {str(kind)[:40]!r}; only LORA is read; {_MERGE}")
     others = [name for name in _OTHER_FORMULAS if fields.get(name)]
     others += ["bias"] if fields.get("bias", "none") != "none" else []
     if others:
-        raise InputError(f"{path / ADAPTER_CONFIG}: {', '.join(others)}: not read; merge it in peft (merge_and_unload)")
+        raise InputError(f"{path / ADAPTER_CONFIG}: {', '.join(others)}: not read; {_MERGE}")
     _check_scales(path / ADAPTER_CONFIG, fields)
-    container = open_safetensors(path / ADAPTER_WEIGHTS)
+    pickled = (path / _PICKLED_WEIGHTS).is_file() and not (path / ADAPTER_WEIGHTS).exists()
+    container = open_container(path / _PICKLED_WEIGHTS) if pickled else open_safetensors(path / ADAPTER_WEIGHTS)
     arrays = LazyArrays({name.removeprefix(PREFIX): entry for name, entry in container.arrays.entries.items()})
     _check_axes(path / ADAPTER_WEIGHTS, arrays)
     network = None

@@ -37,8 +37,9 @@ _OTHER_AVERAGES = re.compile(
 """Other keys that say so ("swa_model", "net_ema"), chosen after those."""
 _LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
 """Keys and prefixes of distillation's student and of text towers, which are chosen after all others."""
-COUNTERS = frozenset(("n_averaged", "steps"))
-"""How many steps an averaged model has seen, beside its arrays, in torch.optim.swa_utils and in mmengine."""
+COUNTERS = re.compile(r"n_averaged|steps|(?:.*\.)?total_(?:ops|params)")
+"""How many steps an averaged model has seen, beside its arrays, in torch.optim.swa_utils and in mmengine; and the
+operations and parameters of each module that thop has counted."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,12 @@ def with_preprocessing(
     return replace(reading, config=config), [f"preprocessing: stated by {first.where}{more}", *notes], used
 
 
+def without_image_constants(arrays: LazyArrays) -> tuple[LazyArrays, dict[str, LazyArray]]:
+    """The arrays of a model, and apart the buffers by which it normalises its images itself: `mean` and `std`."""
+    names = {name for one in _of_modules(arrays) for name in one.used}
+    return arrays.select(name for name in arrays if name not in names), {name: arrays.entries[name] for name in names}
+
+
 def _of_mapping(path: tuple[str, ...], values: Mapping[Any, Any]) -> Iterator[_Stated]:
     """What a mapping states of images; a number alone, without the other one, is of something else."""
     if any(_NOT_IMAGES.search(name) for name in path):

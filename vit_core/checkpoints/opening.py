@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-from vit_core.checkpoints.adapter_folder import ADAPTER_CONFIG, apply_adapters, is_adapter_folder, read_adapters
+from vit_core.arrays import LazyArrays
+from vit_core.checkpoints.adapter_folder import (
+    ADAPTER_CONFIG,
+    apply_adapters,
+    has_adapters,
+    is_adapter_folder,
+    read_adapters,
+)
 from vit_core.checkpoints.candidates import (
     COUNTERS,
     arrays_beside,
@@ -41,6 +48,7 @@ from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, fore
 from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
+from vit_core.checkpoints.image_facts import without_image_constants
 from vit_core.checkpoints.run_folder import checkpoint_in
 from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
@@ -57,8 +65,8 @@ _OF_FOLDERS = tuple(
 )
 """Names of files of weights to which a config.json beside them belongs."""
 _KEYS_OF_LIBRARIES = ("model_type", "architectures", "architecture", "model_args", "pretrained_cfg")
-"""What config.json has of transformers' and timm's models; without them it states the arguments of a class of the user's
-own, as huggingface_hub's PyTorchModelHubMixin writes them."""
+"""What config.json has of transformers' and timm's models; without them it states the arguments of a class of the
+user's own, as huggingface_hub's PyTorchModelHubMixin writes them."""
 _SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
 """Name of one of several files of a checkpoint; trainers call whole ones so too, by the number of epochs."""
 _LONGEST_JSON = 2**24
@@ -84,7 +92,7 @@ def open_checkpoint(
     these arguments.
     """
     opened, fields = checkpoint_in(location(path)), fields or {}
-    if is_adapter_folder(opened):
+    if is_adapter_folder(opened) or (base is not None and has_adapters(opened)):
         _refuse_choices(opened, format, fields)
         return _open_adapters(opened, base)
     if base is not None and opened.exists():
@@ -196,7 +204,9 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     if not candidates:
         return dataclasses.replace(source, notes=notes)
     chosen = choose_candidate(candidates, part, source.path)
-    arrays, beside = chosen.arrays, arrays_beside(chosen, candidates)
+    arrays, constants = without_image_constants(chosen.arrays)
+    within = {f"{chosen.prefix}{name}": entry for name, entry in constants.items()}
+    beside = LazyArrays({**arrays_beside(chosen, candidates).entries, **within})
     if paddle.is_transposed(arrays):
         arrays, beside, notes = paddle.as_in_pytorch(arrays), paddle.as_in_pytorch(beside), (*notes, paddle.NOTE)
     return dataclasses.replace(
@@ -222,6 +232,9 @@ def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str
         folder, notes = path.parent, [f"config: from {CONFIG} beside the file"]
     else:
         return ({}, {}), []
+    if path.is_dir() and has_adapters(folder):
+        step = f"--base {container.path} applies them"
+        notes.append(f"left out: the adapters of {ADAPTER_CONFIG}, which is beside the weights; {step}")
     config, preprocessor = _read_json(folder / CONFIG), _read_json(folder / PREPROCESSOR_CONFIG)
     if not preprocessor:
         processor = _read_json(folder / PROCESSOR_CONFIG).get("image_processor")
@@ -335,7 +348,7 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
     left_out = [
         name
         for name in unused
-        if re.search(reading.left_out, name) or name in COUNTERS or (without_head and name in of_head)
+        if re.search(reading.left_out, name) or COUNTERS.fullmatch(name) or (without_head and name in of_head)
     ]
     if unexpected := [name for name in unused if name not in left_out]:
         advice = advice_about(unexpected) or "nothing is dropped in silence"

@@ -22,16 +22,18 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError, one_line
 from vit_core.field_text import field_text
 
+_NORMS = {"layernorm": "layer_norm", "rmsnorm": "rms_norm"}
 _POOLING = {"token": "cls", "cls": "cls", "avg": "gap", "mean": "gap", "gap": "gap", "map": "map"}
 _ASSUMED = {
     "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
     "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
     "pooling": ("global_pool", "pooling", "pool"),
     "activation": ("act_layer", "hidden_act"),
+    "norm": ("norm_layer",),
     "norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "ln_eps"),
 }
 """Field that arrays do not show -> names that scripts give it; an image size first, without which some do not open."""
-_OF_MANY_MODELS = ("activation", "norm_epsilon")
+_OF_MANY_MODELS = ("activation", "norm", "norm_epsilon")
 """Fields that configurations of language models have too: ignored where the sizes beside them are another model's."""
 _SHOWN = {
     "patch_size": ("patch_size",),
@@ -42,7 +44,10 @@ _SHOWN = {
 }
 """Field that arrays show -> names that scripts give it."""
 _ACTIVATIONS: tuple[str, ...] = get_args(ViTConfig.model_fields["activation"].annotation)
-_LABELS = ("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label")
+_LABELS = (
+    *("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label", "label2id"),
+    *("idx2label", "label2idx", "idx_to_label", "label_to_idx", "idx2class", "class2idx", "label_map"),
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,8 @@ def _value_of(field: str, said: Any) -> Any:
         return activation_named(said)
     if field == "norm_epsilon":
         return said if isinstance(said, float) and 0 < said < 1 else None
+    if field == "norm":
+        return next((norm for name, norm in _NORMS.items() if _last_part(said).startswith(name)), None)
     if field == "pooling":
         return _POOLING.get(said) if isinstance(said, str) else None
     if isinstance(said, str):
@@ -180,6 +187,12 @@ def _value_of(field: str, said: Any) -> Any:
         sides = sides[1:] if sides[0] in (1, 3) else sides[:2]
     fits = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
     return tuple(sides) if fits else None
+
+
+def _last_part(said: Any) -> str:
+    """The last part of a class's name, in small letters and without underscores."""
+    text = getattr(said, "kind", said)
+    return text.rpartition(".")[2].replace("_", "").lower() if isinstance(text, str) else ""
 
 
 def _apart(field: str, fact: Fact, value: Any, model: ViTConfig) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from vit_core.arrays import LazyArray
@@ -15,14 +16,12 @@ _LONGEST_INDEX = 2**26
 
 
 def read_shards(index: FileRange, open_file: Callable[[Location], Container]) -> Container:
-    """The arrays that an index names, of files that lie beside it. InputError where one is missing or elsewhere."""
+    """The arrays that an index names, of files in its folder or below. InputError where one is missing or outside."""
     with readable(index.path, "an index of shards"):
         if index.length > _LONGEST_INDEX:
             raise ValueError("too long")
         shard_of = json.loads(index.read(0, index.length))["weight_map"]
-        for shard in set(shard_of.values()):
-            if not isinstance(shard, str) or "/" in shard or "\\" in shard or shard.endswith(".index.json"):
-                raise ValueError(f"shard '{str(shard)[:60]}' is not a file beside it")
+        shard_of = {name: _path_below(shard, index.path) for name, shard in shard_of.items()}
         names = sorted(set(shard_of.values()))
         for shard in names:
             if not (index.path.parent / shard).is_file():
@@ -46,6 +45,19 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
         notes += (f"left out: in two shards, and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)
     tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
     return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)
+
+
+def _path_below(shard: object, index: Location) -> str:
+    """The path of a shard from the folder of its index, with "/". InputError for one that leads out of that folder."""
+    if not isinstance(shard, str) or not shard or shard.endswith(".index.json"):
+        raise ValueError(f"'{str(shard)[:60]}' names no shard")
+    path = PurePosixPath(shard.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise InputError(
+            f"{index}: names the shard '{one_line(shard)[:60]}', which is outside of its folder; move the shards "
+            "beside the index, and write their names alone in its weight_map"
+        )
+    return str(path)
 
 
 def _unnamed(shard_of: dict[str, str], opened: dict[str, Container]) -> tuple[dict[str, str], set[str]]:

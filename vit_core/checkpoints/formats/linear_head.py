@@ -93,13 +93,14 @@ def _roots(arrays: Iterable[str]) -> list[str]:
 
 
 def _after(prefix: Sequence[str], beside: Iterable[str]) -> list[str]:
-    """The module after a model in a Sequential (`model.1` for the prefix `model.0`); none where several have arrays:
-    a layer of a longer tail is no head."""
-    if not prefix or not _NUMBER.fullmatch(prefix[-1]):
+    """The module after a model, or after a module with the model in it, in a Sequential (`model.1` for the prefixes
+    `model.0` and `model.0.vit`); none where several have arrays: a layer of a longer tail is no head."""
+    last = max((i for i, part in enumerate(prefix) if _NUMBER.fullmatch(part)), default=None)
+    if last is None:
         return []
-    outer = "".join(f"{part}." for part in prefix[:-1])
+    outer = "".join(f"{part}." for part in prefix[:last])
     modules = {name.removeprefix(outer).partition(".")[0] for name in beside if name.startswith(outer)}
-    later = [one for one in modules if not _NUMBER.fullmatch(one) or int(one) > int(prefix[-1])]
+    later = [one for one in modules if not _NUMBER.fullmatch(one) or int(one) > int(prefix[last])]
     return [f"{outer}{one}" for one in later if len(later) == 1 and _NUMBER.fullmatch(one)]
 
 

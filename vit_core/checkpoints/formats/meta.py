@@ -12,6 +12,7 @@ from math import isqrt
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
 from vit_core.checkpoints.formats import meta_dinov3, meta_mae, meta_writer
+from vit_core.checkpoints.formats.added_axes import with_all_axes
 from vit_core.checkpoints.formats.example_models import DINOV2, DINOV3, GATED_DINOV2, GELU
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer
 from vit_core.checkpoints.formats.linear_head import with_linear_head
@@ -108,7 +109,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     linear = _linear_head(source)
     ours = LazyArrays({ours: source.arrays.entries[name] for ours, name in renamed.items()})
     width = (ours.entries["patch_embed.proj.weight"].shape or (0,))[0] if "patch_embed.proj.weight" in ours else 0
-    ours, notes, used = with_linear_head(ours, source, width, "head")
+    ours, notes, used = with_linear_head(with_all_axes(ours), source, width, "head")
     shapes = fields_from_shapes(ours.shapes, {"heads": _MOCO_HEADS, **fields} if of_moco else fields, where)
     found = shapes.fields
     if linear and found["pooling"] != "cls_gap":

@@ -48,6 +48,11 @@ _NETWORKS = (
         "merge them into the model and save that",
     ),
     (
+        r"(^|[./])(ia3_l|hada_[wt]\d(_[abm])?|lokr_[wt]\d(_[ab])?|b?oft_[rRsS]|vera_lambda_[bd]|hra_u|fourierft_spectrum)([./]|$)",
+        "adapters of peft that are no LoRA (IA3, LoHa, LoKr, OFT or others)",
+        "merge them into the model (merge_and_unload) and save that",
+    ),
+    (
         r"(^|[./])qweight$|[./](qzeros|SCB|zero_point)$|weight_(scale|format)(_inv)?$"
         r"|[./]weight[./]_(data|scale)$|[./]_packed_params",
         "quantized weights",

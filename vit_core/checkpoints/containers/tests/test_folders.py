@@ -138,12 +138,26 @@ def test_shards_of_every_kind(tmp_path: Path, ending: str) -> None:
 def test_an_index_that_names_what_a_shard_has_not(tmp_path: Path) -> None:
     write(tmp_path / "0.safetensors")
     index = tmp_path / "model.safetensors.index.json"
-    for weight_map in ({"w": "0.safetensors", "v": "0.safetensors"}, {"w": 5}, ["w"], {"w": "a\\b"}, {}):
+    for weight_map in ({"w": "0.safetensors", "v": "0.safetensors"}, {"w": 5}, ["w"], {"w": ""}, {}):
         index.write_text(json.dumps({"weight_map": weight_map}))
         if weight_map == {}:
             assert dict(open_container(tmp_path).arrays) == {}
             continue
         with pytest.raises(InputError, match="not an index of shards"):
+            open_container(tmp_path)
+
+
+def test_shards_in_folders_below_their_index(tmp_path: Path) -> None:
+    (tmp_path / "shards" / "b").mkdir(parents=True)
+    safetensors.numpy.save_file({"u": np.ones(2)}, tmp_path / "shards" / "a.safetensors")
+    safetensors.numpy.save_file({"v": np.zeros(1)}, tmp_path / "shards" / "b" / "c.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"u": "./shards/a.safetensors", "v": "shards\\b\\c.safetensors"}}))
+    opened = open_container(tmp_path)
+    assert {name: opened.arrays[name].tolist() for name in opened.arrays} == {"u": [1, 1], "v": [0]}
+    for outside in ("../a.safetensors", "shards/../../a.safetensors", "/a.safetensors", "C:\\a.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"u": outside}}))
+        with pytest.raises(InputError, match="which is outside of its folder; move the shards beside the index"):
             open_container(tmp_path)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint
+from vit_core.checkpoints.formats.added_axes import with_all_axes, with_norm_biases
 from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, GATED_DINOV2, GELU, RELPOS, SIGLIP
 from vit_core.checkpoints.formats.expressing import at_least_float32
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, Writer, Writing
@@ -53,10 +54,12 @@ def read_source(source: Source, fields: Fields) -> Reading:
     config = _hub_config(source)
     stated, size = config_json.stated_fields(config, where)
     arrays, notes, used = _with_head(source)
-    known = {**stated, **fields}
+    arrays, known = with_all_axes(arrays), {**stated, **fields}
     grid = naflex.grid_of(arrays)
     arrays, of_naflex = naflex.with_canonical_names(relative.with_canonical_names(arrays), known, where)
     notes += of_naflex
+    if known.get("norm") == "layer_norm":
+        arrays = with_norm_biases(arrays)
     if grid is not None:  # the table's own, where the file states the size of images that it was evaluated with
         patch = arrays.shapes["patch_embed.proj.weight"][2:]
         size = (grid[0] * patch[0], grid[1] * patch[1])
@@ -103,7 +106,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
         said -= {"pooling"}
         notes.append("global_pool: the file states '', with which timm returns every token")
     assumed = [a for a in shapes.assumptions if a.field not in said]
-    assumed += _assumptions(model, said, fields)
+    assumed += _assumptions(model, said | ({"norm"} if "architecture" in config else set()), fields)
     return Reading(
         checkpoint_config,
         eva.rules(model, eva.names_in(arrays)),
@@ -174,6 +177,9 @@ def _assumptions(model: ViTConfig, stated: frozenset[str], fields: Fields) -> li
             "position_resampling", model.position_resampling, "as timm does", "--from meta for DINO, DINOv2, MAE, DeiT"
         ),
     ]
+    if model.norm == "rms_norm":
+        remedy = "--set norm=layer_norm for LayerNorm(bias=False)"
+        assumed.append(Assumption("norm", model.norm, "as its norms have no biases", remedy))
     return [one for one in assumed if one.field not in stated and one.field not in fields]
 
 

@@ -240,7 +240,9 @@ class Tower:
                 }
                 return {**fields, "num_classes": classes.get("visual_projection", 0)}
             case "dinov2" | "dinov2_with_registers":
-                beside = "classifier" in classes or self.architecture.endswith("ForImageClassification")
+                of_one_token = self.shapes.get("classifier.weight", (0, 0))[1:] == (self.patches()[0],)
+                beside = "classifier" in classes and not of_one_token
+                beside |= self.architecture.endswith("ForImageClassification")
                 return {"pooling": "cls_gap" if beside else "cls", "num_classes": classes.get("classifier", 0)}
             case "deit" if "cls_classifier" in classes or self.architecture.endswith("WithTeacher"):
                 return {"distillation": "head", "num_classes": classes.get("cls_classifier", 0)}

@@ -9,7 +9,7 @@ vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,dinov3_vit,beit,data2vec,inte
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.arrays import LazyArrays, convert
-from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
 from vit_core.checkpoints.formats.any_aspect import assumed_preprocessing, is_any_aspect
 from vit_core.checkpoints.formats.example_models import AIMV2, BEIT, CLIP, DINOV2, DINOV3, GATED_DINOV2, GELU, SIGLIP
@@ -116,11 +116,18 @@ def read_source(source: Source, fields: Fields) -> Reading:
     left_out = "|".join([*_LEFT_OUT, *tower.left_out])
     unknown = unknown_config_keys(source.config, tower.said, names.model_type)
     all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
-    stated = frozenset(_STATED - {one.field for one in tower.assumptions}) if source.config else frozenset[str]()
+    assumed = tower.assumptions
+    if model.num_classes and (head_notes or (not source.config and "classifier.weight" in arrays)):
+        assumed += _pooling_of_own_head(model, {*fields, *(one.field for one in assumed)})
+    stated = frozenset(_STATED - {one.field for one in assumed}) if source.config else frozenset[str]()
     decoder = vit_mae.read_decoder(source, arrays, names, model)
-    return Reading(
-        config, names.rules(model), arrays, left_out, all_notes, tuple(tower.assumptions), stated, used, decoder
-    )
+    return Reading(config, names.rules(model), arrays, left_out, all_notes, tuple(assumed), stated, used, decoder)
+
+
+def _pooling_of_own_head(model: ViTConfig, known: Collection[str]) -> list[Assumption]:
+    """For a head that may be the user's own: no array shows whether it reads the class token or a mean."""
+    why = f"as transformers' classes with a head of {model.features} inputs"
+    return [] if "pooling" in known else [Assumption("pooling", model.pooling, why, "--set pooling=gap or another")]
 
 
 def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:

@@ -1,0 +1,95 @@
+"""Heads of people's own on a backbone of transformers: no array shows which tokens they read, so that a note says it.
+
+And what else people have beside or within a model: a normalisation of images, counts of thop.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from vit_core import parity
+from vit_core.checkpoints.checkpoint import Checkpoint
+
+SIZES: dict[str, Any] = {"image_size": 8, "patch_size": 4, "hidden_size": 24, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 1, "attn_implementation": "sdpa"}
+TOKENS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls": lambda x_BND: x_BND[:, 0],
+    "gap": lambda x_BND: x_BND[:, 1:].mean(1),
+    "cls_gap": lambda x_BND: torch.cat([x_BND[:, 0], x_BND[:, 1:].mean(1)], 1),
+}
+
+
+class Classifier(nn.Module):
+    """A backbone and a Linear that reads some of its tokens."""
+
+    def __init__(self, backbone: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.backbone, self.pooling = backbone, pooling
+        self.fc = nn.Linear(48 if pooling == "cls_gap" else 24, 5)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        logits: torch.Tensor = self.fc(TOKENS[self.pooling](self.backbone(x_BCHW).last_hidden_state))
+        return logits
+
+
+def assert_same(found: Checkpoint, model: nn.Module) -> None:
+    with torch.no_grad():
+        expected = model(nchw(images(found.config.model)))
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("vit", "gap"), ("dinov2", "gap"), ("dinov2", "cls_gap")])
+def test_which_tokens_a_head_reads(kind: str, pooling: str, tmp_path: Path) -> None:
+    vit = ViTModel(ViTConfig(**SIZES, **HEADS, intermediate_size=48), add_pooling_layer=False)
+    backbone = vit if kind == "vit" else Dinov2Model(Dinov2Config(**SIZES, **HEADS, mlp_ratio=2))
+    for shown in {"cls_gap" if pooling == "cls_gap" else "cls", pooling}:
+        model = randomized(Classifier(backbone, shown))
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "x.ckpt")
+        said = {} if shown in ("cls", "cls_gap") else {"pooling": shown}
+        found = opened(tmp_path / "x.ckpt", **said)
+        assert_same(found, model)
+        assert assumed(found).get("pooling") == (None if said else shown)
+
+
+def timm_model() -> nn.Module:
+    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 1}
+    return randomized(VisionTransformer(**sizes, num_classes=5))
+
+
+def test_a_head_after_a_body_in_a_sequential(tmp_path: Path) -> None:
+    """As fastai has them: the names of the body are `0.model.`, those of the head `1.0.`."""
+    model = timm_model()
+    state = {f"0.model.{name}": x for name, x in model.state_dict().items()}
+    state = {name.replace("0.model.head.", "1.0."): x for name, x in state.items()}
+    torch.save(state, tmp_path / "x.pth")
+    found = opened(tmp_path / "x.pth")
+    assert_same(found, model)
+    assert "head: the Linear '1.0' beside the model" in found.notes
+
+
+@pytest.mark.parametrize("prefix", ["", "normalize."])
+def test_a_normalisation_of_images_within_a_model(prefix: str, tmp_path: Path) -> None:
+    model = timm_model()
+    constants = {"mean": torch.tensor([0.5, 0.25, 0.75]).view(3, 1, 1), "std": torch.full((3, 1, 1), 0.5)}
+    torch.save({**model.state_dict(), **{f"{prefix}{name}": x for name, x in constants.items()}}, tmp_path / "x.pth")
+    found = opened(tmp_path / "x.pth")
+    assert_same(found, model)
+    assert found.config.preprocessing is not None
+    assert found.config.preprocessing.mean == (0.5, 0.25, 0.75)
+
+
+def test_counts_of_thop_are_left_out(tmp_path: Path) -> None:
+    model, count = timm_model(), torch.zeros(1, dtype=torch.float64)
+    counts = {"total_ops": count, "blocks.0.attn.total_params": count}
+    torch.save({**model.state_dict(), **counts}, tmp_path / "x.pth")
+    found = opened(tmp_path / "x.pth")
+    assert_same(found, model)
+    assert "left out: total_ops, blocks.0.attn.total_params" in found.notes
