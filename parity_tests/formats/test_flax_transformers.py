@@ -107,7 +107,7 @@ def test_without_a_config_its_fields_are_assumed(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
     assert apart(found, expected) <= parity.FLOAT64_BOUND
-    assert {one.field for one in found.assumptions} == {"image_size", "activation", "norm_epsilon"}
+    assert {one.field for one in found.assumptions} == {"image_size", "activation", "norm_epsilon", "pooling"}
 
 
 def test_under_params_and_in_safetensors(tmp_path: Path) -> None:

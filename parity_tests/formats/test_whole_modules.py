@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from timm.layers import GELUTanh, QuickGELU
+from timm.layers import GELUTanh, GluMlp, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
@@ -23,6 +23,7 @@ from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, r
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.checkpoints.module_facts import module_facts
+from vit_core.errors import InputError
 
 OBLONG: dict[str, Any] = {"img_size": (8, 32), "num_heads": 3, "global_pool": "avg", "fc_norm": False}
 SIZES: dict[str, Any] = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_classes": 5}
@@ -88,6 +89,33 @@ def test_a_model_of_open_clip(tmp_path: Path) -> None:
     model = randomized(open_clip.CLIP(8, vision, text, quick_gelu=True))
     torch.save(model, tmp_path / "x.pt")
     assert_same(opened(tmp_path / "x.pt"), model.visual, shown={"heads", "activation", "norm_epsilon"})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_tower_of_open_clip(tmp_path: Path) -> None:
+    """TorchScript keeps the class of an activation, as OpenAI's files of CLIP have it; of a GELU it keeps no more."""
+    vision = {"image_size": 8, "patch_size": 4, "width": 64, "layers": 2}
+    text = {"context_length": 4, "vocab_size": 8, "width": 24, "heads": 1, "layers": 1}
+    for quick in (True, False):
+        tower = randomized(open_clip.CLIP(8, vision, text, quick_gelu=quick).visual)
+        traced = torch.jit.trace(tower, torch.zeros(1, 3, 8, 8, dtype=torch.float64), check_trace=False)
+        traced.save(tmp_path / "x.pt")
+        found = opened(tmp_path / "x.pt")
+        assert_same(found, tower, shown={"activation"} if quick else set())
+        assert assumed(found).get("activation") == (None if quick else "gelu")
+
+
+def test_the_activation_of_a_gate(tmp_path: Path) -> None:
+    """SiLU in our models, as in the first; another one cannot be expressed."""
+    gated = {"mlp_layer": partial(GluMlp, gate_last=False), "mlp_ratio": 3}
+    for activation in (nn.SiLU, nn.GELU):
+        model = timm_model(**gated, act_layer=activation)
+        torch.save(model, tmp_path / "x.pt")
+        if activation is nn.SiLU:
+            assert_same(opened(tmp_path / "x.pt"), model, shown=SHOWN - {"activation"})
+            continue
+        with pytest.raises(InputError, match="states 'gelu' for MLPs with a gate, which is SiLU"):
+            opened(tmp_path / "x.pt")
 
 
 def test_settings_in_which_layers_differ() -> None:

@@ -88,7 +88,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         ):
             continue
         fact, value = found
-        if field == "activation" and value not in _ACTIVATIONS:
+        if field == "activation" and (value not in _ACTIVATIONS or _is_of_gate(reading, fact)):
             _check_activation(reading, source, fact, value)
             continue
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})
@@ -121,10 +121,20 @@ def _is_about(values: Mapping[Any, Any], reading: Reading) -> bool:
     return all(value in (None, getattr(reading.config.model, field)) for field, value in stated)
 
 
+def _is_of_gate(reading: Reading | None, fact: Fact) -> bool:
+    """Whether an activation is that of a gate, which is SiLU in our models; transformers' Dinov2 ignores hidden_act."""
+    return reading is not None and reading.config.model.mlp == "swiglu" and fact.name == "act_layer"
+
+
 def _check_activation(reading: Reading | None, source: Source, fact: Fact, value: str) -> None:
     """InputError for an activation that is none of ours, but for the SiLU of a gated MLP."""
     if value == "silu" and reading is not None and reading.config.model.mlp == "swiglu":
         return
+    if _is_of_gate(reading, fact):
+        raise InputError(
+            f"{source.path}: {fact.where} states '{one_line(value)[:60]}' for MLPs with a gate, which is SiLU in "
+            "ViTConfig; if that is not the activation of the gates, use --set activation=gelu"
+        )
     raise InputError(
         f"{source.path}: {fact.where} states '{one_line(value)[:60]}', which ViTConfig cannot express; if that is not "
         f"the activation of this model's MLPs, use --set activation=gelu or another of {', '.join(_ACTIVATIONS)}"

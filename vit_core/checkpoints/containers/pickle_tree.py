@@ -180,16 +180,21 @@ class PlainTree:
             return nested
         own = {name: value for name, value in state.items() if _is_setting(name, value)}
         settings = self._mapping({"class": kind, **own}, keys)
-        self._count_copied(nested.size + settings.size)
-        names_joined, settings_joined = dict[str, Any](), dict(settings.value)
-        for name, value in nested.value.items():  # a module in this one already has the names joined
+        size, height = nested.size + settings.size, max(nested.height, settings.height + 1)
+        return _Plain(self._joined(nested.value, settings.value, size), size, height, nested.has_arrays)
+
+    def _joined(self, members: Mapping[str, Any], settings: Mapping[str, Any], size: int) -> dict[str, Any]:
+        """The members of a module, with the names joined to theirs of those of the modules in it, which have theirs
+        joined already; and the settings of all."""
+        self._count_copied(size)
+        names_joined, settings_joined = dict[str, Any](), dict(settings)
+        for name, value in members.items():
             inner = value.items() if isinstance(value, Mapping) else [("", value)]
             names_joined |= {f"{name}.{rest}".removesuffix("."): x for rest, x in inner if rest != MODULES}
             of_inner = value.get(MODULES) if isinstance(value, Mapping) else None
             if isinstance(of_inner, Mapping):
                 settings_joined |= {f"{name}.{rest}": x for rest, x in of_inner.items()}
-        size, height = nested.size + settings.size, max(nested.height, settings.height + 1)
-        return _Plain({**names_joined, MODULES: settings_joined}, size, height, nested.has_arrays)
+        return {**names_joined, MODULES: settings_joined}
 
     def _count_copied(self, members: int) -> None:
         self._copied += members
@@ -200,6 +205,10 @@ class PlainTree:
         """A stand-in; a mapping where the attributes have arrays in them, as a training state's or a compiled
         module's."""
         attributes = self._converted(state, keys)
+        if value.kind.startswith("__torch__.") and isinstance(attributes.value, Mapping):  # a module of TorchScript
+            own = {"class": value.kind, **{name: x for name, x in attributes.value.items() if _is_setting(name, x)}}
+            members = {name: x for name, x in attributes.value.items() if isinstance(x, LazyArray | Mapping)}
+            return attributes._replace(value=self._joined(members, own, attributes.size))
         if value.kind.startswith("__torch__.") or attributes.has_arrays:
             return attributes
         arguments = self._converted(value.arguments, keys)

@@ -17,7 +17,7 @@ _OURS = {
         "gelu_tanh",
     ),
     **dict.fromkeys(("quickgelu", "quickgeluactivation"), "quick_gelu"),
-    **dict.fromkeys(("silu", "swish"), "silu"),
+    **dict.fromkeys(("silu", "swish", "siluactivation"), "silu"),
 }
 """Without their underscores, in small letters."""
 _UNKNOWN = ("none", "partial")
