@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
+import peft
 import pytest
 import timm
 import torch
@@ -64,12 +65,19 @@ def lora() -> Any:
     return {f"base_model.model.vit.layer.0.query.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
 
 
+def adapted() -> Any:
+    """With adapters of peft that are no LoRA, and the base's weights."""
+    model = timm.models.vision_transformer.VisionTransformer(**TINY)
+    return peft.get_peft_model(model, peft.IA3Config(target_modules=["qkv"], feedforward_modules=[])).state_dict()
+
+
 NETWORKS = {
     "a ResNet": resnet,
     "a Swin Transformer": swin,
     "a ConvNeXt": convnext,
     "a language model": language_model,
     "LoRA adapters": lora,
+    "adapters of peft that are no LoRA": adapted,
     "a network of MLPs": of_timm("mixer_s32_224"),
     "attention over channels": of_timm("xcit_nano_12_p16_224", embed_dim=16, depth=1, num_heads=2),
     "a Transformer of several resolutions": of_timm("tnt_s_patch16_224", embed_dim=16, depth=1, inner_dim=8),
@@ -81,7 +89,12 @@ NETWORKS = {
 def test_it_is_named(network: str, tmp_path: Path) -> None:
     state = NETWORKS[network]()
     text = refusal(save(tmp_path / "model.pth", state))
-    steps = {"LoRA adapters": "merge them into the model", "a language model": "save its state_dict"}
+    merge = "merge them into the model"
+    steps = {
+        "LoRA adapters": merge,
+        "adapters of peft that are no LoRA": merge,
+        "a language model": "save its state_dict",
+    }
     step = steps.get(network, "what opens are plain Vision Transformers")
     if network != "a Swin Transformer":  # whose relative positions are named before
         assert f"found {len(state)} arrays" in text
@@ -103,6 +116,20 @@ def test_blocks_of_several_widths(tmp_path: Path) -> None:
 def test_the_resnet_of_a_clip_model(tmp_path: Path) -> None:
     state = {"visual.conv1.weight": torch.ones(4, 3, 3, 3), "visual.layer1.0.conv1.weight": torch.ones(4, 4, 1, 1)}
     assert "as of the ResNet tower of a CLIP model" in refusal(save(tmp_path / "RN50.pt", state))
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("transformer.encoder.layer.0.attention_norm.weight", "the ViT of jeonsworld/ViT-pytorch"),
+        ("transformer.blocks.0.pwff.fc1.weight", "the ViT of pytorch-pretrained-vit"),
+        ("patch_embedding.patch_embeddings.weight", "MONAI's ViT"),
+    ],
+)
+def test_a_vit_of_other_names(name: str, network: str, tmp_path: Path) -> None:
+    text = refusal(save(tmp_path / "model.pth", {name: torch.ones(2)}))
+    assert f"as of {network}" in text
+    assert "copy its weights, by their shapes, into a model of timm or transformers" in text
 
 
 def test_names_that_no_pattern_knows(tmp_path: Path) -> None:

@@ -75,6 +75,33 @@ def test_a_head_after_a_body_in_a_sequential(tmp_path: Path) -> None:
     assert "head: the Linear '1.0' beside the model" in found.notes
 
 
+def test_a_head_that_may_read_two_models(tmp_path: Path) -> None:
+    """It has as many inputs as the class token and the mean of one."""
+    states = {name: timm_model().state_dict() for name in ("image", "depth")}
+    state = {f"{prefix}.{name}": x for prefix, own in states.items() for name, x in own.items() if "head" not in name}
+    head = {"classifier.weight": torch.ones(5, 48), "classifier.bias": torch.ones(5)}
+    torch.save({**state, **head}, tmp_path / "x.pth")
+    found = opened(tmp_path / "x.pth")
+    assert found.config.model.num_classes == 0
+    assert "head: 'classifier' is left out, as it may read the outputs of two models in the file" in found.notes
+    alone = {name: x for name, x in {**state, **head}.items() if not name.startswith("depth.")}
+    torch.save({"model": alone, "model_ema": alone}, tmp_path / "x.pth")
+    assert opened(tmp_path / "x.pth").config.model.num_classes == 5
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_names_of_pytorch_in_another_form(nested: bool, tmp_path: Path) -> None:
+    """In nested dictionaries, or joined by a slash."""
+    model, tree = timm_model(), dict[str, Any]()
+    for name, x in model.state_dict().items():
+        level, parts = tree, name.split(".") if nested else [name.replace(".", "/")]
+        for part in parts[:-1]:
+            level = level.setdefault(part, {})
+        level[parts[-1]] = x
+    torch.save({"params": tree}, tmp_path / "x.pth")
+    assert_same(opened(tmp_path / "x.pth"), model)
+
+
 @pytest.mark.parametrize("prefix", ["", "normalize."])
 def test_a_normalisation_of_images_within_a_model(prefix: str, tmp_path: Path) -> None:
     model = timm_model()

@@ -195,8 +195,9 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     """
     anchors = [anchor for format in FOREIGN_FORMATS.values() for anchor in format.anchors]
     candidates = find_candidates(container.tree, container.separator, anchors)
-    if not candidates and container.separator == "/":  # a tree of JAX that holds PyTorch's names
-        candidates = find_candidates(flattened(container.tree, "."), ".", anchors)
+    if not candidates:  # names of PyTorch in nested mappings, as in a tree of JAX, or joined by "/"
+        names = {name.replace("/", "."): entry for name, entry in flattened(container.tree, ".").items()}
+        candidates = find_candidates(names, ".", anchors)
     if not candidates and container.separator == ".":  # a pickle of PyTorch's kind, or dots, with names of Flax
         names = {name.replace(".", "/"): entry for name, entry in flattened(container.tree, ".").items()}
         candidates = find_candidates(nested(names), "/", anchors)
@@ -217,6 +218,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
         prefix=chosen.prefix_parts,
         beside=beside,
         shared=shared_beside(chosen, candidates, beside),
+        is_alone=all(one is chosen or one.keys != chosen.keys for one in candidates),
         keys_beside=tuple(keys_beside(chosen, candidates, container.tree)),
         notes=(*notes, *choice_notes(chosen, candidates)),
     )

@@ -3,6 +3,7 @@ without biases.
 """
 
 import re
+from functools import partial
 
 import numpy as np
 
@@ -20,8 +21,12 @@ def with_all_axes(arrays: LazyArrays) -> LazyArrays:
         shape = arrays.shapes.get(name, ())
         if 0 < len(shape) < 3 and shape[-1] == width:
             whole = (1, *((1, *shape)[-2:]))
-            entries[name] = entries[name].then(lambda x, to=whole: x.reshape(to), whole, entries[name].dtype)
+            entries[name] = entries[name].then(partial(_reshaped, whole), whole, entries[name].dtype)
     return LazyArrays(entries)
+
+
+def _reshaped(shape: tuple[int, ...], array: np.ndarray) -> np.ndarray:
+    return array.reshape(shape)
 
 
 def with_norm_biases(arrays: LazyArrays) -> LazyArrays:

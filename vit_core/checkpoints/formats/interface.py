@@ -47,6 +47,8 @@ class Source:
     """Arrays of the same mapping that are not part of a model, such as a separate head; unused ones are left out."""
     shared: frozenset[str] = frozenset()
     """Names in `beside` that may belong to another model in the file."""
+    is_alone: bool = True
+    """Whether the mapping in the file that has its arrays has those of no other model."""
     keys_beside: tuple[str, ...] = ()
     """The other keys of the file's tree; unused ones are left out."""
     notes: tuple[str, ...] = ()

@@ -33,9 +33,9 @@ def with_linear_head(
     may be. A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a
     Sequential (`head.1`), or the one layer after the model in a Sequential. A module with other arrays too, such as a
     norm or a second Linear, is not taken, but for a batch norm without weights before the Linear, which becomes a part
-    of it. Nor is a head beside the model where another module there has as many outputs
-    as the head has inputs: it may stand between them, and no array shows whether it does. Nor is one of several heads
-    beside the model, nor one that may be another model's.
+    of it. Nor is a head beside the model where another module there has as many outputs as the head has inputs: it may
+    stand between them, and no array shows whether it does. Nor is one of several heads beside the model, nor one that
+    may be another model's or read the outputs of two models.
     """
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
@@ -63,6 +63,9 @@ def with_linear_head(
     inputs = members[f"{linear}.weight"].shape[1]
     if group is beside and (between := _between(beside, root, inputs, width)):
         note = f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may stand before it"
+        return arrays, [note], frozenset()
+    if group is beside and inputs > width and not source.is_alone:
+        note = f"head: '{one_line(root)}' is left out, as it may read the outputs of two models in the file"
         return arrays, [note], frozenset()
     kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
     leaves = {leaf: members[f"{linear}.{leaf}"] for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members}

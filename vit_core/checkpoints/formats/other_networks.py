@@ -38,6 +38,7 @@ _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch
 _OTHER_KIND = "what opens are plain Vision Transformers; give the file of one"
 _JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
 _IN_4_BITS = re.compile(r"[./](quant_state[./].*|(nested_)?(absmax|quant_map))$")
+_SAME_LAYERS = "copy its weights, by their shapes, into a model of timm or transformers, and save that"
 _FULL = "save the full state dict (StateDictType.FULL_STATE_DICT), and give that"
 _NETWORKS = (
     (r"(^|[./])_?flat_param(_\d+)?$", "one process's part of FSDP's flat parameters", _FULL),
@@ -58,6 +59,9 @@ _NETWORKS = (
         "quantized weights",
         "save the model before quantization",
     ),
+    (r"(^|[./])encoder[./]layer[./]0[./]attention_norm[./]", "the ViT of jeonsworld/ViT-pytorch", _SAME_LAYERS),
+    (r"(^|[./])blocks[./]0[./]pwff[./]", "the ViT of pytorch-pretrained-vit", _SAME_LAYERS),
+    (r"(^|[./])patch_embedding[./]patch_embeddings[./]", "MONAI's ViT", _SAME_LAYERS),
     (r"^visual\.layer1\.", "the ResNet tower of a CLIP model", _OTHER_KIND),
     (r"(^|[./])layer1[./]0[./]conv1[./]weight$", "a ResNet", _OTHER_KIND),
     (r"(^|[./])layers[./]0[./]blocks[./]0[./]attn[./]", "a Swin Transformer", _OTHER_KIND),
