@@ -11,7 +11,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
 from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
 from vit_core import parity
@@ -57,6 +57,21 @@ def test_which_tokens_a_head_reads(kind: str, pooling: str, tmp_path: Path) -> N
         found = opened(tmp_path / "x.ckpt", **said)
         assert_same(found, model)
         assert assumed(found).get("pooling") == (None if said else shown)
+
+
+def test_a_head_that_was_replaced_without_its_labels(tmp_path: Path) -> None:
+    """`model.classifier = Linear(...)` leaves the names of the former classes in config.json."""
+    names = {i: f"class {i}" for i in range(7)}
+    model = ViTForImageClassification(ViTConfig(**SIZES, **HEADS, intermediate_size=48, id2label=names))
+    model.classifier = nn.Linear(24, 5)
+    randomized(model)
+    model.save_pretrained(tmp_path)
+    found = opened(tmp_path)
+    with torch.no_grad():
+        expected = model(nchw(images(found.config.model))).logits
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert found.config.labels is None
+    assert "left out: labels, for id2label has 7 names for 5 classes" in found.notes
 
 
 def timm_model() -> nn.Module:

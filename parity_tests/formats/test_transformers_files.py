@@ -141,8 +141,6 @@ WRONG_CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "activation": ("ViTModel", {"hidden_act": "relu"}, "says hidden_act 'relu', which the schema cannot say; known: "),
     "activation nested": ("ViTModel", {"hidden_act": {"a": []}}, "says hidden_act {'a': []}, which"),
     "pooler": ("ViTModel", {"pooler_act": "relu"}, "says pooler_act 'relu'; known: tanh"),
-    "labels": ("ViTForImageClassification", {"id2label": {"0": "a"}},
-               "says number of labels (id2label) 1, its arrays 5 (rows of classifier.weight);"),
     "ratio": ("Dinov2Model", {"mlp_ratio": 3}, "says mlp_ratio 3, its arrays mlp_dim 64 for width 32;"),
     "ratio of text": ("Dinov2Model", {"mlp_ratio": "2"}, "says mlp_ratio '2', its arrays"),
     "ratio nan": ("Dinov2Model", {"mlp_ratio": float("nan")}, "says mlp_ratio nan, its arrays"),

@@ -79,7 +79,8 @@ def _next_step(source: Source) -> str:
     inner = source.config.get("vision_config")
     tower = inner.get("model_type") if isinstance(inner, dict) else None
     if tower not in FAMILIES and tower not in TOWER_OF:
-        return f"which is not read; give a checkpoint of one that is: {read}"
+        own = "if it is a class of your own around a model of timm, use --from timm"
+        return f"which is not read; give a checkpoint of one that is: {read}; {own}"
     module = ".".join(source.prefix)
     where = f" (here '{module}')" if module else ""
     return (
@@ -263,16 +264,14 @@ class Tower:
         return {**fields, "num_classes": classes.get("classifier", 0)}
 
     def classes(self) -> dict[str, int]:
-        """Head -> its outputs; InputError where config.json promises one that is missing, or other labels."""
+        """Head -> its outputs; InputError where config.json promises one that is missing. Other numbers of labels are
+        those of a head that was replaced: `labels_of` leaves them out."""
         heads = sorted(set(_HEAD_OF.values()))
         found = {head: self.shape(f"{head}.weight", 2)[0] for head in heads if f"{head}.weight" in self.shapes}
         labels = self.top.get("id2label")
         for end, head in _HEAD_OF.items():
             if self.architecture.endswith(end) and labels != {} and self.fields.get("num_classes") != 0:
                 self.shape(f"{head}.weight", 2)
-        for head, outputs in found.items():
-            if isinstance(labels, dict) and len(labels) != outputs and head != "visual_projection":
-                self.disagree("number of labels (id2label)", len(labels), f"{outputs} (rows of {head}.weight)")
         return found
 
     def siglip(self, classes: Mapping[str, int]) -> dict[str, Any]:
