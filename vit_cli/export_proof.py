@@ -129,7 +129,7 @@ def on_data(
     """Answers of a program and its twin to `count` images of a split, evenly spaced, from the files' bytes.
 
     outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
-    read are named and left out; InputError where none can be.
+    read are named and left out. Raises InputError if none can be read.
     """
     from vit_train.answers import spread_over
 

@@ -47,7 +47,7 @@ class HubRepository:
 
     @classmethod
     def of(cls, name: str, revision: str | None) -> Self:
-        """The repository with a name. InputError for an invalid name, and if nobody is logged in."""
+        """The repository with a name. Raises InputError for an invalid name, and if nobody is logged in."""
         require_hub("vit push")
         from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError
@@ -70,7 +70,7 @@ class HubRepository:
         return f"hf://{self.name}" + (f"@{quote(self.revision, safe='')}" if self.revision else "")
 
     def plan(self, format: str, *, private: bool, overwrite: bool) -> Plan:
-        """The changes that a push would make. InputError if the repository has files that may not be replaced;
+        """The changes that a push would make. Raises InputError if the repository has files that may not be replaced;
         StorageError offline."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -121,7 +121,8 @@ class HubRepository:
 
 
 def _replaced(there: HubPath, format: str, overwrite: bool) -> tuple[str, ...]:
-    """The files of the checkpoint in a repository. InputError if they, or the model card, may not be replaced."""
+    """The files of the checkpoint in a repository. Raises InputError if they, or the model card, may not be
+    replaced."""
     replaced = check_target(there, format, overwrite)
     card = there / MODEL_CARD
     if not overwrite and card.is_file() and WRITTEN_BY_US not in card.read_text():

@@ -38,7 +38,7 @@ def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
     """The images that words name: a file, a folder (all images in it and below), or a pattern such as `photos/*.jpg`.
     With `stdin`, paths are read from standard input, one on each line, as they are needed.
 
-    InputError for a path that does not exist, a pattern without matches, and a folder without images.
+    Raises InputError for a path that does not exist, a pattern without matches, and a folder without images.
     """
     if stdin and words:
         raise InputError(f"-: takes the images from standard input; leave out {abbreviate(words)}")

@@ -68,7 +68,7 @@ class Reading:
     """For a folder of adapters, the checkpoint that they belong to (default: the one that the folder names)."""
 
     def open(self, source: Location) -> Checkpoint:
-        """Opens a checkpoint, a training run or a saved step. InputError for one that cannot be read."""
+        """Opens a checkpoint, a training run or a saved step. Raises InputError for one that cannot be read."""
         fields = parse_fields(self.fields)
         return open_checkpoint(source, format=self.format, fields=fields, part=self.part, base=self.base)
 

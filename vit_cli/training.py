@@ -70,7 +70,7 @@ class Wish:
         return {**(variant_fields(self.model) if self.model else {}), **self.changes}
 
     def unfitted(self) -> TrainConfig:
-        """The recipe's config with the user's changes, without reading the data. InputError for --epochs."""
+        """The recipe's config with the user's changes, without reading the data. Raises InputError for --epochs."""
         if self.epochs is not None:
             raise InputError("--epochs: needs the number of training images, but they are not on this machine")
         return changed(self._config(), self.chosen)
@@ -118,8 +118,8 @@ class Wish:
         return result
 
     def going_on_from(self, init: Location, reading: Reading) -> "Wish":
-        """The same request with the opened checkpoint from which a masked autoencoder continues. InputError if the
-        recipe is not for a masked autoencoder."""
+        """The same request with the opened checkpoint from which a masked autoencoder continues. Raises InputError if
+        the recipe is not for a masked autoencoder."""
         if not self._mask_ratio:
             raise InputError(
                 "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
@@ -154,7 +154,7 @@ class Wish:
 
 
 def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
-    """The fields of the model that a variant such as B/16 sets. InputError for an unknown one."""
+    """The fields of the model that a variant such as B/16 sets. Raises InputError for an unknown one."""
     patch = spelled.rpartition("/")[2]
     found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
     names = ("patch_size", *architecture_fields(spelled.rpartition("/")[0]))
@@ -194,7 +194,7 @@ def go_on(
 
 
 def only_for_new_runs(**options: object) -> None:
-    """InputError for an option that a resumed run cannot take."""
+    """Raises InputError for an option that a resumed run cannot take."""
     for name, value in options.items():
         if value is not None:
             raise InputError(f"--{name}: is only for a new run; --steps changes the length of a resumed run")

@@ -76,7 +76,7 @@ def explain(
 def _training_split(data: Data, asked: bool) -> "Split | None":
     """The training split; None where the data are not on this machine, which is reported.
 
-    InputError for a path that was asked for and cannot be used: training with it would be refused too.
+    Raises InputError for a path that was asked for and cannot be used: training with it would be refused too.
     """
     require("train", "tensorflow_datasets")
     from vit_train.data.sources import open_split

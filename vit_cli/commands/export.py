@@ -195,7 +195,7 @@ def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str], any_size: bo
 
 
 def _check_free(target: Location, names: Sequence[str], overwrite: bool) -> None:
-    """InputError where files are in the way and are not to be replaced."""
+    """Raises InputError if files are in the way and are not to be replaced."""
     there = [name for name in names if (target.parent / name).exists()]
     if there and not overwrite:
         raise InputError(f"{target.parent}: has {abbreviate(there)} already; choose another name, or add --overwrite")
@@ -221,7 +221,7 @@ def _comparison(
     images: int,
     labels: LabelMatching,
 ) -> _Comparison:
-    """Opens a data set. InputError where it cannot be opened, or has other classes than the model."""
+    """Opens a data set. Raises InputError if it cannot be opened, or has other classes than the model."""
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.config import Data

@@ -105,7 +105,7 @@ def show(
 
 
 def _check_free(folder: Location, overwrite: bool) -> None:
-    """InputError where a folder has files, and no page that `vit show` wrote."""
+    """Raises InputError if a folder has files, and no page that `vit show` wrote."""
     if not folder.exists() or overwrite:
         return
     if folder.is_file():
@@ -118,7 +118,7 @@ def _check_free(folder: Location, overwrite: bool) -> None:
 
 
 def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
-    """An image's pixels by the checkpoint's preprocessing. InputError where it cannot be read."""
+    """An image's pixels by the checkpoint's preprocessing. Raises InputError if it cannot be read."""
     if image.is_dir():
         raise InputError(f"{image}: is a folder; name one image")
     with local_copy(image) as file:
@@ -128,7 +128,7 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
 def _first_readable(
     examples: "Split", answers: "Answers | None", preprocessing: Preprocessing
 ) -> tuple[str, np.ndarray]:
-    """Name and pixels of the first image that can be read. InputError where there is none."""
+    """Name and pixels of the first image that can be read. Raises InputError if there is none."""
     from vit_train.answers import readable_among
 
     ids = range(len(examples)) if answers is None else answers.ids_N

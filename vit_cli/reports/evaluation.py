@@ -64,7 +64,8 @@ def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> 
 
 
 def write_json(path: Location, evaluation: Evaluation) -> None:
-    """Writes all numbers of an evaluation as a JSON file, in process 0 only. InputError if it cannot be written."""
+    """Writes all numbers of an evaluation as a JSON file, in process 0 only. Raises InputError if it cannot be
+    written."""
     if evaluation.process:
         return
     with staged_files(path.parent, (path.name,)) as stage:

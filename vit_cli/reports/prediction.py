@@ -34,7 +34,8 @@ def print_rates(title: str, rates: "Rates") -> None:
 
 
 def kind_of(to: Kind | None, out: Location | None) -> Kind:
-    """The kind of output: the requested one, or else that of the file's extension. InputError if they contradict."""
+    """The kind of output: the requested one, or else that of the file's extension. Raises InputError if they
+    contradict."""
     if out is None:
         if to == "parquet":
             raise InputError("--to parquet: cannot be printed; add --out FILE.parquet")

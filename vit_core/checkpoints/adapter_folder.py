@@ -119,8 +119,8 @@ def write_adapters(
 
 
 def read_adapters(path: Location) -> Adapters:
-    """Opens a folder of adapters; no array is read yet. InputError for a damaged folder, and for adapters that do not
-    compute W x + scale B A x."""
+    """Opens a folder of adapters; no array is read yet. Raises InputError for a damaged folder, and for adapters that
+    do not compute W x + scale B A x."""
     fields = _read_fields(path / ADAPTER_CONFIG)
     if (kind := fields.get("peft_type")) != "LORA":
         raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA is read")
@@ -140,7 +140,7 @@ def read_adapters(path: Location) -> Adapters:
 
 
 def _check_scales(where: Location, fields: Mapping[str, Any]) -> None:
-    """InputError for scales that make no sense, and for adapters that belong beside a base that peft changes."""
+    """Raises InputError for scales that make no sense, and for adapters that belong beside a base that peft changes."""
     if (start := fields.get("init_lora_weights", True)) not in (True, False, None, *_PLAIN_STARTS):
         raise InputError(
             f"{where}: init_lora_weights {str(start)[:40]!r} also changes the base; save plain LoRA in peft "
@@ -155,7 +155,7 @@ def _check_scales(where: Location, fields: Mapping[str, Any]) -> None:
 
 
 def _check_axes(where: Location, arrays: LazyArrays) -> None:
-    """InputError where there are no adapters, and for arrays that have not the axes of adapters and heads."""
+    """Raises InputError if there are no adapters, and for arrays that have not the axes of adapters and heads."""
     if not any(is_adapter(name) for name in arrays):
         raise InputError(f"{where}: holds no adapters (lora_A, lora_B)")
     for name, shape in arrays.shapes.items():
@@ -168,7 +168,7 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
     """The base with the adapters merged into its weights, and with the fully trained parameters.
 
     If the folder has the whole network's config, the base is first resampled to its image and patch size, and its
-    weights are compared with those that the adapters were trained with. InputError if they do not fit.
+    weights are compared with those that the adapters were trained with. Raises InputError if they do not fit.
     """
     adapters, places, notes = _in_our_names(adapters, base)
     base = _prepared(adapters, base, of_transformers=bool(places))

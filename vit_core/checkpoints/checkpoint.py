@@ -138,8 +138,8 @@ class CheckpointConfig(Schema):
 
     @classmethod
     def from_json(cls, text: str, where: str) -> tuple[Self, str | None]:
-        """The config and its stamp, if it has one. InputError for text that was not written by to_json (it may have
-        been edited)."""
+        """The config and its stamp, if it has one. Raises InputError for text that was not written by to_json (it may
+        have been edited)."""
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -26,6 +26,6 @@ class Decoder:
 
 
 def decoder_rows(model: ViTConfig, mae: MaskedAutoencoder) -> Mapping[str, Parameter]:
-    """The rows of the parameter table for the decoder of a masked autoencoder with this encoder. InputError for sizes
-    that a decoder cannot have."""
+    """The rows of the parameter table for the decoder of a masked autoencoder with this encoder. Raises InputError for
+    sizes that a decoder cannot have."""
     return {name: row for name, row in parameters(model, mae).items() if name.startswith(DECODER)}

@@ -142,7 +142,7 @@ def _open_adapters(
 
 
 def _refuse_choices(path: Location, format: str | None, fields: Fields) -> None:
-    """InputError for options that a checkpoint of our own does not need."""
+    """Raises InputError for options that a checkpoint of our own does not need."""
     if format not in (None, "vit"):
         raise InputError(f"{path}: a checkpoint of this project; leave out --from {format}")
     if fields:
@@ -243,7 +243,7 @@ def _read_json(path: Location) -> dict[str, Any]:
 
 
 def recognised_format(source: Source) -> Format:
-    """The format of a source, by its content. Raises InputError where it is of none."""
+    """The format of a source, by its content. Raises InputError if it is of none."""
     check_deepspeed(source)
     check_quantized(source)
     check_positions(source)
@@ -319,7 +319,8 @@ def _named_as_in_file(source: Source) -> Iterator[None]:
 
 
 def _left_out(format: Format, source: Source, reading: Reading, *, without_head: bool) -> list[str]:
-    """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
+    """The names of arrays and keys that a reading leaves out. Raises InputError for an array that has no place in
+    it."""
     used = {name for rule in reading.rules for name in rule.theirs}
     if reading.decoder is not None:
         used |= {reading.decoder.positions, *(name for rule in reading.decoder.rules for name in rule.theirs)}

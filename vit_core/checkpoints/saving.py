@@ -75,8 +75,8 @@ def save_checkpoint(
 
 
 def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
-    """The writer of a checkpoint with its decoder. InputError for a checkpoint without a decoder, or a format without
-    one."""
+    """The writer of a checkpoint with its decoder. Raises InputError for a checkpoint without a decoder, or a format
+    without one."""
     if checkpoint.decoder is None:
         raise InputError(f"{checkpoint.origin}: has no decoder of a masked autoencoder; leave out the decoder")
     model, mae = checkpoint.config.model, checkpoint.decoder.mae
@@ -90,7 +90,7 @@ def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
 
 
 def _container(target: Location, format: str) -> str:
-    """The kind of file or folder that a name asks for. InputError where the format has no such kind."""
+    """The kind of file or folder that a name asks for. Raises InputError if the format has no such kind."""
     containers = ("folder",) if format == "vit" else WRITERS[format].containers
     container = target.suffix if target.suffix in containers else containers[0]
     if target.suffix != container and (container != "folder" or target.suffix in _FILE_SUFFIXES):

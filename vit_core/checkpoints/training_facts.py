@@ -117,7 +117,7 @@ def _is_about(values: Mapping[Any, Any], reading: Reading) -> bool:
 
 
 def _check_activation(reading: Reading | None, source: Source, fact: Fact, value: str) -> None:
-    """InputError for an activation that is none of ours, but for the SiLU of a gated MLP."""
+    """Raises InputError for an activation that is none of ours, but for the SiLU of a gated MLP."""
     if value == "silu" and reading is not None and reading.config.model.mlp == "swiglu":
         return
     raise InputError(

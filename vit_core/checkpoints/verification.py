@@ -55,7 +55,7 @@ class Difference:
 
 
 def check_apart(target: Location, *sources: Location) -> None:
-    """Raises InputError where writing `target` would replace files of a source."""
+    """Raises InputError if writing `target` would replace files of a source."""
     target = absolute(target)
     for source in map(absolute, sources):
         holds_it = target == source.parent and (target / WEIGHTS).exists()
@@ -109,7 +109,7 @@ def outputs_of(twin: Twin, checkpoint: Checkpoint, batches: Sequence[np.ndarray]
 
 
 def difference(what: str, a_BC: np.ndarray, b_BC: np.ndarray, bound: float = parity.FLOAT64_BOUND) -> Difference:
-    """Compares two sets of outputs. Raises InputError where their shapes differ."""
+    """Compares two sets of outputs. Raises InputError if their shapes differ."""
     if a_BC.shape != b_BC.shape:
         raise InputError(f"{what}: outputs of shape {a_BC.shape}, expected {b_BC.shape}")
     max_abs, relative = parity.difference(a_BC, b_BC)

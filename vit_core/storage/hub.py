@@ -39,7 +39,7 @@ class Snapshot:
 
     @cached_property
     def commit(self) -> str:
-        """The commit's hash. InputError if there is no such repository or revision, or no access to it."""
+        """The commit's hash. Raises InputError if there is no such repository or revision, or no access to it."""
         from huggingface_hub import HfApi
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
@@ -58,7 +58,8 @@ class HubPath(StorePath):
 
     @classmethod
     def parse(cls, address: str) -> Self:
-        """From an address such as hf://user/model@main. InputError for another address, and without huggingface_hub."""
+        """From an address such as hf://user/model@main. Raises InputError for another address, and without
+        huggingface_hub."""
         require_hub(address)
         from huggingface_hub.errors import HfUriError
         from huggingface_hub.utils import parse_hf_uri
@@ -199,7 +200,7 @@ class HubPath(StorePath):
 
 
 def require_hub(what: str) -> None:
-    """InputError if huggingface_hub is not installed. what: the text in the message for what needs it."""
+    """Raises InputError if huggingface_hub is not installed. what: the text in the message for what needs it."""
     package, extra = CLIENTS[HUB]
     if find_spec(package) is None:
         raise InputError(f"{what}: needs {package}: pip install 'vit-parity[{extra}]'")

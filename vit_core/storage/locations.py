@@ -43,7 +43,7 @@ def require_local(path: Location, option: str) -> Path:
 
 
 def writable_location(path: str | os.PathLike[str]) -> Location:
-    """A location to write to. InputError for one that can only be read; the location is not accessed."""
+    """A location to write to. Raises InputError for one that can only be read; the location is not accessed."""
     place = location(path)
     if not is_local(place):
         place.mkdir()  # does nothing, or raises

@@ -40,8 +40,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 def exclusive(folder: Location) -> Iterator[None]:
     """Creates a folder if it is missing and locks it for this process; removes it at the end if it is empty.
 
-    InputError if another process has locked it or it cannot be written to. A store has no locks: a local folder is
-    locked instead, which excludes other processes on this machine, but not those on other machines.
+    Raises InputError if another process has locked it or it cannot be written to. A store has no locks: a local folder
+    is locked instead, which excludes other processes on this machine, but not those on other machines.
     """
     if fcntl is None:
         raise InputError("training needs file locks, which this system lacks; train on Linux or macOS")

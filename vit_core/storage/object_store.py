@@ -61,7 +61,7 @@ class StorePath:
 
     @classmethod
     def parse(cls, address: str) -> Self:
-        """From an address such as gs://bucket/run. InputError for another protocol, or without a bucket."""
+        """From an address such as gs://bucket/run. Raises InputError for another protocol, or without a bucket."""
         protocol, _, key = address.partition("://")
         key = re.sub("/+", "/", key.strip("/"))
         if protocol not in CLIENTS:
@@ -143,7 +143,7 @@ class StorePath:
     def files(self) -> dict[str, Self]:
         """Every object below the folder, by its name relative to it.
 
-        InputError for a name that would lie outside of a local folder into which they are copied.
+        Raises InputError for a name that would lie outside of a local folder into which they are copied.
         """
         entries: dict[str, dict[str, Any]] = self._call("find", detail=True)
         files = {}
@@ -276,7 +276,7 @@ class StorePath:
 
 @cache
 def _client(protocol: str) -> Any:
-    """fsspec's file system. InputError if its package is not installed."""
+    """fsspec's file system. Raises InputError if its package is not installed."""
     import fsspec
 
     package, extra = CLIENTS[protocol]

@@ -351,11 +351,12 @@ class EvaluationBatches:
 
 
 def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 or uint16 [H, W, C]: an example's image after the evaluation transform. InputError if it cannot be read."""
+    """uint8 or uint16 [H, W, C]: an example's image after the evaluation transform. Raises InputError if it cannot be
+    read."""
     return resize_image(decode(example["image"], preprocessing), preprocessing)
 
 
 def check_loss(split: Split, loss: Loss) -> None:
-    """InputError if the loss is the cross entropy of one class and examples have several."""
+    """Raises InputError if the loss is the cross entropy of one class and examples have several."""
     if split.multilabel and loss != "sigmoid":
         raise InputError(f"loss: {loss} is for one class in each image, and {split.title} is multi-label; use sigmoid")

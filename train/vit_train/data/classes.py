@@ -23,8 +23,8 @@ def classes_of(label: Any) -> np.ndarray:
 
 
 def check_classes(classes: np.ndarray, split: Split, i: int) -> None:
-    """InputError for a number that is no class of the split (tensorflow-datasets gives -1 to the examples of unlabeled
-    splits), and for an example without exactly one class, unless the split is multilabel."""
+    """Raises InputError for a number that is no class of the split (tensorflow-datasets gives -1 to the examples of
+    unlabeled splits), and for an example without exactly one class, unless the split is multilabel."""
     for label in classes:
         if not 0 <= label < len(split.labels):
             unlabelled = "; is the split unlabeled? Name another" if label == -1 else ""

@@ -34,8 +34,8 @@ checksum of the bytes: the classes (int64), then the pixels."""
 
 
 def cache_folder(named: str) -> Path:
-    """The folder that `image_cache_folder` names; nothing is written. InputError for a folder that cannot be used: in a
-    store, at the path of a file or below one, or on a system without file locks."""
+    """The folder that `image_cache_folder` names; nothing is written. Raises InputError for a folder that cannot be
+    used: in a store, at the path of a file or below one, or on a system without file locks."""
     folder = require_local(location(named), "--image-cache-folder")
     if not HAS_LOCKS:
         raise InputError("image_cache_folder: needs file locks, which this system lacks; leave it out")
@@ -50,7 +50,7 @@ class MappedImages:
 
     folder: contains a folder for each split and way of decoding, whose contents are replaced if the files of the split
     have changed. limit: bytes of one such folder. As with `DecodedImages`, nothing is kept of a set that does not fit.
-    InputError for a folder that cannot be written to, or examples without files.
+    Raises InputError for a folder that cannot be written to, or examples without files.
     """
 
     def __init__(self, folder: Path, split: Split, preprocessing: Preprocessing, limit: int) -> None:

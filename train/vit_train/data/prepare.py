@@ -142,7 +142,7 @@ def _is_file(source: Path) -> bool:
 
 def valid_name(source: Path, name: str | None) -> str:
     """The set's name, by default that of the folder or file, in the characters that tensorflow-datasets accepts:
-    lower-case letters, digits and _. InputError for a given name of other characters."""
+    lower-case letters, digits and _. Raises InputError for a given name of other characters."""
     is_pattern = any(char in source.name for char in "*?[") and not source.exists()
     path = (source.parent if is_pattern else source).resolve()
     given = name or (path.name.rpartition(".")[0] if _is_file(path) else path.name)
@@ -324,7 +324,7 @@ def _info(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], label
 
 
 def open_prepared(folder: Path, plan: str) -> Prepared:
-    """The contents of a complete set. InputError unless it was made by this plan."""
+    """The contents of a complete set. Raises InputError unless it was made by this plan."""
     try:
         stored = json.loads((folder / "metadata.json").read_text())["plan"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ class Archive:
         return min(info.file_size, info.compress_size) if self._is_stored(name) else info.file_size
 
     def read(self, name: str, longest: int) -> bytes:
-        """A whole part. ValueError if it is longer, or compressed as no honest one is."""
+        """A whole part. Raises ValueError if it is longer, or compressed as no honest one is."""
         info = self._members[name]
         if info.file_size > min(longest, _MOST_COMPRESSED * info.compress_size + 2**16):
             raise ValueError(f"{name[:60]} has {info.file_size:,} bytes, more than expected")

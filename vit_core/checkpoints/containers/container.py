@@ -54,7 +54,7 @@ class Container:
 
     @cached_property
     def arrays(self) -> LazyArrays:
-        """Every array of the tree, under the keys that lead to it. InputError where two get the same name."""
+        """Every array of the tree, under the keys that lead to it. Raises InputError if two get the same name."""
         entries: dict[str, LazyArray] = {}
         characters = 0
         for keys, array in walk_arrays(self.tree):

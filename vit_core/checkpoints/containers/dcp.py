@@ -41,7 +41,7 @@ class _Piece:
 
 
 def read_dcp(folder: Location, files: Mapping[str, FileRange]) -> Container:
-    """A folder of torch.distributed.checkpoint, whose files are given by name. InputError where one is damaged."""
+    """A folder of torch.distributed.checkpoint, whose files are given by name. Raises InputError if one is damaged."""
     path = folder / METADATA
     with readable(path, "the metadata of a distributed checkpoint"):
         metadata = _state(_load_metadata(files[METADATA]))
@@ -128,7 +128,7 @@ def _tensor(
 
 
 def _check_cover(name: str, shape: tuple[int, ...], pieces: list[_Piece], itemsize: int) -> None:
-    """ValueError unless the pieces cover the tensor, each element once, and are long enough for that."""
+    """Raises ValueError unless the pieces cover the tensor, each element once, and are long enough for that."""
     size = math.prod(shape)
     if len(pieces) > _MOST_PIECES:
         raise ValueError(f"{name[:60]} has more than {_MOST_PIECES} pieces")

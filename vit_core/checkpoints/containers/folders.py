@@ -44,7 +44,7 @@ class Found:
 
 
 def find_weights(folder: Location) -> Found:
-    """The weights of a folder. InputError where there are none, or several of which none is the usual one."""
+    """The weights of a folder. Raises InputError if there are none, or several of which none is the usual one."""
     names = _names(folder)
     if cached := _snapshot(folder, names):
         inner = find_weights(cached)

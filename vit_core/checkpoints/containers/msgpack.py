@@ -67,7 +67,7 @@ def is_msgpack(head: bytes) -> bool:
 
 
 def read_msgpack(source: FileRange) -> Container:
-    """A file of flax.serialization. InputError where it is damaged or has no arrays."""
+    """A file of flax.serialization. Raises InputError if it is damaged or has no arrays."""
     with readable(source.path, "a complete Flax msgpack file"):
         tree = load_msgpack(source)
         if not isinstance(tree, dict):

@@ -23,7 +23,7 @@ _LONGEST_HEADER = 2**16
 def read_npz(source: FileRange) -> Container:
     """A .npz file. bfloat16, which NumPy writes as two raw bytes (V2), is read as what it is.
 
-    InputError where it is damaged or has Python objects only; beside other arrays these are left out with a note.
+    Raises InputError if it is damaged or has Python objects only; beside other arrays these are left out with a note.
     """
     entries: dict[str, LazyArray] = {}
     objects = []

@@ -52,15 +52,15 @@ def open_container(path: Location) -> Container:
 
 
 def open_safetensors(path: Location) -> Container:
-    """The arrays of a safetensors file, whatever it is called. InputError for a file of another kind."""
+    """The arrays of a safetensors file, whatever it is called. Raises InputError for a file of another kind."""
     with readable(path, "a file of weights"):
         source = _local_file(path)
     return read_safetensors(source)
 
 
 def describe_kind(path: Location) -> str:
-    """What a file or folder is, with its article, also if it is not read; reads a few bytes. InputError if there is
-    none."""
+    """What a file or folder is, with its article, also if it is not read; reads a few bytes. Raises InputError if there
+    is none."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
     if path.is_dir():

@@ -46,7 +46,7 @@ def is_orbax_item(folder: Location, names: set[str]) -> bool:
 
 
 def read_orbax(path: Location, folder: Path, owner: object = None) -> Container:
-    """A tree that Orbax wrote into the local `folder`; messages call it `path`. InputError where it is damaged."""
+    """A tree that Orbax wrote into the local `folder`; messages call it `path`. Raises InputError if it is damaged."""
     with readable(path, "a complete Orbax checkpoint"):
         store = _Store(path, folder, owner)
         tree = store.described_tree() if (folder / METADATA).is_file() else store.older_tree()
@@ -184,7 +184,7 @@ def cause(error: BaseException) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files. ValueError where there are too many to count."""
+    """Bytes of all files. Raises ValueError if there are too many to count."""
     size = 0
     for count, file in enumerate(folder.rglob("*")):
         if count > _MOST_FILES:

@@ -126,7 +126,7 @@ def is_length(value: object) -> bool:
 
 
 def lengths(values: object) -> tuple[int, ...]:
-    """A shape, or strides. ValueError for what is none."""
+    """A shape, or strides. Raises ValueError for what is none."""
     if not isinstance(values, Sequence) or len(values) > _MOST_DIMENSIONS or not all(map(is_length, values)):
         raise ValueError("a shape that is none")
     return tuple(values)

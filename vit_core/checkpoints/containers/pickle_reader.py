@@ -65,7 +65,7 @@ class HasState:
     """An object of ours that a BUILD instruction may give a state to."""
 
     def set_state(self, state: Any) -> None:
-        """Takes the state. ValueError for one that it cannot have."""
+        """Takes the state. Raises ValueError for one that it cannot have."""
         raise NotImplementedError
 
 

@@ -30,7 +30,7 @@ _OTHER_ITEM_SIZES = {"QInt32Storage": 4, "ComplexHalfStorage": 4}
 
 
 def read_pth(source: FileRange) -> Container:
-    """A file of PyTorch, or a pickle of arrays. InputError where it has no arrays or is damaged."""
+    """A file of PyTorch, or a pickle of arrays. Raises InputError if it has no arrays or is damaged."""
     with readable(source.path, "a complete .pth file"):
         kind, loaded = load_pth(source)
         plain = PlainTree(source.path)

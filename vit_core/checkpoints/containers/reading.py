@@ -64,19 +64,19 @@ class FileRange:
         return cls(path, file, 0, file.stat().st_size, owner, partial)
 
     def part(self, offset: int, length: int) -> "FileRange":
-        """A range within this one. ValueError where it ends outside."""
+        """A range within this one. Raises ValueError if it ends outside."""
         self._check(offset, length)
         return FileRange(self.path, self.file, self.start + offset, length, self.owner, self.partial)
 
     def require(self, offset: int, length: int, ahead: int = 0) -> None:
         """Makes sure that some of the bytes are in `file`; a download that is necessary may fetch more, `ahead` bytes
-        at least. ValueError where they end outside."""
+        at least. Raises ValueError if they end outside."""
         self._check(offset, length)
         if self.partial:
             self.partial.require(self.start + offset, length, ahead)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Some of the bytes. ValueError where they end outside or the file has become shorter."""
+        """Some of the bytes. Raises ValueError if they end outside or the file has become shorter."""
         self.require(offset, length)
         with self.file.open("rb") as file:
             file.seek(self.start + offset)

@@ -31,7 +31,7 @@ _LONGEST_HEADER = 10**8
 
 
 def read_safetensors(source: FileRange) -> Container:
-    """A safetensors file. InputError where it is damaged."""
+    """A safetensors file. Raises InputError if it is damaged."""
     with readable(source.path, "a complete safetensors file"):
         offsets = _offsets(source) if source.partial else {}
         file: Any = safe_open(source.file, framework="np")  # the library's types are incomplete

@@ -15,7 +15,7 @@ _LONGEST_INDEX = 2**26
 
 
 def read_shards(index: FileRange, open_file: Callable[[Location], Container]) -> Container:
-    """The arrays that an index names, of files that lie beside it. InputError where one is missing or elsewhere."""
+    """The arrays that an index names, of files that lie beside it. Raises InputError if one is missing or elsewhere."""
     with readable(index.path, "an index of shards"):
         if index.length > _LONGEST_INDEX:
             raise ValueError("too long")

@@ -59,7 +59,7 @@ def recognises_source(source: Source) -> bool:
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes. Raises InputError where the model has two epsilons and `fields` has none."""
+    """From the shapes. Raises InputError if the model has two epsilons and `fields` has none."""
     shapes, where = source.arrays.shapes, source.path
     tower = _Tower.of(shapes)
     height, across, channels, width = axes_of(shapes, f"{tower.prefix}patch_embeddings/kernel", 4, where)

@@ -116,7 +116,7 @@ def _fields(arrays: LazyArrays, where: object) -> dict[str, Any]:
 
 
 def rope_of(periods: np.ndarray, dtype: str, where: object) -> Rope:
-    """Base and rounding of the periods that a file has. InputError for those of no single base.
+    """Base and rounding of the periods that a file has. Raises InputError for those of no single base.
 
     Torch's powers in float32 may be one unit in the last place off, which no rounding here reproduces: accepted.
     """

@@ -85,8 +85,8 @@ _NEXT_STEP = (
 
 
 def check_positions(source: Source) -> None:
-    """InputError for arrays of positions, blocks and patches that a plain Vision Transformer does not have, unless
-    config.json states the type of the model."""
+    """Raises InputError for arrays of positions, blocks and patches that a plain Vision Transformer does not have,
+    unless config.json states the type of the model."""
     if source.config.get("model_type", "timm_wrapper") != "timm_wrapper":
         return
     for name, entry in source.arrays.entries.items():
@@ -119,8 +119,8 @@ def check_positions(source: Source) -> None:
 
 
 def _check_first_small(source: Source) -> None:
-    """InputError for the sizes of vit_small_patch16_224 of timm 0.3 and of PaddleClas: it has no bias of queries, keys
-    and values, and scales their products by 768 ** -0.5, although its heads have 96 features."""
+    """Raises InputError for the sizes of vit_small_patch16_224 of timm 0.3 and of PaddleClas: it has no bias of
+    queries, keys and values, and scales their products by 768 ** -0.5, although its heads have 96 features."""
     shapes = source.arrays.shapes
     sizes = (shapes.get("blocks.7.mlp.fc1.weight"), shapes.get("blocks.7.mlp.fc2.weight"))
     others = {"blocks.8.norm1.weight", "blocks.7.attn.qkv.bias"}
@@ -133,7 +133,8 @@ def _check_first_small(source: Source) -> None:
 
 
 def check_quantized(source: Source) -> None:
-    """InputError for weights that bitsandbytes has packed into half a byte for each value, whatever the config is."""
+    """Raises InputError for weights that bitsandbytes has packed into half a byte for each value, whatever the config
+    is."""
     if found := [name for name in source.arrays if _IN_4_BITS.search(name)]:
         raise InputError(
             f"{source.path}: {one_line(min(found))[:100]} belongs to weights in 4 bits (bitsandbytes), which are not "
@@ -142,7 +143,7 @@ def check_quantized(source: Source) -> None:
 
 
 def check_deepspeed(source: Source) -> None:
-    """InputError for a file of DeepSpeed whose weights are in the other files of its folder (ZeRO stage 3)."""
+    """Raises InputError for a file of DeepSpeed whose weights are in the other files of its folder (ZeRO stage 3)."""
     empty = [name for name, entry in source.arrays.entries.items() if 0 in entry.shape]
     if 2 * len(empty) > len(source.arrays) and any(key in source.facts for key in _DEEPSPEED):
         raise InputError(

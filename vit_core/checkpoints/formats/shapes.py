@@ -27,7 +27,7 @@ class Shapes:
         return name in self.shapes
 
     def of(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of an array. Raises InputError where it is missing or has another number of axes."""
+        """The shape of an array. Raises InputError if it is missing or has another number of axes."""
         if name not in self.shapes:
             raise InputError(f"{self.where}: missing {name}; expected a whole Vision Transformer")
         if len(shape := self.shapes[name]) != axes or not all(shape):

@@ -90,7 +90,7 @@ def _name(layer: int, rotation: str) -> str:
 
 
 def _base_of(arrays: LazyArrays, depth: int, rotation: str, where: object) -> float:
-    """The base of which the frequencies of all blocks are powers. InputError where there is none."""
+    """The base of which the frequencies of all blocks are powers. Raises InputError if there is none."""
     bases = set()
     for name in (_name(layer, rotation) for layer in range(depth)):
         bands = axes_of(arrays.shapes, name, 1, where)[0]

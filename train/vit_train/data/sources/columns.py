@@ -206,7 +206,7 @@ def _checked_labels(where: str, label: str, cells: list[Any]) -> list[str] | lis
 
 
 def _check_holds_images(where: str, schema: Any, image: str) -> None:
-    """InputError for a column of text, such as paths."""
+    """Raises InputError for a column of text, such as paths."""
     import pyarrow as pa
 
     kind = schema.field(image).type
@@ -303,7 +303,7 @@ def _require_pyarrow(file: str) -> None:
 
 
 def _reading(file: str, read: Any) -> Any:
-    """What `read` returns. InputError for a file that pyarrow cannot read."""
+    """What `read` returns. Raises InputError for a file that pyarrow cannot read."""
     import pyarrow as pa
 
     try:

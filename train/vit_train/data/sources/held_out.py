@@ -22,7 +22,7 @@ def part(
 
     By class: a fraction of each class (at least one of two or more; all only for a fraction of 1), or of all examples
     together where they may have several classes. By group, where groups are given, one for each example: whole groups.
-    InputError where nothing is left.
+    Raises InputError if nothing is left.
     """
     if groups is not None:
         held_N = _by_group(groups, data)

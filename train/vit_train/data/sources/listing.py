@@ -126,7 +126,7 @@ def _rows(listing: Listing, split: str | None) -> np.ndarray:
 
 
 def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, split: str | None) -> list[tuple[int, ...]]:
-    """The numbers of each row's classes. InputError for a label that is none of the training classes."""
+    """The numbers of each row's classes. Raises InputError for a label that is none of the training classes."""
     cells = [listing.cells[i] for i in rows_M.tolist()]
     if listing.classes is not None and isinstance(cells[0], int):
         return [(cell,) for cell in cells]
@@ -141,7 +141,7 @@ def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, spli
 
 
 def column(where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:
-    """The column of a table that is asked for, or else the first of the usual names in any case. InputError where
+    """The column of a table that is asked for, or else the first of the usual names in any case. Raises InputError if
     there is none."""
     if (found := optional_column(where, names, asked, usual, option)) is not None:
         return found

@@ -24,7 +24,7 @@ def metadata_table(folder: Path) -> Path | None:
 
 def images_with_metadata(folder: Path, data: Data) -> Listing | None:
     """The images of a folder, or of its folders for the splits, by the table in each of them. None for folders of
-    classes, and without a table. InputError if only some splits have a table, or if it is beside the splits."""
+    classes, and without a table. Raises InputError if only some splits have a table, or if it is beside the splits."""
     inside = subfolders(folder)
     title = os.path.basename(os.path.abspath(folder))
     if not inside:

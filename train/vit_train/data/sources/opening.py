@@ -21,7 +21,7 @@ ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz")
 def open_split(data: Data, which: Which) -> Split:
     """A run's training or evaluation examples.
 
-    Raises InputError where there are none, fewer than two classes, or the data are not on this machine.
+    Raises InputError if there are none, fewer than two classes, or the data are not on this machine.
     """
     _require_local(data)
     try:
@@ -128,7 +128,8 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _require_local(data: Data) -> None:
-    """InputError for data in a store: ArrayRecord's reader finds 0 records on s3:// and does not return on gs://."""
+    """Raises InputError for data in a store: ArrayRecord's reader finds 0 records on s3:// and does not return on
+    gs://."""
     for option, path in (("data.name", data.name), ("data.directory", data.directory)):
         if path is not None and "://" in path:
             raise InputError(

@@ -179,7 +179,8 @@ def _one_feature(info: Any, kind: type) -> str:
 
 
 def _parts(info: Any, split: str) -> tuple[tuple[str, int, int], ...]:
-    """(file, first record, number of records) of the files of a split or slice; InputError for a missing file."""
+    """(file, first record, number of records) of each file of a split or a slice. Raises InputError if a file is
+    missing."""
     try:
         instructions = info.splits[split].file_instructions
     except (ValueError, KeyError, AssertionError) as error:

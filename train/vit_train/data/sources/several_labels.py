@@ -77,7 +77,8 @@ def split_cell(cell: str, separator: str) -> tuple[str, ...]:
 
 
 def names_of_columns(where: str, columns: Sequence[str], cells: Sequence[str]) -> tuple[str, ...]:
-    """The columns whose cell in a row says that the image has the class. InputError for a cell that says neither."""
+    """The columns whose cell in a row says that the image has the class. Raises InputError for a cell that says
+    neither."""
     found = []
     for column, cell in zip(columns, cells, strict=True):
         word = cell.strip().lower()

@@ -120,7 +120,7 @@ Kinds = dict[str, tar_members.Member]
 
 
 def _index(file: str, table: tar_members.Table, data: Data) -> list[Sample]:
-    """The samples of a tar file, in its order. InputError for a sample without a label."""
+    """The samples of a tar file, in its order. Raises InputError for a sample without a label."""
     members: dict[str, Kinds] = {}
     for name, offset, size in zip(*(array.tolist() for array in table), strict=True):
         key, kind = _key_and_kind(os.fsdecode(name))

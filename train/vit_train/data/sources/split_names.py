@@ -21,7 +21,7 @@ PREFERRED: dict[Which, tuple[str, ...]] = {"train": TRAIN, "eval": VALIDATION + 
 def choose(where: str, found: Collection[str], data: Data, which: Which) -> str | None:
     """The split that is asked for, or else the first of the preferred names; None where there is none to evaluate on.
 
-    InputError for a split that is asked for and is not there, and for a missing training split.
+    Raises InputError for a split that is asked for and is not there, and for a missing training split.
     """
     asked = data.train_split if which == "train" else data.eval_split
     if asked is None and not found:
@@ -40,7 +40,8 @@ def has_training(found: Collection[str]) -> bool:
 
 
 def spelled(name: str, found: Collection[str]) -> str | None:
-    """The name as it is spelled among those found: equal, or else equal in lower case. InputError for several."""
+    """The name as it is spelled among those found: equal, or else equal in lower case. Raises InputError for
+    several."""
     if name in found:
         return name
     same = [one for one in found if one.casefold() == name.casefold()]
@@ -73,7 +74,7 @@ def split_of_file(files: Sequence[str], root: Path) -> list[str] | None:
     """The split of each file, where one of them has a known name in its own name or in that of its folder
     ("train-00000-of-00002.parquet", "val/0000.tar"); None where no file has.
 
-    InputError for a file without a split beside files that have one.
+    Raises InputError for a file without a split beside files that have one.
     """
     base = root if root.is_dir() else root.parent
     parts = [os.path.relpath(file, base).replace(os.sep, " ") for file in files]

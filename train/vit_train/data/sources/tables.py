@@ -71,7 +71,7 @@ class _Nested(str):
 
 
 def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int]) -> None:
-    """InputError for a list or an object in a column that is used."""
+    """Raises InputError for a list or an object in a column that is used."""
     for line, row in rows:
         if found := [name for name, i in used.items() if isinstance(row[i], _Nested)]:
             raise InputError(
@@ -83,7 +83,7 @@ def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, i
 def _check_rows(
     file: Path, names: list[str], rows: list[tuple[int, list[str]]], needed: list[int], label: int | None
 ) -> None:
-    """InputError for a line without a cell for each column, or with an empty cell that is needed."""
+    """Raises InputError for a line without a cell for each column, or with an empty cell that is needed."""
     for line, row in rows:
         if len(row) != len(names):
             raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
@@ -95,7 +95,8 @@ def _check_rows(
 
 
 def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns, and the other lines, each with its number. InputError for text that is no table."""
+    """The names of the columns, and the other lines, each with its number. Raises InputError for text that is no
+    table."""
     try:
         if file.suffix.lower() == JSON_LINES:
             return _json_rows(file)
@@ -147,7 +148,8 @@ def _json_cell(cell: object) -> str:
 
 
 def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:
-    """InputError for an image that is listed twice with different values, and where the first image is not there."""
+    """Raises InputError for an image that is listed twice with different values, and where the first image is not
+    there."""
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
         earlier = first.setdefault(path, i)

@@ -45,7 +45,7 @@ class Member(NamedTuple):
 
 
 def tables(files: Sequence[str], cache: Path) -> Iterator[Table]:
-    """The table of each file, from the cache where it is there. InputError for a damaged file."""
+    """The table of each file, from the cache where it is there. Raises InputError for a damaged file."""
     kept = {file: cache / f"{Path(file).stem}-{digest(file)}.npz" for file in files}
     missing = [file for file in files if not kept[file].exists()]
     if sum(map(os.path.getsize, missing)) > LONG_BYTES:

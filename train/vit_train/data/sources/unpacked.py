@@ -33,7 +33,7 @@ def unpack(
 ) -> str:
     """The ArrayRecord file with the `count` images that `read` gives; written where it is missing, which is logged.
 
-    detail: what else the contents depend on, such as a column. InputError where there is no room for it.
+    detail: what else the contents depend on, such as a column. Raises InputError if there is no room for it.
     """
     target = folder / f"{Path(file).stem}-{digest(file, detail)}.array_record"
     if target.exists():
@@ -58,7 +58,7 @@ def unpack(
 
 
 def record(file: str, position: int) -> bytes:
-    """A record of an ArrayRecord file. InputError where it cannot be read."""
+    """A record of an ArrayRecord file. Raises InputError if it cannot be read."""
     try:
         (found,) = record_reader(file).read(position, position + 1)
     except Exception as error:  # the reader in C++ has its own

@@ -63,8 +63,8 @@ def holds(config: CheckpointConfig) -> bool:
 
 
 def write_arrays(arrays: LazyArrays, model: ViTConfig, prefix: str, where: object) -> LazyArrays:
-    """The arrays of a model of one size with both in NaFlex's shapes. InputError for positions that its code would
-    place otherwise."""
+    """The arrays of a model of one size with both in NaFlex's shapes. Raises InputError for positions that its code
+    would place otherwise."""
     if model.position_resampling != RESAMPLING:
         raise InputError(
             f"{where}: big_vision's NaFlex cannot hold position_resampling '{model.position_resampling}' (there: "

@@ -35,7 +35,7 @@ _RESIZE = {"shortest": "crop", "squash": "squash"}
 def vision_fields(config: Mapping[str, Any], width: int, where: object) -> dict[str, Any]:
     """The fields of ViTConfig that the file states for a tower of open_clip's own VisionTransformer.
 
-    InputError for a tower that computes what ViTConfig cannot express.
+    Raises InputError for a tower that computes what ViTConfig cannot express.
     """
     model, vision = model_cfg(config, where), vision_cfg(config, where)
     if not vision:

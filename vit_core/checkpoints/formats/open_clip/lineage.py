@@ -128,7 +128,7 @@ def _is_openai(source: Source) -> bool:
 
 
 def _stated_image_size(source: Source, positions: int, patch: tuple[int, int]) -> tuple[int, int] | None:
-    """The image size of open_clip_config.json, in whole patches. InputError where its positions are other ones."""
+    """The image size of open_clip_config.json, in whole patches. Raises InputError if its positions are other ones."""
     stated = config_json.image_size(source.open_clip_config, source.path)
     if stated is None:
         return None

@@ -117,7 +117,7 @@ def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, ev
 
 
 def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> None:
-    """InputError where arguments name other layers than the arrays have."""
+    """Raises InputError if arguments name other layers than the arrays have."""
     args = _object(config, "model_args", where)
     gated = model.mlp == "swiglu"
     if args.get("act_layer") is not None and (args["act_layer"] == _GATE) != gated:

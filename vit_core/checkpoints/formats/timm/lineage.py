@@ -136,7 +136,8 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
 
 
 def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
-    """InputError where no array has positions and nothing says that the model has none: rotary models look alike."""
+    """Raises InputError if no array has positions and nothing says that the model has none: rotary models look
+    alike."""
     untold = not {"architecture", "position_embedding", "rope"} & {*config, *known}
     if relative.has_relative_bias(arrays):
         _check_branch_norm(arrays, known, config, where)
@@ -150,7 +151,8 @@ def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any
 
 
 def _check_branch_norm(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
-    """InputError for vit_relpos models that may norm before the branches or after, as *_rpn do without LayerScale."""
+    """Raises InputError for vit_relpos models that may norm before the branches or after, as *_rpn do without
+    LayerScale."""
     told = "architecture" in config or "branch_norm" in known
     told |= "blocks.0.gamma_1" in arrays or "blocks.0.attn.q_bias" in arrays  # BEiT
     if not told and "blocks.0.ls1.gamma" not in arrays:

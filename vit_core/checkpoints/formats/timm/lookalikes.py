@@ -15,7 +15,8 @@ from vit_core.errors import InputError
 
 
 def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
-    """InputError for arrays that a published architecture of another kind has too, unless the file names its own."""
+    """Raises InputError for arrays that a published architecture of another kind has too, unless the file names its
+    own."""
     names = with_canonical_names(source.arrays)
     if "architecture" in config or eva_mark(names) or has_relative_bias(names):
         return
@@ -44,7 +45,8 @@ def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
 
 
 def check_last_norm(names: Mapping[str, object], known: Fields, where: object) -> None:
-    """InputError for a norm before the blocks and none after them, which the Perception Encoder has in two kinds."""
+    """Raises InputError for a norm before the blocks and none after them, which the Perception Encoder has in two
+    kinds."""
     if "final_norm" in known or "norm_pre.weight" not in names or {"norm.weight", "fc_norm.weight"} & names.keys():
         return
     raise InputError(
@@ -54,8 +56,8 @@ def check_last_norm(names: Mapping[str, object], known: Fields, where: object) -
 
 
 def check_rotation(shapes: Mapping[str, tuple[int, ...]], known: Fields, where: object) -> None:
-    """InputError for names of timm's Eva class where it is not known how it rotates queries and keys: EVA-02, DINOv3,
-    PE and rope-vit have the same names, and so has EVA, which rotates nothing."""
+    """Raises InputError for names of timm's Eva class where it is not known how it rotates queries and keys: EVA-02,
+    DINOv3, PE and rope-vit have the same names, and so has EVA, which rotates nothing."""
     mark = eva_mark(shapes)
     if mark is None or "rope" in known or has_relative_bias(shapes):
         return

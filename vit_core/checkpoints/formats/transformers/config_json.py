@@ -45,7 +45,8 @@ def _is_patch_matrix(shapes: Shapes) -> bool:
 
 
 def model_type_of(source: Source, shapes: Shapes) -> str:
-    """That of the image tower: config.json's, or what names tell. InputError for what has no place in our schema."""
+    """That of the image tower: config.json's, or what names tell. Raises InputError for what has no place in our
+    schema."""
     said = source.config.get("model_type")
     if said is None:
         beit = "data2vec-vision" if any(name.startswith("data2vec_vision.") for name in shapes) else "beit"
@@ -179,7 +180,7 @@ class Tower:
         return width, channels, (height, across)
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of an array. InputError unless it is there, with so many axes."""
+        """The shape of an array. Raises InputError unless it is there, with so many axes."""
         shape = self.shapes.get(name)
         if shape is None or len(shape) != axes:
             found = "is missing" if shape is None else f"has shape {list(shape)}, expected {axes} axes"
@@ -189,7 +190,7 @@ class Tower:
         return shape
 
     def agrees(self, found: Mapping[str, Any]) -> None:
-        """InputError where config.json says other sizes than the shapes."""
+        """Raises InputError if config.json says other sizes than the shapes."""
         for key, values in self.expected(found).items():
             if values and (said := self.said.get(key)) is not None and said not in values:
                 self.disagree(key, said, values[-1])
@@ -261,7 +262,7 @@ class Tower:
         return {**fields, "num_classes": classes.get("classifier", 0)}
 
     def classes(self) -> dict[str, int]:
-        """Head -> its outputs; InputError where config.json promises one that is missing, or other labels."""
+        """Head -> its outputs; Raises InputError if config.json promises one that is missing, or other labels."""
         heads = sorted(set(_HEAD_OF.values()))
         found = {head: self.shape(f"{head}.weight", 2)[0] for head in heads if f"{head}.weight" in self.shapes}
         labels = self.top.get("id2label")
@@ -314,7 +315,7 @@ class Tower:
         return ACTIVATIONS[said]
 
     def of_gate(self) -> str:
-        """The activation beside a gate, which nothing reads. InputError unless the gate's own is SiLU."""
+        """The activation beside a gate, which nothing reads. Raises InputError unless the gate's own is SiLU."""
         said = self.said.get("hidden_act", GATES[0])
         if said not in GATES:
             raise InputError(
@@ -376,7 +377,7 @@ is; and the names of these classes."""
 
 
 def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: object, name: str = "Dinov2") -> None:
-    """InputError for what the classes of FROM_SQUARE_GRIDS do not compute. name: the class's."""
+    """Raises InputError for what the classes of FROM_SQUARE_GRIDS do not compute. name: the class's."""
     (height, width), (patch_height, patch_width) = image_size, patch_size
     if height != width and height // patch_height != width // patch_width:
         raise InputError(

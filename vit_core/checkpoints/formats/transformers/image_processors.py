@@ -77,7 +77,7 @@ def read_preprocessing(
 ) -> tuple[Preprocessing | None, list[str]]:
     """What the file says, for the model's image size (as transformers would resample positions to another); and notes.
 
-    None, with the reason, where Preprocessing cannot say it. InputError for values that make no sense.
+    None, with the reason, where Preprocessing cannot say it. Raises InputError for values that make no sense.
     """
     if not source.preprocessor:
         return None, []

@@ -193,7 +193,7 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def _check_squares(model: ViTConfig, architecture: str) -> None:
-    """InputError where the image or its patches are no squares, for a class that takes nothing else."""
+    """Raises InputError if the image or its patches are no squares, for a class that takes nothing else."""
     for field in ("image_size", "patch_size"):
         height, width = getattr(model, field)
         if height != width:
@@ -239,7 +239,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def _dinov2_mlp_ratio(model: ViTConfig) -> int:
-    """The whole number (Dinov2Config takes no other) that gives the hidden width. InputError where none does."""
+    """The whole number (Dinov2Config takes no other) that gives the hidden width. Raises InputError if none does."""
     gated = model.mlp == "swiglu"
     near = round(model.mlp_dim * (1.5 if gated else 1.0) / model.width)
     for ratio in (near, near - 1, near + 1):

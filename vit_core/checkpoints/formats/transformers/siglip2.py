@@ -65,8 +65,8 @@ def kept_out_by(model: ViTConfig) -> list[str]:
 
 
 def check_resampling(model: ViTConfig, where: object) -> None:
-    """InputError for a model whose positions are resampled in another way than its class does, for nearly each image.
-    (Of a model for one size, where nothing is resampled, this is a note.)"""
+    """Raises InputError for a model whose positions are resampled in another way than its class does, for nearly each
+    image. (Of a model for one size, where nothing is resampled, this is a note.)"""
     there = FAMILIES["siglip2_vision_model"].resampling
     if model.position_resampling != there:
         raise InputError(

@@ -56,7 +56,7 @@ def _in_the_hub(path: Location) -> str:
 def write_folder(path: Location, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint folder, parameter by parameter; one that is there is replaced, or unchanged if writing fails.
 
-    Raises InputError where it cannot be written, or where the parameters do not fit the config.
+    Raises InputError if it cannot be written, or where the parameters do not fit the config.
     """
     rows = parameters(checkpoint.config.model)
     if differences := _differences(rows, checkpoint.arrays.shapes):

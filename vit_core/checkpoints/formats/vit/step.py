@@ -180,7 +180,7 @@ def step_leaves(folder: str | os.PathLike[str]) -> LazyArrays:
 def step_parameters(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
     """Canonical name -> array in PyTorch's layout, of a step.
 
-    InputError where the step does not have this config's parameters; DamagedError as for `step_leaves`.
+    Raises InputError if the step does not have this config's parameters; DamagedError as for `step_leaves`.
     """
     return OrbaxStep(location(folder)).parameters(config)
 
@@ -196,7 +196,7 @@ class OrbaxStep:
         self.manifest.check(folder)
 
     def parameters(self, config: ViTConfig) -> LazyArrays:
-        """Canonical name -> array in PyTorch's layout. InputError where the step has other parameters."""
+        """Canonical name -> array in PyTorch's layout. Raises InputError if the step has other parameters."""
         rows = parameters(config)
         # A masked autoencoder's decoder is not part of the checkpoint: only a run that resumes needs it.
         leaves = [leaf for leaf in self.leaves((PARAMETERS,)) if not leaf.startswith(f"{PARAMETERS}/{DECODER}")]
@@ -225,7 +225,7 @@ class OrbaxStep:
     ) -> Iterator[tuple[str, Stack]]:
         """Each of these leaves with its stack of rows of the parameter table; `shape_of` gives the expected shape.
 
-        InputError for a leaf of none of these rows, or that has another shape.
+        Raises InputError for a leaf of none of these rows, or that has another shape.
         """
         depth = max((row.layer + 1 for row in rows.values() if row.layer is not None), default=0)
         seen = set[tuple[str, str]]()
@@ -303,7 +303,7 @@ def _tensorstore_spec(folder: Location, leaf: str) -> dict[str, Any]:
 
 
 def _key_value_store(folder: Location) -> dict[str, Any]:
-    """TensorStore's specification of a folder. InputError for a store that TensorStore does not know."""
+    """TensorStore's specification of a folder. Raises InputError for a store that TensorStore does not know."""
     if is_local(folder):
         return {"driver": "file", "path": f"{absolute(folder)}/"}
     assert isinstance(folder, StorePath)
