@@ -116,12 +116,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
     refused("other weights than those of a checkpoint in memory", base=checkpoint(MODEL, seed=5))
     refused("which has other patch_embed.proj.weight", base=checkpoint(MODEL.replace(width=48)))
-    with pytest.raises(InputError, match="no folder of adapters"):
+    with pytest.raises(InputError, match="not a folder of adapters"):
         open_checkpoint(tmp_path / "base", base=base)
     edit(adapter, base_model_name_or_path=str(tmp_path / "elsewhere"))
-    refused("elsewhere, is not there; give the checkpoint")
+    refused("elsewhere, does not exist; give the checkpoint")
     edit(adapter, base_model_name_or_path=str(adapter))
-    refused("has this one as its base")
+    refused("names this folder as its base")
     edit(adapter, use_dora=True)
     refused("use_dora: not read; merge it in peft", base=base)
     edit(adapter, use_dora=False, init_lora_weights="pissa_niter_4")

@@ -209,7 +209,7 @@ def test_names_that_would_become_one_stay_apart(tmp_path: Path) -> None:
     """A wrapper's part is removed only if no two names become the same; the longer ones are then refused by name."""
     state = vit().state_dict()
     both = {**state, "module.cls_token": state["cls_token"]}
-    with pytest.raises(InputError, match=r"arrays with no place in timm's model as read: module\.cls_token"):
+    with pytest.raises(InputError, match=r"arrays that timm's model does not use: module\.cls_token"):
         open_checkpoint(in_file(tmp_path, both), fields=HEADS)
 
 
@@ -293,4 +293,4 @@ def test_names_of_a_file_stay_in_one_line(tmp_path: Path) -> None:
     assert other_notes(found) == ("model found under 'two lines [2J/two lines [2J'", "left out: x y")
     with pytest.raises(InputError) as error:
         open_checkpoint(in_file(tmp_path, {strange: {**state, strange: torch.ones(2)}}), fields=HEADS)
-    assert "in 'two lines [2J': arrays with no place in timm's model as read: two lines [2J;" in str(error.value)
+    assert "in 'two lines [2J': arrays that timm's model does not use: two lines [2J;" in str(error.value)

@@ -135,7 +135,7 @@ def scales(state: State) -> State:
 HEADS = (mlp, two_tasks, normed, weight_norm)
 REFUSED: dict[Callable[[State], State], str] = {
     **dict.fromkeys(HEADS, "use --set num_classes=0 to leave this head out"),
-    prompts: "prompt_embeddings; nothing is dropped in silence",
+    prompts: "prompt_embeddings; arrays are left out only if they are known to be unnecessary",
     lora: "they look like those of LoRA adapters; merge them into the model and save that",
     scales: "they look like those of quantized weights; save the model before quantization",
 }

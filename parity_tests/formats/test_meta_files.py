@@ -249,7 +249,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "probe with a batch norm": (
         lambda: {"model": backbone(**{"head.0.running_mean": (24,), "head.1.weight": (5, 24)})},
-        "arrays with no place in meta's model as read: head.0.running_mean, head.1.weight",
+        "arrays that meta's model does not use: head.0.running_mean, head.1.weight",
     ),
     "missing": (
         lambda: {n: t for n, t in dinov2().items() if n != "blocks.1.ls2.gamma"},
@@ -277,7 +277,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "BEiT": (
         lambda: backbone(**{"mask_token": (1, 1, 24), "blocks.0.gamma_1": (24,), "blocks.0.attn.q_bias": (24,)}),
-        "no place in meta's model as read: blocks.0.attn.qkv.bias",
+        "that meta's model does not use: blocks.0.attn.qkv.bias",
     ),
 }
 

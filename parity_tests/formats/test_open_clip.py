@@ -159,8 +159,8 @@ def test_a_projection_of_two_layers_is_left_out_by_name(tmp_path: Path) -> None:
     ("vision", "reason"),
     [
         ({"attentional_pool": True, "attn_pooler_heads": 1}, "attentional pooling"),
-        ({"qk_norm": True}, "no place in open_clip's model"),
-        ({"scale_attn": True}, "no place in open_clip's model"),
+        ({"qk_norm": True}, "that open_clip's model does not use"),
+        ({"scale_attn": True}, "that open_clip's model does not use"),
     ],
 )
 def test_what_the_schema_cannot_express_is_refused(vision: dict[str, Any], reason: str, tmp_path: Path) -> None:

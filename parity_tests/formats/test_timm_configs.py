@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "renamed": ({"blocks.1.norm2.weight": None, "blocks.1.norm_2.weight": (24,)}, "blocks.1.norm_2.weight"),
     "missing": ({"blocks.1.norm2.weight": None}, r"missing blocks.1.norm2.weight \[24\]"),
     "misshapen": ({"blocks.1.norm2.weight": (23,)}, r"blocks.1.norm2.weight expected \[24\] found \[23\]"),
-    "extra": ({"blocks.0.attn.rel_pos": (3,)}, "no place in timm's model as read: blocks.0.attn.rel_pos"),
+    "extra": ({"blocks.0.attn.rel_pos": (3,)}, "that timm's model does not use: blocks.0.attn.rel_pos"),
     "no norm": ({"norm.weight": None, "norm.bias": None}, r"missing norm.weight \[24\]"),
     "flat patches": ({"patch_embed.proj.weight": (24, 48)}, r"patch_embed.proj.weight has shape \[24, 48\]"),
     "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none empty"),

@@ -113,7 +113,7 @@ def test_a_head_beside_torchvisions_backbone(tmp_path: Path) -> None:
 )
 def test_heads_that_are_more_than_a_linear_are_refused(head: nn.Module, strange: str, tmp_path: Path) -> None:
     model = with_module(vit(), "head", head)
-    with pytest.raises(InputError, match=f"arrays with no place in timm's model as read: {strange}"):
+    with pytest.raises(InputError, match=f"arrays that timm's model does not use: {strange}"):
         open_checkpoint(in_file(tmp_path, model.state_dict()), fields=HEADS)
 
 

@@ -204,7 +204,7 @@ def test_another_kind_of_target_needs_overwrite(vit: Vit, refused: Vit, folder: 
     assert open_checkpoint(hub).format == "timm"
     vit("convert", folder, hub, "--to", "timm")  # over a checkpoint of the same kind
     (hub / "pytorch_model.bin").write_bytes(b"old")
-    assert "pytorch_model.bin would stay beside the new weights" in refused("convert", folder, hub, "--to", "timm")
+    assert "pytorch_model.bin would remain beside the new weights" in refused("convert", folder, hub, "--to", "timm")
 
 
 def test_a_run_is_not_written_into(refused: Vit, folder: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_run_is_not_written_into(refused: Vit, folder: Path, tmp_path: Path) -
 def test_a_data_folder_is_not_written_into(refused: Vit, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     (tmp_path / "photos" / "cats" / "1.png").write_bytes(b"an image")
-    assert "photos: holds other files (cats)" in refused("convert", folder, tmp_path / "photos")
+    assert "photos: contains other files (cats)" in refused("convert", folder, tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cats"]
 
 
@@ -227,7 +227,7 @@ def test_a_file_of_another_format_needs_overwrite(vit: Vit, refused: Vit, folder
     np.savez(tmp_path / "data.npz", numbers=np.arange(3))
     before = (tmp_path / "data.npz").read_bytes()
     message = refused("convert", folder, tmp_path / "data.npz", "--to", "google")
-    assert "data.npz: exists and is no google checkpoint; choose another name, or add --overwrite" in message
+    assert "data.npz: exists and is not a google checkpoint; choose another name, or add --overwrite" in message
     assert (tmp_path / "data.npz").read_bytes() == before
     vit("convert", folder, tmp_path / "data.npz", "--to", "google", "--overwrite", "--no-check")
     vit("convert", folder, tmp_path / "data.npz", "--to", "google", "--no-check")

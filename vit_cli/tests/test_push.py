@@ -70,7 +70,7 @@ def test_a_newer_checkpoint_replaces_an_older_one(
     vit("push", newer, "u/m")
     assert contents("hf://u/m") == contents(newer)
     line = refused("push", newer, "u/m", "--to", "transformers")
-    assert "hf://u/m: holds a vit checkpoint, and transformers is to be written" in line
+    assert "hf://u/m: contains a vit checkpoint, not a transformers checkpoint" in line
     hub.put("u/m", {**hub.repositories["u/m"].files(), "old.bin": b"x", "notes.txt": b"mine"})
     vit("push", newer, "u/m", "--to", "transformers", "--overwrite")
     assert open_checkpoint("hf://u/m").format == "transformers"
@@ -99,8 +99,8 @@ def test_nothing_of_others_is_replaced(refused: Vit, hub: Hub, folder: Path) -> 
     }
     for name, files in before.items():
         hub.put(name, files)
-    assert "hf://u/other: holds other files (config.json, model.onnx), and vit is" in refused("push", folder, "u/other")
-    assert "hf://u/card: holds other files (README.md), and vit is to be written" in refused("push", folder, "u/card")
+    assert "hf://u/other: contains other files (config.json, model.onnx), not a vit checkpoint" in refused("push", folder, "u/other")
+    assert "hf://u/card: contains other files (README.md), not a vit checkpoint" in refused("push", folder, "u/card")
     assert "hf://u/edited/README.md: not written by vit push; choose" in refused("push", folder, "u/edited")
     assert "u/card: exists and is public; make it private on its page" in refused("push", folder, "u/card", "--private")
     assert {name: hub.repositories[name].files() for name in before} == before

@@ -1,4 +1,4 @@
-"""Weights in several files, which an index in JSON names: {"weight_map": {name of an array: file}}."""
+"""Weights in several files, with an index in JSON: {"weight_map": {name of an array: file}}."""
 
 import json
 from collections.abc import Callable
@@ -15,14 +15,15 @@ _LONGEST_INDEX = 2**26
 
 
 def read_shards(index: FileRange, open_file: Callable[[Location], Container]) -> Container:
-    """The arrays that an index names, of files that lie beside it. Raises InputError if one is missing or elsewhere."""
+    """Opens the shards of an index. open_file: opens one shard. Raises InputError if a shard or one of its arrays is
+    missing, or a shard is not in the folder of the index."""
     with readable(index.path, "an index of shards"):
         if index.length > _LONGEST_INDEX:
-            raise ValueError("too long")
+            raise ValueError(f"more than {_LONGEST_INDEX:,} bytes")
         shard_of = json.loads(index.read(0, index.length))["weight_map"]
         for shard in set(shard_of.values()):
             if not isinstance(shard, str) or "/" in shard or "\\" in shard or shard.endswith(".index.json"):
-                raise ValueError(f"shard '{str(shard)[:60]}' is not a file beside it")
+                raise ValueError(f"shard '{str(shard)[:60]}' is not a file in the folder of the index")
         names = sorted(set(shard_of.values()))
         for shard in names:
             if not (index.path.parent / shard).is_file():
@@ -40,17 +41,17 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
     notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
     if unnamed:
         notes += (
-            f"arrays of the shards that the index does not name: {abbreviate([one_line(x)[:60] for x in unnamed])}",
+            f"arrays that the index does not name, read from the shards: {abbreviate([one_line(x)[:60] for x in unnamed])}",
         )
     if twice:
-        notes += (f"left out: in two shards, and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)
+        notes += (f"left out: in several shards and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)
     tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
     return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)
 
 
 def _unnamed(shard_of: dict[str, str], opened: dict[str, Container]) -> tuple[dict[str, str], set[str]]:
-    """The arrays that are in one shard and not in the index, with their shards: libraries read them too; and those that
-    are in several shards."""
+    """Arrays that the index does not name: those in one shard, with their shard, because libraries read them too; and
+    those in several shards."""
     found, twice = dict[str, str](), set[str]()
     for shard, container in opened.items():
         for name in container.arrays:
