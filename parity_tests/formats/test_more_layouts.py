@@ -158,13 +158,17 @@ def test_one_shard_is_named_as_that(tmp_path: Path) -> None:
     sharded(tmp_path)
     shard = min(tmp_path.glob("model-00001-of-*.safetensors"))
     count = len(set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()))
-    with pytest.raises(InputError, match=f"one of {count} shards, as the name suggests, give the folder that contains them"):
+    with pytest.raises(
+        InputError, match=f"one of {count} shards, as the name suggests, give the folder that contains them"
+    ):
         open_checkpoint(shard)
 
 
 def test_a_shard_with_a_part_of_a_model(tmp_path: Path) -> None:
     state = dict(list(classifier().state_dict().items())[:-4])
-    with pytest.raises(InputError, match=r"missing norm.weight .* one of 2 shards, as the name suggests, give the folder"):
+    with pytest.raises(
+        InputError, match=r"missing norm.weight .* one of 2 shards, as the name suggests, give the folder"
+    ):
         opened(save(tmp_path / "model-00001-of-00002.pth", state), heads=3)
 
 
@@ -179,7 +183,9 @@ def test_the_second_model_of_accelerate_is_named(tmp_path: Path) -> None:
     accelerator.prepare(classifier().float(), backbone().float())
     accelerator.save_state(str(tmp_path / "state"))
     found = opened(tmp_path / "state", heads=3)
-    assert "read model.safetensors; to open another model of the folder, give its file: model_1.safetensors" in found.notes
+    assert (
+        "read model.safetensors; to open another model of the folder, give its file: model_1.safetensors" in found.notes
+    )
 
 
 @pytest.mark.parametrize("names", [("weight_scale",), ("weight._data", "weight._scale"), ("weight_scale_inv",)])

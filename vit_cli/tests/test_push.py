@@ -99,7 +99,9 @@ def test_nothing_of_others_is_replaced(refused: Vit, hub: Hub, folder: Path) -> 
     }
     for name, files in before.items():
         hub.put(name, files)
-    assert "hf://u/other: contains other files (config.json, model.onnx), not a vit checkpoint" in refused("push", folder, "u/other")
+    assert "hf://u/other: contains other files (config.json, model.onnx), not a vit checkpoint" in refused(
+        "push", folder, "u/other"
+    )
     assert "hf://u/card: contains other files (README.md), not a vit checkpoint" in refused("push", folder, "u/card")
     assert "hf://u/edited/README.md: not written by vit push; choose" in refused("push", folder, "u/edited")
     assert "u/card: exists and is public; make it private on its page" in refused("push", folder, "u/card", "--private")

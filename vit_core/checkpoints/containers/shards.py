@@ -41,7 +41,7 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
     notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
     if unnamed:
         notes += (
-            f"arrays that the index does not name, read from the shards: {abbreviate([one_line(x)[:60] for x in unnamed])}",
+            f"arrays read although the index does not name them: {abbreviate([one_line(x)[:60] for x in unnamed])}",
         )
     if twice:
         notes += (f"left out: in several shards and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)

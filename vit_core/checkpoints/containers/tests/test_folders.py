@@ -155,7 +155,7 @@ def test_an_index_that_does_not_name_all_of_its_shards(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"v": "0.safetensors", "u": "1.safetensors"}}))
     opened = open_container(tmp_path)
     assert (set(opened.arrays), opened.arrays["w"].tolist()) == ({"u", "v", "w"}, [0])
-    assert opened.notes == ("arrays that the index does not name, read from the shards: w",)
+    assert opened.notes == ("arrays read although the index does not name them: w",)
     safetensors.numpy.save_file({"u": np.ones(3), "w": np.ones(1)}, tmp_path / "1.safetensors")
     opened = open_container(tmp_path)
     assert set(opened.arrays) == {"u", "v"}

@@ -87,7 +87,10 @@ def test_the_same_calls_do_harm_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=hostile.LOADED):
         pickle.loads(pickled)
     (tmp_path / "w.pkl").write_bytes(pickled)
-    with pytest.raises(InputError, match=r"has no tensors that can be read without running its code \(kept as plain data.*: objects of builtins.exec\)"):
+    with pytest.raises(
+        InputError,
+        match=r"has no tensors that can be read without running its code \(kept as plain data.*: objects of builtins.exec\)",
+    ):
         open_container(tmp_path / "w.pkl")
 
 

@@ -308,7 +308,9 @@ def test_a_part_that_is_cut_or_missing_costs_only_its_tensors(tmp_path: Path) ->
     cut(path, "data/1", 15)
     opened = open_container(path)
     assert opened.arrays["v"].sum() == 4
-    with pytest.raises(InputError, match=r"not complete \(reading w\) \(a tensor needs 16 bytes, but its storage has 15\)"):
+    with pytest.raises(
+        InputError, match=r"not complete \(reading w\) \(a tensor needs 16 bytes, but its storage has 15\)"
+    ):
         opened.arrays["w"]
 
 
