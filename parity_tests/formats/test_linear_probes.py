@@ -39,7 +39,7 @@ def test_maes_linear_probe(pool: str, keys: tuple[str, ...], tmp_path: Path) -> 
         state = {key: state, "optimizer": {}, "epoch": 89}
     found = open_checkpoint(in_file(tmp_path, state), fields=HEADS)
     assert found.config.model.num_classes == 7
-    what = "head: the Linear 'head.1' in the model, with the batch norm 'head.0' as a part of it"
+    what = "head: the Linear 'head.1' in the model, with the batch norm 'head.0' merged into it"
     assert f"{what} (epsilon 1e-06 assumed)" in found.notes
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))

@@ -125,13 +125,13 @@ def ours(mae: MaskedAutoencoder | None = None, **fields: Any) -> Checkpoint:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"position_embedding": "learned"}, r"position_embedding learned \(there: sincos2d_mae\)"),
+        ({"position_embedding": "learned"}, r"position_embedding learned \(it has sincos2d_mae\)"),
         ({"position_embedding": "sincos2d_big_vision"}, "position_embedding sincos2d_big_vision"),
-        ({"class_token": False, "pooling": "gap"}, r"class_token false \(there: true\), pooling gap"),
-        ({"registers": 2}, r"registers 2 \(there: 0\)"),
-        ({"mlp": "swiglu"}, r"mlp swiglu \(there: mlp\)"),
+        ({"class_token": False, "pooling": "gap"}, r"class_token false \(it has true\), pooling gap"),
+        ({"registers": 2}, r"registers 2 \(it has 0\)"),
+        ({"mlp": "swiglu"}, r"mlp swiglu \(it has mlp\)"),
         ({"layer_scale": 0.1}, "layer_scale 0.1"),
-        ({"image_size": (16, 32)}, "takes squares only, found image_size 16x32"),
+        ({"image_size": (16, 32)}, "accepts only squares, found image_size 16x32"),
     ],
 )
 def test_what_their_class_cannot_hold_is_refused_by_field(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

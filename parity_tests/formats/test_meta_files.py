@@ -245,7 +245,7 @@ def test_timms_files_are_not_metas(state: Any, tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[Any, str]] = {
     "linear head of four blocks": (
         lambda: prefixed("backbone.", dinov2()) | filled({"linear_head.weight": (5, 120), "linear_head.bias": (5,)}),
-        r"in 'backbone': linear_head.weight \[5, 120\] reads more than the last block.*expected 48 columns",
+        r"in 'backbone': linear_head.weight \[5, 120\] uses more than the last block.*expected 48 columns",
     ),
     "probe with a batch norm": (
         lambda: {"model": backbone(**{"head.0.running_mean": (24,), "head.1.weight": (5, 24)})},
@@ -265,7 +265,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "chunked and not": (
         lambda: dinov2() | dinov2(chunks=1),
-        "two arrays have one meaning",
+        "two arrays are the same parameter",
     ),
     "renamed": (
         lambda: {n.replace("blocks.1.mlp.fc1", "blocks.1.mlp.fc_1"): t for n, t in dinov2().items()},

@@ -87,14 +87,14 @@ def test_a_module_that_may_stand_before_a_head(case: str, tmp_path: Path) -> Non
     model = nn.ModuleDict({"backbone": backbone(), "neck": BEFORE_A_HEAD[case](), "head": nn.Linear(24, 5)})
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
-    assert any(note.startswith("head: 'head' is left out, as 'neck") for note in found.notes)
+    assert any(note.startswith("head: 'head' is left out, because 'neck") for note in found.notes)
 
 
 def test_one_of_several_heads_beside_a_model_is_not_chosen(tmp_path: Path) -> None:
     model = nn.ModuleDict({"backbone": backbone(), "fc": nn.Linear(24, 5), "classifier": nn.Linear(24, 7)})
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
-    assert "head: left out, as any of fc, classifier may be it" in found.notes
+    assert "head: left out, because it may be any of fc, classifier" in found.notes
 
 
 def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_file_of_joblib(tmp_path: Path) -> None:
 def test_a_folder_of_tensorflows_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    with pytest.raises(InputError, match=r"a folder with weights of Keras or TensorFlow \(tf_model.h5\), which is not"):
+    with pytest.raises(InputError, match=r"a folder with weights of Keras or TensorFlow \(tf_model.h5\), which cannot"):
         open_checkpoint(tmp_path)
 
 

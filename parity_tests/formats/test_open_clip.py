@@ -176,7 +176,7 @@ def test_what_the_schema_cannot_express_is_refused(vision: dict[str, Any], reaso
         ({"attentional_pool": True}, "attentional_pool True cannot be expressed"),
         ({"head_width": 7}, "head_width 7, expected a divisor"),
         ({"pool_type": "none"}, "pool_type 'none'"),
-        ({"image_size": 16}, "states image_size 16x16, its arrays 10 positions"),
+        ({"image_size": 16}, "states image_size 16x16, but there are 10 positions"),
         ({"image_size": "x"}, "image_size 'x', expected pixels"),
         ({"norm_kwargs": 3}, "norm_kwargs 3, expected an epsilon"),
     ],

@@ -36,7 +36,7 @@ from vit_cli.tests.random_checkpoints import save_random
         (("convert", "checkpoint", "new", "--to", "onnx"), "--to onnx: write vit export SOURCE TARGET.onnx"),
         (
             ("convert", "checkpoint", "./checkpoint"),
-            "checkpoint: is the source, or part of it; choose another name for the target",
+            "checkpoint: is the source or a part of it; choose another target",
         ),
         (
             ("convert", "checkpoint", "new", "--to", "google"),
@@ -47,7 +47,7 @@ from vit_cli.tests.random_checkpoints import save_random
             ("convert", "checkpoint", "t.bin", "--to", "timm"),
             "written as a folder or a .safetensors file or a .pth file",
         ),
-        (("convert", "checkpoint", "t.pth", "--to", "torchvision"), "torchvision cannot hold activation gelu_tanh"),
+        (("convert", "checkpoint", "t.pth", "--to", "torchvision"), "torchvision cannot express activation gelu_tanh"),
         (("convert", "checkpoint", "new", "--set", "heads=4"), "its own config has heads"),
         (("convert", "checkpoint", "new", "--set", "head=4"), "did you mean 'heads'?"),
         (("convert", "checkpoint", "new", "--set", "heads"), "--set heads: expected FIELD=VALUE"),

@@ -198,7 +198,7 @@ def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp
         ([checkpoint, photos, "-"], f"-: takes the images from standard input; leave out {photos}"),
         ([checkpoint, photos, "--to", "parquet"], "--to parquet: cannot be printed; add --out FILE.parquet"),
         ([checkpoint, photos, "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .jsonl or .parquet"),
-        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; name a file in"),
+        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; give a file in"),
         ([checkpoint, photos, "--out", "x.csv", "--to", "table"], "--to table: is for the terminal; leave out --out"),
         ([checkpoint, photos, "--top-k", 0], "--top-k 0: expected 1 or more"),
         ([checkpoint, photos, "--gpus", 2], "all devices that the framework finds are used"),

@@ -142,7 +142,7 @@ def test_a_push_that_is_overtaken_changes_nothing(refused: Vit, hub: Hub, folder
             hub.put("u/m", {"theirs": b"x"})
 
     hub.instead = overtake
-    assert "hf://u/m: it was changed by somebody else meanwhile; try again" in refused("push", folder, "u/m")
+    assert "hf://u/m: another client changed the repository meanwhile; try again" in refused("push", folder, "u/m")
     assert hub.repositories["u/m"].files() == {"theirs": b"x"}
 
 

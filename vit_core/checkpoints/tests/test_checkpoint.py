@@ -238,7 +238,7 @@ def test_not_finite_is_a_warning_with_the_name(tmp_path: Path) -> None:
     broken = arrays()
     broken["norm.bias"][2] = np.nan
     save_checkpoint(tmp_path, Checkpoint.of(CONFIGURED, broken))
-    with pytest.warns(UserWarning, match=r"parameter norm.bias holds values that are not finite"):
+    with pytest.warns(UserWarning, match=r"parameter norm.bias has values that are not finite"):
         _ = open_checkpoint(tmp_path).arrays["norm.bias"]
 
 
