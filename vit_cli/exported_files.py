@@ -26,7 +26,7 @@ def target_of(path: Location) -> Target:
 
 
 def require_packages(target: Target) -> None:
-    """InputError, with the command that installs them, if packages that write or run a target are missing."""
+    """Raises InputError, with the command that installs them, if packages that write or run a target are missing."""
     require(*(("torch", *TWINS["torch"]) if target in ("onnx", "torch-export") else ("jax", *TWINS["jax"])))
     if target == "onnx":
         require("export", "onnx", "onnxscript", "onnxruntime")

@@ -73,7 +73,8 @@ class Reading:
         return open_checkpoint(source, format=self.format, fields=fields, part=self.part, base=self.base)
 
     def open_and_report(self, source: Location) -> Checkpoint:
-        """The same; prints the format and the assumptions made in reading one of another project."""
+        """Opens a checkpoint as `open` does. For one of another project, also prints its format and the assumed
+        values."""
         checkpoint = self.open(source)
         if checkpoint.format != "vit":
             console.say(f"{checkpoint.origin}: {checkpoint.format}")

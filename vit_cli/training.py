@@ -76,7 +76,8 @@ class Wish:
         return changed(self._config(), self.chosen)
 
     def data(self) -> Data:
-        """The data of the run. InputError, before they are opened, for options that contradict each other."""
+        """The data of the run. Raises InputError, before the data are opened, for options that contradict each
+        other."""
         fields = {path: value for path, value in self.chosen.items() if path[0] == "data"}
         return changed(self._config(), fields).data
 
@@ -96,8 +97,8 @@ class Wish:
             same_batch = changed(config, {**fields, **chosen}).batch_size == begun.batch_size
             if self.epochs is not None and same_batch and fields.get(STEPS, config.steps) != begun.steps:
                 raise InputError(
-                    f"{out}: holds a run of {begun.steps} steps, and --epochs {self.epochs:g} of these images are "
-                    f"{fields.get(STEPS, config.steps)}; vit resume {out} goes on with it, --steps N changes its "
+                    f"{out}: has a run of {begun.steps} steps, but --epochs {self.epochs:g} of these images are "
+                    f"{fields.get(STEPS, config.steps)}; vit resume {out} continues it, --steps N changes its "
                     "length; for another run, choose another --out"
                 )
             kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
@@ -123,7 +124,7 @@ class Wish:
         if not self._mask_ratio:
             raise InputError(
                 "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
-                "from one otherwise, write vit finetune RECIPE --init CHECKPOINT"
+                "from one otherwise, use vit finetune RECIPE --init CHECKPOINT"
             )
         return replace(self, init=open_with_decoder(init, reading).adapt(num_classes=0))
 

@@ -42,5 +42,5 @@ def images_below(folder: str) -> list[str]:
     root, known = os.fsencode(folder), extensions()
     found = [name for name in files_below(root) if os.path.splitext(name)[1].lower() in known]
     if not found:
-        raise InputError(f"{folder}: no images; expected files as .jpg or .png in it, or in folders in it")
+        raise InputError(f"{folder}: no images; expected files such as .jpg or .png in it or below it")
     return [os.path.join(folder, os.fsdecode(name)) for name in sorted(found)]

@@ -114,7 +114,7 @@ class Run:
         run = Run(self.folder, self.request.replace(segments=there.segments))
         if found := differences(run.request, there):
             raise InputError(
-                f"{self.folder}: holds a run of another config: {abbreviate(found, '; ')}; vit resume {self.folder} "
+                f"{self.folder}: has a run of another config: {abbreviate(found, '; ')}; vit resume {self.folder} "
                 "goes on with it; for another run, choose another --out"
             )
         return run

@@ -31,7 +31,7 @@ from vit_cli.tests.random_checkpoints import save_random
         (("convert", "checkpoint", "new", "--to", "timn"), "--to: unknown value 'timn'; did you mean 'timm'?"),
         (
             ("convert", "checkpoint", "new", "--to", "peft"),
-            "--to peft: adapters alone are not converted: a run with --lora.rank",
+            "--to peft: adapters without their base are not converted: a run with --lora.rank",
         ),
         (("convert", "checkpoint", "new", "--to", "onnx"), "--to onnx: write vit export SOURCE TARGET.onnx"),
         (

@@ -136,10 +136,10 @@ def test_two_checkpoints_on_the_same_images(vit: Vit, refused: Vit, weights: Che
     assert min(alone) > 0, "a test of both signs"
     assert found["top1_difference"] == pytest.approx(right[0].mean() - right[1].mean(), abs=1e-15)
     assert found["top1_difference_interval"] == pytest.approx(list(expected.confidence_interval(0.95)), abs=1e-12)
-    assert f"right alone: {alone[0]} images, the other: {alone[1]}" in out
+    assert f"only the first is right: {alone[0]} images, only the second: {alone[1]}" in out
     assert f"{100 * found['top1_difference']:+.2f} points" in out
     same = vit("evaluate", tmp_path / "first", "--against", tmp_path / "first", "--data", images)
-    assert "+0.00 points (no interval: all images differ alike); right alone: 0 images" in same
+    assert "+0.00 points (no interval: the difference is the same for all images); only the first is right: 0" in same
     several = tmp_path / "table.csv"
     several.write_text("image,label\n" + "".join(f"{p},{p.parent.name}|{LABELS[0]}\n" for p in images.rglob("*.png")))
     text = refused("evaluate", tmp_path / "first", "--against", tmp_path / "second", "--data", several,

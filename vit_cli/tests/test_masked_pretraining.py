@@ -137,7 +137,7 @@ def test_pretraining_from_a_checkpoint_is_explained(vit: Vit, refused: Vit, phot
     assert "photos: no split 'validation'" in refused(*words, "--data", photos)
     printed = vit(*words, "--data.eval-split", "none", "--all")
     assert re.search(r"^ mae.mask_ratio +0.0 $", printed, re.M)
-    assert "--stage finetune: name the checkpoint" in refused("explain", "digits", "--stage", "finetune")
+    assert "--stage finetune: give the checkpoint" in refused("explain", "digits", "--stage", "finetune")
 
 
 @pytest.mark.slow
