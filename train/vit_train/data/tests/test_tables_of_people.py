@@ -87,7 +87,9 @@ def test_metadata_with_absolute_paths(tmp_path: Path) -> None:
 def test_metadata_of_some_splits_is_refused(tmp_path: Path) -> None:
     write_metadata(tmp_path / "train", "csv")
     fill(tmp_path, "test/1.png")
-    with pytest.raises(InputError, match=r"/test: has no metadata\.csv, unlike .*/train; add it, or move the folder away"):
+    with pytest.raises(
+        InputError, match=r"/test: has no metadata\.csv, unlike .*/train; add it, or move the folder away"
+    ):
         opened(tmp_path)
     (tmp_path / "train/metadata.csv").rename(tmp_path / "metadata.csv")
     with pytest.raises(
