@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "extra": ({"blocks.0.attn.rel_pos": (3,)}, "that timm's model does not use: blocks.0.attn.rel_pos"),
     "no norm": ({"norm.weight": None, "norm.bias": None}, r"missing norm.weight \[24\]"),
     "flat patches": ({"patch_embed.proj.weight": (24, 48)}, r"patch_embed.proj.weight has shape \[24, 48\]"),
-    "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none empty"),
+    "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none of length 0"),
     "no square": ({"pos_embed": (1, 8, 24)}, "8 positions do not form a square grid; use --set image_size"),
     "deep": ({"blocks.9999.norm1.weight": (24,)}, "depth"),
 }

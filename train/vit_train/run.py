@@ -115,7 +115,7 @@ class Run:
         if found := differences(run.request, there):
             raise InputError(
                 f"{self.folder}: has a run of another config: {abbreviate(found, '; ')}; vit resume {self.folder} "
-                "goes on with it; for another run, choose another --out"
+                "continues it; for another run, choose another --out"
             )
         return run
 

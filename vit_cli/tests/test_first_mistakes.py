@@ -80,7 +80,7 @@ def test_another_length_in_the_folder_of_a_run(vit: Vit, refused: Vit, photos: P
     words = ["pretrain", "folder", "--data", "./photos", "--model", "mu/8", "--framework", "torch"]
     vit(*words, "--epochs", "3")
     kept = Path("runs/folder/run.json").read_text()
-    message = "runs/folder: has a run of 16 steps, but --epochs 1 of these images are 6; vit resume runs/folder goes"
+    message = "runs/folder: has a run of 16 steps, but --epochs 1 of these images are 6; vit resume runs/folder"
     assert message in refused(*words, "--epochs", "1")
     assert "batch_size is 8 there and 4 here" in refused(*words, "--epochs", "3", "--batch-size", "4")
     assert Path("runs/folder/run.json").read_text() == kept

@@ -237,4 +237,4 @@ def test_commands_take_addresses(vit: Vit, refused: Vit, hub: Hub, folder: Path,
         assert "hf://u/m" in printed
     else:
         assert contents(target[0]) == contents(folder)
-        assert "write vit push CHECKPOINT u/m" in refused("convert", folder, "hf://u/m")
+        assert "run vit push CHECKPOINT u/m" in refused("convert", folder, "hf://u/m")
