@@ -175,7 +175,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "siglip": ({**SIGLIP, "pooling": "map", "num_classes": 0}, "SiglipVisionModel", []),
     "siglip, mean": ({**SIGLIP, "pooling": "gap"}, "SiglipForImageClassification", []),
     "siglip, tokens": ({**SIGLIP, "pooling": "gap", "num_classes": 0}, "SiglipVisionModel",
-                       ["SiglipVisionModel gives tokens"]),
+                       ["SiglipVisionModel returns all tokens"]),
     "clip": ({**CLIP, "head_bias": False}, "CLIPVisionModelWithProjection", []),
     "clip, no head": ({**CLIP, "num_classes": 0}, "CLIPVisionModel", []),
     # filled in with what changes no value:

@@ -64,7 +64,10 @@ def test_preprocessing(case: str, kind: str, fields: dict[str, Any], tmp_path: P
         ({"size": {"shortest_edge": 16}}, "the shortest edge is scaled without a crop"),
         ({"size": "16"}, "size 16"),
         ({"do_center_crop": True, "crop_size": 20}, "the crop of 20 from 16 pixels"),
-        ({"do_center_crop": True, "crop_size": {"height": 8, "width": 12}}, "the crop of 8x12 from 16x16"),
+        (
+            {"do_center_crop": True, "crop_size": {"height": 8, "width": 12}},
+            "the crop of 8x12 from 16x16 has another aspect ratio",
+        ),
         ({"image_processor_type": "SamImageProcessor"}, "it is for SamImageProcessor"),
         ({"image_processor_type": ["x"]}, "it is for ['x']ImageProcessor"),
     ],

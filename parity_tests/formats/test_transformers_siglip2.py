@@ -76,7 +76,7 @@ def test_written_and_read(kind: str, tmp_path: Path) -> None:
     aspects, and both twins compute the same from it."""
     before = any_aspect(kind)
     notes = save_checkpoint(tmp_path / "there", before, format="transformers")
-    assert all("gives tokens" in note for note in notes)
+    assert all("returns all tokens" in note for note in notes)
     config = json.loads((tmp_path / "there" / "config.json").read_text())
     assert config["architectures"] == [kind.split(",")[0]]
     assert config["model_type"] == ("siglip2" if "Image" in kind else "siglip2_vision_model")

@@ -224,7 +224,7 @@ FAULTY_TABLES = [
     ('path,label\n"a.png,cat\n', {}, "t.csv: cannot be read as a table"),
     ("path,label\na.png,\udcff\n", {}, "t.csv: cannot be read as a table .*; expected UTF-8 text: save it again"),
     ("path,label\na.png,cat\nb.png,cat\n", {"held_out": 0.0}, "t: classes: cat; expected two or more"),
-    ("path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,eel,val\n", {}, "t/val: no class .* training: eel"),
+    ("path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,eel,val\n", {}, "t/val: training has no class .*: eel"),
     ("path,label,split\na.png,cat,x\nb.png,dog,x\n", {}, "no split 'train'; found: x"),
     ("path,label\na.png,cat\nb.png,dog\n", {"train_split": "train"}, "t: no split 'train'; found: no splits"),
 ]  # fmt: skip
@@ -318,7 +318,7 @@ def test_columns_that_are_refused(sources: Path, tmp_path: Path) -> None:
     refused({"image": [b"x", b"y"], "label": [1, None]}, r"row 1: label is None; expected all labels to be text")
     refused({"image": [b"x"], "label": [[1, 2]]}, r"row 0: label is \[1, 2\]")
     (tmp_path / "cut.parquet").write_bytes((sources / "rows.parquet").read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"cut\.parquet: cannot be read \(.*\); expected a whole file"):
+    with pytest.raises(InputError, match=r"cut\.parquet: cannot be read \(.*\); expected a complete file"):
         open_split(Data(name=str(tmp_path / "cut.parquet")), "train")
 
 
