@@ -36,7 +36,7 @@ _LOOKALIKES = {
     "dinov2": _WINDOWS,
     "dinov2_with_registers": _WINDOWS,
 }
-"""Model type -> a network that computes other outputs from the same arrays. Only config.json distinguishes them."""
+"""Model type -> a network with the same arrays and other outputs. Only config.json distinguishes them."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -45,8 +45,7 @@ def _is_patch_matrix(shapes: Shapes) -> bool:
 
 
 def model_type_of(source: Source, shapes: Shapes) -> str:
-    """The model type of the image tower, from config.json or from the names of arrays. Raises InputError for a model
-    type that cannot be read."""
+    """The model type, by config.json or the names of arrays. Raises InputError for one that cannot be read."""
     said = source.config.get("model_type")
     if said is None:
         beit = "data2vec-vision" if any(name.startswith("data2vec_vision.") for name in shapes) else "beit"
@@ -90,8 +89,7 @@ def _next_step(source: Source) -> str:
 
 
 def _said_of_tower(source: Source) -> Mapping[str, Any]:
-    """The fields of config.json for the image tower. (CLIP may have a vision_config_dict, which overrides
-    vision_config.)"""
+    """The fields of config.json for the image tower. (CLIP's vision_config_dict overrides vision_config.)"""
     config = source.config
     said = config.get("vision_config_dict") or config.get("vision_config")
     if config.get("model_type") in TOWER_OF and said is not None:
@@ -202,8 +200,7 @@ class Tower:
                 self.disagree("mlp_ratio", ratio, f"mlp_dim {found['mlp_dim']} for width {found['width']}")
 
     def expected(self, found: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-        """Keys of config.json -> the values that agree with the shapes; an empty tuple if the family has no such
-        key."""
+        """Keys of config.json -> values that agree with the shapes; (): the family has no such key."""
         patch, kind = found["patch_size"], self.family.kind
         return {
             "hidden_size": (found["width"],),
@@ -264,8 +261,7 @@ class Tower:
         return {**fields, "num_classes": classes.get("classifier", 0)}
 
     def classes(self) -> dict[str, int]:
-        """Head -> number of its outputs. Raises InputError if a head that config.json requires is missing, or the
-        number of labels differs."""
+        """Head -> its number of outputs. Raises InputError if a required head is missing, or there are other labels."""
         heads = sorted(set(_HEAD_OF.values()))
         found = {head: self.shape(f"{head}.weight", 2)[0] for head in heads if f"{head}.weight" in self.shapes}
         labels = self.top.get("id2label")
@@ -290,8 +286,7 @@ class Tower:
         return {**fields, "pooling": "gap", "num_classes": 0}
 
     def ijepa(self, classes: Mapping[str, int]) -> dict[str, Any]:
-        """The fields of I-JEPA, which has no class token: its classifier uses the mean of the tokens, and the model
-        without a classifier returns all tokens."""
+        """The fields of I-JEPA: no class token; its classifier uses the mean of the tokens."""
         self.left_out.append(r"(^|\.)pooler\.")
         if "classifier" not in classes and "pooling" not in self.fields:
             why = "as in IJepaForImageClassification; IJepaModel returns all tokens"
@@ -319,8 +314,7 @@ class Tower:
         return ACTIVATIONS[said]
 
     def of_gate(self) -> str:
-        """The value of `activation` for a gated MLP, which does not use it. Raises InputError unless the gate's
-        activation is SiLU."""
+        """`activation` of a gated MLP, which is not used. Raises InputError unless the gate's activation is SiLU."""
         said = self.said.get("hidden_act", GATES[0])
         if said not in GATES:
             raise InputError(
@@ -380,13 +374,11 @@ class Tower:
 
 
 FROM_SQUARE_GRIDS = {"dinov2": "Dinov2", "beit": "Beit", "internvl": "InternVLVisionModel"}
-"""Kind -> name of a class that, for an image that is not square, always resamples positions as if they were of a square
-grid."""
+"""Kind -> a class that, for images that are not square, treats positions as those of a square grid."""
 
 
 def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: object, name: str = "Dinov2") -> None:
-    """Raises InputError for sizes for which the classes in FROM_SQUARE_GRIDS compute wrong positions. name: that of the
-    class."""
+    """Raises InputError for sizes for which the class `name`, of FROM_SQUARE_GRIDS, computes wrong positions."""
     (height, width), (patch_height, patch_width) = image_size, patch_size
     if height != width and height // patch_height != width // patch_width:
         raise InputError(
@@ -396,8 +388,7 @@ def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: 
 
 
 def dinov2_mlp_dim(width: int, mlp_ratio: float, gated: bool) -> int:
-    """The hidden width of Dinov2's MLPs: width * mlp_ratio or, if gated, two thirds of it, rounded up to a multiple of
-    8."""
+    """Hidden width of Dinov2's MLPs: width * mlp_ratio; if gated, two thirds, rounded up to a multiple of 8."""
     hidden = int(width * mlp_ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
 
