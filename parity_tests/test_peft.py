@@ -134,25 +134,25 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
     refused("other weights than those of a checkpoint in memory", base=checkpoint(MODEL, seed=5))
-    refused("which has other patch_embed.proj.weight", base=checkpoint(MODEL.replace(width=48)))
-    with pytest.raises(InputError, match="no folder of adapters"):
+    refused("whose shapes differ: patch_embed.proj.weight", base=checkpoint(MODEL.replace(width=48)))
+    with pytest.raises(InputError, match="not a folder of adapters"):
         open_checkpoint(tmp_path / "base", base=base)
     edit(adapter, base_model_name_or_path=str(tmp_path / "elsewhere"))
-    refused("elsewhere, is not there; give the checkpoint")
+    refused("elsewhere, does not exist; give the checkpoint")
     edit(adapter, base_model_name_or_path=str(adapter))
-    refused("has this one as its base")
+    refused("names this folder as its base")
     edit(adapter, use_dora=True)
-    refused("use_dora: not read; merge it into its base in peft", base=base)
+    refused("use_dora: not supported; merge it into its base in peft", base=base)
     edit(adapter, use_dora=False, init_lora_weights="pissa_niter_4")
-    refused("'pissa_niter_4' also changes the base; save plain LoRA in peft", base=base)
+    refused("'pissa_niter_4' also changes the base; convert it to plain LoRA in peft", base=base)
     edit(adapter, init_lora_weights=True)
     for alpha in ("x", None, True, float("nan"), 0, [1]):
         edit(adapter, lora_alpha=alpha)
-        refused("an alpha is .*; expected a number above 0", base=base)
+        refused("an alpha is .*; expected a number greater than 0", base=base)
     edit(adapter, lora_alpha=6.0)
     for pattern in ({"(": 1}, {"(.+)+x": 1}, ["qkv"]):
         edit(adapter, alpha_pattern=pattern)
-        refused("alpha_pattern: expected names of layers with their alphas", base=base)
+        refused("alpha_pattern: expected names of layers, each with its alpha", base=base)
     edit(adapter, alpha_pattern={"qkv": None})
     refused("an alpha is 'None'", base=base)
     edit(adapter, alpha_pattern={})
@@ -164,12 +164,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ("base_model.model.head.weight", np.zeros(())),
     ):
         save_file({**whole, name: array}, adapter / ADAPTER_WEIGHTS)
-        refused("expected 2 axes or more, none of 0", base=base)
+        refused("expected 2 axes or more, none of length 0", base=base)
     save_file({"base_model.model.head.weight": whole["base_model.model.head.weight"]}, adapter / ADAPTER_WEIGHTS)
-    refused("holds no adapters", base=base)
+    refused("contains no adapters", base=base)
     save_file(whole, adapter / ADAPTER_WEIGHTS)
     edit(adapter, peft_type="IA3")
-    refused(r"peft_type is 'IA3'; only LORA is read; merge it into its base in peft \(merge_and_unload\)", base=base)
+    refused(
+        r"peft_type is 'IA3'; only LORA can be read; merge it into its base in peft \(merge_and_unload\)", base=base
+    )
     (adapter / ADAPTER_CONFIG).write_text("{")
     refused("JSON", base=base)
 
@@ -191,7 +193,7 @@ def test_a_folder_without_the_networks_config_has_to_fit_the_base(tmp_path: Path
     assert read_adapters(tmp_path / "adapter").network is None
     for model, message in (
         (MODEL.replace(depth=2), "the base has no blocks.2"),
-        (MODEL.replace(width=48), "do not fit a weight"),
+        (MODEL.replace(width=48), "do not fit the base's weight"),
     ):
         with pytest.raises(InputError, match=message):
             open_checkpoint(tmp_path / "adapter", base=checkpoint(model))

@@ -104,10 +104,10 @@ def test_those_of_another_model(tmp_path: Path) -> None:
     config = hf.ViTConfig(**{**SIZES, "num_hidden_layers": 1}, num_labels=5)
     hf.ViTForImageClassification(config).save_pretrained(tmp_path / "base")
     with pytest.raises(
-        InputError, match=r"the base has no vit\.layers\.1\.attention\.q_proj\.weight; is this the base"
+        InputError, match=r"the base has no vit\.layers\.1\.attention\.q_proj\.weight; check that this is the base"
     ):
         open_checkpoint(tmp_path / "adapter", base=tmp_path / "base")
     config = hf.ViTConfig(**{**SIZES, "hidden_size": 48}, num_labels=5)
     hf.ViTForImageClassification(config).save_pretrained(tmp_path / "base")
-    with pytest.raises(InputError, match=r"do not fit a weight of \[48, 48\]|matrices of"):
+    with pytest.raises(InputError, match=r"do not fit the base's weight of \[48, 48\]|matrices of"):
         open_checkpoint(tmp_path / "adapter", base=tmp_path / "base")

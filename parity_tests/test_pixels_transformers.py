@@ -167,7 +167,7 @@ def test_means_for_one_channel() -> None:
     found, notes = notes_of(equal, channels=1)
     assert found is not None
     assert (found.mean, found.std) == ((0.4,), (0.25,))
-    assert notes == [f"{FILE}: image_mean and image_std: three equal values, taken as one for one channel"]
+    assert notes == [f"{FILE}: image_mean and image_std: three equal values, used as one value for one channel"]
     found, notes = notes_of(fields_of(image_mean=[0.4, 0.5, 0.6]), channels=1)
     assert found is None
     assert len(notes) == 1
@@ -177,7 +177,7 @@ def test_means_for_one_channel() -> None:
 def test_an_unknown_key_is_named() -> None:
     found, notes = notes_of(fields_of(crop_pct=0.9, do_flip_channel_order=True, nothing=None))
     assert found is not None
-    assert notes == [f"{FILE}: keys unknown here, which may change the pixels: crop_pct, do_flip_channel_order"]
+    assert notes == [f"{FILE}: unknown keys, which may change the pixels: crop_pct, do_flip_channel_order"]
 
 
 def test_writing_another_rounding_is_noted() -> None:
@@ -193,5 +193,5 @@ def test_writing_another_rounding_is_noted() -> None:
     assert len(preprocessor_texts(odd)[1]) == 1
     assert preprocessor_texts(half_even.replace(resize="border")) == (
         {},
-        [f"no {FILE}: no processor of transformers fits images into borders of the mean"],
+        [f"no {FILE}: no processor of transformers pads images with the mean"],
     )

@@ -43,8 +43,8 @@ def working(text: str) -> Status:
 
 
 def progress(shown: bool = True, passing: bool = False) -> Progress:
-    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless shown.
-    Where it is passing, nothing of it stays.
+    """A progress bar with the step, a text (field `note`), elapsed and remaining time; invisible unless `shown`.
+    passing: remove it from the terminal when it ends.
 
     In a narrow terminal the bar is shorter and the text is cut.
     """

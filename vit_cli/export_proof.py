@@ -63,9 +63,9 @@ class OnData:
     """Outputs [B, outputs] of each batch."""
     file: list[np.ndarray] = field(default_factory=list)
     wanted: list[int] = field(default_factory=list)
-    """For each image the output that stands for its class; empty where images may have several."""
+    """For each image the output of its class; empty if images may have several classes."""
     seconds: dict[str, float] = field(default_factory=lambda: {"twin": 0.0, "file": 0.0})
-    """Time of all batches but the first, from decoded images to outputs."""
+    """Seconds of all batches except the first, from decoded images to outputs."""
 
     @property
     def images(self) -> int:
@@ -129,7 +129,7 @@ def on_data(
     """Answers of a program and its twin to `count` images of a split, evenly spaced, from the files' bytes.
 
     outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
-    read are named and left out; InputError where none can be.
+    read are named and left out. Raises InputError if none can be read.
     """
     from vit_train.answers import spread_over
 
@@ -192,7 +192,7 @@ def _check_two_patches(pixels_HWC: np.ndarray, deployment: Deployment) -> None:
 
 
 def _run(program: Runner, inputs: Sequence[np.ndarray]) -> np.ndarray:
-    """The outputs for images, of which several in one batch must have one size."""
+    """The outputs for images; several images in one batch must have the same size."""
     return program(np.ascontiguousarray(np.stack(inputs)))
 
 

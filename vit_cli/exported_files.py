@@ -18,7 +18,7 @@ Runner = Callable[[np.ndarray], np.ndarray]
 
 
 def target_of(path: Location) -> Target:
-    """The target for the extension of a file's name. InputError for an unknown extension."""
+    """The target for the extension of a file's name. Raises InputError for an unknown extension."""
     if path.suffix not in SUFFIXES:
         known = ", ".join(f"{suffix} ({target})" for suffix, target in SUFFIXES.items())
         raise InputError(f"{path}: no target has this extension; use --to, or one of {known}")
@@ -26,7 +26,7 @@ def target_of(path: Location) -> Target:
 
 
 def require_packages(target: Target) -> None:
-    """InputError, with the command that installs them, if packages that write or run a target are missing."""
+    """Raises InputError, with the command that installs them, if packages that write or run a target are missing."""
     require(*(("torch", *TWINS["torch"]) if target in ("onnx", "torch-export") else ("jax", *TWINS["jax"])))
     if target == "onnx":
         require("export", "onnx", "onnxscript", "onnxruntime")
@@ -35,7 +35,8 @@ def require_packages(target: Target) -> None:
 
 
 def names_of_files(name: str, checkpoint: Checkpoint, deployment: Deployment) -> tuple[str, ...]:
-    """Names of all files of a program; the given name is last. InputError if the model is too large for the target."""
+    """Names of all files of a program; the given name is last. Raises InputError if the model is too large for the
+    target."""
     match deployment.target:
         case "onnx":
             return (f"{name}.data", name) if _is_external(checkpoint, deployment) else (name,)
@@ -49,7 +50,7 @@ def names_of_files(name: str, checkpoint: Checkpoint, deployment: Deployment) ->
 
 
 def write_files(path: Path, checkpoint: Checkpoint, deployment: Deployment, opset: int | None) -> None:
-    """Writes the files of a program. InputError if the target does not support the model or the options."""
+    """Writes the files of a program. Raises InputError if the target does not support the model or the options."""
     if deployment.target == "onnx":
         from vit_torch.onnx_file import OPSET, write_onnx
 

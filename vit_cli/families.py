@@ -25,7 +25,7 @@ class Family:
 
 
 def family_of(config: CheckpointConfig) -> Family | None:
-    """The family that a config belongs to; None for a plain ViT and its older descendants."""
+    """The family that a config belongs to; None for a plain ViT and the older models that are similar to it."""
     return next((family for family in FAMILIES if family.has(config)), None)
 
 

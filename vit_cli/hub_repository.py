@@ -47,7 +47,7 @@ class HubRepository:
 
     @classmethod
     def of(cls, name: str, revision: str | None) -> Self:
-        """The repository with a name. InputError for an invalid name, and if nobody is logged in."""
+        """The repository with a name. Raises InputError for an invalid name, and if no user is logged in."""
         require_hub("vit push")
         from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError
@@ -70,8 +70,8 @@ class HubRepository:
         return f"hf://{self.name}" + (f"@{quote(self.revision, safe='')}" if self.revision else "")
 
     def plan(self, format: str, *, private: bool, overwrite: bool) -> Plan:
-        """The changes that a push would make. InputError if the repository has files that may not be replaced;
-        StorageError offline."""
+        """The changes that a push would make. Raises InputError if the repository has files that may not be replaced,
+        and StorageError if the Hub cannot be reached."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -97,7 +97,7 @@ class HubRepository:
         return Plan(there.snapshot.commit, new_branch, _replaced(there, format, overwrite), private)
 
     def push(self, plan: Plan, folder: Path, message: str) -> Pushed:
-        """Uploads all files of a folder as one commit. StorageError if that fails; then no file is uploaded."""
+        """Uploads all files of a folder as one commit. Raises StorageError if that fails; then no file is uploaded."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
         api = HfApi()
@@ -121,7 +121,8 @@ class HubRepository:
 
 
 def _replaced(there: HubPath, format: str, overwrite: bool) -> tuple[str, ...]:
-    """The files of the checkpoint in a repository. InputError if they, or the model card, may not be replaced."""
+    """The files of the checkpoint in a repository. Raises InputError if they, or the model card, may not be
+    replaced."""
     replaced = check_target(there, format, overwrite)
     card = there / MODEL_CARD
     if not overwrite and card.is_file() and WRITTEN_BY_US not in card.read_text():

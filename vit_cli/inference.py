@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 def import_twin(framework: Framework, dtype: str = "float32") -> Any:
-    """The package of a twin, with 64-bit types enabled if `dtype` is one. InputError if its framework is not
+    """The package of a twin, with 64-bit types enabled if `dtype` is one. Raises InputError if its framework is not
     installed."""
     require(framework, *TWINS[framework])
     twin = importlib.import_module(f"vit_{framework}")
@@ -59,8 +59,8 @@ class Extraction:
         dtype: str = "float32",
         preprocessing: Mapping[str, Any] | None = None,
     ) -> Self:
-        """pool: None is the class token if there is one, otherwise the mean of the patch tokens. InputError for a layer
-        or a token that the model does not have."""
+        """pool: None is the class token if there is one, otherwise the mean of the patch tokens. Raises InputError for
+        a layer or a token that the model does not have."""
         model = checkpoint.config.model
         pool = pool or ("cls" if model.class_token else "gap")
         check_features(model, layer, pool)
@@ -95,7 +95,7 @@ def warnings_said() -> Iterator[None]:
 
 
 def positive(**options: int | None) -> None:
-    """InputError for an option that is below 1."""
+    """Raises InputError for an option that is below 1."""
     for name, value in options.items():
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
@@ -122,7 +122,7 @@ def each_image(
 
     count: number of images, if it is known. compute: from images to values, in the same order, with an error for an
     image that cannot be read. name: gives the name of an image, if the error does not contain it. Returns the number of
-    values. InputError for an image that cannot be read if `unreadable` is "error", and if none can be read.
+    values. Raises InputError for an image that cannot be read if `unreadable` is "error", and if none can be read.
     """
     waiting: deque[Item] = deque()
 

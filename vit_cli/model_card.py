@@ -1,4 +1,5 @@
-"""The model card (README.md) of a checkpoint in the Hugging Face Hub, made from what it and its run record."""
+"""The model card (README.md) of a checkpoint in the Hugging Face Hub, made from the records of the checkpoint and its
+run."""
 
 import html
 import re
@@ -37,12 +38,12 @@ _LISTED_LABELS = 20
 
 @dataclass(frozen=True)
 class _RunFacts:
-    """The facts that the run of a checkpoint records."""
+    """The records of the run of a checkpoint."""
 
     config: "TrainConfig"
     started_from: str | None
     evaluation: dict[str, Any]
-    """The line that the run logged when it evaluated these weights; empty if it has not."""
+    """The entry in the run's log of the evaluation of these weights; empty if there is none."""
 
 
 def model_card(
@@ -239,7 +240,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """A text from outside, escaped so that it does not end a table's cell or become HTML or a link."""
+    """A text from outside, escaped so that it cannot end a table's cell or become HTML or a link."""
     return re.sub(r"([\\`*_|\[\]#~$])", r"\\\1", html.escape(one_line(text), quote=False))
 
 

@@ -1,4 +1,4 @@
-"""The images that a command line names: files, folders, patterns, or paths on standard input."""
+"""The images that a command line gives: files, folders, patterns, or paths on standard input."""
 
 import os
 import sys
@@ -38,14 +38,14 @@ def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
     """The images that words name: a file, a folder (all images in it and below), or a pattern such as `photos/*.jpg`.
     With `stdin`, paths are read from standard input, one on each line, as they are needed.
 
-    InputError for a path that does not exist, a pattern without matches, and a folder without images.
+    Raises InputError for a path that does not exist, a pattern without matches, and a folder without images.
     """
     if stdin and words:
-        raise InputError(f"-: takes the images from standard input; leave out {abbreviate(words)}")
+        raise InputError(f"-: reads the images from standard input; leave out {abbreviate(words)}")
     if stdin:
         return NamedImages(_lines(), None)
     if not words:
-        raise InputError("no images: name files, folders or patterns, or write - for paths on standard input")
+        raise InputError("no images: give files, folders or patterns, or - for paths on standard input")
     paths = [path for word in words for path in _expanded(word)]
     return NamedImages(paths, len(paths), tuple(word for word in words if os.path.isdir(word)))
 
@@ -56,7 +56,7 @@ def _expanded(word: str) -> list[str]:
     if os.path.exists(word):
         return [word]
     if not has_magic(word):
-        raise InputError(f"{word}: no such image; expected a file, a folder, or a pattern as 'photos/*.jpg'")
+        raise InputError(f"{word}: no such image; expected a file, a folder, or a pattern such as 'photos/*.jpg'")
     if not (found := sorted(glob(word, recursive=True))):
         raise InputError(f"{word}: no file matches this pattern")
     return [path for name in found for path in (images_below(name) if os.path.isdir(name) else [name])]

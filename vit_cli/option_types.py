@@ -68,12 +68,13 @@ class Reading:
     """For a folder of adapters, the checkpoint that they belong to (default: the one that the folder names)."""
 
     def open(self, source: Location) -> Checkpoint:
-        """Opens a checkpoint, a training run or a saved step. InputError for one that cannot be read."""
+        """Opens a checkpoint, a training run or a saved step. Raises InputError for one that cannot be read."""
         fields = parse_fields(self.fields)
         return open_checkpoint(source, format=self.format, fields=fields, part=self.part, base=self.base)
 
     def open_and_report(self, source: Location) -> Checkpoint:
-        """The same; prints the format and the assumptions made in reading one of another project."""
+        """Opens a checkpoint as `open` does. For one of another project, also prints its format and the assumed
+        values."""
         checkpoint = self.open(source)
         if checkpoint.format != "vit":
             console.say(f"{checkpoint.origin}: {checkpoint.format}")

@@ -74,7 +74,9 @@ _RESUME = "write vit resume RUN; the command that began a run continues it too"
 _BATCH = "--batch-size is the batch of one update, over all devices; --accumulation divides it into parts"
 _DEVICES = "all devices that the framework finds are used; choose them with CUDA_VISIBLE_DEVICES"
 _FORMAT = "the target is the second word: vit convert SOURCE TARGET"
-_ADAPTERS = "adapters alone are not converted: a run with --lora.rank leaves them in peft's format, in RUN/adapter"
+_ADAPTERS = (
+    "adapters without their base are not converted: a run with --lora.rank writes them in peft's format, in RUN/adapter"
+)
 _RECIPE_HINTS = {
     **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision", "--mixed-precision", "--amp-dtype"), _BFLOAT16),
     **dict.fromkeys(("--wandb", "--log-wandb", "--report-to", "--mlflow"), _LOGS),

@@ -69,7 +69,7 @@ class Images:
     seed: int
 
     def splits(self) -> "tuple[Split, Split]":
-        """Training and test images. InputError if images may have several classes."""
+        """Training and test images. Raises InputError if images may have several classes."""
         require("train", *TRAINING)
         from vit_cli.reports.training import TerminalDisplay
         from vit_train.config import Data

@@ -157,7 +157,7 @@ def _joined(name: str, values: Sequence[str], option: FieldOption) -> str:
 
 
 def _refuse_follower(name: str) -> None:
-    """InputError for the option of a field that is always equal to the model's."""
+    """Raises InputError for the option of a field that is always equal to the model's."""
     if (field := _followers().get(name)) is not None:
         raise InputError(f"{name}: is always equal to the model's; set {option_name(('model', field))}")
 

@@ -36,7 +36,7 @@ class Figure:
     file: str
     title: str
     text: str
-    """Text about what is drawn, and how to read it."""
+    """Text that explains the figure, and how to read it."""
     draw: Callable[[Path], object]
     """Function that writes a PNG file."""
 

@@ -70,13 +70,14 @@ class Wish:
         return {**(variant_fields(self.model) if self.model else {}), **self.changes}
 
     def unfitted(self) -> TrainConfig:
-        """The recipe's config with the user's changes, without reading the data. InputError for --epochs."""
+        """The recipe's config with the user's changes, without reading the data. Raises InputError for --epochs."""
         if self.epochs is not None:
             raise InputError("--epochs: needs the number of training images, but they are not on this machine")
         return changed(self._config(), self.chosen)
 
     def data(self) -> Data:
-        """The data of the run. InputError, before they are opened, for options that contradict each other."""
+        """The data of the run. Raises InputError, before the data are opened, for options that contradict each
+        other."""
         fields = {path: value for path, value in self.chosen.items() if path[0] == "data"}
         return changed(self._config(), fields).data
 
@@ -96,8 +97,8 @@ class Wish:
             same_batch = changed(config, {**fields, **chosen}).batch_size == begun.batch_size
             if self.epochs is not None and same_batch and fields.get(STEPS, config.steps) != begun.steps:
                 raise InputError(
-                    f"{out}: holds a run of {begun.steps} steps, and --epochs {self.epochs:g} of these images are "
-                    f"{fields.get(STEPS, config.steps)}; vit resume {out} goes on with it, --steps N changes its "
+                    f"{out}: has a run of {begun.steps} steps, but --epochs {self.epochs:g} of these images are "
+                    f"{fields.get(STEPS, config.steps)}; vit resume {out} continues it, --steps N changes its "
                     "length; for another run, choose another --out"
                 )
             kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
@@ -118,12 +119,12 @@ class Wish:
         return result
 
     def going_on_from(self, init: Location, reading: Reading) -> "Wish":
-        """The same request with the opened checkpoint from which a masked autoencoder continues. InputError if the
-        recipe is not for a masked autoencoder."""
+        """The same request with the opened checkpoint from which a masked autoencoder continues. Raises InputError if
+        the recipe is not for a masked autoencoder."""
         if not self._mask_ratio:
             raise InputError(
                 "--init: only masked autoencoders (--mae.mask-ratio 0.75) are pretrained from a checkpoint; to begin "
-                "from one otherwise, write vit finetune RECIPE --init CHECKPOINT"
+                "from one otherwise, use vit finetune RECIPE --init CHECKPOINT"
             )
         return replace(self, init=open_with_decoder(init, reading).adapt(num_classes=0))
 
@@ -154,7 +155,7 @@ class Wish:
 
 
 def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
-    """The fields of the model that a variant such as B/16 sets. InputError for an unknown one."""
+    """The fields of the model that a variant such as B/16 sets. Raises InputError for an unknown one."""
     patch = spelled.rpartition("/")[2]
     found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
     names = ("patch_size", *architecture_fields(spelled.rpartition("/")[0]))
@@ -194,7 +195,7 @@ def go_on(
 
 
 def only_for_new_runs(**options: object) -> None:
-    """InputError for an option that a resumed run cannot take."""
+    """Raises InputError for an option that a resumed run cannot take."""
     for name, value in options.items():
         if value is not None:
             raise InputError(f"--{name}: is only for a new run; --steps changes the length of a resumed run")

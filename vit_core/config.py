@@ -321,8 +321,8 @@ class ViTConfig(Schema):
         return self.patch_size[0] // self.stem_stride, self.patch_size[1] // self.stem_stride
 
     def kernel_of(self, patch_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the patch projection's kernel, resized for another patch size. InputError for a size that
-        the model cannot have."""
+        """Height and width of the patch projection's kernel, resized for another patch size. Raises InputError for a
+        size that the model cannot have."""
         if self.patch_norms:
             raise InputError("patch_size: a norm of whole patches (patch_norms) cannot be resized")
         if min(patch_size) < 1 or any(patch % self.stem_stride for patch in patch_size):

@@ -48,7 +48,7 @@ class Features:
 
 
 def check_target(path: Location) -> None:
-    """InputError where features cannot be written to a path."""
+    """Raises InputError if features cannot be written to a path."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     check_new_file(path, "--out")
@@ -67,7 +67,7 @@ def feature_file(path: Location, shape: tuple[int, ...], dtype: str) -> Iterator
     """A context in which rows are added to a file. At the end the complete file appears; after an error there is no
     file.
 
-    shape: that of each row. dtype: "float32" or "float64". InputError if the file system refuses to write.
+    shape: that of each row. dtype: "float32" or "float64". Raises InputError if the file system refuses to write.
     """
     names = [path.name] if path.suffix == ".parquet" else [path.name, table_beside(path).name]
     with staged_files(path.parent, names) as stage:
@@ -155,7 +155,8 @@ def _parquet(path: Path, shape: tuple[int, ...], dtype: str) -> Iterator[AddRow]
 
 
 def read_features(path: Location) -> Features:
-    """The features in a file that `feature_file` wrote. InputError for a file that is damaged, or none of features."""
+    """The features in a file that `feature_file` wrote. Raises InputError for a file that is damaged, or none of
+    features."""
     if not path.is_file():
         step = "for the features of a checkpoint, add --data" if path.is_dir() else "vit features writes one"
         raise InputError(f"{path}: no such file of features; {step}")

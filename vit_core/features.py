@@ -15,8 +15,8 @@ first."""
 
 
 def check_features(config: ViTConfig, layer: int, pool: Pool) -> int:
-    """The number of the block whose tokens are features, from 0. InputError if the model does not have this block, or
-    does not have the class token that `pool` needs."""
+    """The number of the block whose tokens are features, from 0. Raises InputError if the model does not have this
+    block, or does not have the class token that `pool` needs."""
     if pool not in get_args(Pool):
         raise unknown_name("pool", pool, get_args(Pool))
     if not -config.depth <= layer < config.depth:

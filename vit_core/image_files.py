@@ -20,7 +20,7 @@ def extensions() -> frozenset[bytes]:
 
 def files_below(root: bytes, below: bytes = b"", above: tuple[tuple[int, int], ...] = ()) -> Iterator[bytes]:
     """All files in the folder `below` a root and in the folders inside it, as paths below the root, in the order of the
-    file system; hidden ones are left out. InputError for a link back to a folder that it is in."""
+    file system; hidden ones are left out. Raises InputError for a link back to a folder that it is in."""
     path = os.path.join(root, below)
     status = os.stat(path)
     here = (status.st_dev, status.st_ino)
@@ -38,9 +38,9 @@ def files_below(root: bytes, below: bytes = b"", above: tuple[tuple[int, int], .
 
 
 def images_below(folder: str) -> list[str]:
-    """Paths of all images in a folder and in the folders inside it, sorted. InputError if there are none."""
+    """Paths of all images in a folder and in the folders inside it, sorted. Raises InputError if there are none."""
     root, known = os.fsencode(folder), extensions()
     found = [name for name in files_below(root) if os.path.splitext(name)[1].lower() in known]
     if not found:
-        raise InputError(f"{folder}: no images; expected files as .jpg or .png in it, or in folders in it")
+        raise InputError(f"{folder}: no images; expected files such as .jpg or .png in it or below it")
     return [os.path.join(folder, os.fsdecode(name)) for name in sorted(found)]

@@ -38,8 +38,8 @@ class MaskedAutoencoder(Schema):
     paper)."""
 
     def decoder(self, encoder: ViTConfig) -> ViTConfig:
-        """The config of the decoder's blocks, which are of the same kind as the encoder's. InputError for impossible
-        sizes."""
+        """The config of the decoder's blocks, which are of the same kind as the encoder's. Raises InputError for
+        impossible sizes."""
         try:
             return encoder.replace(
                 width=self.decoder_width,
@@ -65,7 +65,7 @@ class MaskedAutoencoder(Schema):
         return prod(encoder.patch_size) * encoder.channels
 
     def check(self, encoder: ViTConfig) -> None:
-        """InputError for an encoder that cannot be pretrained as a masked autoencoder."""
+        """Raises InputError for an encoder that cannot be pretrained as a masked autoencoder."""
         for name, found, needed, why in (
             ("num_classes", encoder.num_classes, 0, "there are no classes"),
             ("representation", encoder.representation, None, "only a head reads it"),

@@ -113,7 +113,7 @@ def placed(images: PatchedImages, config: ViTConfig, dtype: Any = np.float64) ->
 
 
 def check_model(config: ViTConfig) -> None:
-    """InputError for a model that cannot take patches of any aspect."""
+    """Raises InputError for a model that cannot take patches of any aspect."""
     if config.relative_bias != "none" or config.stem_layers is not None or config.patch_norms:
         raise InputError(
             "patches of any aspect need a model without relative positions, a stem and norms of whole patches"

@@ -81,8 +81,8 @@ class Pipeline:
     def __call__(self, images: list[Source] | tuple[Source, ...]) -> list[Prediction]: ...
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
-        """The prediction for an image, or a list of predictions for a list of images. InputError for an image that
-        cannot be read."""
+        """The prediction for an image, or a list of predictions for a list of images. Raises InputError for an image
+        that cannot be read."""
         if not isinstance(images, list | tuple):
             return self([images])[0]
         # For few images a small batch: a power of two, so that only some sizes are ever compiled.
@@ -129,7 +129,7 @@ def probabilities(logits_C: np.ndarray, how: str) -> np.ndarray:
 
 
 def _labels_of(checkpoint: Checkpoint, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of a checkpoint's outputs. InputError if it has none."""
+    """The names of a checkpoint's outputs. Raises InputError if it has none."""
     outputs = checkpoint.config.model.num_classes
     if not outputs:
         raise InputError(f"{checkpoint.origin}: has no head, so no classes to predict; fine-tune it first")

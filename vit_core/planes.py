@@ -98,7 +98,7 @@ def read_pixels(content: bytes, channels: int) -> np.ndarray:
 
 
 def checked_pixels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] from [H, W, C] or [H, W]. InputError for another number of channels or type."""
+    """uint8 or uint16 [H, W, C] from [H, W, C] or [H, W]. Raises InputError for another number of channels or type."""
     pixels_HWC = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels_HWC.ndim != 3 or pixels_HWC.shape[-1] != channels:
         raise InputError(f"its shape is {list(pixels.shape)}; expected [height, width, {channels}]")
@@ -144,7 +144,7 @@ def _from_pillow(content: bytes) -> np.ndarray:
 
 
 def image_pixels(image: Image.Image) -> np.ndarray:
-    """The pixels of a Pillow image, [H, W] or [H, W, C]. InputError if they are indices into a palette."""
+    """The pixels of a Pillow image, [H, W] or [H, W, C]. Raises InputError if they are indices into a palette."""
     image.load()
     if image.mode == "P":
         raise InputError("its colours are in a palette; expected one value for each channel")

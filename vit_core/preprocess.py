@@ -96,7 +96,7 @@ class Preprocessing(Schema):
 
     def fitted(self, height: int, width: int) -> "Preprocessing":
         """The preprocessing for an image of this height and width in pixels: with max_patches, its image_size is that
-        of this image. InputError if patch_size is missing."""
+        of this image. Raises InputError if patch_size is missing."""
         if self.max_patches is None:
             return self
         if self.patch_size is None:
@@ -266,7 +266,7 @@ def resize_image(image: DecodedImage | Image.Image, preprocessing: Preprocessing
 
 
 def as_decoded(image: DecodedImage | Image.Image, channels: int) -> DecodedImage:
-    """A decoded image; one of Pillow's as pixels. InputError where its mode is not that of `channels`."""
+    """A decoded image; one of Pillow's as pixels. Raises InputError if its mode is not that of `channels`."""
     if not isinstance(image, Image.Image):
         return image
     if image.mode != MODES.get(channels):
@@ -282,7 +282,7 @@ def pixels_of(image: DecodedImage) -> np.ndarray:
 def resized(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
     """A decoded image at the size of `preprocessing`, by its geometry.
 
-    InputError where the aspect ratio is too extreme to resize in memory.
+    Raises InputError if the aspect ratio is too extreme to resize in memory.
     """
     preprocessing = preprocessing.fitted(image.height, image.width)
     image, (height, width) = uncropped(image, preprocessing), preprocessing.image_size
@@ -373,10 +373,10 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """float32 [..., H, W, C] from uint8 [..., H, W, C]: (x / 255 - mean) / std, as one subtraction and one product.
     From uint16 and with 65535, where `preprocessing` has 16 bits.
 
-    A product after a difference is no fused multiply-add, and both round correctly on every device, so the twins may
-    do the same there, from `offset_and_scale`, and get these very bits. A division would not do: XLA compiles x / s
-    with s broadcast to x * (1 / s), and its division on NVIDIA GPUs is not correctly rounded. InputError for other
-    than the type of these bits or another number of channels.
+    A product after a difference is no fused multiply-add, and both round correctly on every device, so the twins may do
+    the same there, from `offset_and_scale`, and get these very bits. A division would not do: XLA compiles x / s with s
+    broadcast to x * (1 / s), and its division on NVIDIA GPUs is not correctly rounded. Raises InputError for other than
+    the type of these bits or another number of channels.
     """
     if pixels.dtype != preprocessing.pixel_type or pixels.shape[-1:] != (preprocessing.channels,):
         raise InputError(

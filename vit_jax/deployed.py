@@ -26,7 +26,7 @@ MOST_BYTES = 2**31 - 2**27
 
 
 def exported_program(checkpoint: Checkpoint, deployment: Deployment) -> export.Exported:
-    """The checkpoint's model as an exported function of images. InputError if JAX cannot trace the program."""
+    """The checkpoint's model as an exported function of images. Raises InputError if JAX cannot trace the program."""
     model = load(checkpoint, dtype=deployment.precision)
     preprocessing = deployment.preprocessing
     offset, scale = offset_and_scale(preprocessing)

@@ -46,7 +46,7 @@ class Deployed(nn.Module):
 
 
 def traced_program(checkpoint: Checkpoint, deployment: Deployment) -> ExportedProgram:
-    """The checkpoint's model as an exported program. InputError where torch cannot trace what is asked for."""
+    """The checkpoint's model as an exported program. Raises InputError if torch cannot trace what is asked for."""
     precision = "float32" if deployment.precision == "int8" else deployment.precision
     deployed = Deployed(load(checkpoint, dtype=precision), deployment).eval()
     shape = deployment.input_shape

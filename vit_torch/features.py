@@ -16,7 +16,7 @@ def features(model: ViT, x_BCHW: Tensor | Patches, layer: int = -1, pool: Pool =
 
     layer: number of the block from 0; -1 is the last. pool: "cls" the class token [B, D], "gap" the mean of the patch
     tokens [B, D], "tokens" all [B, N, D], those before the patches first. norm: apply the model's last norm to all
-    tokens first (timm's `norm=True`). InputError for a layer or a token that the model does not have. A batch of
+    tokens first (timm's `norm=True`). Raises InputError for a layer or a token that the model does not have. A batch of
     patches (vit_core.naflex.Patches) represents images of any aspect: the mean leaves out padding; "tokens" includes
     padding tokens, whose values have no meaning.
     """

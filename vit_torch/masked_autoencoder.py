@@ -59,8 +59,8 @@ class Decoder(nn.Module):
 class MaskedAutoencoder(ViT):
     """A ViT whose call gives the loss of predicting hidden patches, with the decoder that predicts them.
 
-    mae: the mask ratio, the target and the decoder's size. The other arguments are those of ViT. InputError for a model
-    that cannot be pretrained as a masked autoencoder.
+    mae: the mask ratio, the target and the decoder's size. The other arguments are those of ViT. Raises InputError for
+    a model that cannot be pretrained as a masked autoencoder.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class MaskedAutoencoder(ViT):
 
 
 def order_in(masks: Masks | None) -> Array:
-    """The order of the patches, from a batch's masks. InputError if it is missing."""
+    """The order of the patches, from a batch's masks. Raises InputError if it is missing."""
     if masks is None or PATCH_ORDER not in masks:
         raise InputError(f"masks: a masked autoencoder needs {PATCH_ORDER!r}; vit_core.masked_autoencoder draws one")
     return masks[PATCH_ORDER].long()

@@ -28,8 +28,8 @@ def test_mmengine_keeps_the_average_in_state_dict(tmp_path: Path) -> None:
     assert_is(found, average)
     assert other_notes(found)[:2] == (
         "model found under 'state_dict/backbone'",
-        "other models in the file: ema_state_dict/backbone (the trained weights: mmengine keeps the average under "
-        "state_dict); choose one with --part NAME",
+        "other models in the file: ema_state_dict/backbone (the weights before averaging: mmengine stores the average "
+        "under state_dict); choose one with --part NAME",
     )
     assert_is(open_checkpoint(path, fields=HEADS, part="ema_state_dict/backbone"), trained)
 
@@ -96,5 +96,5 @@ def test_a_head_that_may_be_another_models_is_left_out(average: str, tmp_path: P
     state = {**model.state_dict(), **prefixed(f"{average}.", vit(1, num_classes=0).state_dict())}
     found = open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS)
     assert_is(found, vit(1, num_classes=0))
-    assert "head: 'fc' is left out, as it may be that of another model in the file" in found.notes
+    assert "head: 'fc' is left out, because it may belong to another model in the file" in found.notes
     assert_is(open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS, part="state_dict/net"), model)

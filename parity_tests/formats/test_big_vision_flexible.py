@@ -74,7 +74,7 @@ def test_naflex(kind: str, scanned: bool, tmp_path: Path) -> None:
     path = save(tmp_path / "file.npz", prefixed(stacked(file, 2) if scanned else file, "params/img/"))
     opened = open_checkpoint(path)
     assert assumed(opened) == {}
-    assert any("at most 16 patches, as many as there are positions" in note for note in other_notes(opened))
+    assert any("at most 16 patches, the number of positions" in note for note in other_notes(opened))
     made = opened.config.preprocessing
     assert made is not None
     assert (made.max_patches, made.patch_size, opened.config.model.image_size) == (16, (4, 4), (16, 16))
@@ -111,12 +111,12 @@ def test_naflex_as_transformers_siglip_2(tmp_path: Path) -> None:
 def test_what_naflex_cannot_hold(tmp_path: Path) -> None:
     arrays = naflex_file(random_arrays(shapes_of(pool="gap")))
     path = save(tmp_path / "file.npz", arrays)
-    with pytest.raises(InputError, match="reads 48 values of a patch, which patches of 5x5 and 3 channels do not give"):
+    with pytest.raises(InputError, match="expects 48 values of a patch, not those of 5x5 with 3 channels"):
         open_checkpoint(path, fields={"patch_size": 5})
     assert open_checkpoint(path, fields={"patch_size": (2, 8)}).config.model.image_size == (8, 32)
     opened = open_checkpoint(path)
     for change, message in (
-        ({"position_resampling": "bicubic"}, "NaFlex cannot hold position_resampling 'bicubic'"),
+        ({"position_resampling": "bicubic"}, "NaFlex cannot express position_resampling 'bicubic'"),
         ({"patch_size": (2, 8), "image_size": (4, 64)}, "a square grid of positions, found"),
     ):
         model = opened.config.model.replace(**change)

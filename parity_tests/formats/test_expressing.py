@@ -99,7 +99,7 @@ def test_a_format_that_forgets_a_field_is_an_error_of_ours() -> None:
     """A format without a rule for a field raises an AssertionError."""
     for field in ViTConfig.model_fields:
         allowed = {name: values for name, values in PLAIN.items() if name != field}
-        with pytest.raises(AssertionError, match=f"the format target does not say whether it holds {field}$"):
+        with pytest.raises(AssertionError, match=f"the format target does not list allowed values of {field}$"):
             express(checkpoint(SMALL), allowed, "target", allow_lossy=False)
 
 
@@ -112,9 +112,9 @@ def refusal(fields: dict[str, Any], allowed: dict[str, Values], allow_lossy: boo
 
 def test_a_refusal_names_every_field() -> None:
     said = refusal({"registers": 2, "qk_norm": True, "activation": "gelu"}, PLAIN)
-    assert "that format cannot hold" in said
-    assert "registers 2 (there: 0)" in said
-    assert "qk_norm true (there: false)" in said
+    assert "that format cannot express" in said
+    assert "registers 2 (it has 0)" in said
+    assert "qk_norm true (it has false)" in said
     assert "activation" not in said, "any"
 
 
@@ -129,18 +129,18 @@ def test_arrays_that_become_one_have_to_be_of_one_type() -> None:
 def test_lossy_only_when_allowed() -> None:
     allowed: dict[str, Values] = {"activation": ("gelu",), "norm_epsilon": (1e-12,)}
     said = refusal({}, allowed)
-    assert "activation gelu_tanh (there: gelu), norm_epsilon 1e-06 (there: 1e-12)" in said
+    assert "activation gelu_tanh (it has gelu), norm_epsilon 1e-06 (it has 1e-12)" in said
     assert "--allow-lossy" in said
     expressed = express(checkpoint(SMALL), any_but(**allowed), "that format", allow_lossy=True)
     after = expressed.checkpoint
     assert (after.config.model.activation, after.config.model.norm_epsilon) == ("gelu", 1e-12)
     assert expressed.notes == (
-        "lossy: that format has no activation gelu_tanh (there: gelu)",
-        "lossy: that format has no norm_epsilon 1e-06 (there: 1e-12)",
+        "lossy: that format cannot express activation gelu_tanh (it has gelu)",
+        "lossy: that format cannot express norm_epsilon 1e-06 (it has 1e-12)",
     )
 
 
 def test_what_is_not_a_little_different_is_never_lossy() -> None:
     said = refusal({"activation": "quick_gelu"}, {"activation": ("gelu",)}, allow_lossy=True)
-    assert "activation quick_gelu (there: gelu)" in said
+    assert "activation quick_gelu (it has gelu)" in said
     assert "--allow-lossy" not in said

@@ -147,5 +147,5 @@ def test_another_model_type_is_refused_by_its_name(tmp_path: Path) -> None:
     saved("ViTForImageClassification", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "yolos"}))
-    with pytest.raises(InputError, match=r"config\.json states model_type 'yolos', which is not read"):
+    with pytest.raises(InputError, match=r"config\.json states model_type 'yolos', which cannot be read"):
         opened(tmp_path)

@@ -193,7 +193,7 @@ def test_without_the_names_of_wrappers(name: str, tmp_path: Path) -> None:
     assert set(state) != set(model.state_dict())
     found = open_checkpoint(in_file(tmp_path, state), fields=HEADS)
     notes = ["model found under 'model'"] if "model." in next(iter(state)) else []
-    assert list(other_notes(found)) == [*notes, f"names: without the wrappers' {parts}"]
+    assert list(other_notes(found)) == [*notes, f"parts of names that wrappers added are removed: {parts}"]
     assert_is(found, model)
 
 
@@ -201,7 +201,7 @@ def test_an_averaged_model(tmp_path: Path) -> None:
     model = vit()
     averaged = AveragedModel(model)
     found = open_checkpoint(in_file(tmp_path, averaged.state_dict()), fields=HEADS)
-    assert other_notes(found) == ("names: without the wrappers' module", "left out: n_averaged")
+    assert other_notes(found) == ("parts of names that wrappers added are removed: module", "left out: n_averaged")
     assert_is(found, model)
 
 
@@ -209,7 +209,7 @@ def test_names_that_would_become_one_stay_apart(tmp_path: Path) -> None:
     """A wrapper's part is removed only if no two names become the same; the longer ones are then refused by name."""
     state = vit().state_dict()
     both = {**state, "module.cls_token": state["cls_token"]}
-    with pytest.raises(InputError, match=r"arrays with no place in timm's model as read: module\.cls_token"):
+    with pytest.raises(InputError, match=r"arrays that timm's model does not use: module\.cls_token"):
         open_checkpoint(in_file(tmp_path, both), fields=HEADS)
 
 
@@ -279,7 +279,7 @@ def test_messages_say_where_the_model_is(tmp_path: Path) -> None:
     path = in_file(tmp_path, {"state_dict": prefixed("backbone.", state)})
     with pytest.raises(InputError) as error:
         open_checkpoint(path, fields=HEADS)
-    expected = "its arrays do not fit together: missing blocks.1.norm2.bias [24]"
+    expected = "its arrays do not form one model: missing blocks.1.norm2.bias [24]"
     assert str(error.value) == f"{path}: in 'state_dict/backbone': {expected}"
     assert assumed(open_checkpoint(in_file(tmp_path, vit().state_dict()), fields=HEADS)).keys() == {
         "image_size", "pooling", "activation", "norm_epsilon", "position_resampling"
@@ -293,4 +293,4 @@ def test_names_of_a_file_stay_in_one_line(tmp_path: Path) -> None:
     assert other_notes(found) == ("model found under 'two lines [2J/two lines [2J'", "left out: x y")
     with pytest.raises(InputError) as error:
         open_checkpoint(in_file(tmp_path, {strange: {**state, strange: torch.ones(2)}}), fields=HEADS)
-    assert "in 'two lines [2J': arrays with no place in timm's model as read: two lines [2J;" in str(error.value)
+    assert "in 'two lines [2J': arrays that timm's model does not use: two lines [2J;" in str(error.value)

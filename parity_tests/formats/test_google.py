@@ -248,22 +248,22 @@ def test_what_is_filled_in_changes_nothing(fields: dict[str, Any], note: str, tm
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"pooling": "map", "class_token": False, "class_token_position": None}, "pooling map (there: cls or gap)"),
-        ({"pooling": "first", "class_token": False, "class_token_position": None}, "pooling first (there: cls or gap)"),
-        ({"pooling": "cls_gap"}, "pooling cls_gap (there: cls or gap)"),
-        ({"pooling": "gap"}, "class_token true (there: false)"),
-        ({"registers": 2}, "registers 2 (there: 0)"),
-        ({"distillation": "token"}, "distillation token (there: none)"),
-        ({"final_norm": "after_pooling"}, "final_norm after_pooling (there: before_pooling)"),
-        ({"pre_norm": True}, "pre_norm true (there: false)"),
-        ({"qk_norm": True}, "qk_norm true (there: false)"),
-        ({"mlp": "swiglu"}, "mlp swiglu (there: mlp)"),
-        ({"layer_scale": 0.1}, "layer_scale 0.1 (there: null)"),
-        ({"patch_norms": True}, "patch_norms true (there: false)"),
-        ({"head_dim": 5}, "head_dim 5 (there: none or 8)"),
-        ({"activation": "quick_gelu"}, "activation quick_gelu (there: gelu_tanh)"),
-        ({"activation": "gelu"}, "activation gelu (there: gelu_tanh); --allow-lossy goes on with theirs"),
-        ({"norm_epsilon": 1e-5}, "norm_epsilon 1e-05 (there: 1e-06); --allow-lossy goes on with theirs"),
+        ({"pooling": "map", "class_token": False, "class_token_position": None}, "pooling map (it has cls or gap)"),
+        ({"pooling": "first", "class_token": False, "class_token_position": None}, "pooling first (it has cls or gap)"),
+        ({"pooling": "cls_gap"}, "pooling cls_gap (it has cls or gap)"),
+        ({"pooling": "gap"}, "class_token true (it has false)"),
+        ({"registers": 2}, "registers 2 (it has 0)"),
+        ({"distillation": "token"}, "distillation token (it has none)"),
+        ({"final_norm": "after_pooling"}, "final_norm after_pooling (it has before_pooling)"),
+        ({"pre_norm": True}, "pre_norm true (it has false)"),
+        ({"qk_norm": True}, "qk_norm true (it has false)"),
+        ({"mlp": "swiglu"}, "mlp swiglu (it has mlp)"),
+        ({"layer_scale": 0.1}, "layer_scale 0.1 (it has null)"),
+        ({"patch_norms": True}, "patch_norms true (it has false)"),
+        ({"head_dim": 5}, "head_dim 5 (it has none or 8)"),
+        ({"activation": "quick_gelu"}, "activation quick_gelu (it has gelu_tanh)"),
+        ({"activation": "gelu"}, "activation gelu (it has gelu_tanh); --allow-lossy uses that value instead"),
+        ({"norm_epsilon": 1e-5}, "norm_epsilon 1e-05 (it has 1e-06); --allow-lossy uses that value instead"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -271,7 +271,7 @@ def test_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(**fields))
     with pytest.raises(InputError) as refusal:
         save_checkpoint(tmp_path / "file.npz", ours, format="google")
-    assert "google cannot hold " in str(refusal.value)
+    assert "google cannot express " in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert reason.replace("null", "none") in str(refusal.value)
     assert not (tmp_path / "file.npz").exists()
@@ -280,14 +280,14 @@ def test_refused(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
 def test_lossy_activation(tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(activation="gelu"))
     notes = save_checkpoint(tmp_path / "file.npz", ours, format="google", allow_lossy=True)
-    assert notes == ("lossy: google has no activation gelu (there: gelu_tanh)",)
+    assert notes == ("lossy: google cannot express activation gelu (it has gelu_tanh)",)
     assert_same_bits(dict(open_checkpoint(tmp_path / "file.npz").arrays), dict(ours.arrays))
 
 
 def test_bfloat16_becomes_float32(tmp_path: Path) -> None:
     ours = checkpoint(SMALL).adapt(dtype="bfloat16")
     notes = save_checkpoint(tmp_path / "file.npz", ours, format="google")
-    assert notes == ("bfloat16: written as float32, which its code can read",)
+    assert notes == ("bfloat16: written as float32, because the project's code does not read bfloat16",)
     again = open_checkpoint(tmp_path / "file.npz")
     assert all(again.arrays[name].dtype == np.float32 for name in again.arrays)
     assert all((again.arrays[name] == array.astype(np.float32)).all() for name, array in ours.arrays.items())
@@ -297,7 +297,7 @@ def test_image_that_is_no_square(tmp_path: Path) -> None:
     ours = checkpoint(SMALL.replace(image_size=(8, 20)))
     notes = save_checkpoint(tmp_path / "file.npz", ours, format="google")
     assert notes == ("image_size: 8x20 is not in the file; read it with --set image_size=8x20",)
-    with pytest.raises(InputError, match="10 positions form no square grid; use --set image_size=HEIGHTxWIDTH"):
+    with pytest.raises(InputError, match="10 positions do not form a square grid; use --set image_size=HEIGHTxWIDTH"):
         open_checkpoint(tmp_path / "file.npz")
     assert open_checkpoint(tmp_path / "file.npz", fields={"image_size": (8, 20)}).config.model == ours.config.model
 
@@ -308,8 +308,8 @@ def test_what_has_no_place_in_the_file_is_noted(format: str, tmp_path: Path) -> 
     ours = checkpoint(SMALL.replace(position_resampling="bicubic", class_token_position=format == "google"))
     ours = ours.with_config(ours.config.replace(preprocessing=seen, labels=tuple("abcde")))
     assert save_checkpoint(tmp_path / "file.npz", ours, format=format) == (
-        "position_resampling: bicubic is not in the file; its code has zoom_linear",
-        "preprocessing: not in the file; its code has images range over -1 to 1, "
+        "position_resampling: bicubic is not in the file; its code uses zoom_linear",
+        "preprocessing: not in the file; its code expects images from -1 to 1, "
         "not mean [0.4, 0.5, 0.6] and std [0.2, 0.2, 0.2]",
         "labels: not in the file",
     )
@@ -334,7 +334,7 @@ def test_head_of_zeros_warns(tmp_path: Path) -> None:
     arrays = random_arrays(file_shapes())
     arrays["head/kernel"][:] = 0
     opened = open_checkpoint(save(tmp_path / "file.npz", arrays))
-    with pytest.warns(UserWarning, match="the head is all zeros; replace it with num_classes"):
+    with pytest.warns(UserWarning, match="all weights of the head are zeros, so it cannot classify; replace it"):
         opened.arrays["head.weight"]
 
 
@@ -350,7 +350,7 @@ def test_notes_and_what_is_left_out(tmp_path: Path) -> None:
     assert assumed(opened) == {"image_size": (12, 12)}
     assert other_notes(opened) == (
         "model found under 'opt/target'",
-        "preprocessing: none in the file; its images ranged over -1 to 1 (mean = std = 0.5), however they were resized",
+        "preprocessing: none in the file; images ranged from -1 to 1 (mean = std = 0.5), their resizing is unknown",
         "left out: opt/state, extra",
     )
 
@@ -359,7 +359,7 @@ def test_fields_win_over_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "file.npz", random_arrays(file_shapes()))
     fields = {"activation": "gelu", "norm_epsilon": 1e-5, "dropout": 0.1, "pooling": "gap"}
     assert open_checkpoint(path, fields=fields).config.model == SMALL.replace(**fields)
-    with pytest.raises(InputError, match="Google's files have no reg_token; leave out the field that asks for it"):
+    with pytest.raises(InputError, match="Google's files have no reg_token; leave out the field that adds it"):
         open_checkpoint(path, fields={"registers": 2})
 
 

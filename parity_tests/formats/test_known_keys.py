@@ -27,7 +27,7 @@ from vit_core.checkpoints.formats.timm.known_keys import (
 from vit_core.checkpoints.formats.transformers.known_keys import unknown_config_keys
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF
 
-UNKNOWN = "keys unknown here, which may change the model"
+UNKNOWN = "unknown keys, which may change the model"
 TOWERS = ("ViT", "DeiT", "ViTMAE", "ViTMSN", "IJepa", "Dinov2", "Dinov2WithRegisters", "CLIPVision", "SiglipVision")
 
 

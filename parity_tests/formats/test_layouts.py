@@ -135,7 +135,7 @@ def scales(state: State) -> State:
 HEADS = (mlp, two_tasks, normed, weight_norm)
 REFUSED: dict[Callable[[State], State], str] = {
     **dict.fromkeys(HEADS, "use --set num_classes=0 to leave this head out"),
-    prompts: "prompt_embeddings; nothing is dropped in silence",
+    prompts: "prompt_embeddings; arrays are left out only if they are known to be unnecessary",
     lora: "they look like those of LoRA adapters; merge them into the model and save that",
     scales: "they look like those of quantized weights; save the model before quantization",
 }
@@ -164,7 +164,7 @@ def test_quantized_weights(dtype: torch.dtype, tmp_path: Path) -> None:
     state = model().state_dict()
     state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].to(dtype)
     torch.save(state, tmp_path / "file.pth")
-    with pytest.raises(InputError, match="quantized weights are not read: save the model before quantization"):
+    with pytest.raises(InputError, match="quantized weights cannot be read: save the model before quantization"):
         opened(tmp_path / "file.pth", heads=3)
 
 
@@ -186,8 +186,8 @@ def test_a_head_beside_a_model_with_a_pooler(reads_pooler: bool, tmp_path: Path)
 
 
 OTHERS: dict[str, tuple[str, tuple[int, ...], str]] = {
-    "Qwen-VL": ("visual.patch_embed.proj.weight", (24, 3, 2, 4, 4), "patches of several frames"),
-    "V-JEPA": ("module.backbone.patch_embed.proj.weight", (24, 3, 2, 4, 4), "patches of several frames"),
+    "Qwen-VL": ("visual.patch_embed.proj.weight", (24, 3, 2, 4, 4), "patches over several frames"),
+    "V-JEPA": ("module.backbone.patch_embed.proj.weight", (24, 3, 2, 4, 4), "patches over several frames"),
     "CaiT": ("blocks_token_only.0.attn.proj.weight", (24, 24), "talking heads, as in CaiT"),
 }
 

@@ -39,7 +39,7 @@ def test_maes_linear_probe(pool: str, keys: tuple[str, ...], tmp_path: Path) -> 
         state = {key: state, "optimizer": {}, "epoch": 89}
     found = open_checkpoint(in_file(tmp_path, state), fields=HEADS)
     assert found.config.model.num_classes == 7
-    what = "head: the Linear 'head.1' in the model, with the batch norm 'head.0' as a part of it"
+    what = "head: the Linear 'head.1' in the model, with the batch norm 'head.0' merged into it"
     assert f"{what} (epsilon 1e-06 assumed)" in found.notes
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
@@ -58,12 +58,12 @@ def test_a_layer_without_arrays_between_the_two_is_refused(tmp_path: Path) -> No
     """It may be a ReLU."""
     model = vit()
     model.head = nn.Sequential(probe()[0], nn.ReLU(), probe()[1])
-    with pytest.raises(InputError, match=r"arrays with no place .*head\.0\.running_mean"):
+    with pytest.raises(InputError, match=r"arrays that .* model does not use: .*head\.0\.running_mean"):
         open_checkpoint(in_file(tmp_path, model.state_dict()), fields=HEADS)
 
 
 def test_a_norm_after_the_linear_is_refused(tmp_path: Path) -> None:
     model = vit()
     model.head = nn.Sequential(nn.Linear(24, 24), nn.BatchNorm1d(24, affine=False))
-    with pytest.raises(InputError, match=r"arrays with no place .*head\.0\.weight"):
+    with pytest.raises(InputError, match=r"arrays that .* model does not use: .*head\.0\.weight"):
         open_checkpoint(in_file(tmp_path, model.state_dict()), fields=HEADS)

@@ -53,7 +53,7 @@ def test_transformers_files_are_read_and_written_with_equal_bits(fields: dict[st
     model = theirs(**fields)
     model.save_pretrained(tmp_path / "theirs")
     opened = open_checkpoint(tmp_path / "theirs")
-    assert any("it has the decoder of a masked autoencoder" in note for note in opened.notes)
+    assert any("the file also has the decoder of a masked autoencoder" in note for note in opened.notes)
     save_checkpoint(tmp_path / "ours", opened, format="transformers", decoder=True)
     again, info = hf.ViTMAEForPreTraining.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values())
@@ -125,13 +125,13 @@ def ours(mae: MaskedAutoencoder | None = None, **fields: Any) -> Checkpoint:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"position_embedding": "learned"}, r"position_embedding learned \(there: sincos2d_mae\)"),
+        ({"position_embedding": "learned"}, r"position_embedding learned \(it has sincos2d_mae\)"),
         ({"position_embedding": "sincos2d_big_vision"}, "position_embedding sincos2d_big_vision"),
-        ({"class_token": False, "pooling": "gap"}, r"class_token false \(there: true\), pooling gap"),
-        ({"registers": 2}, r"registers 2 \(there: 0\)"),
-        ({"mlp": "swiglu"}, r"mlp swiglu \(there: mlp\)"),
+        ({"class_token": False, "pooling": "gap"}, r"class_token false \(it has true\), pooling gap"),
+        ({"registers": 2}, r"registers 2 \(it has 0\)"),
+        ({"mlp": "swiglu"}, r"mlp swiglu \(it has mlp\)"),
         ({"layer_scale": 0.1}, "layer_scale 0.1"),
-        ({"image_size": (16, 32)}, "takes squares only, found image_size 16x32"),
+        ({"image_size": (16, 32)}, "accepts only squares, found image_size 16x32"),
     ],
 )
 def test_what_their_class_cannot_hold_is_refused_by_field(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -141,13 +141,13 @@ def test_what_their_class_cannot_hold_is_refused_by_field(fields: dict[str, Any]
 
 
 def test_a_decoder_for_patches_of_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="its decoder is for patches of another size"):
+    with pytest.raises(InputError, match="its decoder is for another patch or image size"):
         save_checkpoint(tmp_path / "out", ours().adapt(patch_size=8), format="transformers", decoder=True)
 
 
 def test_other_formats_have_no_decoder(tmp_path: Path) -> None:
     for format in ("timm", "vit"):
-        with pytest.raises(InputError, match=f"{format} cannot hold the decoder .*; what can: transformers"):
+        with pytest.raises(InputError, match=f"{format} cannot store the decoder .*; formats that can: transformers"):
             save_checkpoint(tmp_path / "out", ours(), format=format, decoder=True)
 
 
@@ -195,7 +195,7 @@ def test_metas_files_have_the_decoder_and_its_loss(args: Namespace | None, tmp_p
     assert opened.decoder is not None
     assert ("mask_ratio" in opened.decoder.stated) == (args is not None)
     assert "decoder_heads" not in opened.decoder.stated
-    assert "decoder_heads: 16, assumed, as in its authors' code" in opened.notes
+    assert "decoder_heads: 16, assumed, as in the code of MAE's authors" in opened.notes
     mae = opened.decoder.mae if args else opened.decoder.mae.replace(mask_ratio=0.7, normalize_target=True)
     entries = {**opened.arrays.entries, **opened.decoder.arrays.entries}
     twin = masked_autoencoder.from_arrays(opened.config.model, mae, {name: x.read() for name, x in entries.items()})

@@ -180,12 +180,12 @@ def test_periods_as_meta_computes_them(head_dim: int, dtype: torch.dtype) -> Non
 CHANGES: dict[str, tuple[Any, str]] = {
     "other periods": (
         lambda s: {**s, "rope_embed.periods": torch.linspace(1, 2, 8)},
-        "rope_embed.periods .* are no powers",
+        "rope_embed.periods .* are not powers",
     ),
-    "negative periods": (lambda s: {**s, "rope_embed.periods": -torch.ones(8)}, "rope_embed.periods .* are no powers"),
+    "negative periods": (lambda s: {**s, "rope_embed.periods": -torch.ones(8)}, "rope_embed.periods .* are not powers"),
     "too many periods": (
         lambda s: {**s, "rope_embed.periods": torch.ones(12)},
-        "12 values, for heads of 48, of which 64 is no multiple",
+        "12 values, for heads of 48, but 64 is not a multiple of it",
     ),
     "a mask in one block only": (
         lambda s: {name: x for name, x in s.items() if name != "blocks.1.attn.qkv.bias_mask"},
@@ -218,13 +218,13 @@ def test_what_cannot_be_expressed_is_refused(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"rope": "eva02"}, "rope.coordinates grid (there: centered), rope.reference"),
-        ({"rope": {"offset": 0.5, "periods": "float32"}}, "rope.offset 0.5 (there: 0.0)"),
-        ({"patch_size": (4, 2)}, "patch_size 4x2; DINOv3's code takes square patches only"),
-        ({"mlp": "swiglu", "mlp_dim": 36}, "mlp_dim 36; DINOv3's gated MLPs have a multiple of 8"),
-        ({"norm_epsilon": 1e-3}, "norm_epsilon 0.001 (there: 1e-05 or 1e-06)"),
-        ({"qk_norm": True}, "qk_norm true (there: false)"),
-        ({"position_embedding": "learned"}, "position_embedding learned (there: none)"),
+        ({"rope": "eva02"}, "rope.coordinates grid (it has centered), rope.reference"),
+        ({"rope": {"offset": 0.5, "periods": "float32"}}, "rope.offset 0.5 (it has 0.0)"),
+        ({"patch_size": (4, 2)}, "patch_size 4x2; DINOv3's code has only square patches"),
+        ({"mlp": "swiglu", "mlp_dim": 36}, "mlp_dim 36; DINOv3's gated MLPs need a multiple of 8"),
+        ({"norm_epsilon": 1e-3}, "norm_epsilon 0.001 (it has 1e-05 or 1e-06)"),
+        ({"qk_norm": True}, "qk_norm true (it has false)"),
+        ({"position_embedding": "learned"}, "position_embedding learned (it has none)"),
     ],
     ids=str,
 )

@@ -245,11 +245,11 @@ def test_timms_files_are_not_metas(state: Any, tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[Any, str]] = {
     "linear head of four blocks": (
         lambda: prefixed("backbone.", dinov2()) | filled({"linear_head.weight": (5, 120), "linear_head.bias": (5,)}),
-        r"in 'backbone': linear_head.weight \[5, 120\] reads more than the last block.*expected 48 columns",
+        r"in 'backbone': linear_head.weight \[5, 120\] uses more than the last block.*expected 48 columns",
     ),
     "probe with a batch norm": (
         lambda: {"model": backbone(**{"head.0.running_mean": (24,), "head.1.weight": (5, 24)})},
-        "arrays with no place in meta's model as read: head.0.running_mean, head.1.weight",
+        "arrays that meta's model does not use: head.0.running_mean, head.1.weight",
     ),
     "missing": (
         lambda: {n: t for n, t in dinov2().items() if n != "blocks.1.ls2.gamma"},
@@ -265,7 +265,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "chunked and not": (
         lambda: dinov2() | dinov2(chunks=1),
-        "two arrays have one meaning",
+        "two arrays are the same parameter",
     ),
     "renamed": (
         lambda: {n.replace("blocks.1.mlp.fc1", "blocks.1.mlp.fc_1"): t for n, t in dinov2().items()},
@@ -277,7 +277,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "BEiT": (
         lambda: backbone(**{"mask_token": (1, 1, 24), "blocks.0.gamma_1": (24,), "blocks.0.attn.q_bias": (24,)}),
-        "no place in meta's model as read: blocks.0.attn.qkv.bias",
+        "that meta's model does not use: blocks.0.attn.qkv.bias",
     ),
 }
 

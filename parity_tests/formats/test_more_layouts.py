@@ -87,14 +87,14 @@ def test_a_module_that_may_stand_before_a_head(case: str, tmp_path: Path) -> Non
     model = nn.ModuleDict({"backbone": backbone(), "neck": BEFORE_A_HEAD[case](), "head": nn.Linear(24, 5)})
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
-    assert any(note.startswith("head: 'head' is left out, as 'neck") for note in found.notes)
+    assert any(note.startswith("head: 'head' is left out, because 'neck") for note in found.notes)
 
 
 def test_one_of_several_heads_beside_a_model_is_not_chosen(tmp_path: Path) -> None:
     model = nn.ModuleDict({"backbone": backbone(), "fc": nn.Linear(24, 5), "classifier": nn.Linear(24, 7)})
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
-    assert "head: left out, as any of fc, classifier may be it" in found.notes
+    assert "head: left out, because it may be any of fc, classifier" in found.notes
 
 
 def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
@@ -158,13 +158,17 @@ def test_one_shard_is_named_as_that(tmp_path: Path) -> None:
     sharded(tmp_path)
     shard = min(tmp_path.glob("model-00001-of-*.safetensors"))
     count = len(set(json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].values()))
-    with pytest.raises(InputError, match=f"one of {count} shards, as its name says, give the folder that it is in"):
+    with pytest.raises(
+        InputError, match=f"one of {count} shards, as the name suggests, give the folder that contains them"
+    ):
         open_checkpoint(shard)
 
 
 def test_a_shard_with_a_part_of_a_model(tmp_path: Path) -> None:
     state = dict(list(classifier().state_dict().items())[:-4])
-    with pytest.raises(InputError, match=r"missing norm.weight .* one of 2 shards, as its name says, give the folder"):
+    with pytest.raises(
+        InputError, match=r"missing norm.weight .* one of 2 shards, as the name suggests, give the folder"
+    ):
         opened(save(tmp_path / "model-00001-of-00002.pth", state), heads=3)
 
 
@@ -179,7 +183,9 @@ def test_the_second_model_of_accelerate_is_named(tmp_path: Path) -> None:
     accelerator.prepare(classifier().float(), backbone().float())
     accelerator.save_state(str(tmp_path / "state"))
     found = opened(tmp_path / "state", heads=3)
-    assert "read model.safetensors; other models in the folder, which can be named: model_1.safetensors" in found.notes
+    assert (
+        "read model.safetensors; to open another model of the folder, give its file: model_1.safetensors" in found.notes
+    )
 
 
 @pytest.mark.parametrize("names", [("weight_scale",), ("weight._data", "weight._scale"), ("weight_scale_inv",)])
@@ -269,14 +275,14 @@ def test_the_unpacked_contents_of_a_pth_file(tmp_path: Path) -> None:
 
 def test_a_file_of_joblib(tmp_path: Path) -> None:
     joblib.dump({name: x.numpy() for name, x in classifier().state_dict().items()}, tmp_path / "file.pkl")
-    with pytest.raises(InputError, match=r"a file of joblib, .*; load it with joblib"):
+    with pytest.raises(InputError, match=r"a joblib file, .*; load it with joblib"):
         open_checkpoint(tmp_path / "file.pkl")
 
 
 def test_a_folder_of_tensorflows_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tf_model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    with pytest.raises(InputError, match=r"a folder with weights of Keras or TensorFlow \(tf_model.h5\), which is not"):
+    with pytest.raises(InputError, match=r"a folder with weights of Keras or TensorFlow \(tf_model.h5\), which cannot"):
         open_checkpoint(tmp_path)
 
 
@@ -284,5 +290,5 @@ def test_a_folder_beside_a_file_that_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
     (tmp_path / "pytorch").mkdir()
     save(tmp_path / "pytorch" / "pytorch_model.bin", classifier().state_dict())
-    with pytest.raises(InputError, match="name one of the folders in it: pytorch"):
+    with pytest.raises(InputError, match="give one of the folders in it: pytorch"):
         open_checkpoint(tmp_path)

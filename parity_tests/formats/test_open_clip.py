@@ -159,8 +159,8 @@ def test_a_projection_of_two_layers_is_left_out_by_name(tmp_path: Path) -> None:
     ("vision", "reason"),
     [
         ({"attentional_pool": True, "attn_pooler_heads": 1}, "attentional pooling"),
-        ({"qk_norm": True}, "no place in open_clip's model"),
-        ({"scale_attn": True}, "no place in open_clip's model"),
+        ({"qk_norm": True}, "that open_clip's model does not use"),
+        ({"scale_attn": True}, "that open_clip's model does not use"),
     ],
 )
 def test_what_the_schema_cannot_express_is_refused(vision: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_what_the_schema_cannot_express_is_refused(vision: dict[str, Any], reaso
         ({"attentional_pool": True}, "attentional_pool True cannot be expressed"),
         ({"head_width": 7}, "head_width 7, expected a divisor"),
         ({"pool_type": "none"}, "pool_type 'none'"),
-        ({"image_size": 16}, "states image_size 16x16, its arrays 10 positions"),
+        ({"image_size": 16}, "states image_size 16x16, but there are 10 positions"),
         ({"image_size": "x"}, "image_size 'x', expected pixels"),
         ({"norm_kwargs": 3}, "norm_kwargs 3, expected an epsilon"),
     ],

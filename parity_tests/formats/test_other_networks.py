@@ -95,7 +95,7 @@ def test_it_is_named(network: str, tmp_path: Path) -> None:
         "adapters of peft that are no LoRA": merge,
         "a language model": "save its state_dict",
     }
-    step = steps.get(network, "what opens are plain Vision Transformers")
+    step = steps.get(network, "only plain Vision Transformers can be opened")
     if network != "a Swin Transformer":  # whose relative positions are named before
         assert f"found {len(state)} arrays" in text
         assert f"as of {network}" in text
@@ -134,8 +134,8 @@ def test_a_vit_of_other_names(name: str, network: str, tmp_path: Path) -> None:
 
 def test_names_that_no_pattern_knows(tmp_path: Path) -> None:
     text = refusal(save(tmp_path / "model.pth", {"a.weight": torch.ones(2), "b.weight": torch.ones(2)}))
-    assert "found 2 arrays (a.weight, b.weight), and no Vision Transformer by the names of vit, transformers" in text
-    assert "name it by --from" in text
+    assert "found 2 arrays (a.weight, b.weight), but no Vision Transformer with the names of vit, transformers" in text
+    assert "give --from" in text
 
 
 def test_an_orbax_item_of_an_optimizer(tmp_path: Path) -> None:

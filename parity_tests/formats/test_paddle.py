@@ -15,7 +15,7 @@ from parity_tests.formats.test_found_in_trees import HEADS, assert_is, vit
 from vit_core.checkpoints import open_checkpoint
 from vit_core.errors import InputError
 
-NOTE = "weights of layers: transposed, as Paddle keeps them (inputs before outputs)"
+NOTE = "weights of layers: transposed, because Paddle stores them as [inputs, outputs]"
 
 
 def pdparams(folder: Path, model: Any, protocol: int = 4) -> Path:
@@ -60,6 +60,6 @@ def test_half_transposed_arrays_are_refused(tmp_path: Path) -> None:
     state = {name: x.numpy() for name, x in vit().state_dict().items()}
     state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].T
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(state))
-    with pytest.raises(InputError, match="its arrays do not fit together") as error:
+    with pytest.raises(InputError, match="its arrays do not form one model") as error:
         open_checkpoint(tmp_path / "a.pkl", fields=HEADS)
     assert "\n" not in str(error.value)

@@ -85,7 +85,7 @@ def test_the_warning_names_the_other_way_to_decide(tmp_path: Path) -> None:
     assert "norm_epsilon=" in settable
     assert "model_type" not in settable
     assert decided.startswith("model_type: dinov2, by its names; RF-DETR")
-    assert decided.endswith("give the folder with its config.json, which decides")
+    assert decided.endswith("give the folder with its config.json, which shows which it is")
 
 
 @pytest.mark.parametrize(

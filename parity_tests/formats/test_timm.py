@@ -122,7 +122,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "drops": {"dropout": 0.1, "attention_dropout": 0.2, "stochastic_depth": 0.3},
 }
 WIDENED: dict[str, tuple[dict[str, Any], str]] = {
-    "registers and a positioned token": ({"registers": 2}, "added to it"),
+    "registers and a positioned token": ({"registers": 2}, "added to the token"),
     "sincos": ({"position_embedding": "sincos2d_mae", "class_token_position": None}, "positions: the table"),
     "sincos, distilled": ({"position_embedding": "sincos2d_mae", "class_token_position": None, "distillation": "head"},
                           "position of the class token: zeros"),
@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "registers and distillation": ({"distillation": "head", "registers": 2}, "registers 2"),
     "gated and distilled": ({"distillation": "head", "mlp": "swiglu"}, "mlp swiglu"),
     "gated and map": ({"pooling": "map", "mlp": "swiglu"}, "pooling map"),
-    "epsilon": ({"norm_epsilon": 1e-12}, "norm_epsilon 1e-12 (there: 1e-06 or 1e-05); --allow-lossy"),
+    "epsilon": ({"norm_epsilon": 1e-12}, "norm_epsilon 1e-12 (it has 1e-06 or 1e-05); --allow-lossy"),
     "epsilon, gated": ({"norm_epsilon": 1e-5, "mlp": "swiglu"}, "norm_epsilon 1e-05"),
     "stem": ({"stem_layers": (2, 2), "patch_size": 8, "image_size": 16}, "stem_layers (2, 2)"),
 }
@@ -229,7 +229,7 @@ def test_files(ending: str, tmp_path: Path) -> None:
     """timm's own loader takes them."""
     mine, file = ours_of(CLIP), tmp_path / f"model{ending}"
     notes = save_checkpoint(file, mine.with_config(mine.config.replace(labels=tuple("vwxyz"))), format="timm")
-    assert "a state dict carries no preprocessing or labels" in notes
+    assert "a state dict does not contain preprocessing or labels" in notes
     theirs = timm.create_model("vit_base_patch16_clip_quickgelu_224", **OBLONG, checkpoint_path=str(file))
     x_BCHW = images(mine)
     assert distance(ours(mine, x_BCHW), outputs(theirs.eval(), x_BCHW)) <= parity.FLOAT64_BOUND

@@ -88,7 +88,7 @@ def _by_name(architecture: str) -> str:
 
 def test_other_lineages_are_not_taken(tmp_path: Path) -> None:
     save_file({"conv1.weight": np.zeros((2, 3, 4, 4), np.float32)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(InputError, match="no Vision Transformer by the names of vit, transformers, vit5, meta, timm"):
+    with pytest.raises(InputError, match="no Vision Transformer with the names of vit, transformers, vit5, meta, timm"):
         open_checkpoint(tmp_path / "resnet.safetensors")
 
 
@@ -96,11 +96,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "renamed": ({"blocks.1.norm2.weight": None, "blocks.1.norm_2.weight": (24,)}, "blocks.1.norm_2.weight"),
     "missing": ({"blocks.1.norm2.weight": None}, r"missing blocks.1.norm2.weight \[24\]"),
     "misshapen": ({"blocks.1.norm2.weight": (23,)}, r"blocks.1.norm2.weight expected \[24\] found \[23\]"),
-    "extra": ({"blocks.0.attn.rel_pos": (3,)}, "no place in timm's model as read: blocks.0.attn.rel_pos"),
+    "extra": ({"blocks.0.attn.rel_pos": (3,)}, "that timm's model does not use: blocks.0.attn.rel_pos"),
     "no norm": ({"norm.weight": None, "norm.bias": None}, r"missing norm.weight \[24\]"),
     "flat patches": ({"patch_embed.proj.weight": (24, 48)}, r"patch_embed.proj.weight has shape \[24, 48\]"),
-    "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none empty"),
-    "no square": ({"pos_embed": (1, 8, 24)}, "8 positions form no square grid; use --set image_size"),
+    "empty": ({"patch_embed.proj.weight": (24, 3, 0, 4)}, "none of length 0"),
+    "no square": ({"pos_embed": (1, 8, 24)}, "8 positions do not form a square grid; use --set image_size"),
     "deep": ({"blocks.9999.norm1.weight": (24,)}, "depth"),
 }
 
@@ -147,7 +147,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_args": None, "pretrained_cfg": {"input_size": [3, 2**70]}}, "image size"),
     (
         {"architecture": "vit_base_patch16_newrope_224"},
-        "architecture vit_base_patch16_newrope_224 is unknown, and its positions may be rotary",
+        "architecture vit_base_patch16_newrope_224 is unknown and may have rotary positions",
     ),
 ]
 
@@ -188,7 +188,8 @@ def test_configs_of_early_hub_folders(tmp_path: Path) -> None:
     assert read.config.labels == tuple("vwxyz")
     assert read.config.preprocessing == Preprocessing(image_size=12, std=(0.25,) * 3, crop_fraction=0.9)
     assert assumed(read) == {"image_size": (12, 12)}
-    assert other_notes(read) == ("image_size: (12, 12), by positions and whole patches; the file states (224, 224)",)
+    note = "image_size: (12, 12), from the positions and whole patches; the file states (224, 224)"
+    assert other_notes(read) == (note,)
     x_BCHW = images(read)
     assert distance(ours(read, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
 
@@ -229,8 +230,8 @@ ONLY_THEMSELVES: list[tuple[dict[str, Any], str]] = [
     ({"std": [1, 1, 0]}, "left out: preprocessing (std.2: expected more than 0"),
     ({"crop_pct": 1e999}, "left out: preprocessing (crop_fraction:"),
     ({"crop_mode": "corner"}, "left out: preprocessing (crop_mode corner cannot be expressed by Preprocessing)"),
-    ({"label_names": [1, 2, 3, 4, 5]}, "left out: label_names, which are not 5 names"),
-    ({"label_names": ["a", "b"]}, "left out: label_names, which are not 5 names"),
+    ({"label_names": [1, 2, 3, 4, 5]}, "left out: label_names, because they are not 5 names"),
+    ({"label_names": ["a", "b"]}, "left out: label_names, because they are not 5 names"),
 ]
 
 
@@ -255,7 +256,7 @@ def test_means_of_three_channels_for_one(tmp_path: Path) -> None:
     equal = with_pretrained_cfg(theirs, tmp_path / "equal", mean=[0.5] * 3, std=[0.25] * 3)
     assert equal.config.preprocessing is not None
     assert (equal.config.preprocessing.mean, equal.config.preprocessing.std) == ((0.5,), (0.25,))
-    assert equal.notes == ("pretrained_cfg: mean and std: three equal values, taken as one for one channel",)
+    assert equal.notes == ("pretrained_cfg: mean and std: three equal values, used as one value for one channel",)
     other = with_pretrained_cfg(theirs, tmp_path / "other", mean=[0.4, 0.5, 0.6])
     assert other.config.preprocessing is None
     assert other.notes == ("left out: preprocessing (mean has 3 values, expected one for each of 1 channels)",)

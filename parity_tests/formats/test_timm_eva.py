@@ -163,7 +163,7 @@ def ours_of(fields: dict[str, Any]) -> Checkpoint:
 def test_written_as_it_is(name: str, tmp_path: Path) -> None:
     mine = ours_of(WRITTEN[name])
     notes = save_checkpoint(tmp_path / "ours", mine, format="timm")
-    assert notes == ("preprocessing: unknown, where timm takes ImageNet's mean and std",)
+    assert notes == ("preprocessing: unknown, so timm uses ImageNet's mean and std",)
     theirs = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
     assert type(theirs).__name__ == "Eva"
     x_BCHW = images(mine)
@@ -198,14 +198,14 @@ def test_biases_that_eva_has_are_zeros(tmp_path: Path) -> None:
 # State dicts alone: how a model rotates is asked, and the likeliest answer comes first.
 
 UNTOLD = {
-    "vit_small_patch16_dinov3": "rope=dinov3 (the likeliest by the names), eva02, pe, axial, mixed or none",
-    "eva02_tiny_patch14_224": "rope=eva02 (the likeliest by the names), dinov3, pe",
-    "eva02_base_patch14_448": "rope=eva02 (the likeliest by the names), dinov3, pe",
-    "vit_small_patch16_rope_224": "rope=axial (the likeliest by the names), dinov3, eva02",
-    "vit_small_patch16_rope_mixed_ape_224": "rope=mixed (the likeliest by the names)",
+    "vit_small_patch16_dinov3": "rope=dinov3 (most likely, by the names), eva02, pe, axial, mixed or none",
+    "eva02_tiny_patch14_224": "rope=eva02 (most likely, by the names), dinov3, pe",
+    "eva02_base_patch14_448": "rope=eva02 (most likely, by the names), dinov3, pe",
+    "vit_small_patch16_rope_224": "rope=axial (most likely, by the names), dinov3, eva02",
+    "vit_small_patch16_rope_mixed_ape_224": "rope=mixed (most likely, by the names)",
     "vit_small_patch16_rope_ape_224": "--from meta if it is DeiT III, --from timm --set rope=axial if it is rope-vit",
-    "vit_pe_lang_large_patch14_448": "rope=pe (the likeliest by the names)",
-    "eva_giant_patch14_224": "rope=none (the likeliest by the names), dinov3",
+    "vit_pe_lang_large_patch14_448": "rope=pe (most likely, by the names)",
+    "eva_giant_patch14_224": "rope=none (most likely, by the names), dinov3",
 }
 
 
@@ -252,7 +252,7 @@ def test_a_state_dict_whose_rotation_is_said(tmp_path: Path) -> None:
 def test_plain_names_without_positions_may_be_rotary(tmp_path: Path) -> None:
     mine, file = ours_of({**NO_POSITIONS, "rope": "axial"}), tmp_path / "model.safetensors"
     save_file(dict(mine.arrays), file)
-    with pytest.raises(InputError, match=re.escape("--set rope=NAME for the latter (dinov3, eva02, pe, axial, mixed)")):
+    with pytest.raises(InputError, match=re.escape("--set rope=NAME (dinov3, eva02, pe, axial, mixed)")):
         open_checkpoint(file, fields={"image_size": (8, 12)})
     read = open_checkpoint(file, fields={"image_size": (8, 12), "heads": 3, "rope": "axial"})
     assert read.config.model == mine.config.model

@@ -122,7 +122,7 @@ def test_the_size_of_a_table_is_read_as_square(tmp_path: Path) -> None:
 
 def test_patches_that_do_not_fit_the_projection(tmp_path: Path) -> None:
     save_file(built("naflexvit_base_patch16_gap", in_chans=2).state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"has shape \[64, 512\], which patches of 13x13 and 3 channels do not give"):
+    with pytest.raises(InputError, match=r"has shape \[64, 512\], not that of patches 13x13 with 3 channels"):
         open_checkpoint(tmp_path / "model.safetensors")
     opened = open_checkpoint(tmp_path / "model.safetensors", fields={"channels": 2})
     assert opened.config.model.patch_size == (16, 16)

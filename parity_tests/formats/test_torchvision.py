@@ -120,7 +120,7 @@ def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
     assert assumed(found) == {}
     assert found.notes == (
         "model found under 'model_ema'",
-        "names: without the wrappers' module",
+        "parts of names that wrappers added are removed: module",
         "other models in the file: model; choose one with --part NAME",
         "left out: n_averaged, epoch",
     )
@@ -181,17 +181,17 @@ def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"image_size": (8, 12)}, "torchvision's VisionTransformer is square: image_size 8x12 has no place there"),
-        ({"patch_size": (4, 2)}, "torchvision's VisionTransformer is square: patch_size 4x2 has no place there"),
-        ({"channels": 1}, "a checkpoint in memory: torchvision cannot hold channels 1 (there: 3)"),
-        ({"head_dim": 5}, "a checkpoint in memory: torchvision cannot hold head_dim 5 (there: none or 8)"),
-        ({"heads": 5, "head_dim": 4}, "a checkpoint in memory: torchvision cannot hold head_dim 4 (there: none)"),
+        ({"image_size": (8, 12)}, "torchvision's VisionTransformer accepts only squares, found image_size 8x12"),
+        ({"patch_size": (4, 2)}, "torchvision's VisionTransformer accepts only squares, found patch_size 4x2"),
+        ({"channels": 1}, "a checkpoint in memory: torchvision cannot express channels 1 (it has 3)"),
+        ({"head_dim": 5}, "a checkpoint in memory: torchvision cannot express head_dim 5 (it has none or 8)"),
+        ({"heads": 5, "head_dim": 4}, "a checkpoint in memory: torchvision cannot express head_dim 4 (it has none)"),
         (
             {"activation": "quick_gelu"},
-            "a checkpoint in memory: torchvision cannot hold activation quick_gelu (there: gelu)",
+            "a checkpoint in memory: torchvision cannot express activation quick_gelu (it has gelu)",
         ),
-        ({"pooling": "gap"}, "a checkpoint in memory: torchvision cannot hold pooling gap (there: cls)"),
-        ({"registers": 2}, "a checkpoint in memory: torchvision cannot hold registers 2 (there: 0)"),
+        ({"pooling": "gap"}, "a checkpoint in memory: torchvision cannot express pooling gap (it has cls)"),
+        ({"registers": 2}, "a checkpoint in memory: torchvision cannot express registers 2 (it has 0)"),
     ],
     ids=str,
 )
@@ -204,7 +204,7 @@ def test_what_it_cannot_hold_is_refused(fields: dict[str, Any], reason: str, tmp
 
 def test_epsilon_and_activation_are_lossy(tmp_path: Path) -> None:
     ours = checkpoint(CONFIG.replace(norm_epsilon=1e-12, activation="gelu_tanh"))
-    with pytest.raises(InputError, match=r"gelu_tanh \(there: gelu\), norm_epsilon 1e-12 \(there: 1e-06\); --"):
+    with pytest.raises(InputError, match=r"gelu_tanh \(it has gelu\), norm_epsilon 1e-12 \(it has 1e-06\); --"):
         save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
     notes = save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision", allow_lossy=True)
     assert sum(note.startswith("lossy: ") for note in notes) == 2
@@ -213,7 +213,7 @@ def test_epsilon_and_activation_are_lossy(tmp_path: Path) -> None:
 def test_labels_and_preprocessing_are_said_to_stay_behind(tmp_path: Path) -> None:
     config = CheckpointConfig(model=CONFIG, preprocessing=Preprocessing(image_size=12), labels=tuple("abcde"))
     notes = save_checkpoint(tmp_path / "vit.pth", checkpoint(CONFIG).with_config(config), format="torchvision")
-    assert notes[1:] == ("a state dict carries no preprocessing or labels",)
+    assert notes[1:] == ("a state dict does not contain preprocessing or labels",)
     ours = checkpoint(CONFIG.replace(position_resampling="bicubic"))
     notes = save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
     assert notes[1:] == ("position_resampling: bicubic_align_corners when read again, not bicubic",)
@@ -233,18 +233,18 @@ def test_a_convolution_stem_is_refused(tmp_path: Path) -> None:
         (lambda s: s.pop("class_token"), r"missing class_token \[1, 1, 24\]"),
         (lambda s: s.pop("conv_proj.weight"), r"conv_proj\.weight is missing; expected an array of 4 axes"),
         (lambda s: s.pop("encoder.pos_embedding"), r"encoder\.pos_embedding is missing"),
-        (lambda s: s.pop("heads.head.weight"), r"no place .* as read: heads\.head\.bias"),
-        (lambda s: s.update({"mask_token": s["class_token"]}), "no place .* as read: mask_token"),
+        (lambda s: s.pop("heads.head.weight"), r"does not use: heads\.head\.bias"),
+        (lambda s: s.update({"mask_token": s["class_token"]}), "does not use: mask_token"),
         (
             lambda s: s.update({"encoder.ln.weight": torch.ones(25)}),
             r"ln\.weight expected \[24\] found \[25\]",
         ),
         (lambda s: s.update({"conv_proj.weight": torch.ones(0, 3, 4, 4)}), r"theirs\.pth: width: expected"),
         (lambda s: s.update({"conv_proj.weight": torch.ones(24)}), r"conv_proj\.weight has shape \[24\]"),
-        (lambda s: s.update({"encoder.pos_embedding": torch.ones(1, 9, 24)}), r"8 positions form no square grid"),
+        (lambda s: s.update({"encoder.pos_embedding": torch.ones(1, 9, 24)}), r"8 positions do not form a square grid"),
         (
             lambda s: s.update({f"encoder.layers.encoder_layer_{10**8}.ln_1.bias": torch.ones(24)}),
-            "no place .*encoder_layer_100000000",
+            "does not use: .*encoder_layer_100000000",
         ),
     ],
 )

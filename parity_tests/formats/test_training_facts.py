@@ -88,9 +88,12 @@ def test_the_user_comes_first(tmp_path: Path) -> None:
 CONTRADICTED: dict[str, tuple[dict[str, Any], str]] = {
     "image size": (
         {"img_size": 224},
-        "img_size states image_size=224x224, which the arrays contradict (pos_embed has 17",
+        "img_size states image_size=224x224, ignored because the arrays contradict it (pos_embed has 17",
     ),
-    "heads": ({"num_heads": 5}, "num_heads states heads=5, which the arrays contradict (5 does not divide width 24"),
+    "heads": (
+        {"num_heads": 5},
+        "num_heads states heads=5, ignored because the arrays contradict it (5 does not divide width 24",
+    ),
     "classes": ({"num_classes": 10}, "num_classes states num_classes=10, but the arrays have num_classes=5"),
     "patches": ({"patch_size": 16}, "patch_size states patch_size=16x16, but the arrays have patch_size=4x4"),
     "width": ({"embed_dim": 48}, "embed_dim states width=48, but the arrays have width=24"),
@@ -126,7 +129,7 @@ def test_a_hostile_text(tmp_path: Path) -> None:
 def test_a_grid_that_is_no_square_opens_by_its_facts(tmp_path: Path) -> None:
     """4 x 10 patches and a class token: no square with or without it."""
     options = {"img_size": (16, 40)}
-    with pytest.raises(InputError, match="form no square grid"):
+    with pytest.raises(InputError, match="do not form a square grid"):
         opened(saved(tmp_path, {}, **options))
     assert_same(opened(saved(tmp_path, {"hyper_parameters": {**options, "num_heads": 3}}, **options)), **options)
 
@@ -162,9 +165,7 @@ def test_what_are_no_names_of_the_classes(names: Any, tmp_path: Path) -> None:
 def test_names_in_two_orders(tmp_path: Path) -> None:
     found = opened(saved(tmp_path, {"classes": NAMES, "class_to_idx": {name: i for i, name in enumerate(NAMES[::-1])}}))
     assert found.config.labels is None
-    assert any(
-        "labels left out: classes and class_to_idx have different names or orders" in note for note in found.notes
-    )
+    assert any("labels left out: classes and class_to_idx differ in names or order" in note for note in found.notes)
 
 
 IMAGES: dict[str, dict[str, Any]] = {
@@ -198,17 +199,23 @@ def test_how_images_were_made(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stated", "why"),
     [
-        ({"mean": [0.5] * 3}, "without a std"),
+        ({"mean": [0.5] * 3}, "no std is stated"),
         ({"mean": [0.5] * 3, "std": [0.5] * 2}, "std"),
         ({"mean": "imagenet", "std": "imagenet"}, "mean"),
         ({"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "random"}, "interpolation"),
         ({"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 10**400}, "preprocessing"),
-        ({"mean": [10**400] * 3, "std": [1] * 3}, "fit neither pixels from 0 to 1 nor bytes"),
-        ({"mean": [103.53, 116.28, 123.675], "std": [1.0] * 3}, "fit neither pixels from 0 to 1 nor bytes"),
-        ({"mean": [True] * 3, "std": [True] * 3}, "no list of 3 numbers"),
-        ({"mean": 0.0, "std": 0.02}, "no list of 3 numbers"),
-        ({"mean": [0.5] * 3, "std": [0.5] * 3, "to_rgb": False}, "blue, green, red, by to_rgb=False"),
-        ({"mean": [0.5] * 3, "std": [0.5] * 3, "input_format": "BGR"}, "blue, green, red, by input_format=BGR"),
+        ({"mean": [10**400] * 3, "std": [1] * 3}, "the values fit neither pixels from 0 to 1 nor from 0 to 255"),
+        (
+            {"mean": [103.53, 116.28, 123.675], "std": [1.0] * 3},
+            "the values fit neither pixels from 0 to 1 nor from 0 to 255",
+        ),
+        ({"mean": [True] * 3, "std": [True] * 3}, "not a list of 3 numbers"),
+        ({"mean": 0.0, "std": 0.02}, "not a list of 3 numbers"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3, "to_rgb": False}, "blue, green, red, according to to_rgb=False"),
+        (
+            {"mean": [0.5] * 3, "std": [0.5] * 3, "input_format": "BGR"},
+            "blue, green, red, according to input_format=BGR",
+        ),
         ({"train": {"mean": [0.5] * 3, "std": [0.5] * 3}, "test": {"mean": [0.4] * 3, "std": [0.5] * 3}}, "different"),
     ],
 )

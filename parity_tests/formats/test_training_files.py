@@ -113,7 +113,7 @@ def test_a_head_beside_torchvisions_backbone(tmp_path: Path) -> None:
 )
 def test_heads_that_are_more_than_a_linear_are_refused(head: nn.Module, strange: str, tmp_path: Path) -> None:
     model = with_module(vit(), "head", head)
-    with pytest.raises(InputError, match=f"arrays with no place in timm's model as read: {strange}"):
+    with pytest.raises(InputError, match=f"arrays that timm's model does not use: {strange}"):
         open_checkpoint(in_file(tmp_path, model.state_dict()), fields=HEADS)
 
 
@@ -277,7 +277,7 @@ def test_an_oblong_grid_is_assumed_square_and_says_so(name: str, tmp_path: Path)
     assert found.config.model.image_size == square
     assert assumed(found)["image_size"] == square
     (one,) = (one for one in found.assumptions if one.field == "image_size")
-    assert one.alternatives == "--set image_size=HEIGHTxWIDTH for an oblong one"
+    assert one.alternatives == "--set image_size=HEIGHTxWIDTH for another grid"
     right = open_checkpoint(path, fields={**fields, "image_size": true})
     assert (right.config.model.image_size, "image_size" in assumed(right)) == (true, False)
     assert right.config.model.class_token_position == (not options.get("no_embed_class") and "pooling" not in fields)
@@ -286,7 +286,7 @@ def test_an_oblong_grid_is_assumed_square_and_says_so(name: str, tmp_path: Path)
 
 def test_no_square_at_all_asks_for_the_image_size(tmp_path: Path) -> None:
     path = in_file(tmp_path, vit(img_size=(8, 12)).state_dict())
-    with pytest.raises(InputError, match="7 positions form no square grid; use --set image_size=HEIGHTxWIDTH"):
+    with pytest.raises(InputError, match="7 positions do not form a square grid; use --set image_size=HEIGHTxWIDTH"):
         open_checkpoint(path, fields=HEADS)
     right = open_checkpoint(path, fields={**HEADS, "image_size": (8, 12)})
     assert nchw(images(right.config.model)).shape[2:] == (8, 12)
@@ -296,7 +296,7 @@ def test_no_square_at_all_asks_for_the_image_size(tmp_path: Path) -> None:
 def test_a_position_of_a_class_token_that_is_not_there(tmp_path: Path) -> None:
     """ViTDet's backbone keeps the table of its pretraining, and attends within windows."""
     state = {name: x for name, x in vit().state_dict().items() if not name.startswith(("cls_token", "head"))}
-    with pytest.raises(InputError, match=r"10 positions are those of a 3x3 grid and of a class token, .* as in ViTDet"):
+    with pytest.raises(InputError, match=r"10 positions fit a 3x3 grid and a class token, .* as in ViTDet"):
         open_checkpoint(in_file(tmp_path, prefixed("backbone.net.", state)), fields=HEADS)
 
 
@@ -304,7 +304,7 @@ def test_no_positions_at_all_ask_for_a_word(tmp_path: Path) -> None:
     """Models with rotary positions have the same arrays, and compute something else."""
     model = vit(pos_embed="none")
     path = in_file(tmp_path, model.state_dict())
-    with pytest.raises(InputError, match=r"has no positions.*use --set position_embedding=none for the former"):
+    with pytest.raises(InputError, match=r"no array has positions.*--set position_embedding=none or --set rope=NAME"):
         open_checkpoint(path, fields=HEADS)
     fields = {**HEADS, "position_embedding": "none"}
     with pytest.raises(InputError, match="no positions to compute the image size from; use --set image_size"):

@@ -175,7 +175,7 @@ WRITTEN: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "siglip": ({**SIGLIP, "pooling": "map", "num_classes": 0}, "SiglipVisionModel", []),
     "siglip, mean": ({**SIGLIP, "pooling": "gap"}, "SiglipForImageClassification", []),
     "siglip, tokens": ({**SIGLIP, "pooling": "gap", "num_classes": 0}, "SiglipVisionModel",
-                       ["SiglipVisionModel gives tokens"]),
+                       ["SiglipVisionModel returns all tokens"]),
     "clip": ({**CLIP, "head_bias": False}, "CLIPVisionModelWithProjection", []),
     "clip, no head": ({**CLIP, "num_classes": 0}, "CLIPVisionModel", []),
     # filled in with what changes no value:
@@ -248,7 +248,7 @@ def test_names_in_memory(case: str, tmp_path: Path) -> None:
         expected["pooling"] = opened.config.model.pooling
     assert found == {name: value for name, value in expected.items() if name not in fields}
     for one in by_hand.assumptions:
-        assert ("without a config.json" in one.why) == (one.field in ("activation", "norm_epsilon"))
+        assert ("there is no config.json" in one.why) == (one.field in ("activation", "norm_epsilon"))
 
 
 def test_heads_are_assumed_without_config(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_pixels_that_no_patch_reads(tmp_path: Path) -> None:
     assert opened.config.model.image_size == (16, 16)
     assert opened.config.preprocessing is None
     assert opened.notes == (
-        "image_size: 16x16, what whole patches cover of 18x18",
-        "preprocessor_config.json left out: it is for 18x18 pixels, some of which no patch reads",
+        "image_size: 16x16, the part of 18x18 that whole patches cover",
+        "preprocessor_config.json left out: it is for 18x18 pixels, which whole patches do not cover",
     )
     x_BCHW = torch.randn(2, 3, 18, 18, dtype=torch.float64)
     assert_close(our_output(opened, x_BCHW[:, :, :16, :16]), their_output(theirs, x_BCHW))

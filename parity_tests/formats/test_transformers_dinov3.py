@@ -226,18 +226,18 @@ MODEL = ViTConfig(
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"rope": "axial"}, "rope.coordinates grid (there: centered), rope.axes xy (there: yx), rope.pairs neighbours"),
-        ({"rope": {"normalize": "min"}}, "rope.normalize min (there: separate)"),
-        ({"rope": {"offset": 0.5}}, "rope.offset 0.5 (there: 0.0)"),
-        ({"rope": "mixed"}, "rope.frequencies mixed (there: axial)"),
-        ({"rope": {"periods": "bfloat16"}}, "periods bfloat16 (there: float64); --allow-lossy goes on with theirs"),
-        ({"position_embedding": "learned"}, "position_embedding learned (there: none)"),
-        ({"num_classes": 5}, "num_classes 5 (there: 0)"),
-        ({"pooling": "gap"}, "pooling gap (there: cls)"),
-        ({"class_token": False, "pooling": "gap"}, "class_token false (there: true)"),
-        ({"norm": "rms_norm"}, "norm rms_norm (there: layer_norm)"),
-        ({"qk_norm": True}, "qk_norm true (there: false)"),
-        ({"head_dim": 8}, "head_dim 8 (there: none or 16)"),
+        ({"rope": "axial"}, "rope.coordinates grid (it has centered), rope.axes xy (it has yx), rope.pairs neighbours"),
+        ({"rope": {"normalize": "min"}}, "rope.normalize min (it has separate)"),
+        ({"rope": {"offset": 0.5}}, "rope.offset 0.5 (it has 0.0)"),
+        ({"rope": "mixed"}, "rope.frequencies mixed (it has axial)"),
+        ({"rope": {"periods": "bfloat16"}}, "periods bfloat16 (it has float64); --allow-lossy uses that value instead"),
+        ({"position_embedding": "learned"}, "position_embedding learned (it has none)"),
+        ({"num_classes": 5}, "num_classes 5 (it has 0)"),
+        ({"pooling": "gap"}, "pooling gap (it has cls)"),
+        ({"class_token": False, "pooling": "gap"}, "class_token false (it has true)"),
+        ({"norm": "rms_norm"}, "norm rms_norm (it has layer_norm)"),
+        ({"qk_norm": True}, "qk_norm true (it has false)"),
+        ({"head_dim": 8}, "head_dim 8 (it has none or 16)"),
     ],
     ids=str,
 )
@@ -254,7 +254,7 @@ def test_rounded_periods_are_given_up_when_asked(tmp_path: Path) -> None:
     times that, in a query and in a key: of the scores and so of the outputs, a part of 2**-9 * 4 pi at most."""
     weights = checkpoint(MODEL.replace(rope={"periods": "bfloat16"}))
     notes = save_checkpoint(tmp_path, weights, format="transformers", allow_lossy=True)
-    assert "lossy: transformers has no rope.periods bfloat16 (there: float64)" in notes
+    assert "lossy: transformers cannot express rope.periods bfloat16 (it has float64)" in notes
     x_BHWC, x_BCHW = images((32, 32))
     with torch.no_grad():
         theirs = opened_there(tmp_path)(x_BCHW).pooler_output.numpy()
@@ -265,17 +265,17 @@ def test_rounded_periods_are_given_up_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"use_gated_mlp": True}, "config.json says use_gated_mlp True, its arrays False"),
-        ({"key_bias": True}, "config.json says key_bias True, its arrays False"),
-        ({"num_register_tokens": 3}, "config.json says num_register_tokens 3, its arrays 4"),
-        ({"intermediate_size": 64}, "config.json says intermediate_size 64, its arrays 48"),
+        ({"use_gated_mlp": True}, "config.json states use_gated_mlp True, but the arrays show False"),
+        ({"key_bias": True}, "config.json states key_bias True, but the arrays show False"),
+        ({"num_register_tokens": 3}, "config.json states num_register_tokens 3, but the arrays show 4"),
+        ({"intermediate_size": 64}, "config.json states intermediate_size 64, but the arrays show 48"),
         ({"rope_theta": -1.0}, "rope: base: expected more than 0, found -1.0"),
         ({"rope_theta": "many"}, "rope: base: expected a number, found 'many'"),
         ({"pos_embed_jitter": 0.5}, "rope: jitter: expected 1 or more, found 0.5"),
         ({"pos_embed_shift": [1]}, "rope: shift: expected a number, found [1]"),
-        ({"hidden_act": "relu"}, "config.json says hidden_act 'relu', which the schema cannot say"),
+        ({"hidden_act": "relu"}, "config.json states hidden_act 'relu', which ViTConfig cannot express"),
         ({"num_attention_heads": 16}, "rope: heads of width 2 are not a multiple of 4; set head_dim 4"),
-        ({"patch_size": 8}, "config.json says patch_size 8, its arrays 16"),
+        ({"patch_size": 8}, "config.json states patch_size 8, but the arrays show 16"),
     ],
     ids=str,
 )
@@ -291,9 +291,9 @@ def test_a_config_that_makes_no_sense_is_refused(change: dict[str, Any], reason:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({**GATED, "hidden_act": "gelu"}, "config.json says hidden_act 'gelu' for a gated MLP"),
+        ({**GATED, "hidden_act": "gelu"}, "config.json states hidden_act 'gelu' for a gated MLP"),
         ({"query_bias": False}, "a bias on only one of queries and values"),
-        ({"query_bias": False, "value_bias": False, "key_bias": True}, "a bias on keys alone"),
+        ({"query_bias": False, "value_bias": False, "key_bias": True}, "a bias on keys but not on queries"),
         ({"mlp_bias": False}, "a bias on only one of the attention's projection and the MLP"),
     ],
     ids=str,
@@ -332,7 +332,7 @@ def test_its_image_processor(tmp_path: Path) -> None:
         "bilinear",
         (64, 64),
     )
-    assert any("up to one level" in note for note in opened.notes)
+    assert any("whole levels" in note for note in opened.notes)
     pixels = np.random.default_rng(0).integers(0, 256, (130, 175, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     expected_CHW = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]

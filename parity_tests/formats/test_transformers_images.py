@@ -55,16 +55,19 @@ def test_preprocessing(case: str, kind: str, fields: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"do_resize": False}, "images are taken as they are (do_resize or do_rescale false)"),
-        ({"do_rescale": False}, "images are taken as they are (do_resize or do_rescale false)"),
+        ({"do_resize": False}, "images are not resized or not rescaled (do_resize or do_rescale is false)"),
+        ({"do_rescale": False}, "images are not resized or not rescaled (do_resize or do_rescale is false)"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor is not 1/255"),
         ({"resample": 4}, "resample 4"),
         ({"resample": [2]}, "resample [2]"),
         ({"size": {"longest_edge": 16}}, "size {'longest_edge': 16}"),
-        ({"size": {"shortest_edge": 16}}, "the shortest edge is scaled and nothing is cropped"),
+        ({"size": {"shortest_edge": 16}}, "the shortest edge is scaled without a crop"),
         ({"size": "16"}, "size 16"),
-        ({"do_center_crop": True, "crop_size": 20}, "a crop of 20 from 16"),
-        ({"do_center_crop": True, "crop_size": {"height": 8, "width": 12}}, "a crop of 8x12 from 16x16"),
+        ({"do_center_crop": True, "crop_size": 20}, "the crop of 20 from 16 pixels"),
+        (
+            {"do_center_crop": True, "crop_size": {"height": 8, "width": 12}},
+            "the crop of 8x12 from 16x16 has another aspect ratio",
+        ),
         ({"image_processor_type": "SamImageProcessor"}, "it is for SamImageProcessor"),
         ({"image_processor_type": ["x"]}, "it is for ['x']ImageProcessor"),
     ],
@@ -86,7 +89,7 @@ def test_preprocessing_for_another_size(tmp_path: Path) -> None:
     seen = opened.config.preprocessing
     assert seen is not None
     assert (seen.image_size, seen.crop_fraction, seen.resize) == ((16, 16), 0.5, "crop")
-    assert "preprocessor_config.json is for 8x8 pixels; taken over for the model's" in opened.notes
+    assert "preprocessor_config.json is for 8x8 pixels; used for the model's image size instead" in opened.notes
     adapted = opened.adapt(image_size=8).config.preprocessing
     assert adapted is not None
     assert (adapted.image_size, adapted.crop_fraction) == ((8, 8), 0.5)

@@ -76,7 +76,7 @@ def test_written_and_read(kind: str, tmp_path: Path) -> None:
     aspects, and both twins compute the same from it."""
     before = any_aspect(kind)
     notes = save_checkpoint(tmp_path / "there", before, format="transformers")
-    assert all("gives tokens" in note for note in notes)
+    assert all("returns all tokens" in note for note in notes)
     config = json.loads((tmp_path / "there" / "config.json").read_text())
     assert config["architectures"] == [kind.split(",")[0]]
     assert config["model_type"] == ("siglip2" if "Image" in kind else "siglip2_vision_model")
@@ -124,7 +124,7 @@ def test_a_folder_without_a_processor_is_none_for_one_size(tmp_path: Path) -> No
     save_checkpoint(tmp_path / "there", any_aspect("Siglip2VisionModel"), format="transformers")
     (tmp_path / "there" / "preprocessor_config.json").unlink()
     found = opened(tmp_path / "there")
-    assert any("at most 16 patches, as many as there are positions" in note for note in found.notes)
+    assert any("at most 16 patches, the number of positions" in note for note in found.notes)
     save_checkpoint(tmp_path / "again", found, format="transformers")
     assert type(opened_there(tmp_path / "again")) is hf.Siglip2VisionModel
 
@@ -164,7 +164,7 @@ def test_what_its_class_cannot_hold(tmp_path: Path) -> None:
         save_checkpoint(
             tmp_path / "x", any_aspect("Siglip2VisionModel", position_resampling="bicubic"), format="transformers"
         )
-    assert "transformers' Siglip2 cannot hold position_resampling 'bicubic' (there: 'bilinear_antialias')" in str(
+    assert "transformers' Siglip2 cannot express position_resampling 'bicubic' (it has 'bilinear_antialias')" in str(
         error.value
     )
     assert "--method bilinear_antialias" in str(error.value)
@@ -172,7 +172,7 @@ def test_what_its_class_cannot_hold(tmp_path: Path) -> None:
     vit = any_aspect("Siglip2ForImageClassification", class_token=True, pooling="cls")
     notes = save_checkpoint(tmp_path / "x", vit, format="transformers")
     assert any(
-        "images of one size: Siglip2, which takes any aspect, cannot hold this model's class_token" in note
+        "images of one size: Siglip2, for any aspect ratio, cannot express this model's class_token" in note
         for note in notes
     )
     assert not (tmp_path / "x" / "preprocessor_config.json").exists()

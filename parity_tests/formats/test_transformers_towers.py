@@ -189,9 +189,9 @@ def test_written_again(case: str, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "two relative biases": (beit(**BIAS, **SHARED), "a relative bias of all blocks beside those of each"),
-    "an oblong BEiT": (beit(**BIAS, image_size=[16, 32]), "Beit takes the positions of an image that is not square"),
-    "norms of all heads": (internvl(use_qk_norm=True), "a norm over all heads' queries and keys"),
+    "two relative biases": (beit(**BIAS, **SHARED), "a shared relative bias in addition to one of each block"),
+    "an oblong BEiT": (beit(**BIAS, image_size=[16, 32]), "Beit treats positions of an image that is not square"),
+    "norms of all heads": (internvl(use_qk_norm=True), "a norm over the queries and keys of all heads"),
     "two kinds of norms": (internvl(norm_type="rms_norm", use_mean_pooling=False), "RMSNorm in the blocks and LayerN"),
     "one bias": (aimv2(qkv_bias=True), "a bias on only one of attention and MLP"),
 }
@@ -212,14 +212,18 @@ def test_what_the_schema_cannot_say(case: str, tmp_path: Path) -> None:
 
 def contradictions() -> dict[str, tuple[str, dict[str, Any], str]]:
     return {
-        "pooling": ("BEiT", {"use_mean_pooling": False}, "use_mean_pooling False, its arrays True"),
-        "bias": ("BEiT", {"use_relative_position_bias": False}, "use_relative_position_bias False, its arrays True"),
-        "size": ("BEiT", {"image_size": 32}, "image_size 32, its arrays 52 rows of relative bias"),
-        "heads": ("BEiT", {"num_attention_heads": 8}, "num_attention_heads 8, its arrays 4"),
+        "pooling": ("BEiT", {"use_mean_pooling": False}, "use_mean_pooling False, but the arrays show True"),
+        "bias": ("BEiT", {"use_relative_position_bias": False}, "position_bias False, but the arrays show True"),
+        "size": ("BEiT", {"image_size": 32}, "image_size 32, but the arrays show 52 rows of relative bias"),
+        "heads": ("BEiT", {"num_attention_heads": 8}, "num_attention_heads 8, but the arrays show 4"),
         "gate": ("AIMv2", {"hidden_act": "gelu"}, "hidden_act 'gelu' for a gated MLP"),
-        "head": ("AIMv2", {"use_head": True}, "use_head True, its arrays False"),
-        "patches": ("SigLIP 2", {"num_patches": 64}, "num_patches 64, its arrays 16"),
-        "patch": ("SigLIP 2", {"patch_size": 8}, "reads 48 values of a patch, which patch_size 8 and 3 channels"),
+        "head": ("AIMv2", {"use_head": True}, "use_head True, but the arrays show False"),
+        "patches": ("SigLIP 2", {"num_patches": 64}, "num_patches 64, but the arrays show 16"),
+        "patch": (
+            "SigLIP 2",
+            {"patch_size": 8},
+            "expects 48 values of a patch, not those of patch_size 8 and 3 channels",
+        ),
     }
 
 
@@ -256,10 +260,8 @@ def test_a_language_model_with_an_image_tower(prefix: str, tmp_path: Path) -> No
     with pytest.raises(InputError) as error:
         opened(tmp_path)
     module = prefix.removesuffix(".")
-    assert "model_type 'llava', which is not read as a whole; its image tower is a clip_vision_model" in str(
-        error.value
-    )
-    assert f"save that module alone (here '{module}') with its save_pretrained(FOLDER)" in str(error.value)
+    assert "model_type 'llava', which cannot be read; its image tower, a clip_vision_model, can be" in str(error.value)
+    assert f"save only that module ('{module}') with its save_pretrained(FOLDER)" in str(error.value)
     (tmp_path / "config.json").unlink()
     found = opened(tmp_path, heads=4)
     with torch.no_grad():

@@ -135,7 +135,7 @@ def test_each_type_has_an_answer(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             open_checkpoint(tmp_path)
         text = str(error.value)
-        assert f"model_type {model_type!r}, which is not read" in text
+        assert f"model_type {model_type!r}, which cannot be read" in text
         assert "\n" not in text
     assert unknown == [], "new in transformers: read it, or add its type to those that are refused"
 

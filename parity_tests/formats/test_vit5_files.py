@@ -191,9 +191,9 @@ def broken(name: str) -> State:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no powers", "blocks.1.attn.rope.freqs (1, 0.5, 0.4, 0.1, ...) are no powers base^(-i / 4) of one base"),
+        ("no powers", "blocks.1.attn.rope.freqs (1, 0.5, 0.4, 0.1, ...) are not powers base^(-i / 4) of one base"),
         ("two bases", "rope.freqs of its blocks have bases [500.0, 10000.0]; expected one"),
-        ("heads", "blocks.0.attn.rope.freqs has 5 values, for heads of 20, of which 48 is no multiple"),
+        ("heads", "blocks.0.attn.rope.freqs has 5 values, for heads of 20, but 48 is not a multiple of it"),
         ("two kinds of norms", "RMSNorm for queries and keys and LayerNorm elsewhere"),
     ],
 )
@@ -206,7 +206,7 @@ def test_what_the_schema_cannot_say(name: str, message: str, tmp_path: Path) -> 
 def test_without_the_frequencies_it_is_asked(tmp_path: Path) -> None:
     """They are buffers, which a file may lack; rotary models of timm have the same names then."""
     state = {name: x for name, x in state_of().items() if not name.endswith("freqs")}
-    with pytest.raises(InputError, match="use --set rope=vit5 \\(the likeliest by the names\\), dinov3"):
+    with pytest.raises(InputError, match="use --set rope=vit5 \\(most likely, by the names\\), dinov3"):
         opened(training_file(tmp_path / "theirs.pth", state))
     found = opened(training_file(tmp_path / "theirs.pth", state), rope="vit5", position_resampling="bicubic")
     assert found.config.model == EXPECTED
@@ -215,9 +215,9 @@ def test_without_the_frequencies_it_is_asked(tmp_path: Path) -> None:
 def test_what_their_code_cannot_hold(tmp_path: Path) -> None:
     found = opened(training_file(tmp_path / "theirs.pth", state_of()))
     for change, message in (
-        ({"activation": "quick_gelu"}, "vit5 cannot hold activation quick_gelu (there: gelu)"),
-        ({"rope": "axial"}, "rope.axes xy (there: yx)"),
-        ({"image_size": (32, 128)}, "image_size 32x128; ViT-5's code takes squares only"),
+        ({"activation": "quick_gelu"}, "vit5 cannot express activation quick_gelu (it has gelu)"),
+        ({"rope": "axial"}, "rope.axes xy (it has yx)"),
+        ({"image_size": (32, 128)}, "image_size 32x128; ViT-5's code accepts only squares"),
     ):
         with pytest.raises(InputError) as error:
             save_checkpoint(tmp_path / "x.pth", found.with_model(**change), format="vit5")
@@ -233,5 +233,5 @@ def test_another_networks_frequencies_are_not_taken(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.rope\.freqs"):
         open_checkpoint(tmp_path / "a.pth")
     path = training_file(tmp_path / "own.pth", state_of())
-    with pytest.raises(InputError, match=r"which are those of .* heads in ViT-5; heads 1 is another rotation"):
+    with pytest.raises(InputError, match=r"which are those of .* heads in ViT-5; heads 1 does not fit them"):
         open_checkpoint(path, format="vit5", fields={"heads": 1})

@@ -120,7 +120,8 @@ def _trained_share(trained_on: Data, examples: Split) -> str:
 
 
 def matched_outputs(checkpoint: Checkpoint, examples: Split, labels: LabelMatching) -> tuple[int, ...]:
-    """The output of the model for each class of a split; logs how they were matched. InputError for other classes."""
+    """The output of the model for each class of a split; logs how they were matched. Raises InputError for other
+    classes."""
     config = checkpoint.config
     if not config.model.num_classes:
         raise InputError(f"{checkpoint.origin}: has no head, so no classes to evaluate; fine-tune it first")

@@ -139,7 +139,7 @@ class Saver(BatchRows, Protocol):
         """Starts to write a step's folder; training may continue meanwhile."""
 
     def wait_until_saved(self) -> None:
-        """Waits until the step that is being saved is complete. InputError where it could not be written."""
+        """Waits until the step that is being saved is complete. Raises InputError if it could not be written."""
 
 
 class Engine(Predictor, Trainer, Saver, Protocol):

@@ -149,7 +149,7 @@ class _Answers:
             self.scores_NC[ids] = scores_BO[:, self.outputs]
 
     def accuracy(self, processes: BatchRows) -> Accuracy:
-        """The accuracy over the examples of all processes. InputError if none could be read."""
+        """The accuracy over the examples of all processes. Raises InputError if none could be read."""
 
         def total(ours: np.ndarray) -> np.ndarray:
             return processes.total(ours if processes.primary else 0 * ours)

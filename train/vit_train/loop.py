@@ -46,7 +46,7 @@ class FitResult:
 def batches_for(engine: Trainer, split: Split) -> Batches:
     """The batches of an engine's run, with the rows of its process.
 
-    InputError if the devices cannot share the batches, or if a batch is larger than the split.
+    Raises InputError if the devices cannot share the batches, or if a batch is larger than the split.
     """
     engine.config.check_batch_shards(engine.batch_shards)
     return Batches(split, engine.config, engine.rows(engine.config.batch_size))

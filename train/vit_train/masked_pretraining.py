@@ -33,8 +33,8 @@ def pretrain_from(
 ) -> StageResult:
     """Trains a masked autoencoder from a checkpoint without a head, or resumes the run in the folder `out`.
 
-    If the checkpoint has no decoder, or one of another size than the config's, a new decoder is made. InputError for
-    another network than the config's.
+    If the checkpoint has no decoder, or one of another size than the config's, a new decoder is made. Raises InputError
+    for another network than the config's.
     """
     check_apart(out, config.data)
     weights, config, changes = adapted(init, config, None)

@@ -27,7 +27,7 @@ def masked_step(path: Location) -> Checkpoint | None:
 
 
 def read_masked_step(folder: Location, config: TrainConfig) -> Checkpoint:
-    """The encoder and the decoder of a step. config: the config of its run, which trains a masked autoencoder.
+    """The encoder and the decoder of a step. config: the config of its run, which trains a masked autoencoder. Raises
     DamagedError if the step is damaged."""
     checkpoint, _, statistics = read_step(folder, config)
     found = {name.removeprefix("params/"): statistics[name] for name in statistics if name.startswith("params/")}

@@ -67,7 +67,7 @@ class Metrics:
     def write(self, step: int, **values: Any) -> None:
         """Logs values at a step (from 1); numbers become curves of the loggers, other values are in the lines only.
 
-        InputError if the disk is full.
+        Raises InputError if the disk is full.
         """
         if self.file is None:
             return

@@ -68,8 +68,8 @@ class PreflightReport:
 
 
 def check_options(run: Run) -> None:
-    """InputError for a logger that cannot be used, and for an image_cache_folder that can be none; nothing is opened or
-    written."""
+    """Raises InputError for a logger that cannot be used, and for an image_cache_folder that can be none; nothing is
+    opened or written."""
     config = run.request.config
     check_loggers(config.loggers, run.folder)
     if config.image_cache_folder is not None:
@@ -77,8 +77,8 @@ def check_options(run: Run) -> None:
 
 
 def check_space(out: Location, engine: Engine) -> None:
-    """InputError if the disk of a run's folder has no space for one saved step; a warning if there is not enough for
-    all that the run keeps."""
+    """Raises InputError if the disk of a run's folder has no space for one saved step; a warning if there is not enough
+    for all that the run keeps."""
     if not is_local(out):
         return
     state = sum(total for total, _ in engine.state_bytes.values())
@@ -97,7 +97,7 @@ def check_data(
 ) -> None:
     """Checks the images of both splits before a run begins, and logs the checks and their results.
 
-    Processes share the work. InputError if there are more unreadable images than the run allows.
+    Processes share the work. Raises InputError if there are more unreadable images than the run allows.
     """
     first = processes.index == 0
     checked = [_checked(processes, split, config, display if first else SILENT) for split in (training, evaluation)]

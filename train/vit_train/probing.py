@@ -29,7 +29,7 @@ class Labelled:
 
     @classmethod
     def of(cls, values_N: np.ndarray, labels: Sequence[str] | None, title: str) -> "Labelled":
-        """InputError for features without labels, of several tokens, or that are not finite."""
+        """Raises InputError for features without labels, of several tokens, or that are not finite."""
         if labels is None:
             raise InputError(
                 f"{title}: its images have no labels; write the features of a folder that has a folder for each class"
@@ -67,7 +67,7 @@ class Probed:
 
 def held_out(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
     """Two parts of the features: to learn from, and `fraction` of each class to test with (scikit-learn's
-    train_test_split, stratified). InputError where a class has too few images."""
+    train_test_split, stratified). Raises InputError if a class has too few images."""
     from sklearn.model_selection import train_test_split
 
     classes, counts = np.unique(data.labels_N, return_counts=True)
@@ -101,8 +101,8 @@ def probe(
 
     neighbours: the k nearest by cosine, which vote (KNeighborsClassifier). c, steps: LogisticRegression's C, the
     inverse of its regularization, and its largest number of steps; features are standardized before it. shots, seed:
-    see `few_shot`, once for each number of shots. InputError where the test images have other classes or features, and
-    where there are fewer images than neighbours or one class only.
+    see `few_shot`, once for each number of shots. Raises InputError if the test images have other classes or features,
+    and where there are fewer images than neighbours or one class only.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -35,7 +35,7 @@ class RealLabels:
 
     @classmethod
     def read(cls, path: Location) -> "RealLabels":
-        """Those in the file real.json of google-research/reassessed-imagenet. InputError for any other file."""
+        """Those in the file real.json of google-research/reassessed-imagenet. Raises InputError for any other file."""
         try:
             lists = json.loads(path.read_text())
             valid = all(type(number) is int and 0 <= number < CLASSES for numbers in lists for number in numbers)
@@ -47,7 +47,7 @@ class RealLabels:
         return cls(found)
 
     def check(self, split: Split) -> None:
-        """InputError unless a split has ImageNet's 1000 classes and its files ImageNet's names."""
+        """Raises InputError unless a split has ImageNet's 1000 classes and its files ImageNet's names."""
         if len(split.labels) != CLASSES:
             raise InputError(
                 f"{split.title}: {len(split.labels)} classes; reassessed labels are of ImageNet's {CLASSES}"
@@ -55,7 +55,7 @@ class RealLabels:
         self.of(split, 0)
 
     def of(self, split: Split, i: int) -> frozenset[int]:
-        """The classes of example i of a split, by the number in its file's name. InputError where there is none."""
+        """The classes of example i of a split, by the number in its file's name. Raises InputError if there is none."""
         found = _NUMBER.search(split.name(i))
         if found is None or not 1 <= int(found[1]) <= len(self.classes_of):
             raise InputError(

@@ -105,7 +105,7 @@ class Run:
         return Run(self.folder, self.request.replace(teacher=digest))
 
     def resumed(self) -> "Run":
-        """This run with the segments that its folder records. InputError if the folder contains another run."""
+        """This run with the segments that its folder records. Raises InputError if the folder contains another run."""
         if not (self.folder / RUN).exists():
             if saved_steps(self.folder):
                 raise InputError(f"{self.folder}: holds saved steps but no {RUN}; choose another --out")
@@ -114,8 +114,8 @@ class Run:
         run = Run(self.folder, self.request.replace(segments=there.segments))
         if found := differences(run.request, there):
             raise InputError(
-                f"{self.folder}: holds a run of another config: {abbreviate(found, '; ')}; vit resume {self.folder} "
-                "goes on with it; for another run, choose another --out"
+                f"{self.folder}: has a run of another config: {abbreviate(found, '; ')}; vit resume {self.folder} "
+                "continues it; for another run, choose another --out"
             )
         return run
 
@@ -145,7 +145,7 @@ class Run:
             (self.folder / HOLDER).write_text(THIS_PROCESS)
 
     def check_held(self) -> None:
-        """InputError if the run is in a store and another process has resumed it since this one started."""
+        """Raises InputError if the run is in a store and another process has resumed it since this one started."""
         if is_local(self.folder) or not (holder := self.folder / HOLDER).exists():
             return
         if (other := holder.read_text()) != THIS_PROCESS:
@@ -165,7 +165,7 @@ class Run:
         """An engine at the newest saved step that all processes can read, and that step's number; without saved steps,
         at `init` or at new weights, and 0.
 
-        Damaged steps are renamed; DamagedError if all steps are damaged.
+        Damaged steps are renamed. Raises DamagedError if all steps are damaged.
         """
         folders, damaged = saved_steps(self.folder), []
         for folder in folders:
@@ -248,7 +248,7 @@ class Run:
 
 
 def read_request(run: Location) -> Request:
-    """The request of a run, from its run.json. InputError if it cannot be read."""
+    """The request of a run, from its run.json. Raises InputError if it cannot be read."""
     try:
         fields = json.loads((run / RUN).read_text())
     except FileNotFoundError:

@@ -62,8 +62,8 @@ class UnfinishedError(InputError):
 
 
 def read_finished_run(folder: Location) -> FinishedRun:
-    """A run's request and last evaluation. InputError for a folder that holds no run; UnfinishedError for a run that
-    was not evaluated after its last step by top-1 accuracy."""
+    """A run's request and last evaluation. Raises InputError for a folder that holds no run; UnfinishedError for a run
+    that was not evaluated after its last step by top-1 accuracy."""
     request, lines = read_request(folder), read_metrics(folder / METRICS)
     last = [line for line in lines if line["step"] == request.steps and {"top1", "top1_interval"} <= line.keys()]
     engines = [line["engine"] for line in lines if "engine" in line]
@@ -80,7 +80,7 @@ def read_finished_run(folder: Location) -> FinishedRun:
 
 
 def runs_under(folder: Location) -> list[Location]:
-    """The folder itself if it is a run, otherwise the runs in it, by name. InputError if there is none."""
+    """The folder itself if it is a run, otherwise the runs in it, by name. Raises InputError if there is none."""
     if (folder / RUN).exists():
         return [folder]
     found = sorted((each for each in folder.iterdir() if (each / RUN).exists()), key=str) if folder.is_dir() else []
@@ -140,7 +140,7 @@ class Group:
 
 def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
     """The runs, each folder once, in groups that differ only in the seed, in the order of each group's first run.
-    InputError for two runs with one seed, because they would make the spread look smaller than it is."""
+    Raises InputError for two runs with one seed, because they would make the spread look smaller than it is."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in {str(absolute(run.folder)): run for run in runs}.values():
         groups.setdefault(repr(sorted(run.fields.items())), []).append(run)
@@ -184,7 +184,8 @@ class PowerLaw:
 
     @classmethod
     def fitted(cls, costs: Sequence[float], errors: Sequence[float]) -> "PowerLaw":
-        """InputError for fewer than three different costs (through two points any line passes), or an error of 0."""
+        """Raises InputError for fewer than three different costs (through two points any line passes), or an error of
+        0."""
         if len(set(costs)) < 3 or min(errors) <= 0:
             raise InputError(
                 f"{len(set(costs))} different costs: a power law is fitted to three or more, and to errors above 0"

@@ -37,8 +37,8 @@ def with_change(
     """The segments of a run that has made `step` updates and continues with other values of some fields.
 
     Without a number of steps, the run still ends after as many examples as it would have: another batch size changes
-    the steps. Values that are already set make no segment. InputError for a field that cannot change within a run, and
-    if no step would be left.
+    the steps. Values that are already set make no segment. Raises InputError for a field that cannot change within a
+    run, and if no step would be left.
     """
     for name in wanted:
         if name not in CHANGEABLE_IN_SEGMENTS:

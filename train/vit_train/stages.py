@@ -135,7 +135,7 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
 
 
 def open_splits(data: Data) -> tuple[Split, Split]:
-    """The training and evaluation splits of a run's data. InputError if their labels differ, or if only one is
+    """The training and evaluation splits of a run's data. Raises InputError if their labels differ, or if only one is
     multi-label."""
     training, evaluation = open_split(data, "train"), open_split(data, "eval")
     if training.labels != evaluation.labels:
@@ -150,8 +150,8 @@ def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageRes
     """Resumes the run in a folder with the config of its run.json.
 
     fields: other values from now on, by dotted name: those of CHANGEABLE_ON_RESUME, which do not affect the weights,
-    and those of CHANGEABLE_IN_SEGMENTS, which begin a new segment of the run. InputError for any other field, for a
-    folder without a run, and for data that are not the run's.
+    and those of CHANGEABLE_IN_SEGMENTS, which begin a new segment of the run. Raises InputError for any other field,
+    for a folder without a run, and for data that are not the run's.
     """
     there = read_request(out)
     for name in fields.keys() - CHANGEABLE_ON_RESUME - CHANGEABLE_IN_SEGMENTS:
@@ -186,7 +186,7 @@ def train(
 ) -> StageResult:
     """Trains a stage in its folder, from the step where it was stopped; logs what it did.
 
-    InputError if the folder contains another run or is used by another process, or if the processes of the run
+    Raises InputError if the folder contains another run or is used by another process, or if the processes of the run
     disagree.
     """
     if config.masked is None and not config.data.labelled:

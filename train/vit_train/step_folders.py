@@ -56,7 +56,7 @@ def read_step(folder: Location, run: TrainConfig) -> tuple[Checkpoint, int, Stat
 
     Weights and adapters are separate arrays among the weights; a masked autoencoder's decoder is among the statistics.
 
-    DamagedError for a step that changed after it was saved.
+    Raises DamagedError for a step that changed after it was saved.
     """
     if is_orbax_step(folder):
         step = OrbaxStep(folder)
@@ -107,7 +107,7 @@ def write_step(
     statistics: Mapping[str, np.ndarray],
     lora: Lora,
 ) -> None:
-    """Writes a step as a checkpoint folder. InputError if there is not enough space; then no part of it remains.
+    """Writes a step as a checkpoint folder. Raises InputError if there is not enough space; then no part of it remains.
 
     arrays: weights and adapters, separate. In the checkpoint the adapters are merged into the weights.
     """
@@ -125,7 +125,7 @@ def write_step(
 
 
 def _write_statistics(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file. OSError if the file system refuses it (the library raises an error of another
+    """Writes a safetensors file. Raises OSError if the file system refuses it (the library raises an error of another
     class)."""
     try:
         save_file(arrays, path)

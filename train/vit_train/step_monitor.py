@@ -44,8 +44,8 @@ class StepMonitor:
                 self._save(self.step)
 
     def before_step(self, step: int, batch: Batch) -> None:
-        """InputError if no image of the batch of step number `step` (from 1) can be read, because the update would have
-        no effect. With several processes, none knows the images of the others, so `check` detects this."""
+        """Raises InputError if no image of the batch of step number `step` (from 1) can be read, because the update
+        would have no effect. With several processes, none knows the images of the others, so `check` detects this."""
         if self.engine.processes == 1 and not batch.weights_B.any():
             raise self._no_images(step)
 
@@ -66,8 +66,8 @@ class StepMonitor:
             )
 
     def check(self) -> None:
-        """InputError if the last step had no valid update and no more updates may be skipped; the engine has kept the
-        state before it, which is saved."""
+        """Raises InputError if the last step had no valid update and no more updates may be skipped; the engine has
+        kept the state before it, which is saved."""
         if self.unchecked is None:
             return
         result, self.unchecked = self.unchecked, None

@@ -34,7 +34,7 @@ def step_statistics(step: OrbaxStep, rows: Mapping[str, Parameter]) -> LazyArray
 
     A masked autoencoder's decoder is among them, as "params/<canonical name>".
 
-    InputError where the step has other parameters than `rows`.
+    Raises InputError if the step has other parameters than `rows`.
     """
     kinds = {leaf.partition("/")[0] for leaf in step.manifest.leaves} - {PARAMETERS, SKIPPED}
     by_matrix = kinds - {AVERAGE, ADAPTER, BASE} if step.manifest.structured else set()

@@ -11,8 +11,8 @@ def open_teacher(config: TrainConfig, labels: tuple[str, ...] | None) -> tuple[C
     """The teacher of a run, with its outputs in the order of the run's labels, and a message about it for the user;
     None for a run without one. labels: None if the run is only planned; the outputs are then new.
 
-    InputError for a teacher that takes images of another size, does not know all classes, or has features of another
-    width than the student.
+    Raises InputError for a teacher that takes images of another size, does not know all classes, or has features of
+    another width than the student.
     """
     address = config.distillation.teacher
     if address is None:

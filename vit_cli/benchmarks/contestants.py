@@ -41,7 +41,7 @@ class Setting(Schema):
 
     @property
     def model(self) -> ViTConfig:
-        """The network. InputError for an unknown architecture."""
+        """The network. Raises InputError for an unknown architecture."""
         name, at, size = self.variant.partition("@")
         if at and not size.isdecimal():
             raise InputError(f"variant '{self.variant}': expected an image size after the @, as in B/16@384")

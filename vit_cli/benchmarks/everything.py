@@ -43,8 +43,8 @@ class Part:
 
 
 def keep_machine(machine: Machine, folder: Path) -> None:
-    """Writes a description of the machine next to the results. InputError if these are from another machine or other
-    versions."""
+    """Writes a description of the machine next to the results. Raises InputError if these are from another machine or
+    other versions."""
     file, text = folder / MACHINE, json.dumps(machine.model_dump(mode="json"), indent=1) + "\n"
     if file.exists() and file.read_text() != text:
         raise InputError(f"--folder {folder}: measured on another machine or with other versions; choose another")

@@ -111,8 +111,8 @@ def _times(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def open_report(file: Location | None, machine: Machine) -> Report:
-    """The report of earlier calls in a file; an empty report if there is none. InputError if it is from another machine
-    or other versions, because their figures are not comparable."""
+    """The report of earlier calls in a file; an empty report if there is none. Raises InputError if it is from another
+    machine or other versions, because their figures are not comparable."""
     if file is None or not file.exists():
         return Report(machine=machine)
     try:

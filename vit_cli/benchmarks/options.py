@@ -22,7 +22,7 @@ def checkouts(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def at_least(least: int, **values: int) -> None:
-    """InputError for an option with a smaller value."""
+    """Raises InputError for an option with a smaller value."""
     for name, value in values.items():
         if value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more")

@@ -42,7 +42,7 @@ class Rates:
 
 
 def model_of(variant: str) -> ViTConfig:
-    """A published architecture for 1,000 classes at 224 x 224. InputError for an unknown one."""
+    """A published architecture for 1,000 classes at 224 x 224. Raises InputError for an unknown one."""
     from vit_core import variant as published
 
     return published(variant, image_size=224, num_classes=CLASSES)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from vit_cli import console
 from vit_cli.benchmarks.contestants import NAMES, Contestant, Dtype, Setting, contestants
 from vit_cli.benchmarks.options import at_least, checkouts
-from vit_cli.commands.bench_program import program as program  # a command of the group in a file of its own
+from vit_cli.commands.bench_program import program as program  # a command of this group in its own file
 from vit_cli.option_types import OptionalTarget, Target
 from vit_cli.reports.formats import print_costs
 from vit_cli.requirements import TRAINING, require
@@ -387,7 +387,7 @@ def startup(*, repeats: int = 5) -> int:
 
 
 def _warn_if_busy() -> None:
-    """Warns where other programs keep a quarter of the cores or more: ratios still mean something, images/s little."""
+    """Warns if other programs use a quarter of the cores or more: then only ratios are meaningful, not images/s."""
     cores = os.cpu_count() or 1
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 4:
         console.say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")

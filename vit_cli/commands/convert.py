@@ -84,13 +84,13 @@ def convert(
     console.say(f"wrote {target} ({to})")
     if not check:
         return 0
-    with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
+    with warnings.catch_warnings(action="ignore"):  # they were printed when the source was read
         if decoder:
             return int(not prove_masked(target, expressed))
         return int(not conversion_proof.prove(checkpoint, target, to, expressed).ok)
 
 
 def _with_source(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """The checkpoint with the name of the one it was made from in its provenance."""
+    """The checkpoint, with the name of its source in its provenance."""
     provenance = checkpoint.config.provenance.replace(source=name, source_format="vit-parity")
     return checkpoint.with_config(checkpoint.config.replace(provenance=provenance))

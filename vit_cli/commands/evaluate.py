@@ -136,8 +136,8 @@ def evaluate(
 
 
 def _data_of_run(checkpoint: Place, required: bool) -> "Data | None":
-    """The data of the run that a checkpoint belongs to. Unless they are required, None for a damaged run.json: the
-    checkpoint may be whole."""
+    """The data of the run that a checkpoint belongs to. For a damaged run.json, raises InputError if they are required;
+    otherwise returns None, because the checkpoint may be intact."""
     try:
         return data_of_run(checkpoint)
     except InputError:
@@ -147,7 +147,8 @@ def _data_of_run(checkpoint: Place, required: bool) -> "Data | None":
 
 
 def _here(of_run: "Data | None", source: "Data") -> "Data | None":
-    """The data of a run; where a set of the same name is evaluated, in its folder, since it may have been moved."""
+    """The data of a run. If a set of the same name is evaluated, its folder is used, because the set may have been
+    moved."""
     if of_run is None or of_run.name != source.name:
         return of_run
     return of_run.replace(directory=source.directory)

@@ -63,7 +63,7 @@ def explain(
     elif init is not None:
         wish = replace(wish, init=reading.open_and_report(init))
     elif stage == "finetune":
-        raise InputError("--stage finetune: name the checkpoint to start from with --init")
+        raise InputError("--stage finetune: give the checkpoint to start from with --init")
     training = _training_split(wish.data(), ("data", "name") in changes)
     config = wish.unfitted() if training is None else wish.fitted(training)
     for note in () if training is None else training.notes:
@@ -74,9 +74,9 @@ def explain(
 
 
 def _training_split(data: Data, asked: bool) -> "Split | None":
-    """The training split; None where the data are not on this machine, which is reported.
+    """The training split. If the data are not on this machine, None, with a printed reason.
 
-    InputError for a path that was asked for and cannot be used: training with it would be refused too.
+    Raises InputError for a path that was asked for and cannot be used, because training would refuse it too.
     """
     require("train", "tensorflow_datasets")
     from vit_train.data.sources import open_split

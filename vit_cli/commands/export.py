@@ -155,16 +155,16 @@ class _Comparison:
 
     split: "Split"
     outputs: tuple[int, ...] | None
-    """Class of the split -> output of the model; None where images may have several classes."""
+    """Class of the split -> output of the model; None if images may have several classes."""
     images: int
 
 
 class _DiffersError(Exception):
-    """A program is not the model that it was made from."""
+    """The outputs of a program differ from the model's by more than the bound."""
 
 
 def _default_input(target: Target, preprocessing: Preprocessing, any_size: bool) -> Input:
-    """Images, where the program can resize them; says why not, where it cannot."""
+    """The default of --input: images if the program can resize them, otherwise pixels, with a printed reason."""
     if any_size:
         return "pixels"
     reason = "a size that may change, which its modules cannot have" if target == "stablehlo" else None
@@ -175,8 +175,8 @@ def _default_input(target: Target, preprocessing: Preprocessing, any_size: bool)
 
 
 def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str], any_size: bool) -> Preprocessing:
-    """The checkpoint's preprocessing with some fields changed; says what is assumed where it records none. InputError
-    where images get sizes of their own, and the program has one."""
+    """The checkpoint's preprocessing with some fields changed. Prints what is assumed if it records none. Raises
+    InputError if images would have different sizes but the program accepts only one."""
     model, recorded = checkpoint.config.model, checkpoint.config.preprocessing
     if recorded is None:
         console.say(
@@ -187,7 +187,7 @@ def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str], any_size: bo
     found = found.replace(**parse_preprocessing(words))
     if found.max_patches is not None and not any_size:
         raise InputError(
-            f"preprocessing.max_patches: {found.max_patches} gives images sizes of their own, this program has one; "
+            f"preprocessing.max_patches: {found.max_patches} gives each image its own size, but this program has one; "
             "add --any-size (images of one batch have one size), or --preprocessing max_patches=none (all are "
             f"resized to {'x'.join(map(str, found.image_size))})"
         )
@@ -195,14 +195,15 @@ def _preprocessing_of(checkpoint: Checkpoint, words: Sequence[str], any_size: bo
 
 
 def _check_free(target: Location, names: Sequence[str], overwrite: bool) -> None:
-    """InputError where files are in the way and are not to be replaced."""
+    """Raises InputError if files exist at the target and may not be replaced."""
     there = [name for name in names if (target.parent / name).exists()]
     if there and not overwrite:
-        raise InputError(f"{target.parent}: has {abbreviate(there)} already; choose another name, or add --overwrite")
+        raise InputError(f"{target.parent}: already has {abbreviate(there)}; choose another name, or add --overwrite")
 
 
 def _prove(path: Path, checkpoint: Checkpoint, deployment: Deployment, comparison: _Comparison | None) -> None:
-    """Runs a written program beside the model and prints how far they are apart. _DiffersError beyond the bound."""
+    """Runs a written program and the model on random images, and prints the differences. Raises _DiffersError if one
+    exceeds its bound."""
     with console.working("running it"):
         program = open_file(path, deployment)
         found = on_random_images(checkpoint, deployment, program)
@@ -221,7 +222,7 @@ def _comparison(
     images: int,
     labels: LabelMatching,
 ) -> _Comparison:
-    """Opens a data set. InputError where it cannot be opened, or has other classes than the model."""
+    """Opens a data set. Raises InputError if it cannot be opened, or has other classes than the model."""
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.config import Data

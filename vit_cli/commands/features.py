@@ -85,7 +85,7 @@ def features(
                 hardware=extraction.function.hardware,
             )
     except KeyboardInterrupt:
-        say(f"{out}: not written; the next command starts over, unless you name parts of the images, a file for each")
+        say(f"{out}: not written; the next command starts again (for many images, write several files)")
         raise
     beside = "" if out.suffix == ".parquet" else f", images in {table_beside(out)}"
     say(f"written: {out}, {' x '.join(map(str, (used, *extraction.shape)))}{beside}")

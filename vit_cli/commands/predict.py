@@ -89,7 +89,7 @@ def predict(
 
 
 def _lines_of(path: Location) -> list[str]:
-    """The lines of a text file. InputError where it cannot be read."""
+    """The lines of a text file. Raises InputError if it cannot be read."""
     try:
         return path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

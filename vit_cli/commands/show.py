@@ -105,7 +105,7 @@ def show(
 
 
 def _check_free(folder: Location, overwrite: bool) -> None:
-    """InputError where a folder has files, and no page that `vit show` wrote."""
+    """Raises InputError if a folder has files but no page that `vit show` wrote."""
     if not folder.exists() or overwrite:
         return
     if folder.is_file():
@@ -113,14 +113,14 @@ def _check_free(folder: Location, overwrite: bool) -> None:
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if names and not ((folder / PAGE).is_file() and GENERATOR.encode() in (folder / PAGE).read_bytes()):
         raise InputError(
-            f"{folder}: holds other files ({abbreviate(names, most=3)}); choose another --out, or add --overwrite"
+            f"{folder}: contains other files ({abbreviate(names, most=3)}); choose another --out, or add --overwrite"
         )
 
 
 def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
-    """An image's pixels by the checkpoint's preprocessing. InputError where it cannot be read."""
+    """An image's pixels by the checkpoint's preprocessing. Raises InputError if it cannot be read."""
     if image.is_dir():
-        raise InputError(f"{image}: is a folder; name one image")
+        raise InputError(f"{image}: is a folder; give one image")
     with local_copy(image) as file:
         return resize_image(decode(file, preprocessing), preprocessing)
 
@@ -128,7 +128,7 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
 def _first_readable(
     examples: "Split", answers: "Answers | None", preprocessing: Preprocessing
 ) -> tuple[str, np.ndarray]:
-    """Name and pixels of the first image that can be read. InputError where there is none."""
+    """Name and pixels of the first image that can be read. Raises InputError if there is none."""
     from vit_train.answers import readable_among
 
     ids = range(len(examples)) if answers is None else answers.ids_N
@@ -140,7 +140,7 @@ def _first_readable(
 def _examples(
     checkpoint: Location, data: str | None, data_dir: str | None, split: str | None, display: "Display"
 ) -> "Split | None":
-    """The images of --data, or else of the run; None, and a line that says why, where there are none."""
+    """The images of --data or, without it, of the run. If there are none, None, with a printed reason."""
     from vit_train.data.sources import open_split
 
     of_run = data_of_run(checkpoint)
@@ -169,7 +169,8 @@ def _answers(
     labels: LabelMatching,
     display: "Display",
 ) -> "Answers | None":
-    """The model's answers to a data set; None, and a line that says why, where images have several classes."""
+    """The model's answers to a data set. If images may have several classes or the model has no head, None, with a
+    printed reason."""
     from vit_train.answers import answers_to
     from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.frameworks import predictor_class

@@ -44,13 +44,13 @@ def print_difference(evaluation: Evaluation) -> None:
     other, found = evaluation.other, evaluation.difference
     if evaluation.process or other is None or found is None:
         return
-    certain = "no interval: all images differ alike"
+    certain = "no interval: the difference is the same for all images"
     if found.interval is not None:
         certain = "95 % interval {:+.2f} to {:+.2f}".format(*(100 * end for end in found.interval))
     say(f"{other.title}: top-1 {other.accuracy.top1:.2%}")
     say(
-        f"difference on the same {found.total:,} images: {100 * found.difference:+.2f} points ({certain}); right "
-        f"alone: {found.first_alone:,} images, the other: {found.second_alone:,}"
+        f"difference on the same {found.total:,} images: {100 * found.difference:+.2f} points ({certain}); only the "
+        f"first is right: {found.first_alone:,} images, only the second: {found.second_alone:,}"
     )
 
 
@@ -64,7 +64,8 @@ def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> 
 
 
 def write_json(path: Location, evaluation: Evaluation) -> None:
-    """Writes all numbers of an evaluation as a JSON file, in process 0 only. InputError if it cannot be written."""
+    """Writes all numbers of an evaluation as a JSON file, in process 0 only. Raises InputError if it cannot be
+    written."""
     if evaluation.process:
         return
     with staged_files(path.parent, (path.name,)) as stage:
@@ -124,7 +125,7 @@ def _print_classes(report: ClassReport) -> None:
     f1_C, count = report.f1_C, len(report.labels)
     shown, which = np.arange(count), ""
     if count > ALL_LISTED:
-        shown = np.argsort(f1_C, kind="stable")[:WORST_LISTED]  # nan, of classes without examples, comes last
+        shown = np.argsort(f1_C, kind="stable")[:WORST_LISTED]  # nan (a class without examples) is last
         which = f"; shown are the {WORST_LISTED} with the lowest F1, --json FILE has all"
     recall = "recall" if report.pairs is None else "accuracy"
     columns = {recall: report.recall_C, "precision": report.precision_C, "F1": f1_C}

@@ -33,7 +33,7 @@ def print_plan(plan: Plan, recipe: str) -> None:
 
 
 def step_rows(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Rows of the table of what is compiled."""
+    """Rows of the table that describes what is compiled."""
     config, shared = plan.config, plan.config.mesh.data * plan.config.mesh.fsdp
     accumulated = f", in {config.accumulation} parts" if config.accumulation > 1 else ""
     axes = f" over {shared} of the mesh" if shared != plan.devices else ""
@@ -51,7 +51,7 @@ def step_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Rows of the table of what a device holds, and can hold."""
+    """Rows of the table of a device's memory: what is used, and what it has."""
     memory = plan.compiled.memory
     if memory is not None:
         yield "arguments", size(memory.arguments), "XLA"
@@ -83,7 +83,7 @@ def collective_rows(plan: Plan) -> Iterator[tuple[object, ...]]:
 
 
 def program_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Rows of the table of what the compiled program makes a device do in a step."""
+    """Rows of the table of a device's work in a step of the compiled program."""
     work = plan.compiled.work
     assert work is not None
     share = f"the model's FLOPs are {plan.executed_share:.1%} of them"
@@ -107,7 +107,7 @@ def bound_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def summary(plan: Plan) -> str:
-    """Whether a plan fits, in a line."""
+    """One line on whether a plan fits."""
     needed, capacity = plan.compiled.needed, plan.target.chip.memory
     if plan.fits:
         return f"fits, {size(needed)} of {size(capacity)} on each device ({needed / capacity:.1%})"
@@ -115,7 +115,7 @@ def summary(plan: Plan) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether a plan fits, and what to change if it does not."""
+    """One line on whether a plan fits and, if not, which options need less memory."""
     return summary(plan) if plan.fits else f"{summary(plan)}; {advice(plan)}"
 
 
@@ -135,7 +135,7 @@ def advice(plan: Plan) -> str:
 
 
 def is_possible(plan: Plan, changes: dict[str, object]) -> bool:
-    """Whether the changes give a different run that the devices can share."""
+    """Whether the changes give a different config that the devices can run."""
     try:
         config = plan.config.replace(**changes)
         mesh = config.mesh.over(len(plan.target.devices), config.model)

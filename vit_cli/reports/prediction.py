@@ -34,13 +34,14 @@ def print_rates(title: str, rates: "Rates") -> None:
 
 
 def kind_of(to: Kind | None, out: Location | None) -> Kind:
-    """The kind of output: the requested one, or else that of the file's extension. InputError if they contradict."""
+    """The kind of output: the requested one, or else that of the file's extension. Raises InputError if they
+    contradict."""
     if out is None:
         if to == "parquet":
             raise InputError("--to parquet: cannot be printed; add --out FILE.parquet")
         return to or "table"
     if to == "table":
-        raise InputError(f"--to table: is for the terminal; leave out --out {out}, or write csv, jsonl or parquet")
+        raise InputError(f"--to table: is for the terminal; leave out --out {out}, or use csv, jsonl or parquet")
     suffix = out.name.rpartition(".")[2]
     if to is None and suffix not in get_args(Kind)[1:]:
         raise InputError(f"--out {out}: expected a name that ends in .csv, .jsonl or .parquet, or add --to")

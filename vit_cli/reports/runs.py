@@ -32,7 +32,7 @@ def print_runs(groups: Sequence[Group]) -> None:
         say(f"{name}: {', '.join(words)}")
     if half_width(accuracies, 1) is None:
         say(
-            "intervals: of one run's accuracy, from the number of images; two seeds of one config show what chance does"
+            "intervals: of one run's accuracy, from the number of images; they do not include differences between seeds"
         )
     else:
         say("intervals: of the mean over seeds, with one spread between seeds for all lines (Student's t)")
@@ -68,7 +68,7 @@ def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:
             mean = f"{np.mean(own):.0f}{'' if width is None else f' ± {width:.0f}'}"
         rows.append((name, *(steps[seed] or "never" if seed in steps else "" for seed in seeds), mean))
     table("steps to the first's accuracy", ("runs", *(f"seed {seed}" for seed in seeds), "mean (95 %)"), rows)
-    say("steps: of the first evaluation with the accuracy that the first line's run of the same seed ends with")
+    say("steps: up to the first evaluation with the final accuracy of the first line's run with the same seed")
 
 
 def _points(difference: float, width: float | None) -> str:

@@ -32,7 +32,7 @@ class TerminalDisplay(Display):
 
     @contextmanager
     def task(self, title: str, total: int, completed: int = 0) -> Iterator[Task]:
-        """A progress bar; one within another is gone when its task ends, and is never in a file."""
+        """A progress bar. A bar within another one is removed when its task ends, and is never written to a file."""
         if self._bars and not console.console.is_terminal:
             yield Task()
             return

@@ -60,7 +60,7 @@ def test_an_exported_program_takes_images_as_they_are_resized(
 
 def test_what_a_program_cannot_express(refused: Vit, vit: Vit, checkpoint: Path, tmp_path: Path) -> None:
     line = refused("export", checkpoint, tmp_path / "a.jaxexport")
-    assert "max_patches: 12 gives images sizes of their own, this program has one; add --any-size" in line
+    assert "max_patches: 12 gives each image its own size, but this program has one; add --any-size" in line
     assert "--preprocessing max_patches=none (all are resized to 16x16)" in line
     assert "stablehlo: a dynamic shape" in refused("export", checkpoint, tmp_path / "a.mlirbc", "--any-size")
     assert not list(tmp_path.iterdir())

@@ -41,8 +41,8 @@ def test_a_base_that_is_missing_or_meaningless_is_one_line(
     refused: Vit, adapters: tuple[Path, Path, np.ndarray], tmp_path: Path
 ) -> None:
     folder, base, _ = adapters
-    message = "adapters alone, and it names no base; give the checkpoint they belong to (--base CHECKPOINT"
+    message = "contains only adapters, and it names no base; give the checkpoint that they belong to (--base CHECKPOINT"
     assert message in refused("convert", folder, tmp_path / "out")
-    assert "no folder of adapters (no adapter_config.json in it)" in refused("inspect", base, "--base", base)
+    assert "not a folder of adapters (it has no adapter_config.json)" in refused("inspect", base, "--base", base)
     assert "no such checkpoint" in refused("inspect", folder, "--base", tmp_path / "nothing")
     assert not (tmp_path / "out").exists()

@@ -51,7 +51,7 @@ def test_to_another_project_and_back(printed: Printing, folder: Path, tmp_path: 
 
 def test_lossy_is_noted(vit: Vit, folder: Path, tmp_path: Path) -> None:
     out = vit("convert", folder, tmp_path / "t.pth", "--to", "torchvision", "--allow-lossy", status=1)
-    assert "lossy: torchvision has no activation gelu_tanh (there: gelu)" in out
+    assert "lossy: torchvision cannot express activation gelu_tanh (it has gelu)" in out
     assert "torchvision itself: largest difference" in out
 
 
@@ -183,7 +183,7 @@ def test_the_source_is_not_overwritten(refused: Vit, folder: Path) -> None:
     ):
         for overwrite in ((), ("--overwrite",)):
             message = refused("convert", source, target, "--to", to, *overwrite)
-            assert "is the source, or part of it; choose another name for the target" in message
+            assert "is the source or a part of it; choose another target" in message
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in run.iterdir()] == ["checkpoint"]
 
@@ -204,7 +204,7 @@ def test_another_kind_of_target_needs_overwrite(vit: Vit, refused: Vit, folder: 
     assert open_checkpoint(hub).format == "timm"
     vit("convert", folder, hub, "--to", "timm")  # over a checkpoint of the same kind
     (hub / "pytorch_model.bin").write_bytes(b"old")
-    assert "pytorch_model.bin would stay beside the new weights" in refused("convert", folder, hub, "--to", "timm")
+    assert "pytorch_model.bin would remain beside the new weights" in refused("convert", folder, hub, "--to", "timm")
 
 
 def test_a_run_is_not_written_into(refused: Vit, folder: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_run_is_not_written_into(refused: Vit, folder: Path, tmp_path: Path) -
 def test_a_data_folder_is_not_written_into(refused: Vit, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "photos" / "cats").mkdir(parents=True)
     (tmp_path / "photos" / "cats" / "1.png").write_bytes(b"an image")
-    assert "photos: holds other files (cats)" in refused("convert", folder, tmp_path / "photos")
+    assert "photos: contains other files (cats)" in refused("convert", folder, tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cats"]
 
 
@@ -227,7 +227,7 @@ def test_a_file_of_another_format_needs_overwrite(vit: Vit, refused: Vit, folder
     np.savez(tmp_path / "data.npz", numbers=np.arange(3))
     before = (tmp_path / "data.npz").read_bytes()
     message = refused("convert", folder, tmp_path / "data.npz", "--to", "google")
-    assert "data.npz: exists and is no google checkpoint; choose another name, or add --overwrite" in message
+    assert "data.npz: exists and is not a google checkpoint; choose another name, or add --overwrite" in message
     assert (tmp_path / "data.npz").read_bytes() == before
     vit("convert", folder, tmp_path / "data.npz", "--to", "google", "--overwrite", "--no-check")
     vit("convert", folder, tmp_path / "data.npz", "--to", "google", "--no-check")
@@ -285,7 +285,7 @@ def test_a_nan_is_out_of_bounds(printed: Printing, tmp_path: Path) -> None:
     for dtype in ("float64", "float32", "bfloat16"):
         result = printed("parity", folder, "--dtype", dtype, status=1)
         assert "OUT" in result.out
-        assert "norm.bias holds values that are not finite" in result.err
+        assert "norm.bias has values that are not finite" in result.err
 
 
 def test_a_name_is_not_markup(vit: Vit, folder: Path) -> None:
@@ -298,7 +298,7 @@ def test_values_that_are_not_finite_are_warned_of(printed: Printing, tmp_path: P
     result = printed("convert", folder, tmp_path / "new", status=1)
     assert "read back: cannot be compared, the outputs are not finite" in result.out
     weights = folder / "model.safetensors"
-    assert result.err == f"vit: warning: {weights}: parameter norm.bias holds values that are not finite\n"
+    assert result.err == f"vit: warning: {weights}: parameter norm.bias has values that are not finite\n"
 
 
 def test_conversion_into_a_store(vit: Vit, folder: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_columns_of_a_table_are_chosen_by_options(vit: Vit, refused: Vit, weight
 
 def test_a_file_that_cannot_be_written_is_refused_first(refused: Vit, tmp_path: Path) -> None:
     for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "its folder is missing")):
-        assert f"--json {path}: {why}; name a file" in refused("evaluate", tmp_path / "none", "--json", path)
+        assert f"--json {path}: {why}; give a file" in refused("evaluate", tmp_path / "none", "--json", path)
 
 
 def test_what_is_missing_is_named_first(refused: Vit, tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_two_checkpoints_on_the_same_images(vit: Vit, refused: Vit, weights: Che
     assert min(alone) > 0, "a test of both signs"
     assert found["top1_difference"] == pytest.approx(right[0].mean() - right[1].mean(), abs=1e-15)
     assert found["top1_difference_interval"] == pytest.approx(list(expected.confidence_interval(0.95)), abs=1e-12)
-    assert f"right alone: {alone[0]} images, the other: {alone[1]}" in out
+    assert f"only the first is right: {alone[0]} images, only the second: {alone[1]}" in out
     assert f"{100 * found['top1_difference']:+.2f} points" in out
     same = vit("evaluate", tmp_path / "first", "--against", tmp_path / "first", "--data", images)
-    assert "+0.00 points (no interval: all images differ alike); right alone: 0 images" in same
+    assert "+0.00 points (no interval: the difference is the same for all images); only the first is right: 0" in same
     several = tmp_path / "table.csv"
     several.write_text("image,label\n" + "".join(f"{p},{p.parent.name}|{LABELS[0]}\n" for p in images.rglob("*.png")))
     text = refused("evaluate", tmp_path / "first", "--against", tmp_path / "second", "--data", several,

@@ -196,7 +196,7 @@ def test_on_data_counts_what_changes() -> None:
         ),
         (["a.pt2", "--opset", "20"], "--opset 20: is for ONNX files; torch-export has none"),
         (["a.pt2", "--any-size", "--data", "digits"], "so --any-size cannot be compared on them; remove one"),
-        (["taken.onnx"], "has taken.onnx already; choose another name, or add --overwrite"),
+        (["taken.onnx"], "already has taken.onnx; choose another name, or add --overwrite"),
         (["taken"], "no target has this extension"),
     ],
 )

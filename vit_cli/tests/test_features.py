@@ -53,7 +53,7 @@ def test_an_interrupted_command_leaves_what_was_there(
 
     monkeypatch.setattr(Extraction, "stream", interrupted)
     shown = printed("features", model, photos, "--out", out, status=130)
-    assert f"{out}: not written; the next command starts over, unless you name parts of the images" in shown.out
+    assert f"{out}: not written; the next command starts again (for many images, write several files)" in shown.out
     assert shown.err == "vit: interrupted\n"
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 

@@ -22,15 +22,21 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("pretrain folder ./photos", "unexpected './photos'; images are named with --data ./photos"),
         ("resume photos photos", "vit resume: unexpected 'photos'; see vit resume --help"),
         ("finetune folder --init x --model B/16", "--model: the architecture is that of the checkpoint; leave it out"),
-        ("finetune folder --init x.pth --data ./photos", "x.pth: no such checkpoint; .* a file of weights as .pth or"),
+        ("finetune folder --init x.pth --data ./photos", "x.pth: no such checkpoint; .* weights such as .pth or"),
         (
             "finetune folder --init vit_small_patch16_224.augreg_in21k --data ./photos",
             "no such checkpoint; .* or timm's weights of this name: hf://timm/vit_small_patch16_224.augreg_in21k",
         ),
         ("inspect vit_base_patch16_224", "or timm's weights of this name: hf://timm/vit_base_patch16_224.TAG"),
         ("inspect google/vit-base-patch16-224", "or in the Hugging Face Hub hf://google/vit-base-patch16-224"),
-        ("pretrain folder --data photos", "data set 'photos': not prepared in .*; for the one here write ./photos"),
-        ("explain folder --data photos", "data set 'photos': not prepared in .*; for the one here write ./photos"),
+        (
+            "pretrain folder --data photos",
+            "data set 'photos': not prepared in .*; for the folder or file here use ./photos",
+        ),
+        (
+            "explain folder --data photos",
+            "data set 'photos': not prepared in .*; for the folder or file here use ./photos",
+        ),
         ("pretrain folder --data ./photos --model vit_small_patch16_224", "timm's is called S/16 here"),
         ("pretrain folder --data ./photos --model vit_tiny_patch16_224", "timm's is called Ti/16 here"),
         (
@@ -39,7 +45,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("predict x photos --json", "--json: write --to csv, jsonl or parquet; with --out FILE its name says which"),
         ("explain folder --data ./photo", "photo: No such file or directory; expected a readable folder"),
-        ("explain folder --data ./empty", "empty/b: no images; expected files as .jpg or .png, or remove the folder"),
+        ("explain folder --data ./empty", "empty/b: no images; add files such as .jpg or .png, or remove the folder"),
     ],
 )
 def test_first_mistakes(refused: Vit, photos: Path, words: str, message: str) -> None:
@@ -74,7 +80,7 @@ def test_another_length_in_the_folder_of_a_run(vit: Vit, refused: Vit, photos: P
     words = ["pretrain", "folder", "--data", "./photos", "--model", "mu/8", "--framework", "torch"]
     vit(*words, "--epochs", "3")
     kept = Path("runs/folder/run.json").read_text()
-    message = "runs/folder: holds a run of 16 steps, and --epochs 1 of these images are 6; vit resume runs/folder goes"
+    message = "runs/folder: has a run of 16 steps, but --epochs 1 of these images are 6; vit resume runs/folder"
     assert message in refused(*words, "--epochs", "1")
     assert "batch_size is 8 there and 4 here" in refused(*words, "--epochs", "3", "--batch-size", "4")
     assert Path("runs/folder/run.json").read_text() == kept

@@ -86,9 +86,9 @@ def test_pretraining_goes_on_from_what_another_library_opens(
     assert "a saved step, with its decoder" in printed
     assert "transformers itself: largest difference" in printed
     printed = refused("convert", run, tmp_path / "out", "--to", "timm", "--decoder")
-    assert "timm cannot hold the decoder of a masked autoencoder; what can: transformers" in printed
+    assert "timm cannot store the decoder of a masked autoencoder; formats that can: transformers" in printed
     printed = refused("convert", run, tmp_path / "out", "--decoder")
-    assert "vit cannot hold the decoder of a masked autoencoder; a run keeps it in its saved steps, RUN/st" in printed
+    assert "vit cannot store the decoder of a masked autoencoder; a run keeps it in its saved steps, RUN/st" in printed
     printed = refused("convert", run / "checkpoint", tmp_path / "out", "--to", "transformers", "--decoder")
     assert "has no decoder of a masked autoencoder" in printed
     words = ["pretrain", "imagenet_mae", "--init", folder, "--data", photos, "--batch-size", "16", "--lr", "0"]
@@ -137,7 +137,7 @@ def test_pretraining_from_a_checkpoint_is_explained(vit: Vit, refused: Vit, phot
     assert "photos: no split 'validation'" in refused(*words, "--data", photos)
     printed = vit(*words, "--data.eval-split", "none", "--all")
     assert re.search(r"^ mae.mask_ratio +0.0 $", printed, re.M)
-    assert "--stage finetune: name the checkpoint" in refused("explain", "digits", "--stage", "finetune")
+    assert "--stage finetune: give the checkpoint" in refused("explain", "digits", "--stage", "finetune")
 
 
 @pytest.mark.slow

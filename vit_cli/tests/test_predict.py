@@ -191,14 +191,14 @@ def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp
     (tmp_path / "empty").mkdir()
     for words, why in (
         ([headless, photos], f"{headless}: has no head, so no classes to predict; fine-tune it first"),
-        ([checkpoint], "no images: name files, folders or patterns, or write - for paths on standard input"),
-        ([checkpoint, tmp_path / "empty"], f"{tmp_path}/empty: no images; expected files as .jpg or .png in it"),
+        ([checkpoint], "no images: give files, folders or patterns, or - for paths on standard input"),
+        ([checkpoint, tmp_path / "empty"], f"{tmp_path}/empty: no images; expected files such as .jpg or .png in it"),
         ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such image; expected a file, a folder"),
         ([checkpoint, tmp_path / "*.jpg"], f"{tmp_path}/*.jpg: no file matches this pattern"),
-        ([checkpoint, photos, "-"], f"-: takes the images from standard input; leave out {photos}"),
+        ([checkpoint, photos, "-"], f"-: reads the images from standard input; leave out {photos}"),
         ([checkpoint, photos, "--to", "parquet"], "--to parquet: cannot be printed; add --out FILE.parquet"),
         ([checkpoint, photos, "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .jsonl or .parquet"),
-        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; name a file in"),
+        ([checkpoint, photos, "--out", tmp_path / "no/x.csv"], "/no/x.csv: its folder is missing; give a file in"),
         ([checkpoint, photos, "--out", "x.csv", "--to", "table"], "--to table: is for the terminal; leave out --out"),
         ([checkpoint, photos, "--top-k", 0], "--top-k 0: expected 1 or more"),
         ([checkpoint, photos, "--gpus", 2], "all devices that the framework finds are used"),

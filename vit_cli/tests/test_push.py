@@ -70,7 +70,7 @@ def test_a_newer_checkpoint_replaces_an_older_one(
     vit("push", newer, "u/m")
     assert contents("hf://u/m") == contents(newer)
     line = refused("push", newer, "u/m", "--to", "transformers")
-    assert "hf://u/m: holds a vit checkpoint, and transformers is to be written" in line
+    assert "hf://u/m: contains a vit checkpoint, not a transformers checkpoint" in line
     hub.put("u/m", {**hub.repositories["u/m"].files(), "old.bin": b"x", "notes.txt": b"mine"})
     vit("push", newer, "u/m", "--to", "transformers", "--overwrite")
     assert open_checkpoint("hf://u/m").format == "transformers"
@@ -99,8 +99,10 @@ def test_nothing_of_others_is_replaced(refused: Vit, hub: Hub, folder: Path) -> 
     }
     for name, files in before.items():
         hub.put(name, files)
-    assert "hf://u/other: holds other files (config.json, model.onnx), and vit is" in refused("push", folder, "u/other")
-    assert "hf://u/card: holds other files (README.md), and vit is to be written" in refused("push", folder, "u/card")
+    assert "hf://u/other: contains other files (config.json, model.onnx), not a vit checkpoint" in refused(
+        "push", folder, "u/other"
+    )
+    assert "hf://u/card: contains other files (README.md), not a vit checkpoint" in refused("push", folder, "u/card")
     assert "hf://u/edited/README.md: not written by vit push; choose" in refused("push", folder, "u/edited")
     assert "u/card: exists and is public; make it private on its page" in refused("push", folder, "u/card", "--private")
     assert {name: hub.repositories[name].files() for name in before} == before
@@ -140,7 +142,7 @@ def test_a_push_that_is_overtaken_changes_nothing(refused: Vit, hub: Hub, folder
             hub.put("u/m", {"theirs": b"x"})
 
     hub.instead = overtake
-    assert "hf://u/m: it was changed by somebody else meanwhile; try again" in refused("push", folder, "u/m")
+    assert "hf://u/m: another client changed the repository meanwhile; try again" in refused("push", folder, "u/m")
     assert hub.repositories["u/m"].files() == {"theirs": b"x"}
 
 
@@ -235,4 +237,4 @@ def test_commands_take_addresses(vit: Vit, refused: Vit, hub: Hub, folder: Path,
         assert "hf://u/m" in printed
     else:
         assert contents(target[0]) == contents(folder)
-        assert "write vit push CHECKPOINT u/m" in refused("convert", folder, "hf://u/m")
+        assert "run vit push CHECKPOINT u/m" in refused("convert", folder, "hf://u/m")

@@ -132,10 +132,12 @@ def test_bad_input(refused: Vit, tmp_path: Path) -> None:
     model = save_random(tmp_path / "model")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("my page")
-    assert "holds other files (index.html); choose another --out" in refused("show", model, "--out", tmp_path / "mine")
+    assert "contains other files (index.html); choose another --out" in refused(
+        "show", model, "--out", tmp_path / "mine"
+    )
     assert (tmp_path / "mine" / "index.html").read_text() == "my page"
     where = ("--out", tmp_path / "new")
-    assert "is a folder; name one image" in refused("show", model, tmp_path, *where)
+    assert "is a folder; give one image" in refused("show", model, tmp_path, *where)
     (tmp_path / "note.txt").write_text("no image")
     assert "begin no image format" in refused("show", model, tmp_path / "note.txt", *where)
     assert "--images 0: expected 1 or more" in refused("show", model, "--images", 0, *where)

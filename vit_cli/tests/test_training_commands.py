@@ -70,7 +70,7 @@ def test_a_run_goes_on_or_says_what_differs(vit: Vit, recipe: str, tmp_path: Pat
     assert "resuming after step 8 of 8" in vit(*words)
     assert open_checkpoint(tmp_path / "checkpoint").config.provenance.step == 8
     out = vit(*words, "--steps", "9", "--seed", "4", status=2)
-    assert "holds a run of another config: steps is 8 there and 9 here; seed is 0 there and 4 here" in out
+    assert "has a run of another config: steps is 8 there and 9 here; seed is 0 there and 4 here" in out
 
 
 def test_a_new_head_fits_the_classes(vit: Vit, recipe: str, tmp_path: Path) -> None:

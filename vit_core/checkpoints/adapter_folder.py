@@ -1,10 +1,9 @@
-"""Low-rank adapters alone, in the folder that peft reads and writes: `adapter_config.json` beside
-`adapter_model.safetensors`.
+"""Folders that contain only low-rank adapters, in peft's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-A folder that a run wrote also has the `config.json` of the whole network, so that it can be opened without naming the
-base as long as the base is at its recorded path; and the file of weights has a digest of the base, so that another base
-is refused. peft reads neither. Folders that peft wrote, for `vit_torch.ViT`, for a timm model with the same names or
-for a transformers model, are opened with a given base.
+A folder that a run wrote has two more things, which peft ignores: the `config.json` of the whole network, and in the
+header of the weights file a digest of the base, so that another base is refused. The path of the base is recorded, so
+that the folder can be opened without naming the base. Folders that peft wrote, for `vit_torch.ViT`, for a timm model
+with the same names or for a transformers model, can be opened too.
 """
 
 import dataclasses
@@ -42,24 +41,24 @@ _OTHER_FORMULAS = (
     "arrow_config", "monteclora_config", "velora_config", "alora_invocation_tokens", "target_parameters",
     "trainable_token_indices",
 )  # fmt: skip
-"""Fields of peft's LoraConfig with which the adapted layer does not compute W x + scale B A x."""
+"""Fields of peft's LoraConfig; if one is set, the adapted layer does not compute W x + scale B A x."""
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 """Initializations of peft that do not change the base (as PiSSA, OLoRA, CorDA and LoftQ do)."""
 _LAYERS = re.compile(r"\^?(?:\\?[\w.]|\\d\+|\|)*\$?")
-"""Patterns of layers' names that are matched in a bounded time."""
+"""The accepted patterns of layer names: regular expressions that always match in bounded time."""
 _LONGEST_JSON = 2**24
-"""Bytes."""
+"""Maximum size in bytes of a JSON file that is read."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The contents of a folder; arrays are read when they are used."""
+    """The contents of a folder of adapters. Arrays are read when they are used."""
 
     origin: str
     fields: Mapping[str, Any]
-    """Those of adapter_config.json: peft's LoraConfig."""
+    """The fields of adapter_config.json (peft's LoraConfig)."""
     arrays: LazyArrays
-    """Canonical name -> array in the layout on disk: matrices of adapters, and parameters that were fully trained."""
+    """Name -> array in the layout on disk: matrices of adapters, and parameters that were trained without adapters."""
     network: CheckpointConfig | None
     """The config of the whole network, if the folder has one."""
     base_digest: str | None
@@ -73,11 +72,11 @@ class Adapters:
 
     @property
     def modules(self) -> list[str]:
-        """The layers that have an adapter."""
+        """Names of the layers that have an adapter."""
         return [name.removesuffix(".lora_A.weight") for name in self.arrays if name.endswith(".lora_A.weight")]
 
     def scale(self, module: str) -> float:
-        """The factor of B A x in a layer."""
+        """The factor of B A x in a layer, from its rank and alpha."""
         rank = self.arrays.entries[pair_of(module).down].shape[0]
         alphas = self.fields.get("alpha_pattern") or {}
         matching = (alphas[key] for key in alphas if re.fullmatch(rf"(.*\.)?({key})", module))
@@ -98,11 +97,11 @@ def is_adapter_folder(path: Location) -> bool:
 def write_adapters(
     path: Location, arrays: Mapping[str, np.ndarray], lora: Lora, network: CheckpointConfig, base: str | None
 ) -> None:
-    """Writes the adapters of a network and its heads, which are fully trained, as a folder of peft. An existing one is
-    replaced, or unchanged if writing fails.
+    """Writes the adapters of a network, and its heads, as a folder in peft's format. An existing folder of adapters is
+    replaced; it stays unchanged if writing fails.
 
-    arrays: those of the network and of its adapters, separate. network: the config of the whole network. base: the path
-    of the base, to be recorded.
+    arrays: parameters of the network and matrices of its adapters, not merged. network: the config of the whole
+    network. base: the path of the base, which is recorded.
     """
     heads = [name for name in parameters(network.model) if _is_head(name)]
     own = {f"{PREFIX}{name}": arrays[name] for name in arrays if is_adapter(name) or name in heads}
@@ -128,15 +127,15 @@ def write_adapters(
 
 
 def read_adapters(path: Location) -> Adapters:
-    """Opens a folder of adapters; no array is read yet. InputError for a damaged folder, and for adapters that do not
-    compute W x + scale B A x."""
+    """Opens a folder of adapters; no array is read yet. Raises InputError for a damaged folder, and for adapters that
+    do not compute W x + scale B A x."""
     fields = _read_fields(path / ADAPTER_CONFIG)
     if (kind := fields.get("peft_type")) != "LORA":
-        raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {str(kind)[:40]!r}; only LORA is read; {_MERGE}")
+        raise InputError(f"{path / ADAPTER_CONFIG}: peft_type is {str(kind)[:40]!r}; only LORA can be read; {_MERGE}")
     others = [name for name in _OTHER_FORMULAS if fields.get(name)]
     others += ["bias"] if fields.get("bias", "none") != "none" else []
     if others:
-        raise InputError(f"{path / ADAPTER_CONFIG}: {', '.join(others)}: not read; {_MERGE}")
+        raise InputError(f"{path / ADAPTER_CONFIG}: {', '.join(others)}: not supported; {_MERGE}")
     _check_scales(path / ADAPTER_CONFIG, fields)
     pickled = (path / _PICKLED_WEIGHTS).is_file() and not (path / ADAPTER_WEIGHTS).exists()
     container = open_container(path / _PICKLED_WEIGHTS) if pickled else open_safetensors(path / ADAPTER_WEIGHTS)
@@ -150,35 +149,39 @@ def read_adapters(path: Location) -> Adapters:
 
 
 def _check_scales(where: Location, fields: Mapping[str, Any]) -> None:
-    """InputError for scales that make no sense, and for adapters that belong beside a base that peft changes."""
+    """Raises InputError for invalid alphas, and for initializations with which peft also changes the base."""
     if (start := fields.get("init_lora_weights", True)) not in (True, False, None, *_PLAIN_STARTS):
         raise InputError(
-            f"{where}: init_lora_weights {str(start)[:40]!r} also changes the base; save plain LoRA in peft "
-            "(path_initial_model_for_weight_conversion), or merge it there"
+            f"{where}: init_lora_weights {str(start)[:40]!r} also changes the base; convert it to plain LoRA in peft "
+            "(path_initial_model_for_weight_conversion), or merge the adapters there"
         )
     patterns = fields.get("alpha_pattern") or {}
     if not isinstance(patterns, dict) or not all(_LAYERS.fullmatch(key) for key in patterns):
-        raise InputError(f"{where}: alpha_pattern: expected names of layers with their alphas")
+        raise InputError(f"{where}: alpha_pattern: expected names of layers, each with its alpha")
     for alpha in (fields.get("lora_alpha", 8), *patterns.values()):
         if type(alpha) not in (int, float) or not 0 < alpha < float("inf"):
-            raise InputError(f"{where}: an alpha is {str(alpha)[:40]!r}; expected a number above 0")
+            raise InputError(f"{where}: an alpha is {str(alpha)[:40]!r}; expected a number greater than 0")
 
 
 def _check_axes(where: Location, arrays: LazyArrays) -> None:
-    """InputError where there are no adapters, and for arrays that have not the axes of adapters and heads."""
+    """Raises InputError if there are no adapters, and for adapters and heads with fewer than two axes or an empty
+    one."""
     if not any(is_adapter(name) for name in arrays):
-        raise InputError(f"{where}: holds no adapters (lora_A, lora_B)")
+        raise InputError(f"{where}: contains no adapters (lora_A, lora_B)")
     for name, shape in arrays.shapes.items():
         needed = 2 if is_adapter(name) or name in ("head.weight", CLASSIFIER) else 0
         if len(shape) < needed or (needed and 0 in shape):
-            raise InputError(f"{where}: {name} has the shape {list(shape)}; expected {needed} axes or more, none of 0")
+            raise InputError(
+                f"{where}: {name} has the shape {list(shape)}; expected {needed} axes or more, none of length 0"
+            )
 
 
 def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
-    """The base with the adapters merged into its weights, and with the fully trained parameters.
+    """Returns the base with the adapters merged into its weights, and with the parameters that were trained without
+    adapters.
 
     If the folder has the whole network's config, the base is first resampled to its image and patch size, and its
-    weights are compared with those that the adapters were trained with. InputError if they do not fit.
+    weights are compared with those that the adapters were trained with. Raises InputError if they do not fit.
     """
     adapters, places, notes = _in_our_names(adapters, base)
     base = _prepared(adapters, base, of_transformers=bool(places))
@@ -189,20 +192,22 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
         down, up = (adapters.arrays.entries.get(name) for name in (pair.down, pair.up))
         if place is None or place.parameter not in rows or down is None or up is None:
             what = f"{pair.up} is missing" if place is not None else f"the base has no {weight}"
-            raise InputError(f"{adapters.origin}: {pair.down}: {what}; is this the base that they were trained with?")
+            raise InputError(
+                f"{adapters.origin}: {pair.down}: {what}; check that this is the base that they were trained with"
+            )
         whole, rank = rows[place.parameter].shape, down.shape[0]
         shape = (place.stop - place.first, *whole[1:])
         expected = (rank, *shape[1:]), (shape[0], rank)
         if (down.shape, up.shape[:2]) != expected or prod(up.shape[2:]) != 1:
             found = f"{list(down.shape)} and {list(up.shape)}"
             raise InputError(
-                f"{adapters.origin}: {module}: matrices of {found} do not fit a weight of {list(shape)} of the base"
+                f"{adapters.origin}: {module}: matrices of {found} do not fit the base's weight of {list(shape)}"
             )
         add = partial(_with_adapter, down.read, up.read, adapters.scale(module), place)
         entries[place.parameter] = entries[place.parameter].then(add, whole, entries[place.parameter].dtype)
     for name in (name for name in adapters.arrays if not is_adapter(name)):
         if name not in rows or adapters.arrays.entries[name].shape != rows[name].shape:
-            raise InputError(f"{adapters.origin}: {name}: the base has no such parameter of this shape")
+            raise InputError(f"{adapters.origin}: {name}: the base has no parameter of this name and shape")
         entries[name] = adapters.arrays.entries[name]
     base = dataclasses.replace(base, notes=(*base.notes, *notes))
     return dataclasses.replace(
@@ -211,7 +216,8 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
 
 
 def _in_our_names(adapters: Adapters, base: Checkpoint) -> tuple[Adapters, Mapping[str, Place], list[str]]:
-    """The adapters with our names for what was trained whole, where the matrices of transformers' belong, and notes."""
+    """The adapters with our names for parameters that were trained without adapters; for the names of a transformers
+    class, the place of each in the parameter table (otherwise an empty mapping); and notes."""
     arrays, model = without_text_tower(adapters.arrays), base.config.model
     if (head := arrays.entries.get(CLASSIFIER)) is not None:
         model = model.replace(num_classes=head.shape[0], head_bias=CLASSIFIER.replace("weight", "bias") in arrays)
@@ -229,15 +235,15 @@ def _in_our_names(adapters: Adapters, base: Checkpoint) -> tuple[Adapters, Mappi
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """The digest of a base, whose heads are replaced by the network's own."""
+    """The digest of a base without its heads, because the network has its own heads."""
     return weights_digest(
         LazyArrays.of(arrays).select(name for name in arrays if not is_adapter(name) and not _is_head(name))
     )
 
 
 def _prepared(adapters: Adapters, base: Checkpoint, *, of_transformers: bool) -> Checkpoint:
-    """The base at the sizes of the network that the adapters belong to, with a head of so many classes. transformers'
-    classes with a classifier have no pooler."""
+    """The base with the image size, patch size and number of classes of the network that the adapters were trained in.
+    The pooler of a transformers model is removed, because its classes with a classifier have none."""
     head = adapters.arrays.entries.get("head.weight")
     if head is not None and of_transformers and base.config.model.representation:
         base = base.with_head(0)
@@ -254,14 +260,17 @@ def _prepared(adapters: Adapters, base: Checkpoint, *, of_transformers: bool) ->
     base = base.adapt(dtype=as_dtype(next(iter(adapters.arrays.entries.values())).dtype))
     if base.arrays.shapes != {name: row.shape for name, row in parameters(model).items()}:
         names = [name for name, row in parameters(model).items() if base.arrays.shapes.get(name) != row.shape]
-        raise InputError(f"{adapters.origin}: not adapters of {base.origin}, which has other {abbreviate(names)}")
+        raise InputError(f"{adapters.origin}: not adapters of {base.origin}, whose shapes differ: {abbreviate(names)}")
     if adapters.base_digest is not None and _digest(base.arrays) != adapters.base_digest:
-        raise InputError(f"{adapters.origin}: were trained with other weights than those of {base.origin}")
+        raise InputError(
+            f"{adapters.origin}: were trained with other weights than those of {base.origin}; give their base"
+        )
     return base
 
 
 def _with_adapter(read_down: Any, read_up: Any, scale: float, place: Place, weight: np.ndarray) -> np.ndarray:
-    """The weight with an adapter of these rows; a kernel of patches counts as a matrix of outputs by inputs."""
+    """The weight with an adapter merged into the rows of `place`. A convolution kernel is treated as a matrix [outputs,
+    inputs]."""
     down, up, outputs = read_down(), read_up(), place.stop - place.first
     part = weight[place.first : place.stop].reshape(outputs, -1)
     changed = merged(part, down.reshape(len(down), -1), up.reshape(outputs, -1), scale)
@@ -277,7 +286,7 @@ def _is_head(name: str) -> bool:
 def _read_fields(path: Location) -> dict[str, Any]:
     with readable(path, "JSON"):
         if path.stat().st_size > _LONGEST_JSON:
-            raise ValueError("too long")
+            raise ValueError(f"more than {_LONGEST_JSON:,} bytes")
         fields = json.loads(path.read_text())
     if not isinstance(fields, dict):
         raise InputError(f"{path}: expected an object of fields, found {type(fields).__name__}")

@@ -1,5 +1,5 @@
-"""Where the arrays of adapters over transformers' models belong: its classes have their own names, and one matrix each
-for queries, keys and values, which are the rows of one matrix here.
+"""The places of adapters of transformers' models in the parameter table. transformers' classes have other names, and
+separate matrices for queries, keys and values, which are rows of one matrix here.
 """
 
 import re
@@ -15,7 +15,7 @@ from vit_core.lora import is_adapter
 from vit_core.parameters import parameters
 
 CLASSIFIER = "classifier.weight"
-"""What transformers calls the weight of a head that was trained whole."""
+"""Name in transformers of the weight of a head that was trained without adapters."""
 _ASIDE = re.compile(r"text_model\.|text_projection\.")
 _MATRIX = re.compile(r"\.lora_[AB]\.weight$")
 
@@ -30,20 +30,20 @@ class Place:
 
 
 def without_text_tower(arrays: LazyArrays) -> LazyArrays:
-    """The arrays without those over CLIP's and SigLIP's text towers, where there are others."""
+    """The arrays without those of the text towers of CLIP and SigLIP; unchanged if all adapters are of text towers."""
     kept = {name: entry for name, entry in arrays.entries.items() if not _ASIDE.match(name)}
     return LazyArrays(kept) if any(map(is_adapter, kept)) else arrays
 
 
 def places_in(model: ViTConfig, arrays: LazyArrays) -> Mapping[str, Place]:
-    """Name of a parameter in the class of transformers that has most of the arrays' names -> where it is in the base;
-    nothing where the names are ours and timm's, and where none is known."""
+    """Name of a parameter in transformers -> its place in the base, for the transformers class that has most names in
+    common with the arrays. Empty if all names are ours (which are timm's), and if no class has any of them."""
     targets = {_MATRIX.sub(".weight", name) for name in arrays}
     best: dict[str, Place] = {}
     if targets <= parameters(model).keys():
         return best
     for names in _all_names(model.mlp == "swiglu"):
-        with suppress(KeyError):  # of a class without one of the arrays of this model
+        with suppress(KeyError):  # a class that lacks a parameter of this model
             places = _places(model, names)
             if len(targets & places.keys()) > len(targets & best.keys()):
                 best = places
@@ -61,7 +61,7 @@ def _all_names(gated: bool) -> Iterator[Names]:
 def _places(model: ViTConfig, names: Names) -> dict[str, Place]:
     rows, found = parameters(model), dict[str, Place]()
     for one in names.rules(model):
-        if len(one.ours) > 1 or one.layout is not None:  # stored in another form
+        if len(one.ours) > 1 or one.layout is not None:  # not rows of one parameter
             continue
         length = rows[one.ours[0]].shape[0] // len(one.theirs)
         for i, theirs in enumerate(one.theirs):

@@ -17,7 +17,7 @@ from vit_core.checkpoints.module_facts import module_facts
 from vit_core.errors import InputError, abbreviate, one_line, unknown_name
 
 _WRAPPER_PARTS = r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
-"""Parts of names that a wrapping module adds."""
+"""Parts that wrapping modules (DistributedDataParallel, torch.compile, FSDP) add to names."""
 _WRAPPED = rf"(?:(?<=^)|(?<=\.)){_WRAPPER_PARTS}\."
 _OPTIMIZER_PARTS = frozenset(
     ("mu", "nu", "m", "v", "trace", "momentum", "exp_avg", "exp_avg_sq", "grad_ema", "grad_sq_ema", "opt_state")
@@ -25,21 +25,22 @@ _OPTIMIZER_PARTS = frozenset(
 )
 """Keys under which optimizers keep arrays with the names of the parameters."""
 _BOXES = ("value", "raw_value")
-"""Under which of a variable's keys its array is: in nnx.State, by the version of Flax, and in linen.Partitioned."""
+"""Key of the array in the mapping of a variable: in nnx.State, depending on Flax's version, and in
+linen.Partitioned."""
 _PREFERRED_PARTS = (
     *("state_dict_ema", "model_ema", "ema_model", "ema", "ema_state_dict", "ema_params", "params_ema"),
     *("target_encoder", "teacher"),
 )
-"""Keys and prefixes of averaged weights, which are chosen before the trained ones, and of distillation's teacher."""
+"""Keys and prefixes of averaged weights and of teachers in distillation, which are chosen before other models."""
 _OTHER_AVERAGES = re.compile(
     r"(?!(?:\w+_)?(?:no|non|not|without|before|pre|raw)_)(?:(?:\w+_)?(?:ema|swa)(?:_\w+)?|averaged?(?:_\w+)?)"
 )
-"""Other keys that say so ("swa_model", "net_ema"), chosen after those."""
+"""Other keys of averaged weights ("swa_model", "net_ema"), which are chosen next."""
 _LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
-"""Keys and prefixes of distillation's student and of text towers, which are chosen after all others."""
+"""Keys and prefixes of students in distillation and of text towers, which are chosen last."""
 COUNTERS = re.compile(r"n_averaged|steps|(?:.*\.)?total_(?:ops|params)")
-"""How many steps an averaged model has seen, beside its arrays, in torch.optim.swa_utils and in mmengine; and the
-operations and parameters of each module that thop has counted."""
+"""Names of the number of averaged steps, stored with the arrays of an averaged model by torch.optim.swa_utils and
+mmengine, and of the numbers of operations and parameters that thop stores in each module."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,21 @@ class Candidate:
     keys: tuple[str, ...]
     """The keys of the tree that lead to the mapping of the model."""
     prefix: str
-    """The text before all its names, without the wrappers' parts; may be empty."""
+    """The text before all its names, without the parts of wrappers; may be empty."""
     arrays: LazyArrays
     """Its arrays under their names without the prefix."""
     beside: LazyArrays
     """The other arrays of the same mapping."""
     separator: str = "."
     wrappers: tuple[str, ...] = ()
-    """The parts that wrapping modules added to the names, which are removed here."""
+    """The parts that wrapping modules added to the names; they are removed from `prefix` and `arrays`."""
     swapped: bool = False
     """Whether these are the trained weights that mmengine's EMAHook stores under "ema_state_dict"; the average is under
     "state_dict"."""
 
     @property
     def name(self) -> str:
-        """How `--part` names it: keys and prefix, such as "state_dict_ema" or "model/backbone"."""
+        """The value of `--part` for this model: keys and prefix, such as "state_dict_ema" or "model/backbone"."""
         return "/".join([*self.keys, *self.prefix.strip("./").split(self.separator)]).strip("/") or "the whole file"
 
     @property
@@ -78,15 +79,15 @@ class Candidate:
 
     @property
     def counted(self) -> bool:
-        """Whether these are arrays under "ema_state_dict" beside mmengine's number of steps."""
+        """Whether these arrays are under "ema_state_dict" with mmengine's number of steps."""
         return self.keys[-1:] == ("ema_state_dict",) and ("steps" in self.arrays or "steps" in self.beside)
 
 
 def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[str]) -> list[Candidate]:
     """Every model in a container's tree; the first is the default.
 
-    separator: the text between the parts of array names. anchors: regular expressions of the end of a name that a model
-    has exactly once.
+    separator: the text between the parts of array names. anchors: regular expressions of the ends of names that occur
+    exactly once in a model.
     """
     anchor = re.compile(rf"(?:^|(?<=[./]))(?:{'|'.join(anchors)})$")
     found = [
@@ -101,7 +102,8 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
 
 
 def choose_candidate(candidates: Sequence[Candidate], part: str | None, where: object) -> Candidate:
-    """The first candidate, or the one that the user names with `--part`. Raises InputError for an unknown name."""
+    """The first candidate, or the one that `part` names (`--part`). Raises InputError, with `where` in its message, for
+    an unknown name."""
     if part is None:
         return candidates[0]
     for candidate in candidates:
@@ -115,19 +117,19 @@ def choice_notes(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str
     """Notes on where the model was found, and on the other models in the file."""
     notes = [f"model found under '{one_line(chosen.name)}'"] if chosen.parts else []
     if chosen.wrappers:
-        notes.append(f"names: without the wrappers' {', '.join(chosen.wrappers)}")
+        notes.append(f"parts of names that wrappers added are removed: {', '.join(chosen.wrappers)}")
     if others := [_described(candidate) for candidate in candidates if candidate is not chosen]:
         notes.append(f"other models in the file: {abbreviate(others)}; choose one with --part NAME")
     return notes
 
 
 def _described(candidate: Candidate) -> str:
-    why = " (the trained weights: mmengine keeps the average under state_dict)" if candidate.swapped else ""
+    why = " (the weights before averaging: mmengine stores the average under state_dict)" if candidate.swapped else ""
     return f"{candidate.name}{why}"
 
 
 def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArrays:
-    """The arrays beside a model that do not belong to another model: a separate head, but not the student's head."""
+    """The arrays in the mapping of a model that belong to none of the models in the file, such as a separate head."""
     others = [candidate.parts for candidate in candidates if candidate is not chosen]
     return LazyArrays(
         {
@@ -139,7 +141,8 @@ def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArr
 
 
 def shared_beside(chosen: Candidate, candidates: Sequence[Candidate], beside: Iterable[str]) -> frozenset[str]:
-    """The arrays beside an average or a teacher that are as near to another model, whose head they may be."""
+    """Names of the arrays beside an averaged model or a teacher that may belong to another model of the file instead,
+    because they are at the same level of the tree."""
     if _preference(chosen)[0] >= 0:
         return frozenset()
     others = [candidate.parts for candidate in candidates if candidate is not chosen]
@@ -148,27 +151,28 @@ def shared_beside(chosen: Candidate, candidates: Sequence[Candidate], beside: It
 
 
 def keys_beside(chosen: Candidate, candidates: Sequence[Candidate], tree: Mapping[str, Any]) -> list[str]:
-    """The keys of the tree beside those that lead to a model, without those that lead to another model."""
+    """The keys of the tree that lead to none of the models, at each level on the way to the chosen one."""
     others = [candidate.parts for candidate in candidates if candidate is not chosen]
     beside, level = list[str](), tree
     for depth, key in enumerate(chosen.keys):
         names = (str(name) for name in level if name != key)
         beside += [name[:60] for name in names if not _belongs_to(others, (*chosen.keys[:depth], name))]
         level = level[key]
-    if chosen.separator == ".":  # with "/" these are the first parts of the arrays' names
+    if chosen.separator == ".":  # if it is "/", these keys are first parts of array names
         beside += [str(name)[:60] for name, value in level.items() if not isinstance(value, LazyArray | Mapping)]
     return list(dict.fromkeys(beside))
 
 
 def modules_of(arrays: Iterable[str], prefix: Sequence[str]) -> list[str]:
-    """The names of arrays beside a model, each cut to the module that is beside it: "params/txt", "head"."""
+    """The modules of arrays beside a model, such as "params/txt" or "head": each name up to the first part that differs
+    from the model's prefix."""
     modules = (name[: len("x".join(_module(name, prefix)))] for name in arrays)
     return list(dict.fromkeys(name[:60] for name in modules))
 
 
 def facts_beside(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
-    """The values in the tree that are not arrays, on the way to a model: `{"arch": ..., "args": ...}`; of pickled
-    modules those of the model itself."""
+    """The values in the tree that are not arrays, from all levels on the way to a model: `{"arch": ..., "args":
+    ...}`; of pickled modules those of the model itself."""
     facts: dict[str, Any] = {}
     level: Any = tree
     for key in (*chosen.keys, None):
@@ -185,7 +189,7 @@ def facts_beside(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
 
 
 def _without_target(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Without the two that lead to the parameters in flax.optim's state: `optimizer/target`."""
+    """The parts without `optimizer/target`, which in flax.optim's state lead to the parameters."""
     i = next((i for i in range(len(parts) - 1) if parts[i : i + 2] == ("optimizer", "target")), len(parts))
     return (*parts[:i], *parts[i + 2 :])
 
@@ -193,8 +197,8 @@ def _without_target(parts: tuple[str, ...]) -> tuple[str, ...]:
 def _array_mappings(
     tree: Mapping[str, Any], separator: str, keys: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, LazyArray]]]:
-    """Every mapping in which array names begin: of a tree with "/" the whole tree, flattened; of pickles each mapping
-    that holds arrays itself."""
+    """Every mapping whose keys begin array names, with the keys that lead to it. For the separator "/": the whole tree,
+    flattened. For pickles: each mapping that contains arrays directly."""
     if separator == "/":
         yield keys, flattened(tree, separator)
         return
@@ -207,12 +211,13 @@ def _array_mappings(
 
 
 def flattened(tree: Mapping[str, Any], separator: str) -> dict[str, LazyArray]:
-    """Every array of a tree, under the keys that lead to it, joined."""
+    """Joined keys -> array, for every array of a tree."""
     return dict(_flattened(tree, separator))
 
 
 def _flattened(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, LazyArray]]:
-    """Every array with the keys that lead to it, joined. The box that NNX puts each variable in has no name."""
+    """Every array with its joined keys. The mapping around the array of a variable (see `_boxed`) adds no part to the
+    name."""
     if (boxed := _boxed(tree)) is not None and prefix:
         yield prefix.removesuffix(separator), boxed
         return
@@ -224,15 +229,16 @@ def _flattened(tree: Mapping[str, Any], separator: str, prefix: str = "") -> Ite
 
 
 def _boxed(tree: Mapping[str, Any]) -> LazyArray | None:
-    """The array of a variable of NNX or of a boxed parameter of Linen: a mapping whose only array is its value."""
+    """The array of an NNX variable or of a boxed Linen parameter: a mapping whose only array is its value. None for
+    another mapping."""
     arrays = {key: value for key, value in tree.items() if isinstance(value, LazyArray | Mapping)}
     boxed = next((arrays[key] for key in _BOXES if set(arrays) == {key}), None)
     return boxed if isinstance(boxed, LazyArray) else None
 
 
 def _without_wrappers(arrays: Mapping[str, LazyArray]) -> tuple[dict[str, LazyArray], tuple[str, ...]]:
-    """The arrays without the parts of their names that wrapping modules added, and those parts; as they are where two
-    names would become one."""
+    """The arrays without the parts of names that wrapping modules added, and those parts. Unchanged if two names would
+    become equal."""
     stripped = {re.sub(_WRAPPED, "", name): array for name, array in arrays.items()}
     if len(stripped) < len(arrays) or stripped.keys() == arrays.keys():
         return dict(arrays), ()
@@ -254,11 +260,12 @@ def _candidates_in(
 
 
 def _preference(candidate: Candidate) -> tuple[int, int]:
-    """Sort key: averages and teachers first, then models with the fewest keys; students and text towers last."""
+    """Sort key: averaged weights and teachers first, then models with the fewest keys, students and text towers
+    last."""
     for rank, part in enumerate(_PREFERRED_PARTS):
         if part in candidate.parts and not candidate.swapped:
             return rank - len(_PREFERRED_PARTS) - 1, len(candidate.parts)
-    # As a prefix it may be a backbone's alone, whose head is another one's.
+    # Only as a key: as a prefix it may belong to a backbone without its head.
     if any(_OTHER_AVERAGES.fullmatch(key) for key in candidate.keys) and not candidate.swapped:
         return -1, len(candidate.parts)
     last = candidate.swapped or any(_LAST_PARTS.fullmatch(part) for part in candidate.parts)
@@ -266,12 +273,12 @@ def _preference(candidate: Candidate) -> tuple[int, int]:
 
 
 def _module(name: str, prefix: Sequence[str]) -> tuple[str, ...]:
-    """The first parts of an array's name, up to the one that is no part of a model's prefix."""
+    """The first parts of an array's name, up to and including the first that differs from a model's prefix."""
     parts = re.split(r"[./]", name)
     same = next((i for i, pair in enumerate(zip(parts, prefix, strict=False)) if pair[0] != pair[1]), len(prefix))
     return tuple(parts[: same + 1])
 
 
 def _belongs_to(models: Iterable[tuple[str, ...]], path: tuple[str, ...]) -> bool:
-    """Whether a key or a module leads to one of the models, or is one."""
+    """Whether a path of keys is the path of one of the models, or leads to it."""
     return any(model[: len(path)] == path for model in models)

@@ -70,12 +70,12 @@ class CheckpointConfig(Schema):
     format_version: Literal[1] = 1
     model: ViTConfig
     preprocessing: Preprocessing | None = None
-    """How the images it was trained on were made; none if unknown."""
+    """How the training images were prepared. None: unknown."""
     labels: tuple[str, ...] | None = None
     """Name of each class, in the order of the outputs."""
     probabilities: Literal["softmax", "sigmoid"] | None = None
-    """How the outputs were made into probabilities in training. Softmax: an image has one class. Sigmoid: each class is
-    there or not by itself. None if unknown."""
+    """How training computed probabilities from the outputs. softmax: each image has one class. sigmoid: each class is
+    present or absent independently of the others. None: unknown."""
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -85,12 +85,12 @@ class CheckpointConfig(Schema):
             raise ValueError(f"labels: {len(self.labels)} names for num_classes {model.num_classes}")
         if preprocessing and (preprocessing.image_size, preprocessing.channels) != (model.image_size, model.channels):
             raise ValueError(
-                f"preprocessing: gives {preprocessing.image_size} with {preprocessing.channels} channels, "
-                f"the model takes {model.image_size} with {model.channels}"
+                f"preprocessing: produces {preprocessing.image_size} with {preprocessing.channels} channels, "
+                f"but the model expects {model.image_size} with {model.channels}"
             )
         if preprocessing and preprocessing.max_patches is not None and preprocessing.patch_size != model.patch_size:
             raise ValueError(
-                f"preprocessing: cuts patches of {preprocessing.patch_size}, the model takes {model.patch_size}"
+                f"preprocessing: cuts patches of {preprocessing.patch_size}, but the model expects {model.patch_size}"
             )
         return self
 
@@ -103,7 +103,8 @@ class CheckpointConfig(Schema):
         labels: tuple[str, ...] | None,
         provenance: Provenance | None,
     ) -> Self:
-        """The config to save a model with: what is given, and otherwise what the model was loaded with."""
+        """The config to save with a model: each argument that is not None, otherwise the value in `loaded_with`, the
+        config that the model was loaded with."""
         before = loaded_with or cls(model=model)
         return cls(
             model=model,
@@ -119,7 +120,8 @@ class CheckpointConfig(Schema):
         return self.replace(model=model, labels=None, probabilities=None)
 
     def preparation(self, changes: Mapping[str, Any] | None = None) -> tuple[Preprocessing, tuple[str, ...]]:
-        """The preprocessing for this model's images: as in its training, with some fields of Preprocessing changed.
+        """The preprocessing for this model's images: as in its training, except for `changes` (fields of
+        Preprocessing).
 
         Also returns the names of the fields that had to be assumed, because no preprocessing is recorded.
         """
@@ -131,15 +133,16 @@ class CheckpointConfig(Schema):
         return recorded.replace(**changes) if changes else recorded, assumed
 
     def to_json(self) -> tuple[str, str]:
-        """The text of config.json, and the stamp in it (a digest of the other fields)."""
+        """The text of config.json, and the stamp in it (the first 16 hexadecimal digits of a SHA-256 of the other
+        fields)."""
         fields = self.model_dump(mode="json")
         stamp = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
         return json.dumps({"stamp": stamp, **fields}, indent=2) + "\n", stamp
 
     @classmethod
     def from_json(cls, text: str, where: str) -> tuple[Self, str | None]:
-        """The config and its stamp, if it has one. InputError for text that was not written by to_json (it may have
-        been edited)."""
+        """The config and its stamp, if it has one. Raises InputError for text that was not written by to_json (it may
+        have been edited)."""
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -153,7 +156,7 @@ class CheckpointConfig(Schema):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON schema of config.json."""
         schema = cls.model_json_schema()
-        stamp = {"type": "string", "description": "Ties this file to the weights it was written with."}
+        stamp = {"type": "string", "description": "Identifies the weights that this file was written with."}
         schema["properties"] = {"stamp": stamp, **schema["properties"]}
         return schema
 
@@ -189,7 +192,8 @@ class Checkpoint:
     format: str = "vit"
     """Name of the format of the file or folder."""
     notes: tuple[str, ...] = ()
-    """What people should know about how another project's file was read: assumptions, and what was left out."""
+    """Notes for the user on how another project's file was read: values that were assumed, and arrays that were left
+    out."""
     assumptions: tuple[Assumption, ...] = ()
     """The fields of the config that the file does not contain."""
     decoder: Decoder | None = None
@@ -204,7 +208,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """Name of the type of the patch projection, which is that of most arrays."""
+        """Name of the type of the patch projection's weight, for example "float32"; most arrays have the same type."""
         return self.arrays.entries["patch_embed.proj.weight"].dtype
 
     def with_config(self, config: CheckpointConfig) -> "Checkpoint":
@@ -216,7 +220,7 @@ class Checkpoint:
         return self.with_config(self.config.replace(model=self.config.model.replace(**fields)))
 
     def with_arrays(self, arrays: LazyArrays) -> "Checkpoint":
-        """The same config with other arrays, in the order of the parameter table."""
+        """The same config with other arrays, selected and ordered by the parameter table."""
         return dataclasses.replace(self, arrays=arrays.select(parameters(self.config.model)))
 
     def adapt(
@@ -331,7 +335,7 @@ class Checkpoint:
 
 
 def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """A digest of the names, types, shapes and values of parameters."""
+    """The first 32 hexadecimal digits of a SHA-256 of the names, types, shapes and values of arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -16,7 +16,7 @@ Trace = dict[str, np.ndarray]
 
 
 class Twin(Protocol):
-    """What parity needs of a twin: the packages vit_jax and vit_torch, or anything with the same functions."""
+    """The functions of a twin that the comparison calls. The packages vit_jax and vit_torch have them."""
 
     def load(self, path: Checkpoint, *, dtype: str) -> Any: ...
 
@@ -26,7 +26,7 @@ class Twin(Protocol):
 def randomize_constants(checkpoint: Checkpoint, seed: int) -> tuple[Checkpoint, list[str]]:
     """The checkpoint with every constant parameter replaced by random values, and the names of those parameters.
 
-    With a head of zeros two models would agree whatever their other parameters do.
+    Otherwise a head of zeros would hide every difference between two models.
     """
     constant = [name for name, array in checkpoint.arrays.items() if array.size > 1 and (array == array.flat[0]).all()]
     random, arrays = randomized(checkpoint.config.model, seed), checkpoint.arrays

@@ -1,4 +1,4 @@
-"""The mean and the std of images, where a file states both in one mapping or in one module beside the model."""
+"""Reads the mean and the standard deviation of images from a file that states both in one mapping or one module."""
 
 import json
 import re
@@ -14,34 +14,34 @@ from vit_core.checkpoints.formats.timm.config_json import preprocessing_of
 from vit_core.errors import abbreviate, one_line
 
 _PAIRS = tuple((f"{of}mean", f"{of}std") for of in ("", "image_", "img_", "norm_", "pixel_"))
-"""Names that scripts give to a mean and the std of the same images."""
+"""Pairs of names that scripts give to the mean and the standard deviation of images."""
 _BESIDE = ("interpolation", "crop_pct", "crop_mode")
-"""What else is taken from the mapping of a mean and a std, by timm's names."""
+"""Other values that are read from the mapping with the mean and the std; timm's names."""
 _NOT_IMAGES = re.compile(
     r"target|label|action|output|unnorm|denorm|inverse|latent|reward|embed|feature|init(?!_args)|depth|text|audio|teacher"
     r"|student|decoder|predictor|head|loss",
     re.IGNORECASE,
 )
-"""Names of mappings and modules whose mean and std are those of something else."""
+"""Names of mappings and modules whose mean and std are not those of images."""
 _RGB, _BGR = ("to_rgb", "bgr_to_rgb"), ("bgr", "to_bgr", "use_bgr", "is_bgr", "rgb_to_bgr")
-"""Names of options that are false, or true, where the channels are in the order blue, green, red."""
+"""Options that mean the order blue, green, red: those that are then false, and those that are then true."""
 _WHITE = 255
-"""White, where a mean is that of bytes."""
+"""Value of white, if the mean and the std are of pixels from 0 to 255."""
 _LEAST_STD = 0.02
-"""Of pixels from 0 to 1, where a std is that of bytes: 5 of 255."""
+"""Minimum std, for pixels scaled to 0..1, at which values are accepted as those of bytes (5 of 255)."""
 
 
 @dataclass(frozen=True)
 class _Stated:
-    """A mean and a std as one mapping or module states them; None: it states one of them alone."""
+    """A mean and a std that one mapping or module states. One of them is None if only the other is stated."""
 
     mean: Any
     std: Any
     more: Mapping[str, Any]
     where: str
-    """For people: "hyper_parameters: mean, std"."""
+    """The place in the file, for messages: "hyper_parameters: mean, std"."""
     used: frozenset[str]
-    """The keys of the file's tree, or the names of arrays, that it consists of."""
+    """The keys of the file's tree, or the names of the arrays, that state them."""
 
     @property
     def is_complete(self) -> bool:
@@ -51,11 +51,11 @@ class _Stated:
 def with_preprocessing(
     reading: Reading, mappings: Sequence[tuple[tuple[str, ...], Mapping[Any, Any]]], beside: LazyArrays
 ) -> tuple[Reading, list[str], set[str]]:
-    """A reading with the preprocessing that a file states, where the format's own reading found none; notes; and the
-    names of what is used.
+    """The reading with the preprocessing that the file states, if the format's own reading found none; notes; and the
+    names of the keys and arrays that were used.
 
-    mappings: those in the file, with the keys that lead to each. beside: arrays beside the model, among which a module
-    that normalises images has a mean and a std. What is stated and not taken is named.
+    mappings: those in the file, with the keys that lead to each. beside: arrays beside the model, where a module that
+    normalises images stores its mean and std. A note names what is stated but not used.
     """
     if reading.config.preprocessing is not None:
         return reading, [], set()
@@ -65,7 +65,7 @@ def with_preprocessing(
     for one in stated:
         scaled, reason = _scaled(one, channels)
         fitting += [scaled] if scaled else []
-        reasons += [f"preprocessing left out: {one.where} {reason}"] if reason else []
+        reasons += [f"preprocessing left out: {one.where}: {reason}"] if reason else []
     if not fitting:
         return reading, reasons[:1], set()
     first = fitting[0]
@@ -73,7 +73,11 @@ def with_preprocessing(
         where = abbreviate([one.where for one in fitting], most=3)
         return reading, [f"preprocessing left out: {where} state different values"], set()
     if bgr := next((name for _, values in mappings for name in _blue_first(values)), None):
-        return reading, [f"preprocessing left out: {first.where} are of blue, green, red, by {bgr}"], set()
+        return (
+            reading,
+            [f"preprocessing left out: {first.where} are in the order blue, green, red, according to {bgr}"],
+            set(),
+        )
     try:
         made, notes = preprocessing_of(reading.config.model, {"mean": first.mean, "std": first.std, **first.more})
     except (TypeError, ValueError, OverflowError) as error:
@@ -95,7 +99,8 @@ def without_image_constants(arrays: LazyArrays) -> tuple[LazyArrays, dict[str, L
 
 
 def _of_mapping(path: tuple[str, ...], values: Mapping[Any, Any]) -> Iterator[_Stated]:
-    """What a mapping states of images; a number alone, without the other one, is of something else."""
+    """The means and stds of images that a mapping states. A single number without its counterpart is ignored, because
+    it is probably of something else."""
     if any(_NOT_IMAGES.search(name) for name in path):
         return
     given = {name: value for name in (*sum(_PAIRS, ()), *_BESIDE) if _is_stated(value := values.get(name))}
@@ -109,7 +114,7 @@ def _of_mapping(path: tuple[str, ...], values: Mapping[Any, Any]) -> Iterator[_S
 
 
 def _of_modules(beside: LazyArrays) -> Iterator[_Stated]:
-    """The buffers of modules that normalise images before the model: `normalize.mean`, `normalize.std`."""
+    """The means and stds in buffers of modules that normalise images: `normalize.mean`, `normalize.std`."""
     entries = beside.entries
     for name in entries:
         module, _, last = name.rpartition(".")
@@ -127,24 +132,24 @@ def _is_stated(value: Any) -> bool:
 
 
 def _scaled(one: _Stated, channels: int) -> tuple[_Stated | None, str]:
-    """For pixels from 0 to 1; or None, and why."""
+    """The mean and std for pixels from 0 to 1, and an empty text; or None, and the reason."""
     if not one.is_complete:
-        return None, f"without a {'mean' if one.mean is None else 'std'}"
+        return None, f"no {'mean' if one.mean is None else 'std'} is stated"
     mean, std = one.mean, one.std
     for name, values in (("mean", mean), ("std", std)):
         if not _are_numbers(values) or len(values) != channels:
-            return None, f"state a {name} that is no list of {channels} numbers"
+            return None, f"the {name} is not a list of {channels} numbers"
     if all(0 <= x <= 1 for x in mean) and all(0 < x <= 1 for x in std):
         return one, ""
     is_in_bytes = (not any(mean) or max(mean) > 1) and all(0 <= x <= _WHITE for x in (*mean, *std))
     if is_in_bytes and min(std) >= _LEAST_STD * _WHITE:
         mean, std = ([x / _WHITE for x in values] for values in (mean, std))
         return replace(one, mean=mean, std=std, where=f"{one.where}, of bytes"), ""
-    return None, "fit neither pixels from 0 to 1 nor bytes"
+    return None, "the values fit neither pixels from 0 to 1 nor from 0 to 255"
 
 
 def _agree(one: _Stated, other: _Stated) -> bool:
-    """Whether the values are the same where a buffer was rounded to bfloat16, or to a finer type."""
+    """Whether the values are equal up to rounding to bfloat16 or a more precise type."""
     pairs = zip((*one.mean, *one.std), (*other.mean, *other.std), strict=True)
     return all(isclose(a, b, rel_tol=2**-8) for a, b in pairs)
 
@@ -154,7 +159,7 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _blue_first(values: Mapping[Any, Any]) -> Iterable[str]:
-    """The options of a mapping by which channels are in the order blue, green, red."""
+    """The options in a mapping that mean the order blue, green, red, as text."""
     for name, value in values.items():
         off, on = str(name).lower() in _RGB and value is False, str(name).lower() in _BGR and value is True
         if off or on or (isinstance(value, str) and value.strip().upper() == "BGR"):
@@ -162,7 +167,7 @@ def _blue_first(values: Mapping[Any, Any]) -> Iterable[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as a list, of a tuple, a small array or a text in JSON; anything else as it is."""
+    """Numbers as a list, if the value is a tuple, a small array or a text in JSON; any other value unchanged."""
     if isinstance(value, LazyArray) and prod(value.shape) <= 3:
         value = value.read().reshape(-1).tolist()
     if isinstance(value, str) and value.startswith("["):

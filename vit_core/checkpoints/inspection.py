@@ -1,4 +1,5 @@
-"""What `vit inspect` tells of a checkpoint of any format: what it is, what is in it, and what looks wrong."""
+"""The contents of a checkpoint of any format for `vit inspect`: its config, the sizes of its parts, and suspicious
+values."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from vit_core.parameters import parameters
 from vit_core.schema import Schema
 
 OUTLIER = 1000.0
-"""An element so many times the median magnitude of its array is told: those of a normal distribution stay below 10."""
+"""An element is reported as an outlier if it exceeds the median magnitude of its array by this factor. In a normal
+distribution the factor stays below 10."""
 _EXPECTED_ZERO = (".bias",)
 
 
 @dataclass(frozen=True)
 class Module:
-    """The parameters of a module: their number, and bytes as stored."""
+    """The number of parameters of a module, and the bytes that they take in the file."""
 
     name: str
     parameters: int
@@ -28,7 +30,8 @@ class Module:
 
 
 def modules(checkpoint: Checkpoint) -> list[Module]:
-    """By first part of their names; blocks are one."""
+    """The modules of a checkpoint, by the first part of parameter names, such as "patch_embed". All blocks count as one
+    module."""
     found: dict[str, list[int]] = {}
     for name, row in parameters(checkpoint.config.model).items():
         module = name.split(".")[0] if not name.startswith("blocks.") else "blocks"
@@ -40,7 +43,7 @@ def modules(checkpoint: Checkpoint) -> list[Module]:
 
 
 def dtypes(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many parameters have each type."""
+    """Name of each type -> number of parameters (elements) that have it."""
     counted: Counter[str] = Counter()
     for name, entry in checkpoint.arrays.entries.items():
         counted[entry.dtype] += parameters(checkpoint.config.model)[name].size
@@ -48,8 +51,8 @@ def dtypes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def scan(checkpoint: Checkpoint) -> Iterator[str | None]:
-    """Reads every array, and yields for each a line on what looks wrong with it: values that are not finite, zeros
-    alone where they mean nothing, outliers; None where nothing does."""
+    """Reads every array and yields, for each, a line on suspicious values: not finite, only zeros where that is
+    unusual, or outliers. Yields None for an array without any."""
     for name in checkpoint.arrays:
         line = _suspicious(name, checkpoint.arrays[name].astype(np.float32))
         yield None if line is None else f"{name}: {line}"
@@ -68,7 +71,7 @@ def _suspicious(name: str, array: np.ndarray) -> str | None:
 
 
 def chosen(config: ViTConfig) -> dict[str, Any]:
-    """The fields of a config that are not the paper's."""
+    """The required fields of a config, and those whose values differ from the defaults."""
     return {
         name: getattr(config, name)
         for name, field in ViTConfig.model_fields.items()
@@ -83,7 +86,8 @@ def _assumption(one: Assumption) -> dict[str, Any]:
 
 
 def description(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is, by its config and the sizes and types of its arrays; none is read."""
+    """The contents of a checkpoint as plain data, for JSON: its config, its notes, and the sizes and types of its
+    arrays. No array is read."""
     config = checkpoint.config
     return {
         "path": str(checkpoint.origin),

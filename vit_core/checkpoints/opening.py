@@ -63,14 +63,14 @@ PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_c
 _OF_FOLDERS = tuple(
     f"{name}{end}" for name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") for end in ("", ".index.json")
 )
-"""Names of files of weights to which a config.json beside them belongs."""
+"""Names of weights files that libraries write together with a config.json in the same folder."""
 _KEYS_OF_LIBRARIES = ("model_type", "architectures", "architecture", "model_args", "pretrained_cfg")
-"""What config.json has of transformers' and timm's models; without them it states the arguments of a class of the
-user's own, as huggingface_hub's PyTorchModelHubMixin writes them."""
+"""Keys of config.json in folders of transformers and timm. A config.json without them has the arguments of a class of
+the user's own, as huggingface_hub's PyTorchModelHubMixin writes them."""
 _SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
-"""Name of one of several files of a checkpoint; trainers call whole ones so too, by the number of epochs."""
+"""Name of one of several files of a checkpoint. Some trainers name whole checkpoints like this too: epoch of epochs."""
 _LONGEST_JSON = 2**24
-"""Bytes."""
+"""Maximum size in bytes of a JSON file that is read."""
 
 
 def open_checkpoint(
@@ -81,22 +81,22 @@ def open_checkpoint(
     part: str | None = None,
     base: str | os.PathLike[str] | Checkpoint | None = None,
 ) -> Checkpoint:
-    """Opens a checkpoint file or folder, a training run or a saved step; arrays are read when they are used.
+    """Opens a checkpoint file or folder, a training run or a saved step. Arrays are read when they are used.
 
     path: on this machine, in a store (gs://, s3://) or in the Hub (hf://USER/MODEL). format: one of `registry.FORMATS`,
-    if it is not recognised. fields: values of ViTConfig fields that a file of another project does not contain
-    (`{"heads": 6}`). part: the model to open if a file contains several, by the keys and the prefix that lead to it
-    ("state_dict"). base: for a folder of adapters (peft's), the checkpoint that the adapters belong to; by default the
-    one that the folder names. The result is the base with the adapters merged into its weights. Every name and shape is
-    checked. Raises InputError for a checkpoint that is missing, damaged, of an unknown format or that does not fit
-    these arguments.
+    for a file whose format is not recognised. fields: values of ViTConfig fields that a file of another project does
+    not contain (`{"heads": 6}`). part: the model to open if a file contains several, named by its keys and prefix in
+    the file ("state_dict"). base: for a folder of adapters (peft's), the checkpoint that the adapters belong to; by
+    default the one that the folder names. The result is the base with the adapters merged into its weights. Every name
+    and shape is checked. Raises InputError for a checkpoint that is missing, damaged, of an unknown format, or
+    incompatible with these arguments.
     """
     opened, fields = checkpoint_in(location(path)), fields or {}
     if is_adapter_folder(opened) or (base is not None and has_adapters(opened)):
         _refuse_choices(opened, format, fields)
         return _open_adapters(opened, base)
     if base is not None and opened.exists():
-        raise InputError(f"{opened}: no folder of adapters (no {ADAPTER_CONFIG} in it); leave out the base")
+        raise InputError(f"{opened}: not a folder of adapters (it has no {ADAPTER_CONFIG}); leave out the base")
     if step.is_orbax_step(opened):
         _refuse_choices(opened, format, fields)
         return _open_step(opened)
@@ -135,27 +135,28 @@ def open_with_warning(
 def _open_adapters(
     path: Location, base: str | os.PathLike[str] | Checkpoint | None, above: tuple[Location, ...] = ()
 ) -> Checkpoint:
-    """The base with a folder's adapters as a part of it; above: the folders that have this one as their base."""
+    """The base with the adapters of a folder merged into it. above: the folders of adapters that name this one as their
+    base."""
     adapters = read_adapters(path)
     if base is None:
         named = adapters.base
         if named is None or not location(named).exists():
-            where = f"its base, {named}, is not there" if named else "it names no base"
-            how = "give the checkpoint they belong to (--base CHECKPOINT; in Python base=...)"
-            raise InputError(f"{path}: adapters alone, and {where}; {how}")
+            where = f"the base that it names, {named}, does not exist" if named else "it names no base"
+            how = "give the checkpoint that they belong to (--base CHECKPOINT; in Python base=...)"
+            raise InputError(f"{path}: contains only adapters, and {where}; {how}")
         base = named
     if not isinstance(base, Checkpoint):
         below, above = location(base), (*above, path)
         if below in above:
-            raise InputError(f"{path}: its base {base} is a folder of adapters that has this one as its base")
+            raise InputError(f"{path}: its base {base} is a folder of adapters that names this folder as its base")
         base = _open_adapters(below, None, above) if is_adapter_folder(below) else open_checkpoint(below)
     return apply_adapters(adapters, base)
 
 
 def _refuse_choices(path: Location, format: str | None, fields: Fields) -> None:
-    """InputError for options that a checkpoint of our own does not need."""
+    """Raises InputError for options that have no use for a checkpoint in our own format."""
     if format not in (None, "vit"):
-        raise InputError(f"{path}: a checkpoint of this project; leave out --from {format}")
+        raise InputError(f"{path}: a checkpoint in this project's own format; leave out --from {format}")
     if fields:
         raise InputError(f"{path}: its own config has {', '.join(fields)}; edit {CONFIG} instead of --set")
 
@@ -166,7 +167,7 @@ def _open_step(path: Location) -> Checkpoint:
 
 
 def _foreign_container(path: Location) -> Container | None:
-    """What holds the weights at a path; None for a checkpoint of our own, and where there is nothing at all."""
+    """The opened weights at a path. None for a checkpoint in our own format, a missing path and an empty folder."""
     if not path.exists() or (path.is_dir() and "format_version" in _read_json(path / CONFIG)):
         return None
     if path.is_dir() and not (path / WEIGHTS).exists() and not any(path.iterdir()):
@@ -179,7 +180,7 @@ def _source_of(path: Location, container: Container, part: str | None) -> Source
     (config, preprocessor), notes = _read_sidecars(path, container)
     open_clip_config = _read_open_clip_config(path, container)
     if open_clip_config and container.path.name.startswith("open_clip"):
-        config = preprocessor = {}  # they belong to other weights in the folder
+        config = preprocessor = {}  # these files belong to other weights in the folder
     of_library = not config.keys().isdisjoint(_KEYS_OF_LIBRARIES)
     facts = {} if of_library or not config else {CONFIG: config}
     source = Source(
@@ -189,16 +190,16 @@ def _source_of(path: Location, container: Container, part: str | None) -> Source
 
 
 def find_source(container: Container, part: str | None, source: Source) -> Source:
-    """A source with the arrays of one model of a container: the first one, or the one that `part` names.
+    """The source with the arrays of one model of a container: the first one, or the one that `part` names.
 
-    A container in which no model is found gives all its arrays.
+    If no model is found, the source has all arrays of the container. Raises InputError for an unknown `part`.
     """
     anchors = [anchor for format in FOREIGN_FORMATS.values() for anchor in format.anchors]
     candidates = find_candidates(container.tree, container.separator, anchors)
-    if not candidates:  # names of PyTorch in nested mappings, as in a tree of JAX, or joined by "/"
+    if not candidates:  # PyTorch's names in nested mappings, as in a tree of JAX arrays, or joined by "/"
         names = {name.replace("/", "."): entry for name, entry in flattened(container.tree, ".").items()}
         candidates = find_candidates(names, ".", anchors)
-    if not candidates and container.separator == ".":  # a pickle of PyTorch's kind, or dots, with names of Flax
+    if not candidates and container.separator == ".":  # a PyTorch file, or a flat mapping, with names like Flax's
         names = {name.replace(".", "/"): entry for name, entry in flattened(container.tree, ".").items()}
         candidates = find_candidates(nested(names), "/", anchors)
     notes = (*container.notes, *source.notes)
@@ -225,10 +226,12 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
 
 
 def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str, Any], dict[str, Any]], list[str]]:
-    """config.json and the image processor's config beside the weights, and notes. For a file, those of its folder if
-    the file has one of the names that a folder's weights have."""
+    """config.json and the image processor's config in the folder of the weights, and notes. If the path is a file, they
+    are read only if the file has one of the names in _OF_FOLDERS."""
     if path.is_dir():
-        folder = container.path if container.path.is_dir() else container.path.parent  # also in a hub cache
+        folder = (
+            container.path if container.path.is_dir() else container.path.parent
+        )  # the folder of the snapshot, if this is a hub cache
         notes = list[str]()
     elif path.name in _OF_FOLDERS and (path.parent / CONFIG).is_file():
         folder, notes = path.parent, [f"config: from {CONFIG} beside the file"]
@@ -245,7 +248,8 @@ def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str
 
 
 def _read_open_clip_config(path: Location, container: Container) -> dict[str, Any]:
-    """open_clip_config.json beside open_clip's weights, or in a folder without a config.json."""
+    """The fields of open_clip_config.json beside open_clip's weights, or in a folder without a config.json; else
+    empty."""
     folder = path if path.is_dir() else path.parent
     named = container.path.name.startswith("open_clip")
     if named or (path.is_dir() and not (folder / CONFIG).is_file()):
@@ -254,18 +258,18 @@ def _read_open_clip_config(path: Location, container: Container) -> dict[str, An
 
 
 def _read_json(path: Location) -> dict[str, Any]:
-    """The fields of a JSON object in a file; empty where there is no such file."""
+    """The fields of a JSON object in a file; empty if there is no such file."""
     if not path.is_file():
         return {}
     with readable(path, "JSON"):
         if path.stat().st_size > _LONGEST_JSON:
-            raise ValueError("too long")
-        fields = json.loads(path.read_bytes())  # in whatever encoding its first bytes show
+            raise ValueError(f"more than {_LONGEST_JSON:,} bytes")
+        fields = json.loads(path.read_bytes())  # json detects UTF-8, UTF-16 and UTF-32
     return fields if isinstance(fields, dict) else {}
 
 
 def recognised_format(source: Source) -> Format:
-    """The format of a source, by its content. Raises InputError where it is of none."""
+    """The format of a source, recognised by its content. Raises InputError if no format matches."""
     check_deepspeed(source)
     check_quantized(source)
     check_positions(source)
@@ -276,7 +280,8 @@ def recognised_format(source: Source) -> Format:
 
 
 def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
-    """A foreign source as a checkpoint: every array is used, left out by name, or an InputError."""
+    """Converts a source of another project to a checkpoint. Each of its arrays is either used, or named in a note as
+    left out; for any other array, and for a missing one, InputError is raised."""
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
@@ -295,8 +300,8 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
 
 
 def _decoder(source: Source, reading: Reading) -> tuple[Decoder | None, list[str]]:
-    """The decoder beside an encoder, and notes. None where there is none, or it cannot be one of ours: the encoder can
-    be read without it."""
+    """The decoder of a masked autoencoder, and notes. None if there is no decoder, or one that our model cannot
+    express: then only the encoder is read."""
     if (there := reading.decoder) is None:
         return None, []
     model, positions = reading.config.model, reading.arrays.entries.get(there.positions)
@@ -308,28 +313,31 @@ def _decoder(source: Source, reading: Reading) -> tuple[Decoder | None, list[str
     expected = 1, 1 + prod(model.grid), there.mae.decoder_width
     if positions is None or positions.shape != expected or not is_mae_table(positions.read(), model.grid, 1):
         return None, [f"the decoder is left out: {there.positions} is not MAE's table of sines and cosines"]
-    notes = [f"it has the decoder of a masked autoencoder, {len(arrays)} arrays, which only pretraining needs"]
+    notes = [
+        f"the file also has the decoder of a masked autoencoder ({len(arrays)} arrays), which only pretraining uses"
+    ]
     if "decoder_heads" not in there.stated:
-        notes.append(f"decoder_heads: {there.mae.decoder_heads}, assumed, as in its authors' code")
+        notes.append(f"decoder_heads: {there.mae.decoder_heads}, assumed, as in the code of MAE's authors")
     return Decoder(there.mae, with_value_checks(source.path, arrays), there.stated), notes
 
 
 @contextmanager
 def _named_as_shard(path: Location) -> Iterator[None]:
-    """Adds to an InputError about a file with the name of a shard that it may hold a part of a model only."""
+    """Adds to an InputError about a file named like a shard the advice to open the folder of all shards."""
     try:
         yield
     except InputError as error:
         shard = _SHARD.fullmatch(path.name)
         if not shard or int(shard[1]) < 2 or not path.is_file():
             raise
-        step = f"if it is one of {int(shard[1])} shards, as its name says, give the folder that it is in"
+        step = f"if this is one of {int(shard[1])} shards, as the name suggests, give the folder that contains them"
         raise type(error)(f"{error}; {step}") from None
 
 
 @contextmanager
 def _named_as_in_file(source: Source) -> Iterator[None]:
-    """Adds to messages where in the file the model is whose arrays they name: without its keys and its prefix."""
+    """Adds to an InputError the keys and the prefix of the model in the file, because the names of arrays in messages
+    do not include them."""
     try:
         yield
     except InputError as error:
@@ -341,7 +349,8 @@ def _named_as_in_file(source: Source) -> Iterator[None]:
 
 
 def _left_out(format: Format, source: Source, reading: Reading, *, without_head: bool) -> list[str]:
-    """The names of arrays and keys that a reading leaves out. InputError for an array that has no place in it."""
+    """The names of arrays and keys that are left out. Raises InputError for an array that is neither used nor known to
+    be unnecessary."""
     used = {name for rule in reading.rules for name in rule.theirs}
     if reading.decoder is not None:
         used |= {reading.decoder.positions, *(name for rule in reading.decoder.rules for name in rule.theirs)}
@@ -353,11 +362,11 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
         if re.search(reading.left_out, name) or COUNTERS.fullmatch(name) or (without_head and name in of_head)
     ]
     if unexpected := [name for name in unused if name not in left_out]:
-        advice = advice_about(unexpected) or "nothing is dropped in silence"
+        advice = advice_about(unexpected) or "arrays are left out only if they are known to be unnecessary"
         if set(unexpected) <= set(of_head):
             advice = "use --set num_classes=0 to leave this head out"
         raise InputError(
-            f"{source.path}: arrays with no place in {format.name}'s model as read: {abbreviate(unexpected)}; {advice}"
+            f"{source.path}: arrays that {format.name}'s model does not use: {abbreviate(unexpected)}; {advice}"
         )
     modules = tuple(f"{module}." for module in reading.used)
     beside = [name for name in source.beside if name not in reading.used and not name.startswith(modules)]
@@ -366,7 +375,8 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
 
 
 def _unsaid(format: Format, reading: Reading, fields: Fields) -> list[Assumption]:
-    """An assumption for every field that nothing else accounts for, so that none is assumed in silence."""
+    """An assumption for each field of the config that neither the format, nor the file, nor the user determines, so
+    that every assumed value is reported."""
     said = format.determined | reading.stated | set(fields) | {one.field for one in reading.assumptions}
     model = reading.config.model
     return [

@@ -11,7 +11,7 @@ from vit_core.storage import Location, is_local
 _WEIGHTS = (
     "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.npz", "*.msgpack", "*.h5", "*.onnx", "*.index.json",
 )  # fmt: skip
-"""Names of files that hold weights, or list the files that do."""
+"""Names of files that contain weights, or list files of weights."""
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 """Names of files that describe the weights beside them."""
 _RUN_FILES = ("run.json", STEPS)
@@ -32,7 +32,9 @@ def check_target(path: Location, format: str, overwrite: bool) -> tuple[Location
         return ()
     if path.is_file():
         if not overwrite and _format_of(path) != format:
-            raise InputError(f"{path}: exists and is no {format} checkpoint; choose another name, or add --overwrite")
+            raise InputError(
+                f"{path}: exists and is not a {format} checkpoint; choose another name, or add --overwrite"
+            )
         return (path,)
     names = sorted(entry.name for entry in path.iterdir())
     names = [name for name in names if not name.startswith(".")]
@@ -61,17 +63,17 @@ def check_outside_runs(path: Location) -> None:
 
 
 def _refuse_others(path: Location, format: str, names: list[str], there: list[str]) -> None:
-    """Raises InputError unless a folder holds one checkpoint of the format."""
+    """Raises InputError unless a folder contains one checkpoint of the format."""
     found = _format_of(path) if there else None
     if found != format:
         what = f"a {found} checkpoint" if found else f"other files ({abbreviate(names, most=3)})"
         raise InputError(
-            f"{path}: holds {what}, and {format} is to be written; choose an empty or new folder, or add --overwrite"
+            f"{path}: contains {what}, not a {format} checkpoint; choose an empty or new folder, or add --overwrite"
         )
     own = ("model.safetensors", "config.json", "preprocessor_config.json")
     if beside := [name for name in there if name not in own]:
         raise InputError(
-            f"{path}: {abbreviate(beside, most=3)} would stay beside the new weights; choose an empty or new folder, "
+            f"{path}: {abbreviate(beside, most=3)} would remain beside the new weights; choose an empty or new folder, "
             "or add --overwrite, which removes it"
         )
 

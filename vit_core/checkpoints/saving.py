@@ -1,4 +1,4 @@
-"""Writes a checkpoint in any format: checkpoint -> what the format can hold -> arrays and files -> location."""
+"""Writes a checkpoint in any format: checkpoint -> config that the format can express -> arrays and texts -> files."""
 
 import os
 from pathlib import Path
@@ -15,16 +15,16 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.storage import Location, staged_files, writable_location
 
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-"""Endings that nobody gives to a folder."""
+"""A target with one of these endings is meant to be a file, not a folder."""
 
 
 def express_for(checkpoint: Checkpoint, format: str, allow_lossy: bool = False, *, decoder: bool = False) -> Expressed:
-    """The same model with a config that a format of `TARGETS` can hold, and notes on the values that were added.
+    """The same model with a config that a format of `TARGETS` can express, and notes on the values that were added.
 
     decoder: keep the decoder of a masked autoencoder; without it, the decoder is left out.
 
-    Raises InputError, with the reason, for what the format cannot hold; with allow_lossy small differences of the
-    logits are accepted, and noted.
+    allow_lossy: accept changes of the config that change the logits slightly, and add a note for each. Raises
+    InputError, with the reason, if the format cannot express the model.
     """
     if format not in TARGETS:
         raise unknown_name("format to write", format, TARGETS)
@@ -45,15 +45,15 @@ def save_checkpoint(
     overwrite: bool = False,
     decoder: bool = False,
 ) -> tuple[str, ...]:
-    """Writes a checkpoint in a format of `TARGETS`. Returns notes on values that were added, and on what the files do
-    not contain.
+    """Writes a checkpoint in a format of `TARGETS`. Returns notes on values that were added, and on contents of the
+    checkpoint that the format cannot store.
 
     path: on this machine or in a store (gs://, s3://). A name that ends in .safetensors, .pth or .npz becomes such a
-    file if the format has them; any other name becomes a folder. A checkpoint of the same format is replaced, or
-    unchanged if writing fails; anything else is replaced only with `overwrite`. allow_lossy: accept another activation
-    or epsilon if the outputs differ only slightly. decoder: write the decoder of a masked autoencoder too
-    (transformers' ViTMAEForPreTraining). Raises InputError, before anything is written, for a model that the format
-    cannot hold and for a target that must not be replaced.
+    file if the format allows it; any other name becomes a folder. An existing checkpoint of the same format is
+    replaced; it stays unchanged if writing fails. Anything else is replaced only with `overwrite`. allow_lossy: accept
+    another activation or epsilon if the outputs differ only slightly. decoder: write the decoder of a masked
+    autoencoder too (transformers' ViTMAEForPreTraining). Raises InputError, before anything is written, for a model
+    that the format cannot express and for a target that must not be replaced.
     """
     target = writable_location(path)
     expressed = express_for(checkpoint, format, allow_lossy, decoder=decoder)
@@ -75,27 +75,30 @@ def save_checkpoint(
 
 
 def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
-    """The writer of a checkpoint with its decoder. InputError for a checkpoint without a decoder, or a format without
-    one."""
+    """The writer of a checkpoint with its decoder. Raises InputError if the checkpoint has no decoder that fits, or the
+    format cannot store one."""
     if checkpoint.decoder is None:
-        raise InputError(f"{checkpoint.origin}: has no decoder of a masked autoencoder; leave out the decoder")
+        raise InputError(
+            f"{checkpoint.origin}: has no decoder of a masked autoencoder; leave out --decoder (in Python decoder=True)"
+        )
     model, mae = checkpoint.config.model, checkpoint.decoder.mae
     if checkpoint.decoder.arrays.shapes != {name: row.shape for name, row in decoder_rows(model, mae).items()}:
-        raise InputError(f"{checkpoint.origin}: its decoder is for patches of another size; leave out the decoder")
+        raise InputError(f"{checkpoint.origin}: its decoder is for another patch or image size; leave out --decoder")
     if format not in MASKED_WRITERS:
         where = "; a run keeps it in its saved steps, RUN/steps" if format == "vit" else ""
         those = ", ".join(MASKED_WRITERS)
-        raise InputError(f"{format} cannot hold the decoder of a masked autoencoder{where}; what can: {those}")
+        raise InputError(f"{format} cannot store the decoder of a masked autoencoder{where}; formats that can: {those}")
     return MASKED_WRITERS[format]
 
 
 def _container(target: Location, format: str) -> str:
-    """The kind of file or folder that a name asks for. InputError where the format has no such kind."""
+    """The kind of target that a name asks for: "folder" or the ending of a file. Raises InputError if the format is not
+    written as such a kind."""
     containers = ("folder",) if format == "vit" else WRITERS[format].containers
     container = target.suffix if target.suffix in containers else containers[0]
     if target.suffix != container and (container != "folder" or target.suffix in _FILE_SUFFIXES):
         kinds = ["a folder" if kind == "folder" else f"a {kind} file" for kind in containers]
-        raise InputError(f"{target}: {format} is written as {' or '.join(kinds)}; choose such a name")
+        raise InputError(f"{target}: {format} is written as {' or '.join(kinds)}; choose a name of that kind")
     return container
 
 

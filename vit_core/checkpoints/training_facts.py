@@ -1,9 +1,9 @@
-"""What files state of their model beside its arrays, under names that training scripts share.
+"""Values that a file states about its model outside the arrays, under names that many training scripts use.
 
-Lightning's `hyper_parameters`, an `args` of argparse, a `config` at any key, a safetensors file's metadata: the image
-size, the heads, the pooling, the activation and the epsilon, which no array shows, are taken from there where the
-arrays agree; sizes that the arrays show are compared with it; names of classes (`classes`, `class_to_idx`) become
-labels; and a mean and a std with what is stated beside them become the preprocessing.
+Such values are in Lightning's `hyper_parameters`, an `args` of argparse, a `config` at any key, or a safetensors file's
+metadata. The image size, the heads, the pooling, the activation and the epsilon, which no array shows, are taken from
+them if the arrays do not contradict. Sizes that the arrays show are compared with them. Names of classes (`classes`,
+`class_to_idx`) become labels. A mean and a std, with the values stated in the same mapping, become the preprocessing.
 """
 
 import json
@@ -32,9 +32,11 @@ _ASSUMED = {
     "norm": ("norm_layer",),
     "norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "ln_eps"),
 }
-"""Field that arrays do not show -> names that scripts give it; an image size first, without which some do not open."""
+"""Field that arrays do not show -> names that scripts give it. The image size is first, because some files cannot be
+read without it."""
 _OF_MANY_MODELS = ("activation", "norm", "norm_epsilon")
-"""Fields that configurations of language models have too: ignored where the sizes beside them are another model's."""
+"""Fields that configs of language models have too. They are ignored in a mapping whose sizes are those of another
+model."""
 _SHOWN = {
     "patch_size": ("patch_size",),
     "channels": ("in_chans", "in_channels", "num_channels"),
@@ -55,22 +57,24 @@ class Fact:
     """A value that a file states."""
 
     key: str
-    """The file's top key, of which it is a part."""
+    """The top-level key of the file under which it is."""
     name: str
     value: Any
     depth: int
-    """Levels above it."""
+    """Number of mappings around it."""
 
     @property
     def where(self) -> str:
-        """Where it is, for people: "hyper_parameters: img_size"."""
+        """Its place in the file, for messages: "hyper_parameters: img_size"."""
         return self.name if self.key == self.name else f"{self.key[:60]}: {self.name}"
 
 
 def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, fields: Fields) -> Reading:
-    """A reading that takes what the file states beside the arrays; `fields`, which the user states, come first.
+    """A reading that also uses the values which the file states outside its arrays. `fields`, given by the user, have
+    priority.
 
-    Raises the reader's InputError where it opens neither with these facts nor without them.
+    read: the format's own reading. Raises its InputError if it fails both with these values and without them. Raises
+    InputError for a stated activation that ViTConfig does not have.
     """
     mappings = list(stated_mappings(source.facts))
     facts = list(_facts(mappings))
@@ -94,7 +98,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})
         if better is None:
             stated = f"{fact.where} states {field_text(field, value)}"
-            notes.append(f"{stated}, which the arrays contradict ({_reason(why_not)})")
+            notes.append(f"{stated}, ignored because the arrays contradict it ({_reason(why_not)})")
             continue
         reading, taken[field] = better, value
         used.add(fact.key)
@@ -116,7 +120,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
 
 
 def _is_about(values: Mapping[Any, Any], reading: Reading) -> bool:
-    """Whether no width and no depth in a mapping are of another model than the arrays'."""
+    """Whether a mapping may be about the model of the arrays: it states no other width and no other depth."""
     stated = ((field, _value_of(field, values.get(name))) for field in ("width", "depth") for name in _SHOWN[field])
     return all(value in (None, getattr(reading.config.model, field)) for field, value in stated)
 
@@ -127,7 +131,7 @@ def _is_of_gate(reading: Reading | None, fact: Fact) -> bool:
 
 
 def _check_activation(reading: Reading | None, source: Source, fact: Fact, value: str) -> None:
-    """InputError for an activation that is none of ours, but for the SiLU of a gated MLP."""
+    """Raises InputError for an activation that ViTConfig does not have, except the SiLU of a gated MLP."""
     if value == "silu" and reading is not None and reading.config.model.mlp == "swiglu":
         return
     if _is_of_gate(reading, fact):
@@ -136,8 +140,8 @@ def _check_activation(reading: Reading | None, source: Source, fact: Fact, value
             "ViTConfig; if that is not the activation of the gates, use --set activation=gelu"
         )
     raise InputError(
-        f"{source.path}: {fact.where} states '{one_line(value)[:60]}', which ViTConfig cannot express; if that is not "
-        f"the activation of this model's MLPs, use --set activation=gelu or another of {', '.join(_ACTIVATIONS)}"
+        f"{source.path}: {fact.where} states '{one_line(value)[:60]}', which ViTConfig cannot express; if it is not "
+        f"the activation of this model's MLPs, use --set activation=NAME with one of {', '.join(_ACTIVATIONS)}"
     )
 
 
@@ -155,7 +159,7 @@ def _reason(error: InputError | None) -> str:
 
 
 def _facts(mappings: Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]) -> Iterator[Fact]:
-    """Every value of the known names, the outermost first."""
+    """Every value with a known name, the outermost first."""
     known = {name for names in (*_ASSUMED.values(), *_SHOWN.values()) for name in names} | set(_LABELS)
     for path, values in mappings:
         for name, value in values.items():
@@ -164,7 +168,8 @@ def _facts(mappings: Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]) -> Ite
 
 
 def _fact_of(field: str, facts: list[Fact]) -> tuple[Fact, Any] | None:
-    """The outermost fact about a field, and its value as the field has it; None where two differ."""
+    """The outermost fact about a field, and its value in the form of the field. None if there is none, or several at
+    the same level differ."""
     names = (_ASSUMED | _SHOWN)[field]
     found = [(one, value) for one in facts if one.name in names and (value := _value_of(field, one.value)) is not None]
     outermost = [(one, value) for one, value in found if one.depth == found[0][0].depth]
@@ -172,7 +177,7 @@ def _fact_of(field: str, facts: list[Fact]) -> tuple[Fact, Any] | None:
 
 
 def _value_of(field: str, said: Any) -> Any:
-    """A value of the field; None for what is none."""
+    """A stated value in the form of the field; None if it is not a valid value."""
     if field == "activation":
         return activation_named(said)
     if field == "norm_epsilon":
@@ -193,7 +198,7 @@ def _value_of(field: str, said: Any) -> Any:
     if whole:
         return (said, said)
     sides = list(said) if isinstance(said, list | tuple) else []
-    if len(sides) == 3:  # channels before or after
+    if len(sides) == 3:  # with the number of channels, first or last
         sides = sides[1:] if sides[0] in (1, 3) else sides[:2]
     fits = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
     return tuple(sides) if fits else None
@@ -206,11 +211,14 @@ def _last_part(said: Any) -> str:
 
 
 def _apart(field: str, fact: Fact, value: Any, model: ViTConfig) -> str | None:
-    """A note where the arrays have something else; a model without a head has no number of classes."""
+    """A note if the arrays have another value than the file states. The number of classes is not compared for a model
+    without a head."""
     there = getattr(model, field)
     if there == value or (field == "num_classes" and not there):
         return None
-    return f"{fact.where} states {field_text(field, value)}, but the arrays have {field_text(field, there)}, as taken"
+    return (
+        f"{fact.where} states {field_text(field, value)}, but the arrays have {field_text(field, there)}, which is used"
+    )
 
 
 def _with_labels(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str], set[str]]:
@@ -224,7 +232,7 @@ def _with_labels(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str
             fitting.setdefault(names, fact)
     if len(fitting) > 1:
         where = " and ".join(fact.where for fact in fitting.values())
-        return reading, [f"labels left out: {where} have different names or orders"], set()
+        return reading, [f"labels left out: {where} differ in names or order"], set()
     for names, fact in fitting.items():
         labelled = replace(reading, config=config.replace(labels=names))
         return labelled, [f"labels: {len(names)} names of {fact.where}"], {fact.key}
@@ -232,7 +240,8 @@ def _with_labels(reading: Reading, facts: list[Fact]) -> tuple[Reading, list[str
 
 
 def _names_of(said: Any) -> tuple[str, ...] | None:
-    """Names in the order of classes: of a list, of {number: name}, or of {name: number}."""
+    """Class names in the order of their numbers, from a list, {number: name} or {name: number}. None for anything
+    else."""
     names: list[Any] = []
     if isinstance(said, list | tuple):
         names = list(said)

@@ -1,4 +1,4 @@
-"""Verifies that a written checkpoint is still the same model: reads it back and compares configs and outputs."""
+"""Verifies a written checkpoint: reads it back and compares its config and outputs with the original model's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from vit_core.errors import InputError
 from vit_core.storage import Location, absolute
 
 _ASKED_FOR = ((), ("image_size",), ("rope",), ("image_size", "rope"), ("image_size", "rope", "final_norm"))
-"""Fields without which formats without a config refuse some models (a grid that is not square, rotary positions), the
-fewest first."""
+"""Sets of fields, the smallest first, that a format without a config file may need from the user to read some models
+(grids that are not square, rotary positions)."""
 
 
 class Twin(Protocol):
-    """What verification needs of a twin: the packages vit_jax and vit_torch."""
+    """The functions of a twin that verification calls. The packages vit_jax and vit_torch have them."""
 
     def load(self, path: Checkpoint, *, dtype: str) -> Any: ...
 
@@ -30,7 +30,7 @@ class Twin(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two sets of outputs on the same random images are apart."""
+    """The difference between two sets of outputs for the same random images."""
 
     what: str
     max_abs: float
@@ -38,7 +38,7 @@ class Difference:
     equal_rounded: int
     outputs: int
     bound: float
-    """Upper bound of `relative`."""
+    """Upper bound of `relative` for `ok`."""
 
     @property
     def ok(self) -> bool:
@@ -55,18 +55,18 @@ class Difference:
 
 
 def check_apart(target: Location, *sources: Location) -> None:
-    """Raises InputError where writing `target` would replace files of a source."""
+    """Raises InputError if `target` is one of the sources, or writing it would replace files of one."""
     target = absolute(target)
     for source in map(absolute, sources):
         holds_it = target == source.parent and (target / WEIGHTS).exists()
         part_of_it = target.parent == source and target.is_file()
         if target == source or holds_it or part_of_it:
-            raise InputError(f"{target}: is the source, or part of it; choose another name for the target")
+            raise InputError(f"{target}: is the source or a part of it; choose another target")
 
 
 def read_back(path: Location, format: str, written: ViTConfig) -> tuple[Checkpoint, dict[str, Any]]:
-    """Opens a written checkpoint, and returns it with the config fields that had to be given because its files do not
-    contain them."""
+    """Opens a written checkpoint. Also returns the config fields that had to be given because its files do not contain
+    them."""
     for names in _ASKED_FOR:
         missing = {name: getattr(written, name) for name in names}
         try:
@@ -82,7 +82,7 @@ def read_back(path: Location, format: str, written: ViTConfig) -> tuple[Checkpoi
 
 
 def different(expected: ViTConfig, found: ViTConfig) -> dict[str, Any]:
-    """The expected values of those fields in which two configs give different outputs."""
+    """Name -> expected value of the fields that differ and change the outputs."""
     a, b = _effective(expected), _effective(found)
     return {name: getattr(expected, name) for name in a if a[name] != b[name]}
 
@@ -93,8 +93,8 @@ def _effective(config: ViTConfig) -> Mapping[str, Any]:
 
 
 def probes(config: CheckpointConfig) -> list[np.ndarray]:
-    """Random batches of images x_BHWC for which outputs are compared: of the model's own size, and of an oblong one
-    where images keep their aspect."""
+    """Random batches of images x_BHWC for which outputs are compared: one of the model's image size and, if images keep
+    their aspect ratio (NaFlex), one that is not square."""
     model, (h, w), (P, Q) = config.model, config.model.grid, config.model.patch_size
     sizes = [model.image_size]
     if is_any_aspect(config):
@@ -103,13 +103,14 @@ def probes(config: CheckpointConfig) -> list[np.ndarray]:
 
 
 def outputs_of(twin: Twin, checkpoint: Checkpoint, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The outputs in float64. The model is freed afterwards, so that two large ones need not fit in memory together."""
+    """The outputs of a model for each batch, in float64. The model is freed afterwards, so that two models are never in
+    memory together."""
     model, own = twin.load(checkpoint, dtype="float64"), checkpoint.config.model.image_size
     return [twin.predict(model, x_BHWC, interpolate=x_BHWC.shape[1:3] != own) for x_BHWC in batches]
 
 
 def difference(what: str, a_BC: np.ndarray, b_BC: np.ndarray, bound: float = parity.FLOAT64_BOUND) -> Difference:
-    """Compares two sets of outputs. Raises InputError where their shapes differ."""
+    """Compares two sets of outputs. Raises InputError if their shapes differ."""
     if a_BC.shape != b_BC.shape:
         raise InputError(f"{what}: outputs of shape {a_BC.shape}, expected {b_BC.shape}")
     max_abs, relative = parity.difference(a_BC, b_BC)

@@ -1,4 +1,4 @@
-"""Local paths, stores (gs://, s3://, memory://) and the Hugging Face Hub (hf://) behind one set of operations."""
+"""Local paths, stores (gs://, s3://, memory://) and the Hugging Face Hub (hf://) with the same operations."""
 
 from vit_core.storage.hub import HubPath
 from vit_core.storage.locations import (

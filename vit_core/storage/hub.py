@@ -1,4 +1,4 @@
-"""Models in the Hugging Face Hub as folders that can be read: hf://USER/MODEL[@REVISION][/PATH]."""
+"""Models in the Hugging Face Hub as folders that can only be read: hf://USER/MODEL[@REVISION][/PATH]."""
 
 import errno
 import logging
@@ -16,7 +16,7 @@ from vit_core.errors import InputError, one_line, shortened
 from vit_core.storage.object_store import CLIENTS, HUB, StorageError, StorePath
 
 _RESUMPTIONS = 4
-"""Number of connections that may break during one request for bytes."""
+"""Number of broken connections after which a download fails."""
 _LOG_IN = "log in (hf auth login, or set HF_TOKEN)"
 
 
@@ -26,9 +26,9 @@ class _BrokenError(Exception):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a repository: the newest one of a revision at the first access, and the same at later accesses.
+    """One commit of a repository: the newest commit of a revision at the first access, and the same one later.
 
-    So everything read through one address is from one commit, even if somebody pushes meanwhile.
+    Everything that is read through one address is therefore from one commit, even if the repository changes meanwhile.
     """
 
     address: str
@@ -39,14 +39,17 @@ class Snapshot:
 
     @cached_property
     def commit(self) -> str:
-        """The commit's hash. InputError if there is no such repository or revision, or no access to it."""
+        """The hash of the commit. Raises InputError if there is no such repository or revision, or no access to it, and
+        StorageError if the Hub does not answer."""
         from huggingface_hub import HfApi
         from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
         with hub_errors(self.address):
             info = HfApi().model_info(self.repository, revision=self.revision, timeout=HF_HUB_ETAG_TIMEOUT)
         if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
-            raise StorageError(f"{self.address}: the answer names no commit; is HF_ENDPOINT the address of a Hub?")
+            raise StorageError(
+                f"{self.address}: the answer contains no commit; check that HF_ENDPOINT is the address of a Hub"
+            )
         return str(info.sha)
 
 
@@ -58,7 +61,8 @@ class HubPath(StorePath):
 
     @classmethod
     def parse(cls, address: str) -> Self:
-        """From an address such as hf://user/model@main. InputError for another address, and without huggingface_hub."""
+        """Parses an address such as hf://user/model@main. Raises InputError for an invalid address, and if
+        huggingface_hub is not installed."""
         require_hub(address)
         from huggingface_hub.errors import HfUriError
         from huggingface_hub.utils import parse_hf_uri
@@ -69,18 +73,18 @@ class HubPath(StorePath):
         except HfUriError as error:
             raise InputError(f"{address}: expected hf://USER/MODEL[@REVISION][/PATH] ({error.msg.strip()})") from None
         if uri.type != "model":
-            raise InputError(f"{address}: a {uri.type}; expected a model, as hf://USER/MODEL[@REVISION][/PATH]")
+            raise InputError(f"{address}: is a {uri.type}; expected a model: hf://USER/MODEL[@REVISION][/PATH]")
         root = key.removesuffix(f"/{uri.path_in_repo}") if uri.path_in_repo else key
         return cls(HUB, key, snapshot=Snapshot(f"{HUB}://{root}", uri.id, uri.revision))
 
     @property
     def name(self) -> str:
-        """The last part of the name; of the repository, MODEL."""
+        """The last part of the name; for the repository itself, MODEL."""
         return super().name if self._inside else self.snapshot.repository.partition("/")[2]
 
     @property
     def parent(self) -> Self:
-        """The folder it is in; of the repository, the repository."""
+        """The folder that contains it; for the repository itself, the repository."""
         return super().parent if self._inside else self
 
     def read_bytes(self) -> bytes:
@@ -94,9 +98,10 @@ class HubPath(StorePath):
         return bytes(content)
 
     def fetch(self, start: int, length: int, write: Callable[[bytes], object]) -> None:
-        """Passes `length` bytes of the file, from `start` on, to `write`, in order and in pieces.
+        """Passes `length` bytes of the file, from byte `start`, to `write`, in order and in pieces.
 
-        A broken connection is opened again. StorageError if the Hub sends other bytes than requested.
+        A broken connection is reopened. Raises StorageError if connections break too often, or the Hub sends other
+        bytes than requested.
         """
         position, end, broken = start, start + length, 0
         with self._translated_errors():
@@ -111,39 +116,39 @@ class HubPath(StorePath):
                         raise
 
     def download(self, file: Path) -> None:
-        """Copies the file to a local one."""
+        """Copies the file to a local one. Raises StorageError if it does not arrive completely."""
         with bars_in_terminals_only():
             super().download(file)
         if (size := file.stat().st_size) != (expected := self.stat().st_size):
             raise StorageError(f"{self}: {size} bytes arrived, expected {expected}")
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """InputError: nothing can be written."""
+        """Raises InputError, because hf:// can only be read."""
         self._refuse()
 
     def write_bytes(self, content: bytes) -> None:
-        """InputError: nothing can be written."""
+        """Raises InputError, because hf:// can only be read."""
         self._refuse()
 
     def upload(self, file: Path) -> None:
-        """InputError: nothing can be written."""
+        """Raises InputError, because hf:// can only be read."""
         self._refuse()
 
     def rename(self, target: Self) -> None:
-        """InputError: nothing can be written."""
+        """Raises InputError, because hf:// can only be read."""
         self._refuse()
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """InputError: nothing can be written."""
+        """Raises InputError, because hf:// can only be read."""
         self._refuse()
 
     def remove_tree(self) -> None:
-        """InputError: nothing can be written."""
+        """Raises InputError, because hf:// can only be read."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         command = f"vit push CHECKPOINT {self.snapshot.repository}"
-        raise InputError(f"{self}: hf:// can only be read; to upload a checkpoint, write {command}")
+        raise InputError(f"{self}: hf:// can only be read; to upload a checkpoint, run {command}")
 
     @property
     def _inside(self) -> str:
@@ -163,7 +168,7 @@ class HubPath(StorePath):
         return self.snapshot.address.removeprefix(f"{HUB}://") + client_key.removeprefix(self._pinned)
 
     def _pieces(self, position: int, end: int) -> Iterator[bytes]:
-        """The bytes from `position` to `end`, as they arrive. _BrokenError if the connection ends before."""
+        """The bytes from `position` to `end`, as they arrive. Raises _BrokenError if the connection ends before."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -185,7 +190,9 @@ class HubPath(StorePath):
             while position < end:
                 try:
                     piece = next(pieces)
-                except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
+                except (
+                    Exception
+                ) as error:  # the HTTP library, and so its errors, differ between versions of huggingface_hub
                     raise _BrokenError(f"{end - position} bytes are missing") from error
                 yield piece[: end - position]
                 position += len(piece)
@@ -199,11 +206,11 @@ class HubPath(StorePath):
 
 
 def require_hub(what: str) -> None:
-    """InputError if huggingface_hub is not installed. what: the text in the message for what needs it."""
+    """Raises InputError if huggingface_hub is not installed. what: what needs it, for the message."""
     package, extra = CLIENTS[HUB]
     if find_spec(package) is None:
         raise InputError(f"{what}: needs {package}: pip install 'vit-parity[{extra}]'")
-    logging.getLogger(package).setLevel(logging.CRITICAL)  # what it logs, it raises as well
+    logging.getLogger(package).setLevel(logging.CRITICAL)  # it raises all errors that it logs
 
 
 @contextmanager
@@ -223,8 +230,9 @@ def bars_in_terminals_only() -> Iterator[None]:
 
 @contextmanager
 def hub_errors(address: str) -> Iterator[None]:
-    """Raises the errors of huggingface_hub as FileNotFoundError, InputError (no such repository or revision, or no
-    access) or StorageError (the Hub refuses or does not answer), each in one line without tokens and signatures."""
+    """Translates errors of huggingface_hub to FileNotFoundError, InputError (no such repository or revision, or no
+    access) or StorageError (the Hub refuses or does not answer). Messages have one line, without tokens and
+    signatures."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -245,11 +253,13 @@ def hub_errors(address: str) -> Iterator[None]:
     except RepositoryNotFoundError:
         raise InputError(f"{address}: no such repository, or it is private; check the name, and {_LOG_IN}") from None
     except RevisionNotFoundError:
-        raise InputError(f"{address}: no such revision; name a branch, a tag or a commit (a slash as %2F)") from None
+        raise InputError(
+            f"{address}: no such revision; give a branch, a tag or a commit (write a slash as %2F)"
+        ) from None
     except (FileNotFoundError, EntryNotFoundError):
         raise FileNotFoundError(errno.ENOENT, "no such file in the repository", address) from None
     except OfflineModeIsEnabled:
-        raise StorageError(f"{address}: HF_HUB_OFFLINE is set; remove it, or name a local copy") from None
+        raise StorageError(f"{address}: HF_HUB_OFFLINE is set; remove it, or give a local copy") from None
     except Exception as error:
         error = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -257,7 +267,7 @@ def hub_errors(address: str) -> Iterator[None]:
         if status in (401, 403):
             raise StorageError(f"{address}: access refused ({text}); {_LOG_IN}, with a token that allows it") from None
         if status == 412:
-            raise StorageError(f"{address}: it was changed by somebody else meanwhile; try again") from None
+            raise StorageError(f"{address}: another client changed the repository meanwhile; try again") from None
         if status is None:
-            text = f"cannot reach {constants.ENDPOINT} ({text}); check the connection, or name a local copy"
+            text = f"cannot reach {constants.ENDPOINT} ({text}); check the connection, or give a local copy"
         raise StorageError(f"{address}: {text}") from None

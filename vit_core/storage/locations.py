@@ -1,4 +1,4 @@
-"""Locations: local paths or addresses in an object store, with the same methods."""
+"""Locations: local paths, and addresses in an object store or the Hub with the same methods."""
 
 import os
 import shutil
@@ -36,17 +36,17 @@ def is_local(path: Location) -> TypeGuard[Path]:
 
 
 def require_local(path: Location, option: str) -> Path:
-    """The local path. InputError, with the name of the option, for a location in a store."""
+    """The location as a local path. option: named in messages. Raises InputError for a location in a store."""
     if not is_local(path):
         raise InputError(f"{option} {path}: expected a folder on this machine")
     return path
 
 
 def writable_location(path: str | os.PathLike[str]) -> Location:
-    """A location to write to. InputError for one that can only be read; the location is not accessed."""
+    """A location to write to. Raises InputError for one that can only be read. The location is not accessed."""
     place = location(path)
     if not is_local(place):
-        place.mkdir()  # does nothing, or raises
+        place.mkdir()  # raises for hf://, otherwise does nothing
     return place
 
 
@@ -57,7 +57,8 @@ def absolute(path: Location) -> Location:
 
 @contextmanager
 def local_copy(path: Location) -> Iterator[Path]:
-    """A local file with the contents of a location: the file itself, or a copy that lasts as long as the context."""
+    """A local file with the contents of a location: the file itself, or a copy that is removed at the end of the
+    context."""
     if is_local(path):
         yield path
         return
@@ -68,7 +69,8 @@ def local_copy(path: Location) -> Iterator[Path]:
 
 
 def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
-    """Removes a folder with everything in it. FileNotFoundError if it does not exist, unless errors are ignored."""
+    """Removes a folder and everything in it. Raises FileNotFoundError if it does not exist, and StorageError if a store
+    refuses, unless errors are ignored."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=ignore_errors)
         return
@@ -80,15 +82,15 @@ def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
 
 
 def check_new_file(path: Location, option: str) -> None:
-    """InputError, with the name of the option, if a local file cannot be made: it is a folder, or its folder is
-    missing."""
+    """Raises InputError if a local file cannot be created, because the path is a folder or its folder is missing.
+    option: named in the message."""
     if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
         fault = "is a folder" if path.is_dir() else "its folder is missing"
-        raise InputError(f"{option} {path}: {fault}; name a file in a folder that exists")
+        raise InputError(f"{option} {path}: {fault}; give a file in a folder that exists")
 
 
 def check_writable(folder: Location, option: str = "--out") -> None:
-    """Creates the folder if it is missing. InputError, with the name of the option, if it cannot be written to;
+    """Creates the folder if it is missing. option: named in messages. Raises InputError if it cannot be written to, and
     StorageError if a store refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

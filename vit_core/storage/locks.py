@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it ends."""
+"""File locks, which the system releases when the process that holds them ends, even if it is killed."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ from vit_core.storage.locations import Location, check_writable, is_local
 
 try:
     import fcntl
-except ImportError:  # Windows: checkpoints are read and converted there, but nothing is trained
+except ImportError:  # Windows, where checkpoints can be read and converted but not trained
     fcntl = None  # type: ignore[assignment]
 HAS_LOCKS = fcntl is not None
-"""Whether this system has locks that end with the process."""
+"""Whether this system has such locks."""
 
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Locks a local folder for this process. BlockingIOError if another process has locked it; with `wait`, waits
-    instead.
+    """Locks a local folder for this process. Raises BlockingIOError if another process has locked it; with `wait`,
+    waits instead.
 
     Does nothing on a system without such locks (Windows).
     """
@@ -40,8 +40,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 def exclusive(folder: Location) -> Iterator[None]:
     """Creates a folder if it is missing and locks it for this process; removes it at the end if it is empty.
 
-    InputError if another process has locked it or it cannot be written to. A store has no locks: a local folder is
-    locked instead, which excludes other processes on this machine, but not those on other machines.
+    Raises InputError if another process has locked it or it cannot be written to. A store has no locks: a local folder
+    is locked instead, which excludes other processes on this machine, but not those on other machines.
     """
     if fcntl is None:
         raise InputError("training needs file locks, which this system lacks; train on Linux or macOS")
@@ -61,7 +61,7 @@ def exclusive(folder: Location) -> Iterator[None]:
 
 
 def _local_substitute(folder: Location) -> Path:
-    """A local folder to lock instead of one in a store."""
+    """The local folder that is locked in place of a folder in a store."""
     # The same bucket name at another endpoint is another bucket.
     endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "") + os.environ.get("AWS_ENDPOINT_URL", "")
     name = hashlib.sha256(f"{endpoint} {folder}".encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Objects in a store under the part of pathlib's interface that this project uses, through fsspec.
+"""Objects in a store, by fsspec, with the part of pathlib's interface that this project uses.
 
-A store has only whole objects, which cannot be renamed, appended to or partly written. fsspec's own errors differ
-between stores, so every call here raises one of three: FileNotFoundError, InputError (a wrong address, or a missing
-package) or StorageError (the store refuses or does not answer).
+Objects in a store cannot be renamed, extended or partly written. fsspec's own errors differ between stores, so every
+call here raises one of three: FileNotFoundError, InputError (a wrong address, or a missing package) or StorageError
+(the store refuses or does not answer).
 """
 
 import errno
@@ -32,7 +32,7 @@ CLIENTS = {
     "hf": ("huggingface_hub", "hub"),
     "memory": ("fsspec", "train"),
 }
-"""Protocol -> the package that implements it, and the extra of vit-parity that installs that."""
+"""Protocol -> the package that implements it, and the extra of vit-parity that installs the package."""
 HUB = "hf"
 """Protocol of the Hugging Face Hub (vit_core.storage.hub)."""
 
@@ -57,11 +57,11 @@ class StorePath:
     key: str
     """BUCKET/NAME, without slashes at its ends."""
     listed: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
-    """Facts about the object from the listing that this path comes from; saves one request."""
+    """Information about the object, if this path comes from a listing; it saves one request."""
 
     @classmethod
     def parse(cls, address: str) -> Self:
-        """From an address such as gs://bucket/run. InputError for another protocol, or without a bucket."""
+        """Parses an address such as gs://bucket/run. Raises InputError for another protocol, or without a bucket."""
         protocol, _, key = address.partition("://")
         key = re.sub("/+", "/", key.strip("/"))
         if protocol not in CLIENTS:
@@ -116,7 +116,7 @@ class StorePath:
         return (self._info() or {}).get("type") == "directory"
 
     def stat(self) -> SimpleNamespace:
-        """An object with `st_size`, in bytes. FileNotFoundError if there is no such object."""
+        """A namespace with `st_size`, the size in bytes. Raises FileNotFoundError if there is no such object."""
         if (info := self._info()) is None:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return SimpleNamespace(st_size=info["size"])
@@ -132,7 +132,7 @@ class StorePath:
         return iter([self._at(key) for key in sorted(keys)])
 
     def glob(self, pattern: str) -> Iterator[Self]:
-        """The objects and folders that match; only the last part of the pattern may have wildcards."""
+        """The objects and folders that match a pattern. Only its last part may have wildcards."""
         *folders, last = pattern.split("/")
         folder = self / "/".join(folders) if folders else self
         try:
@@ -143,7 +143,7 @@ class StorePath:
     def files(self) -> dict[str, Self]:
         """Every object below the folder, by its name relative to it.
 
-        InputError for a name that would lie outside of a local folder into which they are copied.
+        Raises InputError for a name that would be outside a local folder to which the objects are copied.
         """
         entries: dict[str, dict[str, Any]] = self._call("find", detail=True)
         files = {}
@@ -160,7 +160,7 @@ class StorePath:
     def md5(self) -> str | None:
         """Base64 of the MD5 digest that the store computed when it received the object.
 
-        None if the store has no digest, for example for an object composed of several uploads.
+        None if the store has no digest, for example if the object was uploaded in several parts.
         """
         info = self._info() or {}
         if self.protocol == "s3":
@@ -199,14 +199,14 @@ class StorePath:
             _client(self.protocol).put_file(str(file), self.key)
 
     def rename(self, target: Self) -> None:
-        """Copies everything below the folder, then removes the originals. If interrupted, it leaves both."""
+        """Copies everything below the folder, then removes the originals. If it is interrupted, both remain."""
         for name in self.files():
             with self._translated_errors():
                 _client(self.protocol).cp_file((self / name).key, (target / name).key)
         self.remove_tree()
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Removes the object."""
+        """Removes the object. Raises FileNotFoundError if there is none, unless `missing_ok`."""
         try:
             self._call("rm_file")
         except FileNotFoundError:
@@ -239,14 +239,14 @@ class StorePath:
         return client_key
 
     def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls the store's client; warns if the response takes long."""
+        """Calls a method of the store's client. Warns if the response takes more than SLOW_RESPONSE_SECONDS."""
         with self._translated_errors(), self._slowness_warning():
             call: Callable[..., Any] = getattr(_client(self.protocol), verb)
             return call(self._client_key, *args, **kwargs)
 
     @contextmanager
     def _slowness_warning(self) -> Iterator[None]:
-        """Warns if the context lasts long."""
+        """Warns if the context takes more than SLOW_RESPONSE_SECONDS."""
         warning = threading.Timer(
             SLOW_RESPONSE_SECONDS, warnings.warn, (f"{self}: no response from the store yet; still trying",)
         )
@@ -276,14 +276,14 @@ class StorePath:
 
 @cache
 def _client(protocol: str) -> Any:
-    """fsspec's file system. InputError if its package is not installed."""
+    """fsspec's file system. Raises InputError if its package is not installed."""
     import fsspec
 
     package, extra = CLIENTS[protocol]
-    logging.getLogger(package).propagate = False  # it also raises what it logs
+    logging.getLogger(package).propagate = False  # it raises all errors that it logs
     logging.getLogger(package).addHandler(logging.NullHandler())
     try:
-        # Other processes write meanwhile: a cached listing would be out of date.
+        # No cache: other processes may write meanwhile.
         options = {} if protocol == "memory" else {"use_listings_cache": False}
         return fsspec.filesystem(protocol, **options)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, on a local disk and in a store."""
+"""Replaces files atomically, on a local disk and in a store: readers see the old or the new file, never a part."""
 
 import hashlib
 import os
@@ -18,14 +18,16 @@ from vit_core.storage.object_store import StorePath
 _STAGE, _NEW_STAGE = ".saving-", ".new-saving-"
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _ABANDONED_SECONDS = 600.0
-"""A stage that is not locked and older than this was left by a process that was killed before it could lock it."""
+"""A stage (temporary folder) that is not locked and older than this was left by a process that was killed before it
+could lock it."""
 
 
 @contextmanager
 def staged_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
-    """A local folder in which the files `names` are written; at the end they replace those in `folder`, in this order.
+    """A local folder in which the caller writes the files `names`. At the end they replace those in `folder`, in this
+    order.
 
-    Everything is on the disk before the first file is replaced, and stages that killed processes left are removed.
+    All files are flushed to the disk before the first one is replaced. Stages that killed processes left are removed.
     Several processes may write into one folder. In a store each file is replaced as a whole. Raises InputError if the
     file system refuses or there is no such bucket; the folder is then unchanged.
     """
@@ -34,7 +36,7 @@ def staged_files(folder: Location, names: Sequence[str]) -> Iterator[Path]:
             yield stage
     else:
         assert isinstance(folder, StorePath)
-        folder.mkdir()  # raises here for a location that can only be read
+        folder.mkdir()  # raises InputError for a location that can only be read
         with _upload_stage(folder, names) as stage:
             yield stage
 
@@ -64,17 +66,17 @@ def _local_stage(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             _publish(stage, folder, names)
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot write there ({error.strerror or error}); choose a writable folder with room"
+            f"{folder}: cannot write there ({error.strerror or error}); choose a writable folder with enough space"
         ) from None
     finally:
         if created:
-            with suppress(OSError):  # it is not empty if the files were written
+            with suppress(OSError):  # fails if the files were written, because it is not empty
                 folder.rmdir()
 
 
 @contextmanager
 def _new_stage(folder: Path) -> Iterator[Path]:
-    """A stage that is locked before other processes can recognise it as one, until it is removed."""
+    """A new stage. It gets the name of a stage, by which other processes recognise it, only after it is locked."""
     new = Path(tempfile.mkdtemp(prefix=f"{_NEW_STAGE}{_HOST}-{os.getpid()}-", dir=folder))
     stage = new.with_name(_STAGE + new.name.removeprefix(_NEW_STAGE))
     try:
@@ -91,7 +93,7 @@ def _new_stage(folder: Path) -> Iterator[Path]:
 def _remove_stages_of_killed_processes(folder: Path) -> None:
     """Removes stages that no process has locked. Without file locks (Windows), only old ones."""
     for stage in folder.glob(f"{_STAGE}*"):
-        with suppress(OSError):  # BlockingIOError, an OSError: its process is alive
+        with suppress(OSError):  # BlockingIOError, an OSError, means that its process is alive
             if HAS_LOCKS or _is_abandoned(stage):
                 with locked(stage):
                     shutil.rmtree(stage)
@@ -106,10 +108,10 @@ def _is_abandoned(stage: Path) -> bool:
 
 
 def _has_dead_owner(stage: Path) -> bool:
-    """Whether a process of this machine that no longer exists left a stage before it could lock it."""
+    """Whether the process that created a stage, and had not locked it yet, was on this machine and no longer exists."""
     host, _, owner = stage.name.removeprefix(_NEW_STAGE).partition("-")
     number = owner.partition("-")[0]
-    if host != _HOST or not number.isdigit() or os.name == "nt":  # os.kill ends processes on Windows
+    if host != _HOST or not number.isdigit() or os.name == "nt":  # on Windows, os.kill(pid, 0) would end the process
         return False
     try:
         os.kill(int(number), 0)
@@ -123,7 +125,7 @@ def _has_dead_owner(stage: Path) -> bool:
 def _publish(stage: Path, folder: Path, names: Sequence[str]) -> None:
     mode = _default_mode(stage)
     for name in names:
-        (stage / name).chmod(mode)  # libraries that write through temporary files leave them private
+        (stage / name).chmod(mode)  # files of libraries that write to temporary files first are private
         _flush(stage / name)
     for name in names:
         os.replace(stage / name, folder / name)
@@ -131,7 +133,8 @@ def _publish(stage: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def _default_mode(folder: Path) -> int:
-    """Permissions of a file that this process creates. (os.umask can only be read by changing it for all threads.)"""
+    """The permissions of a new file of this process. (os.umask is not used, because reading it changes it for all
+    threads.)"""
     probe = folder / ".mode"
     os.close(os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666))
     mode = probe.stat().st_mode & 0o777
@@ -142,7 +145,7 @@ def _default_mode(folder: Path) -> int:
 def _flush(path: Path) -> None:
     """Flushes a file or folder from the system's cache to the disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows does not open folders
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)

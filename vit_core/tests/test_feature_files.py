@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_rows(suffix: str, tmp_path: Path, monkeyp
 def test_a_target_that_would_lose_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a name that ends in .npy, .safetensors or .parquet"):
         check_target(tmp_path / "x.txt")
-    with pytest.raises(InputError, match="its folder is missing; name a file in"):
+    with pytest.raises(InputError, match="its folder is missing; give a file in"):
         check_target(tmp_path / "no/x.npy")
     (tmp_path / "x.csv").write_text("name,age\n")
     with pytest.raises(InputError, match=r"its table of images would replace .*x.csv, another file"):

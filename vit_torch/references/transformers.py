@@ -81,7 +81,7 @@ def _of_patches(opened: Any, x_BCHW: Tensor, patch_size: tuple[int, int]) -> Any
 
 def masked_predictions(path: Path, x_BHWC: np.ndarray, order_BN: np.ndarray, mask_ratio: float) -> np.ndarray:
     """What ViTMAEForPreTraining predicts for all patches [B, N, P] of images, in float64, where a share of the patches
-    is hidden, the last of the order. InputError for a folder that it does not open as it is."""
+    is hidden, the last of the order. Raises InputError for a folder that it does not open as it is."""
     with contextlib.redirect_stderr(io.StringIO()):  # progress
         model = _opened(path, importlib.import_module("transformers").ViTMAEForPreTraining)
     model.config.mask_ratio = mask_ratio
@@ -92,7 +92,8 @@ def masked_predictions(path: Path, x_BHWC: np.ndarray, order_BN: np.ndarray, mas
 
 
 def _opened(path: Path, kind: Any, **options: Any) -> Any:
-    """A class's model of a folder in float64, for evaluation. InputError where an array is missing or has no place."""
+    """A class's model of a folder in float64, for evaluation. Raises InputError if an array is missing or has no
+    place."""
     opened, info = kind.from_pretrained(
         path,
         local_files_only=True,

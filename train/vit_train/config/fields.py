@@ -34,7 +34,7 @@ def changed_fields(schema: Schema, prefix: str = "") -> Iterator[str]:
 
 
 def with_fields(schema: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with other values of some fields, by dotted name. InputError for a name that is no field."""
+    """A copy with other values of some fields, by dotted name. Raises InputError for a name that is no field."""
     changes: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
     for section in dict.fromkeys(name.partition(".")[0] for name in values if "." in name):
         if not isinstance(inner := getattr(schema, section, None), Schema):

@@ -46,7 +46,8 @@ class Mesh(Schema):
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
     def over(self, devices: int, model: ViTConfig) -> Self:
-        """The mesh over a number of devices, with -1 replaced. InputError if devices or model cannot be divided."""
+        """The mesh over a number of devices, with -1 replaced. Raises InputError if devices or model cannot be
+        divided."""
         fixed = prod(size for size in self.axes.values() if size != -1)
         rest = [name for name, size in self.axes.items() if size == -1]
         if devices % fixed or not (rest or devices == fixed):
@@ -60,8 +61,8 @@ class Mesh(Schema):
 
 
 def check_divides(axes: Mapping[str, int], model: ViTConfig, prefix: str = "model.") -> None:
-    """InputError if a mesh with these numbers of devices along its axes cannot divide a model. prefix: text before the
-    names of fields in the message."""
+    """Raises InputError if a mesh with these numbers of devices along its axes cannot divide a model. prefix: text
+    before the names of fields in the message."""
     for axis, lengths in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
         for name in lengths:
             if (length := getattr(model, name)) % axes[axis]:

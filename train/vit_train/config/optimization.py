@@ -147,7 +147,7 @@ class Optimizer(Schema):
     def factors(self, rows: Mapping[str, Parameter]) -> dict[str, float]:
         """Factor on the learning rate of each trained parameter, by canonical name; frozen ones are left out.
 
-        InputError for a pattern that matches no parameter, and if no parameter is left to train.
+        Raises InputError for a pattern that matches no parameter, and if no parameter is left to train.
         """
         for pattern in self.frozen:
             if not any(fnmatchcase(name, pattern) for name in rows):

@@ -180,7 +180,7 @@ class TrainConfig(RunFields):
     def factors(self) -> dict[str, float]:
         """Factor on the learning rate of each parameter that is trained, by canonical name.
 
-        InputError where nothing is left to train, or a pattern of optimizer.frozen matches nothing.
+        Raises InputError if nothing is left to train, or a pattern of optimizer.frozen matches nothing.
         """
         factors = self.optimizer.factors(self.table)
         trained = {name: factor for name, factor in factors.items() if trained_with(self.lora, name)}
@@ -191,7 +191,7 @@ class TrainConfig(RunFields):
         return trained
 
     def fitted(self, weights: Checkpoint) -> Checkpoint:
-        """The weights under this run's model config. InputError unless both compute the same network."""
+        """The weights under this run's model config. Raises InputError unless both compute the same network."""
         self.check_network(weights.config.model, weights.origin)
         return weights.with_config(weights.config.replace(model=self.model))
 
@@ -206,7 +206,7 @@ class TrainConfig(RunFields):
             raise InputError(f"model: not that of {origin}: {found}")
 
     def check_batch_shards(self, shards: int) -> None:
-        """InputError unless each part of a batch can be divided into `shards` shards of whole pairs."""
+        """Raises InputError unless each part of a batch can be divided into `shards` shards of whole pairs."""
         parts = shards * self.accumulation * (2 if self.augmentation.mixes else 1)
         if self.batch_size % parts:
             why = f"{shards} devices x {self.accumulation} parts (accumulation)"

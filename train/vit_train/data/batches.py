@@ -1,5 +1,5 @@
-"""Examples to batches. Batch i is a pure function of (seed, i): order, augmentation, mixing and masks are drawn here,
-on the host, from the global example index, independent of the engine and of the number of threads, workers and
+"""Makes batches of examples. Batch i is a pure function of (seed, i): order, augmentation, mixing and masks are drawn
+here, on the host, from the global example index, independent of the engine and of the number of threads, workers and
 processes. Engines only apply them.
 """
 
@@ -32,14 +32,15 @@ from vit_train.data.targets import smooth_targets, targets_with_a_share
 from vit_train.data.threads import in_threads
 
 MASKS_LIMIT = 2**30
-"""Largest number of bytes of a batch's masks: those of dropout are as large as the activations."""
+"""Largest number of bytes of a batch's masks. (Masks of dropout are as large as the activations.)"""
 
 SMALL = 64
 """Largest side in pixels of decoded images for which one thread makes a batch: several threads would wait for each
 other, because Python takes more time than Pillow for such small images."""
 
 IMAGE_STREAM, MASK_STREAM, MIX_STREAM, ORDER_STREAM, NETWORK_STREAM = 1, 2, 3, 5, 6  # 4: data.classes
-"""Numbers of the kinds of random draws, so that an example, a step and a pair of the same number draw differently."""
+"""Numbers of the kinds of random draws, so that the draws of an example, a step and a pair with the same number
+differ."""
 
 Array = Any
 """A NumPy array; in an engine an array of its framework."""
@@ -49,10 +50,10 @@ class Batch(NamedTuple):
     """The input of an engine for one step: a process's rows of the global batch."""
 
     images_BHWC: Array
-    """uint8 or uint16; normalised, then mixed, by the engine. Images of any aspect are vit_core.naflex.PatchedImages,
-    and on the device Patches."""
+    """uint8 or uint16; the engine normalises them, then mixes them. Images of any aspect ratio are
+    vit_core.naflex.PatchedImages on the host and Patches on the device."""
     targets_BC: Array
-    """float32, from 0 to 1: share of each class; already smoothed and mixed."""
+    """float32 from 0 to 1: share of each class, after smoothing and mixing."""
     weights_B: Array
     """float32: the factor of the example's loss: the weight of its class, or 1, mixed like the targets. 0: the example
     is skipped (it could not be read). The sum of the losses is divided by the number of examples that are not skipped,
@@ -116,7 +117,7 @@ class Batches:
         if (needed := 4 * sum(prod(site.shape) for site in sites)) > MASKS_LIMIT:
             raise InputError(
                 f"model.dropout: the masks of a batch of {size} take {needed / 2**30:.1f} GiB, drawn on the host; "
-                f"expected at most {MASKS_LIMIT / 2**30:.0f}; use stochastic_depth, which takes next to nothing"
+                f"expected at most {MASKS_LIMIT / 2**30:.0f}; use stochastic_depth, whose masks are small"
             )
         if size > len(self.split):
             raise InputError(f"batch_size: {size} is more than the {len(self.split)} examples of {self.split.title}")
@@ -195,7 +196,7 @@ class Batches:
             for row, rng in zip(chosen, generators(config.seed, IMAGE_STREAM, numbers[part]), strict=True):
                 image, classes_B[row] = self._example(int(ids_B[row]))
                 if image is not None:
-                    with suppress(InputError):  # the training loop names it: it sees the weight
+                    with suppress(InputError):  # its weight is 0, and the training loop reports it
                         images[row] = augmented(image, preprocessing, config.augmentation, rng)
                         readable_B[row] = True
 
@@ -217,14 +218,15 @@ class Batches:
         return networks[int(np.random.default_rng([self.config.seed, NETWORK_STREAM, step]).integers(len(networks)))]
 
     def _is_small(self, i: int) -> bool:
-        """Whether example i is decoded already, and small."""
+        """Whether example i is already decoded and small."""
         image = None if (found := self.decoded.get(i)) is None else found.image
         return image is not None and max(image.width, image.height) <= SMALL
 
     def _make_together(
         self, ids_B: np.ndarray, numbers: list[int], classes_B: list[np.ndarray], chosen: range, images: Images
     ) -> bool:
-        """Sets the chosen rows, if their images are decoded already and only to be cropped and flipped."""
+        """Sets the chosen rows and returns True, if their images are already decoded and only have to be cropped and
+        flipped."""
         config = self.config
         if not crops_only(config.preprocessing, config.augmentation):
             return False
@@ -287,14 +289,14 @@ class EvaluationBatch(NamedTuple):
     """Some examples of a split."""
 
     images_BHWC: np.ndarray | PatchedImages
-    """uint8 or uint16, by the evaluation transform."""
+    """uint8 or uint16, after the evaluation transform."""
     labels_B: np.ndarray
     """int64: class of each example; for a multilabel split bool [B, classes]: its classes. Zero where counts_B is
     false."""
     counts_B: np.ndarray
-    """bool; false: padding, or an image that could not be read."""
+    """bool; false for padding, and for an image that could not be read."""
     ids_B: np.ndarray
-    """int64 index of each example in the split; beyond its end: padding."""
+    """int64 index of each example in the split; indices after its end are padding."""
 
 
 @dataclass(frozen=True)
@@ -351,11 +353,12 @@ class EvaluationBatches:
 
 
 def evaluation_pixels(example: Mapping[str, Any], preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 or uint16 [H, W, C]: an example's image after the evaluation transform. InputError if it cannot be read."""
+    """uint8 or uint16 [H, W, C]: an example's image after the evaluation transform. Raises InputError if it cannot be
+    read."""
     return resize_image(decode(example["image"], preprocessing), preprocessing)
 
 
 def check_loss(split: Split, loss: Loss) -> None:
-    """InputError if the loss is the cross entropy of one class and examples have several."""
+    """Raises InputError if the loss is the cross entropy of one class and examples have several."""
     if split.multilabel and loss != "sigmoid":
-        raise InputError(f"loss: {loss} is for one class in each image, and {split.title} is multi-label; use sigmoid")
+        raise InputError(f"loss: {loss} is for images of one class, but {split.title} is multi-label; use sigmoid")

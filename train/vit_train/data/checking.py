@@ -23,9 +23,9 @@ from vit_train.data.sources.split import Listed, Source
 from vit_train.display import SILENT, Display, Task
 
 UNEVEN = 10
-"""So many times as many images of one class as of another are worth a line."""
+"""A note is made if one class has this many times more images than another."""
 DECODED = 10_000
-"""Largest number of images of a split whose pixels are decoded; of the others only the header is read."""
+"""Largest number of images of a split whose pixels are decoded; for the others only the header is read."""
 HEAD = 65536
 """Number of bytes at the start of an image file that are read for its header and to recognise copies."""
 COMPARED = 20_000
@@ -48,7 +48,7 @@ class Checked:
     split: Split
     decoded: int = 0
     headers: int = 0
-    """Number of images of which only the header was read."""
+    """Number of images whose header alone was read."""
     digests_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Hashes of each file's first bytes; 0: not read."""
     unreadable: dict[int, str] = field(default_factory=dict)
@@ -101,7 +101,7 @@ def _in_threads(
 ) -> Iterator[tuple[int, bool, Look]]:
     """(example, whether its pixels were decoded, result) for each wanted example."""
     done = 0
-    for start in range(0, len(wanted), 256):  # few at a time: the threads would run ahead of an interrupt
+    for start in range(0, len(wanted), 256):  # in small groups, so that an interrupt takes effect soon
         some = wanted[start : start + 256]
         with warnings.catch_warnings(action="ignore"):
             found = list(threads.map(lambda one: _look(split, one[0], one[1], preprocessing), some))
@@ -159,9 +159,9 @@ def missing_classes(split: Split) -> tuple[str, ...]:
 
 
 def imbalance_line(training: Split, evaluation: Split) -> str | None:
-    """What to know where the most frequent class has `UNEVEN` times as many training images as the rarest, or more.
+    """A note if the most frequent class has at least `UNEVEN` times more training images than the rarest.
 
-    None for others, for several classes an image, and for prepared sets, whose labels are in the records.
+    None for other data, for multi-label data, and for prepared sets, whose labels are in the records.
     """
     if training.multilabel or not all(isinstance(split.examples, Listed) for split in (training, evaluation)):
         return None
@@ -193,14 +193,14 @@ def _bytes(split: Split, i: int) -> bytes:
 
 
 def check_apart(out: Location, data: Data) -> None:
-    """InputError for an output folder inside the data folder: its files would become images of the next run."""
+    """Raises InputError for an output folder inside the data folder: its files would become images of the next run."""
     folder = data_path(data)
     if folder is None or not folder.is_dir() or not is_local(out):
         return
     inside, around = out.resolve(), folder.resolve()
     if around in (inside, *inside.parents):
         raise InputError(
-            f"{out}: this output folder is inside the data folder {folder}, where its files would be taken for data; "
+            f"{out}: this output folder is inside the data folder {folder}, where its files would be read as data; "
             f"choose another, such as --out {around.parent / 'runs' / inside.name}"
         )
 

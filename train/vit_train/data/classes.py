@@ -23,11 +23,11 @@ def classes_of(label: Any) -> np.ndarray:
 
 
 def check_classes(classes: np.ndarray, split: Split, i: int) -> None:
-    """InputError for a number that is no class of the split (tensorflow-datasets gives -1 to the examples of unlabeled
-    splits), and for an example without exactly one class, unless the split is multilabel."""
+    """Raises InputError for a number that is not a class of the split (tensorflow-datasets gives -1 to examples of
+    unlabeled splits), and for an example without exactly one class, unless the split is multilabel."""
     for label in classes:
         if not 0 <= label < len(split.labels):
-            unlabelled = "; is the split unlabeled? Name another" if label == -1 else ""
+            unlabelled = "; the split may be unlabeled: choose another" if label == -1 else ""
             raise InputError(f"{split.name(i)}: label {label}, expected 0 to {len(split.labels) - 1}{unlabelled}")
     if len(classes) != 1 and not split.multilabel:
         raise InputError(f"{split.name(i)}: {len(classes)} labels, expected one: {split.title} is not multi-label")

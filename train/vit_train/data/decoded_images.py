@@ -20,9 +20,9 @@ class Decoded(NamedTuple):
 class DecodedImages:
     """Cache of a split's decoded examples, by index; threads may share it.
 
-    count: number of examples in the split. limit: bytes. Nothing is kept of a set that does not fit, estimated from the
-    size of the first image: most images would have to be decoded again in each epoch, so a partial cache would not be
-    worth its memory.
+    count: number of examples in the split. limit: bytes. A set that does not fit, estimated from the size of the first
+    image, is not cached at all: most images would have to be decoded again in each epoch, so a partial cache would not
+    be worth its memory.
     """
 
     def __init__(self, count: int, limit: int) -> None:

@@ -1,7 +1,7 @@
 """Random generators of many examples at once.
 
-`numpy.random.default_rng([seed, stream, number])` takes nine tenths of its time to mix these numbers into a state. This
-module does so for all numbers of a batch together.
+`numpy.random.default_rng([seed, stream, number])` needs nine tenths of its time to compute a state from these numbers.
+This module computes the states for all numbers of a batch together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -97,7 +97,7 @@ Wide = tuple[np.ndarray, np.ndarray]
 """Numbers of 128 bits: their high and low 64 (uint64)."""
 ONE, _LOW = np.uint64(1), np.uint64(0xFFFFFFFF)
 _FACTOR = 0x2360ED051FC65DA44385DF649FCCF645
-"""PCG64's."""
+"""PCG64's multiplier."""
 
 
 @lru_cache(maxsize=8)

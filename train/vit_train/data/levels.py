@@ -1,5 +1,4 @@
-"""Changes of an image's levels, each by a table of 256 entries; equal bit for bit to Pillow's ImageOps and
-ImageEnhance.
+"""Changes of an image's levels by tables of 256 entries, equal bit for bit to Pillow's ImageOps and ImageEnhance.
 
 Pillow fills its tables in Python loops, which would take most of the time for a small image.
 """

@@ -1,4 +1,4 @@
-"""Decoded training images in files that all processes on a machine map into memory, and that later runs reuse."""
+"""Decoded training images in files that all processes on a machine map into memory and later runs reuse."""
 
 import hashlib
 import json
@@ -34,23 +34,25 @@ checksum of the bytes: the classes (int64), then the pixels."""
 
 
 def cache_folder(named: str) -> Path:
-    """The folder that `image_cache_folder` names; nothing is written. InputError for a folder that cannot be used: in a
-    store, at the path of a file or below one, or on a system without file locks."""
+    """The folder that `image_cache_folder` names; nothing is written. Raises InputError for a folder that cannot be
+    used: in a store, at the path of a file or below one, or on a system without file locks."""
     folder = require_local(location(named), "--image-cache-folder")
     if not HAS_LOCKS:
         raise InputError("image_cache_folder: needs file locks, which this system lacks; leave it out")
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir():
-        raise InputError(f"--image-cache-folder {folder}: {there} is a file; expected a folder, which may be missing")
+        raise InputError(
+            f"--image-cache-folder {folder}: {there} is a file; expected a folder, which need not exist yet"
+        )
     return folder
 
 
 class MappedImages:
     """Cache of a split's decoded examples, by index; processes and threads may share it.
 
-    folder: contains a folder for each split and way of decoding, whose contents are replaced if the files of the split
-    have changed. limit: bytes of one such folder. As with `DecodedImages`, nothing is kept of a set that does not fit.
-    InputError for a folder that cannot be written to, or examples without files.
+    folder: contains a folder for each split and way of decoding, which is replaced if the files of the split have
+    changed. limit: bytes of one such folder. As with `DecodedImages`, a set that does not fit is not cached at all.
+    Raises InputError for a folder that cannot be written to, or examples without files.
     """
 
     def __init__(self, folder: Path, split: Split, preprocessing: Preprocessing, limit: int) -> None:
@@ -112,7 +114,8 @@ class MappedImages:
         return {name: getattr(self, name) for name in ("folder", "state", "count", "limit", "full")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keeps nothing if another run has replaced the files since, for the same images with other classes."""
+        """Opens the files. If another run has replaced them since, for the same images with other classes, nothing is
+        cached."""
         self.__dict__ |= state | {"kept": {}, "threads": threading.Lock()}
         with self._alone():
             if (self.folder / "state.json").read_text() == self.state:
@@ -147,7 +150,7 @@ class MappedImages:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Within the context no other thread or process keeps an image of this set."""
+        """Context in which no other thread or process adds an image to this cache."""
         with self.threads, locked(self.folder, wait=True):
             yield
 

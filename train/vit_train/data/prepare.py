@@ -1,7 +1,7 @@
 """Packs images into a set that tensorflow-datasets reads; image files are stored unchanged (`vit prepare`).
 
 A set is built shard by shard in OUT/name/1.0.0.incomplete and moved to OUT/name/1.0.0 when it is complete. Finished
-shards are kept: after a kill, the same call continues, and gives the same bytes.
+shards are kept: if the process is killed, the same call continues and gives the same bytes.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ class Prepared:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """Two or three lines for people."""
+        """Two or three lines for the user: counts, unreadable images, and how to train on the set."""
         counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
         name, directory = self.folder.parent.name, self.folder.parent.parent
         lines = [f"{self.folder}: {counts}; {self.classes} classes"]
@@ -103,11 +103,11 @@ def prepare(
     display: Display = SILENT,
     **columns: str | None,
 ) -> Prepared:
-    """Packs the splits of a source (or train and a drawn test split) into OUT/name/1.0.0; continues after a kill.
+    """Packs the splits of a source (or train and a drawn test split) into OUT/name/1.0.0; continues if it was killed.
 
     source: class folders, a table, parquet files, a saved `datasets` folder or tar shards; also a pattern of files.
     workers: processes (default: one for each core). columns: fields of `Data` that name columns, such as label_column.
-    Raises InputError if something cannot be packed or written, and if another set is there.
+    Raises InputError if something cannot be packed or written, and if another set exists at the target.
     """
     for option, number in (("workers", workers), ("shard-size-mib", shard_size_mib)):
         if number is not None and number < 1:
@@ -136,13 +136,13 @@ def prepare(
 
 
 def _is_file(source: Path) -> bool:
-    """Whether the name of a source is that of a file or of a pattern of files. (A missing one is reported later.)"""
+    """Whether a source is given as a file or a pattern of files. (A missing file is reported later.)"""
     return source.name.lower().endswith(FILES) and not source.is_dir()
 
 
 def valid_name(source: Path, name: str | None) -> str:
     """The set's name, by default that of the folder or file, in the characters that tensorflow-datasets accepts:
-    lower-case letters, digits and _. InputError for a given name of other characters."""
+    lower-case letters, digits and _. Raises InputError if the given name has other characters."""
     is_pattern = any(char in source.name for char in "*?[") and not source.exists()
     path = (source.parent if is_pattern else source).resolve()
     given = name or (path.name.rpartition(".")[0] if _is_file(path) else path.name)
@@ -154,13 +154,14 @@ def valid_name(source: Path, name: str | None) -> str:
 
 
 def find_splits(source: Path, data: Data) -> dict[str, Split]:
-    """A source's splits by name. InputError also for a class name that a prepared set cannot contain."""
+    """A source's splits by name. Raises InputError if they cannot be opened, and for a class name that a prepared set
+    cannot contain."""
     train = open_split(data, "train")
     if not isinstance(train.examples, Listed):
-        raise InputError(f"{source}: a prepared set already; expected class folders, a table, parquet or tar files")
+        raise InputError(f"{source}: is a prepared set already; expected class folders, a table, parquet or tar files")
     for label in train.labels:
         if label != label.strip() or not label.isprintable():  # label.labels.txt has a line for each, stripped
-            raise InputError(f"class {label!r}: expected a name of printable characters, no space at its ends")
+            raise InputError(f"class {label!r}: expected a name of printable characters, without spaces at its ends")
     known = split_names_of(data)
     splits = {"train": train}
     for name in PREFERRED["test"]:
@@ -241,7 +242,7 @@ def _start_worker() -> None:
 def pack(shard: Shard) -> Packed:
     """Writes a shard and its result, both or neither; if they exist already, only the result is read."""
     result = shard.folder / RESULT
-    if result.exists() and "labels" in (stored := json.loads(result.read_text())):  # earlier versions wrote none
+    if result.exists() and "labels" in (stored := json.loads(result.read_text())):  # earlier versions wrote no labels
         return Packed(**stored)
     with staged_files(shard.folder, (shard.file, RESULT)) as stage, warnings.catch_warnings(action="ignore"):
         packed = _write_records(shard.images, stage / shard.file)
@@ -250,7 +251,7 @@ def pack(shard: Shard) -> Packed:
 
 
 def _write_records(images: Listed, path: Path) -> Packed:
-    """Writes a record of each image that can be decoded, in their order. OSError if writing fails."""
+    """Writes a record for each image that can be decoded, in order. Raises OSError if writing fails."""
     serializer = example_serializer.ExampleSerializer(features(()).get_serialized_info())
     sizes: list[int] = []
     labels: list[int] = []
@@ -324,13 +325,13 @@ def _info(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], label
 
 
 def open_prepared(folder: Path, plan: str) -> Prepared:
-    """The contents of a complete set. InputError unless it was made by this plan."""
+    """The contents of a complete set. Raises InputError unless it was made by this plan."""
     try:
         stored = json.loads((folder / "metadata.json").read_text())["plan"]
     except (OSError, ValueError, KeyError, TypeError):
         stored = None
     if stored != plan:
-        raise InputError(f"{folder}: another set is there; delete it, or choose another --out or --name")
+        raise InputError(f"{folder}: another set exists there; delete it, or choose another --out or --name")
     info = tfds.builder_from_directory(str(folder)).info
     lines = (folder / UNREADABLE).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     unreadable = tuple((file, reason) for file, _, reason in (line.partition("\t") for line in lines if line))

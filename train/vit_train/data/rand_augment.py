@@ -120,7 +120,7 @@ def _contrast_of_big_vision(image: Pixels, factor: float, way: Way) -> Pixels:
 
 
 def _cutout(image: Pixels, half: float, way: Way) -> Pixels:
-    """Both sides of the square are twice `half` where it is inside the image."""
+    """A grey square with sides of twice `half` pixels, cut off at the border of the image."""
     down, across = int(way.place[0] * image.height), int(way.place[1] * image.width)
     pixels_HWC = image.pixels_HWC.copy()
     pixels_HWC[max(0, down - int(half)) : down + int(half), max(0, across - int(half)) : across + int(half)] = way.fill

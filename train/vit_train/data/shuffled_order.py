@@ -8,21 +8,23 @@ from typing import Any
 import numpy as np
 
 _ROUNDS = 4
-"""Rounds of the cipher, those of grain."""
+"""Rounds of the cipher; the same number as in grain."""
 _LEAST_BITS = 16
 """Bits of the shortest block that is encrypted."""
 _FEW = 2**10
 """Up to this number of examples, repeated passes through the cipher take most of the time."""
 _KEPT = 2**21
-"""The most examples whose order in an epoch is computed at once, which takes less time than batch by batch."""
+"""Up to this number of examples, the order of a whole epoch is computed at once, which is faster than batch by
+batch."""
 
 
 @dataclass(frozen=True)
 class ShuffledOrder(Sequence[int]):
-    """Index in a split of each example of a run: every example once in an epoch.
+    """Index in a split of each example of a run. Each epoch has every example once.
 
-    The same as `grain.MapDataset.range(examples).seed(seed).shuffle().repeat()`, except where grain's is no permutation
-    (see `permuted`). Grain takes many times as long: for small images in memory, this would be most of the time.
+    The same as `grain.MapDataset.range(examples).seed(seed).shuffle().repeat()`, except where grain's result is not a
+    permutation (see `permuted`). Grain is many times slower, which would take most of the time for small images in
+    memory.
     """
 
     examples: int
@@ -49,23 +51,23 @@ class ShuffledOrder(Sequence[int]):
 
     @cached_property
     def _seed(self) -> int:
-        """What grain derives for the first random change of a data set."""
+        """The seed that grain derives for the first random transformation of a data set."""
         return int(np.random.SeedSequence([self.seed, 1]).generate_state(1)[0])
 
 
 def permuted(places_B: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """uint64 [B]: where a random permutation of `count` numbers takes each place; grain's `index_shuffle`.
+    """uint64 [B]: the images of `places_B` under a random permutation of range(count), as grain's `index_shuffle`.
 
-    A cipher permutes the numbers of so many bits; a number that is too large goes through it again. Where `count` is a
-    power of 4 and 1, from 65,537 on, the largest number has one bit more than grain counts: grain then repeats one
-    number and never gives the largest. Here it is counted.
+    A cipher permutes all numbers of a fixed number of bits; it is applied again to a result that is too large. If
+    `count` is one more than a power of 4, from 65,537 on, grain uses one bit too few: it returns one number twice and
+    never the largest. Here the number of bits is correct.
     """
     if count == 1:
         return np.zeros(len(places_B), np.uint64)
     bits = max((count - 1).bit_length(), _LEAST_BITS)
     half = (bits + bits % 2) // 2
     found_B, left_to_do = places_B.astype(np.uint64), np.arange(len(places_B))
-    if count <= _FEW:  # most numbers are too large: one that is goes through a table of the cipher
+    if count <= _FEW:  # most results are too large, so the cipher is applied by a table
         table = _encrypted(np.arange(2**_LEAST_BITS, dtype=np.uint64), half, seed).tolist()
         for i, number in enumerate(found_B.tolist()):
             while (number := table[number]) >= count:
@@ -79,7 +81,7 @@ def permuted(places_B: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _encrypted(numbers_N: np.ndarray, half: int, seed: int) -> np.ndarray:
-    """Numbers of 2 half bits, after Feistel rounds of Simon (Beaulieu et al., IACR 2013/404)."""
+    """The numbers, of 2 * half bits, after Feistel rounds of the cipher Simon (Beaulieu et al., IACR 2013/404)."""
     mask, low = np.uint64(2**half - 1), np.uint64(half)
     keys = [np.uint64(key) & mask for key in _keys(seed)]
 
@@ -103,7 +105,7 @@ def _permutation(count: int, seed: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _keys(seed: int) -> tuple[int, ...]:
-    """The numbers of 32 bits that C++'s std::seed_seq makes from one, as many as there are rounds."""
+    """The 32-bit numbers that C++'s std::seed_seq generates from one number, one for each round."""
     n, words = _ROUNDS, [0x8B8B8B8B] * _ROUNDS
     t = (n - 1) // 2  # for less than 7 words
     p = (n - t) // 2

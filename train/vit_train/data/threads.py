@@ -6,7 +6,7 @@ from functools import cache
 
 
 def in_threads(work: Callable[[range], None], count: int, threads: int) -> None:
-    """Calls `work` for `count` rows, some at a time."""
+    """Calls `work` for ranges that together are range(count), in a number of threads. Returns when all are done."""
     if threads == 1:
         work(range(count))
         return

@@ -17,7 +17,8 @@ class Logger(Protocol):
         """Adds values to the curves at a step (from 1; steps never decrease).
 
         A run that resumes first repeats everything logged up to its saved step, and then logs later steps again. Values
-        that the service already has are skipped. LoggerError if the service fails, OSError if a file cannot be written.
+        that the service already has are skipped. Raises LoggerError if the service fails, OSError if a file cannot be
+        written.
         """
 
     def flush(self) -> None:

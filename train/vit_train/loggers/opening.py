@@ -24,7 +24,7 @@ _SERVERS = {
 
 
 def check_loggers(names: Sequence[str], run: Location) -> None:
-    """InputError for loggers that a run in this folder cannot use; nothing is written."""
+    """Raises InputError for loggers that a run in this folder cannot use; nothing is written."""
     for name in names:
         if find_spec(name) is None:
             raise InputError(f"--loggers {name}: {name} is not installed: pip install 'vit-parity[{name}]'")

@@ -118,7 +118,7 @@ class Plan:
 
 
 def target(topology: Topology | None) -> Target:
-    """The devices of a slice; None: those of this machine. InputError for a slice that libtpu does not know."""
+    """The devices of a slice; None: those of this machine. Raises InputError for a slice that libtpu does not know."""
     if topology is None:
         device = jax.devices()[0]
         return Target("local", local_chip(device.device_kind, local_memory(device)), jax.devices())
@@ -137,7 +137,7 @@ def local_memory(device: jax.Device) -> int:
 
 
 def plan(config: TrainConfig, target: Target) -> Plan:
-    """Lowers and compiles the step that training executes; if there are several, the one with the most tokens.
+    """Lowers and compiles the step that training executes; if there are several, the one with the most tokens. Raises
     InputError if the devices cannot share it."""
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)

@@ -88,7 +88,7 @@ class Topology:
 
 
 def parse(text: str, also: str = "") -> Topology:
-    """The slice with a name such as "v5e:16x16". InputError for a slice that does not exist.
+    """The slice with a name such as "v5e:16x16". Raises InputError for a slice that does not exist.
 
     also: other expected values, for the error message.
     """

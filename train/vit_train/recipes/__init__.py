@@ -45,7 +45,7 @@ class Recipe:
         For a checkpoint without a head (DINOv3, CLIP, MAE), the stage gets its config with a head for the number of
         classes of `pretrain()`; the number of classes in the training data replaces it later.
 
-        InputError for a recipe without this stage, and for one that fails.
+        Raises InputError for a recipe without this stage, and for one that fails.
         """
         if not callable(function := getattr(self.module, stage, None)):
             raise InputError(f"{self.name}: has no function {stage}; {self._has_instead()}")
@@ -109,7 +109,7 @@ def _import(path: Path) -> ModuleType:
 
 
 def _refuse_old_imports(path: Path) -> None:
-    """InputError for a recipe of an earlier version, whose config was in a package called `train`.
+    """Raises InputError for a recipe of an earlier version, whose config was in a package called `train`.
 
     It is not executed to find out: a `train.py` of the user's would be imported, and might begin to train.
     """

@@ -195,7 +195,7 @@ def test_errors_are_one_line(store: Store, recipe: Path, vit: Vit, monkeypatch: 
     )
     assert line("convert", "gs://nowhere/run", "here") == (
         "gs://nowhere/run: no such checkpoint; expected a run, a folder with config.json and model.safetensors, "
-        "a file of weights as .pth or .npz, or hf://OWNER/MODEL"
+        "weights such as .pth or .npz, or hf://OWNER/MODEL"
     )
     for address, expected in (("gs://", "has no bucket"), ("http://bucket/run", "other stores have to be mounted")):
         message = line("pretrain", recipe, "--out", address)

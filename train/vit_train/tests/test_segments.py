@@ -164,7 +164,7 @@ def test_the_command_that_began_a_run_goes_on_with_its_segments(changed_run: Pat
     config = read_request(changed_run).config
     assert pretrain(config, again, Launch("torch")).fit.step == 17
     assert_equal_runs(again, changed_run)
-    with pytest.raises(InputError, match=r"steps is 12 there and 13 here; vit resume .* goes on with it"):
+    with pytest.raises(InputError, match=r"steps is 12 there and 13 here; vit resume .* continues it"):
         pretrain(config.replace(steps=13), again, Launch("torch"))
 
 

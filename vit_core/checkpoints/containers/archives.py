@@ -1,4 +1,4 @@
-"""Zip archives as containers of bytes, read where they lie; their own sizes and checksums are not trusted."""
+"""Reads parts of zip archives without unpacking them. The sizes that an archive states are not trusted."""
 
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _ENCRYPTED = 1
 
 
 class Archive:
-    """The parts of a zip archive. ValueError or zipfile.BadZipFile where it is damaged."""
+    """The parts of a zip archive. Methods raise ValueError or zipfile.BadZipFile if it is damaged."""
 
     def __init__(self, source: FileRange) -> None:
         self._source = source
@@ -27,12 +27,13 @@ class Archive:
         return list(self._members)
 
     def size(self, name: str) -> int:
-        """Bytes of a part, as the archive says, at most those that the file has if it is not compressed."""
+        """Bytes of a part, as the archive states them; for an uncompressed part at most as many as are stored."""
         info = self._members[name]
         return min(info.file_size, info.compress_size) if self._is_stored(name) else info.file_size
 
     def read(self, name: str, longest: int) -> bytes:
-        """A whole part. ValueError if it is longer, or compressed as no honest one is."""
+        """A whole part. Raises ValueError if it has more than `longest` bytes, or is compressed more than a
+        hundredfold."""
         info = self._members[name]
         if info.file_size > min(longest, _MOST_COMPRESSED * info.compress_size + 2**16):
             raise ValueError(f"{name[:60]} has {info.file_size:,} bytes, more than expected")
@@ -54,11 +55,11 @@ class Archive:
             member.seek(start)
             content = bytearray(member.read(length))
         if len(content) != length:
-            raise ValueError(f"{name[:60]} is cut short")
+            raise ValueError(f"{name[:60]} is truncated")
         return np.frombuffer(content, np.uint8)
 
     def _start(self, name: str) -> int:
-        """Where the bytes of an uncompressed part begin in the file: behind its header, name and extra field."""
+        """The offset in the file of an uncompressed part's bytes, which follow its header, name and extra field."""
         offset = self._members[name].header_offset
         header = self._source.read(offset, _LOCAL_HEADER)
         if header[:4] != b"PK\3\4":

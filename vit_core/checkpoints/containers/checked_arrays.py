@@ -1,4 +1,4 @@
-"""What every writer asks of an array before it writes it."""
+"""The check that every writer makes before it writes an array."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from vit_core.arrays import LazyArray, contiguous
 
 
 def checked(name: str, entry: LazyArray, array: np.ndarray) -> np.ndarray:
-    """The array with its elements in order in memory.
+    """The array, contiguous in memory (C order).
 
-    AssertionError where its shape or type is not what was known before it was read: the header of the file, which is
-    written first, would be wrong.
+    Raises AssertionError if its shape or type differs from `entry`, because the file's header, written earlier from
+    `entry`, would be wrong.
     """
     if (array.shape, array.dtype.name) != (entry.shape, entry.dtype):
         raise AssertionError(f"{name} is {array.dtype} {array.shape}, expected {entry.dtype} {entry.shape}")

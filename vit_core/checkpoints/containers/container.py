@@ -1,6 +1,6 @@
-"""What every kind of file with named arrays is opened as: a tree of arrays and plain values, read lazily.
+"""`Container`: an opened file or folder of any kind, as a tree of arrays, which are read lazily, and plain values.
 
-Files are untrusted: no code of a file is run, sizes are checked before memory is taken, and every fault is an
+Files are untrusted: no code of a file is run, sizes are checked before memory is allocated, and every error is an
 InputError of one line.
 """
 
@@ -21,17 +21,17 @@ _MOST_PARTS = 64
 
 @dataclass(frozen=True, eq=False)
 class StandIn:
-    """Takes the place of something that is no array and no plain value, as an object of a class in a pickle.
+    """Replaces a value that is neither an array nor plain data, such as an object of a class in a pickle.
 
-    Nothing of it was imported or called: it only has what the file says about the object, as plain data.
+    Its class was not imported, and nothing was called. It has only the data that the file has for the object.
     """
 
     kind: str
-    """The full name of its class, or what it is in words ("a quantized tensor")."""
+    """The full name of its class, or a description ("a quantized tensor")."""
     arguments: tuple[Any, ...] = ()
-    """What its class would have been called with."""
+    """The arguments with which unpickling would have called its class."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """What would have become its attributes."""
+    """The attributes that unpickling would have set."""
 
     def __repr__(self) -> str:
         return f"<{one_line(self.kind)[:100]}>"
@@ -39,10 +39,10 @@ class StandIn:
 
 @dataclass(frozen=True, eq=False)
 class Container:
-    """An opened file or folder. Names, shapes and types are known; values are read when they are asked for."""
+    """An opened file or folder. Names, shapes and types are known; values are read when they are used."""
 
     path: Location
-    """The file (of a folder of weights, the one that was chosen), or the folder of an Orbax or DCP checkpoint."""
+    """The file that is read (for a folder of weights, the chosen file), or the folder of an Orbax or DCP checkpoint."""
     kind: str
     """"safetensors", "npz", "pth", "pickle", "msgpack", "orbax", "dcp"; "safetensors shards" for an index of shards."""
     tree: Mapping[str, Any]
@@ -50,13 +50,15 @@ class Container:
     them) and StandIn. A list with arrays or mappings in it is a mapping from "0", "1", ... to its elements."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What a person should know about how it was read."""
+    """Notes for the user on how it was read."""
     separator: str = "."
-    """What joins the keys of the tree to the names of `arrays`: "." in pickles, "/" in npz and Flax trees."""
+    """The text between keys of the tree in the names of `arrays`: "." in PyTorch files, "/" in npz files and Flax
+    trees."""
 
     @cached_property
     def arrays(self) -> LazyArrays:
-        """Every array of the tree, under the keys that lead to it. InputError where two get the same name."""
+        """Every array of the tree, named by its keys joined with `separator`. Raises InputError if two arrays get the
+        same name."""
         entries: dict[str, LazyArray] = {}
         characters = 0
         for keys, array in walk_arrays(self.tree):
@@ -80,9 +82,9 @@ def walk_arrays(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator
 
 
 def nested(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
-    """A tree of names such as "params/Dense_0/kernel".
+    """The tree of a flat mapping with names such as "params/Dense_0/kernel".
 
-    A name that begins with another whole name stays whole, and so does one of more than 64 parts.
+    A name is not split if another whole name is its prefix, or if it has more than 64 parts.
     """
     tree: dict[str, Any] = {}
     for name, value in flat.items():

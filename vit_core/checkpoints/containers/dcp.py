@@ -1,8 +1,8 @@
-"""Folders of torch.distributed.checkpoint, read without PyTorch: tensors are put together from the pieces that the
+"""Folders of torch.distributed.checkpoint, read without PyTorch. Each tensor is assembled from the pieces that the
 processes of a training run have written.
 
-`.metadata` is a pickle that says of every tensor its type, its shape and its pieces, and of every piece where it lies:
-a range of bytes of a `.distcp` file, which is a PyTorch file of its own.
+`.metadata` is a pickle with the type, the shape and the pieces of each tensor. A piece is a range of bytes of a
+`.distcp` file; the range is itself a PyTorch file.
 """
 
 import math
@@ -28,12 +28,13 @@ from vit_core.storage import Location
 METADATA = ".metadata"
 _MOST_PIECES = 4096
 _MOST_VALUES, _LONGEST_VALUE = 1000, 2**16
-"""Values that are no tensors (an epoch, a learning rate) and are read at once, and the bytes of one."""
+"""Values other than tensors (an epoch, a learning rate) are read when the folder is opened: at most so many, and so
+many bytes each."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A box of a tensor, and the PyTorch file that has its values."""
+    """A rectangular part of a tensor, and the PyTorch file that has its values."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -41,7 +42,8 @@ class _Piece:
 
 
 def read_dcp(folder: Location, files: Mapping[str, FileRange]) -> Container:
-    """A folder of torch.distributed.checkpoint, whose files are given by name. InputError where one is damaged."""
+    """Opens a folder of torch.distributed.checkpoint. files: its files by name. Raises InputError if a file is missing
+    or damaged."""
     path = folder / METADATA
     with readable(path, "the metadata of a distributed checkpoint"):
         metadata = _state(_load_metadata(files[METADATA]))
@@ -51,7 +53,7 @@ def read_dcp(folder: Location, files: Mapping[str, FileRange]) -> Container:
         tree: dict[str, Any] = {}
         for name, described in _dictionary(metadata.get("state_dict_metadata")).items():
             if not isinstance(name, str) or not isinstance(described, Instance):
-                raise ValueError("a tensor without a name")
+                raise ValueError("it has a tensor without a name")
             if described.kind.endswith(".TensorStorageMetadata"):
                 leaf: Any = _tensor(folder, name, _state(described), places.get(name, {}))
             else:
@@ -73,33 +75,33 @@ def _load_metadata(source: FileRange) -> Any:
 
 
 def _no_storages(name: object) -> Any:
-    raise ValueError("a tensor in the metadata")
+    raise ValueError("it has a tensor, expected only descriptions of tensors")
 
 
 def _state(value: object) -> dict[Any, Any]:
-    """The attributes of an object."""
+    """The attributes of an object in the pickle; empty for anything else."""
     return value.state if isinstance(value, Instance) and isinstance(value.state, dict) else {}
 
 
 def _dictionary(value: object) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ValueError("no list of tensors")
+        raise ValueError("it has no list of tensors")
     return value
 
 
 def _places(storage: object, files: Mapping[str, FileRange]) -> dict[str, dict[tuple[int, ...] | None, FileRange]]:
-    """Name of a tensor -> offsets of a piece -> where it lies."""
+    """Name of a tensor -> offsets of a piece -> the bytes of the piece."""
     places: dict[str, dict[tuple[int, ...] | None, FileRange]] = {}
     for index, information in _dictionary(storage).items():
         which, where = _state(index), _state(information)
         name, offsets, file = which.get("fqn"), which.get("offset"), where.get("relative_path")
         if not isinstance(name, str) or not isinstance(file, str) or file not in files:
-            raise ValueError(f"a piece in {str(file)[:60]}, which is missing")
+            raise ValueError(f"a piece is in {str(file)[:60]}, which is missing")
         if where.get("transform_descriptors"):
-            raise ValueError("compressed or encrypted pieces, which are not read")
+            raise ValueError("its pieces are compressed or encrypted, which is not supported")
         start, length = where.get("offset"), where.get("length")
         if not isinstance(start, int) or not isinstance(length, int):
-            raise ValueError(f"a piece of {name[:60]} without a place")
+            raise ValueError(f"a piece of {name[:60]} has no offset or length")
         places.setdefault(name, {})[None if offsets is None else lengths(offsets)] = files[file].part(start, length)
     return places
 
@@ -121,14 +123,14 @@ def _tensor(
         offsets, sizes = lengths(box.get("offsets")), lengths(box.get("sizes"))
         source = places.get(offsets)
         if source is None or not len(shape) == len(offsets) == len(sizes):
-            raise ValueError(f"a piece of {name[:60]} that is missing")
+            raise ValueError(f"a piece of {name[:60]} is missing")
         pieces.append(_Piece(offsets, sizes, source))
     _check_cover(name, shape, pieces, dtype.itemsize)
     return LazyArray(shape, dtype.name, partial(_assemble, folder, name, dtype, shape, pieces))
 
 
 def _check_cover(name: str, shape: tuple[int, ...], pieces: list[_Piece], itemsize: int) -> None:
-    """ValueError unless the pieces cover the tensor, each element once, and are long enough for that."""
+    """Raises ValueError unless the pieces cover each element of the tensor exactly once and have enough bytes."""
     size = math.prod(shape)
     if len(pieces) > _MOST_PIECES:
         raise ValueError(f"{name[:60]} has more than {_MOST_PIECES} pieces")
@@ -138,11 +140,11 @@ def _check_cover(name: str, shape: tuple[int, ...], pieces: list[_Piece], itemsi
         return
     pieces = [piece for piece in pieces if math.prod(piece.sizes)]
     if any(math.prod(piece.sizes) * itemsize > piece.source.length for piece in pieces):
-        raise ValueError(f"{name[:60]} has shape {list(shape)}, more than the file holds of it")
+        raise ValueError(f"{name[:60]} has shape {list(shape)}, but the file has fewer bytes")
     first_ND = np.array([piece.offsets for piece in pieces], dtype=object).reshape(len(pieces), len(shape))
     last_ND = first_ND + np.array([piece.sizes for piece in pieces], dtype=object).reshape(len(pieces), len(shape))
     if (last_ND > np.array(shape, dtype=object)).any():
-        raise ValueError(f"a piece of {name[:60]} reaches outside of it")
+        raise ValueError(f"a piece of {name[:60]} is partly outside the tensor")
     for i in range(len(pieces) - 1):
         apart_N = ((first_ND[i + 1 :] >= last_ND[i]) | (last_ND[i + 1 :] <= first_ND[i])).any(axis=1)
         if not apart_N.all():
@@ -164,12 +166,12 @@ def _assemble(folder: Location, name: str, dtype: np.dtype, shape: tuple[int, ..
 def _piece(piece: _Piece, dtype: np.dtype) -> LazyArray:
     value = load_pth(piece.source)[1]
     if not isinstance(value, LazyArray) or (value.shape, value.dtype) != (piece.sizes, dtype.name):
-        raise ValueError("a piece is not the tensor that the metadata describe")
+        raise ValueError("a piece has another shape or type than .metadata states")
     return value
 
 
 def _value(source: FileRange) -> Any:
-    """Something small that is no tensor, as plain data."""
+    """A small stored value other than a tensor, as plain data."""
     if source.length > _LONGEST_VALUE:
         return StandIn("a stored object")
     _, loaded = load_pth(source)
@@ -182,8 +184,8 @@ def _insert(tree: dict[str, Any], keys: tuple[Any, ...], leaf: Any) -> None:
     for folder in folders:
         inner = node.setdefault(folder, {})
         if not isinstance(inner, dict):
-            raise ValueError(f"two values for {folder[:60]}")
+            raise ValueError(f"it has two values for {folder[:60]}")
         node = inner
     if last in node:
-        raise ValueError(f"two values for {last[:60]}")
+        raise ValueError(f"it has two values for {last[:60]}")
     node[last] = leaf

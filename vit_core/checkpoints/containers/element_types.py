@@ -1,4 +1,4 @@
-"""The types of elements that files and NumPy both have."""
+"""The element types that files may have and NumPy, with ml_dtypes, supports."""
 
 import ml_dtypes
 import numpy as np
@@ -25,4 +25,4 @@ ELEMENT_TYPES: dict[str, np.dtype] = {
     name: np.dtype(getattr(ml_dtypes, name))
     for name in ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]
 }
-"""By PyTorch's and NumPy's common names."""
+"""Name, the same in PyTorch and NumPy -> NumPy type."""

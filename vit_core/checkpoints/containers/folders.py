@@ -1,4 +1,4 @@
-"""Which weights of a folder are opened, and what a folder is that has none."""
+"""Chooses the weights that are opened in a folder, and describes folders without weights for messages."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,22 +19,22 @@ WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-"""What libraries call a folder's weights; of several, the first one is taken."""
+"""Names that libraries give to a folder's weights. If a folder has several, the first in this order is read."""
 _ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".msgpack", ".index.json")
 _NO_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|spiece|tokenizer|merges|events"
     r"|(bf16_)?zero_pp_rank_)[\w.-]*"
 )
-"""What training scripts save beside the weights under such endings."""
+"""Names, with the same endings, of other files that training scripts save beside the weights."""
 _ANOTHER_MODEL = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")
-"""What accelerate's save_state calls the second model and those after it."""
+"""Names that accelerate's save_state gives to the second model and later ones."""
 _SHARD = re.compile(r"((?:open_clip_)?(?:pytorch_)?model|flax_model)-[0-9]{5}-of-[0-9]{5}(\.\w+)")
 _MOST_NAMES = 10_000
 
 
 @dataclass(frozen=True)
 class Found:
-    """What of a folder is opened."""
+    """What is opened for a folder: a file in it, or the folder itself."""
 
     path: Location
     """A file of weights, or a folder that is a checkpoint itself."""
@@ -44,7 +44,8 @@ class Found:
 
 
 def find_weights(folder: Location) -> Found:
-    """The weights of a folder. InputError where there are none, or several of which none is the usual one."""
+    """Finds the weights in a folder. Raises InputError if it has none, or several files of weights without one of the
+    names in WEIGHTS."""
     names = _names(folder)
     if cached := _snapshot(folder, names):
         inner = find_weights(cached)
@@ -56,24 +57,25 @@ def find_weights(folder: Location) -> Found:
     for name in WEIGHTS:
         if name in names and (folder / name).is_file():
             others = sorted(one for one in names if _ANOTHER_MODEL.fullmatch(one))
-            note = f"read {name}; other models in the folder, which can be named: {abbreviate(others, most=3)}"
+            note = f"read {name}; to open another model of the folder, give its file: {abbreviate(others, most=3)}"
             return Found(folder / name, "file", (note,) if others else ())
     candidates = sorted(name for name in names if _looks_like_weights(name) and (folder / name).is_file())
     if len(candidates) == 1:
         return Found(folder / candidates[0], "file")
     if candidates and all(shards := [_SHARD.fullmatch(name) for name in candidates]):
         index = next(f"{shard[1]}{shard[2]}.index.json" for shard in shards if shard)
-        raise InputError(f"{folder}: {len(shards)} shards without their index; expected {index} beside them")
+        raise InputError(f"{folder}: has {len(shards)} shards without their index; add the file {index}")
     if candidates:
         raise InputError(
-            f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like); name one of its files: "
+            f"{folder}: not a checkpoint folder (it has no {WEIGHTS[0]} or similar file); give one of its files: "
             f"{abbreviate(candidates, most=5)}"
         )
     return _found_below(folder, names)
 
 
 def describe_folder(folder: Location) -> str:
-    """What a folder is, in words with an article; also of those that are not read."""
+    """A description of a folder, with its article, for messages. Kinds of folders that cannot be read are described
+    too."""
     names = _names(folder)
     if _is_cache(names):
         return "a repository in a hub cache"
@@ -119,7 +121,7 @@ def _snapshot(folder: Location, names: set[str]) -> Location | None:
     if len(commits) == 1:
         return snapshots / commits[0]
     choice = (
-        f"name one of {abbreviate([f'snapshots/{c}' for c in commits], most=5)}" if commits else "download it again"
+        f"give one of {abbreviate([f'snapshots/{c}' for c in commits], most=5)}" if commits else "download it again"
     )
     raise InputError(f"{folder}: a hub cache without the snapshot of refs/main; {choice}")
 
@@ -130,7 +132,8 @@ def _is_item(folder: Location, name: str) -> bool:
 
 
 def _found_below(folder: Location, names: set[str]) -> Found:
-    """What is one level further down, where only one of the folders there can be opened."""
+    """Finds weights in a subfolder, if it is clear which one to open. Otherwise raises InputError that describes the
+    folder."""
     items = [name for name in sorted(names)[:200] if _is_item(folder, name)]
     usual = [name for name in ("default", "params", "state") if name in items]
     if usual or len(items) == 1:
@@ -139,14 +142,16 @@ def _found_below(folder: Location, names: set[str]) -> Found:
         note = f"read item '{name}'" + (f"; left out: {abbreviate(others, most=3)}" if others else "")
         return Found(folder / name, "orbax", (note,))
     if {"data.pkl", "data", "version"} <= names:
-        step = "give that file, or pack this folder, under its name, as a zip without compression"
+        step = "give that file, or pack this folder (not only its contents) as a zip file without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
     inner = [name for name in sorted(names)[:200] if (folder / name).is_dir() and _has_weights(folder / name)]
     if known := _unread(names) or ("" if inner else _foreign_file(names)):
-        raise InputError(f"{folder}: {known}, which is not read; load it with its library, and save its arrays as .npz")
+        raise InputError(
+            f"{folder}: {known}, which cannot be read; load it with its library and save its arrays as .npz"
+        )
     found = f"found {abbreviate(sorted(names), most=5)}" if names else "it is empty"
-    choice = f"name one of the folders in it: {abbreviate(inner, most=5)}" if inner else found
-    raise InputError(f"{folder}: not a checkpoint folder (no {WEIGHTS[0]} or the like); {choice}")
+    choice = f"give one of the folders in it: {abbreviate(inner, most=5)}" if inner else found
+    raise InputError(f"{folder}: not a checkpoint folder (it has no {WEIGHTS[0]} or similar file); {choice}")
 
 
 def _has_weights(folder: Location) -> bool:
@@ -156,7 +161,7 @@ def _has_weights(folder: Location) -> bool:
 
 
 def _unread(names: set[str]) -> str:
-    """The kind of a folder that is known and not read."""
+    """The kind of a folder, with its article, if it is known but cannot be read; else empty."""
     if "saved_model.pb" in names:
         return "a TensorFlow SavedModel"
     if any(re.search(r"\.data-\d{5}-of-\d{5}$", name) for name in names):
@@ -169,7 +174,7 @@ def _unread(names: set[str]) -> str:
 
 
 def _foreign_file(names: set[str]) -> str:
-    """A folder with a file of weights of a kind that is known and not read."""
+    """A description of a folder with a file of weights whose kind is known but cannot be read; else empty."""
     for end, kind in (
         (".h5", "weights of Keras or TensorFlow"),
         (".keras", "a Keras model"),

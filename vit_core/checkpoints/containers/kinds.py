@@ -1,4 +1,5 @@
-"""What a file is, by its first bytes: also of those that are not read, so that a message can name them."""
+"""Recognises the kind of a file by its first bytes. Kinds that cannot be read are recognised too, so that a message can
+name them."""
 
 import re
 import zipfile
@@ -10,7 +11,7 @@ from vit_core.checkpoints.containers.msgpack import is_msgpack
 from vit_core.checkpoints.containers.reading import FileRange
 
 HEAD = 600
-"""Bytes that are enough to recognise a file."""
+"""Number of first bytes of a file that are enough to recognise it."""
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """The end of the index of a TensorFlow checkpoint."""
 _OLD_PYTORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -20,14 +21,14 @@ _SAVE = "load it with the library that wrote it, and save its arrays as .safeten
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is."""
+    """The kind of a file."""
 
     text: str
-    """With its article: "a safetensors file"."""
+    """A description with its article: "a safetensors file"."""
     reader: str = ""
-    """The module that reads it; "" if none does."""
+    """Key in the table of readers in opening.py; "" if this kind cannot be read."""
     advice: str = _SAVE
-    """What to do with one that is not read."""
+    """What the user can do with a file that cannot be read."""
 
 
 SAFETENSORS = Kind("a safetensors file", "safetensors")
@@ -37,14 +38,17 @@ PICKLE = Kind("a pickle", "pth")
 MSGPACK = Kind("a msgpack file", "msgpack")
 SHARDS = Kind("an index of shards", "shards")
 
-_UNPACK = "unpack it, and give the file of the weights that is in it"
+_UNPACK = "unpack it and give the file of weights in it"
 _GET = "download the file itself"
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file, as Keras writes them (.h5)")),
     (b"GGUF", Kind("a GGUF file of llama.cpp")),
     (b"ggml", Kind("a GGML file of llama.cpp")),
     (b"lmgg", Kind("a GGML file of llama.cpp")),
-    (b"\x93NUMPY", Kind("an .npy file, one array without a name", "", "save all arrays by name as .npz")),
+    (
+        b"\x93NUMPY",
+        Kind("an .npy file, which has one array without a name", "", "save all arrays, with their names, as .npz"),
+    ),
     (b"MATLAB 5.0 MAT-file", Kind("a MATLAB file", "", "load it with scipy.io.loadmat, and save its arrays as .npz")),
     (b"\x1f\x8b", Kind("a gzip archive", "", _UNPACK)),
     (b"BZh", Kind("a bzip2 archive", "", _UNPACK)),
@@ -59,7 +63,10 @@ _STARTS: tuple[tuple[bytes, Kind], ...] = (
     (b"%PDF", Kind("a PDF document", "", "give the file of the weights")),
     (b"\x7fELF", Kind("a program or library", "", "give the file of the weights")),
     (b"ftrt", Kind("a TensorRT engine", "", "give the weights that it was built from")),
-    (b"version https://git-lfs", Kind("a Git LFS pointer, which stands for the file", "", f"{_GET} (git lfs pull)")),
+    (
+        b"version https://git-lfs",
+        Kind("a Git LFS pointer, which only refers to the file", "", f"{_GET} (git lfs pull)"),
+    ),
 )
 _TEXT_STARTS: tuple[tuple[str, Kind], ...] = (
     (r"<!doctype html|<html|<head", Kind("an HTML page, probably an error that was saved as the file", "", _GET)),
@@ -72,12 +79,13 @@ _ENDINGS: dict[str, Kind] = {
     ".tflite": Kind("a TensorFlow Lite model"),
     ".mlmodel": Kind("a Core ML model"),
     ".meta": Kind("the graph of a TensorFlow checkpoint"),
-    ".tar": Kind("no tar archive, in spite of its name", "", _GET),
+    ".tar": Kind("not a tar archive, although its name ends in .tar", "", _GET),
 }
 
 
 def file_kind(head: bytes, name: str, source: FileRange | None = None) -> Kind:
-    """What a file is, by its first bytes and its name; `source` is needed to tell kinds of zip archives apart."""
+    """The kind of a file, by its first bytes and its name. source: the whole file, needed to distinguish kinds of zip
+    archives and to recognise TensorFlow checkpoints; None if only `head` is available."""
     if not head:
         return Kind("an empty file", "", _GET)
     if head[:2] == b"PK":
@@ -87,7 +95,7 @@ def file_kind(head: bytes, name: str, source: FileRange | None = None) -> Kind:
     if head[:1] == b"\x80" and _OLD_PYTORCH in head[:40]:
         return PTH
     if b"joblib.numpy_pickle" in head:
-        return Kind("a file of joblib", "", "load it with joblib, and save its arrays as .npz")
+        return Kind("a joblib file", "", "load it with joblib and save its arrays as .npz")
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return PICKLE
     for start, kind in _STARTS:
@@ -110,7 +118,7 @@ def _zip_kind(source: FileRange | None) -> Kind:
     try:
         names = Archive(source).names
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return Kind("a damaged zip archive (a .pth or .npz file that was not copied to its end?)", "", _GET)
+        return Kind("a damaged zip archive (perhaps a .pth or .npz file whose copy is incomplete)", "", _GET)
     if all(name.endswith(".npy") for name in names):
         return NPZ
     if any(re.fullmatch(r"(?:[^/]+/)?data\.pkl", name) for name in names):
@@ -119,7 +127,7 @@ def _zip_kind(source: FileRange | None) -> Kind:
         return Kind("a Keras model (.keras)")
     if any(name.endswith(("models/model.json", "archive_format")) for name in names):
         return Kind("an exported PyTorch program (.pt2)", "", "save the model's state_dict() with torch.save")
-    return Kind("a zip archive without weights at its top", "", _UNPACK)
+    return Kind("a zip archive without weights at its top level", "", _UNPACK)
 
 
 def _text_kind(head: bytes, name: str) -> Kind | None:

@@ -1,8 +1,8 @@
-"""Flax's msgpack files (flax.serialization), read where they lie: values stay in the file until they are asked for.
+"""Flax's msgpack files (flax.serialization). Arrays stay in the file until they are used.
 
-The format (github.com/msgpack/msgpack/blob/master/spec.md) has one type byte in front of every value. Flax adds three
-types: 1, an array, packed as (shape, name of its type, bytes in C order); 2, a complex number; 3, a NumPy scalar,
-packed as an array. An array of more than 2**30 bytes is a mapping with "__msgpack_chunked_array__", "shape", "chunks".
+The format (github.com/msgpack/msgpack/blob/master/spec.md) has one type byte before each value. Flax adds three types:
+1, an array, packed as (shape, name of its type, bytes in C order); 2, a complex number; 3, a NumPy scalar, packed as an
+array. An array of more than 2**30 bytes is a mapping with "__msgpack_chunked_array__", "shape", "chunks".
 """
 
 import math
@@ -54,7 +54,7 @@ _LENGTHS = {
     0xDE: ("mapping", 2),
     0xDF: ("mapping", 4),
 }
-"""Type byte -> what it is, and the bytes of its length."""
+"""Type byte -> kind of the value, and the number of bytes of the length that follows."""
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
@@ -67,11 +67,11 @@ def is_msgpack(head: bytes) -> bool:
 
 
 def read_msgpack(source: FileRange) -> Container:
-    """A file of flax.serialization. InputError where it is damaged or has no arrays."""
+    """Opens a file of flax.serialization. Raises InputError if it is damaged or has no arrays."""
     with readable(source.path, "a complete Flax msgpack file"):
         tree = load_msgpack(source)
         if not isinstance(tree, dict):
-            raise ValueError(f"one {type(tree).__name__} instead of a mapping")
+            raise ValueError(f"it has one {type(tree).__name__} instead of a mapping")
     container = Container(source.path, "msgpack", tree, separator="/")
     if not container.arrays:
         raise InputError(f"{source.path}: a msgpack file without arrays; expected one of flax.serialization")
@@ -79,12 +79,13 @@ def read_msgpack(source: FileRange) -> Container:
 
 
 def load_msgpack(source: FileRange) -> Any:
-    """The tree of a msgpack file, with lazy arrays. ValueError or another where it is damaged."""
+    """The tree of a msgpack file, with lazy arrays. Raises ValueError or another exception if it is damaged; callers
+    use `readable`."""
     with source.view() as content:
         reader = _Reader(source, content)
         tree = reader.value(0)
         if reader.position != source.length:
-            raise ValueError(f"{source.length - reader.position} bytes after its end")
+            raise ValueError(f"{source.length - reader.position} bytes follow its end")
     return tree
 
 
@@ -100,7 +101,7 @@ class _Reader:
         """The next value."""
         self._values += 1
         if self._values > _MOST_VALUES or depth > _DEEPEST:
-            raise ValueError(f"more than {_MOST_VALUES:,} values or {_DEEPEST} levels")
+            raise ValueError(f"it has more than {_MOST_VALUES:,} values or {_DEEPEST} levels")
         kind = self._take(1)[0]
         if kind < 0x80 or kind >= 0xE0:
             return kind if kind < 0x80 else kind - 256
@@ -129,15 +130,15 @@ class _Reader:
     def _take(self, length: int) -> bytes:
         content = self._content[self.position : self.position + length]
         if len(content) != length:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         self.position += length
         return content
 
     def _skip(self, length: int) -> int:
-        """Where these bytes begin."""
+        """Skips bytes; returns where they begin."""
         start = self.position
         if start + length > len(self._content):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         self.position += length
         return start
 
@@ -145,7 +146,8 @@ class _Reader:
         return self._take(length).decode("utf-8", "backslashreplace")
 
     def _bytes(self, length: int) -> Any:
-        """Text, as Python 2 and old versions of Flax wrote it; other bytes are left in the file."""
+        """ASCII bytes as text, because Python 2 and old versions of Flax wrote text as bytes; a stand-in for other
+        bytes."""
         if length > _LONGEST_BYTES:
             self._skip(length)
             return StandIn("bytes")
@@ -163,9 +165,9 @@ class _Reader:
         for _ in range(count):
             key = self.value(depth + 1)
             if not isinstance(key, str | int | float | None) or len(text := str(key)) > _LONGEST_KEY:
-                raise ValueError("a key that is no short text")
+                raise ValueError(f"a key is not text of at most {_LONGEST_KEY} characters")
             if text in tree:
-                raise ValueError(f"two values for {text[:60]}")
+                raise ValueError(f"it has two values for {text[:60]}")
             tree[text] = self.value(depth + 1)
         return _joined(tree) if _CHUNKED in tree else tree
 
@@ -173,7 +175,7 @@ class _Reader:
         code = struct.unpack("b", self._take(1))[0]
         end = self.position + length
         if end > len(self._content):
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         if code not in (_NDARRAY, _SCALAR):
             self._skip(length)
             return StandIn("a complex number" if code == _COMPLEX else f"msgpack's type {code}")
@@ -185,7 +187,7 @@ class _Reader:
         return array
 
     def _array(self, end: int) -> LazyArray | StandIn:
-        """(shape, name of its type, bytes), which end at `end`."""
+        """An array, packed as (shape, name of its type, bytes), whose bytes end at `end`."""
         kind = self._take(1)[0]
         shape = self.value(_DEEPEST - 1) if kind == 0x93 else None
         name = self.value(_DEEPEST) if kind == 0x93 else None
@@ -194,15 +196,15 @@ class _Reader:
         length = int.from_bytes(self._take(size), "big") if size else header & 31
         start = self._skip(length)
         if what not in ("bytes", "text") or start + length != end:
-            raise ValueError("an array that is not packed as (shape, type, bytes)")
+            raise ValueError("an array is not packed as (shape, type, bytes)")
         if not isinstance(shape, list) or len(shape) > 32 or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("an array without a shape")
+            raise ValueError("an array has no valid shape")
         name = "bfloat16" if name in ("V2", "|V2", "void16") else name
         if name not in ELEMENT_TYPES:
             return StandIn(f"an array of type {str(name)[:40]}")
         dtype = ELEMENT_TYPES[name]
         if math.prod(shape) * dtype.itemsize != length:
-            raise ValueError(f"an array with {length} bytes for shape {shape}")
+            raise ValueError(f"an array has {length} bytes for shape {shape}")
         return LazyArray(tuple(shape), dtype.name, partial(_read, self._source, start, dtype, tuple(shape)))
 
 
@@ -215,12 +217,12 @@ def _read(source: FileRange, start: int, dtype: np.dtype, shape: tuple[int, ...]
 
 
 def _joined(tree: Mapping[str, Any]) -> LazyArray:
-    """The array that was written in chunks."""
+    """The array of a mapping that stores it in chunks. Raises ValueError if the chunks do not fit its shape."""
     shape, chunks = (_in_order(tree.get(key)) for key in ("shape", "chunks"))
     if not all(isinstance(chunk, LazyArray) for chunk in chunks) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("chunks that are no arrays")
+        raise ValueError("the chunks of an array are not arrays, or it has no valid shape")
     if len({chunk.dtype for chunk in chunks}) != 1 or sum(math.prod(c.shape) for c in chunks) != math.prod(shape):
-        raise ValueError("chunks that do not make the array they are of")
+        raise ValueError("the chunks of an array do not fit its shape, or have different types")
     return LazyArray(tuple(shape), chunks[0].dtype, partial(_concatenate, chunks, tuple(shape)))
 
 

@@ -21,9 +21,10 @@ _LONGEST_HEADER = 2**16
 
 
 def read_npz(source: FileRange) -> Container:
-    """A .npz file. bfloat16, which NumPy writes as two raw bytes (V2), is read as what it is.
+    """Opens a .npz file. Elements of two raw bytes (V2), which is how NumPy writes bfloat16, are read as bfloat16.
 
-    InputError where it is damaged or has Python objects only; beside other arrays these are left out with a note.
+    Raises InputError if it is damaged or has only Python objects. If it has other arrays too, the objects are left out
+    with a note.
     """
     entries: dict[str, LazyArray] = {}
     objects = []
@@ -43,21 +44,21 @@ def read_npz(source: FileRange) -> Container:
             values = partial(archive.values, member, start, size)
             read = partial(_read, source, name, values, dtype, shape, "F" if fortran else "C")
             entries[name] = LazyArray(shape, dtype.name, read)
-    holds = f"{abbreviate(objects)} holds Python objects, which are never read"
+    holds = f"Python objects are never read: {abbreviate(objects)}"
     if objects and not entries:
         raise InputError(f"{source.path}: {holds}; save plain arrays instead")
     return Container(source.path, "npz", nested(entries), notes=(holds,) if objects else (), separator="/")
 
 
 def _header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, whether in Fortran's order, type, and where the values begin."""
+    """The shape, whether the order is Fortran's, the type, and the offset of the values."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return *np.lib.format.read_array_header_1_0(file), file.tell()
     if version == (2, 0):
         return *np.lib.format.read_array_header_2_0(file), file.tell()
-    raise ValueError(f".npy format {version}")
+    raise ValueError(f"version {version} of the .npy format is not supported")
 
 
 def _read(
@@ -68,7 +69,7 @@ def _read(
     shape: tuple[int, ...],
     order: Literal["C", "F"],
 ) -> np.ndarray:
-    """Mapped if it is not compressed, so that one layer of a stacked array can be had without the others."""
+    """The array; memory-mapped if it is not compressed, so that one layer of a stacked array can be read alone."""
     with readable(source.path, f"complete (reading {one_line(name)[:60]})"):
         array = values().view(dtype)
         # An array that was written on another machine may be in the other byte order.

@@ -1,4 +1,4 @@
-"""Opening whatever has named arrays in it: a file by its first bytes, a folder by what it contains."""
+"""Opens any file or folder of named arrays: a file by its first bytes, a folder by the names in it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,11 +28,11 @@ _READERS: dict[str, Callable[[FileRange], Container]] = {
 
 
 def open_container(path: Location) -> Container:
-    """The arrays of a file, or of a folder's weights, with what else stands beside them.
+    """Opens a file, or the weights of a folder: arrays and plain values.
 
-    Nothing of a file is run and no value is read yet. From a store, the files are copied to a temporary folder, which
-    stays until nothing reads from it any more; from the Hub, of a safetensors file only what is read. InputError, in
-    one line, names the kind of what is not read.
+    No code of a file is run, and no array is read yet. Files in a store are copied to a temporary folder, which is
+    removed after the last use; of a safetensors file in the Hub, only the parts that are read are downloaded. Raises
+    InputError if the path is missing, damaged, or of a kind that cannot be read, which the message names.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
@@ -52,15 +52,15 @@ def open_container(path: Location) -> Container:
 
 
 def open_safetensors(path: Location) -> Container:
-    """The arrays of a safetensors file, whatever it is called. InputError for a file of another kind."""
+    """Opens a safetensors file of any name. Raises InputError for a file of another kind."""
     with readable(path, "a file of weights"):
         source = _local_file(path)
     return read_safetensors(source)
 
 
 def describe_kind(path: Location) -> str:
-    """What a file or folder is, with its article, also if it is not read; reads a few bytes. InputError if there is
-    none."""
+    """The kind of a file or folder, with its article ("a PyTorch file"), also of one that cannot be opened. Reads only
+    a few bytes. Raises InputError if the path does not exist."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; expected a checkpoint")
     if path.is_dir():
@@ -86,7 +86,7 @@ def _open_file(path: Location) -> Container:
 
 
 def _unreadable(path: Location, kind: Kind) -> InputError:
-    formats = "neither safetensors nor .npz nor .pth nor Flax's msgpack"
+    formats = "expected safetensors, .npz, .pth or Flax's msgpack"
     return InputError(f"{path}: {kind.text}, {formats}; {kind.advice}")
 
 
@@ -103,7 +103,7 @@ def _local_file(path: Location) -> FileRange:
 
 
 def _local_folder(path: Location) -> tuple[Path, object]:
-    """A local folder with the same files, and what keeps it."""
+    """A local folder with the same files, and the object that keeps it from being removed."""
     if is_local(path):
         return path, None
     assert isinstance(path, StorePath)

@@ -1,8 +1,8 @@
 """Folders that Orbax wrote for any project, read by TensorStore without JAX, Flax or Orbax.
 
-Every leaf of a tree is a Zarr array, named by its keys joined with "."; they lie in one database (OCDBT,
-`manifest.ocdbt`) or each in a folder of its own. `_METADATA` has the keys and what each leaf is; `_strings.json` has
-leaves that are text. Before Orbax 0.5 the tree was the msgpack file `checkpoint`, with small leaves in it and
+Every leaf of a tree is a Zarr array, named by its keys joined with ".". All arrays are in one database (OCDBT,
+`manifest.ocdbt`), or each is in its own folder. `_METADATA` has the keys and the kind of each leaf; `_strings.json` has
+the leaves that are text. Before Orbax 0.5 the tree was the msgpack file `checkpoint`, with small leaves in it and
 "PLACEHOLDER://NAME" for arrays. A step of a CheckpointManager has one such folder for each item ("default", "state").
 """
 
@@ -29,11 +29,12 @@ _LONGEST_METADATA = 2**28
 _MOST_SCALARS = 1000
 _MOST_FILES = 100_000
 _COMPRESSION, _ALWAYS_FITS = 1000, 2**26
-"""An array may be so many times as large as all files together, and as many bytes whatever they are."""
+"""An array is refused if it is larger than all files together by more than the first factor, and has more bytes than
+the second number."""
 
 
 def is_orbax_item(folder: Location, names: set[str]) -> bool:
-    """Whether a folder, with these files and folders in it, is a tree that Orbax wrote."""
+    """Whether a folder is a tree that Orbax wrote. names: the files and folders in it."""
     if METADATA in names or DATABASE in names:
         return True
     aggregate = folder / AGGREGATE
@@ -46,7 +47,8 @@ def is_orbax_item(folder: Location, names: set[str]) -> bool:
 
 
 def read_orbax(path: Location, folder: Path, owner: object = None) -> Container:
-    """A tree that Orbax wrote into the local `folder`; messages call it `path`. InputError where it is damaged."""
+    """Opens a tree that Orbax wrote. folder: where it is on this machine. path: its name in messages. owner: kept as
+    long as arrays may be read. Raises InputError if it is damaged or has no arrays."""
     with readable(path, "a complete Orbax checkpoint"):
         store = _Store(path, folder, owner)
         tree = store.described_tree() if (folder / METADATA).is_file() else store.older_tree()
@@ -75,7 +77,7 @@ class _Store:
         for entry in metadata["tree_metadata"].values():
             keys = tuple(str(part["key"]) for part in entry["key_metadata"])
             if not keys or len(keys) > 50:
-                raise ValueError("a leaf without keys, or with more than 50")
+                raise ValueError("a leaf has no keys, or more than 50")
             leaves.append((keys, str(entry["value_metadata"]["value_type"])))
         stored = [".".join(keys) for keys, kind in leaves if kind in ("jax.Array", "np.ndarray", "scalar")]
         arrays = self._open(stored)
@@ -94,7 +96,8 @@ class _Store:
         return tree
 
     def older_tree(self) -> dict[str, Any]:
-        """The tree of the file `checkpoint`; without it, of the names of the arrays."""
+        """The tree of the file `checkpoint` (before Orbax 0.5); if there is no such file, the tree of the arrays'
+        names."""
         aggregate = self.folder / AGGREGATE
         if aggregate.is_file():
             source = FileRange.whole(self.path, aggregate, self._owner)
@@ -103,7 +106,7 @@ class _Store:
             arrays = self._open(names)
             filled = _replaced(template, lambda text: arrays.get(text.removeprefix(_PLACEHOLDER), text))
             if not isinstance(filled, dict):
-                raise ValueError("no mapping")
+                raise ValueError(f"{AGGREGATE} is not a mapping")
             return filled
         tree: dict[str, Any] = {}
         for name, array in self._open(self._names()).items():
@@ -113,14 +116,14 @@ class _Store:
     def _json(self, name: str) -> dict[str, Any]:
         file = self.folder / name
         if file.stat().st_size > _LONGEST_METADATA:
-            raise ValueError(f"{name} is too long")
+            raise ValueError(f"{name} has more than {_LONGEST_METADATA:,} bytes")
         content = json.loads(file.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(f"{name} is no mapping")
+            raise ValueError(f"{name} is not a mapping")
         return content
 
     def _names(self) -> list[str]:
-        """The names of all arrays, found by looking, as no list of them is stored."""
+        """The names of all arrays, found by listing the files, because no list of names is stored."""
         if not self._in_database:
             return sorted(file.parent.name for file in self.folder.glob("*/.zarray"))
         keys = self._tensorstore.KvStore.open(self._database()).result().list().result()
@@ -134,7 +137,7 @@ class _Store:
         return {"driver": "ocdbt", "base": base, "path": inside}
 
     def _open(self, names: list[str]) -> dict[str, LazyArray]:
-        """The arrays, all opened at once: that reads their shapes and types."""
+        """Opens the arrays concurrently, which reads their shapes and types but no values."""
         arrays = {}
         started = {name: self._start(name) for name in dict.fromkeys(names)}
         for name, future in started.items():
@@ -148,13 +151,13 @@ class _Store:
             dtype, shape = ELEMENT_TYPES[kind], tuple(opened.shape)
             chunk = tuple(opened.chunk_layout.read_chunk.shape or ())
             if max(math.prod(shape), math.prod(chunk)) * dtype.itemsize > self._most_bytes:
-                raise ValueError(f"{name[:60]} has shape {list(shape)}, more than the files hold of it")
+                raise ValueError(f"{name[:60]} has shape {list(shape)}, but the files are too small for it")
             arrays[name] = LazyArray(shape, dtype.name, partial(self._read, name, opened))
         return arrays
 
     def _start(self, name: str) -> Any:
         if not self._in_database and any(part in ("", ".", "..") for part in name.split("/")):
-            raise ValueError(f"{name[:60]} is no name of an array")
+            raise ValueError(f"{name[:60]} is not a valid name of an array")
         file = {"driver": "file", "path": f"{self.folder.absolute()}/{name}/"}
         kvstore = self._database(f"{name}/") if self._in_database else file
         spec = {"driver": "zarr3" if self._zarr3 else "zarr", "kvstore": kvstore}
@@ -179,16 +182,16 @@ def _imported(path: Location) -> Any:
 
 
 def cause(error: BaseException) -> str:
-    """What an error of TensorStore's says, in one line, without the places in its source."""
+    """The message of a TensorStore error in one line, without its source locations."""
     return shortened(str(error).partition("\n")[0].partition(" [source locations")[0]) or type(error).__name__
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files. ValueError where there are too many to count."""
+    """Total bytes of all files below a folder. Raises ValueError for more than _MOST_FILES entries."""
     size = 0
     for count, file in enumerate(folder.rglob("*")):
         if count > _MOST_FILES:
-            raise ValueError(f"more than {_MOST_FILES:,} files")
+            raise ValueError(f"it has more than {_MOST_FILES:,} files")
         size += file.stat().st_size if file.is_file() else 0
     return size
 
@@ -202,9 +205,9 @@ def _insert(tree: dict[str, Any], keys: tuple[str, ...], leaf: Any) -> None:
     for key in keys[:-1]:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
-            raise ValueError(f"two values for {key[:60]}")
+            raise ValueError(f"it has two values for {key[:60]}")
     if keys[-1] in node:
-        raise ValueError(f"two values for {keys[-1][:60]}")
+        raise ValueError(f"it has two values for {keys[-1][:60]}")
     node[keys[-1]] = leaf
 
 
@@ -220,7 +223,7 @@ def _texts(tree: Any) -> Iterator[str]:
 
 
 def _replaced(tree: Any, leaf: Callable[[str], Any]) -> Any:
-    """The tree with each text replaced by what `leaf` gives for it."""
+    """The tree with each text replaced by leaf(text)."""
     if isinstance(tree, Mapping):
         return {key: _replaced(value, leaf) for key, value in tree.items()}
     if isinstance(tree, list):

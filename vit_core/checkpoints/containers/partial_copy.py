@@ -1,4 +1,4 @@
-"""A local file that has those bytes of a remote one that were needed so far."""
+"""A local copy of a remote file that downloads only the ranges that are read."""
 
 import os
 import threading
@@ -7,15 +7,15 @@ from pathlib import Path
 from vit_core.storage import HubPath
 
 _BLOCK = 2**20
-"""Bytes that are fetched together, or not at all."""
+"""Bytes of a block, the smallest unit of a download."""
 AHEAD = 2**24
-"""Bytes that one request for an array asks for, so that a checkpoint of many small arrays needs few requests."""
+"""Minimum bytes of a download for an array, so that a checkpoint with many small arrays needs few requests."""
 
 
 class PartialCopy:
-    """A copy of a file in the Hub, of its size, with holes: `require` fetches what is missing of a range.
+    """A local file of the same size as a file in the Hub. `require` downloads the missing blocks of a range.
 
-    Only for files that cannot change meanwhile, as those of a commit. Several threads may use it.
+    Only for files that cannot change during the reading, such as those of a commit. Safe to use from several threads.
     """
 
     def __init__(self, path: HubPath, file: Path) -> None:
@@ -27,7 +27,7 @@ class PartialCopy:
             new.truncate(self._size)
 
     def require(self, start: int, length: int, ahead: int = 0) -> None:
-        """Makes a range complete. A request that is necessary asks for `ahead` bytes at least."""
+        """Downloads the missing bytes of a range. ahead: minimum bytes to download if something is missing."""
         with self._lock:
             if (start, length) == (0, self._size):
                 self._complete()
@@ -40,20 +40,20 @@ class PartialCopy:
                 missing = missing[run:]
 
     def _missing(self, start: int, length: int) -> list[int]:
-        """The blocks of a range that are not there, ascending."""
+        """Numbers of the blocks of a range that are not downloaded yet, ascending."""
         end = min(start + length, self._size)
         return [block for block in range(start // _BLOCK, -(-end // _BLOCK)) if block not in self._blocks]
 
     def _complete(self) -> None:
-        """Fetches the whole file, if something is missing, in the way that is fastest for huggingface_hub."""
+        """Downloads the whole file, if something is missing, by huggingface_hub's faster way for whole files."""
         if missing := self._missing(0, self._size):
             whole = self._file.with_name("whole")
             self._path.download(whole)
-            os.replace(whole, self._file)  # the old one may be mapped into memory
+            os.replace(whole, self._file)  # not overwritten: the old file may be mapped into memory
             self._blocks.update(missing)
 
     def _fetch(self, blocks: list[int]) -> None:
-        """Fetches blocks that follow each other."""
+        """Downloads consecutive blocks with one request."""
         start, end = blocks[0] * _BLOCK, min((blocks[-1] + 1) * _BLOCK, self._size)
         with self._file.open("r+b") as file:
             file.seek(start)

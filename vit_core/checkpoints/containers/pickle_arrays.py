@@ -1,4 +1,4 @@
-"""NumPy's and JAX's arrays in pickles: replacements for the functions that rebuild them."""
+"""Replacements for the functions that pickles of NumPy and JAX arrays call to rebuild them."""
 
 import math
 import re
@@ -17,15 +17,15 @@ _MOST_DIMENSIONS = 32
 
 
 class NumpyType(HasState):
-    """A dtype on its way."""
+    """A NumPy dtype while a pickle is read; `dtype` is None for a type that is not supported."""
 
     def __init__(self, dtype: np.dtype | None) -> None:
         self.dtype = dtype
 
     def set_state(self, state: Any) -> None:
-        """(version, byte order, subtype, names, fields, ...)."""
+        """state: (version, byte order, subtype, names, fields, ...)."""
         if not isinstance(state, tuple) or len(state) < 5:
-            raise ValueError("a NumPy type with an unknown state")
+            raise ValueError("a NumPy type has an unknown state")
         if any(part is not None for part in state[2:5]):
             self.dtype = None
         elif state[1] == ">" and self.dtype is not None:
@@ -33,21 +33,21 @@ class NumpyType(HasState):
 
 
 class NumpyArray(HasState):
-    """An array on its way; `array` is None while it has no values and where it holds objects."""
+    """A NumPy array while a pickle is read. `array` is None until its values are known, and for an array of objects."""
 
     def __init__(self) -> None:
         self.array: LazyArray | None = None
 
     def set_state(self, state: Any) -> None:
-        """(version, shape, dtype, whether in Fortran's order, the bytes)."""
+        """state: (version, shape, dtype, whether the order is Fortran's, the bytes); the version may be missing."""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise ValueError("a NumPy array with an unknown state")
+            raise ValueError("a NumPy array has an unknown state")
         shape, kind, fortran, content = state[-4:]
         self.array = _numpy_array(content, kind, shape, "F" if fortran is True else "C")
 
 
 def numpy_constructors(budget: Budget) -> dict[str, Constructor]:
-    """By the names that files use."""
+    """The replacements, by the full names of the functions in files."""
     table: dict[str, Constructor] = {
         "numpy.dtype": _numpy_type,
         "jax._src.array._reconstruct_array": _jax_array,
@@ -73,7 +73,7 @@ def _numpy_type(kind: object, *_: Any) -> NumpyType | Instance:
 
 
 def _numpy_scalar(budget: Budget, kind: object, content: object = b"") -> object:
-    """As a plain value."""
+    """A NumPy scalar as a plain value, if its type has one."""
     dtype = kind.dtype if isinstance(kind, NumpyType) else None
     if dtype is None or not isinstance(content, bytes) or len(content) != dtype.itemsize or not dtype.itemsize:
         return Instance("a NumPy scalar")
@@ -98,7 +98,7 @@ def _numpy_array(content: object, kind: object, shape: object, order: str) -> La
         return None
     sizes = lengths(shape)
     if math.prod(sizes) * dtype.itemsize != len(content):
-        raise ValueError(f"an array with {len(content)} bytes for shape {list(sizes)}")
+        raise ValueError(f"an array has {len(content)} bytes for shape {list(sizes)}")
     native = dtype.newbyteorder("=")
     name = "bfloat16" if native == np.dtype("V2") else native.name
     return LazyArray(sizes, name, partial(_read_numpy, content, dtype, sizes, order))
@@ -106,27 +106,28 @@ def _numpy_array(content: object, kind: object, shape: object, order: str) -> La
 
 def _read_numpy(content: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     array = np.frombuffer(bytearray(content), dtype).astype(dtype.newbyteorder("="), copy=False)
-    if array.dtype == np.dtype("V2"):  # as NumPy writes bfloat16
+    if array.dtype == np.dtype("V2"):  # how NumPy writes bfloat16
         array = array.view(ml_dtypes.bfloat16)
     return array.reshape(shape, order=order)  # type: ignore[call-overload]
 
 
 def _jax_array(function: object, arguments: object, state: object, *_: Any) -> NumpyArray:
-    """A JAX array is pickled as a NumPy array, and what makes one of it."""
+    """A JAX array, which is pickled as a call that rebuilds a NumPy array, and that array's state."""
     if not isinstance(function, Global) or not function.name.endswith(".multiarray._reconstruct"):
-        raise ValueError("a JAX array that is made in an unknown way")
+        raise ValueError("a JAX array is stored in an unknown form")
     made = NumpyArray()
     made.set_state(state)
     return made
 
 
 def is_length(value: object) -> bool:
-    """Whether it is a number of elements, small enough to be multiplied."""
+    """Whether a value is an integer from 0 to 2**62 - 1, as sizes and offsets are."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
 def lengths(values: object) -> tuple[int, ...]:
-    """A shape, or strides. ValueError for what is none."""
+    """A shape, or strides, as a tuple. Raises ValueError unless `values` is a list or tuple of at most 32 such
+    integers."""
     if not isinstance(values, Sequence) or len(values) > _MOST_DIMENSIONS or not all(map(is_length, values)):
-        raise ValueError("a shape that is none")
+        raise ValueError("a shape or strides are not a list of sizes")
     return tuple(values)

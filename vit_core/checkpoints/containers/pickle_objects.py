@@ -1,7 +1,7 @@
-"""Our replacements for the functions that pickles of tensors and arrays call to rebuild them.
+"""Replacements for the functions that pickles of PyTorch's tensors and of Python's collections call to rebuild them.
 
-`constructors` gives them to the pickle reader by the names that files use. What they return are lazy arrays, plain
-values and the raw objects below, which `pickle_tree` turns into plain data.
+`constructors` lists them by the names that files use. They return lazy arrays, plain values and the objects below,
+which `pickle_tree` converts to plain data.
 """
 
 import math
@@ -34,37 +34,40 @@ _STORAGES = {
     "UntypedStorage": "",
 }
 _SMALL_EXPANSION = 2**16
-"""Elements that a tensor with a stride of 0 may have beyond those that the file holds of it."""
+"""A tensor with a stride of 0 repeats elements of its storage. It may have more elements than the storage up to this
+number."""
 
 
 @dataclass(eq=False)
 class Storage:
-    """A block of memory of the process that saved the file, of which tensors show parts."""
+    """A block of memory of the process that saved the file. Tensors are views of its parts."""
 
     dtype: str
-    """PyTorch's name; "" for plain bytes, and the storage's own name where it is no type of NumPy's."""
+    """PyTorch's name of the element type; "" for plain bytes; the name of the storage class if NumPy has no such
+    type."""
     size: int
-    """Elements; bytes if it has no type."""
+    """Number of elements; of bytes if it has no type."""
     fetch: Callable[[int, int], np.ndarray] | None = None
-    """(first byte, number of bytes) -> uint8. None until it is known where the values are."""
+    """(first byte, number of bytes) -> uint8 [number of bytes]. None until the position of the values in the file is
+    known."""
     available: int = 0
-    """Bytes that the file really has of it."""
+    """Bytes of this storage that the file has."""
     first: int = 0
-    """Element of the block at which a view of it begins."""
+    """For a view: the element of `base` at which it begins."""
     big_endian: bool = False
     base: "Storage | None" = None
-    """The block that this one is a view of (files before PyTorch 1.6)."""
+    """The storage that this one is a view of (only in files before PyTorch 1.6)."""
 
 
 @dataclass(eq=False)
 class UnreadTensor:
-    """A tensor that is not given as an array, and what it is."""
+    """A tensor that cannot be read as an array."""
 
     kind: str
     shape: tuple[int, ...] | None = None
     dtype: str = ""
     reason: str = ""
-    """What is wrong with it, if it is broken rather than of another kind."""
+    """The fault, if the tensor is damaged; "" if it is intact but of a kind that cannot be read."""
 
 
 def storage_type(target: object) -> str | None:
@@ -75,7 +78,8 @@ def storage_type(target: object) -> str | None:
 
 
 def constructors(budget: Budget, load_bytes: Callable[[bytes], Any] | None = None) -> Mapping[str, Constructor]:
-    """By the names that files use. `load_bytes` reads a PyTorch file that a pickle has inside."""
+    """The replacements, by the full names of the functions in files. load_bytes: reads a PyTorch file inside a
+    pickle."""
     rebuild: dict[str, Constructor] = {
         "_rebuild_tensor": _tensor,
         "_rebuild_tensor_v2": _tensor_v2,
@@ -123,7 +127,7 @@ def _collections(budget: Budget) -> dict[str, Constructor]:
         if isinstance(items, list):
             return items
         if not isinstance(items, tuple):
-            raise ValueError("a collection of what is no list")
+            raise ValueError("the elements of a collection are not a list")
         budget.copy(8 * len(items))
         return list(items)
 
@@ -158,7 +162,7 @@ def _subclass(kind: object, *_: Any) -> UnreadTensor:
 
 
 def _typed(table: Mapping[str, Constructor], function: object, kind: object, arguments: object) -> Any:
-    """A tensor that was saved with attributes or as an object of a subclass."""
+    """A tensor that was saved with attributes, or as an object of a subclass of Tensor."""
     if isinstance(function, Global) and isinstance(kind, Global):
         known = table.get(function.name)
         if kind.name in ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"):
@@ -185,26 +189,26 @@ def _tensor_v3(storage: object, offset: object, size: object, stride: object, *o
     if len(others) > 3 and others[3]:
         return UnreadTensor("a tensor with a lazy negation or conjugation")
     if not isinstance(dtype, Global):
-        raise ValueError("a tensor without a type")
+        raise ValueError("a tensor has no type")
     return _strided(storage, offset, size, stride, dtype.name.removeprefix("torch."))
 
 
 def _strided(storage: object, offset: object, size: object, stride: object, dtype: str) -> Any:
     shape, steps = lengths(size), lengths(stride)
     if not isinstance(storage, Storage) or len(shape) != len(steps) or not is_length(offset):
-        raise ValueError("a tensor without storage, shape or strides")
+        raise ValueError("a tensor has no valid storage, shape or strides")
     assert isinstance(offset, int)
     if dtype not in ELEMENT_TYPES:
         return UnreadTensor(f"a tensor of type {dtype or 'bytes'}", shape, dtype)
     kind = ELEMENT_TYPES[dtype]
     if storage.dtype not in ("", dtype):
-        raise ValueError(f"a tensor of {dtype} in a storage of {storage.dtype}")
+        raise ValueError(f"a tensor of type {dtype} is in a storage of type {storage.dtype}")
     size_of_storage = storage.size if storage.dtype else storage.size // kind.itemsize
     count, extent = math.prod(shape), _extent(shape, steps)
     if extent and offset + extent > size_of_storage:
-        return UnreadTensor("a broken tensor", shape, kind.name, "reaching outside of its storage")
+        return UnreadTensor("a broken tensor", shape, kind.name, "which is partly outside its storage")
     if count > max(size_of_storage, _SMALL_EXPANSION):
-        return UnreadTensor("a broken tensor", shape, kind.name, "more than the file holds of it")
+        return UnreadTensor("a broken tensor", shape, kind.name, "but the file has fewer elements")
     return LazyArray(shape, kind.name, partial(_read_tensor, storage, kind, offset, shape, steps))
 
 
@@ -217,7 +221,7 @@ def _read_tensor(
     block = storage.base or storage
     start, length = (storage.first + offset) * dtype.itemsize, extent * dtype.itemsize
     if block.fetch is None or start + length > block.available:
-        raise ValueError(f"{start + length} bytes of a tensor, of which it has {block.available}")
+        raise ValueError(f"a tensor needs {start + length} bytes, but its storage has {block.available}")
     content = block.fetch(start, length)
     if content.ctypes.data % dtype.itemsize:
         content = content.copy()
@@ -235,12 +239,12 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements of the storage from the first one of a tensor to its last one."""
+    """Number of elements of the storage from a tensor's first element to its last one."""
     return 0 if 0 in shape else 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
 
 
 def _device_tensor(array: object, dtype: object, *_: Any) -> Any:
-    """A tensor of a device without storages (TPU), saved as a NumPy array, and the type that it had there."""
+    """A tensor of a device without storages, such as a TPU: saved as a NumPy array, with the type that it had there."""
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else ""
     if not isinstance(array, NumpyArray) or array.array is None or name not in ELEMENT_TYPES:
         return UnreadTensor("a tensor of another device")
@@ -252,15 +256,15 @@ def _device_tensor(array: object, dtype: object, *_: Any) -> Any:
 
 
 def _encode(budget: Budget, text: object, encoding: object = "utf-8", *_: Any) -> bytes:
-    """How Python 3 writes bytes in protocol 2."""
+    """Bytes, which Python 3 pickles in protocol 2 as encoded text."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "utf8", "ascii"):
-        raise ValueError("an encoding of what is no text")
+        raise ValueError("bytes are not stored as text in a known encoding")
     budget.copy(len(text))
     return text.encode(encoding)
 
 
 def _reconstructor(kind: object, base: object = None, state: object = None) -> Instance:
-    """How protocols 0 and 1 make objects."""
+    """An object as protocols 0 and 1 pickle it."""
     made = Instance(kind.name if isinstance(kind, Global) else "an object")
     if isinstance(state, dict):
         made.entries = state

@@ -1,13 +1,13 @@
-"""Pickles as data: an interpreter of pickle's own that imports nothing and calls nothing that a file names.
+"""An interpreter of pickles that never imports or calls what a file names: pickles are read as data.
 
-A pickle is a program for a stack machine whose instructions may import and call anything, and Python's own unpickler,
-even with its `find_class` replaced, sets attributes and hashes keys as the file says. Here the instructions only build
-lists, dictionaries, tuples and plain values. A class is its name (`Global`), and an object of a class is what it would
-have been made from (`Instance`); the few functions that rebuild tensors and arrays have replacements of ours,
+A pickle is a program for a stack machine whose instructions may import and call anything. Python's own unpickler, even
+with a restricted `find_class`, sets attributes and hashes keys as the file says. Here the instructions only build
+lists, dictionaries, tuples and plain values. A class is represented by its name (`Global`), and an object of a class by
+the data to make it (`Instance`). The few functions that rebuild tensors and arrays have safe replacements,
 `constructors`, which are looked up by name.
 
-Time and memory are bounded by the length of the file and by MOST_OPERATIONS: nothing is hashed that could be deep,
-nothing is copied more than once, and numbers stay short.
+Time and memory are bounded by the length of the file and by MOST_OPERATIONS: deep structures are never hashed, copies
+are counted, and the length of numbers is limited.
 """
 
 import codecs
@@ -18,10 +18,10 @@ from mmap import mmap
 from typing import Any, TypeAlias
 
 MOST_OPERATIONS = 5_000_000
-"""Checkpoints have some ten instructions for each array; a list of numbers has one for each."""
+"""Limit of pickle instructions in a file. A checkpoint has about ten for each array, a list one for each number."""
 _LONGEST_LINE = 4096
 _LONGEST_INTEGER = 1024
-"""Bytes. Python takes quadratic time for the text of an integer."""
+"""Bytes. The limit exists because Python needs quadratic time to parse an integer."""
 _LONGEST_KEY = 32
 
 Bytes: TypeAlias = bytes | mmap
@@ -37,7 +37,7 @@ class Global:
 
 
 class Instance:
-    """What an object of some class would have been made from."""
+    """The data from which an object of some class would have been made."""
 
     __slots__ = ("arguments", "elements", "entries", "kind", "state")
 
@@ -45,15 +45,15 @@ class Instance:
         self.kind = kind
         self.arguments = arguments
         self.state: Any = None
-        """What `__setstate__` or the object's attributes would have been given."""
+        """The argument of `__setstate__`, or the attributes."""
         self.entries: dict[Any, Any] = {}
-        """The entries of an object that is a kind of dictionary."""
+        """The entries, if the class is a kind of dictionary."""
         self.elements: list[Any] = []
-        """The elements of an object that is a kind of list or set."""
+        """The elements, if the class is a kind of list or set."""
 
 
 class Key:
-    """Takes the place of a key that is no plain value, whose hash could take for ever."""
+    """Replaces a key of a dictionary whose hash could take unbounded time; it is hashed by identity."""
 
     __slots__ = ("value",)
 
@@ -62,34 +62,34 @@ class Key:
 
 
 class HasState:
-    """An object of ours that a BUILD instruction may give a state to."""
+    """Base class of the replacements to which a BUILD instruction may give a state."""
 
     def set_state(self, state: Any) -> None:
-        """Takes the state. ValueError for one that it cannot have."""
+        """Sets the state from the file. Raises ValueError for an invalid state."""
         raise NotImplementedError
 
 
 @dataclass
 class Budget:
-    """What one file may still cost, whatever it has inside."""
+    """Limits on the work that one file may cause; both numbers decrease while it is read."""
 
     operations: int = MOST_OPERATIONS
     copied: int = 0
     """Bytes."""
 
     def copy(self, size: int) -> None:
-        """Counts bytes that are copied. ValueError when they are used up."""
+        """Counts copied bytes. Raises ValueError if the limit is exceeded."""
         self.copied -= size
         if self.copied < 0:
             raise ValueError("a value in it is repeated too often")
 
 
 Constructor: TypeAlias = Callable[..., Any]
-"""Called with the arguments that the file has."""
+"""A replacement of a function; it is called with the arguments in the file."""
 
 
 class PickleReader:
-    """Interprets one pickle that begins at `position`, after which that is where it ended."""
+    """Interprets one pickle that begins at `position`. After `load`, `position` is its end."""
 
     def __init__(
         self,
@@ -107,7 +107,8 @@ class PickleReader:
         self._globals: dict[str, Global] = {}
 
     def load(self) -> Any:
-        """What the pickle makes. ValueError, IndexError, TypeError or another where it is broken."""
+        """The object that the pickle describes. Raises ValueError, or an exception of a constructor, if it is damaged;
+        callers use `readable`."""
         content, methods, budget = self._content, _METHODS, self._budget
         while self.position < len(content):
             code = content[self.position]
@@ -116,22 +117,22 @@ class PickleReader:
                 return self._stack.pop()
             budget.operations -= 1
             if budget.operations < 0:
-                raise ValueError(f"more than {MOST_OPERATIONS:,} pickle instructions")
+                raise ValueError(f"it has more than {MOST_OPERATIONS:,} pickle instructions")
             method = methods.get(code)
             if method is None:
                 raise ValueError(f"unknown pickle instruction {code}")
             try:
                 method(self)
             except (IndexError, KeyError, TypeError) as error:
-                raise ValueError(f"pickle instruction {code} at {self.position} cannot be followed") from error
-        raise ValueError("the pickle is cut short")
+                raise ValueError(f"pickle instruction {code} before byte {self.position} is invalid") from error
+        raise ValueError("the pickle is truncated")
 
     # Reading arguments
 
     def _take(self, length: int) -> bytes:
         content = self._content[self.position : self.position + length]
         if len(content) != length:
-            raise ValueError("the pickle is cut short")
+            raise ValueError("the pickle is truncated")
         self.position += length
         return content
 
@@ -145,7 +146,7 @@ class PickleReader:
         stop = len(self._content) if longest is None else self.position + longest
         end = self._content.find(b"\n", self.position, stop)
         if end < 0:
-            raise ValueError("the pickle has a line without end")
+            raise ValueError("the pickle has a line that does not end, or is too long")
         line = self._take(end - self.position)
         self.position += 1
         return line
@@ -175,7 +176,7 @@ class PickleReader:
         self._stack.append(self._take(length).decode("utf-8", "backslashreplace"))
 
     def _old_text(self, content: bytes) -> None:
-        """Python 2's strings: text, or bytes that are no text."""
+        """A string of Python 2, which may be text or bytes: text if it is valid UTF-8, otherwise bytes."""
         try:
             self._stack.append(content.decode())
         except UnicodeDecodeError:
@@ -184,7 +185,7 @@ class PickleReader:
     def _quoted(self) -> None:
         line = self._line(None).strip()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise ValueError("a string without quotes")
+            raise ValueError("a string has no quotes")
         self._old_text(codecs.escape_decode(line[1:-1])[0])
 
     # The memo
@@ -215,13 +216,13 @@ class PickleReader:
         elif isinstance(target, list):
             target.extend(items)
         else:
-            raise ValueError(f"appends to {type(target).__name__}")
+            raise ValueError(f"the pickle appends to a value of type {type(target).__name__}")
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         entries = target.entries if isinstance(target, Instance) else target
         if not isinstance(entries, dict) or len(items) % 2:
-            raise ValueError(f"sets items of {type(target).__name__}")
+            raise ValueError(f"the pickle sets items of a value of type {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             entries[as_key(key)] = value
 
@@ -229,7 +230,7 @@ class PickleReader:
 
     def _global(self, module: object, name: object) -> None:
         if not (isinstance(module, str) and isinstance(name, str)) or len(module) + len(name) > _LONGEST_LINE:
-            raise ValueError("a class whose name is no text")
+            raise ValueError("the name of a class is not text, or too long")
         full = f"{module}.{name}"
         self._stack.append(self._globals.setdefault(full, Global(full)))
 
@@ -244,14 +245,14 @@ class PickleReader:
         if isinstance(arguments, str) and isinstance(target, Global) and target.name.startswith("__torch__."):
             arguments = (arguments,)  # a member of an Enum in TorchScript
         if not isinstance(arguments, tuple):
-            raise ValueError("arguments that are no tuple")
+            raise ValueError("the arguments of a call are not a tuple")
         if keywords:
             arguments = (*arguments, keywords)
-        if isinstance(target, Instance):  # the result of another call, as functools.partial's
+        if isinstance(target, Instance):  # the result of another call, such as functools.partial
             self._stack.append(Instance(f"a call of {target.kind}"[:_LONGEST_LINE], arguments))
             return
         if not isinstance(target, Global):
-            raise ValueError(f"calls {type(target).__name__}")
+            raise ValueError(f"the pickle calls a value of type {type(target).__name__}")
         constructor = self._constructors.get(target.name)
         self._stack.append(constructor(*arguments) if constructor else Instance(target.name, arguments))
 
@@ -279,15 +280,14 @@ class PickleReader:
             target.state = state
         elif isinstance(target, HasState):
             target.set_state(state)
-        # Others are of our making: what torch adds to an OrderedDict or a parameter has no values of the network.
+        # Other states are ignored: those that torch adds to an OrderedDict or a parameter have no weights.
 
     def _persist(self, name: object) -> None:
         self._stack.append(self._persistent(name))
 
 
 def as_key(key: Any) -> Any:
-    """The key, if it is hashed in bounded time (plain values, short tuples of text); else one that is hashed by its
-    identity."""
+    """The key itself, if its hash takes bounded time (plain values, short tuples of text); otherwise a `Key` for it."""
     if isinstance(key, int):
         return key if -(2**63) <= key < 2**64 else Key(key)
     if key is None or isinstance(key, str | float | bytes | Global | Instance):
@@ -368,4 +368,4 @@ _METHODS: dict[int, Callable[[PickleReader], Any]] = {
         "\x84": lambda r: r._stack.append(Global(f"an object of the registry, {r._unpack('<i', 4)}")),
     }.items()
 }
-"""Every instruction of protocols 0 to 5, but for those of buffers outside of the pickle."""
+"""All instructions of protocols 0 to 5, except those for buffers outside the pickle."""

@@ -1,7 +1,7 @@
-"""Plain data of what the pickle reader has made: nested mappings of arrays, plain values and stand-ins.
+"""Converts the objects of the pickle reader to plain data: nested mappings of arrays, plain values and stand-ins.
 
-The result is a tree of bounded size and depth, whatever the file shares or nests: a structure that contains itself, is
-too deep, or would have more than a million values if it were written out becomes a stand-in.
+The result is a tree of bounded size and depth. A structure that contains itself, is too deep, or has more than a
+million values (shared ones counted each time) is replaced by a stand-in.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,9 +21,10 @@ from vit_core.errors import InputError, abbreviate, one_line
 
 _MOST_VALUES = 1_000_000
 _DEEPEST, _HIGHEST = 50, 100
-"""Levels that are followed downwards, and those that a structure may have: a shared one is deep in itself already."""
+"""Maximum depth at which values are converted, and maximum height of a structure. The second limit is needed because a
+structure that was converted at a small depth may be shared at a larger one."""
 _MOST_COPIED = 1_000_000
-"""Members of modules, which are collected anew each time."""
+"""Maximum number of module members that are copied; they are copied again for each module above them."""
 _LONGEST_KEY = 1000
 
 _ATTRIBUTES_ARE_THE_MAPPING = {"argparse.Namespace", "types.SimpleNamespace"}
@@ -36,14 +37,14 @@ _ARE_MAPPINGS = {
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning.pytorch.utilities.parsing.AttributeDict",
 }
-"""Kinds of dictionary, known as such even when they are empty."""
+"""Classes of dictionaries: listed here so that empty ones are recognised too."""
 _CONTENT = {
     "omegaconf": ("_content", "_val"),
     "ml_collections": ("_fields", "_value"),
     "mmengine": ("_cfg_dict",),
     "mmcv": ("_cfg_dict",),
 }
-"""Libraries of settings, and the attributes under which their objects keep the values."""
+"""Library of settings -> the attributes in which its objects store the values."""
 
 _NOTHING: dict[Any, Any] = {}
 
@@ -51,7 +52,7 @@ _NOTHING: dict[Any, Any] = {}
 class _Plain(NamedTuple):
     value: Any
     size: int
-    """Values in it, as many times as they occur."""
+    """Number of values in it; shared ones are counted each time."""
     height: int
     has_arrays: bool
 
@@ -61,28 +62,28 @@ def _stand_in(kind: str) -> _Plain:
 
 
 class PlainTree:
-    """Converts objects that the pickle reader made. `notes` says what became a stand-in."""
+    """Converts objects of the pickle reader to plain data. `notes` lists what was replaced by stand-ins."""
 
     def __init__(self, path: object) -> None:
         self._path = path
         self._known: dict[int, _Plain] = {}
-        """By the id of the object, which lives as long as what the pickle made."""
+        """id of an object -> its plain data. The objects live as long as the converted root, so ids are not reused."""
         self._open: set[int] = set()
         self._kinds: dict[str, None] = {}
         self._unread: list[str] = []
         self._copied = 0
 
     def convert(self, value: Any) -> Any:
-        """The plain data of an object, which must live until the last conversion."""
+        """The plain data of an object. The caller keeps the object alive until the last conversion."""
         return self._converted(value, ()).value
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out, and the classes whose objects are kept as plain data."""
+        """Notes on the arrays that were left out, and on the classes whose objects were kept as plain data."""
         kinds = [one_line(kind)[:80] for kind in self._kinds]
         notes = []
         if self._unread:
-            notes.append(f"left out, since they are no plain arrays: {abbreviate(self._unread, most=3)}")
+            notes.append(f"left out, because they are not plain arrays: {abbreviate(self._unread, most=3)}")
         if kinds:
             notes.append(f"kept as plain data, without running their code: objects of {abbreviate(kinds, most=3)}")
         return tuple(notes)
@@ -167,8 +168,8 @@ class PlainTree:
         return self._object(value, state, keys)
 
     def _module(self, kind: str, state: Mapping[str, Any], keys: tuple[str, ...]) -> _Plain:
-        """What the `state_dict` of a pickled torch.nn.Module has, under the same names; and under MODULES the classes
-        and settings of its modules, likewise with the names joined ("blocks.0.attn.num_heads")."""
+        """The entries of the `state_dict` of a pickled torch.nn.Module, under the same names; and under MODULES the
+        classes and settings of its modules, with names that are joined likewise ("blocks.0.attn.num_heads")."""
         buffers, temporary = state.get("_buffers"), state.get("_non_persistent_buffers_set")
         groups = (state["_parameters"], buffers if isinstance(buffers, dict) else {}, state["_modules"])
         skipped = temporary if isinstance(temporary, list) else []
@@ -199,11 +200,11 @@ class PlainTree:
     def _count_copied(self, members: int) -> None:
         self._copied += members
         if self._copied > _MOST_COPIED:
-            raise ValueError(f"more than {_MOST_COPIED:,} members of modules")
+            raise ValueError(f"its modules have more than {_MOST_COPIED:,} members")
 
     def _object(self, value: Instance, state: dict[Any, Any], keys: tuple[str, ...]) -> _Plain:
-        """A stand-in; a mapping where the attributes have arrays in them, as a training state's or a compiled
-        module's."""
+        """A stand-in for an object. If its attributes contain arrays, as those of a training state or a compiled module
+        do, the mapping of its attributes."""
         attributes = self._converted(state, keys)
         if value.kind.startswith("__torch__.") and isinstance(attributes.value, Mapping):  # a module of TorchScript
             own = {"class": value.kind, **{name: x for name, x in attributes.value.items() if _is_setting(name, x)}}
@@ -256,7 +257,7 @@ def _name(keys: tuple[str, ...]) -> str:
 
 
 def _totals(children: Iterable[_Plain]) -> tuple[int, int, bool]:
-    """Count, height and whether there are arrays, of what has these children."""
+    """Number of values, height, and whether there are arrays, for a structure with these children."""
     count, height, has_arrays = 1, 0, False
     for child in children:
         count, height, has_arrays = count + child.size, max(height, child.height), has_arrays or child.has_arrays
@@ -264,7 +265,7 @@ def _totals(children: Iterable[_Plain]) -> tuple[int, int, bool]:
 
 
 def _assembled(children: dict[str, _Plain]) -> _Plain:
-    """A mapping of converted children; the largest ones are left out if together they are too many."""
+    """A mapping of converted children. If it has too many values, its largest children are replaced by stand-ins."""
     children = {name: _low(child) for name, child in children.items()}
     count = 1 + sum(child.size for child in children.values())
     for name in sorted(children, key=lambda name: -children[name].size) if count > _MOST_VALUES else ():
@@ -274,7 +275,7 @@ def _assembled(children: dict[str, _Plain]) -> _Plain:
         children[name] = _stand_in("a structure of too many values")
     tree: dict[str, Any] = {}
     for name, child in children.items():
-        if "\0" in name:  # a tuple of text, as flax.traverse_util.flatten_dict makes
+        if "\0" in name:  # a tuple of text, as a key of flax.traverse_util.flatten_dict
             _insert(tree, name.split("\0"), child.value)
         else:
             tree[name] = child.value
@@ -284,13 +285,14 @@ def _assembled(children: dict[str, _Plain]) -> _Plain:
 
 
 def _attributes(state: Any) -> dict[Any, Any]:
-    """What `__setstate__` is given is a dictionary of attributes, or a pair of two (the second one for slots)."""
+    """The attributes in a state, which is a dictionary, or a pair of dictionaries of which the second is for slots."""
     pair = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
     return next((part for part in pair if isinstance(part, dict) and part), _NOTHING)
 
 
 def _key_text(key: Any, index: int) -> str:
-    """The text of a key; what is no text or too long has its number in it, so that no two become one."""
+    """The text of a key. The text of other keys, and of ones that are too long, contains `index`, so that all remain
+    different."""
     if isinstance(key, tuple):
         return "\0".join(_key_text(part, index) for part in key)
     if isinstance(key, str):

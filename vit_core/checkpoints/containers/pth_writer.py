@@ -8,8 +8,8 @@ The layout, as torch.save makes it (pytorch/caffe2/serialize/inline_container.cc
     archive/version                 "3"
     archive/.data/serialization_id  a digest of the names and checksums of all parts
 
-Every part is stored uncompressed and begins at a multiple of 64 bytes, with an extra field "FB" in front of it to fill
-the gap, so that torch.load(mmap=True) can use it where it lies.
+Every part is stored uncompressed and begins at a multiple of 64 bytes, with an extra field "FB" before it as padding,
+so that torch.load(mmap=True) can map it.
 """
 
 import math
@@ -28,16 +28,16 @@ from vit_core.checkpoints.containers.checked_arrays import checked
 _ALIGNMENT = 64
 _CHUNK = 2**20
 _ZIP64_FIELD = 20
-"""Bytes that zipfile puts in front of our extra field in a header with 64-bit sizes."""
+"""Bytes that zipfile inserts before our extra field in a header with 64-bit sizes."""
 _STORAGES = {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16"}
 _BIG = 2**31 - 1
-"""Bytes from which a part needs 64-bit sizes."""
+"""A part with more bytes needs 64-bit sizes."""
 
 
 def write_pth(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a state dict that torch.load(weights_only=True, mmap=True) opens; the same arrays give the same bytes.
 
-    Holds one array in memory at a time. Raises OSError where the file system refuses.
+    One array at a time is in memory. Raises OSError if the file cannot be written.
     """
     lazy = LazyArrays.of(arrays)
     with zipfile.ZipFile(path, "w") as archive:
@@ -57,14 +57,14 @@ def write_pth(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 class _Parts:
-    """The parts of an archive as they are written."""
+    """Writes the parts of an archive, and computes the digest of all parts."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self._names, self._checksums = 0, 0
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Writes one part, aligned."""
+        """Writes one part, whose content begins at a multiple of 64 bytes."""
         info = zipfile.ZipInfo(f"archive/{name}")
         is_big = len(content) > _BIG
         assert self._archive.fp is not None
@@ -73,18 +73,20 @@ class _Parts:
         info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
         info.file_size = len(content)
         with self._archive.open(info, "w", force_zip64=is_big) as part:
-            for first in range(0, len(content), _CHUNK):  # small enough to stay in the cache from checksum to copy
+            for first in range(
+                0, len(content), _CHUNK
+            ):  # in chunks, which stay in the CPU's cache between checksum and copy
                 part.write(content[first : first + _CHUNK])
         self._names = crc32(info.filename.encode(), self._names)
         self._checksums = crc32(info.CRC.to_bytes(4, "little"), self._checksums)
 
     def digest(self) -> str:
-        """40 digits that stand for everything written so far."""
+        """40 decimal digits, computed from the names and checksums of all parts written so far."""
         return f"{self._names:020d}{self._checksums:020d}"
 
 
 def state_dict_pickle(entries: Mapping[str, LazyArray]) -> bytes:
-    """The pickle of a dictionary of tensors; array number i is storage i."""
+    """The pickle of a dictionary of tensors, in which array number i is storage i."""
     code = [b"\x80\x02}"]
     if entries:
         code.append(b"(")

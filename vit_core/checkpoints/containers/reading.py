@@ -1,4 +1,4 @@
-"""Ranges of local files, from which every container reads, and the one way in which a broken file is reported."""
+"""`FileRange`, from which every container reads, and `readable`, which reports damaged files."""
 
 import mmap
 import os
@@ -23,9 +23,9 @@ _FEW = 2**20
 
 @contextmanager
 def readable(path: object, expected: str) -> Iterator[None]:
-    """Turns every error that a decoder raises on a broken file into one InputError of one line.
+    """Turns every exception while a file is decoded into an InputError of one line.
 
-    `path` is named in it, and `expected` says what the file should have been ("a complete .npz file").
+    path: named in the message. expected: what the file should be ("a complete .npz file").
     """
     try:
         yield
@@ -42,57 +42,59 @@ def readable(path: object, expected: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FileRange:
-    """A range of bytes of a local file: the whole file, or one of the items that it consists of."""
+    """A range of bytes of a local file: the whole file, or one of its parts."""
 
     path: Location
-    """What messages call the file; for a download, its address in the store."""
+    """The name of the file in messages; for a download, its address in the store."""
     file: Path
-    """Where the bytes are on this machine."""
+    """The file on this machine."""
     start: int
     length: int
     owner: object = None
-    """Kept for as long as somebody may read: the temporary folder of a downloaded file ends with it."""
+    """An object that must live as long as the file is read, such as the TemporaryFolder of a download."""
     partial: PartialCopy | None = None
-    """What fetches the bytes where `file` does not have all of them yet."""
+    """Downloads missing bytes, if `file` may not have all of them yet."""
 
     @classmethod
     def whole(
         cls, path: Location, file: Path | None = None, owner: object = None, partial: PartialCopy | None = None
     ) -> "FileRange":
-        """All of a file. `file` is where it lies if `path` is in a store."""
+        """The range of a whole file. file: the local copy, if `path` is in a store."""
         file = Path(path) if file is None else file
         return cls(path, file, 0, file.stat().st_size, owner, partial)
 
     def part(self, offset: int, length: int) -> "FileRange":
-        """A range within this one. ValueError where it ends outside."""
+        """A range within this one. Raises ValueError if it is partly outside."""
         self._check(offset, length)
         return FileRange(self.path, self.file, self.start + offset, length, self.owner, self.partial)
 
     def require(self, offset: int, length: int, ahead: int = 0) -> None:
-        """Makes sure that some of the bytes are in `file`; a download that is necessary may fetch more, `ahead` bytes
-        at least. ValueError where they end outside."""
+        """Downloads bytes that are not in `file` yet. ahead: minimum bytes to download if something is missing. Raises
+        ValueError if the bytes are partly outside the range."""
         self._check(offset, length)
         if self.partial:
             self.partial.require(self.start + offset, length, ahead)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Some of the bytes. ValueError where they end outside or the file has become shorter."""
+        """The bytes from `offset`. Raises ValueError if they are partly outside the range, or the file has become
+        shorter."""
         self.require(offset, length)
         with self.file.open("rb") as file:
             file.seek(self.start + offset)
             content = file.read(length)
         if len(content) != length:
-            raise ValueError("the file is cut short")
+            raise ValueError("the file is truncated")
         return content
 
     def head(self, length: int) -> bytes:
-        """The first bytes, fewer if there are not as many."""
+        """The first `length` bytes, or all if the range is shorter."""
         return self.read(0, min(length, self.length))
 
     def map(self, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Bytes as uint8 [length], which may be written to without changing the file.
 
-        Many are read from the disk as they are used; few are read at once, since each mapping keeps a file open.
+        Large ranges are memory-mapped. Ranges below 1 MiB are read at once, because each mapping keeps a file open.
+        Raises ValueError if the bytes are partly outside the range.
         """
         length = self.length - offset if length is None else length
         if length < _FEW:
@@ -102,13 +104,13 @@ class FileRange:
         skipped = first % mmap.ALLOCATIONGRANULARITY
         with self.file.open("rb") as file:
             if os.fstat(file.fileno()).st_size < first + length:
-                raise ValueError("the file is cut short")
+                raise ValueError("the file is truncated")
             pages = mmap.mmap(file.fileno(), length + skipped, access=mmap.ACCESS_COPY, offset=first - skipped)
         return np.frombuffer(pages, np.uint8, length, skipped)
 
     @contextmanager
     def view(self) -> Iterator[mmap.mmap | bytes]:
-        """All bytes, to be scanned without being copied: sliced, indexed and searched like `bytes`, from index 0."""
+        """All bytes of the range, to scan without a copy: an object with slices, indices and `find` like `bytes`."""
         if self.length == 0 or self.start % mmap.ALLOCATIONGRANULARITY:
             yield self.read(0, self.length)
             return
@@ -128,12 +130,12 @@ class FileRange:
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.length:
-            raise ValueError(f"bytes {offset} to {offset + length} of {self.length}: the file is cut short")
+            raise ValueError(f"bytes {offset} to {offset + length} of {self.length}: the file is truncated")
 
 
 class _Part:
-    """A range of an open file as a file of its own. Reads no more than there is: `read` of a file would take as much
-    memory as it is asked for, and sizes in an archive may be anything."""
+    """A range of an open file as a file object. `read` allocates no more than the range has: a plain file object would
+    allocate any size that an untrusted archive states."""
 
     def __init__(self, file: BinaryIO, source: FileRange) -> None:
         self._file, self._source, self._position = file, source, 0
@@ -160,7 +162,7 @@ class _Part:
 
 
 class TemporaryFolder:
-    """A folder that is removed once nothing refers to this object any more."""
+    """A temporary folder that is removed when this object is garbage-collected."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="vit-"))

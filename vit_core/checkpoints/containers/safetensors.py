@@ -1,4 +1,4 @@
-"""safetensors files: read through the library, written array by array."""
+"""safetensors files: read by the library, written here array by array."""
 
 import json
 import math
@@ -27,11 +27,11 @@ _TYPES = {
     "F8_E5M2": "float8_e5m2",
 } | {f"{sign}{bits}": f"{kind}{bits}" for sign, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
 _LONGEST_HEADER = 10**8
-"""Bytes, as in the library."""
+"""Bytes; the same limit as in the library."""
 
 
 def read_safetensors(source: FileRange) -> Container:
-    """A safetensors file. InputError where it is damaged."""
+    """Opens a safetensors file. Raises InputError if it is damaged."""
     with readable(source.path, "a complete safetensors file"):
         offsets = _offsets(source) if source.partial else {}
         file: Any = safe_open(source.file, framework="np")  # the library's types are incomplete
@@ -45,10 +45,11 @@ def read_safetensors(source: FileRange) -> Container:
 
 
 def _offsets(source: FileRange) -> dict[str, tuple[int, int]]:
-    """Array -> start and length of its bytes, of a file that is fetched in parts; afterwards its header is there."""
+    """Array -> start and length of its bytes in the file, for a file that is downloaded in parts. Downloads the
+    header."""
     header = 8 + int.from_bytes(source.read(0, 8), "little")
     if header > _LONGEST_HEADER:
-        raise ValueError("the header is too long")
+        raise ValueError(f"the header has more than {_LONGEST_HEADER:,} bytes")
     fields = json.loads(source.read(8, header - 8))
     spans = {name: entry["data_offsets"] for name, entry in fields.items() if name != "__metadata__"}
     return {name: (header + start, end - start) for name, (start, end) in spans.items()}
@@ -62,7 +63,8 @@ def _read(source: FileRange, span: tuple[int, int] | None, get: Callable[[str], 
 
 
 def write_safetensors(path: Path, arrays: LazyArrays, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, array by array. (The library's own writer wants all in memory, twice.)"""
+    """Writes a safetensors file, with one array at a time in memory. (The library's writer needs all arrays in memory,
+    twice.)"""
     kinds = {name: kind for kind, name in _TYPES.items()}
     entries = dict(sorted(arrays.entries.items(), key=lambda item: -DTYPES[item[1].dtype].itemsize))  # keeps alignment
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}

@@ -1,4 +1,4 @@
-"""Weights in several files, which an index in JSON names: {"weight_map": {name of an array: file}}."""
+"""Weights in several files, with an index in JSON: {"weight_map": {name of an array: file}}."""
 
 import json
 from collections.abc import Callable
@@ -16,10 +16,11 @@ _LONGEST_INDEX = 2**26
 
 
 def read_shards(index: FileRange, open_file: Callable[[Location], Container]) -> Container:
-    """The arrays that an index names, of files in its folder or below. InputError where one is missing or outside."""
+    """Opens the shards of an index, which are files in its folder or below it. open_file: opens one shard. Raises
+    InputError if a shard or one of its arrays is missing, or if a shard is outside of that folder."""
     with readable(index.path, "an index of shards"):
         if index.length > _LONGEST_INDEX:
-            raise ValueError("too long")
+            raise ValueError(f"more than {_LONGEST_INDEX:,} bytes")
         shard_of = json.loads(index.read(0, index.length))["weight_map"]
         shard_of = {name: _path_below(shard, index.path) for name, shard in shard_of.items()}
         names = sorted(set(shard_of.values()))
@@ -39,10 +40,10 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
     notes = tuple(dict.fromkeys(note for container in opened.values() for note in container.notes))
     if unnamed:
         notes += (
-            f"arrays of the shards that the index does not name: {abbreviate([one_line(x)[:60] for x in unnamed])}",
+            f"arrays read although the index does not name them: {abbreviate([one_line(x)[:60] for x in unnamed])}",
         )
     if twice:
-        notes += (f"left out: in two shards, and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)
+        notes += (f"left out: in several shards and not in the index: {abbreviate([one_line(x)[:60] for x in twice])}",)
     tree: dict[str, Any] = nested(entries, "/") if first.separator == "/" else dict(entries)
     return replace(first, path=index.path, kind=f"{first.kind} shards", tree=tree, notes=notes)
 
@@ -61,8 +62,8 @@ def _path_below(shard: object, index: Location) -> str:
 
 
 def _unnamed(shard_of: dict[str, str], opened: dict[str, Container]) -> tuple[dict[str, str], set[str]]:
-    """The arrays that are in one shard and not in the index, with their shards: libraries read them too; and those that
-    are in several shards."""
+    """Arrays that the index does not name: those in one shard, with their shard, because libraries read them too; and
+    those in several shards."""
     found, twice = dict[str, str](), set[str]()
     for shard, container in opened.items():
         for name in container.arrays:

@@ -1,4 +1,4 @@
-"""Names of activations in training scripts' arguments, and ours."""
+"""Translates names of activations in arguments of training scripts to ours."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ _OURS = {
     **dict.fromkeys(("quickgelu", "quickgeluactivation"), "quick_gelu"),
     **dict.fromkeys(("silu", "swish", "siluactivation"), "silu"),
 }
-"""Without their underscores, in small letters."""
+"""Their name, in lower case and without underscores -> our name."""
 _UNKNOWN = ("none", "partial")
-"""Text that names no activation: an option that was not set, and a class with arguments of its own."""
+"""Text that does not name an activation: an option that was not set, and a functools.partial."""
 
 
 def activation_named(stated: Any) -> str | None:
-    """Our name of an activation that is given as text or as a class ("QuickGELU", `torch.nn.GELU`); the last part of
-    the name as it is where we have none; None for what is no name."""
-    text = getattr(stated, "kind", stated)  # of the stand-in for a class
+    """Our name of an activation that is given as text or as a class ("QuickGELU", `torch.nn.GELU`). If we have no name
+    for it, the last part of the given name. None if the value is not a name."""
+    text = getattr(stated, "kind", stated)  # a class is a StandIn
     if not isinstance(text, str) or not text:
         return None
     name = text.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""The values of each field of ViTConfig that a format can hold. Every field needs an answer: no value is allowed by
+"""The values of each field of ViTConfig that a format can express. Every field must be listed: no value is allowed by
 default."""
 
 from typing import Any, Literal, TypeAlias
@@ -6,27 +6,27 @@ from typing import Any, Literal, TypeAlias
 from vit_core.config import ViTConfig
 
 ANY: Literal["any"] = "any"
-"""The format holds every value of the field, or the field changes no output of a trained model."""
+"""The format can express every value of the field, or the field does not change the outputs of a trained model."""
 Values: TypeAlias = tuple[Any, ...] | Literal["any"]
-"""The values of one field that a format can hold, the preferred one first; or ANY."""
+"""The values of one field that a format can express, the preferred one first; or ANY."""
 
 
 def plain_vit_with(
     model: ViTConfig, *, activation: Values, norm_epsilon: Values, **exceptions: Values
 ) -> dict[str, Values]:
-    """Field of ViTConfig -> its allowed values: those of the plain ViT (arXiv:2010.11929), except where given.
+    """Field of ViTConfig -> its allowed values: those of the plain ViT (arXiv:2010.11929), except for the given fields.
 
     The activation and the epsilon have no common value, so each format gives its own. Raises TypeError for a name that
-    is no field.
+    is not a field.
     """
     values: dict[str, Values] = {
-        # What every format says by the shapes of its arrays, or its code by its arguments.
+        # Every format shows these by the shapes of its arrays, or by arguments of its code.
         **dict.fromkeys(("image_size", "patch_size", "channels", "width", "depth", "heads", "mlp_dim"), ANY),
         "num_classes": ANY,
-        # What changes no output of a trained model.
+        # These do not change the outputs of a trained model.
         **dict.fromkeys(("dropout", "attention_dropout", "stochastic_depth", "head_bias_init"), ANY),
         "patch_embedding": ANY,
-        # What applies at another resolution only; formats with another method say so in a note.
+        # Used only at another resolution; formats with another method add a note.
         "position_resampling": ANY,
         "class_token": (True,),
         "position_embedding": ("learned",),  # before the fields that only learned positions have

@@ -1,4 +1,4 @@
-"""Checkpoints whose images keep their aspect (NaFlex), in the formats that have such models."""
+"""Preprocessing of checkpoints whose images keep their aspect ratio (NaFlex)."""
 
 from math import prod
 
@@ -8,12 +8,12 @@ from vit_core.preprocess import Preprocessing
 
 
 def is_any_aspect(config: CheckpointConfig) -> bool:
-    """Whether images keep their aspect."""
+    """Whether the images keep their aspect ratio."""
     return config.preprocessing is not None and config.preprocessing.max_patches is not None
 
 
 def assumed_preprocessing(model: ViTConfig) -> tuple[Preprocessing, str]:
-    """How images are made for a model whose files do not show it, and a note of that."""
+    """The preprocessing that is assumed for a NaFlex model whose files do not state it, and a note."""
     patches = prod(model.grid)
     made = Preprocessing(
         image_size=model.image_size,
@@ -24,7 +24,7 @@ def assumed_preprocessing(model: ViTConfig) -> tuple[Preprocessing, str]:
         patch_size=model.patch_size,
     )
     note = (
-        f"preprocessing: images keep their aspect and have at most {patches} patches, as many as there are positions; "
+        f"preprocessing: images keep their aspect ratio, with at most {patches} patches, the number of positions; "
         "--preprocessing max_patches=N for another number"
     )
     return made, note

@@ -1,9 +1,9 @@
 """google-research/big_vision's ViTs: SigLIP's image towers, the ViT-S/16 baselines, FlexiViT, NaFlex (SigLIP 2).
 
-FlexiViT's files are those of the plain ViT: what it resizes for other patches, it resizes when it is run.
-Its class token is put before the patches after the positions were added, so that it has none of its own; pooling is by
-a class token ("tok"), the mean ("gap"), attention ("map") or the first patch ("0"), and no array tells the last from
-the mean. Sin-cos positions are in no file either.
+FlexiViT's files are those of the plain ViT, because it resizes the patch kernel when the model runs. The class token is
+added after the positions, so that it has no position. Pooling is by a class token ("tok"), the mean ("gap"), attention
+("map") or the first patch ("0"); no array distinguishes the last from the mean. Sine-cosine positions are not stored
+either.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,24 @@ from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.config import ViTConfig
 
 _POSITIONS = ("pos_embedding", "Transformer/pos_embedding")
-"""Where the table is, and was before 2022, then with a row for the class token."""
+"""Name of the table now, and before 2022; the old table has a row for the class token."""
 _WRITTEN = "params/"
-"""What stands before the names in files that are written."""
+"""Prefix of the names in files that are written."""
 _POOLING = frozenset({"pooling"})
-"""Known by the arrays, but where it is assumed."""
+"""Fields that the arrays show, unless they are assumed."""
 _FIRST = "--set pooling=first for that"
 _PUBLISHED = (224, 224)
 """Image size of the published files without a table."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By patches and blocks; google's are asked for before."""
+    """Whether the arrays have the names of patches and blocks. (The google format, which has them too, is tried
+    before.)"""
     return PATCHES in source.arrays and any(name.startswith("Transformer/encoderblock") for name in source.arrays)
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes, and what no shape tells as their defaults have it."""
+    """Finds the config and the rules, from the shapes and the defaults of big_vision's code."""
     if naflex.is_naflex(source):
         return _read_naflex(source, fields)
     tree = Tree.of(source, *_POSITIONS)
@@ -44,7 +45,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     if "MAPHead_0/probe" in tree:
         found["pooling"] = "map"
     elif not found["class_token"] and "pooling" not in fields:
-        assumed = (Assumption("pooling", "gap", "which has the same arrays as the first token", _FIRST),)
+        assumed = (Assumption("pooling", "gap", "which has the same arrays as pooling=first", _FIRST),)
     if tree.naming.positions in tree:
         positions = tree.shape(tree.naming.positions, "1 positions features")[1]
         own = found["class_token"] and _has_own_position(positions, found["patch_size"], fields)
@@ -54,7 +55,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     else:
         found |= {"position_embedding": "sincos2d_big_vision", "image_size": _PUBLISHED}
         if "image_size" not in fields:
-            assumed = (Assumption("image_size", _PUBLISHED, "as of the published files without positions"), *assumed)
+            assumed = (Assumption("image_size", _PUBLISHED, "that of the published files without positions"), *assumed)
     model = ViTConfig.parse({**found, **fields}, str(source.path))
     named = rules(model, tree.naming)
     stated = _POOLING - {one.field for one in assumed}
@@ -76,7 +77,8 @@ def _read_naflex(source: Source, fields: Fields) -> Reading:
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """A class token if and only if it is what pooling takes, and never with a position."""
+    """Field -> the values that big_vision can express: a class token only if pooling uses it, and without a
+    position."""
     return plain_vit_with(
         model,
         class_token=(model.pooling not in ("gap", "map", "first"),),
@@ -90,7 +92,7 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """The parameters of a train state, no layers stacked."""
+    """The parameters as in a train state, with separate arrays for each layer."""
     model = checkpoint.config.model
     arrays = write_by_rules(rules(model, Naming(_POSITIONS[0], _WRITTEN)), model, checkpoint.arrays)
     if naflex.holds(checkpoint.config):
@@ -98,12 +100,13 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
         return Writing(arrays, notes=("written for big_vision's NaFlex", *untold(checkpoint.config, naflex.RESAMPLING)))
     notes = untold(checkpoint.config)
     if model.pooling == "first":
-        notes.append("pooling: no array tells 'first' from the mean; read it with --set pooling=first")
+        notes.append("pooling: no array distinguishes 'first' from the mean; read the file with --set pooling=first")
     return Writing(arrays, notes=tuple(notes))
 
 
 def _has_own_position(positions: int, patch: tuple[int, int], fields: Fields) -> bool:
-    """Whether there is one more than the grid's, which is a square unless the image size is known."""
+    """Whether there is one position more than the grid has; the grid is assumed square unless the image size is
+    known."""
     if "image_size" in fields:
         size, _ = assume_image_size(0, patch, fields, "")
         return positions == prod(side // length for side, length in zip(size, patch, strict=True)) + 1

@@ -1,7 +1,7 @@
-"""The ViT of jax-ml/bonsai (bonsai/models/vit/modeling.py): Orbax folders and msgpack files of its NNX state.
+"""The format of jax-ml/bonsai's ViT (bonsai/models/vit/modeling.py): Orbax folders and msgpack files of its NNX state.
 
-Its code has the tanh approximation of GELU (jax.nn.gelu's default). The epsilon is an argument; the one architecture
-that it comes with has 1e-12.
+Its code uses the tanh approximation of GELU (jax.nn.gelu's default). The epsilon is an argument; its only predefined
+architecture has 1e-12.
 """
 
 from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
@@ -23,12 +23,12 @@ _DETERMINED = FROM_ARRAYS | {"heads", "activation", "pooling", "class_token_posi
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of the patch projection and of the positions beside it."""
+    """Whether the arrays have the names of its patch projection and positions."""
     return f"{_PATCHES}/kernel" in source.arrays and "pos_embeddings/pos_embeddings" in source.arrays
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes."""
+    """Finds the config and the rules, from the shapes."""
     shapes, where = source.arrays.shapes, source.path
     height, across, channels, width = axes_of(shapes, f"{_PATCHES}/kernel", 4, where)
     _, heads, head_dim = axes_of(shapes, "layers/0/attention/query/kernel", 3, where)

@@ -1,4 +1,4 @@
-"""What the examples of the formats are made of: fields of ViTConfig that several share, and a small plain model."""
+"""Fields of ViTConfig for the formats' examples: sets that several examples share, and a small plain model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,8 +42,8 @@ _PLAIN: dict[str, Any] = {
 
 
 def example(fields: Mapping[str, Any]) -> CheckpointConfig:
-    """The config of an example: that of a small plain model but for these fields; "max_patches" is one of
-    Preprocessing, the others are of ViTConfig."""
+    """The config of an example: a small plain model with these fields changed. "max_patches" is a field of
+    Preprocessing, the others are fields of ViTConfig."""
     model = ViTConfig(**{**_PLAIN, **{name: value for name, value in fields.items() if name != "max_patches"}})
     if "max_patches" not in fields:
         return CheckpointConfig(model=model)

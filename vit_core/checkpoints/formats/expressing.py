@@ -1,7 +1,7 @@
-"""Changes the config of a checkpoint to one that a format can hold, without changing the model's outputs.
+"""Changes the config of a checkpoint to one that a format can express, without changing the model's outputs.
 
-A format holds only certain values of some fields. Missing biases and positions become zeros, a missing LayerScale
-becomes ones, and positions from a formula become a table. Any other value is refused.
+A format allows only certain values of some fields. Missing biases and positions become zeros, a missing LayerScale
+becomes ones, and positions from a formula become a table. Any other difference is an error.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from vit_core.rope import Rope
 _BIASES = ("qkv_bias", "proj_bias", "patch_bias", "head_bias")
 _ROUNDED = ", rounded to float32"
 _LOSSY = {"activation": ("gelu", "gelu_tanh"), "norm_epsilon": None}
-"""Field -> the values among which --allow-lossy may change it (None: all). The logits change little; so they do with
-rotary periods rounded to another type, and with what training draws of rotary positions not at all."""
+"""Field -> the values between which --allow-lossy may change it (None: all). The logits change only slightly.
+(_LOSSY_ROPE: rounding the periods changes them slightly; the other fields affect only training.)"""
 _LOSSY_ROPE = ("periods", "shift", "jitter", "rescale")
 
 
 @dataclass(frozen=True)
 class Expressed:
-    """A checkpoint whose config a format can hold."""
+    """A checkpoint whose config a format can express."""
 
     checkpoint: Checkpoint
     notes: tuple[str, ...] = ()
@@ -40,18 +40,19 @@ class Expressed:
 
     @property
     def bound(self) -> float:
-        """Bound of the outputs' relative difference in float64: one rounding more is float32's precision."""
+        """Bound of the relative difference of outputs in float64; if a value was rounded to float32, it is float32's
+        precision."""
         return parity.FLOAT32_BOUND if self.rounded else parity.FLOAT64_BOUND
 
 
 def express(checkpoint: Checkpoint, allowed: Mapping[str, Values], target: str, allow_lossy: bool) -> Expressed:
     """The same model with a config whose fields have only allowed values.
 
-    allowed: every field of ViTConfig -> the values that the format can hold. Raises InputError that names the fields
-    it cannot hold, and AssertionError for a format that does not answer for every field.
+    allowed: every field of ViTConfig -> the values that the format can express. target: its name, for messages. Raises
+    InputError that names the fields with other values, and AssertionError if `allowed` lacks a field.
     """
     if undecided := set(ViTConfig.model_fields) - set(allowed):
-        raise AssertionError(f"the format {target} does not say whether it holds {', '.join(sorted(undecided))}")
+        raise AssertionError(f"the format {target} does not list allowed values of {', '.join(sorted(undecided))}")
     refused, lossy = list[str](), list[str]()
     changes: list[Expressed] = []
     for field, values in allowed.items():
@@ -68,15 +69,15 @@ def express(checkpoint: Checkpoint, allowed: Mapping[str, Values], target: str, 
         else:
             refused.append(_compared(field, value, values))
     if refused or (lossy and not allow_lossy):
-        hint = "; --allow-lossy goes on with theirs" if not refused else ""
-        raise InputError(f"{checkpoint.origin}: {target} cannot hold {', '.join(refused + lossy)}{hint}")
+        hint = "; --allow-lossy uses that value instead" if not refused else ""
+        raise InputError(f"{checkpoint.origin}: {target} cannot express {', '.join(refused + lossy)}{hint}")
     notes = [note for change in changes for note in change.notes]
-    notes += [f"lossy: {target} has no {field}" for field in lossy]
+    notes += [f"lossy: {target} cannot express {field}" for field in lossy]
     return Expressed(checkpoint, tuple(notes), any(change.rounded for change in changes))
 
 
 def at_least_float32(dtype: str) -> str:
-    """The type to store a computed value in beside arrays of this type: float32, or float64 beside float64."""
+    """The type for a computed value in a checkpoint of this type: float64 if it is float64, otherwise float32."""
     return "float64" if dtype == "float64" else "float32"
 
 
@@ -90,12 +91,12 @@ def _is_lossy(field: str, value: object, values: tuple[Any, ...]) -> bool:
 
 
 def _compared(field: str, value: object, values: tuple[Any, ...]) -> str:
-    """A field's value beside those that the format holds: of rotary positions, those parts that differ."""
+    """A field's value and those that the format allows, as text. For rotary positions, only the parts that differ."""
     there = values[0]
     if isinstance(value, Rope) and isinstance(there, Rope):
         parts = [name for name in Rope.model_fields if getattr(value, name) != getattr(there, name)]
         return ", ".join(_compared(f"{field}.{part}", getattr(value, part), (getattr(there, part),)) for part in parts)
-    return f"{field} {_shown(value)} (there: {' or '.join(map(_shown, values))})"
+    return f"{field} {_shown(value)} (it has {' or '.join(map(_shown, values))})"
 
 
 def _shown(value: object) -> str:
@@ -129,7 +130,7 @@ def _with_value(checkpoint: Checkpoint, field: str, value: object) -> Expressed 
 
 
 def _filled(checkpoint: Checkpoint, value: float, **fields: Any) -> Checkpoint:
-    """With some fields changed, and every parameter that this adds filled with one value."""
+    """The checkpoint with changed fields. Parameters that this adds are filled with `value`."""
     changed = checkpoint.with_model(**fields)
     dtype, rows = checkpoint.dtype, parameters(changed.config.model)
     arrays = checkpoint.arrays
@@ -140,7 +141,7 @@ def _filled(checkpoint: Checkpoint, value: float, **fields: Any) -> Checkpoint:
 
 
 def _with_key_bias(checkpoint: Checkpoint) -> Expressed:
-    """With a bias of zeros on the keys."""
+    """The checkpoint with a bias of zeros for the keys."""
     changed, arrays = checkpoint.with_model(key_bias=True), checkpoint.arrays
     for layer in range(checkpoint.config.model.depth):
         attn = f"blocks.{layer}.attn."
@@ -150,8 +151,8 @@ def _with_key_bias(checkpoint: Checkpoint) -> Expressed:
 
 
 def _without_key_bias(checkpoint: Checkpoint) -> Expressed | None:
-    """Without the bias of the keys, where it changes no output: without rotations and norms of keys, it adds the same
-    to all scores of a query, to which the softmax is invariant."""
+    """The checkpoint without the bias of the keys; None if that changes the outputs. Unless keys are rotated or
+    normalised, the bias adds the same number to all scores of a query, which does not change the softmax."""
     model, arrays = checkpoint.config.model, checkpoint.arrays
     if model.rope is not None or model.qk_norm:
         return None
@@ -160,7 +161,7 @@ def _without_key_bias(checkpoint: Checkpoint) -> Expressed | None:
         q_A, _, v_A = np.split(arrays[f"{attn}qkv.bias"], 3)
         arrays = arrays.with_array(f"{attn}q_bias", q_A).with_array(f"{attn}v_bias", v_A)
     changed = checkpoint.with_model(key_bias=False).with_arrays(arrays)
-    return Expressed(changed, ("key_bias: left out, as it changes no attention weight",))
+    return Expressed(changed, ("key_bias: left out, because it changes no attention weight",))
 
 
 def _with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:
@@ -175,7 +176,7 @@ def _with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _with_class_token_position(checkpoint: Checkpoint) -> Expressed:
-    """With a position of zeros for the class token, and for DeiT's distillation token."""
+    """The checkpoint with a position of zeros for the class token, and for DeiT's distillation token."""
     pos_1ND = checkpoint.arrays["pos_embed"]
     changed = checkpoint.with_model(class_token_position=True)
     zeros_1PD = np.zeros((1, changed.config.model.prefix_positions, pos_1ND.shape[2]), pos_1ND.dtype)
@@ -184,7 +185,7 @@ def _with_class_token_position(checkpoint: Checkpoint) -> Expressed:
 
 
 def _without_class_token_position(checkpoint: Checkpoint) -> Expressed:
-    """With the positions of the class token and of DeiT's distillation token added to the tokens."""
+    """The checkpoint with the positions of the class token and of DeiT's distillation token added to the tokens."""
     pos_1ND, arrays = checkpoint.arrays["pos_embed"], checkpoint.arrays
     tokens = [name for name in ("cls_token", "dist_token") if name in arrays]
     for i, name in enumerate(tokens):
@@ -193,12 +194,13 @@ def _without_class_token_position(checkpoint: Checkpoint) -> Expressed:
         arrays = arrays.with_array(name, convert(token_11D, dtype))
     arrays = arrays.with_array("pos_embed", pos_1ND[:, len(tokens) :])
     rounded = at_least_float32(checkpoint.dtype) == "float32"
-    note = f"position of the class token: added to it{_ROUNDED if rounded else ''}"
+    note = f"position of the class token: added to the token{_ROUNDED if rounded else ''}"
     return Expressed(checkpoint.with_model(class_token_position=False).with_arrays(arrays), (note,), rounded)
 
 
 def _with_both_poolings(checkpoint: Checkpoint) -> Expressed | None:
-    """With a head over class token and mean side by side, whose weights of the one not used before are zeros."""
+    """The checkpoint with a head over the concatenated class token and mean; weights for the one that was not used are
+    zeros. None if the model cannot have such a head."""
     model = checkpoint.config.model
     has_both = model.class_token and model.final_norm == "before_pooling" and model.distillation == "none"
     if not (has_both and model.num_classes) or model.representation:

@@ -1,4 +1,4 @@
-"""The parts of every foreign format: the source that it gets, and the reading and writing that it returns.
+"""Types that every format of another project uses: `Source` for input, `Reading` and `Writing` for results.
 
 A format is a module (or a folder) that ends with `FORMAT = Format(...)`, and one line in `registry.py`. Its arrays are
 named by one list of rules (`rules.py`) for both directions.
@@ -30,7 +30,8 @@ class Source:
 
     path: Location
     arrays: LazyArrays
-    """Names without the prefix of the model in the file, and without what wrapping modules added."""
+    """The arrays, under their names without the model's prefix in the file and without parts that wrapping modules
+    added."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """config.json beside the weights; empty if there is none."""
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
@@ -38,11 +39,11 @@ class Source:
     open_clip_config: Mapping[str, Any] = field(default_factory=dict)
     """open_clip_config.json beside weights of open_clip; empty if there is none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Values in the same file that are not arrays, as training scripts save them (`arch`, `args`)."""
+    """Values in the same file that are not arrays, such as `arch` and `args`, which training scripts save."""
     keys: tuple[str, ...] = ()
     """The keys of the file's tree under which the model was found."""
     prefix: tuple[str, ...] = ()
-    """The parts of the prefix that all its names have in the file."""
+    """The parts of the prefix of all its names in the file."""
     beside: LazyArrays = field(default_factory=lambda: LazyArrays({}))
     """Arrays of the same mapping that are not part of a model, such as a separate head; unused ones are left out."""
     shared: frozenset[str] = frozenset()
@@ -56,19 +57,19 @@ class Source:
 
 @dataclass(frozen=True)
 class DecoderReading:
-    """How to read the decoder of a masked autoencoder, beside its encoder."""
+    """How to read the decoder of a masked autoencoder."""
 
     mae: MaskedAutoencoder
     rules: Sequence[Rule]
     positions: str
-    """The name of its table of positions, which our decoder computes instead; it must contain MAE's values."""
+    """The name of its table of positions. It must contain MAE's values, because our decoder computes them instead."""
     stated: frozenset[str]
     """The fields of `mae` that the file contains."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read a source."""
+    """How to read a source: the config and the rules that a format has found."""
 
     config: CheckpointConfig
     rules: Sequence[Rule]
@@ -79,11 +80,12 @@ class Reading:
     notes: tuple[str, ...] = ()
     """Messages for the user, in addition to the assumptions."""
     assumptions: tuple[Assumption, ...] = ()
-    """Fields of the config that were chosen, not read."""
+    """Fields of the config that were assumed, not read."""
     stated: frozenset[str] = frozenset()
-    """Fields that are given by files beside the weights, or by values in the same file."""
+    """Fields that were read from files beside the weights, or from values in the same file."""
     used: frozenset[str] = frozenset()
-    """Names of the facts, and of modules with a separate head, that the reading uses in addition to the model."""
+    """Keys of `Source.facts`, and modules with a separate head, that the reading uses in addition to the model's
+    arrays."""
     decoder: DecoderReading | None = None
     """The decoder of a masked autoencoder, if the file has one. A decoder that does not fit is left out."""
     by_name: frozenset[str] = frozenset()
@@ -107,8 +109,8 @@ class Writer:
     containers: tuple[Literal["folder", ".safetensors", ".pth", ".npz"], ...]
     """The kinds of files in which it can be written; the first is the default."""
     allowed_values: Callable[[ViTConfig], Mapping[str, Values]]
-    """Model -> the values that the format can hold, for every field of ViTConfig. Raises InputError for a model that it
-    cannot hold because of a combination of fields."""
+    """Model -> the values that the format can express, for every field of ViTConfig. Raises InputError for a
+    combination of fields that the format cannot express."""
     write: Callable[[Checkpoint], Writing]
     """Returns the arrays and files for a checkpoint that has only allowed values."""
 
@@ -123,17 +125,17 @@ class Format:
     read: Callable[[Source, Fields], Reading]
     """Decides how to read a source. Raises InputError, with the reason, for a model that ViTConfig cannot express."""
     anchors: tuple[str, ...]
-    """Regular expressions of the end of an array's name that a model of this format has exactly once; the text before
-    it is the model's prefix in the file."""
+    """Regular expressions that match the end of exactly one array name in each model of this format. The text before
+    the match is the model's prefix in the file."""
     determined: frozenset[str]
-    """The fields of ViTConfig that the arrays determine, or for which the format's code has only one value."""
+    """The fields of ViTConfig that the arrays determine, or that have only one value in the project's code."""
     writer: Writer | None = None
     """None: the format is read only."""
     masked_writer: Writer | None = None
-    """How masked autoencoders are written, encoder and decoder; None: the format cannot hold the decoder."""
+    """How masked autoencoders are written, encoder and decoder. None: the format cannot store the decoder."""
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Short description of a model that the format can hold -> the arguments of example_models.example for it. `vit
-    formats` writes, opens and reads back each."""
+    """Short description of a model that the format can express -> the fields for example_models.example. `vit formats`
+    writes, opens and reads back each example."""
 
 
 FROM_ARRAYS = frozenset(
@@ -157,9 +159,9 @@ FROM_ARRAYS = frozenset(
 
 
 def assume_heads(width: int, depth: int, mlp_dim: int, fields: Fields) -> tuple[int, tuple[Assumption, ...]]:
-    """The number of attention heads, which one matrix for all heads does not show: that of the published architecture
-    of this size, or else one for each 64 of the width. Also returns the assumption, unless `fields` contains the
-    number."""
+    """The number of attention heads, which the shapes of arrays do not show: `fields["heads"]` if given; otherwise that
+    of the published architecture with these sizes, or one head for each 64 of the width. Also returns the assumption,
+    if the number was assumed."""
     if "heads" in fields:
         return fields["heads"], ()
     for name, sizes in VARIANTS.items():
@@ -183,7 +185,7 @@ def assume_image_size(
         return ((size, size) if isinstance(size, int) else tuple(size)), ()
     side = isqrt(patches)
     if side * side != patches or not patches:
-        raise InputError(f"{where}: {patches} positions form no square grid; use --set image_size=HEIGHTxWIDTH")
+        raise InputError(f"{where}: {patches} positions do not form a square grid; use --set image_size=HEIGHTxWIDTH")
     size = side * patch_size[0], side * patch_size[1]
     return size, (square_grid(size, (side, side)),)
 
@@ -191,7 +193,7 @@ def assume_image_size(
 def square_grid(image_size: tuple[int, int], grid: tuple[int, int], also: str = "") -> Assumption:
     """The assumption that a table of positions belongs to a square grid."""
     why = f"for a square grid of {grid[0]}x{grid[1]} patches{also}"
-    return Assumption("image_size", image_size, why, "--set image_size=HEIGHTxWIDTH for an oblong one")
+    return Assumption("image_size", image_size, why, "--set image_size=HEIGHTxWIDTH for another grid")
 
 
 def axes_of(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int, where: object) -> tuple[int, ...]:
@@ -210,7 +212,8 @@ def layers_of(names: Mapping[str, Any], prefix: str) -> int:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio for which int(width * ratio), as constructors of other projects compute it, is the hidden width."""
+    """The ratio for which int(width * ratio), the formula in constructors of other projects, equals the hidden
+    width."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else nextafter(ratio, ratio + 1)
 
@@ -221,14 +224,13 @@ def call(function: str, arguments: Mapping[str, Any]) -> str:
 
 
 def not_in_state_dict(config: CheckpointConfig) -> tuple[str, ...]:
-    """A note on what a file with weights alone does not contain."""
+    """A note on the contents of a config that a file with only weights cannot store."""
     lost = [name for name in ("preprocessing", "labels") if getattr(config, name)]
-    return (f"a state dict carries no {' or '.join(lost)}",) if lost else ()
+    return (f"a state dict does not contain {' or '.join(lost)}",) if lost else ()
 
 
 def not_carried(checkpoint: Checkpoint, resampling: str) -> tuple[str, ...]:
-    """Notes on what a state dict does not contain; `resampling` is the method by which its project resamples
-    positions."""
+    """Notes on what a state dict does not contain. resampling: the method by which its project resamples positions."""
     model, notes = checkpoint.config.model, [*not_in_state_dict(checkpoint.config)]
     if model.position_embedding == "learned" and model.position_resampling != resampling:
         notes.append(f"position_resampling: {resampling} when read again, not {model.position_resampling}")

@@ -1,8 +1,8 @@
-"""The image towers of jimm (VisionTransformer, CLIP, SigLIP): Orbax folders and msgpack files of their NNX state.
+"""The format of jimm's image towers (VisionTransformer, CLIP, SigLIP): Orbax folders and msgpack files of NNX states.
 
-The blocks have LayerNorm's epsilon 1e-5 in every model, and the last norm has 1e-12 in VisionTransformer and 1e-6 in
-SigLIP; ViTConfig has one epsilon for all, so that these two are read once a person chooses it. CLIP has 1e-5 in both.
-Lineage: Locamage/jimm and pythoncrazy/jimm, src/jimm/common/{vit,transformer}.py and models/, 2025.
+In every model the norms of blocks have epsilon 1e-5; the last norm has 1e-12 in VisionTransformer, 1e-6 in SigLIP and
+1e-5 in CLIP. ViTConfig has one epsilon for all norms, so the user must choose it for VisionTransformer and SigLIP.
+Source: Locamage/jimm and pythoncrazy/jimm, src/jimm/common/{vit,transformer}.py and models/, 2025.
 """
 
 from collections.abc import Mapping
@@ -31,17 +31,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class _Tower:
-    """Where the modules of a tower are."""
+    """The names of the modules of a tower."""
 
     prefix: str
-    """Before the tower's names, in a model that has something beside it."""
+    """Prefix of the tower's names, in a model that has other parts too."""
     layers: str
     norm: str
 
     @classmethod
     def of(cls, shapes: Shapes) -> "_Tower":
-        """That of a file: `encoder/` in VisionTransformer, `vision_model/` in CLIP and SigLIP; none before July 2025,
-        when `encoder` was the name of the blocks."""
+        """The names in a file. The prefix is `encoder/` in VisionTransformer and `vision_model/` in CLIP and SigLIP.
+        Before July 2025 there was no prefix, and `encoder` was the name of the blocks."""
         for prefix in ("encoder/", "vision_model/"):
             if f"{prefix}patch_embeddings/kernel" in shapes:
                 return cls(prefix, f"{prefix}transformer/blocks/layers/", f"{prefix}ln_post")
@@ -51,7 +51,7 @@ class _Tower:
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of the patch projection and of the blocks."""
+    """Whether the arrays have the names of its patch projection and blocks."""
     tower = _Tower.of(source.arrays.shapes)
     return f"{tower.prefix}patch_embeddings/kernel" in source.arrays and any(
         name.startswith(tower.layers) for name in source.arrays
@@ -59,7 +59,8 @@ def recognises_source(source: Source) -> bool:
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes. Raises InputError where the model has two epsilons and `fields` has none."""
+    """Finds the config and the rules, from the shapes. Raises InputError if the model has two epsilons and `fields`
+    does not choose one."""
     shapes, where = source.arrays.shapes, source.path
     tower = _Tower.of(shapes)
     height, across, channels, width = axes_of(shapes, f"{tower.prefix}patch_embeddings/kernel", 4, where)
@@ -90,7 +91,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
         last = "1e-12" if class_token else "1e-6"
         raise InputError(
             f"{where}: jimm's model has LayerNorm's epsilon 1e-5 in the blocks and {last} in the last norm, and "
-            "ViTConfig has one for all; use --set norm_epsilon=1e-5, which changes the outputs by about 1e-5"
+            "ViTConfig has one for all norms; use --set norm_epsilon=1e-5, which changes the outputs by about 1e-5"
         )
     model = ViTConfig.parse({**found, **fields}, str(where))
     assumed = (*assumed, *(one for one in _assumptions(model) if one.field not in fields))
@@ -100,11 +101,11 @@ def read_source(source: Source, fields: Fields) -> Reading:
 
 
 def _assumptions(model: ViTConfig) -> list[Assumption]:
-    why = "as in jimm's CLIP" if model.pre_norm else "as jimm's default"
+    why = "as in jimm's CLIP" if model.pre_norm else "jimm's default"
     return [
         Assumption("activation", model.activation, why, "--set activation=quick_gelu or gelu_tanh"),
         Assumption("norm_epsilon", model.norm_epsilon, "as in jimm's CLIP"),
-        Assumption("position_resampling", model.position_resampling, "as jimm does not resample"),
+        Assumption("position_resampling", model.position_resampling, "chosen because jimm does not resample"),
     ]
 
 

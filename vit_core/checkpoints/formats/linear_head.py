@@ -1,4 +1,4 @@
-"""Finds a classification head that people put on a backbone, one Linear under whatever name; names of heads."""
+"""Finds a classification head that was added to a backbone: one Linear with any usual name."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,33 +9,32 @@ from vit_core.checkpoints.formats.interface import Source
 from vit_core.errors import abbreviate, one_line
 
 _INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj))*")
-"""Where in the module of a head its Linear may be (open_clip's is `head.proj`); a layer of an MLP (`fc.fc1`) is no
+"""Path of the Linear within the module of a head (open_clip's is `head.proj`). A layer of an MLP (`fc.fc1`) is not a
 head."""
 _HEAD_ROOTS = r"(head|heads|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls|last_layer)"
 AFTER_BACKBONE = re.compile(
     r"(\w+_)?heads?(_\w+)?[./]|(fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)[./]"
 )
-"""Names of what stands after a backbone, whatever it is."""
+"""Names of modules after a backbone: heads, projectors and others."""
 _ASIDE = re.compile(
     r"projector|predictor|decoder|momentum|teacher|student|text|txt|criterion|loss|queue|proto", re.IGNORECASE
 )
-"""Names of modules of self-supervised training and of text towers: the inputs of a classifier do not come from them."""
+"""Names of modules of self-supervised training and of text towers. They are not between a backbone and a classifier."""
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 def with_linear_head(
     arrays: LazyArrays, source: Source, width: int, name: str
 ) -> tuple[LazyArrays, list[str], frozenset[str]]:
-    """The arrays with a head under `name` (`NAME.weight`, `NAME.bias`), where they have none yet; notes; and the name
-    of the module beside the model that the head is from, if it is.
+    """The arrays, with a head under `name` (`NAME.weight`, `NAME.bias`) if they had none and one was found; notes; and,
+    if the head is outside the model, the name of its module.
 
-    arrays: of the model, canonical names. source: gives the arrays outside the model's prefix, where a head of its own
-    may be. A head is one Linear with `width` or 2 `width` inputs, alone in a module (`fc`) or with dropout in a
-    Sequential (`head.1`), or the one layer after the model in a Sequential. A module with other arrays too, such as a
-    norm or a second Linear, is not taken, but for a batch norm without weights before the Linear, which becomes a part
-    of it. Nor is a head beside the model where another module there has as many outputs as the head has inputs: it may
-    stand between them, and no array shows whether it does. Nor is one of several heads beside the model, nor one that
-    may be another model's or read the outputs of two models.
+    arrays: those of the model, under canonical names. source: has the arrays outside the model's prefix. A head is one
+    Linear with `width` or 2 `width` inputs: alone in a module (`fc`), with dropout in a Sequential (`head.1`), or the
+    only layer after the model in a Sequential. A batch norm without weights before the Linear is merged into it; a
+    module with any other array is not used. A head outside the model is not used if there are several, if it may belong
+    to another model or read the outputs of two, or if another module outside the model has as many outputs as the head
+    has inputs, because that module may be between them.
     """
     if f"{name}.weight" in arrays:
         return arrays, [], frozenset()
@@ -53,16 +52,16 @@ def with_linear_head(
     group, root, where, members, linear = found[0]
     if group is beside and len(found) > 1:
         names = abbreviate([one_line(other[1]) for other in found])
-        return arrays, [f"head: left out, as any of {names} may be it"], frozenset()
+        return arrays, [f"head: left out, because it may be any of {names}"], frozenset()
     if group is beside and not source.shared.isdisjoint(members):
         return (
             arrays,
-            [f"head: '{one_line(root)}' is left out, as it may be that of another model in the file"],
+            [f"head: '{one_line(root)}' is left out, because it may belong to another model in the file"],
             frozenset(),
         )
     inputs = members[f"{linear}.weight"].shape[1]
     if group is beside and (between := _between(beside, root, inputs, width)):
-        note = f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may stand before it"
+        note = f"head: '{one_line(root)}' is left out, because '{one_line(between)}' may be before it"
         return arrays, [note], frozenset()
     if group is beside and inputs > width and not source.is_alone:
         note = f"head: '{one_line(root)}' is left out, as it may read the outputs of two models in the file"
@@ -72,15 +71,15 @@ def with_linear_head(
     note = f"head: the Linear '{linear}' {where}"
     if norm := probe_norm.norm_before(members, linear):
         leaves = probe_norm.joined(members, norm, linear)
-        note += f", with the batch norm '{norm}' as a part of it (epsilon {probe_norm.EPSILON} assumed)"
+        note += f", with the batch norm '{norm}' merged into it (epsilon {probe_norm.EPSILON} assumed)"
     head = {f"{name}.{leaf}": entry for leaf, entry in leaves.items()}
     used = frozenset({root}) if group is beside else frozenset[str]()
     return LazyArrays({**kept, **head}), [note], used
 
 
 def _between(beside: LazyArrays, head: str, inputs: int, width: int) -> str | None:
-    """The module beside the model that may give a head its inputs: a norm of them, or a Linear that makes them of the
-    model's outputs; None where there is none."""
+    """The module outside the model that may compute a head's inputs: a norm, or a Linear on the model's outputs. None
+    if there is none."""
     for name, entry in beside.entries.items():
         module, _, leaf = name.rpartition(".")
         fits = leaf in ("weight", "running_mean") and entry.shape in ((inputs,), (inputs, width))
@@ -90,14 +89,15 @@ def _between(beside: LazyArrays, head: str, inputs: int, width: int) -> str | No
 
 
 def _roots(arrays: Iterable[str]) -> list[str]:
-    """The names of modules that are called like a head, up to the part that says so."""
+    """The modules whose names are those of heads."""
     pattern = re.compile(rf"^(?!pre_logits\.)((?:\w+\.)??{_HEAD_ROOTS})\.")
     return list(dict.fromkeys(match[1] for name in arrays if (match := pattern.match(name))))
 
 
 def _after(prefix: Sequence[str], beside: Iterable[str]) -> list[str]:
-    """The module after a model, or after a module with the model in it, in a Sequential (`model.1` for the prefixes
-    `model.0` and `model.0.vit`); none where several have arrays: a layer of a longer tail is no head."""
+    """A list with the module after a model, or after a module that contains the model, in a Sequential (`model.1` for
+    the prefixes `model.0` and `model.0.vit`); empty if several modules after it have arrays, because then none of them
+    is the head alone."""
     last = max((i for i, part in enumerate(prefix) if _NUMBER.fullmatch(part)), default=None)
     if last is None:
         return []
@@ -108,8 +108,8 @@ def _after(prefix: Sequence[str], beside: Iterable[str]) -> list[str]:
 
 
 def _linear(members: dict[str, LazyArray], width: int) -> str | None:
-    """The name of the Linear that the arrays of a module consist of, a batch norm without weights before it aside; None
-    where they are something else."""
+    """The name of the only Linear in a module, which may also have a batch norm without weights before it; None if the
+    module has other arrays."""
     weights = [name for name in members if name.endswith(".weight")]
     if len(weights) != 1 or len(members[weights[0]].shape) != 2:
         return None

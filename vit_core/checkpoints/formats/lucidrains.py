@@ -1,8 +1,9 @@
-"""vit-pytorch's ViT and SimpleViT: state dicts of lucidrains/vit-pytorch, vit_pytorch/vit.py and simple_vit.py.
+"""The format of vit-pytorch's ViT and SimpleViT: lucidrains/vit-pytorch, vit_pytorch/vit.py and simple_vit.py.
 
-Patches are unfolded with their channels last and normed before and after their projection. Arrays tell neither heads
-nor channels: 64 values per head and RGB, the constructor's defaults, are assumed and noted. Read since 0.10 (2021),
-written as since 1.16.1: before it names had the wrappers of PreNorm (until 1.4), and tokens and positions a batch axis.
+Patches are flattened with channels last and normalised before and after their projection. Arrays show neither heads nor
+channels: heads of width 64 and RGB, the constructor's defaults, are assumed and noted. Files of version 0.10 (2021) and
+later can be read; they are written as by version 1.16.1. Earlier versions have wrappers of PreNorm in names (until
+1.4), and a batch axis in tokens and positions.
 """
 
 from collections.abc import Mapping
@@ -37,10 +38,10 @@ from vit_core.parameters import parameters
 Shapes = Mapping[str, tuple[int, ...]]
 
 _KNOWN = frozenset(("patch_size", "channels", "heads", "pooling", "image_size"))
-"""Fields that are known where nothing was assumed about them."""
+"""Fields that are known from the arrays, unless they are assumed."""
 _DETERMINED = FROM_ARRAYS - _KNOWN | {"activation", "norm_epsilon", "position_resampling", "class_token_position"}
 _RESAMPLING = "bilinear_antialias"
-"""It has none of its own."""
+"""Our choice: vit-pytorch does not resample positions."""
 _LAYERS = "transformer.layers."
 _NAMES = {
     "patch_embed.norm_in": "to_patch_embedding.1",
@@ -77,17 +78,18 @@ _LAYOUTS = {
     "pos_embed": "positions width",
 }
 _ROWS = ("cls_token", "pos_embed")
-"""Had the batch axis of the table until 1.16.1."""
+"""Arrays with a batch axis until version 1.16.1."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of its first and its inner layers."""
+    """Whether the arrays have the names of its patch embedding and its layers."""
     names = list(source.arrays)
     return all(any(name.startswith(prefix) for name in names) for prefix in ("to_patch_embedding.", _LAYERS))
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes, and from what vit-pytorch's constructors take by default."""
+    """Finds the config and the rules, from the shapes and the defaults of vit-pytorch's constructors. Raises InputError
+    for a model that ViTConfig cannot express."""
     arrays, where = source.arrays, source.path
     shapes, (names, layouts) = arrays.shapes, _generation(arrays.shapes)
     width, patch_dim = axes_of(shapes, f"{names['patch_embed.proj']}.weight", 2, where)
@@ -115,14 +117,14 @@ def read_source(source: Source, fields: Fields) -> Reading:
     }
     model = ViTConfig.parse({**found, **fields}, str(where))
     if model.class_token and model.pooling != "cls":
-        raise InputError(f"{where}: vit-pytorch's mean over class token and patches has no place in the schema")
+        raise InputError(f"{where}: ViTConfig cannot express vit-pytorch's mean over class token and patches")
     assumed = (*size_assumed, *assumed, *patch_assumed)
     if model.class_token and len(shapes["cls_token"]) == 3:
-        why = "which has the same arrays as pool='mean' before version 1.16, which is not read"
+        why = "as with pool='cls'; pool='mean' before version 1.16 has the same arrays and cannot be read"
         assumed = (*assumed, Assumption("pooling", "cls", why))
-    if not projected or "linear_head.weight" in shapes:  # one head as wide as the model; SimpleViT has weights alone
+    if not projected or "linear_head.weight" in shapes:  # for one head as wide as the model; SimpleViT has only weights
         arrays = _with_projections(arrays, names, model.depth, "biases" if projected else "all")
-    left_out = r"^cls_token$" if 0 in shapes.get("cls_token", ()) else r"(?!)"  # pool="mean" keeps an empty one
+    left_out = r"^cls_token$" if 0 in shapes.get("cls_token", ()) else r"(?!)"  # pool="mean" has an empty one
     named = rules(model, names, layouts)
     return Reading(
         CheckpointConfig(model=model), named, arrays, left_out, (), assumed, _KNOWN - {a.field for a in assumed}
@@ -144,19 +146,21 @@ def _generation(shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _heads(inner: int, fields: Fields, where: object) -> tuple[Any, ...]:
-    """The number and the width of the heads, which have `inner` values together; and what was assumed."""
+    """The number and the width of the heads, whose total width is `inner`; and assumptions. Raises InputError if they
+    cannot be computed."""
     if "heads" in fields:
         return fields["heads"], fields.get("head_dim") or inner // max(fields["heads"], 1), ()
     if "head_dim" in fields:
         return inner // max(fields["head_dim"], 1), fields["head_dim"], ()
     if inner % 64 or not inner:
-        raise InputError(f"{where}: no array has the heads, and {inner} is no multiple of 64; use --set heads=N")
-    why = "of 64 values each, as vit-pytorch's default"
+        raise InputError(f"{where}: no array shows the heads, and {inner} is not a multiple of 64; use --set heads=N")
+    why = "of width 64, vit-pytorch's default"
     return inner // 64, 64, (Assumption("heads", inner // 64, why, "--set heads=N for another number"),)
 
 
 def _patch(patch_dim: int, fields: Fields, where: object) -> tuple[Any, ...]:
-    """The channels and the size of patches of so many values; and what was assumed."""
+    """The channels and the size (height, width) of patches with `patch_dim` values; and assumptions. Raises InputError
+    if they cannot be computed."""
     if "patch_size" in fields:
         size = fields["patch_size"]
         height, across = (size, size) if isinstance(size, int) else size
@@ -164,19 +168,20 @@ def _patch(patch_dim: int, fields: Fields, where: object) -> tuple[Any, ...]:
     for channels in (fields["channels"],) if "channels" in fields else (3, 1):
         side = isqrt(patch_dim // max(channels, 1))
         if side and channels * side**2 == patch_dim:
-            square = Assumption("patch_size", (side, side), f"square, of {channels} channels")
+            square = Assumption("patch_size", (side, side), f"square, with {channels} channels")
             count = Assumption("channels", channels, f"for {patch_dim} values in a patch")
             return channels, (side, side), (square,) if "channels" in fields else (square, count)
-    raise InputError(f"{where}: {patch_dim} values form no square patch; use --set patch_size=HEIGHTxWIDTH")
+    raise InputError(f"{where}: {patch_dim} values do not form a square patch; use --set patch_size=HEIGHTxWIDTH")
 
 
 def _tokens(
     shapes: Shapes, patch_size: tuple[int, int], fields: Fields, where: object
 ) -> tuple[dict[str, Any], tuple[Assumption, ...]]:
-    """Whether the model has a class token and learned positions, and its image size; and what was assumed."""
+    """The fields for class token, pooling, positions and image size; and assumptions. Raises InputError if the image
+    size is unknown."""
     if "linear_head.weight" in shapes:
         if "image_size" not in fields:
-            raise InputError(f"{where}: no array has the image size of a SimpleViT; use --set image_size=PIXELS")
+            raise InputError(f"{where}: no array shows the image size of a SimpleViT; use --set image_size=PIXELS")
         return {"class_token": False, "pooling": "gap", "position_embedding": "sincos2d_big_vision"}, ()
     batched = len(shapes.get("pos_embedding", ())) == 3
     rows = axes_of(shapes, "pos_embedding", 2 + batched, where)[-2]
@@ -186,7 +191,8 @@ def _tokens(
 
 
 def _with_projections(arrays: LazyArrays, names: Mapping[str, str], depth: int, missing: str) -> LazyArrays:
-    """With what attention projections amount to that are not there: all of them, or their biases."""
+    """The arrays with attention projections that vit-pytorch omits. missing: "all" adds identities with zero biases,
+    "biases" only zero biases."""
     like = arrays.entries[f"{names['patch_embed.proj']}.weight"]
     width = like.shape[0]
     for name in (f"{_LAYERS}{i}.{names['attn.proj']}" for i in range(depth)):
@@ -197,14 +203,14 @@ def _with_projections(arrays: LazyArrays, names: Mapping[str, str], depth: int, 
 
 
 def rules(model: ViTConfig, names: Mapping[str, str] = _NAMES, layouts: Mapping[str, str] = _LAYOUTS) -> list[Rule]:
-    """Names, and the order of the values of a patch."""
+    """A rule for every parameter: names, and the order of the values of a patch."""
     return [rule(name, renamed(name, names, _LAYERS), layouts.get(name)) for name in parameters(model)]
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Patches with norms, no bias on queries, keys and values; a class token and its pooling, or the mean."""
+    """Field -> the values that vit-pytorch's ViT can express. Raises InputError for one head as wide as the model."""
     if model.heads == 1 and model.attention_dim == model.width:
-        raise InputError("vit-pytorch has no attention projection where there is one head as wide as the model")
+        raise InputError("vit-pytorch has no attention projection for one head as wide as the model")
     mean = {"class_token": (False,), "class_token_position": (False,), "pooling": ("gap",)}
     return plain_vit_with(
         model,
@@ -218,7 +224,7 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """As the newest release names them."""
+    """The arrays under the names of the newest release."""
     model = checkpoint.config.model
     arrays = write_by_rules(rules(model), model, checkpoint.arrays)
     if not model.class_token:
@@ -229,7 +235,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """The arguments of vit-pytorch's ViT for a model that it can hold."""
+    """The arguments of vit-pytorch's ViT for a model that it can express."""
     return {
         "image_size": model.image_size,
         "patch_size": model.patch_size,

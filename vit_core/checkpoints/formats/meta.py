@@ -1,8 +1,9 @@
-"""DINO, DINOv2, DINOv3, MAE, DeiT (III too) and I-JEPA as Meta released them.
+"""The format of Meta's files: DINO, DINOv2, DINOv3, MAE, DeiT, DeiT III and I-JEPA.
 
-The names are timm's, on whose code these projects built, but for DINOv2's registers and gated MLP, its blocks in chunks
-and DeiT III's LayerScale. All have LayerNorm's epsilon 1e-6 and the exact GELU; they differ in how they resample
-positions. (DINOv3's files are read by meta_dinov3.) Lineage: facebookresearch/dino, dinov2, mae, deit and ijepa.
+The names are timm's, on whose code these projects are based, except for DINOv2's registers, gated MLP and chunks of
+blocks, and DeiT III's LayerScale. All have LayerNorm's epsilon 1e-6 and the exact GELU. They differ in how they
+resample positions. (DINOv3's files are read by meta_dinov3.) Source: facebookresearch/dino, dinov2, mae, deit and
+ijepa.
 """
 
 import re
@@ -24,7 +25,7 @@ from vit_core.errors import InputError
 from vit_core.parameters import parameters
 
 _RENAMED = (
-    (r"^blocks\.[0-9]+\.([0-9]+)\.", r"blocks.\1."),  # DINOv2's chunks; the second number counts on
+    (r"^blocks\.[0-9]+\.([0-9]+)\.", r"blocks.\1."),  # DINOv2's chunks; the second number counts all blocks
     (r"\.mlp\.w12\.", ".mlp.fc1."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
     (r"\.gamma_([12])$", r".ls\1.gamma"),
@@ -39,32 +40,32 @@ _LEFT_OUT = (
 _OF_MOCO = r"|^head\.\d+\."
 """MoCo v3's projection head, a Sequential."""
 _SUPERVISED = (("model",), ("model_ema",))
-"""The keys under which the training scripts of MAE and DeiT keep the weights; timm's has other ones."""
+"""The keys under which the training scripts of MAE and DeiT store the weights; timm's script has other keys."""
 _MOCO = ("base_encoder", "momentum_encoder")
 _SELF_SUPERVISED = ("teacher", "student", "target_encoder", *_MOCO)
-"""Where those of DINO, DINOv2, I-JEPA, MSN and MoCo v3 keep them; I-JEPA's also under the key "encoder", which is in no
-prefix."""
+"""The keys or prefixes under which those of DINO, DINOv2, I-JEPA, MSN and MoCo v3 store them. (I-JEPA's also uses the
+key "encoder", but not as a prefix.)"""
 _MOCO_HEADS = 12
-"""Of each of MoCo v3's models, its vit_small too."""
+"""Attention heads of all MoCo v3 models, including its vit_small."""
 _ALWAYS = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
 _NEVER = r"relative_position|^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\.|^rope\.freqs$"
 
 
 def recognises_source(source: Source) -> bool:
-    """By a name that only Meta's files have, or by the keys under which the weights are.
+    """Whether a name exists only in Meta's files, or the weights are under a key of Meta's scripts.
 
-    Raises InputError for arrays that DeiT III and rotary ViTs (naver-ai/rope-vit) have alike.
+    Raises InputError for arrays that both DeiT III and rotary ViTs (naver-ai/rope-vit) have.
     """
     names = set(source.arrays)
     if source.config or not names >= _ALWAYS or any(re.search(_NEVER, name) for name in names):
         return False
     if meta_dinov3.PERIODS in names:
         return True
-    if train_args.hub_config(source):  # timm's train.py, which names the architecture
+    if train_args.hub_config(source):  # a file of timm's train.py, which names the architecture
         return False
     recognised = _is_nested_by_them(source) or _has_own_names(source)
     if recognised and _may_be_rotary(source):
-        if "pos_embed" not in names:  # which DeiT III always has: timm's Eva
+        if "pos_embed" not in names:  # DeiT III always has it: this is timm's Eva
             return False
         raise InputError(
             f"{source.path}: LayerScale as gamma_1 and positions of patches are those of DeiT III and of rotary ViTs "
@@ -79,8 +80,8 @@ def _has_own_names(source: Source) -> bool:
 
 
 def _may_be_rotary(source: Source) -> bool:
-    """Whether the arrays are rope-vit's too, of a grid of any shape. iBOT's have a position for the class token, which
-    an oblong grid of rope-vit may be taken for unless the weights are under a key of self-supervised training."""
+    """Whether the arrays may be rope-vit's, with a grid of any shape. iBOT's files look the same, but have a position
+    for the class token and are under a key of self-supervised training."""
     shapes = source.arrays.shapes
     whole_bias = "blocks.0.attn.qkv.bias" in shapes and "blocks.0.attn.q_bias" not in shapes  # unlike BEiT's
     layer_scale = whole_bias and any(name.endswith(".gamma_1") for name in shapes)
@@ -90,14 +91,15 @@ def _may_be_rotary(source: Source) -> bool:
 
 
 def _states_deit3(source: Source) -> bool:
-    """Whether the file's own `args` name an architecture of DeiT III, as its training script keeps them."""
+    """Whether `args`, which DeiT III's training script saves, name an architecture of DeiT III."""
     attributes = getattr(source.facts.get("args"), "attributes", source.facts.get("args"))
     name = attributes.get("model") if isinstance(attributes, Mapping) else None
     return isinstance(name, str) and name.startswith("deit_") and "_LS" in name and "rope" not in name
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the names and shapes."""
+    """Finds the config and the rules, from the names and shapes. Raises InputError for a model that ViTConfig cannot
+    express."""
     if meta_dinov3.PERIODS in source.arrays:
         return meta_dinov3.read_source(source, fields)
     where, of_moco = source.path, _is_nested(source, *_MOCO)
@@ -105,7 +107,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     names = [name for name in source.arrays if not re.search(left_out, name)]
     renamed = {_canonical(name): name for name in names}
     if len(renamed) < len(names):
-        raise InputError(f"{where}: two arrays have one meaning; expected the names of one of Meta's projects")
+        raise InputError(f"{where}: two arrays are the same parameter; expected the names of one of Meta's projects")
     linear = _linear_head(source)
     ours = LazyArrays({ours: source.arrays.entries[name] for ours, name in renamed.items()})
     width = (ours.entries["patch_embed.proj.weight"].shape or (0,))[0] if "patch_embed.proj.weight" in ours else 0
@@ -114,7 +116,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     found = shapes.fields
     if linear and found["pooling"] != "cls_gap":
         raise InputError(
-            f"{where}: linear_head.weight {list(linear.shape)} reads more than the last "
+            f"{where}: linear_head.weight {list(linear.shape)} uses more than the last "
             f"block, which ViTConfig cannot express; expected {2 * width} columns (DINOv2's with layers=1)"
         )
     resampling = _resampling(source)
@@ -131,14 +133,14 @@ def read_source(source: Source, fields: Fields) -> Reading:
 
 
 def _assumptions(source: Source, model: ViTConfig) -> list[Assumption]:
-    by_project = "by the project that the names point to"
+    by_project = "as in the project that has these names"
     assumed = [
         *([Assumption("heads", model.heads, "as in MoCo v3's models")] if _is_nested(source, *_MOCO) else ()),
         Assumption("pooling", model.pooling, "by the names of the arrays", "--set pooling=gap or another"),
         Assumption("position_resampling", model.position_resampling, by_project),
     ]
     if _is_nested_by_them(source) and not _has_own_names(source):
-        nested = "as in Meta's projects, by the key of the weights"
+        nested = "as in Meta's projects, which have this key of the weights"
         assumed += [
             Assumption("activation", model.activation, nested, "--from timm for timm's"),
             Assumption("norm_epsilon", model.norm_epsilon, nested, "--from timm for timm's"),
@@ -161,13 +163,14 @@ def _is_nested(source: Source, *keys: str) -> bool:
 
 
 def _linear_head(source: Source) -> LazyArray | None:
-    """The weight of DINOv2's linear classifier, which is beside the backbone."""
+    """The weight of DINOv2's linear classifier, which is outside the backbone; None if there is none."""
     groups = (source.arrays.entries, source.beside.entries)
     return next((group["linear_head.weight"] for group in groups if "linear_head.weight" in group), None)
 
 
 def _resampling(source: Source) -> str:
-    """DINOv2 antialiases where it has registers; without, it keeps DINO's offset of 0.1. MAE and DeiT do neither."""
+    """The method by which the project of a file resamples positions. DINOv2 antialiases with registers, and otherwise
+    uses DINO's offset of 0.1. MAE and DeiT do neither."""
     arrays = source.arrays
     if _is_nested(source, *_MOCO):
         return "bicubic"

@@ -1,8 +1,8 @@
-"""DINOv3's .pth files as Meta released them, read and written.
+"""Reads and writes DINOv3's .pth files as Meta released them.
 
-Beside DINOv2's names they have the periods of the rotary positions (`rope_embed.periods`), which decide their base and
-to which type they were rounded; a mask over the bias of queries, keys and values, which takes the keys' away;
-`storage_tokens` for registers; and three matrices in a gated MLP. Lineage: facebookresearch/dinov3,
+In addition to DINOv2's names they have the periods of the rotary positions (`rope_embed.periods`), which show the base
+and the type to which they were rounded; a mask over the bias of queries, keys and values, which removes the keys' bias;
+`storage_tokens` for registers; and three matrices in a gated MLP. Source: facebookresearch/dinov3,
 dinov3/models/vision_transformer.py, dinov3/layers and dinov3/hub.
 """
 
@@ -40,7 +40,7 @@ _LEFT_OUT = (
     r"^(rope_embed\.periods|mask_token)$|\.bias_mask$|^(local_cls_norm|projectors|dino_head|ibot_head)\.|"
     r"^(dino|ibot_patch|koleo|gram)_loss\."
 )
-"""The periods and masks, which are read into the config, and what only pretraining uses."""
+"""The periods and masks, which become fields of the config, and arrays that only pretraining uses."""
 _HUB = {
     (384, 12, "mlp"): "dinov3_vits16",
     (384, 12, "swiglu"): "dinov3_vits16plus",
@@ -54,11 +54,12 @@ _HUB = {
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the names, the shapes, and the values of periods and masks."""
+    """Finds the config and the rules, from the names, the shapes, and the values of periods and masks. Raises
+    InputError for a model that ViTConfig cannot express."""
     where, entries = source.path, source.arrays.entries
     if untied := [name for name in entries if name.startswith("cls_norm.")]:
         raise InputError(
-            f"{where}: {abbreviate(untied, most=1)} is a norm of the class token and registers alone "
+            f"{where}: {abbreviate(untied, most=1)} is a norm only of the class token and registers "
             "(untie_cls_and_patch_norms), which ViTConfig cannot express"
         )
     width = axes_of(source.arrays.shapes, "patch_embed.proj.weight", 4, where)[0]
@@ -70,7 +71,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
     found |= {one.field: one.value for one in assumptions}
     model = ViTConfig.parse({**found, **fields}, str(where))
     named = _rules(model, "", "head.")
-    stated = frozenset(("heads", "position_resampling"))  # by the periods; there is nothing to resample
+    stated = frozenset(
+        ("heads", "position_resampling")
+    )  # the periods show the heads; there are no positions to resample
     config = CheckpointConfig(model=model)
     return Reading(config, named, arrays, _LEFT_OUT, tuple(notes), tuple(assumptions), stated, used)
 
@@ -81,14 +84,14 @@ def _fields(arrays: LazyArrays, where: object) -> dict[str, Any]:
     bands = axes_of(shapes, PERIODS, 1, where)[0]
     if not bands or width % (4 * bands):
         raise InputError(
-            f"{where}: {PERIODS} has {bands} values, for heads of {4 * bands}, of which {width} is no multiple"
+            f"{where}: {PERIODS} has {bands} values, for heads of {4 * bands}, but {width} is not a multiple of it"
         )
     depth, gated = layers_of(shapes, "blocks."), "blocks.0.mlp.w3.weight" in shapes
     last = "blocks.0.mlp.w3" if gated else "blocks.0.mlp.fc2"
     classes, columns = shapes.get("head.weight", (0, 2 * width))
     if columns != 2 * width:
         raise InputError(
-            f"{where}: linear_head.weight {[classes, columns]} reads other features than ViTConfig can express; "
+            f"{where}: linear_head.weight {[classes, columns]} uses other features than ViTConfig can express; "
             f"expected {2 * width} columns (class token and mean)"
         )
     proj_bias = f"{last}.bias" in shapes
@@ -116,9 +119,10 @@ def _fields(arrays: LazyArrays, where: object) -> dict[str, Any]:
 
 
 def rope_of(periods: np.ndarray, dtype: str, where: object) -> Rope:
-    """Base and rounding of the periods that a file has. InputError for those of no single base.
+    """The rotary positions for a file's periods: their base, and the type to which they were rounded.
 
-    Torch's powers in float32 may be one unit in the last place off, which no rounding here reproduces: accepted.
+    Raises InputError if they are not powers of one base. A difference of one unit in the last place of float32 is
+    accepted, because torch's powers may have it.
     """
     values = periods.astype(np.float64)
     rounded = bool(np.all(values == values.astype(ml_dtypes.bfloat16).astype(np.float64)))
@@ -132,23 +136,24 @@ def rope_of(periods: np.ndarray, dtype: str, where: object) -> Rope:
             return rope
     shown = ", ".join(f"{value:.4g}" for value in values[:4])
     raise InputError(
-        f"{where}: {PERIODS} ({shown}, ...) are no powers base^(i / {bands}) of one base, which is all that ViTConfig "
+        f"{where}: {PERIODS} ({shown}, ...) are not powers base^(i / {bands}) of one base, which is all that ViTConfig "
         "can express"
     )
 
 
 _SLACK = {"bfloat16": 1e-12, "float32": 2.0**-22, "float64": 1e-12}
-"""How far periods may be from the rounded powers, relative."""
+"""Type -> maximum relative difference between periods and the rounded powers."""
 
 
 def _has_key_bias(arrays: LazyArrays, depth: int, where: object) -> bool:
-    """Whether keys have a bias: not where a mask takes it away. A mask of NaN is one that nothing has filled yet."""
+    """Whether keys have a bias: they have none if a mask removes it. A mask of NaN was not filled, and means the same.
+    Raises InputError for any other mask."""
     masks = {i: arrays[name] for i in range(depth) if (name := f"blocks.{i}.attn.qkv.bias_mask") in arrays}
     kinds = {_kind_of_mask(mask.astype(np.float64)) for mask in masks.values()}
     kinds |= {"all"} if len(masks) < depth else set()
     if len(kinds) > 1 or "other" in kinds:
         raise InputError(
-            f"{where}: attn.qkv.bias_mask is neither 1 for all biases of all blocks nor 0 for those of the keys alone, "
+            f"{where}: attn.qkv.bias_mask is neither 1 for all biases of all blocks nor 0 only for those of the keys, "
             "which ViTConfig cannot express"
         )
     return kinds == {"all"}
@@ -165,7 +170,7 @@ def _kind_of_mask(mask: np.ndarray) -> str:
 
 
 def _without_key_biases(arrays: LazyArrays, depth: int) -> LazyArrays:
-    """With the biases of queries and values alone in each `qkv.bias`."""
+    """The arrays with only the biases of queries and values in each `qkv.bias`."""
     changed = dict(arrays.entries)
     for name in (f"blocks.{i}.attn.qkv.bias" for i in range(depth)):
         if name in changed and len(changed[name].shape) == 1 and changed[name].shape[0] % 3 == 0:
@@ -184,16 +189,16 @@ def _assumptions(found: Mapping[str, Any]) -> list[Assumption]:
     rope: Rope = found["rope"].replace(rescale=2.0)
     image = (14 * rows, 14 * columns)
     return [
-        Assumption("image_size", image, "the released models' 14x14 patches, as rotary positions fit every size"),
+        Assumption("image_size", image, "the released models' 14x14 patches, because rotary positions fit every size"),
         Assumption("pooling", found["pooling"], "by the names of the arrays", "--set pooling=gap or another"),
         Assumption("activation", "gelu", "as in DINOv3's code"),
         Assumption("norm_epsilon", 1e-5, "as in DINOv3's hub", "--set norm_epsilon=1e-6 for norm_layer 'layernorm'"),
-        Assumption("rope", rope, f"base and periods by {PERIODS}, the rest as in DINOv3's hub"),
+        Assumption("rope", rope, f"base and periods from {PERIODS}, the rest as in DINOv3's hub"),
     ]
 
 
 def _rules(model: ViTConfig, prefix: str, head: str) -> list[Rule]:
-    """For every parameter. prefix: of the backbone; head: of the classifier."""
+    """A rule for every parameter. prefix: of the backbone's names. head: of the classifier's names."""
     rules = []
     for name in parameters(model):
         stem, _, leaf = name.rpartition(".")
@@ -212,12 +217,12 @@ def _rules(model: ViTConfig, prefix: str, head: str) -> list[Rule]:
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Those of DINOv3's class."""
+    """Field -> the values that DINOv3's class can express. Raises InputError for sizes that it does not support."""
     rows, columns = model.patch_size
     if rows != columns:
-        raise InputError(f"--to meta: patch_size {rows}x{columns}; DINOv3's code takes square patches only")
+        raise InputError(f"--to meta: patch_size {rows}x{columns}; DINOv3's code has only square patches")
     if model.mlp == "swiglu" and model.mlp_dim % 8:
-        raise InputError(f"--to meta: mlp_dim {model.mlp_dim}; DINOv3's gated MLPs have a multiple of 8")
+        raise InputError(f"--to meta: mlp_dim {model.mlp_dim}; DINOv3's gated MLPs need a multiple of 8")
     either, rope = (True, False), model.rope or Rope()
     kept = {name: getattr(rope, name) for name in ("normalize", "base", "shift", "jitter", "rescale")}
     ropes = [Rope(**kept, periods=periods) for periods in ("float32", "bfloat16")]
@@ -240,7 +245,7 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """The state dict of a backbone, or of a linear classifier around it, with all buffers that its class has."""
+    """The state dict of a backbone, or of a linear classifier that contains it, with all buffers of its class."""
     model, dtype = checkpoint.config.model, checkpoint.dtype
     prefix = "backbone." if model.num_classes else ""
     arrays = write_by_rules(_rules(model, prefix, "linear_head."), model, checkpoint.arrays)
@@ -250,12 +255,12 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     periods = (2 * np.pi / frequencies(rope, model.attention_dim)).astype(np.float32)
     arrays = arrays.with_array(f"{prefix}{PERIODS}", convert(periods, rope.periods))
     arrays = arrays.with_array(f"{prefix}mask_token", convert(np.zeros((1, model.width)), dtype))
-    notes = (f"opens in {opened_by(model)}", f"{prefix}mask_token: zeros, as no image needs it")
+    notes = (f"opens in {opened_by(model)}", f"{prefix}mask_token: zeros, because it does not affect outputs")
     return Writing(arrays, notes=(*notes, *not_carried(checkpoint, model.position_resampling)))
 
 
 def _with_masks(arrays: LazyArrays, model: ViTConfig, prefix: str) -> LazyArrays:
-    """With zeros between the biases of queries and values, and masks that take them away."""
+    """The arrays with zeros as biases of the keys, and masks that remove them."""
     entries, inner = dict(arrays.entries), model.heads * model.attention_dim
     for attn in (f"{prefix}blocks.{i}.attn.qkv." for i in range(model.depth)):
         entry = entries[f"{attn}bias"]
@@ -273,7 +278,7 @@ def _zeros_between(biases: np.ndarray) -> np.ndarray:
 
 
 def opened_by(model: ViTConfig) -> str:
-    """The call that builds the module which the file opens in."""
+    """The text of the call that builds the module for the file."""
     entry = _HUB.get((model.width, model.depth, model.mlp))
     text = f"facebookresearch/dinov3: {call('DinoVisionTransformer', arguments(model))}"
     if entry and model.patch_size == (16, 16) and model.registers == 4 and model.norm_epsilon == 1e-5:
@@ -287,7 +292,9 @@ def opened_by(model: ViTConfig) -> str:
 def arguments(model: ViTConfig) -> dict[str, Any]:
     """The arguments of DINOv3's DinoVisionTransformer."""
     rope, gated = model.rope or Rope(), model.mlp == "swiglu"
-    hidden = model.mlp_dim * 3 // 2 if gated else model.mlp_dim  # its SwiGLU takes two thirds, in eights
+    hidden = (
+        model.mlp_dim * 3 // 2 if gated else model.mlp_dim
+    )  # its SwiGLU uses two thirds of it, rounded up to a multiple of 8
     norms = {("layer_norm", 1e-5): "layernormbf16", ("layer_norm", 1e-6): "layernorm", ("rms_norm", 1e-5): "rmsnorm"}
     return {
         "img_size": model.image_size[0],

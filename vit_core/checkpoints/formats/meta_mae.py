@@ -1,5 +1,5 @@
-"""The decoder in Meta's files of masked autoencoders (facebookresearch/mae, `mae_pretrain_*_full.pth` and what
-main_pretrain.py saves). Its blocks are the encoder's, under other names."""
+"""The decoder in Meta's files of masked autoencoders (facebookresearch/mae, `mae_pretrain_*_full.pth` and files of
+main_pretrain.py). Its blocks are of the same kind as the encoder's, under other names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from vit_core.parameters import DECODER
 
 _POSITIONS, _EMBED, _HIDDEN = "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight"
 _HEADS = 16
-"""Heads of every decoder in models_mae.py; no array shows them, so that they are assumed."""
+"""Heads of every decoder in models_mae.py. They are assumed, because no array shows them."""
 _ARGS = {"mask_ratio": "mask_ratio", "normalize_target": "norm_pix_loss"}
 """Fields of MaskedAutoencoder -> options of main_pretrain.py, which its files contain."""
 
 
 def read_decoder(source: Source, arrays: LazyArrays, model: ViTConfig) -> DecoderReading | None:
-    """How to read the decoder; None where there is none, or none of a size that ours can have."""
+    """How to read the decoder; None if there is none, or its sizes are invalid for our decoder."""
     shapes = arrays.shapes
     if any(len(shapes.get(name, ())) != 2 for name in (_EMBED, _HIDDEN)) or _POSITIONS not in arrays:
         return None

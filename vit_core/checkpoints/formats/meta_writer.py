@@ -1,10 +1,10 @@
-"""Writes DINO's and DINOv2's own .pth files, and DINOv3's by meta_dinov3: the state dict of a backbone, which their
-code loads.
+"""Writes .pth files of DINO and DINOv2, and of DINOv3 by meta_dinov3: the state dict of a backbone, which their code
+loads.
 
-DINOv2's code has LayerScale, registers and gated MLPs, and a mask token that no image needs; features without these are
-written for DINO's code. A head is that of DINOv2's linear classifiers (layers=1), over class token and mean.
-Lineage: facebookresearch/dino, vision_transformer.py; facebookresearch/dinov2, dinov2/models/vision_transformer.py and
-dinov2/hub.
+DINOv2's code has LayerScale, registers, gated MLPs, and a mask token that does not affect outputs. Models without these
+and without a head are written for DINO's code. A head is that of DINOv2's linear classifiers (layers=1), over class
+token and mean. Source: facebookresearch/dino, vision_transformer.py; facebookresearch/dinov2,
+dinov2/models/vision_transformer.py and dinov2/hub.
 """
 
 import re
@@ -37,20 +37,21 @@ _HUB = {
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Those of the code that alone has something that the model has, otherwise those of DINO's."""
+    """Field -> the values that DINOv3's, DINOv2's or DINO's code can express: the one that has the features of the
+    model. Raises InputError for sizes that the code does not support."""
     if model.rope is not None:
         return meta_dinov3.allowed_values(model)
     for field in ("image_size", "patch_size"):
         height, width = getattr(model, field)
         if height != width:
             raise InputError(
-                f"--to meta: {field} {height}x{width}; DINO's and DINOv2's code takes the positions of an image that "
-                "is not square for those of a square grid, and square patches only"
+                f"--to meta: {field} {height}x{width}; DINO's and DINOv2's code treats the positions of an image that "
+                "is not square as those of a square grid, and has only square patches"
             )
     if not _is_dinov2(model):
         return plain_vit_with(model, activation=("gelu",), norm_epsilon=(1e-6,), qkv_bias=(True, False))
     if model.mlp == "swiglu" and model.mlp_dim % 8:
-        raise InputError(f"--to meta: mlp_dim {model.mlp_dim}; DINOv2's gated MLPs have a multiple of 8")
+        raise InputError(f"--to meta: mlp_dim {model.mlp_dim}; DINOv2's gated MLPs need a multiple of 8")
     return plain_vit_with(
         model,
         activation=("gelu",),
@@ -65,12 +66,13 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def _is_dinov2(model: ViTConfig) -> bool:
-    """Whether only DINOv2's code computes it; DINO's gives the features, and its heads are in files of their own."""
+    """Whether only DINOv2's code can compute the model. (DINO's code returns features, and its heads are in separate
+    files.)"""
     return bool(model.num_classes or model.registers) or model.mlp == "swiglu" or model.layer_scale is not None
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """The state dict of a backbone, or of a linear classifier around it."""
+    """The state dict of a backbone, or of a linear classifier that contains it."""
     if checkpoint.config.model.rope is not None:
         return meta_dinov3.write_checkpoint(checkpoint)
     model, dinov2 = checkpoint.config.model, _is_dinov2(checkpoint.config.model)
@@ -80,7 +82,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     if dinov2:
         mask_1D = convert(np.zeros((1, model.width)), checkpoint.dtype)
         arrays = LazyArrays.with_array(arrays, f"{prefix}mask_token", mask_1D)
-        notes.append(f"{prefix}mask_token: zeros, as no image needs it")
+        notes.append(f"{prefix}mask_token: zeros, because it does not affect outputs")
     else:
         notes.append("DINO's names are timm's: read it again with --from meta")
     there = "bicubic_antialias" if model.registers else "dinov2"
@@ -97,7 +99,7 @@ def _rule(name: str, model: ViTConfig, prefix: str) -> Rule:
 
 
 def opened_by(model: ViTConfig, dinov2: bool) -> str:
-    """The call that builds the module which the file opens in."""
+    """The text of the call that builds the module for the file."""
     if not dinov2:
         built = call("vision_transformer.VisionTransformer", dino_arguments(model))
         return f"facebookresearch/dino: {built}, with norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6)"
@@ -111,7 +113,7 @@ def opened_by(model: ViTConfig, dinov2: bool) -> str:
 
 
 def dino_arguments(model: ViTConfig) -> dict[str, Any]:
-    """The arguments of DINO's VisionTransformer, beside norm_layer=partial(LayerNorm, eps=1e-6)."""
+    """The arguments of DINO's VisionTransformer, except norm_layer=partial(LayerNorm, eps=1e-6)."""
     return {
         "img_size": [model.image_size[0]],
         "patch_size": model.patch_size[0],
@@ -129,7 +131,9 @@ def dinov2_arguments(model: ViTConfig) -> dict[str, Any]:
     """The arguments of DINOv2's DinoVisionTransformer (blocks: NestedTensorBlock, or Block with
     MemEffAttention)."""
     gated = model.mlp == "swiglu"
-    hidden = model.mlp_dim * 3 // 2 if gated else model.mlp_dim  # its SwiGLU takes two thirds, in eights
+    hidden = (
+        model.mlp_dim * 3 // 2 if gated else model.mlp_dim
+    )  # its SwiGLU uses two thirds of it, rounded up to a multiple of 8
     return {
         "img_size": model.image_size[0],
         "patch_size": model.patch_size[0],

@@ -1,8 +1,8 @@
-"""OpenMMLab's mmpretrain (and mmcls before it): checkpoints of its VisionTransformer, DeiT and DeiT III backbones.
+"""The format of OpenMMLab's mmpretrain (formerly mmcls): its VisionTransformer, DeiT and DeiT III backbones.
 
-Read from the documented names of mmpretrain/models/backbones/{vision_transformer,deit,deit3}.py and heads/: the
-library needs mmcv, which is not built for present versions of PyTorch. The model's config is a Python file beside the
-checkpoint (or text under `meta`), which is not run, so that heads, epsilon and activation are assumed.
+Names are those in mmpretrain/models/backbones/{vision_transformer,deit,deit3}.py and heads/. (They were not tested
+against the library, which needs mmcv, which has no builds for current versions of PyTorch.) The model's config is a
+Python file beside the checkpoint, or text under `meta`. It is not run, so heads, epsilon and activation are assumed.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ _IN_LAYER = {
 _LAYER_SCALE = {
     f"{module}.gamma{i}.{leaf}": f"ls{i}.gamma"
     for i, module in ((1, "attn"), (2, "ffn"))
-    for leaf in ("weight", "scale")  # mmpretrain's own LayerScale, and mmcv's
+    for leaf in ("weight", "scale")  # in mmpretrain's own LayerScale, and in mmcv's
 }
 _HEADS = {
     "head.layers.head": "head",
@@ -47,11 +47,11 @@ _HEADS = {
     "head.layers.pre_logits": "pre_logits.fc",
     "head.fc": "head",
 }
-"""Modules beside the backbone -> ours."""
+"""Modules outside the backbone -> ours."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of the patch projection and of the first layer."""
+    """Whether the arrays have the names of its patch projection and first layer."""
     names = source.arrays
     ffn = ("layers.0.ffn.layers.0.0.weight", "layers.0.ffn.w12.weight")
     return (
@@ -62,11 +62,12 @@ def recognises_source(source: Source) -> bool:
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the names and shapes of the backbone, and the head beside it."""
+    """Finds the config and the rules, from the names and shapes of the backbone and of a head outside it. Raises
+    InputError for a model that ViTConfig cannot express."""
     where = source.path
     entries = {_canonical(name): entry for name, entry in source.arrays.entries.items()}
     if len(entries) < len(source.arrays):
-        raise InputError(f"{where}: two arrays have one meaning; expected the names of one version of mmpretrain")
+        raise InputError(f"{where}: two arrays are the same parameter; expected the names of one version of mmpretrain")
     head, used = _head(source.beside)
     arrays = LazyArrays({**entries, **head})
     if "norm.weight" in arrays and "fc_norm.weight" in arrays:
@@ -88,7 +89,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
         [rule(name, name) for name in parameters(model)],
         arrays,
         r"^mask_token$",
-        notes=tuple(["head: of the module 'head' beside the backbone"] if head else ()),
+        notes=tuple(["head: from the module 'head' outside the backbone"] if head else ()),
         assumptions=tuple(one for one in assumed if one.field not in fields),
         used=used,
     )
@@ -106,7 +107,7 @@ def _canonical(name: str) -> str:
 
 
 def _head(beside: LazyArrays) -> tuple[dict[str, LazyArray], frozenset[str]]:
-    """The arrays of the head, canonical names; and the names of the module that they are from."""
+    """The arrays of the head under canonical names, and the modules that they come from."""
     found: dict[str, LazyArray] = {}
     for name, entry in beside.entries.items():
         stem, _, leaf = name.rpartition(".")
@@ -116,7 +117,7 @@ def _head(beside: LazyArrays) -> tuple[dict[str, LazyArray], frozenset[str]]:
 
 
 def _assumptions(model: ViTConfig) -> list[Assumption]:
-    why = "as mmpretrain's default"
+    why = "mmpretrain's default"
     return [
         Assumption("pooling", model.pooling, "by the names of the arrays", "--set pooling=gap or another"),
         Assumption("activation", model.activation, why, "--set activation=quick_gelu or another"),

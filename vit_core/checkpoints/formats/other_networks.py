@@ -1,8 +1,8 @@
-"""What a file holds that no format reads: names of arrays that show which network it is, for messages.
+"""Recognises networks that cannot be read by the names of their arrays, for messages.
 
-Most of these names decide only the text of an InputError. What the functions `check_...` find decides that a file is
-refused: its network computes other outputs than a plain Vision Transformer from arrays of the same names, or its arrays
-are empty or packed.
+Most of these names affect only the text of an InputError. The functions `check_...` refuse files: their networks
+compute other outputs than a plain Vision Transformer from arrays of the same names, or their arrays are empty or
+packed.
 """
 
 import re
@@ -18,8 +18,8 @@ _OTHER_POSITIONS = (
         "rotary positions, as in EVA-02 and rope-vit",
     ),
     (
-        # Those of timm's Beit and VisionTransformerRelPos and of transformers' Beit are read; Swin's are one level
-        # further down.
+        # The names of timm's Beit and VisionTransformerRelPos and of transformers' Beit are read, so they are excluded.
+        # Swin's names are one level further down.
         r"^(?!.*(?<!layers[./]\d[./])blocks[./]\d+[./]attn[./]|(.*[./])?(shared_rel_pos|rel_pos_bias)[./]"
         r"|(?!.*[./]blocks[./]).*(relative|shared)_position_bias[./])"
         r".*(relative_position_bias_table$|[./]rel_pos[./])|[./]rel_pos_[hw]$",
@@ -31,12 +31,12 @@ _OTHER_BLOCKS = (
     (r"[./]attn[./](gating_param|pos_proj[./]weight)$", "gated attention by position, as in ConViT"),
 )
 _BESIDE = ((r"(^|[./])projector[./](projector_layer|stages)[./]", "attention within windows, as in RF-DETR"),)
-"""What stands beside a tower that computes other outputs than its arrays alone say."""
+"""Names of arrays outside the model which show that it computes other outputs than its own arrays suggest."""
 _PARAMETRISED = re.compile(r"[./](weight_(orig|mask)|parametrizations[./]weight[./]original\d*)$")
 _FIRST_NORM = re.compile(r"blocks[./]\d+[./]norm1[./]weight$")
 _PATCHES_OVER_TIME = re.compile(r"patch_embed(dings?)?[./](proj|projection|patch_embed)[./]weight$")
-_OTHER_KIND = "what opens are plain Vision Transformers; give the file of one"
-_JOIN = "join its parts with zero_to_fp32.py, which is beside them, and give the result"
+_OTHER_KIND = "only plain Vision Transformers can be opened; give the file of one"
+_JOIN = "join its parts with zero_to_fp32.py, which is in the same folder, and give the result"
 _IN_4_BITS = re.compile(r"[./](quant_state[./].*|(nested_)?(absmax|quant_map))$")
 _SAME_LAYERS = "copy its weights, by their shapes, into a model of timm or transformers, and save that"
 _FULL = "save the full state dict (StateDictType.FULL_STATE_DICT), and give that"
@@ -67,7 +67,7 @@ _NETWORKS = (
     (r"(^|[./])layers[./]0[./]blocks[./]0[./]attn[./]", "a Swin Transformer", _OTHER_KIND),
     (r"(^|[./])stages?[./]0[./](blocks[./])?0[./](conv_dw|dwconv|gamma)", "a ConvNeXt", _OTHER_KIND),
     (r"(^|[./])features[./]0[./]0[./]weight$", "a convolutional network of torchvision", _OTHER_KIND),
-    (r"[./](mlp_tokens|linear_tokens|mlp_channels)[./]", "a network of MLPs alone, without attention", _OTHER_KIND),
+    (r"[./](mlp_tokens|linear_tokens|mlp_channels)[./]", "a network of MLPs without attention", _OTHER_KIND),
     (r"[./]attn[./]temperature$", "attention over channels, as in XCiT", _OTHER_KIND),
     (
         r"(^|[./])((pos|cls)_(embed|token)_?[0-9]|pixel_pos|patch_pos)$"
@@ -88,21 +88,19 @@ _NETWORKS = (
 )
 _DEEPSPEED = ("ds_config", "ds_version", "param_shapes")
 """Keys of DeepSpeed's own files."""
-_NEXT_STEP = (
-    "give the file of the image model, or save its state_dict with one of these libraries and name it by --from"
-)
+_NEXT_STEP = "give the file of the image model, or save its state_dict with one of these libraries and give --from"
 
 
 def check_positions(source: Source) -> None:
-    """InputError for arrays of positions, blocks and patches that a plain Vision Transformer does not have, unless
-    config.json states the type of the model."""
+    """Raises InputError for arrays of positions, blocks and patches that a plain Vision Transformer does not have,
+    unless config.json states the type of the model."""
     if source.config.get("model_type", "timm_wrapper") != "timm_wrapper":
         return
     for name, entry in source.arrays.entries.items():
         if len(entry.shape) == 5 and _PATCHES_OVER_TIME.search(name):
             raise InputError(
-                f"{source.path}: {name} has shape {list(entry.shape)}: patches of several frames, as in models of "
-                "video and of language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
+                f"{source.path}: {name} has shape {list(entry.shape)}: patches over several frames, as in models for "
+                "video and for language (VideoMAE, V-JEPA, Qwen-VL), which ViTConfig cannot express"
             )
     if found := [name for name in source.arrays if _PARAMETRISED.search(name) and not AFTER_BACKBONE.match(name)]:
         raise InputError(
@@ -128,8 +126,8 @@ def check_positions(source: Source) -> None:
 
 
 def _check_first_small(source: Source) -> None:
-    """InputError for the sizes of vit_small_patch16_224 of timm 0.3 and of PaddleClas: it has no bias of queries, keys
-    and values, and scales their products by 768 ** -0.5, although its heads have 96 features."""
+    """Raises InputError for the sizes of vit_small_patch16_224 in timm 0.3 and PaddleClas. Its attention has no bias of
+    queries, keys and values, and multiplies scores by 768 ** -0.5, although its heads have width 96."""
     shapes = source.arrays.shapes
     sizes = (shapes.get("blocks.7.mlp.fc1.weight"), shapes.get("blocks.7.mlp.fc2.weight"))
     others = {"blocks.8.norm1.weight", "blocks.7.attn.qkv.bias"}
@@ -142,16 +140,16 @@ def _check_first_small(source: Source) -> None:
 
 
 def check_quantized(source: Source) -> None:
-    """InputError for weights that bitsandbytes has packed into half a byte for each value, whatever the config is."""
+    """Raises InputError for weights that bitsandbytes has quantized to 4 bits."""
     if found := [name for name in source.arrays if _IN_4_BITS.search(name)]:
         raise InputError(
-            f"{source.path}: {one_line(min(found))[:100]} belongs to weights in 4 bits (bitsandbytes), which are not "
+            f"{source.path}: {one_line(min(found))[:100]} belongs to weights in 4 bits (bitsandbytes), which cannot be "
             "read; save the model before quantization, or after its dequantize()"
         )
 
 
 def check_deepspeed(source: Source) -> None:
-    """InputError for a file of DeepSpeed whose weights are in the other files of its folder (ZeRO stage 3)."""
+    """Raises InputError for a file of DeepSpeed whose weights are in the other files of its folder (ZeRO stage 3)."""
     empty = [name for name, entry in source.arrays.entries.items() if 0 in entry.shape]
     if 2 * len(empty) > len(source.arrays) and any(key in source.facts for key in _DEEPSPEED):
         raise InputError(
@@ -161,19 +159,21 @@ def check_deepspeed(source: Source) -> None:
 
 
 def advice_about(names: Sequence[str]) -> str | None:
-    """What arrays are that have no place in a model, and the next step; none where they are of nothing known."""
+    """The network that unused arrays are typical of, and what the user can do; None if no known network has such
+    names."""
     looks, step = _look_alike(list(names))
     return f"they look{looks.removeprefix(',').replace(' as of', ' like those of', 1)}; {step}" if looks else None
 
 
 def unrecognised(source: Source, formats: tuple[str, ...]) -> InputError:
-    """Says what arrays were found, which network has such names if that is known, and what to do."""
+    """The error for arrays that no format recognises: it names some of them, the network that has such names, if known,
+    and what the user can do."""
     names = list(source.arrays)
     first = ", ".join(names[:3]) or "none"
     more = ", ..." if len(names) > 3 else ""
     looks, step = _look_alike(names)
     return InputError(
-        f"{source.path}: found {len(names)} arrays ({first}{more}){looks}, and no Vision Transformer by the names of "
+        f"{source.path}: found {len(names)} arrays ({first}{more}){looks}, but no Vision Transformer with the names of "
         f"{', '.join(formats)}; {step}"
     )
 

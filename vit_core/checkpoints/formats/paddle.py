@@ -1,20 +1,21 @@
-"""Paddle's Linear keeps its weight as [inputs, outputs]: PaddleClas's ViT and DeiT have timm's names and such weights.
+"""Converts weights of Paddle, whose Linear has the shape [inputs, outputs]. PaddleClas's ViT and DeiT have timm's
+names.
 
-Lineage: PaddlePaddle/PaddleClas, ppcls/arch/backbone/model_zoo/vision_transformer.py and its
-distilled one.
+Source: PaddlePaddle/PaddleClas, ppcls/arch/backbone/model_zoo/vision_transformer.py and its distilled one.
 """
 
 import re
 
 from vit_core.arrays import LazyArray, LazyArrays, contiguous
 
-NOTE = "weights of layers: transposed, as Paddle keeps them (inputs before outputs)"
+NOTE = "weights of layers: transposed, because Paddle stores them as [inputs, outputs]"
 _WIDENING = re.compile(r"blocks\.\d+\.(attn\.qkv|mlp\.fc1)\.weight")
-"""Layers that have other numbers of outputs than of inputs, or may have."""
+"""Weights of layers that usually have more outputs than inputs."""
 
 
 def is_transposed(arrays: LazyArrays) -> bool:
-    """Whether the layers of all blocks have their inputs first, as the three outputs for each input of `qkv` show."""
+    """Whether the weights have the shape [inputs, outputs], which `qkv` shows because it has three times more outputs
+    than inputs."""
     shapes = arrays.shapes
     width = (*shapes.get("patch_embed.proj.weight", ()), 0)[0]
     widening = {name: shape for name, shape in shapes.items() if _WIDENING.fullmatch(name)}
@@ -24,7 +25,7 @@ def is_transposed(arrays: LazyArrays) -> bool:
 
 
 def as_in_pytorch(arrays: LazyArrays) -> LazyArrays:
-    """The same arrays with the weights of Linears as [outputs, inputs]."""
+    """The same arrays, with the weights of Linears as [outputs, inputs]."""
     return LazyArrays({name: _as_in_pytorch(name, entry) for name, entry in arrays.entries.items()})
 
 

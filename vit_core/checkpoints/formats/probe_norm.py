@@ -1,4 +1,4 @@
-"""The batch norm before a linear probe, as in MAE's main_linprobe.py: what it computes becomes a part of the Linear.
+"""Merges the batch norm before a linear probe, as in MAE's main_linprobe.py, into the Linear.
 
 In evaluation BatchNorm1d(affine=False) is (x - mean) / sqrt(var + epsilon) with the running mean and variance.
 """
@@ -12,13 +12,14 @@ from vit_core.arrays import LazyArray
 from vit_core.checkpoints.formats.expressing import at_least_float32
 
 EPSILON = 1e-6
-"""MAE's; no array shows it."""
+"""The epsilon in MAE's code; arrays do not show it."""
 _STATISTICS = ("running_mean", "running_var")
 _PLACE = re.compile(r"(.+)\.([0-9]{1,4})")
 
 
 def norm_before(members: Mapping[str, LazyArray], linear: str) -> str | None:
-    """The name of a batch norm without weights directly before a Linear in its Sequential; None if there is none."""
+    """The name of a batch norm without weights that is directly before a Linear in the same Sequential; None if there
+    is none."""
     place = _PLACE.fullmatch(linear)
     norms = {name.removesuffix(".running_mean") for name in members if name.endswith(".running_mean")}
     if not place or len(norms) != 1:
@@ -38,7 +39,7 @@ def names_of(norm: str) -> set[str]:
 
 
 def joined(members: Mapping[str, LazyArray], norm: str, linear: str) -> dict[str, LazyArray]:
-    """`weight` and `bias` of the Linear that computes what both do."""
+    """`weight` and `bias` of one Linear that computes the batch norm and then the given Linear."""
     mean, variance = (members[f"{norm}.{one}"] for one in _STATISTICS)
     weight, bias = members[f"{linear}.weight"], members.get(f"{linear}.bias")
     dtype = at_least_float32(weight.dtype)

@@ -23,13 +23,13 @@ _FOREIGN = (
     mmpretrain.FORMAT,  # checkpoints of OpenMMLab's mmpretrain and mmcls
 )
 FOREIGN_FORMATS: dict[str, Format] = {format.name: format for format in _FOREIGN}
-"""In the order in which they are asked whether a source is theirs."""
+"""Name -> format, in the order in which `recognises` is called."""
 FORMATS = ("vit", *FOREIGN_FORMATS)
 """Names of the formats that are read. "vit" is this project's own: checkpoint folder, training run or saved step."""
 WRITERS: dict[str, Writer] = {format.name: format.writer for format in _FOREIGN if format.writer}
 """The foreign formats that are written."""
 MASKED_WRITERS: dict[str, Writer] = {format.name: format.masked_writer for format in _FOREIGN if format.masked_writer}
-"""Those that are written with the decoder of a masked autoencoder."""
+"""The formats that can also store the decoder of a masked autoencoder."""
 TARGETS = ("vit", *WRITERS)
 """Names of the formats that are written."""
 

@@ -21,13 +21,14 @@ from vit_core.parameters import Parameter, groups_of, parameters
 
 @dataclass(frozen=True)
 class Rule:
-    """The parameters `ours`, concatenated along their first axis, have the values of the arrays `theirs`, concatenated
+    """States that the parameters `ours`, concatenated along their first axis, equal the arrays `theirs`, concatenated
     along theirs."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     layout: str | None = None
-    """Axes of each foreign array ("1": an axis of that length), without one that ours is split along. None: as ours."""
+    """Axes of each foreign array ("1": an axis of length 1), without the axis along which our parameter is split. None:
+    the same axes as ours."""
 
 
 def rule(ours: str | tuple[str, ...], theirs: str | tuple[str, ...], layout: str | None = None) -> Rule:
@@ -56,9 +57,9 @@ def read_by_rules(
     where: object,
     rows: Mapping[str, Parameter] | None = None,
 ) -> LazyArrays:
-    """The parameters of a config (or others: `rows`) from foreign arrays; only names, shapes and types are read now.
+    """The parameters of a config (or the parameters `rows`) from foreign arrays. Values are not read yet.
 
-    Raises InputError that names missing arrays, wrong shapes and mixed types; `where` is the file in its message.
+    where: the file, for messages. Raises InputError that names missing arrays, wrong shapes and mixed types.
     """
     rows, found, wrong = rows or parameters(config), dict[str, LazyArray](), list[str]()
     for one in rules:
@@ -75,22 +76,22 @@ def read_by_rules(
             for i, row in enumerate(bound.rows):
                 found[row.name] = LazyArray(row.shape, sources[0].dtype, partial(bound.parameter, sources, i))
     if wrong:
-        raise InputError(f"{where}: its arrays do not fit together: {abbreviate(wrong, '; ')}")
+        raise InputError(f"{where}: its arrays do not form one model: {abbreviate(wrong, '; ')}")
     return LazyArrays(found).select(rows)
 
 
 def write_by_rules(
     rules: Iterable[Rule], config: ViTConfig, ours: LazyArrays, rows: Mapping[str, Parameter] | None = None
 ) -> LazyArrays:
-    """Foreign arrays from the parameters of a config (or others: `rows`). Raises AssertionError for a parameter that is
-    in no rule."""
+    """Foreign arrays from the parameters of a config (or the parameters `rows`). Raises InputError for parameters of
+    different types that form one array, and AssertionError for a parameter that is in no rule."""
     rows, made, left = rows or parameters(config), dict[str, LazyArray](), set(ours)
     for one in rules:
         bound = _Bound.of(one, rows)
         sources = [ours.entries[name] for name in one.ours]
         if len({source.dtype for source in sources}) > 1:
             raise InputError(
-                f"{', '.join(one.ours)}: expected one type, because they form one array there; convert with --dtype"
+                f"{', '.join(one.ours)}: expected one type, because they form one array; convert with --dtype"
             )
         for j, (name, shape) in enumerate(zip(one.theirs, bound.shapes, strict=True)):
             made[name] = LazyArray(shape, sources[0].dtype, partial(bound.foreign_array, sources, j))
@@ -102,7 +103,7 @@ def write_by_rules(
 
 @dataclass(frozen=True)
 class _Bound:
-    """A rule together with the table rows of one config."""
+    """A rule with the rows of the parameter table for its names."""
 
     rows: tuple[Parameter, ...]
     parts: int
@@ -149,7 +150,8 @@ class _Bound:
 
 
 def rearranged(array: np.ndarray, source: str, target: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """The array transposed and reshaped from one pattern of axes to another; one may lack axes of length 1."""
+    """The array transposed and reshaped from one pattern of axes to another. Axes of length 1 may be missing in
+    either."""
     if source == target:
         return array
     sizes = {**sizes, "1": 1}

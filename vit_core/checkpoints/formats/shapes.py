@@ -1,4 +1,4 @@
-"""Fields of ViTConfig that the shapes of arrays determine, for formats whose names are timm's or nearly so."""
+"""Fields of ViTConfig that the shapes of arrays determine, for formats whose names are mapped to timm's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _TABLE = "relative_position_bias_table"
 
 
 class Shapes:
-    """Shapes by canonical name, and the file they come from."""
+    """Shapes by canonical name, and their file for messages."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
         self.shapes, self.where = shapes, where
@@ -27,17 +27,18 @@ class Shapes:
         return name in self.shapes
 
     def of(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of an array. Raises InputError where it is missing or has another number of axes."""
+        """The shape of an array. Raises InputError if it is missing, has another number of axes, or an axis of length
+        0."""
         if name not in self.shapes:
             raise InputError(f"{self.where}: missing {name}; expected a whole Vision Transformer")
         if len(shape := self.shapes[name]) != axes or not all(shape):
-            raise InputError(f"{self.where}: {name} has shape {list(shape)}; expected {axes} axes, none empty")
+            raise InputError(f"{self.where}: {name} has shape {list(shape)}; expected {axes} axes, none of length 0")
         return shape
 
 
 @dataclass(frozen=True)
 class ShapeFields:
-    """What the shapes of a model's arrays say about its config."""
+    """The fields of a config that the shapes of arrays show."""
 
     fields: dict[str, Any]
     prefix_rows: int
@@ -50,8 +51,8 @@ def fields_from_shapes(
 ) -> ShapeFields:
     """The fields of the config that canonical names and their shapes determine.
 
-    known: fields that are stated elsewhere. near: an image size that is used if the number of positions agrees with it.
-    Raises InputError, naming `where`, for arrays that are no whole Vision Transformer.
+    known: fields that are known from elsewhere. where: the file, for messages. near: an image size that is used if the
+    number of positions fits it. Raises InputError for arrays that are not a whole Vision Transformer.
     """
     s = Shapes(shapes, where)
     fields: dict[str, Any] = {**_stem(s), **_tokens(s), **_block(s), **_relative_bias(s), **_head(s, known)}
@@ -68,7 +69,7 @@ def fields_from_shapes(
 
 
 def _stem(s: Shapes) -> dict[str, Any]:
-    """The patches, and Google's ResNet before them (timm's hybrids) where there is one."""
+    """The fields of the patch embedding, and of the ResNet before it in hybrid models, if there is one."""
     channels, *kernel = s.of("patch_embed.proj.weight", 4)[1:]
     found: dict[str, Any] = {
         "patch_bias": "patch_embed.proj.bias" in s,
@@ -115,7 +116,7 @@ def _block(s: Shapes) -> dict[str, Any]:
 
 
 def _relative_bias(s: Shapes) -> dict[str, Any]:
-    """The relative position bias, of all blocks or of each, where there is one."""
+    """The fields of the relative position bias, which all blocks share or each block has."""
     place = _place_of_relative_bias(s)
     if place is None:
         return {"relative_bias": "none"}
@@ -126,7 +127,7 @@ def _relative_bias(s: Shapes) -> dict[str, Any]:
 
 
 def _heads_of_relative_bias(s: Shapes) -> dict[str, Any]:
-    """The number of heads, which a relative position bias shows."""
+    """The number of heads, if a relative position bias shows it; else empty."""
     place = _place_of_relative_bias(s)
     if place is None:
         return {}
@@ -146,7 +147,7 @@ def _head(s: Shapes, known: Fields) -> dict[str, Any]:
     if "pre_logits.fc.weight" in s:
         representation, features = s.of("pre_logits.fc.weight", 2)
     after = "fc_norm.weight" in s
-    # A norm that is missing is a fault of the file, unless it is known that there is none.
+    # A missing norm is an error in the file, unless the model is known to have none.
     without = known.get("final_norm") == "none" and not after and "norm.weight" not in s
     pooling, pool_mlp_dim = "cls" if "cls_token" in s and not after else "gap", None
     if "attn_pool.latent" in s:
@@ -164,7 +165,8 @@ def _head(s: Shapes, known: Fields) -> dict[str, Any]:
 
 
 def _heads(s: Shapes, width: int, found: Fields, known: Fields) -> tuple[dict[str, Any], tuple[Assumption, ...]]:
-    """Heads, and their width where it is not width / heads; the norms of queries and keys have that width."""
+    """The fields heads and head_dim, and the assumption of the heads. Norms of queries and keys show the width of a
+    head."""
     inner = s.of("blocks.0.attn.proj.weight", 2)[1]
     head_dim = known.get("head_dim") or (s.of("blocks.0.attn.q_norm.weight", 1)[0] if found["qk_norm"] else None)
     assumed: tuple[Assumption, ...] = ()
@@ -176,8 +178,8 @@ def _heads(s: Shapes, width: int, found: Fields, known: Fields) -> tuple[dict[st
 
 
 def _prefixes(found: Fields) -> list[int]:
-    """Possible numbers of rows of pos_embed before the grid's, the likeliest first: one for each token that is no
-    register, none, one for each token (timm's so150m)."""
+    """Possible numbers of rows of pos_embed before those of the grid, the most common first: one for each token except
+    registers; none; one for each token (timm's so150m)."""
     tokens = int(found["class_token"]) + (found["distillation"] != "none")
     return list(dict.fromkeys((tokens, 0, tokens + found["registers"])))
 
@@ -185,8 +187,8 @@ def _prefixes(found: Fields) -> list[int]:
 def _image(
     s: Shapes, patch: Size, prefixes: list[int], known: Fields, near: Size | None
 ) -> tuple[Size, int, tuple[Assumption, ...]]:
-    """The image size, the rows of pos_embed before the grid's, and the assumption of a square grid where no size is
-    known."""
+    """The image size, the rows of pos_embed before those of the grid and, if no size is known, the assumption of a
+    square grid."""
     size, near = (_whole(one, patch) for one in (known.get("image_size"), near))
     if "pos_embed" not in s:
         if whole := size or near:
@@ -204,27 +206,30 @@ def _image(
             return one, prefix, ()
     if size:
         raise InputError(
-            f"{s.where}: pos_embed has {rows} rows, which image_size {size} and patches of {patch} do not give "
-            f"(with {' or '.join(map(str, prefixes))} more)"
+            f"{s.where}: pos_embed has {rows} rows, which do not fit image_size {size} and patches of {patch} "
+            f"(with {' or '.join(map(str, prefixes))} rows for other tokens)"
         )
     for prefix in prefixes:
         side = isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
             image = (side * patch[0], side * patch[1])
-            also = f" and {prefix} of the {rows} positions before them" if prefix else f", all of the {rows} positions"
+            also = (
+                f", with {prefix} of the {rows} positions before it" if prefix else f", which uses all {rows} positions"
+            )
             return image, prefix, (square_grid(image, (side, side), also),)
     side = isqrt(max(rows - 1, 0))
     if side and side * side == rows - 1 and "cls_token" not in s:
         raise InputError(
-            f"{s.where}: {rows} positions are those of a {side}x{side} grid and of a class token, which is not there, "
-            "as in ViTDet, whose attention within windows is not read; if it is an oblong grid, use --set "
+            f"{s.where}: {rows} positions fit a {side}x{side} grid and a class token, but the file has no class token, "
+            "as in ViTDet, whose window attention ViTConfig cannot express; if the grid is not square, use --set "
             "image_size=HEIGHTxWIDTH"
         )
-    raise InputError(f"{s.where}: {rows} positions form no square grid; use --set image_size=HEIGHTxWIDTH")
+    raise InputError(f"{s.where}: {rows} positions do not form a square grid; use --set image_size=HEIGHTxWIDTH")
 
 
 def _square_of_table(s: Shapes, patch: Size) -> Size | None:
-    """The image of a square grid of h * h patches, which have (2 h - 1)^2 displacements."""
+    """The image size for a square grid of h x h patches, whose relative position table has (2 h - 1)^2 rows; None if
+    the table has another number of rows."""
     name = f"{_place_of_relative_bias(s)}.{_TABLE}"
     if name not in s:
         return None
@@ -233,7 +238,8 @@ def _square_of_table(s: Shapes, patch: Size) -> Size | None:
 
 
 def _whole(size: int | Size | None, patch: Size) -> Size | None:
-    """The part of an image that whole patches cover, which is all that timm reads (378 of SigLIP's 384 pixels)."""
+    """The image size rounded down to whole patches. timm ignores the rest (SigLIP with patches of 14: 378 of 384
+    pixels)."""
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size

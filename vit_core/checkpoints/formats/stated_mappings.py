@@ -1,4 +1,4 @@
-"""The mappings that a file has beside its arrays, in which training scripts state what the model and its images are."""
+"""Finds the mappings outside the arrays of a file in which training scripts describe the model and its images."""
 
 import json
 import re
@@ -7,18 +7,18 @@ from contextlib import suppress
 from typing import Any
 
 _DEPTH = 4
-"""Levels of mappings in which names are looked for."""
+"""Number of levels of nested mappings that are searched."""
 _OTHERS = re.compile(
     r"text|txt|language|teacher|student|decoder|predictor|head|neck|fusion|pool|probe|adapter|former|loss|optim|sched"
     r"|state_dict",
     re.IGNORECASE,
 )
-"""Names of mappings about something else than the image model."""
+"""Names of mappings that are not about the image model."""
 _LONGEST_JSON = 2**20
 
 
 def stated_mappings(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every mapping in which names are looked for, with the keys that lead to it; the outermost first."""
+    """Every mapping that is searched, with the keys that lead to it; the outermost first."""
     level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), values)]
     for _ in range(_DEPTH):
         yield from level
@@ -27,7 +27,8 @@ def stated_mappings(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _inside(value: Any) -> Mapping[str, Any]:
-    """The values that a value holds: a mapping, the stand-in for an argparse.Namespace, a text in JSON."""
+    """The values in a mapping, in the stand-in for an argparse.Namespace, or in a text in JSON; empty for anything
+    else."""
     if isinstance(value, str) and value.startswith("{") and len(value) < _LONGEST_JSON:
         with suppress(ValueError, RecursionError):
             value = json.loads(value)

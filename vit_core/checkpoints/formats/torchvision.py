@@ -1,7 +1,7 @@
-"""torchvision's VisionTransformer: the state dicts of vit_b_16, vit_b_32, vit_l_16, vit_l_32 and vit_h_14.
+"""The format of torchvision's VisionTransformer: state dicts of vit_b_16, vit_b_32, vit_l_16, vit_l_32 and vit_h_14.
 
-They say nothing of their images: the published ones of one architecture were trained with different transforms, so
-none is assumed. Lineage: pytorch/vision, torchvision/models/vision_transformer.py.
+They do not describe preprocessing. None is assumed, because published models of one architecture were trained with
+different transforms. Source: pytorch/vision, torchvision/models/vision_transformer.py.
 """
 
 from collections.abc import Mapping
@@ -53,26 +53,27 @@ _DETERMINED = FROM_ARRAYS | {
     *("image_size", "class_token_position", "pooling"),
     *("activation", "norm_epsilon", "position_resampling"),
 }
-"""Its code takes square images only, and has one value for the other fields."""
+"""Its code accepts only square images, and has only one value for the other fields."""
 _REPRESENTATION = "heads.pre_logits."
 _OLDER = {"mlp.fc1": "mlp.linear_1", "mlp.fc2": "mlp.linear_2"}
-"""Before pytorch/vision#6053; torchvision itself renames them when it loads."""
+"""Names before pytorch/vision#6053. torchvision renames them when it loads a file."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By the name of its layers."""
+    """Whether the arrays have the names of its layers."""
     return any(name.startswith(_LAYER) for name in source.arrays)
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes; the rest is the same in all its models."""
+    """Finds the config and the rules, from the shapes; other fields are the same in all its models. Raises InputError
+    for a convolution stem."""
     where = source.path
     arrays, notes, used = _with_head(source)
     shapes = arrays.shapes
     if stem := next((name for name in shapes if name.startswith("conv_proj.conv_")), None):
         raise InputError(
             f"{where}: {stem} is of a convolution stem (conv_stem_configs, arXiv:2106.14881), which ViTConfig cannot "
-            "express; only patch projections are read"
+            "express; only models with a patch projection can be read"
         )
     width, channels, height, across = axes_of(shapes, "conv_proj.weight", 4, where)
     mlp = "mlp.linear_1" if f"{_LAYER}0.mlp.linear_1.weight" in shapes else "mlp.0"
@@ -107,7 +108,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
 
 
 def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
-    """With a Linear in the place of `heads`, or in a Sequential, as the head; the representation is not one."""
+    """The arrays with a head, if a Linear replaces `heads` or is in a Sequential; notes; and the module of a head
+    outside the model. (The representation layer is not a head.)"""
     shapes = source.arrays.shapes
     before = {name: entry for name, entry in source.arrays.entries.items() if name.startswith(_REPRESENTATION)}
     others = LazyArrays({name: entry for name, entry in source.arrays.entries.items() if name not in before})
@@ -117,22 +119,24 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
 
 
 def rules(model: ViTConfig, *, older: bool = False) -> list[Rule]:
-    """Names alone: nn.MultiheadAttention fuses query, key and value as timm does."""
+    """A rule for every parameter. Only names differ, because nn.MultiheadAttention joins query, key and value as timm
+    does."""
     names = {**_NAMES, **(_OLDER if older else {})}
     return [rule(name, renamed(name, names, _LAYER)) for name in parameters(model)]
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """One architecture, square in everything."""
+    """Field -> the values that torchvision's class can express. Raises InputError for images or patches that are not
+    square."""
     for field in ("image_size", "patch_size"):
         height, across = getattr(model, field)
         if height != across:
-            raise InputError(f"torchvision's VisionTransformer is square: {field} {height}x{across} has no place there")
+            raise InputError(f"torchvision's VisionTransformer accepts only squares, found {field} {height}x{across}")
     return plain_vit_with(model, channels=(3,), activation=("gelu",), norm_epsilon=(1e-6,), representation=ANY)
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """As the newest release names them."""
+    """The arrays under the names of the newest release."""
     model = checkpoint.config.model
     notes = [f"opens in torchvision.models.{call('VisionTransformer', arguments(model))}"]
     if not model.num_classes:
@@ -143,7 +147,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """The arguments of torchvision's VisionTransformer for a model that it can hold."""
+    """The arguments of torchvision's VisionTransformer for a model that it can express."""
     return {
         "image_size": model.image_size[0],
         "patch_size": model.patch_size[0],

@@ -1,8 +1,8 @@
-"""ViT-5's .pth files as its authors released them (arXiv:2602.08071), read and written.
+"""Reads and writes ViT-5's .pth files as its authors released them (arXiv:2602.08071).
 
-The names are those of DeiT III, whose code theirs builds on, beside a norm of queries and keys and, in every block, the
-frequencies of two rotations (`attn.rope.freqs`, `attn.rope_reg.freqs`): of the patches, and of the registers, which lie
-on a square grid of their own and after the patches there. Lineage: wangf3014/ViT-5, models_vit5.py and rope.py.
+The names are those of DeiT III, on whose code it is based, with norms of queries and keys and, in every block, the
+frequencies of two rotations: `attn.rope.freqs` for the patches, and `attn.rope_reg.freqs` for the registers, which have
+their own square grid and come after the patches in that code. Source: wangf3014/ViT-5, models_vit5.py and rope.py.
 """
 
 import re
@@ -40,32 +40,34 @@ _PATCHES, _REGISTERS = "rope", "rope_reg"
 _FREQUENCIES = r"^blocks\.\d+\.attn\.rope(_reg)?\.freqs$"
 _RESAMPLING = "bicubic"
 _SLACK = {"float32": 2.0**-22, "float64": 2.0**-22, "float16": 2.0**-9, "bfloat16": 2.0**-6}
-"""How far frequencies may be from those of a base, relative: powers in float32, converted since or not."""
+"""Type -> maximum relative difference between frequencies and the powers of a base. They were computed in float32, and
+may have been converted."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By the fixed frequencies in a block, beside what only their blocks have: LayerScale, norms of queries or rotated
-    registers under their names. (rope-vit's learned frequencies, of the same name here, have three axes; other code
-    keeps those of a rotation along one axis by this name, with twice as many for a head.)"""
+    """Whether a block has fixed frequencies (one axis), and LayerScale, norms of queries or rotated registers under
+    ViT-5's names. (rope-vit's learned frequencies have the same name and three axes. Other code uses this name for a
+    rotation along one axis, with twice as many values for a head.)"""
     shapes = source.arrays.shapes
     own = ("blocks.0.gamma_1", "blocks.0.attn.q_norm.weight", _name(0, _REGISTERS))
     return len(shapes.get(_name(0, _PATCHES), ())) == 1 and any(name in shapes for name in own) and not source.config
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the names, the shapes, and the values of the frequencies."""
+    """Finds the config and the rules, from the names, the shapes, and the values of the frequencies. Raises InputError
+    for a model that ViTConfig cannot express."""
     where, shapes = source.path, source.arrays.shapes
     width = axes_of(shapes, "patch_embed.proj.weight", 4, where)[0]
     bands = axes_of(shapes, _name(0, _PATCHES), 1, where)[0]
     if not bands or width % (4 * bands):
         raise InputError(
-            f"{where}: {_name(0, _PATCHES)} has {bands} values, for heads of {4 * bands}, of which {width} is no "
-            "multiple"
+            f"{where}: {_name(0, _PATCHES)} has {bands} values, for heads of {4 * bands}, but {width} is not a "
+            "multiple of it"
         )
     if fields.get("heads", width // (4 * bands)) != width // (4 * bands):
         raise InputError(
             f"{where}: {_name(0, _PATCHES)} has {bands} values, which are those of {width // (4 * bands)} heads in "
-            f"ViT-5; heads {fields['heads']} is another rotation"
+            f"ViT-5; heads {fields['heads']} does not fit them"
         )
     ours = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): shape for name, shape in shapes.items()}
     found = fields_from_shapes(ours, {"heads": width // (4 * bands), **fields}, where)
@@ -90,7 +92,7 @@ def _name(layer: int, rotation: str) -> str:
 
 
 def _base_of(arrays: LazyArrays, depth: int, rotation: str, where: object) -> float:
-    """The base of which the frequencies of all blocks are powers. InputError where there is none."""
+    """The base whose powers are the frequencies of all blocks. Raises InputError if there is none."""
     bases = set()
     for name in (_name(layer, rotation) for layer in range(depth)):
         bands = axes_of(arrays.shapes, name, 1, where)[0]
@@ -103,7 +105,7 @@ def _base_of(arrays: LazyArrays, depth: int, rotation: str, where: object) -> fl
         if base is None:
             shown = ", ".join(f"{value:.4g}" for value in values[:4])
             raise InputError(
-                f"{where}: {name} ({shown}, ...) are no powers base^(-i / {bands}) of one base, which is all that "
+                f"{where}: {name} ({shown}, ...) are not powers base^(-i / {bands}) of one base, which is all that "
                 "ViTConfig can express"
             )
         bases.add(base)
@@ -121,15 +123,16 @@ def _frequencies(base: float, head_dim: int) -> np.ndarray:
 
 
 def _rules(model: ViTConfig) -> list[Rule]:
-    """For every parameter."""
+    """A rule for every parameter."""
     return [rule(name, re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)) for name in parameters(model)]
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Those of the authors' class, whose grids are squares."""
+    """Field -> the values that the authors' class can express. Raises InputError for images or patches that are not
+    square."""
     for field, (height, width) in (("image_size", model.image_size), ("patch_size", model.patch_size)):
         if height != width:
-            raise InputError(f"--to vit5: {field} {height}x{width}; ViT-5's code takes squares only")
+            raise InputError(f"--to vit5: {field} {height}x{width}; ViT-5's code accepts only squares")
     rope, either = model.rope or Rope(**PUBLISHED["vit5"]), (True, False)
     base = PUBLISHED["vit5"]["register_base"] if model.registers else None
     register_base = rope.register_base if rope.register_base and model.registers else base
@@ -149,7 +152,7 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """The state dict, with the frequencies that its class has as buffers."""
+    """The state dict, with the frequencies, which are buffers of its class."""
     model = checkpoint.config.model
     rope, arrays = model.rope or Rope(), write_by_rules(_rules(model), model, checkpoint.arrays)
     for rotation, base in ((_PATCHES, rope.base), (_REGISTERS, rope.register_base)):
@@ -164,7 +167,7 @@ _NORMS = {"rms_norm": "RMSNorm", "layer_norm": "torch.nn.LayerNorm with eps 1e-6
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """The arguments of the authors' vit_models, but for the class of its norms."""
+    """The arguments of the authors' vit_models, except the class of its norms."""
     rope = model.rope or Rope()
     return {
         "img_size": model.image_size[0],

@@ -238,7 +238,7 @@ def test_not_finite_is_a_warning_with_the_name(tmp_path: Path) -> None:
     broken = arrays()
     broken["norm.bias"][2] = np.nan
     save_checkpoint(tmp_path, Checkpoint.of(CONFIGURED, broken))
-    with pytest.warns(UserWarning, match=r"parameter norm.bias holds values that are not finite"):
+    with pytest.warns(UserWarning, match=r"parameter norm.bias has values that are not finite"):
         _ = open_checkpoint(tmp_path).arrays["norm.bias"]
 
 
@@ -254,7 +254,7 @@ def test_incomplete_arrays_are_not_written(tmp_path: Path) -> None:
 
 def test_unwritable_places(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file: exists and is no vit checkpoint; choose another name"):
+    with pytest.raises(InputError, match=r"file: exists and is not a vit checkpoint; choose another name"):
         save_checkpoint(tmp_path / "file", Checkpoint.of(CONFIGURED, arrays()))
     for place in (tmp_path / "file" / "below", Path("/proc/nothing")):
         with pytest.raises(InputError, match="cannot write there"):
@@ -319,8 +319,8 @@ def test_positions_are_resampled_in_the_type_asked_for() -> None:
     ("fields", "message"),
     [
         ({"labels": ("a", "b")}, "labels: 2 names for num_classes 3"),
-        ({"preprocessing": Preprocessing(image_size=12)}, "preprocessing: gives (12, 12) with 3 channels"),
-        ({"preprocessing": Preprocessing(image_size=8, channels=1)}, "preprocessing: gives (8, 8) with 1 channels"),
+        ({"preprocessing": Preprocessing(image_size=12)}, "preprocessing: produces (12, 12) with 3 channels"),
+        ({"preprocessing": Preprocessing(image_size=8, channels=1)}, "preprocessing: produces (8, 8) with 1 channels"),
     ],
 )
 def test_a_config_fits_together(fields: dict[str, object], message: str) -> None:

@@ -42,7 +42,7 @@ def test_the_same_kind(folder: Location, format: str) -> None:
     (folder / "README.md").write_text("kept")
     assert names(check_target(folder, format, False)) == {"config.json", "model.safetensors"}
     other = "timm" if format == "vit" else "vit"
-    with pytest.raises(InputError, match=f"holds a {format} checkpoint, and {other} is to be written"):
+    with pytest.raises(InputError, match=f"contains a {format} checkpoint, not a {other} checkpoint"):
         check_target(folder, other, False)
     assert names(check_target(folder, other, True)) == {"config.json", "model.safetensors"}
 
@@ -51,7 +51,7 @@ def test_the_same_kind(folder: Location, format: str) -> None:
 def test_weights_that_would_stay(folder: Location, name: str) -> None:
     save_checkpoint(folder, random_checkpoint())
     (folder / name).write_bytes(b"old")
-    with pytest.raises(InputError, match=rf"{name} would stay beside the new weights; .* --overwrite"):
+    with pytest.raises(InputError, match=rf"{name} would remain beside the new weights; .* --overwrite"):
         check_target(folder, "vit", False)
     assert name in names(check_target(folder, "vit", True))
 
@@ -60,7 +60,7 @@ def test_weights_that_would_stay(folder: Location, name: str) -> None:
 def test_what_is_no_checkpoint(folder: Location, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("{}")
-    with pytest.raises(InputError, match=rf"holds other files \({name.partition('/')[0]}\)"):
+    with pytest.raises(InputError, match=rf"contains other files \({name.partition('/')[0]}\)"):
         check_target(folder, "vit", False)
     removable = {name} if name in ("config.json", "pytorch_model.bin") else set()
     assert names(check_target(folder, "vit", True)) == removable
@@ -78,7 +78,7 @@ def test_a_file(folder: Location) -> None:
     file = folder / "weights.npz"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"numbers")
-    with pytest.raises(InputError, match=r"weights.npz: exists and is no google checkpoint"):
+    with pytest.raises(InputError, match=r"weights.npz: exists and is not a google checkpoint"):
         check_target(file, "google", False)
     assert check_target(file, "google", True) == (file,)
 

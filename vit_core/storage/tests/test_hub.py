@@ -100,7 +100,7 @@ WRITING: tuple[Callable[[HubPath, Path], object], ...] = (
 @pytest.mark.parametrize("write", WRITING)
 def test_nothing_can_be_written(hub: Hub, tmp_path: Path, write: Callable[[HubPath, Path], object]) -> None:
     (tmp_path / "file").write_bytes(b"")
-    line = "^hf://u/m@main/x: hf:// can only be read; to upload a checkpoint, write vit push CHECKPOINT u/m$"
+    line = "^hf://u/m@main/x: hf:// can only be read; to upload a checkpoint, run vit push CHECKPOINT u/m$"
     with pytest.raises(InputError, match=line):
         write(hub_path("hf://u/m@main/x"), tmp_path / "file")
     assert hub.log == [], "refused before anything is asked"
@@ -111,9 +111,9 @@ def test_nothing_can_be_written(hub: Hub, tmp_path: Path, write: Callable[[HubPa
     [
         ("hf://none/m", r"^hf://none/m: no such repository, or it is private; check the name, and log in \(hf auth"),
         ("hf://u/private", r"^hf://u/private: no such repository, or it is private"),
-        ("hf://u/m@none", r"^hf://u/m@none: no such revision; name a branch, a tag or a commit"),
+        ("hf://u/m@none", r"^hf://u/m@none: no such revision; give a branch, a tag or a commit"),
         ("hf://u/gated/x", r"^hf://u/gated/x: the owner has to grant access: ask for it on the model's page, and log"),
-        ("hf://datasets/u/m", r"^hf://datasets/u/m: a dataset; expected a model, as hf://USER/MODEL"),
+        ("hf://datasets/u/m", r"^hf://datasets/u/m: is a dataset; expected a model: hf://USER/MODEL"),
         ("hf://gpt2", r"^hf://gpt2: expected hf://USER/MODEL\[@REVISION\]\[/PATH\] \(Repository id must be"),
         ("hf://", r"^hf://: expected hf://USER/MODEL"),
     ],
@@ -143,7 +143,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         location("hf://u/m").exists()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
-    with pytest.raises(StorageError, match=r"^hf://u/m: HF_HUB_OFFLINE is set; remove it, or name a local copy$"):
+    with pytest.raises(StorageError, match=r"^hf://u/m: HF_HUB_OFFLINE is set; remove it, or give a local copy$"):
         location("hf://u/m").exists()
     close_session()
 

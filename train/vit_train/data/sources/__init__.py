@@ -1,4 +1,4 @@
-"""Where examples come from, one module for each kind of source; `open_split` finds the kind by the name of the data.
+"""Sources of examples, one module for each kind. `open_split` finds the kind by the name of the data.
 
 Images are returned as the bytes of their files. TensorFlow is never imported, and nothing is downloaded.
 """

@@ -1,7 +1,7 @@
 """Images in columns, read with pyarrow: parquet files, and folders that Hugging Face `datasets` saved (Arrow files).
 
-A column of images holds structs {bytes, path}, as `datasets` writes them, or the bytes alone. Arrow files are mapped
-into memory and read at random. In a parquet file an image cannot be found without reading its whole row group, so its
+A column of images contains structs {bytes, path}, as `datasets` writes them, or only bytes. Arrow files are
+memory-mapped and read at random positions. To read an image of a parquet file, its whole row group must be read, so its
 images are unpacked once into a cache.
 """
 
@@ -29,7 +29,7 @@ SUFFIXES = (".parquet",)
 IMAGES = ("image", "img", "picture", "photo", "jpg", "png", "bytes")
 LABELS_OF_SETS = (*LABELS, "fine_label")
 BATCH_ROWS = 64
-"""Rows of a parquet file that are in memory at once while it is unpacked."""
+"""Number of rows of a parquet file that are in memory at a time while it is unpacked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Rows(Listed):
 
     @property
     def keys_N(self) -> np.ndarray:
-        """The path that is stored with each image; empty where there is none."""
+        """The path that is stored with each image; empty if there is none."""
         return self.key_N
 
     @property
@@ -72,7 +72,7 @@ class Rows(Listed):
         return ((files[file], row) for file, row in zip(self.file_N.tolist(), self.row_N.tolist(), strict=True))
 
     def sizes_and_times(self) -> np.ndarray:
-        """An even share of each file, and its time."""
+        """int64 [N, 2]: the size of the file divided by its number of rows, and the time of the file."""
         status_F2 = np.array([size_and_time(file) for file in self.files])
         rows_F = [_parquet_file(f).metadata.num_rows if _is_parquet(f) else len(_arrow_table(f)) for f in self.files]
         status_F2[:, 0] //= np.maximum(rows_F, 1)
@@ -102,7 +102,7 @@ def _unpack(file: str, name: str, cache: str, display: Display = SILENT) -> str:
     return unpacked.unpack(file, name, count, lambda: _parquet_images(file, name), Path(cache), display)
 
 
-_unpacked = cache(_unpack)  # so that reading an image does not ask the file system first
+_unpacked = cache(_unpack)  # cached, so that reading an image does not access the file system first
 
 
 def parquet(path: Path, files: list[Path], data: Data) -> Listing:
@@ -156,7 +156,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _listing(path: Path, files: list[str], splits: list[str] | None, data: Data) -> Listing:
-    """The images in files of columns; splits: that of each file, otherwise a column or the files' names have it."""
+    """The images in files of columns. splits: the split of each file; None: a column or the names of files show it.
+    Raises InputError if a column is missing or unusable."""
     where, schema = str(path), _schema(files[0])
     image = column(where, schema.names, data.image_column, _image_columns(schema), "image_column")
     _check_holds_images(where, schema, image)
@@ -195,7 +196,7 @@ def _listing(path: Path, files: list[str], splits: list[str] | None, data: Data)
 
 
 def _checked_labels(where: str, label: str, cells: list[Any]) -> list[str] | list[int]:
-    """The labels, all text or all numbers. InputError, naming the row, for others."""
+    """The labels, all text or all integers. Raises InputError that names the row for other labels."""
     kind = int if isinstance(cells[0], int) else str
     for row, cell in enumerate(cells):
         if not isinstance(cell, kind) or isinstance(cell, bool):
@@ -206,18 +207,18 @@ def _checked_labels(where: str, label: str, cells: list[Any]) -> list[str] | lis
 
 
 def _check_holds_images(where: str, schema: Any, image: str) -> None:
-    """InputError for a column of text, such as paths."""
+    """Raises InputError for a column of text, such as paths."""
     import pyarrow as pa
 
     kind = schema.field(image).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raise InputError(
-            f"{where}: column {image} has text; expected the bytes of the images; a table of paths is read as .csv"
+            f"{where}: column {image} has text; expected the bytes of images; save a table of paths as .csv"
         )
 
 
 def _image_columns(schema: Any) -> tuple[str, ...]:
-    """The usual names of a column of images, then the columns that have the type of one."""
+    """The columns that may contain images: first those with usual names, then all with a suitable type."""
     import pyarrow as pa
 
     def holds_images(kind: pa.DataType) -> bool:
@@ -230,7 +231,7 @@ def _image_columns(schema: Any) -> tuple[str, ...]:
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
-    """The names of the classes that `datasets` stores beside a column of numbers."""
+    """The names of classes that `datasets` stores for a column of numbers; None if there are none."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
         names = feature["names"]
@@ -240,7 +241,7 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
 
 
 def _small_columns(file: str, image: str, wanted: list[str]) -> tuple[list[str], dict[str, list[Any]]]:
-    """The path of each image, and the columns that are wanted."""
+    """The path of each image, and the columns `wanted`. Raises InputError if the file lacks a column."""
     import pyarrow as pa
 
     struct = pa.types.is_struct(_schema(file).field(image).type) if image in _schema(file).names else None
@@ -262,14 +263,14 @@ def _small_columns(file: str, image: str, wanted: list[str]) -> tuple[list[str],
 
 
 def _parquet_images(file: str, name: str) -> Iterator[bytes]:
-    """The bytes of each image of a parquet file, in order; few are in memory at once."""
+    """The bytes of each image of a parquet file, in order; BATCH_ROWS images are in memory at a time."""
     for batch in _parquet_file(file).iter_batches(batch_size=BATCH_ROWS, columns=[name], use_threads=False):
         for value in batch.column(0):
             yield _image_bytes(value.as_py())
 
 
 def _image_bytes(value: Any) -> bytes:
-    """The bytes in a cell; none for an empty one, which cannot be decoded and is reported as that."""
+    """The bytes in a cell. An empty cell gives b"", which is reported as an image that cannot be decoded."""
     found = value.get("bytes") if isinstance(value, dict) else value
     return found if isinstance(found, bytes) else b""
 
@@ -288,7 +289,7 @@ def _parquet_file(file: str) -> Any:
 
 @cache
 def _arrow_table(file: str) -> Any:
-    """A table that is mapped into memory: only what is asked for is read."""
+    """A memory-mapped table, of which only the used parts are read."""
     _require_pyarrow(file)
     import pyarrow as pa
 
@@ -303,7 +304,7 @@ def _require_pyarrow(file: str) -> None:
 
 
 def _reading(file: str, read: Any) -> Any:
-    """What `read` returns. InputError for a file that pyarrow cannot read."""
+    """What `read` returns. Raises InputError for a file that pyarrow cannot read."""
     import pyarrow as pa
 
     try:
@@ -312,4 +313,4 @@ def _reading(file: str, read: Any) -> Any:
         raise InputError(f"{file}: missing; copy the data set again") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = abbreviate([" ".join(str(error).split())])
-        raise InputError(f"{file}: cannot be read ({reason}); expected a whole file; copy it again") from None
+        raise InputError(f"{file}: cannot be read ({reason}); expected a complete file; copy it again") from None

@@ -16,19 +16,20 @@ from vit_train.data.sources import held_out, split_names
 from vit_train.data.sources.split import Listed, Split, Which, size_and_time
 
 UNLABELLED = ("images",)
-"""The only class of images without labels."""
+"""The name of the single class of images without labels."""
 RUN = b"run.json"
 """A file that marks the folder of a training run."""
 NO_CLASSES = ("__MACOSX", "@eaDir")
-"""Folders that macOS puts into archives and Synology's file servers beside images; neither has images in it."""
+"""Folders without images: macOS adds the first to archives, Synology's file servers add the second to folders."""
 HEIC = (b".heic", b".heif")
 NUMPY = b".npy"
-"""Arrays are images only where there are no others: they may be features beside them."""
+"""Ending of arrays. They count as images only if a class has no other images, because they may be features of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files(Listed):
-    """Image files below a folder. Millions of them stay small: two arrays, no Python object for each."""
+    """Image files below a folder, stored as two arrays instead of a Python object for each, because there may be
+    millions."""
 
     root: str
     names_N: np.ndarray
@@ -57,7 +58,7 @@ class Files(Listed):
             raise InputError(f"cannot read image {self.name(i)!r}: {error.strerror}") from None
 
     def sizes_and_times(self) -> np.ndarray:
-        """Those of each file."""
+        """int64 [N, 2]: the size and the time of each file."""
         return np.array([size_and_time(self.name(i)) for i in range(len(self))])
 
     @property
@@ -77,12 +78,13 @@ class Files(Listed):
 
 
 def class_folders(folder: Path, data: Data, which: Which) -> Split:
-    """A split of FOLDER/<split>/<class>/... or FOLDER/<class>/...; without a split to evaluate on, one is drawn.
+    """A split of FOLDER/<split>/<class>/... or FOLDER/<class>/... If there is no split for evaluation, one is drawn.
 
-    The classes are those of the training split; to evaluate a finished model, no training split has to be there.
+    The classes are those of the training split. To evaluate a finished model, no training split is needed. Raises
+    InputError for a missing split, a folder without images, and a class that training does not have.
     """
     if data.group is not None:
-        raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table, as .csv")
+        raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table such as .csv")
     splits = split_folders(folder, {data.train_split, data.eval_split} - {None})
     evaluation = split_names.choose(str(folder), splits, data, "eval" if which == "train" else which) or ""
     alone = which == "test" and evaluation and data.train_split is None and not split_names.has_training(splits)
@@ -102,8 +104,8 @@ def class_folders(folder: Path, data: Data, which: Which) -> Split:
 
 
 def unlabelled_folder(folder: Path, data: Data, which: Which) -> Split:
-    """A split of the images below a folder, whatever the folders in it are, or of FOLDER/<split>/...; without a split
-    to evaluate on, one is drawn."""
+    """A split of all images below FOLDER, whose folders are ignored, or of FOLDER/<split>/... If there is no split for
+    evaluation, one is drawn. Raises InputError if there are no images."""
     asked = {name.casefold() for name in (data.train_split, data.eval_split) if name}
     splits = [name for name in subfolders(folder) if split_names.is_known(name) or name.casefold() in asked]
     train = split_names.choose(str(folder), splits, data, "train") or ""
@@ -112,7 +114,7 @@ def unlabelled_folder(folder: Path, data: Data, which: Which) -> Split:
     ignored: Counter[bytes] = Counter()
     names = sorted(_images(os.fsencode(folder), os.fsencode(chosen), ignored))
     if not names:
-        raise InputError(f"{folder / chosen}: no images; expected files as .jpg or .png, in it or in folders below it")
+        raise InputError(f"{folder / chosen}: no images; expected files such as .jpg or .png in it or below it")
     files = Files(str(folder), np.array(names), np.zeros(len(names), np.int32))
     title = os.path.basename(os.path.abspath(folder)) + (f"/{chosen}" if chosen else "")
     if not evaluation:
@@ -122,10 +124,10 @@ def unlabelled_folder(folder: Path, data: Data, which: Which) -> Split:
 
 
 def split_folders(folder: Path, asked: Collection[str | None] = ()) -> list[str]:
-    """Names of the split folders in a folder; none where it has class folders directly.
+    """Names of the split folders in a folder; empty if it has class folders directly.
 
-    They are splits if one of them has a known name of a split, or one asked for, and contains folders: a class of
-    trains may be called "train".
+    They are splits if one of them has a known name of a split, or one that is asked for, and contains folders. (A class
+    of images of trains may be called "train".)
     """
     inside = subfolders(folder)
     wanted = {name.casefold() for name in asked if name}
@@ -145,8 +147,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files, tuple[str, ...]]:
-    """All images in a split's class folders, sorted by class and path, whatever the order of the file system; and
-    notes on the files that are none."""
+    """All images in a split's class folders, sorted by class and path; and notes on ignored files."""
     root, below = folder / split, os.fsencode(split)
     label_of = {name: label for label, name in enumerate(labels)}
     names: list[bytes] = []
@@ -155,13 +156,15 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
     beside = _images_beside_classes(root, ignored)
     for name in subfolders(root):
         if name not in label_of:
-            raise InputError(f"{root / name}: no class of that name in training; expected one of those {len(labels)}")
+            raise InputError(
+                f"{root / name}: training has no class of this name; expected one of its {len(labels)} classes"
+            )
         found = sorted(_images(os.fsencode(folder), os.path.join(below, os.fsencode(name)), ignored))
         if images := [path for path in found if not path.lower().endswith(NUMPY)]:
             ignored[NUMPY] += len(found) - len(images)
             found = images
         if not found:
-            raise InputError(f"{root / name}: no images; expected files as .jpg or .png, or remove the folder")
+            raise InputError(f"{root / name}: no images; add files such as .jpg or .png, or remove the folder")
         names += found
         counts[label_of[name]] = len(found)
     if not names:
@@ -171,8 +174,7 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
 
 
 def _images_beside_classes(root: Path, ignored: Counter[bytes]) -> tuple[str, ...]:
-    """A line on the images that lie beside the class folders, in none of them; counts the extensions of other files
-    there."""
+    """A note on images beside the class folders, which are ignored. Counts the extensions of other files there."""
     with os.scandir(os.fsencode(root)) as entries:
         names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(b".")]
     images = sorted(name for name in names if os.path.splitext(name)[1].lower() in extensions())
@@ -180,11 +182,12 @@ def _images_beside_classes(root: Path, ignored: Counter[bytes]) -> tuple[str, ..
     if not images:
         return ()
     which = abbreviate(map(os.fsdecode, images))
-    return (f"{root}: ignored, as they are in no class folder: {len(images):,} images ({which})",)
+    return (f"{root}: ignored, because they are in no class folder: {len(images):,} images ({which})",)
 
 
 def _images(root: bytes, below: bytes, ignored: Counter[bytes]) -> Iterator[bytes]:
-    """Image files in the folder `below` a root, as paths below the root. Counts the extensions of all others."""
+    """Image files in the folder `below` a root, as paths below the root. Counts the extensions of other files in
+    `ignored`. Raises InputError if a training run is inside."""
     for name in files_below(root, below):
         extension = os.path.splitext(name)[1].lower()
         if extension in extensions() or extension == NUMPY:
@@ -197,7 +200,7 @@ def _images(root: bytes, below: bytes, ignored: Counter[bytes]) -> Iterator[byte
 
 
 def _ignored_notes(where: str, ignored: Counter[bytes]) -> tuple[str, ...]:
-    """A line on the files that are no images."""
+    """A note on the number of other files, by extension."""
     if not (ignored := +ignored):
         return ()
     kinds = ", ".join(f"{count:,} {os.fsdecode(kind) or 'without extension'}" for kind, count in ignored.most_common(6))

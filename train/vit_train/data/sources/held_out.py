@@ -1,4 +1,4 @@
-"""Draws the examples that are held out for evaluation, where the data have no split for it."""
+"""Draws the examples that are held out for evaluation, if the data have no split for it."""
 
 import os
 import zlib
@@ -18,11 +18,11 @@ L = TypeVar("L", bound=Listed)
 def part(
     examples: L, labels: Sequence[str], data: Data, which: Which, where: str, groups: Sequence[str] | None = None
 ) -> L:
-    """The examples that are held out, or the others. They are sorted by label.
+    """The examples that are held out or, if `which` is "train", the others. examples: sorted by label.
 
-    By class: a fraction of each class (at least one of two or more; all only for a fraction of 1), or of all examples
-    together where they may have several classes. By group, where groups are given, one for each example: whole groups.
-    InputError where nothing is left.
+    Without groups: a fraction of each class (at least one of two or more; all only for a fraction of 1), or of all
+    examples together if they may have several classes. groups: the group of each example; whole groups are held out.
+    Raises InputError if nothing is left.
     """
     if groups is not None:
         held_N = _by_group(groups, data)
@@ -34,14 +34,14 @@ def part(
     if not len(chosen):
         purpose = "train" if which == "train" else "evaluate"
         raise InputError(
-            f"{where}: data.held_out {data.held_out:g} leaves nothing to {purpose} on; set another fraction, or name "
+            f"{where}: data.held_out {data.held_out:g} leaves nothing to {purpose} on; set another fraction, or give "
             f"splits ({', '.join(KNOWN)})"
         )
     return chosen
 
 
 def share_title(title: str, data: Data, which: Which) -> str:
-    """A title with what `part` takes of it: "photos (held out)"."""
+    """A title with the part that `part` returns: "photos (held out)"."""
     if which == "train":
         return title
     return f"{title} (all images)" if data.held_out == 1 else f"{title} (held out)"
@@ -55,17 +55,17 @@ def _by_class(labels_N: np.ndarray, labels: Sequence[str], data: Data) -> np.nda
         count = round(data.held_out * (stop - start))
         if 0 < data.held_out < 1:
             count = max(min(max(count, 1), stop - start - 1), 0)
-        # Seeded by the class's name, not its number: adding another class changes nothing in this one.
+        # Seeded by the class's name, not its number, so that adding another class does not change the draw in this one.
         rng = np.random.default_rng([data.split_seed, zlib.crc32(os.fsencode(label))])
         held_N[start + rng.permutation(stop - start)[:count]] = True
     return held_N
 
 
 def _by_group(groups: Sequence[str], data: Data) -> np.ndarray:
-    """bool [N]: whether an example's group is held out: groups in a random order, as many as bring the number of
-    examples nearest to the fraction (at least one group and not all, unless the fraction is 0 or 1)."""
+    """bool [N]: whether an example's group is held out. Groups are taken in a random order until the number of examples
+    is nearest to the fraction (at least one group and not all, unless the fraction is 0 or 1)."""
     names, group_of_N, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
-    # A number for each group, by its name: adding another group does not change their order.
+    # The draw of a group depends only on its name, so that adding another group does not change the order.
     draws = [np.random.default_rng([data.split_seed, zlib.crc32(name.encode())]).random() for name in names.tolist()]
     order = np.argsort(draws, kind="stable")
     totals = np.concatenate(([0], np.cumsum(sizes[order])))

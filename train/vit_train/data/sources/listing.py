@@ -1,4 +1,4 @@
-"""What a table, parquet files or shards say of their images, and how that is divided into splits and classes."""
+"""`Listing`, the images and labels of a table, parquet files or shards, and its division into splits and classes."""
 
 import os
 from collections import Counter
@@ -16,38 +16,40 @@ from vit_train.data.sources.split import Listed, Split, Which
 
 T = TypeVar("T")
 SEPARATORS = "|;,"
-"""What people write between the labels in one cell."""
+"""Usual separators between several labels in one cell."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a data set, before they are divided, with an entry of each sequence for each image."""
+    """All images of a data set, before division into splits. Each sequence has one entry for each image."""
 
     title: str
     images: Listed
     """In any order, without labels (all 0)."""
     cells: Sequence[str] | Sequence[int] | Sequence[tuple[str, ...]]
-    """The label of each image as it is written: text, or else numbers; the names of all its classes, where an image may
+    """The label of each image as it is written: text or an integer; or the names of all its classes, if an image may
     have several."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes 0, 1, ..., where labels are numbers that have names."""
+    """Names of the classes 0, 1, ..., if labels are numbers with names."""
     splits: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     notes: tuple[str, ...] = ()
 
 
 def split_of(listing: Listing, data: Data, which: Which) -> Split:
-    """A split of a listing; one to evaluate on is drawn where none is named.
+    """A split of a listing. If no split for evaluation is known, one is drawn.
 
-    Classes are those of the training split: text in the order of its letters, as class folders are; numbers in their
-    order. Examples are sorted by class, then by key, then as they are listed, so that the same images have the same
-    order in every kind of source.
+    Classes are those of the training split, sorted: text alphabetically, as class folders are, and numbers by value.
+    Examples are sorted by class, then by key, then as they are listed, so that the same images have the same order in
+    every kind of source. Raises InputError for a missing split, and for classes that training does not have.
     """
     found = list(dict.fromkeys(listing.splits or ()))
     train = split_names.choose(listing.title, found, data, "train")
     evaluation = split_names.choose(listing.title, found, data, "eval" if which == "train" else which)
     if listing.groups is not None and evaluation is not None:
-        raise InputError(f"{listing.title}: data.group draws a split by group, and there is one: '{evaluation}'")
+        raise InputError(
+            f"{listing.title}: data.group draws a split by group, but there is one: '{evaluation}'; leave it out"
+        )
     name = train if which == "train" or evaluation is None else evaluation
     training_N, chosen_N = _rows(listing, train), _rows(listing, name)
     listing = replace(listing, classes=listing.classes or _classes_in_keys(listing))
@@ -74,16 +76,17 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
 
 
 def _separator_note(title: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """A line on labels that look like several: parts of them, between separators, are in other labels too."""
+    """A note on labels that look like several labels, because their parts between separators occur in other labels
+    too."""
     for separator in SEPARATORS:
         parts = [split_cell(label, separator) for label in labels]
-        enough = all if separator == "," else any  # names of classes have commas too: "maillot, tank suit"
+        enough = all if separator == "," else any  # names of classes may have commas: "maillot, tank suit"
         times = Counter(part for names in parts for part in names)
         found = [i for i, names in enumerate(parts) if len(names) > 1 and enough(times[name] > 1 for name in names)]
         if found:
             which = abbreviate([labels[i] for i in found])
             return (
-                f"{title}: {len(found)} labels with '{separator}' in them are classes of their own: {which}; if it "
+                f"{title}: {len(found)} labels contain '{separator}' and are used as single classes: {which}; if it "
                 f"separates several classes of an image, set --data.label-separator '{separator}'",
             )
     return ()
@@ -106,8 +109,8 @@ def _classes(listing: Listing, training_N: np.ndarray) -> tuple[str, ...]:
 
 
 def _classes_in_keys(listing: Listing) -> tuple[str, ...] | None:
-    """The names of classes whose labels are numbers only, from keys as CLASS/NAME: where the numbers are those of the
-    folders, sorted. None where they are not."""
+    """The names of classes for labels that are numbers, from keys such as CLASS/NAME, if the numbers are those of the
+    sorted folders; otherwise None."""
     if not isinstance(listing.cells[0], int):
         return None
     folders = [os.path.basename(os.path.dirname(key)) for key in listing.images.keys_N.tolist()]
@@ -119,14 +122,14 @@ def _classes_in_keys(listing: Listing) -> tuple[str, ...] | None:
 
 
 def _rows(listing: Listing, split: str | None) -> np.ndarray:
-    """Indices of the images of a split; of all images, where there are no splits."""
+    """Indices of the images of a split, or of all images if there are no splits."""
     if split is None or listing.splits is None:
         return np.arange(len(listing.images))
     return np.flatnonzero(np.array(listing.splits) == split)
 
 
 def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, split: str | None) -> list[tuple[int, ...]]:
-    """The numbers of each row's classes. InputError for a label that is none of the training classes."""
+    """The numbers of each row's classes. Raises InputError for a label that is not a class of the training split."""
     cells = [listing.cells[i] for i in rows_M.tolist()]
     if listing.classes is not None and isinstance(cells[0], int):
         return [(cell,) for cell in cells]
@@ -134,15 +137,15 @@ def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, spli
     number = {label: i for i, label in enumerate(labels)}
     if unknown := sorted({name for each in names for name in each} - set(number)):
         raise InputError(
-            f"{listing.title}/{split}: no class of that name in training: {abbreviate(unknown)}; expected one of "
-            f"those {len(labels)}"
+            f"{listing.title}/{split}: training has no class of this name: {abbreviate(unknown)}; expected one of "
+            f"its {len(labels)} classes"
         )
     return [tuple(number[name] for name in each) for each in names]
 
 
 def column(where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:
-    """The column of a table that is asked for, or else the first of the usual names in any case. InputError where
-    there is none."""
+    """The column that is asked for or, if none is, the first with a usual name (in any case). option: the field of
+    `Data`, for messages. Raises InputError if there is no such column."""
     if (found := optional_column(where, names, asked, usual, option)) is not None:
         return found
     fix = f"set --data.{option.replace('_', '-')}"
@@ -152,7 +155,7 @@ def column(where: str, names: Sequence[str], asked: str | None, usual: Sequence[
 def optional_column(
     where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str
 ) -> str | None:
-    """As `column`; None where no column has a usual name."""
+    """The same as `column`, but None if no column is asked for and none has a usual name."""
     if asked is not None:
         if asked not in names:
             raise InputError(f"{where}: data.{option}: no column '{asked}'; found: {abbreviate(names)}")

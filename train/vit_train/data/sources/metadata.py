@@ -1,4 +1,4 @@
-"""Folders of images with a table beside them: metadata.csv or metadata.jsonl, as Hugging Face's `imagefolder` reads."""
+"""Folders of images with a table in the format of Hugging Face's `imagefolder`: metadata.csv or metadata.jsonl."""
 
 import os
 from dataclasses import replace
@@ -18,13 +18,13 @@ NAMES = ("metadata.csv", "metadata.jsonl")
 
 
 def metadata_table(folder: Path) -> Path | None:
-    """The table that lies beside the images of a folder."""
+    """The table in a folder of images; None if there is none."""
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
 
 
 def images_with_metadata(folder: Path, data: Data) -> Listing | None:
-    """The images of a folder, or of its folders for the splits, by the table in each of them. None for folders of
-    classes, and without a table. InputError if only some splits have a table, or if it is beside the splits."""
+    """The images of a folder, or of its split folders, as listed by the table in each. None for class folders, and if
+    there is no table. Raises InputError if only some splits have a table, or if it is beside the splits."""
     inside = subfolders(folder)
     title = os.path.basename(os.path.abspath(folder))
     if not inside:
@@ -37,12 +37,14 @@ def images_with_metadata(folder: Path, data: Data) -> Listing | None:
     if list(tables) != inside:
         return None
     if (file := metadata_table(folder)) is not None and not files:
-        raise InputError(f"{folder}: {file.name} lies beside the folders of its images; name it: --data {file}")
+        raise InputError(f"{folder}: {file.name} is not in the folders of its images; give the table: --data {file}")
     if not files:
         return None
     if missing := [name for name in inside if name not in files]:
         some = next(iter(files.values()))
-        raise InputError(f"{folder / missing[0]}: no {some.name} as in {some.parent}; add it, or move the folder away")
+        raise InputError(
+            f"{folder / missing[0]}: has no {some.name}, unlike {some.parent}; add it, or move the folder away"
+        )
     listings = {name: table(file, data) for name, file in files.items()}
     names = [
         os.path.join(os.fsencode(name), key) for name, one in listings.items() for key in one.images.keys_N.tolist()

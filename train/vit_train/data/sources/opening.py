@@ -1,4 +1,4 @@
-"""Opens the splits of a run's data, whatever kind of source they are in."""
+"""Opens the splits of a run's data, from any kind of source."""
 
 import glob
 import os
@@ -14,14 +14,15 @@ from vit_train.data.sources.prepared import prepared_split
 from vit_train.data.sources.split import Split, Which
 
 FILES = (*tables.SUFFIXES, *columns.SUFFIXES, *shards.SUFFIXES)
-"""Endings of the files that a data set may be."""
+"""Endings of files that may be a data set."""
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz")
 
 
 def open_split(data: Data, which: Which) -> Split:
     """A run's training or evaluation examples.
 
-    Raises InputError where there are none, fewer than two classes, or the data are not on this machine.
+    Raises InputError if there are no examples, fewer than two classes of labelled data, or the data are not on this
+    machine.
     """
     _require_local(data)
     try:
@@ -39,20 +40,20 @@ def open_split(data: Data, which: Which) -> Split:
 
 
 def _better_path(data: Data) -> str:
-    """Which path has the classes, where the one that was named has only one folder in it, or a table; or nothing."""
+    """Advice on a better path, for a folder with a table or with a single folder that contains the classes."""
     path = data_path(data)
     if path is None or not path.is_dir():
         return ""
     if (file := metadata_table(path)) is not None:
-        return f"; to read the table, name it: --data {file}"
+        return f"; to read the table, use --data {file}"
     inside = subfolders(path)
     if len(inside) == 1 and subfolders(path / inside[0]):
-        return f"; name the folder with one folder for each class: --data {path / inside[0]}"
+        return f"; give the folder with one folder for each class: --data {path / inside[0]}"
     return ", one folder for each class"
 
 
 def split_names_of(data: Data) -> list[str]:
-    """The splits that data in a folder or in files are divided into; none where they are not divided."""
+    """Names of the splits of data in a folder or in files; empty if they are not divided."""
     path = data_path(data)
     if path is None:
         return []
@@ -61,7 +62,7 @@ def split_names_of(data: Data) -> list[str]:
 
 
 def data_path(data: Data) -> Path | None:
-    """The folder or file that data are in, or a pattern of files; None for a set that has a name only."""
+    """The folder or file of the data, or a pattern of files; None for a prepared set that is given by name."""
     name = data.name
     if name.startswith((".", "~")) or "/" in name or os.sep in name or name.lower().endswith(FILES):
         return Path(name).expanduser()
@@ -82,7 +83,7 @@ def _opened(data: Data, which: Which) -> Split:
 
 
 def _listing(path: Path, data: Data) -> Listing | None:
-    """What a table, parquet files, a saved `datasets` folder or shards contain; None for another folder."""
+    """The images in a table, parquet files, a saved `datasets` folder or shards; None for another folder."""
     if columns.is_saved_dataset(path):
         return columns.saved_dataset(path, data)
     files = [path] if path.is_file() or path.name.lower().endswith(tables.SUFFIXES) else _files(path)
@@ -90,7 +91,7 @@ def _listing(path: Path, data: Data) -> Listing | None:
         return images_with_metadata(path, data) if data.labelled else None
     kinds = {kind for file in files for kind in FILES if file.name.lower().endswith(kind)}
     if not kinds and path.suffix.lower() in ARCHIVES:
-        raise InputError(f"{path}: archives are not read, except .tar; unpack it, and name the folder")
+        raise InputError(f"{path}: archives other than .tar cannot be read; unpack it and give the folder")
     if len(kinds) != 1:
         raise InputError(
             f"{path}: {', '.join(sorted(kinds)) or 'a file of no known kind'}; expected one of {', '.join(FILES)}"
@@ -106,7 +107,7 @@ def _listing(path: Path, data: Data) -> Listing | None:
 def _files(path: Path) -> list[Path]:
     """The data files that a pattern matches, or that are in a folder and the folders directly in it.
 
-    A folder with anything else in its subfolders has none: an archive may lie beside class folders.
+    Empty if a subfolder has no data files or has subfolders, because an archive may be beside class folders.
     """
     if not path.exists() and any(char in path.name for char in "*?["):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -128,7 +129,8 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _require_local(data: Data) -> None:
-    """InputError for data in a store: ArrayRecord's reader finds 0 records on s3:// and does not return on gs://."""
+    """Raises InputError for data in a store: ArrayRecord's reader finds 0 records on s3:// and does not return on
+    gs://."""
     for option, path in (("data.name", data.name), ("data.directory", data.directory)):
         if path is not None and "://" in path:
             raise InputError(

@@ -1,4 +1,5 @@
-"""Sets that tensorflow-datasets prepared as ArrayRecord, and the embedded digits, which are made into such a set."""
+"""Data sets that tensorflow-datasets prepared as ArrayRecord, including the digits, which are prepared when they are
+used."""
 
 import os
 import re
@@ -25,17 +26,17 @@ from vit_train.data.sources.split_names import PREFERRED, no_split
 from vit_train.user_cache import user_cache
 
 PREPARED = ("features.json", "dataset_info.json")
-"""Files that tensorflow-datasets writes beside the records of a set."""
+"""Files that tensorflow-datasets writes in the folder of a set."""
 LABELS = "labels.npz"
-"""File that `vit prepare` writes beside them: the label of each record, by the name of the records' file."""
+"""File that `vit prepare` writes in the same folder: name of a file of records -> the label of each record."""
 
 
 @dataclass(frozen=True, eq=False)
 class Records(Source):
     """Examples in ArrayRecord files, as tensorflow-datasets writes them.
 
-    They are not read with tensorflow-datasets: it asks a file for a list of records, which takes time in proportion to
-    all records of the file (0.2 ms for CIFAR-10's 50,000); a range takes 0.01 ms.
+    They are not read with tensorflow-datasets, because it requests a list of records, which takes time in proportion to
+    all records of the file (0.2 ms for CIFAR-10's 50,000). A range takes 0.01 ms.
     """
 
     parts: tuple[tuple[str, int, int], ...]
@@ -50,7 +51,8 @@ class Records(Source):
 
     @cached_property
     def labels_N(self) -> np.ndarray | None:
-        """int32: the label of each example, where a file beside the records has them: then nobody need read these."""
+        """int32 [N]: the label of each example, if LABELS exists, so that the records need not be read; otherwise
+        None."""
         labels_file = os.path.join(os.path.dirname(self.parts[0][0]), LABELS)
         if not os.path.exists(labels_file):
             return None
@@ -58,7 +60,9 @@ class Records(Source):
             with np.load(labels_file) as labels:
                 known = [labels[os.path.basename(file)][first : first + count] for file, first, count in self.parts]
         except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise InputError(f"{labels_file}: damaged ({error}); remove it, and the records are read instead") from None
+            raise InputError(
+                f"{labels_file}: damaged ({error}); remove it, so that the records are read instead"
+            ) from None
         return np.concatenate(known)
 
     def __len__(self) -> int:
@@ -92,7 +96,7 @@ class Records(Source):
 
 
 def cache_folder(data: Data) -> Path:
-    """The folder for what is made from data once: data.directory, or else ~/.cache/vit-parity."""
+    """The folder for caches of data: data.directory or, if it is not set, ~/.cache/vit-parity."""
     return Path(data.directory or user_cache()).expanduser()
 
 
@@ -114,7 +118,8 @@ def digits_set(data: Data) -> Path:
 
 
 def find_set(data: Data) -> Path:
-    """The version folder of a set by its name: DIRECTORY/name/version."""
+    """The folder of a set's version by the set's name: DIRECTORY/name/version. Raises InputError, with the known names,
+    if there is none."""
     directory = Path(data.directory or tfds.core.constants.DATA_DIR).expanduser()
     names = subfolders(directory) if directory.is_dir() else []
     sets = [path for name in names for path in prepared_in(directory / name)]
@@ -122,8 +127,10 @@ def find_set(data: Data) -> Path:
         if data.name in (folder.parent.name, f"{folder.parent.name}:{folder.name}"):
             return folder
     if os.path.exists(data.name):
-        raise InputError(f"data set '{data.name}': not prepared in {directory}; for the one here write ./{data.name}")
-    fix = "set --data.directory, or write a folder with a slash, as ./photos"
+        raise InputError(
+            f"data set '{data.name}': not prepared in {directory}; for the folder or file here use ./{data.name}"
+        )
+    fix = "set --data.directory, or give a folder with a slash, such as ./photos"
     if not sets:
         raise InputError(f"data set '{data.name}': none is prepared in {directory}; {fix}")
     versions = [f"{path.parent.name}:{path.name}" for path in sets]
@@ -134,7 +141,7 @@ def find_set(data: Data) -> Path:
 
 
 def prepared_in(folder: Path) -> list[Path]:
-    """The folder itself where it is a prepared set, else the versions in it (as 3.0.2), oldest first."""
+    """The folder itself if it is a prepared set; otherwise the versions in it (such as 3.0.2), oldest first."""
     if is_prepared(folder):
         return [folder]
     versions = [name for name in subfolders(folder) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
@@ -148,7 +155,8 @@ def is_prepared(folder: Path) -> bool:
 
 
 def prepared_split(folder: Path, data: Data, which: Which) -> Split:
-    """A split of the set in a folder; a slice of one, where that is asked for."""
+    """A split, or a slice of a split, of the set in a folder. Raises InputError if the set or the split cannot be
+    opened."""
     try:
         info = tfds.builder_from_directory(str(folder), file_format="array_record").info
     except Exception as error:  # damaged JSON, unknown features, another format and more
@@ -161,7 +169,7 @@ def prepared_split(folder: Path, data: Data, which: Which) -> Split:
     if split is None:
         raise InputError(
             f"{info.name}: no split {', '.join(PREFERRED[which])} to evaluate on; found: {', '.join(info.splits)}; set "
-            "--data.eval_split, which takes slices, as 'train[98%:]'"
+            "--data.eval_split, which may be a slice such as 'train[98%:]'"
         )
     image, label = (_one_feature(info, kind) for kind in (tfds.features.Image, tfds.features.ClassLabel))
     classes = info.features[label]
@@ -179,7 +187,8 @@ def _one_feature(info: Any, kind: type) -> str:
 
 
 def _parts(info: Any, split: str) -> tuple[tuple[str, int, int], ...]:
-    """(file, first record, number of records) of the files of a split or slice; InputError for a missing file."""
+    """(file, first record, number of records) of each file of a split or a slice. Raises InputError if a file is
+    missing."""
     try:
         instructions = info.splits[split].file_instructions
     except (ValueError, KeyError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""Images that may have several classes each: what one cell with a separator, or one column for each class, says."""
+"""Images that may have several classes each, given by one cell with a separator, or by one column for each class."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from vit_train.data.sources.split import Listed
 from vit_train.display import SILENT, Display
 
 _TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
-"""What a cell of a class's own column may contain, in any case."""
+"""Values that a cell of a class's column may have, in any case."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class SeveralLabels(Listed):
 
     images: Listed
     labels_N: np.ndarray
-    """objects: a tuple of class numbers for each image."""
+    """object [N]: a tuple of class numbers for each image."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -29,37 +29,37 @@ class SeveralLabels(Listed):
         return {**self.images[i], "label": self.labels_N[i]}
 
     def name(self, i: int) -> str:
-        """As the other source names it."""
+        """The name in the other source."""
         return self.images.name(i)
 
     @property
     def keys_N(self) -> np.ndarray:
-        """Those of the other source."""
+        """The keys of the other source."""
         return self.images.keys_N
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """That of the images, and their classes."""
+        """The identity of the images, and their classes."""
         return *self.images.identity, repr(self.labels_N.tolist()).encode()
 
     def places(self) -> Iterable[object]:
-        """Those of the images."""
+        """The same as for the other source."""
         return self.images.places()
 
     def sizes_and_times(self) -> np.ndarray:
-        """Those of the images."""
+        """The same as for the other source."""
         return self.images.sizes_and_times()
 
     def head(self, i: int, length: int) -> bytes:
-        """As the other source reads it."""
+        """The first bytes of image file i, from the other source."""
         return self.images.head(i, length)
 
     def make_ready(self, display: Display = SILENT) -> None:
-        """What the other source needs."""
+        """Calls the same method of the other source."""
         self.images.make_ready(display)
 
     def take(self, indices_M: np.ndarray) -> Self:
-        """The examples of these indices, in their order."""
+        """The examples with these indices, in this order."""
         return replace(self, images=self.images.take(indices_M), labels_N=self.labels_N[indices_M])
 
 
@@ -72,12 +72,13 @@ def with_labels(images: Listed, labels: Sequence[tuple[int, ...]]) -> SeveralLab
 
 
 def split_cell(cell: str, separator: str) -> tuple[str, ...]:
-    """The names in a cell, each once, in order: "cat; dog" -> ("cat", "dog"); an empty cell has none."""
+    """The names in a cell, each once, in order: "cat; dog" -> ("cat", "dog"). Empty for an empty cell."""
     return tuple(dict.fromkeys(name for part in cell.split(separator) if (name := part.strip())))
 
 
 def names_of_columns(where: str, columns: Sequence[str], cells: Sequence[str]) -> tuple[str, ...]:
-    """The columns whose cell in a row says that the image has the class. InputError for a cell that says neither."""
+    """The columns whose cells in a row are true, that is, the classes of the image. Raises InputError for a cell that
+    is neither true nor false."""
     found = []
     for column, cell in zip(columns, cells, strict=True):
         word = cell.strip().lower()

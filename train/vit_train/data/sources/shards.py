@@ -1,7 +1,7 @@
-"""Shards of images: tar files as WebDataset writes them.
+"""Shards of images: tar files in WebDataset's format.
 
 Members that share a key (their name up to the first dot after the last slash) are one example: an image, and its label
-in KEY.cls (a number, or text) or in a field of KEY.json. Images are read at random, by their offsets.
+in KEY.cls (a number, or text) or in a field of KEY.json. Images are read at random positions, by their offsets.
 """
 
 import json
@@ -26,7 +26,7 @@ from vit_train.data.sources.tables import LABELS, SPLITS
 
 SUFFIXES = (".tar",)
 MAX_TEXT = 2**20
-"""Bytes of a label or a JSON member, at most."""
+"""Maximum size in bytes of a member with a label or with JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class Members(Listed):
         except OSError as error:
             raise InputError(f"cannot read {self.name(i)}: {error.strerror}") from None
         if len(found) < size:
-            raise InputError(f"cannot read {self.name(i)}: the file is cut short; copy it again")
+            raise InputError(f"cannot read {self.name(i)}: the file is truncated; copy it again")
         return found
 
 
@@ -93,7 +93,7 @@ def shards(path: Path, files: list[Path], data: Data) -> Listing:
     indexes = [_index(file, table, data) for file, table in zip(names, tables, strict=True)]
     samples = [sample for index in indexes for sample in index]
     if not samples:
-        raise InputError(f"{path}: no images; expected members as KEY.jpg with KEY.cls or KEY.json")
+        raise InputError(f"{path}: no images; expected members such as KEY.jpg with KEY.cls or KEY.json")
     file_N = np.repeat(np.arange(len(files), dtype=np.int32), [len(index) for index in indexes])
     columns = list(zip(*samples, strict=True))
     images = Members(
@@ -116,11 +116,11 @@ def shards(path: Path, files: list[Path], data: Data) -> Listing:
 Sample = tuple[int, int, bytes, str | int, str | None, str | None]
 """Offset and size of an image, the name of its member, its label, its split, its group."""
 Kinds = dict[str, tar_members.Member]
-"""The members of a key, by what they are of it: "png", "cls"."""
+"""Kind ("png", "cls") -> member, for the members with one key."""
 
 
 def _index(file: str, table: tar_members.Table, data: Data) -> list[Sample]:
-    """The samples of a tar file, in its order. InputError for a sample without a label."""
+    """The samples of a tar file, in its order. Raises InputError for a sample without a label."""
     members: dict[str, Kinds] = {}
     for name, offset, size in zip(*(array.tolist() for array in table), strict=True):
         key, kind = _key_and_kind(os.fsdecode(name))
@@ -130,14 +130,15 @@ def _index(file: str, table: tar_members.Table, data: Data) -> list[Sample]:
 
 
 def _key_and_kind(name: str) -> tuple[str, str]:
-    """A member's key, and what it is of it: "cat/1.seg.PNG" -> "cat/1", "seg.png"; webdataset's rule."""
+    """The key and the kind of a member: "cat/1.seg.PNG" -> "cat/1", "seg.png". The rule is WebDataset's."""
     found = re.fullmatch(r"((?:.*/|)[^./]+)[.]([^/]*)", name, re.DOTALL)
     return (found[1], found[2].lower()) if found else (name, "")
 
 
 def _sample(tar: BinaryIO, file: str, key: str, kinds: Kinds, data: Data) -> Sample | None:
-    """What the members of a key make; None for a key without an image."""
-    # A kind with a dot, as "seg.png" beside "jpg", is no image of its own unless it is asked for.
+    """The sample of a key's members; None for a key without an image. Raises InputError for several images, and for a
+    missing or invalid label."""
+    # A kind with a dot, such as "seg.png" beside "jpg", counts as an image only if it is asked for.
     asked = data.image_column
     images = [kind for kind in kinds if (kind == asked if asked else os.fsencode(f".{kind}") in extensions())]
     if not images:
@@ -183,4 +184,4 @@ def _text(tar: BinaryIO, where: str, member: tar_members.Member) -> str:
     try:
         return tar.read(member.size).decode().strip()
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: {member.name} is no UTF-8 text ({error.reason})") from None
+        raise InputError(f"{where}: {member.name} is not UTF-8 text ({error.reason})") from None

@@ -1,4 +1,4 @@
-"""The interface of every kind of source: random access to examples, and a name for each that the user can find."""
+"""The interface of every kind of source: random access to examples, and a name for each that the user can look up."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ Example = Mapping[str, Any]
 """{"image": the bytes of an image file, "label": the number of its class}; of a multi-label split the label is a
 sequence of such numbers, which may be empty."""
 Which = Literal["train", "eval", "test"]
-"""Training examples; those that training evaluates on (a validation split, where there is one); those that a finished
-model is measured on (a test split, where there is one)."""
+"""train: training examples. eval: examples for evaluation during training (a validation split if there is one). test:
+examples to measure a finished model (a test split if there is one)."""
 
 
 class Source(Sequence[Example]):
@@ -30,39 +30,41 @@ class Source(Sequence[Example]):
     @property
     @abstractmethod
     def identity(self) -> tuple[object, ...]:
-        """A description of these examples, in their order, that differs from that of others; moving the data does not
-        change it."""
+        """A description of these examples, in their order, that differs from that of any others. Moving the data does
+        not change it."""
 
     @abstractmethod
     def places(self) -> Iterable[object]:
-        """Where each example is on this machine: two examples at equal places are the same."""
+        """The place of each example on this machine. Examples with equal places are the same."""
 
     def make_ready(self, display: Display = SILENT) -> None:
-        """Does once what random access needs, such as unpacking."""
+        """Does what random access needs once, such as unpacking."""
 
 
 class Listed(Source):
-    """Examples with a label and a key each, sorted by both; fields that end in _N are arrays with an entry for each."""
+    """Examples that have a label and a key each, and are sorted by both. Fields that end in _N are arrays with an entry
+    for each."""
 
     labels_N: np.ndarray
-    """int32; of a multi-label split objects: the tuple of each example's classes."""
+    """int32 [N]; for a multi-label split object [N]: the tuple of each example's classes."""
 
     @property
     @abstractmethod
     def keys_N(self) -> np.ndarray:
-        """Bytes: what the examples of a class are sorted by."""
+        """bytes [N]: the keys by which the examples of a class are sorted."""
 
     @abstractmethod
     def head(self, i: int, length: int) -> bytes:
-        """The first bytes of image file i, at least as many as it has or `length`. InputError as for reading it."""
+        """The first `length` bytes of image file i, or more; all bytes if it is shorter. Raises InputError if it cannot
+        be read."""
 
     @abstractmethod
     def sizes_and_times(self) -> np.ndarray:
-        """int64 [N, 2]: the bytes of each image (of a parquet file an even share), and when its file was last changed,
-        in ns; zeros for a file that is not there."""
+        """int64 [N, 2]: the size in bytes of each image (for a parquet file its average), and the time of the last
+        change of its file, in ns; zeros for a missing file."""
 
     def take(self, indices_M: np.ndarray) -> Self:
-        """The examples of these indices, in their order."""
+        """The examples with these indices, in this order."""
         arrays = [field.name for field in fields(self) if field.name.endswith("_N")]  # type: ignore[arg-type]
         return replace(self, **{name: getattr(self, name)[indices_M] for name in arrays})  # type: ignore[type-var]
 
@@ -88,7 +90,7 @@ class Split:
         return self.examples.name(i) if isinstance(self.examples, Source) else f"{self.title}[{i}]"
 
     def fault(self, i: int, error: object) -> str:
-        """Why example i cannot be read, with its name, which the error may have already."""
+        """The reason why example i cannot be read, with its name, which `error` may already contain."""
         return str(error) if self.name(i) in str(error) else f"{self.name(i)}: {error}"
 
     def fingerprint(self) -> str:
@@ -98,7 +100,7 @@ class Split:
         return hashlib.sha256(repr((len(self), self.labels, *identity, *kind)).encode()).hexdigest()[:16]
 
     def make_ready(self, display: Display = SILENT) -> None:
-        """Does once what reading the examples at random needs, such as unpacking."""
+        """Does what random access to the examples needs once, such as unpacking."""
         if isinstance(self.examples, Source):
             self.examples.make_ready(display)
 
@@ -107,7 +109,8 @@ class Split:
 
 
 def size_and_time(path: str) -> tuple[int, int]:
-    """Bytes of a file, and when it was last changed, in ns; zeros where it is not there, as for a broken link."""
+    """The size of a file in bytes, and the time of its last change, in ns; zeros if it does not exist, for example for
+    a broken link."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which split of a data set is which, by the names that people use, in any case."""
+"""Recognises the splits of a data set by usual names, in any case."""
 
 import os
 import re
@@ -13,15 +13,16 @@ TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "dev")
 TEST = ("test", "testing")
 KNOWN = (*TRAIN, *VALIDATION, *TEST)
-"""Names that a split is recognised by, in any case."""
+"""All names by which a split is recognised, in any case."""
 PREFERRED: dict[Which, tuple[str, ...]] = {"train": TRAIN, "eval": VALIDATION + TEST, "test": TEST + VALIDATION}
-"""The names in the order in which they are looked for, where none is asked for."""
+"""Names in the order in which they are tried if no split is asked for."""
 
 
 def choose(where: str, found: Collection[str], data: Data, which: Which) -> str | None:
-    """The split that is asked for, or else the first of the preferred names; None where there is none to evaluate on.
+    """The split that is asked for or, if none is, the first with a preferred name. None if there is none for
+    evaluation.
 
-    InputError for a split that is asked for and is not there, and for a missing training split.
+    Raises InputError if the split that is asked for, or the training split, does not exist.
     """
     asked = data.train_split if which == "train" else data.eval_split
     if asked is None and not found:
@@ -40,7 +41,8 @@ def has_training(found: Collection[str]) -> bool:
 
 
 def spelled(name: str, found: Collection[str]) -> str | None:
-    """The name as it is spelled among those found: equal, or else equal in lower case. InputError for several."""
+    """The name as it is spelled in `found`: an equal name, or one that differs only in case; None if there is none.
+    Raises InputError for several that differ only in case."""
     if name in found:
         return name
     same = [one for one in found if one.casefold() == name.casefold()]
@@ -50,12 +52,12 @@ def spelled(name: str, found: Collection[str]) -> str | None:
 
 
 def is_known(name: str) -> bool:
-    """Whether a folder or a file of this name is taken for a split."""
+    """Whether a folder or a file of this name is recognised as a split."""
     return name.casefold() in KNOWN
 
 
 def unknown_names_note(where: str, found: Collection[str], data: Data) -> tuple[str, ...]:
-    """A note on the splits that are used by no command, because their names are not known."""
+    """A note on splits that are not used, because their names are not known."""
     asked = {name.casefold() for name in (data.train_split, data.eval_split) if name}
     unknown = [name for name in found if not is_known(name) and name.casefold() not in asked]
     if not unknown:
@@ -70,10 +72,10 @@ def no_split(where: str, name: str, known: Collection[str]) -> InputError:
 
 
 def split_of_file(files: Sequence[str], root: Path) -> list[str] | None:
-    """The split of each file, where one of them has a known name in its own name or in that of its folder
-    ("train-00000-of-00002.parquet", "val/0000.tar"); None where no file has.
+    """The split of each file, by a known name of a split in the name of the file or of its folder
+    ("train-00000-of-00002.parquet", "val/0000.tar"); None if no file has one.
 
-    InputError for a file without a split beside files that have one.
+    Raises InputError if only some files have one.
     """
     base = root if root.is_dir() else root.parent
     parts = [os.path.relpath(file, base).replace(os.sep, " ") for file in files]
@@ -83,5 +85,5 @@ def split_of_file(files: Sequence[str], root: Path) -> list[str] | None:
         return None
     if None in found:
         file = files[found.index(None)]
-        raise InputError(f"{file}: no split in its name, and others have one; expected one of {', '.join(KNOWN)} in it")
+        raise InputError(f"{file}: its name has no split, unlike others; expected one of {', '.join(KNOWN)} in it")
     return [str(name) for name in found]

@@ -18,13 +18,13 @@ SUFFIXES = (".csv", ".tsv", JSON_LINES)
 PATHS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath", "img")
 LABELS = ("label", "labels", "class", "class_name", "category", "target")
 SPLITS = ("split", "subset", "partition")
-"""Names of columns that are looked for where none is asked for, in this order and in any case."""
+"""Names of columns (paths, labels, splits) that are tried, in this order and in any case, if none is asked for."""
 
 
 def table(file: Path, data: Data) -> Listing:
     """The images that a table lists, by paths relative to the table's folder.
 
-    The first line has the names of the columns. InputError, naming the line, for a row that cannot be used.
+    The first line has the names of the columns. Raises InputError, which names the line, for a row that cannot be used.
     """
     names, rows = _rows(file)
     where = str(file)
@@ -62,16 +62,16 @@ def table(file: Path, data: Data) -> Listing:
 
 
 def _slashed(path: str) -> str:
-    """A path as Windows writes it, with the separators of this system."""
+    """A Windows path with the separators of this system."""
     return path.replace("\\", "/")
 
 
 class _Nested(str):
-    """The text of a list or an object in a cell of JSON."""
+    """The text of a cell that is a list or an object in JSON."""
 
 
 def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int]) -> None:
-    """InputError for a list or an object in a column that is used."""
+    """Raises InputError for a list or an object in a column that is used."""
     for line, row in rows:
         if found := [name for name, i in used.items() if isinstance(row[i], _Nested)]:
             raise InputError(
@@ -83,7 +83,7 @@ def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, i
 def _check_rows(
     file: Path, names: list[str], rows: list[tuple[int, list[str]]], needed: list[int], label: int | None
 ) -> None:
-    """InputError for a line without a cell for each column, or with an empty cell that is needed."""
+    """Raises InputError for a line without a cell for each column, or with an empty cell that is needed."""
     for line, row in rows:
         if len(row) != len(names):
             raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
@@ -95,7 +95,8 @@ def _check_rows(
 
 
 def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns, and the other lines, each with its number. InputError for text that is no table."""
+    """The names of the columns, and the other lines with their numbers. Raises InputError for text that is not a
+    table."""
     try:
         if file.suffix.lower() == JSON_LINES:
             return _json_rows(file)
@@ -114,14 +115,15 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except csv.Error as error:
         raise InputError(f"{file}: cannot be read as a table ({error}); expected UTF-8 text") from None
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{file}: two columns are called '{twice[0]}'; rename one")
+        raise InputError(f"{file}: two columns are named '{twice[0]}'; rename one")
     if not rows:
-        raise InputError(f"{file}: no rows; expected a line of names, as path,label, and a line for each image")
+        raise InputError(f"{file}: no rows; expected a line of names, such as path,label, and a line for each image")
     return names, rows
 
 
 def _json_rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names and the lines of a file with a JSON object in each line. InputError, naming the line, for another."""
+    """The names of the columns, and the lines with their numbers, of a file with a JSON object in each line. Raises
+    InputError, which names the line, for any other line."""
     found: list[tuple[int, dict[str, str]]] = []
     with open(file, encoding="utf-8-sig") as text:
         for number, line in enumerate(text, start=1):
@@ -132,7 +134,7 @@ def _json_rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{file}, line {number}: {error}; expected a JSON object in each line") from None
             if not isinstance(row, dict):
-                raise InputError(f'{file}, line {number}: expected a JSON object, as {{"path": ..., "label": ...}}')
+                raise InputError(f'{file}, line {number}: expected a JSON object such as {{"path": ..., "label": ...}}')
             found.append((number, {name: _json_cell(cell) for name, cell in row.items()}))
     if not found:
         raise InputError(f"{file}: no rows; expected a JSON object for each image")
@@ -147,7 +149,7 @@ def _json_cell(cell: object) -> str:
 
 
 def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:
-    """InputError for an image that is listed twice with different values, and where the first image is not there."""
+    """Raises InputError if an image is listed twice with different values, or the first image does not exist."""
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
         earlier = first.setdefault(path, i)

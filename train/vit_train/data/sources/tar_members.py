@@ -1,5 +1,5 @@
-"""Where the members of tar files are. Reading all headers takes minutes for a million images, so it is done once: the
-table of a file with many members is kept in a cache.
+"""Finds the positions of members of tar files. Reading all headers takes minutes for a million images, so the table of
+a file with many members is stored in a cache.
 """
 
 import logging
@@ -20,13 +20,13 @@ from vit_train.data.sources.unpacked import digest
 logger = logging.getLogger("vit")
 
 MANY = 2000
-"""The tables of files with at least so many members are kept."""
+"""The table of a file with at least this number of members is cached."""
 LONG_BYTES = 2**30
-"""Reading the headers of files that are together larger than this is announced."""
+"""If files are together larger than this, a message announces that their headers are read."""
 
 
 class Table(NamedTuple):
-    """The regular files in a tar file, in its order; hidden ones left out."""
+    """The regular files in a tar file, in its order, without hidden ones."""
 
     names_M: np.ndarray
     """Bytes."""
@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Member(NamedTuple):
-    """One of them."""
+    """A regular file in a tar file."""
 
     name: str
     offset: int
@@ -45,17 +45,17 @@ class Member(NamedTuple):
 
 
 def tables(files: Sequence[str], cache: Path) -> Iterator[Table]:
-    """The table of each file, from the cache where it is there. InputError for a damaged file."""
+    """The table of each file, from the cache if it is there. Raises InputError for a damaged file."""
     kept = {file: cache / f"{Path(file).stem}-{digest(file)}.npz" for file in files}
     missing = [file for file in files if not kept[file].exists()]
     if sum(map(os.path.getsize, missing)) > LONG_BYTES:
-        logger.info("reading the headers of %d shards once; their table is kept in %s", len(missing), cache)
+        logger.info("reading the headers of %d shards once; their tables are stored in %s", len(missing), cache)
     for file in files:
         yield _loaded(kept[file]) or _scanned_and_kept(file, kept[file])
 
 
 def _loaded(kept: Path) -> Table | None:
-    """A table from the cache; None where it is not there, or damaged."""
+    """A table from the cache; None if it is missing or damaged."""
     try:
         with np.load(kept, allow_pickle=False) as arrays:
             return Table(*(arrays[name] for name in Table._fields))
@@ -66,26 +66,26 @@ def _loaded(kept: Path) -> Table | None:
 def _scanned_and_kept(file: str, kept: Path) -> Table:
     table = _scanned(file)
     if len(table.names_M) >= MANY:
-        with suppress(InputError), staged_files(kept.parent, (kept.name,)) as stage:  # without a cache it works too
+        with suppress(InputError), staged_files(kept.parent, (kept.name,)) as stage:  # the cache is optional
             np.savez(stage / kept.name, **table._asdict())
     return table
 
 
 def _scanned(file: str) -> Table:
-    """The table of a file, by its headers; nothing is extracted."""
+    """The table of a file, from its headers; nothing is extracted. Raises InputError for a damaged file."""
     found, end = [], os.path.getsize(file)
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{member.name} goes beyond the end")
+                    raise tarfile.ReadError(f"{member.name} ends after the end of the file")
                 if member.isreg() and member.sparse is None and not os.path.basename(member.name).startswith("."):
                     found.append((os.fsencode(member.name), member.offset_data, member.size))
-                # It keeps what it has read, which would take gigabytes.
-                tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it
-            if tar.offset + tarfile.BLOCKSIZE > end:  # cut between two members, which tarfile does not mind
+                # TarFile keeps all members that it has read, which would take gigabytes.
+                tar.members.clear()  # type: ignore[attr-defined]  # missing in typeshed
+            if tar.offset + tarfile.BLOCKSIZE > end:  # truncated between two members, which tarfile does not report
                 raise tarfile.ReadError("its end is missing")
     except tarfile.TarError as error:
-        raise InputError(f"{file}: cannot be read ({error}); expected a whole, uncompressed tar file") from None
+        raise InputError(f"{file}: cannot be read ({error}); expected a complete, uncompressed tar file") from None
     names, offsets, sizes = zip(*found, strict=True) if found else ((), (), ())
     return Table(np.array(names, np.bytes_), np.array(offsets, np.int64), np.array(sizes, np.int64))

@@ -1,6 +1,6 @@
-"""Images that cannot be read at random where they are, unpacked once into ArrayRecord files in a cache.
+"""Unpacks images that cannot be read at random positions into ArrayRecord files in a cache, once.
 
-The images of one source file become one ArrayRecord file, in their order. It appears complete or not at all, so an
+The images of one source file become one ArrayRecord file, in the same order. It is written atomically, so that an
 interrupted run continues with the next file.
 """
 
@@ -31,9 +31,11 @@ ENDS = 65536
 def unpack(
     file: str, detail: str, count: int, read: Callable[[], Iterator[bytes]], folder: Path, display: Display = SILENT
 ) -> str:
-    """The ArrayRecord file with the `count` images that `read` gives; written where it is missing, which is logged.
+    """The ArrayRecord file with the `count` images that `read` returns. It is written if it is missing, with a log
+    message.
 
-    detail: what else the contents depend on, such as a column. InputError where there is no room for it.
+    detail: what the contents depend on besides the file, such as a column. Raises InputError if the disk has too little
+    free space.
     """
     target = folder / f"{Path(file).stem}-{digest(file, detail)}.array_record"
     if target.exists():
@@ -41,9 +43,7 @@ def unpack(
     with _waiting_lock(folder):
         if not target.exists():
             _check_room(file, folder)
-            logger.info(
-                "%s: unpacking %s images once into %s, from where they are read fast", file, f"{count:,}", folder
-            )
+            logger.info("%s: unpacking %s images once into %s, for fast reading", file, f"{count:,}", folder)
             with (
                 display.task(f"unpack {Path(file).name}", count) as task,
                 staged_files(folder, (target.name,)) as stage,
@@ -58,10 +58,10 @@ def unpack(
 
 
 def record(file: str, position: int) -> bytes:
-    """A record of an ArrayRecord file. InputError where it cannot be read."""
+    """A record of an ArrayRecord file. Raises InputError if it cannot be read."""
     try:
         (found,) = record_reader(file).read(position, position + 1)
-    except Exception as error:  # the reader in C++ has its own
+    except Exception as error:  # the reader in C++ has its own exceptions
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read record {position} of {file}: {reason}; remove it to unpack it again") from None
     return bytes(found)
@@ -69,7 +69,7 @@ def record(file: str, position: int) -> bytes:
 
 @cache
 def digest(file: str, detail: str = "") -> str:
-    """A hash by which a file is recognised: its size, its time, both its ends, and the detail."""
+    """A hash that identifies a file: of its size, its time, its first and last bytes, and the detail."""
     status = os.stat(file)
     with open(file, "rb") as content:
         head = content.read(ENDS)
@@ -81,7 +81,8 @@ def digest(file: str, detail: str = "") -> str:
 
 @contextmanager
 def _waiting_lock(folder: Path) -> Iterator[None]:
-    """Holds the cache for this process alone, once no other process unpacks into it."""
+    """Locks the cache for this process; waits while another process unpacks into it. Raises InputError if it cannot be
+    written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,6 +104,6 @@ def _check_room(file: str, folder: Path) -> None:
     needed, free = os.path.getsize(file), shutil.disk_usage(folder).free
     if free < 1.05 * needed:
         raise InputError(
-            f"{folder}: {free / 2**30:.1f} GiB free, and the images of {file} take {needed / 2**30:.1f}; free some "
+            f"{folder}: {free / 2**30:.1f} GiB free, but the images of {file} need {needed / 2**30:.1f}; free some "
             "space, or set --data.directory to another disk"
         )

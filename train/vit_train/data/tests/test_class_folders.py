@@ -83,7 +83,7 @@ def test_files_beside_the_class_folders_are_named(tmp_path: Path) -> None:
     split = folder_split(tmp_path, "train", held_out=0.0)
     assert [name for name, _ in held(split)] == ["a/1.jpg", "b/1.jpg"]
     assert split.notes == (
-        f"{tmp_path}: ignored, as they are in no class folder: 2 images (cat.png, stray.JPG)",
+        f"{tmp_path}: ignored, because they are in no class folder: 2 images (cat.png, stray.JPG)",
         f"{tmp_path}: files that are not read as images: 1 .txt",
     )
 
@@ -211,8 +211,8 @@ FAULTY_FOLDERS = [
     (["1.jpg"], {}, "train", "photos: no class folders; expected .*photos/CLASS/image files"),
     (["a/1.jpg"], {"held_out": 0.0}, "train", "photos: classes: a; expected two or more, one folder for each class"),
     (["p/a/1.jpg", "p/b/1.jpg", "__MACOSX/p/x"], {"held_out": 0.0}, "train", "classes: p; .*: --data .*photos/p$"),
-    (["images/1.jpg", "metadata.csv"], {}, "train", "classes: images; .* name it: --data .*photos/metadata.csv"),
-    (["a/1.jpg", "b/1.txt"], {}, "train", "photos/b: no images; expected files as .jpg or .png, or remove the folder"),
+    (["images/1.jpg", "metadata.csv"], {}, "train", "classes: images; .* use --data .*photos/metadata.csv"),
+    (["a/1.jpg", "b/1.txt"], {}, "train", "photos/b: no images; add files such as .jpg or .png, or remove the folder"),
     (["a/1.jpg", "b/1.jpg"], {"train_split": "train"}, "train", "photos: no split 'train'; found: no splits"),
     (
         ["train/a/1.jpg", "val/a/1.jpg"],
@@ -222,7 +222,7 @@ FAULTY_FOLDERS = [
     ),
     (["train/a/1.jpg", "val/a/1.jpg"], {"eval_split": "tset"}, "train", "photos: no split 'tset'"),
     (["val/a/1.jpg", "more/b/1.jpg"], {}, "train", "photos: no split 'train'; found: more, val$"),
-    (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], {}, "eval", "photos/val/c: no class of that name in training"),
+    (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], {}, "eval", "photos/val/c: training has no class of this name"),
 ]
 
 

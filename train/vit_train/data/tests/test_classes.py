@@ -156,7 +156,7 @@ def test_balanced_batches_are_a_function_of_seed_and_index() -> None:
 
 
 REFUSED = [
-    (SEVERAL, PLAIN, "loss: softmax is for one class in each image, and mine is multi-label; use sigmoid"),
+    (SEVERAL, PLAIN, "loss: softmax is for images of one class, but mine is multi-label; use sigmoid"),
     (
         UNEVEN,
         PLAIN.replace(class_weights=(1.0, 2.0)),

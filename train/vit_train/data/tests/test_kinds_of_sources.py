@@ -202,7 +202,7 @@ def test_groups_in_every_kind_of_source_are_drawn_alike(tmp_path: Path) -> None:
     frame.assign(split=np.where(np.arange(40) < 30, "train", "val"))[["path", "label", "site", "split"]].to_csv(
         tmp_path / "s.csv", index=False
     )
-    with pytest.raises(InputError, match=r"s: data\.group draws a split by group, and there is one: 'val'"):
+    with pytest.raises(InputError, match=r"s: data\.group draws a split by group, but there is one: 'val'"):
         opened(tmp_path, "s.csv", group="site")
     (tmp_path / "folders/a").mkdir(parents=True)
     with pytest.raises(InputError, match=r"data\.group: site: class folders have no columns; expected a table"):
@@ -210,7 +210,7 @@ def test_groups_in_every_kind_of_source_are_drawn_alike(tmp_path: Path) -> None:
 
 
 FAULTY_TABLES = [
-    ("", {}, "t.csv: no rows; expected a line of names, as path,label, and a line for each image"),
+    ("", {}, "t.csv: no rows; expected a line of names, such as path,label, and a line for each image"),
     ("path,label\n", {}, "t.csv: no rows"),
     ("scan,label\na.png,cat\n", {}, "no column path or image or file; found: scan, label; set --data.image-column"),
     ("a.png,cat\nb.png,dog\n", {}, "t.csv: its first line is an image; expected the names of the columns: path,label"),
@@ -220,11 +220,11 @@ FAULTY_TABLES = [
     ("path,label\na.png,cat\nb.png, \n", {}, "t.csv, line 3: nothing in column label; .*--data.label-separator"),
     ("path,label\na.png,cat\n./a.png,dog\n", {}, "t.csv, line 3: a.png is in line 2 too, with other values"),
     ("path,label\nc.png,cat\n", {}, "t.csv, line 2: no file .*c.png; paths are relative to the table's folder"),
-    ("path,path,label\na.png,a.png,cat\n", {}, "two columns are called 'path'; rename one"),
+    ("path,path,label\na.png,a.png,cat\n", {}, "two columns are named 'path'; rename one"),
     ('path,label\n"a.png,cat\n', {}, "t.csv: cannot be read as a table"),
     ("path,label\na.png,\udcff\n", {}, "t.csv: cannot be read as a table .*; expected UTF-8 text: save it again"),
     ("path,label\na.png,cat\nb.png,cat\n", {"held_out": 0.0}, "t: classes: cat; expected two or more"),
-    ("path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,eel,val\n", {}, "t/val: no class .* training: eel"),
+    ("path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,eel,val\n", {}, "t/val: training has no class .*: eel"),
     ("path,label,split\na.png,cat,x\nb.png,dog,x\n", {}, "no split 'train'; found: x"),
     ("path,label\na.png,cat\nb.png,dog\n", {"train_split": "train"}, "t: no split 'train'; found: no splits"),
 ]  # fmt: skip
@@ -301,7 +301,7 @@ def test_parquet_is_unpacked_once_and_said(
     assert [path.stat().st_mtime_ns for path in (tmp_path / "cache/unpacked").iterdir()] == [written]
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(unpacked.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match=r"0\.0 GiB free, and the images of .* set --data.directory to another disk"):
+    with pytest.raises(InputError, match=r"0\.0 GiB free, but the images of .* set --data.directory to another disk"):
         open_split(
             data.replace(name=str(sources / "rows.parquet"), directory=str(tmp_path / "full")), "train"
         ).make_ready()
@@ -318,7 +318,7 @@ def test_columns_that_are_refused(sources: Path, tmp_path: Path) -> None:
     refused({"image": [b"x", b"y"], "label": [1, None]}, r"row 1: label is None; expected all labels to be text")
     refused({"image": [b"x"], "label": [[1, 2]]}, r"row 0: label is \[1, 2\]")
     (tmp_path / "cut.parquet").write_bytes((sources / "rows.parquet").read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"cut\.parquet: cannot be read \(.*\); expected a whole file"):
+    with pytest.raises(InputError, match=r"cut\.parquet: cannot be read \(.*\); expected a complete file"):
         open_split(Data(name=str(tmp_path / "cut.parquet")), "train")
 
 
@@ -359,13 +359,13 @@ def test_shards_that_are_refused(sources: Path, tmp_path: Path) -> None:
 
     refused("t.tar: k: no label; found png; expected .cls, or a field in .json", {"__key__": "k", "png": b"x"})
     refused("k: images jpg, png; choose one with --data.image-column jpg", {"__key__": "k", "png": b"", "jpg": b""})
-    refused("t.tar: no images; expected members as KEY.jpg with KEY.cls", {"__key__": "k", "cls": 1})
+    refused("t.tar: no images; expected members such as KEY.jpg with KEY.cls", {"__key__": "k", "cls": 1})
     refused(r"label \[1, 2\]; expected a whole number or text", {"__key__": "k", "png": b"", "json": {"label": [1, 2]}})
     refused("k.json: cannot be read", {"__key__": "k", "png": b"", "json": b"{"})
     content = (sources / "json.tar").read_bytes()
     for length in (len(content) // 1024 * 512, len(content) // 2 + 100, len(content) // 2 - 300, 700, 100, 0):
         (tmp_path / "cut.tar").write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"cut\.tar: cannot be read \(.*\); expected a whole, uncompressed tar"):
+        with pytest.raises(InputError, match=r"cut\.tar: cannot be read \(.*\); expected a complete, uncompressed tar"):
             open_split(Data(name=str(tmp_path / "cut.tar")), "train")
     with pytest.raises(InputError, match=r"none\*\.tar: no file matches"):
         open_split(Data(name=str(tmp_path / "none*.tar")), "train")

@@ -256,11 +256,11 @@ def test_a_finished_set_is_not_changed(photos: Path, tmp_path: Path, monkeypatch
     assert packed(photos, tmp_path / "out") == first
     assert not stray.exists()
     with pytest.raises(
-        InputError, match=r"out/photos/1\.0\.0: another set is there; delete it, or choose another --out"
+        InputError, match=r"out/photos/1\.0\.0: another set exists there; delete it, or choose another --out"
     ):
         packed(photos, tmp_path / "out", split_seed=1)
     (first.folder / "metadata.json").unlink()
-    with pytest.raises(InputError, match="another set is there"):
+    with pytest.raises(InputError, match="another set exists there"):
         packed(photos, tmp_path / "out")
 
 
@@ -273,7 +273,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))  # files of 1 MiB; the shard would have 2
     try:
         with pytest.raises(
-            InputError, match=r"cannot write there \(.*File too large\); choose a writable folder with room"
+            InputError, match=r"cannot write there \(.*File too large\); choose a writable folder with enough space"
         ):
             packed(folder, tmp_path / "out", held_out=0.0)
     finally:
@@ -337,9 +337,11 @@ def test_options_that_are_refused(photos: Path, tmp_path: Path, options: Any, me
 def test_folders_that_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nix: No such file or directory; expected a readable folder"):
         packed(tmp_path / "nix", tmp_path / "out")
-    with pytest.raises(InputError, match=re.escape("1.0.0: a prepared set already; expected class folders")):
+    with pytest.raises(InputError, match=re.escape("1.0.0: is a prepared set already; expected class folders")):
         packed(packed(photos, tmp_path / "out").folder, tmp_path / "again")
     for name in ("c ", "c\n", "c\nd", os.fsdecode(b"c\xff")):
         folder = fill(tmp_path / name.encode(errors="replace").hex(), {"a/1.png": image(1), f"{name}/1.png": image(1)})
-        with pytest.raises(InputError, match=r"class 'c.*': expected a name of printable characters, no space at"):
+        with pytest.raises(
+            InputError, match=r"class 'c.*': expected a name of printable characters, without spaces at"
+        ):
             packed(folder, tmp_path / "out", held_out=0.0)

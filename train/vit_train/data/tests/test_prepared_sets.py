@@ -38,7 +38,7 @@ def test_labels_are_known_without_reading_records(name: str, tmp_path: Path, mon
     np.testing.assert_array_equal(found.ends_G, expected.ends_G)
     assert found.counts_C.sum() == len(split) > 2
     (result.folder / "labels.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"labels\.npz: damaged .* remove it, and the records are read instead"):
+    with pytest.raises(InputError, match=r"labels\.npz: damaged .* remove it, so that the records are read instead"):
         Occurrences.of(open_split(Data(name="photos", directory=str(tmp_path / "out"), train_split=name), "train"))
 
 

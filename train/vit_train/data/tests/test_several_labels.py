@@ -100,7 +100,9 @@ def test_an_unknown_class_in_evaluation(folder: Path) -> None:
     table = pandas.read_csv(folder / "cells.csv").assign(split=["train"] * 7 + ["val"])
     table.loc[7, "label"] = "cat;fox"
     table.to_csv(folder / "cells.csv", index=False)
-    with pytest.raises(InputError, match="cells/val: no class of that name in training: fox; expected one of those 3"):
+    with pytest.raises(
+        InputError, match="cells/val: training has no class of this name: fox; expected one of its 3 classes"
+    ):
         opened(folder / "cells.csv", "eval", **SEPARATED)
 
 

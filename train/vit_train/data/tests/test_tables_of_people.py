@@ -87,10 +87,14 @@ def test_metadata_with_absolute_paths(tmp_path: Path) -> None:
 def test_metadata_of_some_splits_is_refused(tmp_path: Path) -> None:
     write_metadata(tmp_path / "train", "csv")
     fill(tmp_path, "test/1.png")
-    with pytest.raises(InputError, match=r"/test: no metadata\.csv as in .*/train; add it, or move the folder away"):
+    with pytest.raises(
+        InputError, match=r"/test: has no metadata\.csv, unlike .*/train; add it, or move the folder away"
+    ):
         opened(tmp_path)
     (tmp_path / "train/metadata.csv").rename(tmp_path / "metadata.csv")
-    with pytest.raises(InputError, match=r"metadata\.csv lies beside the folders of its images; name it: --data .*csv"):
+    with pytest.raises(
+        InputError, match=r"metadata\.csv is not in the folders of its images; give the table: --data .*csv"
+    ):
         opened(tmp_path)
 
 
@@ -140,7 +144,9 @@ def test_labels_that_look_like_several_are_named(tmp_path: Path) -> None:
     fill(tmp_path, "1.png", "2.png", "3.png")
     (tmp_path / "t.csv").write_text("path,label\n1.png,cat|dark\n2.png,dog|dark\n3.png,cat\n")
     (note,) = opened(tmp_path / "t.csv").notes
-    assert note.startswith("t: 2 labels with '|' in them are classes of their own: cat|dark, dog|dark; if it separates")
+    assert note.startswith(
+        "t: 2 labels contain '|' and are used as single classes: cat|dark, dog|dark; if it separates"
+    )
     assert note.endswith("--data.label-separator '|'")
     assert opened(tmp_path / "t.csv", label_separator="|").notes == ()
     (tmp_path / "t.csv").write_text(
@@ -151,11 +157,13 @@ def test_labels_that_look_like_several_are_named(tmp_path: Path) -> None:
 
 def test_parquet_with_paths_is_refused(tmp_path: Path) -> None:
     pandas.DataFrame(ROWS, columns=["image", "label"]).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"t\.parquet: column image has text; expected the bytes of the images"):
+    with pytest.raises(InputError, match=r"t\.parquet: column image has text; expected the bytes of images"):
         opened(tmp_path / "t.parquet", image_column="image")
 
 
 def test_an_archive_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "photos.zip")
-    with pytest.raises(InputError, match=r"photos\.zip: archives are not read, except \.tar; unpack it, and name the"):
+    with pytest.raises(
+        InputError, match=r"photos\.zip: archives other than \.tar cannot be read; unpack it and give the"
+    ):
         opened(tmp_path / "photos.zip")

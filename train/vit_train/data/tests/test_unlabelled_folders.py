@@ -50,7 +50,7 @@ def test_class_folders_are_taken_together(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=r"no images; expected files as \.jpg or \.png, in it or in folders below"):
+    with pytest.raises(InputError, match=r"no images; expected files such as \.jpg or \.png in it or below it"):
         open_split(unlabelled(tmp_path), "train")
     (tmp_path / "one.png").write_bytes(quadrants(1).examples[0]["image"])
     with pytest.raises(InputError, match="expected two or more"):

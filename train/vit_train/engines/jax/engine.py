@@ -180,7 +180,7 @@ class JaxEngine(OnMesh):
         self.saver.save(folder, leaves, config.model_dump(mode="json"), by_matrix)
 
     def wait_until_saved(self) -> None:
-        """Waits until the step that is being saved is complete. InputError if it could not be written."""
+        """Waits until the step that is being saved is complete. Raises InputError if it could not be written."""
         self.saver.wait_until_saved()
 
     def _begin(self, weights: Checkpoint | None) -> None:

@@ -16,7 +16,7 @@ from vit_train import config
 
 
 def make_mesh(sizes: config.Mesh, model: ViTConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a config over all devices, or over the given ones. InputError where they, or the model, cannot be
+    """The mesh of a config over all devices, or over the given ones. Raises InputError if they, or the model, cannot be
     divided so."""
     devices = jax.devices() if devices is None else devices
     lengths = sizes.over(len(devices), model).axes
@@ -46,7 +46,7 @@ def process_rows(mesh: Mesh, size: int) -> np.ndarray:
 
 
 def is_primary(mesh: Mesh) -> bool:
-    """Whether no process of a lower number holds the same rows. InputError where two processes share some rows, not
+    """Whether no process of a lower number holds the same rows. Raises InputError if two processes share some rows, not
     all."""
     rows_of: dict[int, set[int]] = {}
     slices: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((batch_shards(mesh),))

@@ -19,8 +19,8 @@ from vit_train.engines.jax.optimizers import from_disk_layout
 
 
 class JaxPredictor(OnMesh):
-    """Predicts by a checkpoint's weights and preprocessing; see engine.MakePredictor. InputError for float64 without
-    jax_enable_x64, and for a mesh that the devices cannot form."""
+    """Predicts by a checkpoint's weights and preprocessing; see engine.MakePredictor. Raises InputError for float64
+    without jax_enable_x64, and for a mesh that the devices cannot form."""
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ def joined_processes() -> Processes:
 
 
 def parse_distributed(distributed: str) -> dict[str, Any]:
-    """Arguments of jax.distributed.initialize from "HOST:PORT,INDEX/COUNT". InputError for another form."""
+    """Arguments of jax.distributed.initialize from "HOST:PORT,INDEX/COUNT". Raises InputError for another form."""
     match = re.fullmatch(r"(.+:\d+),(\d+)/(\d+)", distributed)
     if not match or int(match[2]) >= int(match[3]):
         raise InputError(

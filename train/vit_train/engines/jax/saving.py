@@ -95,7 +95,7 @@ class OrbaxSaver:
             self.checkpointer.save(epath.Path(os.fspath(target)), args=_SaveArgs(dict(leaves), save_args=layers))
 
     def wait_until_saved(self) -> None:
-        """Waits until the step that is being saved is complete. InputError or StorageError where it could not be
+        """Waits until the step that is being saved is complete. Raises InputError or StorageError if it could not be
         written: nothing is left of it."""
         with self._removing_failed_step():
             self.checkpointer.wait_until_finished()
@@ -222,7 +222,7 @@ def restore(folder: str | os.PathLike[str], like: Mapping[str, jax.ShapeDtypeStr
 
 
 def _check(folder: Location, like: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """InputError for other leaves than `like`; DamagedError for damage in this process's share of the files."""
+    """Raises InputError for other leaves than `like`; DamagedError for damage in this process's share of the files."""
     manifest = Manifest.read(folder)
     expected, found = leaf_summary(like), manifest.leaves
     differences = [
@@ -283,8 +283,8 @@ def _remove_incomplete(folder: Location) -> None:
 
 
 def _create_and_remove(folder: Location) -> None:
-    """OSError where a local folder cannot be created. Orbax finds that out in threads of which others then wait for the
-    folder for minutes, and the process does not end before they do."""
+    """Raises OSError if a local folder cannot be created. Orbax finds that out in threads of which others then wait for
+    the folder for minutes, and the process does not end before they do."""
     if is_local(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()

@@ -89,7 +89,7 @@ class TrainStep:
 
     def lower(self) -> jax.stages.Lowered:
         """The train step lowered for this mesh, whose devices need not be present; if there are several sequence
-        lengths, for the longest. InputError for a batch that the mesh cannot share."""
+        lengths, for the longest. Raises InputError for a batch that the mesh cannot share."""
         self.config.check_batch_shards(batch_shards(self.mesh))
         rate = jax.ShapeDtypeStruct((), jnp.dtype(self.config.dtype), sharding=self._replicated)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)

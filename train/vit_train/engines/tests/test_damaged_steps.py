@@ -97,7 +97,7 @@ def test_an_error_that_is_no_damage_is_raised_and_no_step_is_renamed(
             run.start(ENGINES[name], None)
     other = run_in(tmp_path / "other", CONFIG.replace(optimizer=CONFIG.optimizer.replace(name="sgd")))
     shutil.copytree(tmp_path / "steps", tmp_path / "other/steps")
-    with pytest.raises(InputError, match="was it saved by another config"):
+    with pytest.raises(InputError, match="check that it was saved with this config"):
         other.start(ENGINES[name], None)
     for folder in (tmp_path, tmp_path / "other"):
         assert [step.name for step in saved_steps(folder)] == ["000010", "000009"]

@@ -102,8 +102,8 @@ def test_without_tensorstore(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda found: found.pop("skipped"), "unexpected skipped; was it saved by another config"),
-        (lambda found: found.update(more=np.zeros(1, np.float32)), "no more; was it saved by another config"),
+        (lambda found: found.pop("skipped"), "unexpected skipped; check that it was saved with this config"),
+        (lambda found: found.update(more=np.zeros(1, np.float32)), "no more; check that it was saved with this config"),
         (lambda found: found.update(skipped=np.zeros(2, np.int32)), r"skipped expected int32 \[2\] found int32 \[\]"),
         (lambda found: found.update(skipped=np.zeros((), np.float32)), r"skipped expected float32 \[\] found int32"),
     ],
@@ -125,7 +125,7 @@ def test_leaves_of_another_config_are_refused(run: Path, change: Callable[[Array
     ],
 )
 def test_parameters_of_another_config_are_refused(run: Path, change: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=f"{message}.*; was it saved by another config"):
+    with pytest.raises(InputError, match=f"{message}.*; check that it was saved with this config"):
         step_parameters(run / "steps/000000", MODEL.replace(**change))
 
 

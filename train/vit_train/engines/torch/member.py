@@ -24,7 +24,7 @@ class Member:
         self.device, self.hardware = self.joined.device, self.joined.hardware
 
     def rows(self, size: int) -> np.ndarray:
-        """The rows of a batch of `size` that this process makes. InputError if they cannot be divided evenly."""
+        """The rows of a batch of `size` that this process makes. Raises InputError if they cannot be divided evenly."""
         count, rest = divmod(size, self.processes)
         if rest:
             raise InputError(

@@ -13,8 +13,8 @@ from vit_train.engines.torch.network import Network
 
 
 class TorchPredictor(Member):
-    """Predicts by a checkpoint's weights and preprocessing, which every process has in whole; see
-    engine.MakePredictor. InputError for a mesh with slices of the model."""
+    """Predicts by a checkpoint's weights and preprocessing, which every process has in whole; see engine.MakePredictor.
+    Raises InputError for a mesh with slices of the model."""
 
     def __init__(
         self,

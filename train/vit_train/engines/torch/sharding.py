@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # their import takes more than a second, so the functions tha
 
 
 def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
-    """The config's mesh over a number of processes. InputError for a mesh that the PyTorch engine does not support."""
+    """The config's mesh over a number of processes. Raises InputError for a mesh that the PyTorch engine does not
+    support."""
     mesh, optimizer = config.mesh, config.optimizer.name
     if mesh.tensor <= 1:
         mesh = mesh.over(processes.count, config.model)

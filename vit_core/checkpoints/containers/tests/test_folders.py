@@ -69,7 +69,7 @@ def test_the_only_weights_whatever_stands_beside_them(tmp_path: Path, name: str)
 def test_several_weights_are_named(tmp_path: Path) -> None:
     for name in ("last.ckpt", "epoch=3.ckpt"):
         write(tmp_path / name)
-    with pytest.raises(InputError, match=r"not a checkpoint folder.*name one of its files: epoch=3.ckpt, last.ckpt"):
+    with pytest.raises(InputError, match=r"not a checkpoint folder.*give one of its files: epoch=3.ckpt, last.ckpt"):
         open_container(tmp_path)
 
 
@@ -77,7 +77,7 @@ def test_weights_further_down_are_named(tmp_path: Path) -> None:
     for name in ("checkpoint-500", "checkpoint-1000"):
         write(tmp_path / name / "model.safetensors")
     (tmp_path / "runs").mkdir()
-    with pytest.raises(InputError, match=r"name one of the folders in it: checkpoint-1000, checkpoint-500$"):
+    with pytest.raises(InputError, match=r"give one of the folders in it: checkpoint-1000, checkpoint-500$"):
         open_container(tmp_path)
 
 
@@ -95,11 +95,11 @@ def test_hub_cache(tmp_path: Path) -> None:
     assert opened.notes == ("read snapshot bbbbbbbbbbbb of a hub cache",)
     assert opened.arrays["w"][0, 0] == 2
     assert describe_kind(cache) == "a repository in a hub cache"
-    with pytest.raises(InputError, match="name one of the folders in it: models--owner--vit"):
+    with pytest.raises(InputError, match="give one of the folders in it: models--owner--vit"):
         open_container(tmp_path)
     for content in ("../../elsewhere", "c" * 40, "x" * 1000):
         (cache / "refs" / "main").write_text(content)
-        with pytest.raises(InputError, match=r"without the snapshot of refs/main; name one of snapshots/aaa"):
+        with pytest.raises(InputError, match=r"without the snapshot of refs/main; give one of snapshots/aaa"):
             open_container(cache)
     (cache / "refs" / "main").unlink()
     (cache / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
@@ -169,18 +169,18 @@ def test_an_index_that_does_not_name_all_of_its_shards(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"v": "0.safetensors", "u": "1.safetensors"}}))
     opened = open_container(tmp_path)
     assert (set(opened.arrays), opened.arrays["w"].tolist()) == ({"u", "v", "w"}, [0])
-    assert opened.notes == ("arrays of the shards that the index does not name: w",)
+    assert opened.notes == ("arrays read although the index does not name them: w",)
     safetensors.numpy.save_file({"u": np.ones(3), "w": np.ones(1)}, tmp_path / "1.safetensors")
     opened = open_container(tmp_path)
     assert set(opened.arrays) == {"u", "v"}
-    assert opened.notes == ("left out: in two shards, and not in the index: w",)
+    assert opened.notes == ("left out: in several shards and not in the index: w",)
 
 
 def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
     for i in (1, 2):
         write(tmp_path / f"model-0000{i}-of-00002.safetensors")
     with pytest.raises(
-        InputError, match=r"2 shards without their index; expected model.safetensors.index.json"
+        InputError, match=r"has 2 shards without their index; add the file model.safetensors.index.json"
     ) as error:
         open_container(tmp_path)
     assert "\n" not in str(error.value)
@@ -241,7 +241,7 @@ def test_files_that_are_not_read_are_named(tmp_path: Path, kind: str) -> None:
         open_container(tmp_path / name)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / name}: {text}")
-    assert ", neither safetensors nor .npz nor .pth nor Flax's msgpack; " in message
+    assert ", expected safetensors, .npz, .pth or Flax's msgpack; " in message
     assert "\n" not in message
 
 

@@ -267,7 +267,7 @@ def test_other_kinds_of_tensors_are_left_out_and_named(tmp_path: Path) -> None:
     opened = open_container(path)
     assert list(opened.arrays) == ["w"]
     note = (
-        "left out, since they are no plain arrays: q (a quantized tensor), s (a sparse tensor), "
+        "left out, because they are not plain arrays: q (a quantized tensor), s (a sparse tensor), "
         "m (a tensor without values (of the meta device))"
     )
     assert opened.notes[0] == note
@@ -286,7 +286,7 @@ def test_tensor_subclasses_are_left_out_and_named(tmp_path: Path) -> None:
         del torch.Tensor2  # type: ignore[attr-defined]
     opened = open_container(path)
     assert list(opened.arrays) == ["w"]
-    assert opened.notes == ("left out, since they are no plain arrays: x (a tensor of class torch.Tensor2)",)
+    assert opened.notes == ("left out, because they are not plain arrays: x (a tensor of class torch.Tensor2)",)
 
 
 def test_lazy_conjugation_is_no_plain_array(tmp_path: Path) -> None:
@@ -308,7 +308,9 @@ def test_a_part_that_is_cut_or_missing_costs_only_its_tensors(tmp_path: Path) ->
     cut(path, "data/1", 15)
     opened = open_container(path)
     assert opened.arrays["v"].sum() == 4
-    with pytest.raises(InputError, match=r"not complete \(reading w\) \(16 bytes of a tensor, of which it has 15\)"):
+    with pytest.raises(
+        InputError, match=r"not complete \(reading w\) \(a tensor needs 16 bytes, but its storage has 15\)"
+    ):
         opened.arrays["w"]
 
 

@@ -1,7 +1,7 @@
-"""google-research/vision_transformer: the .npz files of the papers, "How to train your ViT?" and SAM, hybrids too.
+"""The .npz files of google-research/vision_transformer, including "How to train your ViT?", SAM and hybrid models.
 
-Released files have the names from before Linen, which this writes: the project's own code converts them, and timm's
-loader reads no others. Files saved by its present code have Linen's.
+Released files have names from before Flax's Linen. Files are written with these names too, because timm's loader reads
+no others and the project's code converts them. Files that its current code saves have Linen's names.
 """
 
 from collections.abc import Mapping
@@ -42,16 +42,16 @@ _UNIT = {
     **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
     **{f"norm{i}": f"gn{i}" for i in (1, 2, 3)},
 }
-"""Modules of the ResNet's bottlenecks."""
+"""Our modules of a bottleneck in the ResNet -> theirs."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By the place of its positions."""
+    """Whether the arrays have the name of its position table."""
     return PATCHES in source.arrays and POSITIONS in source.arrays
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes. The class token, where there is one, has the first position."""
+    """Finds the config and the rules, from the shapes. A class token, if there is one, has the first position."""
     tree = Tree.of(source, POSITIONS)
     found = {**tree.fields(), **_stem_fields(tree)}
     positions = tree.shape(POSITIONS, "1 positions features")[1]
@@ -63,7 +63,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """A class token if and only if it is what pooling takes."""
+    """Field -> the values that the project's code can express: a class token only if pooling uses it."""
     token = {"cls": True, "gap": False}.get(model.pooling, model.class_token)
     return plain_vit_with(
         model,
@@ -78,7 +78,8 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """Names and shapes of the released files. Their code knows no bfloat16, which float32 holds exactly."""
+    """The arrays under the names and with the shapes of the released files. bfloat16 becomes float32, which is exact,
+    because their code does not support bfloat16."""
     model = checkpoint.config.model
     named = rules(model, Naming(POSITIONS, parts=PRE_LINEN, wide_norms=True), _stem_names(model))
     arrays = write_by_rules(named, model, checkpoint.arrays).entries
@@ -87,7 +88,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
         for name, entry in arrays.items()
         if entry.dtype == "bfloat16"
     }
-    notes = ["bfloat16: written as float32, which its code can read"] if known else []
+    notes = ["bfloat16: written as float32, because the project's code does not read bfloat16"] if known else []
     return Writing(LazyArrays({**arrays, **known}), notes=(*untold(checkpoint.config), *notes))
 
 

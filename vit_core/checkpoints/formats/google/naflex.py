@@ -1,7 +1,7 @@
-"""big_vision's NaFlex (models/proj/image_text/naflex_vit.py): SigLIP 2 for images of any aspect.
+"""Converts big_vision's NaFlex (models/proj/image_text/naflex_vit.py): SigLIP 2 for images of any aspect ratio.
 
-Its files are those of the plain ViT but for two arrays: the patch projection is a Dense over patches that are cut
-before, and the table of positions keeps its two axes, which are equal. Every image resizes the table to its own grid.
+Its files are those of the plain ViT except for two arrays: the patch projection is a Dense over flattened patches, and
+the table of positions has two axes of equal length. The table is resized to the grid of each image.
 """
 
 import dataclasses
@@ -20,18 +20,19 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 
 RESAMPLING = "bilinear_antialias"
-"""How each image's grid is filled from the table."""
+"""How the table is resized to the grid of each image."""
 POSITIONS = "pos_embedding"
 
 
 def is_naflex(source: Source) -> bool:
-    """By the axes of the patch projection."""
+    """Whether the patch projection has two axes, as in NaFlex."""
     return len(source.arrays.shapes.get(PATCHES, ())) == 2
 
 
 def as_images(source: Source, fields: Fields) -> Source:
-    """The source with both arrays in the shapes of a model of one size. fields: what the user says, of which patch_size
-    and channels tell the axes of a patch (else: square patches of three channels)."""
+    """The source with both arrays in the shapes of a model for one image size. fields: those that the user gives;
+    patch_size and channels determine the axes of a patch (default: square patches of three channels). Raises InputError
+    if they do not fit the shape."""
     arrays, where = source.arrays, source.path
     values, width = axes_of(arrays.shapes, PATCHES, 2, where)
     channels, patch = fields.get("channels", 3), fields.get("patch_size")
@@ -40,8 +41,8 @@ def as_images(source: Source, fields: Fields) -> Source:
     height, across = (patch, patch) if isinstance(patch, int) else patch
     if height * across * channels != values:
         raise InputError(
-            f"{where}: {PATCHES} reads {values} values of a patch, which patches of {height}x{across} and {channels} "
-            "channels do not give; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
+            f"{where}: {PATCHES} expects {values} values of a patch, not those of {height}x{across} with {channels} "
+            "channels; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
         )
     (h, w), features = grid_of(source), arrays.shapes[POSITIONS][2]
     shapes = {PATCHES: (height, across, channels, width), POSITIONS: (1, h * w, features)}
@@ -49,7 +50,7 @@ def as_images(source: Source, fields: Fields) -> Source:
 
 
 def grid_of(source: Source) -> tuple[int, int]:
-    """Positions down and across, which are as many."""
+    """The grid (height, width) of the position table. Raises InputError if it is not square."""
     h, w, features = axes_of(source.arrays.shapes, POSITIONS, 3, source.path)
     if h != w:
         raise InputError(f"{source.path}: {POSITIONS} has shape {[h, w, features]}; expected [N, N, {features}]")
@@ -57,21 +58,21 @@ def grid_of(source: Source) -> tuple[int, int]:
 
 
 def holds(config: CheckpointConfig) -> bool:
-    """Whether a checkpoint is one for images of any aspect, and its model one that this code has."""
+    """Whether a checkpoint is for images of any aspect ratio, and big_vision's NaFlex can compute its model."""
     model = config.model
     return is_any_aspect(config) and not model.class_token and model.pooling in ("gap", "map") and bool(model.positions)
 
 
 def write_arrays(arrays: LazyArrays, model: ViTConfig, prefix: str, where: object) -> LazyArrays:
-    """The arrays of a model of one size with both in NaFlex's shapes. InputError for positions that its code would
-    place otherwise."""
+    """The inverse of `as_images`: both arrays in NaFlex's shapes. Raises InputError for positions that its code would
+    resample in another way, or whose grid is not square."""
     if model.position_resampling != RESAMPLING:
         raise InputError(
-            f"{where}: big_vision's NaFlex cannot hold position_resampling '{model.position_resampling}' (there: "
-            f"'{RESAMPLING}'), by which it places the patches of each image; --method {RESAMPLING} changes the model's"
+            f"{where}: big_vision's NaFlex cannot express position_resampling '{model.position_resampling}' (it has "
+            f"'{RESAMPLING}'), by which positions of each image are computed; --method {RESAMPLING} changes the model's"
         )
     if model.grid[0] != model.grid[1]:
-        raise InputError(f"{where}: big_vision's NaFlex has a square grid of positions, found {model.grid}")
+        raise InputError(f"{where}: big_vision's NaFlex needs a square grid of positions, found {model.grid}")
     values = prod(model.patch_size) * model.channels
     shapes = {PATCHES: (values, model.width), POSITIONS: (*model.grid, model.width)}
     return _reshaped(arrays, {f"{prefix}{name}": shape for name, shape in shapes.items()})

@@ -1,8 +1,9 @@
-"""What Google's two code bases call the arrays of a ViT in .npz files, and what the shapes of these tell.
+"""Names of arrays in the .npz files of Google's two code bases, and the fields that their shapes show.
 
-vision_transformer and big_vision write the same tree of Flax modules, slashes between the names. Its layouts are those
-of the JAX twin, so the rules are the parameter table with other names. The names differ in what `Naming` says: files
-from before Flax's Linen number a block's four parts through, later ones by class; a scan over the layers stacks them.
+vision_transformer and big_vision write the same tree of Flax modules, with slashes in the names. Its layouts are those
+of the JAX twin, so the rules are the parameter table with other names. `Naming` describes the variants: files from
+before Flax's Linen number the four parts of a block consecutively, later files by class; a scan over the layers stacks
+them.
 """
 
 import re
@@ -24,11 +25,11 @@ from vit_core.storage import Location
 
 PRE_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
-PIXELS = "preprocessing: none in the file; its images ranged over -1 to 1 (mean = std = 0.5), however they were resized"
+PIXELS = "preprocessing: none in the file; images ranged from -1 to 1 (mean = std = 0.5), their resizing is unknown"
 RESAMPLING = "zoom_linear"
-"""How both change the resolution."""
+"""How both code bases resample positions."""
 PATCHES = "embedding/kernel"
-"""The patch projection."""
+"""Name of the patch projection."""
 DETERMINED = FROM_ARRAYS | {
     "heads",
     "activation",
@@ -37,7 +38,7 @@ DETERMINED = FROM_ARRAYS | {
     "class_token_position",
     "pooling",
 }
-"""Fields that the arrays of both code bases determine, or of which the code has one value only."""
+"""Fields that the arrays of both code bases determine, or that have only one value in the code."""
 _STACK = "Transformer/encoderblock"
 _SCENIC_HEAD = "output_projection/"
 _MOST_LAYERS = 4096
@@ -45,27 +46,27 @@ _MOST_LAYERS = 4096
 
 @dataclass(frozen=True)
 class Naming:
-    """How a file names what all of them hold."""
+    """The variant of names in a file."""
 
     positions: str
-    """The table of learned positions."""
+    """Name of the table of learned positions."""
     prefix: str = ""
-    """What stands before every name in a file that is written."""
+    """Prefix of every name in a file that is written."""
     parts: tuple[str, str, str, str] = LINEN
     """Names of the parts of a block."""
     stacked: bool = False
-    """Whether one array holds a parameter of all blocks. Layer 3 of it goes by `encoderblock[3]` here."""
+    """Whether an array stacks a parameter of all blocks. `encoderblock[3]` is then layer 3 of it."""
     wide_norms: bool = False
-    """Whether the scales of GroupNorms are [1, 1, 1, channels], as Flax had them before 0.3.6."""
+    """Whether the scales of GroupNorms have the shape [1, 1, 1, channels], as in Flax before 0.3.6."""
 
     def block(self, layer: int) -> str:
-        """What stands before the names of a block's parts."""
+        """Prefix of the names of a block's parts."""
         return f"{_STACK}[{layer}]" if self.stacked else f"{_STACK}_{layer}"
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The arrays of a file, stacked ones layer by layer, and their names."""
+    """The arrays of a file, with stacked ones separated by layer, and their names."""
 
     where: Location
     arrays: LazyArrays
@@ -74,7 +75,8 @@ class Tree:
 
     @classmethod
     def of(cls, source: Source, *positions: str) -> "Tree":
-        """A file's; `positions` are the names that its table may have."""
+        """The tree of a file. positions: possible names of its table. Raises InputError if the arrays are
+        incomplete."""
         arrays, stack = _with_head(source.arrays), _STACK
         if PATCHES not in arrays:
             raise InputError(f"{source.path}: missing {PATCHES}")
@@ -96,7 +98,8 @@ class Tree:
         return name in self.arrays
 
     def shape(self, name: str, axes: str) -> tuple[int, ...]:
-        """That of an array which has to be there, with so many axes."""
+        """The shape of an array. axes: names of its axes, for messages. Raises InputError if it is missing or has
+        another number of axes."""
         expected = axes.split()
         if name not in self.arrays:
             raise InputError(f"{self.where}: missing {name} [{', '.join(expected)}]")
@@ -106,7 +109,7 @@ class Tree:
         return shape
 
     def fields(self) -> dict[str, Any]:
-        """Fields of the config that the shapes give, and those that both code bases always have."""
+        """Fields of the config that the shapes show, and those with one value in both code bases."""
         block, attention, mlp = self.naming.block(0), self.naming.parts[1], self.naming.parts[3]
         patch_height, patch_width, channels, width = self.shape("embedding/kernel", "height width channels features")
         _, heads, head_dim = self.shape(f"{block}/{attention}/query/kernel", "features heads head_dim")
@@ -128,12 +131,12 @@ class Tree:
         }
 
     def _outputs(self, layer: str) -> int:
-        """The number of outputs of a layer after the blocks; 0 where there is no such layer."""
+        """The number of outputs of a layer after the blocks; 0 if there is no such layer."""
         return self.shape(f"{layer}/kernel", "features outputs")[1] if f"{layer}/kernel" in self else 0
 
 
 def rules(model: ViTConfig, naming: Naming, more: Mapping[str, str] | None = None) -> list[Rule]:
-    """Every row of the table under its name there; `more` names modules that not all files have."""
+    """A rule for every row of the parameter table. more: modules that only some files have (ours -> theirs)."""
     modules = {**_modules(model, naming), **(more or {})}
     return flax_rules(model, modules, "Google's", prefix=naming.prefix, wide_norms=naming.wide_norms)
 
@@ -143,8 +146,8 @@ def flax_rules(
 ) -> list[Rule]:
     """A rule for every row of the table in a tree of Flax modules, whose layouts are those of the JAX twin.
 
-    modules: our modules (and parameters that are in none) -> theirs, several with a space between them where we have
-    one for all. whose: names the project in the InputError for a row that has no module there.
+    modules: our modules (and parameters outside modules) -> theirs; several names, separated by spaces, if together
+    they are one of ours. whose: the project, for messages. Raises InputError for a row without a module in `modules`.
     """
     made = []
     for row in parameters(model).values():
@@ -152,7 +155,7 @@ def flax_rules(
         if leaf not in ("kernel", "scale", "bias"):
             module, leaf = row.name, ""
         if module not in modules:
-            raise InputError(f"{whose} files have no {row.name}; leave out the field that asks for it")
+            raise InputError(f"{whose} files have no {row.name}; leave out the field that adds it")
         layout = f"1 1 1 {row.jax}" if wide_norms and row.jax == "stem_out" else row.jax
         theirs = (f"{prefix}{name}/{leaf}".rstrip("/") for name in modules[module].split())
         made.append(Rule((row.name,), tuple(theirs), layout))
@@ -160,24 +163,25 @@ def flax_rules(
 
 
 def untold(config: CheckpointConfig, resampling: str = RESAMPLING) -> list[str]:
-    """Notes of what such a file has no place for. resampling: what the code that reads it does with positions."""
+    """Notes on values that such a file cannot store. resampling: how the code that reads it resamples positions."""
     model, seen, notes = config.model, config.preprocessing, []
     if model.grid[0] != model.grid[1]:
         size = f"{model.image_size[0]}x{model.image_size[1]}"
         notes.append(f"image_size: {size} is not in the file; read it with --set image_size={size}")
     if model.position_embedding == "learned" and model.position_resampling != resampling:
-        notes.append(f"position_resampling: {model.position_resampling} is not in the file; its code has {resampling}")
+        notes.append(f"position_resampling: {model.position_resampling} is not in the file; its code uses {resampling}")
     if seen:
         other = {*seen.mean, *seen.std} != {0.5}
         shown = f", not mean {list(seen.mean)} and std {list(seen.std)}" if other else ""
-        notes.append(f"preprocessing: not in the file; its code has images range over -1 to 1{shown}")
+        notes.append(f"preprocessing: not in the file; its code expects images from -1 to 1{shown}")
     if config.labels:
         notes.append("labels: not in the file")
     return notes
 
 
 def _modules(model: ViTConfig, naming: Naming) -> dict[str, str]:
-    """Our modules (and what stands in none) -> theirs, several where we have one for all."""
+    """Our modules (and parameters outside modules) -> theirs; several names, separated by spaces, if together they are
+    one of ours."""
     modules = {
         "patch_embed.proj": "embedding",
         "cls_token": "cls",
@@ -209,7 +213,8 @@ def _mlp(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _with_head(arrays: LazyArrays) -> LazyArrays:
-    """Scenic's ViT (scenic/projects/baselines/vit.py) has the names of google-research's but for the head's."""
+    """The arrays with Scenic's name of the head changed to google-research's. Other names in Scenic's ViT
+    (scenic/projects/baselines/vit.py) are the same."""
     if f"{_SCENIC_HEAD}kernel" not in arrays or "head/kernel" in arrays:
         return arrays
     renamed = (re.sub(f"^{_SCENIC_HEAD}", "head/", name) for name in arrays)
@@ -217,8 +222,8 @@ def _with_head(arrays: LazyArrays) -> LazyArrays:
 
 
 def _layer_by_layer(where: Location, arrays: LazyArrays, stack: str) -> tuple[LazyArrays, int]:
-    """With an entry for each layer of the stacked arrays, and how many there are. (Files are mapped into memory: a
-    layer is read without the others.)"""
+    """The arrays with an entry for each layer of the stacked arrays, and the number of layers. (Files are
+    memory-mapped, so that a layer is read without the others.)"""
     first = f"{stack}/LayerNorm_0/scale"
     if first not in arrays:
         raise InputError(f"{where}: missing {first} [layers, features]")
@@ -230,7 +235,9 @@ def _layer_by_layer(where: Location, arrays: LazyArrays, stack: str) -> tuple[La
         if not name.startswith(f"{stack}/"):
             apart[name] = entry
         elif entry.shape[:1] != (depth,):
-            raise InputError(f"{where}: {name} expected {depth} layers first found {list(entry.shape)}")
+            raise InputError(
+                f"{where}: {name} has shape {list(entry.shape)}, expected {depth} layers along the first axis"
+            )
         else:
             for i in range(depth):
                 one = LazyArray(entry.shape[1:], entry.dtype, partial(_layer, entry, i))

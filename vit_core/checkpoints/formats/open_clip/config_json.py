@@ -1,7 +1,7 @@
-"""open_clip_config.json: what it states of an image tower beyond the shapes of its arrays, and of its images.
+"""Reads open_clip_config.json: fields of an image tower that shapes do not show, and the preprocessing of images.
 
-The file has `model_cfg` (with `vision_cfg`) and `preprocess_cfg`. Its values may be anything: those that are used are
-compared with the shapes or validated by ViTConfig. Lineage: mlfoundations/open_clip, src/open_clip/model.py
+The file has `model_cfg` (with `vision_cfg`) and `preprocess_cfg`. Its values are untrusted: each one that is used is
+compared with the shapes or validated by ViTConfig. Source: mlfoundations/open_clip, src/open_clip/model.py
 (CLIPVisionCfg) and transform.py (PreprocessCfg).
 """
 
@@ -14,7 +14,7 @@ from vit_core.preprocess import Preprocessing
 
 FILE = "open_clip_config.json"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI's, which are open_clip's defaults."""
+"""OpenAI's mean and std of images, which are open_clip's defaults."""
 _POOLING = {"tok": "cls", "avg": "gap"}
 _PLAIN = {
     "attentional_pool": (False, None),
@@ -28,14 +28,14 @@ _PLAIN = {
     "block_type": (None, "default"),
     "qk_norm": (False,),
 }
-"""Key of vision_cfg -> the values with which open_clip computes what ViTConfig expresses."""
+"""Key of vision_cfg -> the values that ViTConfig can express."""
 _RESIZE = {"shortest": "crop", "squash": "squash"}
 
 
 def vision_fields(config: Mapping[str, Any], width: int, where: object) -> dict[str, Any]:
     """The fields of ViTConfig that the file states for a tower of open_clip's own VisionTransformer.
 
-    InputError for a tower that computes what ViTConfig cannot express.
+    Raises InputError for a tower that computes what ViTConfig cannot express.
     """
     model, vision = model_cfg(config, where), vision_cfg(config, where)
     if not vision:
@@ -64,7 +64,8 @@ def vision_fields(config: Mapping[str, Any], width: int, where: object) -> dict[
 
 
 def image_size(config: Mapping[str, Any], where: object) -> tuple[int, int] | None:
-    """(height, width) that the file states; None if nothing."""
+    """The image size (height, width) that the file states, or open_clip's default; None if it describes no image tower.
+    Raises InputError for an invalid value."""
     size = vision_cfg(config, where).get("image_size")
     if size is None:
         return (224, 224) if vision_cfg(config, where) else None
@@ -75,7 +76,7 @@ def image_size(config: Mapping[str, Any], where: object) -> tuple[int, int] | No
 
 
 def timm_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """For a tower of timm's (`visual.trunk`), what timm's own config.json would state; empty if it is none."""
+    """For a timm tower (`visual.trunk`), the equivalent config.json of timm; empty for another tower."""
     vision = vision_cfg(config, where)
     name, pool = vision.get("timm_model_name"), vision.get("timm_pool", "avg")
     if not isinstance(name, str) or not name:
@@ -101,16 +102,16 @@ def timm_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
 def read_preprocessing(
     config: Mapping[str, Any], model: ViTConfig, where: object
 ) -> tuple[Preprocessing | None, list[str]]:
-    """What preprocess_cfg states of images in an evaluation; and notes. None, with the reason, where Preprocessing
-    cannot express it."""
+    """The preprocessing for evaluation that preprocess_cfg states; and notes. It is None, with a note on the reason, if
+    Preprocessing cannot express it."""
     stated = config.get("preprocess_cfg")
     if not isinstance(stated, Mapping):
-        return None, [f"preprocessing: {FILE} states none"] if config else []
+        return None, [f"preprocessing: not stated in {FILE}"] if config else []
     mode = str(stated.get("resize_mode") or "shortest")[:60]
     if mode not in _RESIZE:
         return None, [f"left out: preprocessing (resize_mode {mode} cannot be expressed by Preprocessing)"]
     if mode == "shortest" and model.image_size[0] != model.image_size[1]:
-        return None, ["left out: preprocessing (resize_mode shortest with an oblong image size)"]
+        return None, ["left out: preprocessing (resize_mode shortest with an image size that is not square)"]
     try:
         fields = {
             "image_size": model.image_size,
@@ -126,13 +127,13 @@ def read_preprocessing(
 
 
 def _interpolation(preprocess: Mapping[str, Any]) -> object:
-    """Its filter; "random" is bicubic outside training."""
+    """The name of the filter. "random" means bicubic outside training."""
     stated = preprocess.get("interpolation") or "bicubic"
     return "bicubic" if stated == "random" else stated
 
 
 def model_cfg(config: Mapping[str, Any], where: object) -> Mapping[str, Any]:
-    """model_cfg; the file itself where it has none, as the files of open_clip's own model_configs."""
+    """model_cfg; or the whole file if it has none, as in open_clip's own model_configs."""
     model = config.get("model_cfg", config)
     if not isinstance(model, Mapping):
         raise InputError(f"{where}: {FILE}: model_cfg is {_shown(model)}, expected an object")
@@ -140,7 +141,7 @@ def model_cfg(config: Mapping[str, Any], where: object) -> Mapping[str, Any]:
 
 
 def vision_cfg(config: Mapping[str, Any], where: object) -> Mapping[str, Any]:
-    """What the file states of the image tower; empty if nothing."""
+    """The fields for the image tower; empty if there are none."""
     vision = model_cfg(config, where).get("vision_cfg") or {}
     if not isinstance(vision, Mapping):
         raise InputError(f"{where}: {FILE}: vision_cfg is {_shown(vision)}, expected an object")

@@ -1,8 +1,9 @@
-"""The image towers of open_clip and of OpenAI's CLIP: `visual.conv1`, `visual.transformer.resblocks`, `visual.proj`.
+"""The format of image towers of open_clip and OpenAI's CLIP: `visual.conv1`, `visual.transformer.resblocks`,
+`visual.proj`.
 
-The projection into the space of images and texts is the head. OpenAI's files have the same names and shapes; their
-activation is quick_gelu where open_clip's default is the exact GELU, and only open_clip_config.json says which. A tower
-of timm (`visual.trunk`) is read as timm's. Lineage: mlfoundations/open_clip, src/open_clip/transformer.py.
+The projection into the space of images and texts is the head. OpenAI's files have the same names and shapes, but their
+activation is quick_gelu, while open_clip's default is the exact GELU; open_clip_config.json states which. A timm tower
+(`visual.trunk`) is read by the timm format. Source: mlfoundations/open_clip, src/open_clip/transformer.py.
 """
 
 from collections.abc import Mapping
@@ -60,23 +61,24 @@ _LAYOUTS = {"cls_token": "width", "pos_embed": "positions width", "head.weight":
 _DETERMINED = FROM_ARRAYS - {"final_norm"} | {"class_token_position", "position_resampling"}
 _STATED = frozenset(("heads", "activation", "norm_epsilon", "pooling", "final_norm", "image_size", "layer_scale"))
 _OPENAI = frozenset(("input_resolution", "context_length", "vocab_size"))
-"""Numbers that OpenAI's files hold beside the arrays."""
+"""Numbers that OpenAI's files contain in addition to the weights."""
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of its tokens and of its layers."""
+    """Whether the arrays have the names of its class token and its layers."""
     return "class_embedding" in source.arrays and any(name.startswith(_LAYERS) for name in source.arrays)
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes, and from open_clip_config.json where it is beside the weights."""
+    """Finds the config and the rules, from the shapes and, if it is beside the weights, open_clip_config.json. Raises
+    InputError for a tower that ViTConfig cannot express."""
     arrays, where, config = source.arrays, source.path, source.open_clip_config
     shapes = arrays.shapes
     if pooler := next((name for name in shapes if name.startswith("attn_pool")), None):
         raise InputError(
             f"{where}: {pooler} is of attentional pooling (CoCa's in open_clip, or the Perception Encoder's, which has "
-            "rotary positions too), which ViTConfig cannot express here; towers that pool by the class token or by the "
-            "mean are read"
+            "rotary positions too), which ViTConfig cannot express; only towers that pool by the class token or by the "
+            "mean can be read"
         )
     width, channels, height, across = axes_of(shapes, "conv1.weight", 4, where)
     depth, (mlp_dim, _) = layers_of(shapes, _LAYERS), axes_of(shapes, f"{_LAYERS}0.mlp.c_fc.weight", 2, where)
@@ -123,44 +125,45 @@ def read_source(source: Source, fields: Fields) -> Reading:
 
 
 def _is_openai(source: Source) -> bool:
-    """Whether the file has what OpenAI's have beside the arrays: as numbers, or as arrays without axes."""
+    """Whether the file has the numbers of OpenAI's files, as plain numbers or as arrays without axes."""
     return {*source.facts, *source.beside} >= _OPENAI
 
 
 def _stated_image_size(source: Source, positions: int, patch: tuple[int, int]) -> tuple[int, int] | None:
-    """The image size of open_clip_config.json, in whole patches. InputError where its positions are other ones."""
+    """The image size in open_clip_config.json, rounded down to whole patches; None if it states none. Raises InputError
+    if it does not fit the positions."""
     stated = config_json.image_size(source.open_clip_config, source.path)
     if stated is None:
         return None
     if prod(side // length for side, length in zip(stated, patch, strict=True)) != positions - 1:
         raise InputError(
-            f"{source.path}: {config_json.FILE} states image_size {stated[0]}x{stated[1]}, its arrays {positions} "
-            f"positions of patches {patch[0]}x{patch[1]}; one of the two belongs to another checkpoint"
+            f"{source.path}: {config_json.FILE} states image_size {stated[0]}x{stated[1]}, but there are {positions} "
+            f"positions for patches of {patch[0]}x{patch[1]}; give a config and weights of the same checkpoint"
         )
     height, width = (side // length * length for side, length in zip(stated, patch, strict=True))
     return height, width
 
 
 def _assumptions(source: Source, model: ViTConfig) -> list[Assumption]:
-    """An assumption for each field that no array shows, where there is no open_clip_config.json."""
+    """An assumption for each field that no array shows, for files without open_clip_config.json."""
     why = "as in open_clip; OpenAI's models and open_clip's *-quickgelu have quick_gelu"
     if _is_openai(source):
-        why = "as in OpenAI's models, by the numbers beside the arrays"
+        why = "as in OpenAI's models, whose files have the same additional numbers"
     return [
         Assumption("activation", model.activation, why, "--set activation=quick_gelu or gelu"),
         Assumption("norm_epsilon", model.norm_epsilon, "as in open_clip and in OpenAI's models"),
         Assumption("pooling", model.pooling, "as in CLIP; open_clip's pool_type 'avg' has the same arrays"),
-        Assumption("final_norm", model.final_norm, "which is the same for the class token"),
+        Assumption("final_norm", model.final_norm, "which makes no difference for the class token"),
     ]
 
 
 def rules(model: ViTConfig, prefix: str = "") -> list[Rule]:
-    """Names, the axes of tokens and positions, and the transposed projection."""
+    """A rule for every parameter: names, axes of tokens and positions, and the transposed projection."""
     return [rule(name, prefix + renamed(name, _NAMES, _LAYERS), _LAYOUTS.get(name)) for name in parameters(model)]
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """CLIP's tower, with or without its first norm."""
+    """Field -> the values that open_clip's VisionTransformer can express."""
     return plain_vit_with(
         model,
         channels=(3,),
@@ -191,7 +194,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def arguments(model: ViTConfig) -> dict[str, Any]:
-    """The arguments of open_clip's VisionTransformer for a model that it can hold, except those that are classes:
+    """The arguments of open_clip's VisionTransformer for a model that it can express, except those that are classes:
     activation and norm."""
     return {
         "image_size": model.image_size,

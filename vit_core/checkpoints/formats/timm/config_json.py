@@ -1,7 +1,7 @@
-"""config.json of timm's hub folders: what it says of a model beyond the shapes (create_model.py writes one).
+"""Reads config.json of timm's hub folders: fields that the shapes do not show (create_model.py writes such files).
 
-timm.create_model takes `architecture` as the base, puts `model_args` over it, and keeps `pretrained_cfg` for the data.
-What no argument in JSON can set (an epsilon, a gated MLP, a distillation token, a stem) comes from the architecture.
+timm.create_model builds `architecture`, with the arguments in `model_args`; `pretrained_cfg` describes the images. What
+no argument in JSON can set (epsilon, gated MLP, distillation token, stem) comes from the architecture.
 """
 
 import re
@@ -17,7 +17,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
-"""Names of ours, and of timm's act_layer."""
+"""Activations whose names are the same here and in timm's act_layer."""
 _TANH = r"^naflexvit_.*_siglip$|_giantopt_|_(base_patch32|so400m_patch16)_siglip_|_large_patch16_siglip_(gap_)?512"
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^(?!eva).*_clip_|^beit3_|^aimv2_|^vit_pe_|_dinov3|_lingbot$", {"norm_epsilon": 1e-5}),
@@ -39,18 +39,18 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^naflexvit_.*_radio_v4$", {"position_resampling": "bilinear"}),
     (r"^test_vit[34]$", {"heads": 3}),
 )
-"""What architectures set that no array shows."""
+"""Pattern of architecture names -> fields that they set and no array shows."""
 _POOLS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^vit_pe_core_", {"attn_pool_num_heads": 8}),
     (r"^test_vit3$", {"pool_include_prefix": True}),
 )
-"""What architectures set of their pooling."""
+"""Pattern of architecture names -> arguments of pooling that they set."""
 _NEW = r"rope|^eva02|_pe_|dinov[3-9]"
-"""Families with rotary positions, of which an unknown member cannot be guessed."""
+"""Families with rotary positions. The positions of an unknown architecture of these cannot be guessed."""
 _NORMS = {"layernorm": "layer_norm", "rmsnorm": "rms_norm"}
-"""Names of timm's norm_layer, and ours."""
+"""Name in timm's norm_layer -> ours."""
 _GATE = "silu"
-"""The activation of SwiGLU, of which the schema says no more."""
+"""The activation of SwiGLU; ViTConfig has no other for gated MLPs."""
 POOLING = {"token": "cls", "avg": "gap", "map": "map"}
 CROPS = {"center": "crop", "squash": "squash", "border": "border"}
 DROPS = {
@@ -61,8 +61,8 @@ DROPS = {
 
 
 def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, Any], Size | None]:
-    """The fields of ViTConfig that config.json states, by the architecture's name and by its arguments; and the image
-    size that it states."""
+    """The fields of ViTConfig that config.json states by the architecture's name and by arguments; and the image size
+    (height, width), or None. Raises InputError for a value that ViTConfig cannot express."""
     name = str(config.get("architecture", ""))
     fields: dict[str, Any] = {}
     for pattern, own in _ARCHITECTURES:
@@ -72,9 +72,11 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     if rotary.is_eva(name) or "use_rot_pos_emb" in args:
         fields["rope"] = rotary.read_rope(name, given, where)
     elif re.search(_NEW, name):
-        raise InputError(f"{where}: architecture {name[:60]} is unknown, and its positions may be rotary")
+        raise InputError(
+            f"{where}: architecture {name[:60]} is unknown and may have rotary positions, so it is not read"
+        )
     pool = args.get("global_pool", config.get("global_pool"))
-    if pool is not None and pool != "":  # "" returns every token: pooling is then assumed
+    if pool is not None and pool != "":  # for "" timm returns all tokens: pooling is then assumed
         fields["pooling"] = _one_of(POOLING, "global_pool", pool, where)
     if "act_layer" in args and args["act_layer"] != _GATE:
         same = {name: name for name in ACTIVATIONS}
@@ -102,8 +104,9 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
 
 
 def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, eva: bool) -> dict[str, Any]:
-    """What config.json says of a pooling: the heads of attention pooling, and whether it takes the tokens before the
-    patches. eva: whether there are such tokens in a model of timm's Eva class, whose attention pooling takes all."""
+    """The fields of pooling that config.json states: the heads of attention pooling, and whether pooling includes the
+    tokens before the patches. eva: whether the model is of timm's Eva class and has such tokens, which its attention
+    pooling always includes."""
     said: dict[str, Any] = {}
     for pattern, own in _POOLS:
         said |= own if re.search(pattern, str(config.get("architecture", ""))) else {}
@@ -117,7 +120,7 @@ def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, ev
 
 
 def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> None:
-    """InputError where arguments name other layers than the arrays have."""
+    """Raises InputError if arguments state other layers than the arrays have."""
     args = _object(config, "model_args", where)
     gated = model.mlp == "swiglu"
     if args.get("act_layer") is not None and (args["act_layer"] == _GATE) != gated:
@@ -130,7 +133,7 @@ def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> 
         if said is not None and (_NORMS.get(str(said)), 1e-6) != (model.norm, model.norm_epsilon):
             raise InputError(
                 f"{where}: config.json: {key} {str(said)[:60]!r}, whose epsilon is 1e-6, but the other norms are "
-                f"{model.norm} with {model.norm_epsilon}, and ViTConfig has one kind"
+                f"{model.norm} with {model.norm_epsilon}; ViTConfig cannot express two kinds"
             )
 
 
@@ -142,7 +145,7 @@ def _object(config: Mapping[str, Any], key: str, where: object) -> Mapping[str, 
 
 
 def _pretrained(config: Mapping[str, Any], where: object) -> Mapping[str, Any]:
-    """How it was trained; in early files it was no object of its own."""
+    """The object pretrained_cfg; early files have its keys at the top level."""
     return _object(config, "pretrained_cfg", where) or config
 
 
@@ -164,7 +167,7 @@ def _size(size: Any, where: object) -> Size | None:
 def checkpoint_config(
     model: ViTConfig, config: Mapping[str, Any], where: object
 ) -> tuple[CheckpointConfig, tuple[str, ...]]:
-    """The config with the preprocessing and the labels that config.json states; and notes of what is left out."""
+    """The config with the preprocessing and the labels that config.json states; and notes on what is left out."""
     preprocessing, notes = preprocessing_of(model, _pretrained(config, where))
     labels, label_notes = _labels(model, config, _pretrained(config, where))
     checkpoint_config = CheckpointConfig(model=model, preprocessing=preprocessing, labels=labels)
@@ -172,14 +175,14 @@ def checkpoint_config(
 
 
 def preprocessing_of(model: ViTConfig, pretrained: Mapping[str, Any]) -> tuple[Preprocessing | None, list[str]]:
-    """That of a pretrained_cfg, and notes. What cannot be expressed costs only itself: the model opens, and a note says
-    why there is no preprocessing."""
+    """The preprocessing in a pretrained_cfg, and notes. If it cannot be expressed, it is None, with a note on the
+    reason."""
     if "mean" not in pretrained or "std" not in pretrained:
-        return None, ["preprocessing: the file states no mean and std"] if pretrained else []
+        return None, ["preprocessing: the file does not state a mean and a std"] if pretrained else []
     crop = str(pretrained.get("crop_mode") or "center")[:60]
     try:
         if model.channels not in (1, 3):
-            raise InputError(f"images of {model.channels} channels")
+            raise InputError(f"the model has {model.channels} channels, expected 1 or 3")
         if crop not in CROPS:
             raise InputError(f"crop_mode {crop} cannot be expressed by Preprocessing")
         fields = {
@@ -203,8 +206,8 @@ def _labels(
     labels = config.get("label_names") or pretrained.get("label_names") or config.get("labels")
     if isinstance(labels, dict):
         labels = [labels.get(str(i)) for i in range(len(labels))]
-    if not labels or list(labels) == [f"LABEL_{i}" for i in range(len(labels))]:  # transformers' names for no names
+    if not labels or list(labels) == [f"LABEL_{i}" for i in range(len(labels))]:  # transformers' default names
         return None, []
     if isinstance(labels, list) and len(labels) == model.num_classes and all(isinstance(x, str) for x in labels):
         return tuple(labels), []
-    return None, [f"left out: label_names, which are not {model.num_classes} names"]
+    return None, [f"left out: label_names, because they are not {model.num_classes} names"]

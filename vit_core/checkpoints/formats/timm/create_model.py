@@ -1,7 +1,9 @@
-"""The config.json from which timm.create_model("local-dir:…") builds a model, and which models it can build.
+"""Writes the config.json from which timm.create_model("local-dir:…") builds a model, and lists the values it can
+express.
 
-An architecture has what no argument in JSON sets: an epsilon, a gate, a block, a stem; the arguments set all the rest.
-Lineage: huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_hybrid.py, eva.py.
+The architecture is chosen for what no argument in JSON can set: epsilon, gated MLP, kind of block, stem. Arguments set
+the rest. Source: huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_hybrid.py,
+eva.py.
 """
 
 import json
@@ -23,7 +25,7 @@ STEMS: dict[tuple[int, ...], str] = {
     (3, 4, 9): "vit_base_r50_s16_224",
     (3, 4, 6, 3): "vit_large_r50_s32_224",
 }
-"""The architectures with each stem that timm has."""
+"""stem_layers -> an architecture of timm with this stem."""
 
 
 def text_of(config: CheckpointConfig) -> str:
@@ -56,7 +58,7 @@ def text_of(config: CheckpointConfig) -> str:
 
 
 def architecture(model: ViTConfig) -> str:
-    """One that has what no argument sets."""
+    """The name of an architecture that has the properties of the model which no argument can set."""
     if is_eva(model):
         rms = model.norm == "rms_norm"
         of_epsilon = {1e-5: "vit_base_patch16_dinov3", 1e-6: "eva02_base_patch14_224"}
@@ -78,7 +80,7 @@ def architecture(model: ViTConfig) -> str:
 
 
 def model_args(model: ViTConfig) -> dict[str, Any]:
-    """Arguments over those of the architecture."""
+    """The arguments of timm's class for the model, which override those of the architecture."""
     args: dict[str, Any] = {
         "img_size": model.image_size,
         "patch_size": model.patch_kernel,
@@ -105,7 +107,7 @@ def model_args(model: ViTConfig) -> dict[str, Any]:
 
 
 def _vision_transformer_args(model: ViTConfig) -> dict[str, Any]:
-    apart = names_for(model).split_gate  # else a gated MLP takes the width of both halves
+    apart = names_for(model).split_gate  # otherwise timm's gated MLP counts both halves as its hidden width
     args: dict[str, Any] = {
         "mlp_ratio": mlp_ratio(model.mlp_dim * (2 if model.mlp == "swiglu" and not apart else 1), model.width),
         "proj_bias": model.proj_bias,
@@ -124,7 +126,7 @@ def _vision_transformer_args(model: ViTConfig) -> dict[str, Any]:
     norm = {"layer_norm": "layernorm", "rms_norm": "rmsnorm"}[model.norm]
     if model.norm == "rms_norm" and not apart:
         args["norm_layer"] = norm
-    if apart != model.embed_norm:  # the architecture with a gate apart has it
+    if apart != model.embed_norm:  # set by default only in the architecture with a separate gate
         args["embed_norm_layer"] = norm if model.embed_norm else None
     return args
 
@@ -174,7 +176,7 @@ def _eva_args(model: ViTConfig) -> dict[str, Any]:
         "use_post_norm": model.branch_norm == "after",
         "use_post_transformer_norm": model.final_norm == "before_pooling",
         "use_fc_norm": model.final_norm == "after_pooling",
-        "dynamic_img_size": model.rope is not None and model.rope.coordinates == "centered",  # as timm's DINOv3
+        "dynamic_img_size": model.rope is not None and model.rope.coordinates == "centered",  # as in timm's DINOv3
         **rope_args(model.rope),
         **(
             {
@@ -188,15 +190,15 @@ def _eva_args(model: ViTConfig) -> dict[str, Any]:
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """The values of each field for which timm has a model."""
+    """Field -> the values that one of timm's classes can express."""
     if model.relative_bias != "none":
         return _in_beit(model) if is_beit(model) else _in_relpos(model)
     return _in_eva(model) if is_eva(model) else _in_vision_transformer(model)
 
 
 def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
-    """It has an epsilon, a gated MLP, norms after the branches, a distillation token and stems by architecture only,
-    one at a time."""
+    """The allowed values for timm's VisionTransformer. Epsilon 1e-5, a gated MLP, norms after the branches, a
+    distillation token and a stem exist only as architectures, so that a model can have only one of them."""
     distilled, gated, stem = model.distillation != "none", model.mlp == "swiglu", model.stem_layers is not None
     after = model.branch_norm == "after"
     special = distilled or gated or stem or after
@@ -228,7 +230,7 @@ def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
         "norm_epsilon": (1e-6, 1e-5) if both else (1e-6,),
         "activation": ACTIVATIONS,
     }
-    # Positions first: what is learned by then may have a row for the class token.
+    # Positions come first, because only learned positions may have a row for the class token.
     positions = ("learned",) if distilled else ("learned", "none")
     return plain_vit_with(model, position_embedding=positions, **own)
 
@@ -272,7 +274,7 @@ def _in_relpos(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def _in_eva(model: ViTConfig) -> Mapping[str, Values]:
-    """It has an epsilon by architecture only; all else are arguments."""
+    """The allowed values for timm's Eva. Only the epsilon depends on the architecture; arguments set the rest."""
     after = model.branch_norm == "after"
     takes_all = model.pooling == "map" and model.prefix_tokens > 0
     own: dict[str, Values] = {

@@ -1,8 +1,8 @@
-"""Names of arrays in timm's Eva class, and of a gate apart in its other models, where they are not the canonical ones.
+"""Names of arrays in timm's Eva class, and of a separate gate in other classes, that differ from the canonical ones.
 
 LayerScale is `gamma_1` and `gamma_2`, queries, keys and values may be three projections, the gate of an MLP may be a
-layer of its own, and learned frequencies of all blocks are one array.
-Lineage: huggingface/pytorch-image-models, timm/models/eva.py (EVA, EVA-02, PE, rope-vit, DINOv3, LingBot, Sapiens2).
+layer of its own, and learned frequencies of all blocks are one array. Source: huggingface/pytorch-image-models,
+timm/models/eva.py (EVA, EVA-02, PE, rope-vit, DINOv3, LingBot, Sapiens2).
 """
 
 import re
@@ -26,7 +26,7 @@ _MARK = re.compile(r"blocks\.0\.(gamma_1|attn\.(q_proj\.weight|q_bias))|rope\.fr
 
 @dataclass(frozen=True)
 class Names:
-    """Which of its forms the names have."""
+    """Which variants of names a file has."""
 
     gamma: bool = False
     """LayerScale is `gamma_1` and `gamma_2`."""
@@ -37,14 +37,14 @@ class Names:
 
 
 def eva_mark(names: Mapping[str, object]) -> str | None:
-    """A name that shows a model of timm's Eva class; none where there is none."""
+    """An array name that only timm's Eva class has; None if there is none."""
     if any(name.endswith("relative_position_bias_table") for name in names):  # BEiT has names of Eva too
         return None
     return next((name for name in names if _MARK.match(name)), None)
 
 
 def names_in(arrays: Mapping[str, object]) -> Names:
-    """The form of the names in a file."""
+    """The variants of names in a file."""
     return Names(
         gamma="blocks.0.gamma_1" in arrays,
         split_qkv="blocks.0.attn.q_proj.weight" in arrays,
@@ -59,7 +59,7 @@ def is_eva(model: ViTConfig) -> bool:
 
 
 def names_for(model: ViTConfig) -> Names:
-    """The form that published models of such a kind have in timm."""
+    """The variants of names that timm's published models of this kind have."""
     gated = model.mlp == "swiglu"
     if model.relative_bias == "table":  # Beit
         return Names(gamma=True, split_gate=gated)
@@ -70,7 +70,8 @@ def names_for(model: ViTConfig) -> Names:
 
 
 def rules(model: ViTConfig, names: Names) -> list[Rule]:
-    """Rules for the names of a file in this form; learned frequencies are expected block by block."""
+    """A rule for every parameter, for these variants of names. Learned frequencies must be separate for each block
+    (`with_frequencies_by_block`)."""
     return [_rule(name, names) for name in parameters(model)]
 
 
@@ -88,7 +89,7 @@ def _rule(name: str, names: Names) -> Rule:
 
 
 def canonical_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes with those of the first block under canonical names too."""
+    """The shapes, with those of the first block added under canonical names."""
     found, attn, mlp = dict(shapes), "blocks.0.attn.", "blocks.0.mlp.fc1"
     if "blocks.0.gamma_1" in shapes:
         found["blocks.0.ls1.gamma"] = shapes["blocks.0.gamma_1"]
@@ -104,7 +105,8 @@ def canonical_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[i
 
 
 def with_frequencies_by_block(arrays: LazyArrays, where: object) -> LazyArrays:
-    """With learned frequencies [2, L, T, K / 2] as one array [2, T, K / 2] for each block."""
+    """The arrays with learned frequencies [2, L, T, K / 2] split into one array [2, T, K / 2] for each block. Raises
+    InputError for another shape."""
     if _FREQUENCIES not in arrays:
         return arrays
     entries = dict(arrays.entries)
@@ -132,8 +134,8 @@ def with_frequencies_joined(arrays: LazyArrays) -> LazyArrays:
 
 
 def with_whole_blocks(arrays: LazyArrays, where: object) -> tuple[LazyArrays, list[str]]:
-    """With what Sapiens2 saves written out, and notes of it: keys and values for each head where groups of heads share
-    them, and ones for the LayerScale of the MLP where only attention has one. The outputs are the same."""
+    """The arrays of Sapiens2 with keys and values repeated for each head, if groups of heads share them, and with a
+    LayerScale of ones for the MLP, if only attention has one; and notes. The outputs are the same."""
     entries, shared, unscaled = dict(arrays.entries), 0, 0
     for i in range(layers_of(arrays, "blocks.")):
         block = f"blocks.{i}."
@@ -142,8 +144,10 @@ def with_whole_blocks(arrays: LazyArrays, where: object) -> tuple[LazyArrays, li
             entries[f"{block}gamma_2"] = gamma.then(np.ones_like, gamma.shape, gamma.dtype)
             unscaled += 1
         shared += _repeat_shared(entries, f"{block}attn.", where)
-    notes = [f"layer_scale: ones for the MLP in {unscaled} blocks, which have one for attention only"] * bool(unscaled)
-    notes += [f"keys and values: repeated for each head in {shared} blocks, where groups share them"] * bool(shared)
+    notes = [f"layer_scale: ones for the MLP in {unscaled} blocks, which have it only for attention"] * bool(unscaled)
+    notes += [f"keys and values: repeated for each head in {shared} blocks, where groups of heads share them"] * bool(
+        shared
+    )
     return LazyArrays(entries), notes
 
 
@@ -154,8 +158,8 @@ def _repeat_shared(entries: dict[str, LazyArray], attn: str, where: object) -> b
     head_dim = (entries[f"{attn}q_norm.weight"].shape or (0,))[0] if f"{attn}q_norm.weight" in entries else 0
     if not head_dim or not rows[1] or rows[0] % rows[1] or rows[1] % head_dim:
         raise InputError(
-            f"{where}: {attn}k_proj.weight has {rows[1]} rows and q_proj {rows[0]}: groups of heads share keys, whose "
-            "width ViTConfig can read from norms of queries and keys only"
+            f"{where}: {attn}k_proj.weight has {rows[1]} rows and q_proj {rows[0]}: groups of heads share keys; their "
+            "width is known only if queries and keys have norms"
         )
     for name in [f"{attn}{part}_proj.{leaf}" for part in "kv" for leaf in ("weight", "bias")]:
         if name in entries:

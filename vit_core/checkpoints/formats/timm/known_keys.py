@@ -1,6 +1,6 @@
 """The keys of timm's config.json and of training scripts' options that are read here, or that cannot change the model.
 
-Lineage: huggingface/pytorch-image-models, timm/models/_pretrained.py, timm/models/vision_transformer.py and train.py;
+Source: huggingface/pytorch-image-models, timm/models/_pretrained.py, timm/models/vision_transformer.py and train.py;
 facebookresearch/deit and facebookresearch/mae, whose scripts save their options in the same form.
 """
 
@@ -65,7 +65,7 @@ TRAIN_OPTIONS = _words("""
     val_num_samples val_split validation_batch_size variable_batch_loss_scale vflip wandb_project wandb_resume_id
     wandb_tags warmup_epochs warmup_lr warmup_prefix weight_decay worker_seeding workers world_size
 """)
-"""Options of train.py, old and new, and what it adds to them."""
+"""Options of old and new versions of train.py, and values that it adds to them."""
 OTHER_SCRIPTS = _words("""
     ThreeAugment accum_iter attn_only blr cosub data_path data_set dist_eval dist_on_itp
     distillation_alpha distillation_tau distillation_type eval eval_crop_ratio finetune inat_category log_dir nb_classes
@@ -75,13 +75,13 @@ OTHER_SCRIPTS = _words("""
     arch architecture backbone_name global_pool heads image_size label_smoothing
     layer_norm_eps loss model_name n_heads name norm_eps num_heads pool pooling timm_model weights
 """)
-"""Options of DeiT's and MAE's scripts, and hyper-parameters that people give Lightning modules for training."""
+"""Options of DeiT's and MAE's scripts, and usual hyper-parameters of Lightning modules for training."""
 
 
 def unknown_hub_keys(config: Mapping[str, Any]) -> list[str]:
-    """Notes of the keys in a hub folder's config.json that are unknown here."""
+    """Notes on keys in a hub folder's config.json that are not known here and might change the model."""
     nested = isinstance(config.get("pretrained_cfg"), Mapping)
-    known = HUB if nested else HUB | PRETRAINED_CFG  # in early files it was no object of its own
+    known = HUB if nested else HUB | PRETRAINED_CFG  # early files have its keys at the top level
     if config.get("model_type") == "timm_wrapper":
         known |= TIMM_WRAPPER
     notes = unknown_keys("config.json", config, known)

@@ -1,10 +1,9 @@
-"""timm's VisionTransformer (and distilled DeiT) and Eva: state dicts, and the folders that timm.create_model opens.
+"""The format of timm's VisionTransformer, distilled DeiT and Eva: state dicts, and folders for timm.create_model.
 
 Canonical names are those of timm's VisionTransformer, so its rules are the parameter table itself; eva.py has the names
-of Eva. What has to be worked out is the config: from the shapes, and from a folder's config.json where there is one
-(architecture, model_args, pretrained_cfg).
-Lineage: huggingface/pytorch-image-models, timm/models/vision_transformer.py, vision_transformer_hybrid.py, deit.py and
-eva.py.
+of Eva. The config is found from the shapes and, if there is one, a folder's config.json (architecture, model_args,
+pretrained_cfg). Source: huggingface/pytorch-image-models, timm/models/vision_transformer.py,
+vision_transformer_hybrid.py, deit.py and eva.py.
 """
 
 from collections.abc import Mapping
@@ -30,14 +29,14 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import crop_rounding_matters
 
-_STEM_NOTE = "stem: with Google's epsilons (1e-6 in its norms, where timm has 1e-5), with which it was trained"
+_STEM_NOTE = "stem: its norms have epsilon 1e-6 as in Google's code, with which it was trained; timm has 1e-5"
 _RESAMPLING = "bicubic_antialias"
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of the patch projection and of the first block's attention.
+    """Whether the arrays have timm's names of the patch projection and of attention in the first block.
 
-    Raises InputError for arrays that architectures of another kind have alike.
+    Raises InputError for arrays that architectures of another kind have too.
     """
     if naflex.is_naflex(source.arrays):
         return True
@@ -49,7 +48,8 @@ def recognises_source(source: Source) -> bool:
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes, and from what config.json or timm's train.py say in the file."""
+    """Finds the config and the rules, from the shapes and from what config.json or timm's train.py state. Raises
+    InputError for a model that ViTConfig cannot express."""
     where = source.path
     config = _hub_config(source)
     stated, size = config_json.stated_fields(config, where)
@@ -60,7 +60,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     notes += of_naflex
     if known.get("norm") == "layer_norm":
         arrays = with_norm_biases(arrays)
-    if grid is not None:  # the table's own, where the file states the size of images that it was evaluated with
+    if grid is not None:  # the grid of the table; the file may state the size of evaluated images instead
         patch = arrays.shapes["patch_embed.proj.weight"][2:]
         size = (grid[0] * patch[0], grid[1] * patch[1])
         known |= {"class_token_position": False}
@@ -72,7 +72,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     shapes = fields_from_shapes(eva.canonical_shapes(arrays.shapes), known, where, size)
     found, prefix = shapes.fields, shapes.prefix_rows
     if size not in (None, found["image_size"]) and "image_size" not in fields:
-        notes.append(f"image_size: {found['image_size']}, by positions and whole patches; the file states {size}")
+        notes.append(f"image_size: {found['image_size']}, from the positions and whole patches; the file states {size}")
     if found["registers"] and prefix == found["class_token"] + found["registers"]:
         arrays = _without_positions(arrays, prefix)
         notes.append("positions of class and register tokens: added to the tokens")
@@ -82,7 +82,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
         notes.append(_STEM_NOTE)
     if found["layer_scale"] is None:
         stated.pop("layer_scale", None)
-    stated.pop("final_norm", None)  # it is found where it may be missing
+    stated.pop("final_norm", None)  # the arrays show whether there is one
     of_eva = eva.eva_mark(source.arrays) is not None or known.get("rope") is not None or rotary.is_eva(_name(config))
     pooling = {**found, **known}["pooling"]
     takes_all = of_eva and bool(found["class_token"] or found["registers"])
@@ -92,19 +92,21 @@ def read_source(source: Source, fields: Fields) -> Reading:
     model = ViTConfig.parse({**found, **stated, **fields}, str(where))
     config_json.check_layers(config, model, where)
     if config and not of_eva and (model.mlp, model.pooling) == ("swiglu", "map"):
-        raise InputError(f"{where}: timm's attention pooling has SiLU beside SwiGLU, which ViTConfig cannot express")
+        raise InputError(
+            f"{where}: timm's attention pooling uses SiLU in a model with SwiGLU, which ViTConfig cannot express"
+        )
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
     notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
     by_name = _BY_ARCHITECTURE - stated.keys() if "architecture" in config else frozenset[str]()
     said = frozenset(stated) | by_name
-    if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions agree with it
+    if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions fit it
         said |= {"image_size"}
     if (
         "" in (config.get("global_pool"), (config.get("model_args") or {}).get("global_pool"))
         and "pooling" not in stated
     ):
         said -= {"pooling"}
-        notes.append("global_pool: the file states '', with which timm returns every token")
+        notes.append("global_pool: the file states '', so that timm returns all tokens")
     assumed = [a for a in shapes.assumptions if a.field not in said]
     assumed += _assumptions(model, said | ({"norm"} if "architecture" in config else set()), fields)
     return Reading(
@@ -120,13 +122,14 @@ def read_source(source: Source, fields: Fields) -> Reading:
 
 
 def _hub_config(source: Source) -> Mapping[str, Any]:
-    """What the file, or the file beside it, says of the model in the form of a hub folder's config.json."""
+    """What the weights file, config.json or open_clip_config.json state about the model, in the form of a hub folder's
+    config.json."""
     stated = train_args.hub_config(source) or source.config
     return stated or open_clip.timm_config(source.open_clip_config, source.path)
 
 
 _BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position_resampling"))
-"""Fields that the name of one of timm's architectures determines, where its arguments do not."""
+"""Fields that the name of a timm architecture determines, unless arguments do."""
 
 
 def _name(config: Mapping[str, Any]) -> str:
@@ -141,27 +144,28 @@ def _with_head(source: Source) -> tuple[LazyArrays, list[str], frozenset[str]]:
 
 
 def _check_positions(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
-    """InputError where no array has positions and nothing says that the model has none: rotary models look alike."""
+    """Raises InputError if no array has positions and it is not stated whether the model has none or rotary ones."""
     untold = not {"architecture", "position_embedding", "rope"} & {*config, *known}
     if relative.has_relative_bias(arrays):
         _check_branch_norm(arrays, known, config, where)
         return
     if "pos_embed" not in arrays and untold and eva.eva_mark(arrays) is None:
         raise InputError(
-            f"{where}: has no positions, as models without them and models with rotary ones, which compute other "
-            "outputs; use --set position_embedding=none for the former, --set rope=NAME for the latter "
+            f"{where}: no array has positions: the model has none or rotary ones, which give different "
+            "outputs; use --set position_embedding=none or --set rope=NAME "
             f"({', '.join(rotary.IN_TIMM)})"
         )
 
 
 def _check_branch_norm(arrays: LazyArrays, known: Fields, config: Mapping[str, Any], where: object) -> None:
-    """InputError for vit_relpos models that may norm before the branches or after, as *_rpn do without LayerScale."""
+    """Raises InputError for vit_relpos models without LayerScale, unless it is stated whether their norms are before
+    the branches or after them (*_rpn_*)."""
     told = "architecture" in config or "branch_norm" in known
     told |= "blocks.0.gamma_1" in arrays or "blocks.0.attn.q_bias" in arrays  # BEiT
     if not told and "blocks.0.ls1.gamma" not in arrays:
         raise InputError(
-            f"{where}: models with relative positions and without LayerScale have their norms before the branches or "
-            "after (vit_relpos_*_rpn_*), with the same arrays; use --set branch_norm=before or after"
+            f"{where}: models with relative positions and without LayerScale may have norms before the branches or "
+            "after them (vit_relpos_*_rpn_*), with the same arrays; use --set branch_norm=before or after"
         )
 
 
@@ -184,7 +188,8 @@ def _assumptions(model: ViTConfig, stated: frozenset[str], fields: Fields) -> li
 
 
 def _without_positions(arrays: LazyArrays, prefix: int) -> LazyArrays:
-    """With the positions of the tokens before the patches added to the tokens: the same sums, but for rounding."""
+    """The arrays with the positions of class and register tokens added to the tokens. The sums are the same up to
+    rounding."""
     entries, pos, start = dict(arrays.entries), arrays.entries["pos_embed"], 0
     for name in ("cls_token", "reg_token"):
         if name in entries:
@@ -203,23 +208,23 @@ def _add(pos: LazyArray, start: int, stop: int, dtype: str, token_1ND: np.ndarra
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """The same names, and the config.json that builds the model."""
+    """The arrays under timm's names, and the config.json from which timm builds the model."""
     model, notes = checkpoint.config.model, []
     if (preprocessing := checkpoint.config.preprocessing) is None:
-        notes.append("preprocessing: unknown, where timm takes ImageNet's mean and std")
+        notes.append("preprocessing: unknown, so timm uses ImageNet's mean and std")
     elif preprocessing.bit_depth != 8:
         notes.append("preprocessing: timm reads pixels of 8 bits, not 16")
     elif preprocessing.max_patches is not None:
-        notes.append("preprocessing: timm gives all images one size, and none max_patches patches")
+        notes.append("preprocessing: timm resizes all images to one size, not to max_patches patches")
     elif preprocessing.exif_rotation:
-        notes.append("preprocessing: timm turns no image as its EXIF data says")
+        notes.append("preprocessing: timm does not rotate images by EXIF")
     elif preprocessing.crop_rounding != "half_even" and crop_rounding_matters(preprocessing):
         notes.append(
-            f"preprocessing: timm rounds the position of the crop half to even (crop_rounding half_even, here "
-            f"{preprocessing.crop_rounding}): one pixel apart where the margin is 3, 7, 11, ... pixels"
+            f"preprocessing: timm rounds the position of the crop half to even (this model: crop_rounding "
+            f"{preprocessing.crop_rounding}), which differs by one pixel if the margin is 3, 7, 11, ... pixels"
         )
     if model.position_embedding == "learned" and model.position_resampling != "bicubic_antialias":
-        notes.append(f"position_resampling: timm's own, bicubic_antialias, not {model.position_resampling}")
+        notes.append(f"position_resampling: timm uses bicubic_antialias, this model {model.position_resampling}")
     if model.stem_layers is not None:
         notes.append(_STEM_NOTE)
     texts = {"config.json": create_model.text_of(checkpoint.config)}

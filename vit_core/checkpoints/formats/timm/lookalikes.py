@@ -1,7 +1,7 @@
-"""Architectures of timm whose arrays are named and shaped like those of a plain VisionTransformer's.
+"""Refuses arrays that may belong to another timm architecture with the same names and shapes as a VisionTransformer.
 
-Without the architecture's name (a folder's config.json, train.py's `arch`) nothing else in a file shows that the
-Perception Encoder rotates queries and keys, that *_rpn models norm after the branches, or that pooling takes registers.
+Only the architecture's name (in a folder's config.json, or as train.py's `arch`) shows that the Perception Encoder
+rotates queries and keys, that *_rpn models have norms after the branches, or that pooling includes registers.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from vit_core.errors import InputError
 
 
 def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
-    """InputError for arrays that a published architecture of another kind has too, unless the file names its own."""
+    """Raises InputError for arrays that a published architecture of another kind has too, unless the file states the
+    architecture."""
     names = with_canonical_names(source.arrays)
     if "architecture" in config or eva_mark(names) or has_relative_bias(names):
         return
@@ -24,10 +25,10 @@ def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"{source.path}: a norm before the blocks with attention pooling is that of the Perception Encoder "
             "(vit_pe_core_*), which computes other outputs from the same arrays; use --from timm --set rope=pe for it, "
-            "--from timm alone if it is a plain VisionTransformer"
+            "only --from timm if it is a plain VisionTransformer"
         )
     elif pooled and "reg_token" in names and "blocks.0.ls1.gamma" in names and not class_token:
-        other = "registers with attention pooling and LayerScale are those of test_vit3, which pools the registers and"
+        other = "registers with attention pooling and LayerScale are those of test_vit3, which pools registers too and"
     elif (
         not class_token
         and "fc_norm.weight" in names
@@ -44,7 +45,8 @@ def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
 
 
 def check_last_norm(names: Mapping[str, object], known: Fields, where: object) -> None:
-    """InputError for a norm before the blocks and none after them, which the Perception Encoder has in two kinds."""
+    """Raises InputError for a norm before the blocks and none after them, as in two kinds of the Perception Encoder,
+    unless `final_norm` is known."""
     if "final_norm" in known or "norm_pre.weight" not in names or {"norm.weight", "fc_norm.weight"} & names.keys():
         return
     raise InputError(
@@ -54,8 +56,8 @@ def check_last_norm(names: Mapping[str, object], known: Fields, where: object) -
 
 
 def check_rotation(shapes: Mapping[str, tuple[int, ...]], known: Fields, where: object) -> None:
-    """InputError for names of timm's Eva class where it is not known how it rotates queries and keys: EVA-02, DINOv3,
-    PE and rope-vit have the same names, and so has EVA, which rotates nothing."""
+    """Raises InputError for names of timm's Eva class if its rotary positions are not known. EVA-02, DINOv3, PE,
+    rope-vit and EVA, which has no rotary positions, have the same names."""
     mark = eva_mark(shapes)
     if mark is None or "rope" in known or has_relative_bias(shapes):
         return
@@ -63,7 +65,7 @@ def check_rotation(shapes: Mapping[str, tuple[int, ...]], known: Fields, where: 
     likely, *others = dict.fromkeys(rotations)
     raise InputError(
         f"{where}: {mark} is a name of timm's Eva class, and no array shows its rotary positions; use --set "
-        f"rope={likely} (the likeliest by the names), {', '.join(others[:-1])} or {others[-1]}"
+        f"rope={likely} (most likely, by the names), {', '.join(others[:-1])} or {others[-1]}"
     )
 
 

@@ -1,7 +1,7 @@
-"""Names of arrays in timm's NaFlexVit class (timm/models/naflexvit.py), as those of its VisionTransformer.
+"""Converts arrays of timm's NaFlexVit class (timm/models/naflexvit.py) to those of its VisionTransformer.
 
-On images of the position table's grid the two are one model. The patch projection is a matrix over (height, width,
-channel) there, the table has the grid's axes, and may be a sum of one for rows and one for columns.
+For images of the position table's grid the two classes are equal. NaFlexVit's patch projection is a matrix over
+(height, width, channel); its table has the axes of the grid, or is the sum of one table for rows and one for columns.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,9 @@ def is_naflex(names: Mapping[str, object]) -> bool:
 
 
 def with_canonical_names(arrays: LazyArrays, known: Mapping[str, Any], where: object) -> tuple[LazyArrays, list[str]]:
-    """The arrays under VisionTransformer's names, and notes of what was computed. known: fields that are stated, of
-    which patch_size and channels tell the axes of the patch projection (else: square patches of three channels)."""
+    """The arrays under VisionTransformer's names, and notes on what was computed. known: stated fields; patch_size and
+    channels determine the axes of the patch projection (default: square patches of three channels). Raises InputError
+    if they do not fit its shape."""
     if not is_naflex(arrays):
         return arrays, []
     entries: dict[str, LazyArray] = {}
@@ -39,7 +40,7 @@ def with_canonical_names(arrays: LazyArrays, known: Mapping[str, Any], where: ob
         y, x = (entries.pop(f"pos_embed_{axis}") for axis in "yx")
         (_, h, D), (_, w, _) = (axes_of(arrays.shapes, f"{_EMBEDS}pos_embed_{axis}", 3, where) for axis in "yx")
         entries["pos_embed"] = LazyArray((1, h * w, D), y.dtype, partial(_summed, y, x))
-        notes.append("positions: the sums of those of rows and of columns")
+        notes.append("positions: the sums of positions of rows and of columns")
     elif "pos_embed" in entries:
         _, h, w, D = axes_of(arrays.shapes, f"{_EMBEDS}pos_embed", 4, where)
         flat = (1, h * w, D)
@@ -50,7 +51,7 @@ def with_canonical_names(arrays: LazyArrays, known: Mapping[str, Any], where: ob
 
 
 def grid_of(arrays: LazyArrays) -> tuple[int, int] | None:
-    """Patches down and across of the position table, which its shape shows; none where there is no table."""
+    """The grid (height, width) of the position table, in patches; None if there is no table."""
     shapes = arrays.shapes
     if len(table := shapes.get(f"{_EMBEDS}pos_embed", ())) == 4:
         return table[1], table[2]
@@ -65,8 +66,8 @@ def _kernel(projection: LazyArray, known: Mapping[str, Any], where: object) -> L
     height, width = (side, side) if patch is None else (patch, patch) if isinstance(patch, int) else patch
     if not rows or height * width * channels != values:
         raise InputError(
-            f"{where}: embeds.proj.weight has shape {list(projection.shape)}, which patches of {height}x{width} and "
-            f"{channels} channels do not give; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
+            f"{where}: embeds.proj.weight has shape {list(projection.shape)}, not that of patches {height}x{width} "
+            f"with {channels} channels; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
         )
     shape = (rows, channels, height, width)
     return projection.then(partial(_as_kernel, height, width), shape, projection.dtype)

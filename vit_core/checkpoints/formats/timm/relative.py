@@ -1,7 +1,7 @@
-"""Names of arrays in timm's Beit and VisionTransformerRelPos classes, and in its parallel blocks, where they are not
-the canonical ones.
+"""Names of arrays in timm's Beit and VisionTransformerRelPos classes, and in its parallel blocks, that differ from the
+canonical ones.
 
-Lineage: huggingface/pytorch-image-models, timm/models/beit.py, vision_transformer_relpos.py and (ParallelScalingBlock)
+Source: huggingface/pytorch-image-models, timm/models/beit.py, vision_transformer_relpos.py and (ParallelScalingBlock)
 vision_transformer.py.
 """
 
@@ -28,11 +28,11 @@ _OF_PARALLEL = (
     (r"\.ls\.gamma$", ".ls1.gamma"),
 )
 _BUFFERS = r"\.relative_position_index$|\.rel_coords_log$"
-"""What timm computes anew, and files of others contain."""
+"""Buffers that timm computes itself and other projects' files contain."""
 
 
 def has_relative_bias(names: Mapping[str, object]) -> bool:
-    """Whether the (canonical) names are of a model with relative position bias."""
+    """Whether the canonical names include a relative position bias."""
     return any(re.match(r"(shared_rel_pos|blocks\.0\.attn\.rel_pos)\.", name) for name in names)
 
 
@@ -58,7 +58,7 @@ def with_canonical_names(arrays: LazyArrays) -> LazyArrays:
 
 
 def _split(name: str, array: LazyArray, arrays: LazyArrays) -> dict[str, LazyArray]:
-    """The first layer of the MLP and queries, keys and values of a joint projection, the MLP first."""
+    """The two parts of a joint projection: the first layer of the MLP, then queries, keys and values."""
     block, leaf = name.split(".in_proj.")
     out = arrays.entries.get(f"{block}.mlp_out_proj.weight")
     hidden = out.shape[1] if out is not None and len(out.shape) == 2 else 0
@@ -75,7 +75,7 @@ def _rows(part: slice, array: np.ndarray) -> np.ndarray:
 
 
 def with_timm_names(arrays: LazyArrays, model: ViTConfig) -> LazyArrays:
-    """The opposite of `with_canonical_names`, for arrays under timm's VisionTransformer's names."""
+    """The inverse of `with_canonical_names`: the arrays under the names of timm's class for the model."""
     entries = dict(arrays.entries)
     if is_beit(model):
         entries = {name.replace("attn.rel_pos.", "attn."): array for name, array in entries.items()}
@@ -114,6 +114,6 @@ def _parallel_name(name: str) -> str:
 
 
 def is_beit(model: ViTConfig) -> bool:
-    """Whether a model with relative position bias is written as one of timm's Beit class, which has tables; its
-    VisionTransformerRelPos is the target for networks."""
+    """Whether a model with relative position bias is written for timm's Beit class, which has tables, instead of
+    VisionTransformerRelPos, which has networks."""
     return model.relative_bias == "table"

@@ -1,7 +1,7 @@
-"""Rotary positions as timm's Eva class is told of them: by the architecture's name, and by arguments over it.
+"""Converts timm's settings of rotary positions in its Eva class: by the architecture's name and by arguments.
 
-No array shows them. An argument of config.json replaces the architecture's own, null too, as in timm.create_model.
-Lineage: huggingface/pytorch-image-models, timm/models/eva.py and timm/layers/pos_embed_sincos.py.
+No array shows them. An argument in config.json, even null, replaces the architecture's, as in timm.create_model.
+Source: huggingface/pytorch-image-models, timm/models/eva.py and timm/layers/pos_embed_sincos.py.
 """
 
 import re
@@ -23,7 +23,7 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (r"_sapiens2$", {"rope_rescale_coords": 2.0}),
 )
-"""What rotary architectures pass to timm's Eva."""
+"""Pattern of architecture names -> the arguments that they pass to timm's Eva."""
 _WITHOUT = r"^eva_giant_|^eva02_enormous_"
 """Architectures of timm's Eva without rotary positions."""
 _TYPES = ("cat", "mixed", "dinov3")
@@ -37,7 +37,8 @@ def is_eva(architecture: str) -> bool:
 
 
 def read_rope(architecture: str, args: Mapping[str, Any], where: object) -> dict[str, Any] | None:
-    """The fields of Rope by an architecture's name ("" where none is known) and by arguments; none: no rotation.
+    """The fields of Rope for an architecture's name ("" if unknown) and arguments; None if there are no rotary
+    positions.
 
     Raises InputError for a kind of rotation that Rope cannot express.
     """
@@ -67,7 +68,7 @@ def read_rope(architecture: str, args: Mapping[str, Any], where: object) -> dict
 
 
 def rope_args(rope: Rope | None) -> dict[str, Any]:
-    """The arguments of timm's Eva for rotary positions that it can compute (see `unheld`)."""
+    """The arguments of timm's Eva for rotary positions that it can compute (see `nearest`)."""
     if rope is None:
         return {"use_rot_pos_emb": False}
     kind = "dinov3" if rope.coordinates == "centered" else "mixed" if rope.frequencies == "mixed" else "cat"
@@ -84,10 +85,10 @@ def rope_args(rope: Rope | None) -> dict[str, Any]:
 
 
 IN_TIMM = tuple(name for name, fields in PUBLISHED.items() if "register_base" not in fields)
-"""Names of the published variants that classes of timm compute: all but ViT-5."""
+"""Names of the published variants that timm has: all except ViT-5's."""
 
 
 def nearest(rope: Rope) -> Rope:
-    """The rotary positions that timm's Eva computes: these, but for what its arguments cannot set."""
+    """The rotary positions that timm's Eva can compute: `rope`, with the fields that no argument can set replaced."""
     mixed = {"offset": 0.0, "reference": None} if rope.frequencies == "mixed" else {}
     return rope.replace(normalize="separate", periods="float64", register_base=None, **mixed)

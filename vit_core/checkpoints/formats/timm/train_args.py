@@ -1,9 +1,9 @@
-"""What training scripts keep in a checkpoint beside the weights, in the form of a hub folder's config.json.
+"""Converts what training scripts store in a checkpoint with the weights to the form of a hub folder's config.json.
 
 timm's train.py saves `arch` (the architecture's name) and `args` (its options, an argparse.Namespace). Lightning saves
-the constructor's arguments as `hyper_parameters`, often with the architecture's name among them; others keep their
-whole configuration under a key of their own, or `model_name` beside the weights.
-Lineage: huggingface/pytorch-image-models, train.py and timm/utils/checkpoint_saver.py.
+the constructor's arguments as `hyper_parameters`, which often include the architecture's name. Other scripts save their
+whole configuration under another key, or `model_name` beside the weights. Source: huggingface/pytorch-image-models,
+train.py and timm/utils/checkpoint_saver.py.
 """
 
 import re
@@ -22,16 +22,17 @@ _ARCHITECTURE = re.compile(
 )
 """Names of architectures in timm that have the arrays of a Vision Transformer."""
 _OTHERS = re.compile(r"(?:vit|deit)(?:_conv)?_[a-z]+(?:_[0-9]+|_patch[0-9]+(?:_LS)?)?")
-"""Such names in other projects: DINO's and MoCo's vit_small, MAE's vit_base_patch16, torchvision's vit_b_16."""
+"""Similar names of other projects: DINO's and MoCo's vit_small, MAE's vit_base_patch16, torchvision's vit_b_16."""
 _ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "model", "backbone", "backbone_name", "timm_model")
 _MODEL_ARGS = {"gp": "global_pool", "img_size": "img_size", "drop": "drop_rate", "drop_path": "drop_path_rate"}
 """Option of train.py -> argument of timm.create_model."""
 _PRETRAINED = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
-"""Options of train.py that are about the images."""
+"""Options of train.py about the images."""
 
 
 def hub_config(source: Source) -> dict[str, Any]:
-    """What a training script states in the file, in the form of a hub folder's config.json; empty if nothing."""
+    """What a training script states in the file, in the form of a hub folder's config.json; empty if no architecture is
+    named."""
     args, name = _options(source.facts.get("args")), source.facts.get("arch")
     if not _is_architecture(name):
         hyper_parameters = _options(source.facts.get("hyper_parameters"))
@@ -44,7 +45,7 @@ def hub_config(source: Source) -> dict[str, Any]:
         return {}
     keywords = args.get("model_kwargs")
     given = keywords.items() if isinstance(keywords, Mapping) else ()
-    model_args = {key: value for key, value in given if value is not None}  # as timm.create_model takes them
+    model_args = {key: value for key, value in given if value is not None}  # as in timm.create_model
     model_args |= {theirs: args[key] for key, theirs in _MODEL_ARGS.items() if args.get(key) not in (None, "")}
     if (activation := activation_named(args.get("act_layer"))) is not None:
         model_args.setdefault("act_layer", activation)
@@ -55,8 +56,7 @@ def hub_config(source: Source) -> dict[str, Any]:
 
 
 def notes_about(source: Source) -> list[str]:
-    """Which architecture is named in an unusual place, and the options in the file that are unknown here, where
-    `hub_config` reads any."""
+    """Notes on an architecture that is named in an unusual place, and on unknown options. Empty if `hub_config` is."""
     if not (config := hub_config(source)):
         return []
     notes = []
@@ -72,18 +72,18 @@ def notes_about(source: Source) -> list[str]:
 
 
 def used_facts(source: Source) -> frozenset[str]:
-    """The names of the facts that `hub_config` reads."""
+    """The keys of `Source.facts` that `hub_config` reads."""
     if not hub_config(source):
         return frozenset()
     used = {"arch", "args", "hyper_parameters"}
     if (found := _named_elsewhere(source)) is not None:
         path, key, _ = found
-        used = used - {path[0]} if path else used | {key}  # of a whole configuration most is not read
+        used = used - {path[0]} if path else used | {key}  # most of a whole configuration is not read
     return frozenset(used)
 
 
 def _options(value: object) -> dict[str, Any]:
-    """Options as a mapping: of a mapping, or of the stand-in for an argparse.Namespace."""
+    """The options in a mapping or in the stand-in for an argparse.Namespace; empty for anything else."""
     attributes = getattr(value, "attributes", value)
     return {str(key): item for key, item in attributes.items()} if isinstance(attributes, Mapping) else {}
 
@@ -93,9 +93,9 @@ def _architecture_in(options: Mapping[str, Any]) -> str | None:
 
 
 def _named_elsewhere(source: Source) -> tuple[tuple[str, ...], str, dict[str, Any]] | None:
-    """The outermost mapping beside the weights that names an architecture: the keys that lead to it, the key of the
-    name, and its options. None where train.py or Lightning names it in its usual place, or where mappings of one level
-    name different ones."""
+    """The outermost mapping outside the weights that names an architecture: the keys that lead to it, the key of the
+    name, and its options. None if train.py or Lightning names it in the usual place, or mappings at one level name
+    different ones."""
     usual = (_options(source.facts.get(name)) for name in ("args", "hyper_parameters"))
     if _is_architecture(source.facts.get("arch")) or any(map(_architecture_in, usual)):
         return None

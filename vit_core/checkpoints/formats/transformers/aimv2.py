@@ -1,9 +1,9 @@
-"""transformers' AIMv2: what its files and its config.json say, and what they can hold.
+"""The config of transformers' AIMv2, and the values that it can express.
 
-Its norms are RMSNorms, which its classes compute in float32 whatever the type of the model; all MLPs are gated. A
-pooling head attends by a learned query without a projection of it, and has no MLP after it: the attention pooling of
-ViTConfig with an identity and zeros there. Models for native resolution have MAE's sin-cos positions.
-Lineage: huggingface/transformers, src/transformers/models/aimv2.
+Its norms are RMSNorms, computed in float32 for every type of the model; all MLPs are gated. A pooling head attends with
+a learned query that is not projected, and has no MLP: this equals the attention pooling of ViTConfig with an identity
+as the projection and zeros as the MLP. Models for native resolution have MAE's sine-cosine positions. Source:
+huggingface/transformers, src/transformers/models/aimv2.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _NOTE = "attention pooling: an identity for the query and zeros for the MLP, whi
 
 
 class Aimv2Tower(Tower):
-    """An Aimv2VisionModel, alone or beside a text tower, while its config is being found."""
+    """Finds the config of an Aimv2VisionModel, alone or with a text tower."""
 
     epsilon_key = "rms_norm_eps"
 
@@ -47,7 +47,7 @@ class Aimv2Tower(Tower):
             self.notes.append(_NOTE)
             return {**fields, "pooling": "map", "pool_mlp_dim": 1, "num_classes": classes}
         if "pooling" not in self.fields:
-            self.assumptions.append(Assumption("pooling", "gap", "as there is no attention pooling in the file"))
+            self.assumptions.append(Assumption("pooling", "gap", "because the file has no attention pooling"))
         return {**fields, "pooling": "gap", "num_classes": classes}
 
     def positions(self) -> dict[str, Any]:
@@ -57,11 +57,14 @@ class Aimv2Tower(Tower):
     def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
         if self.names.of("pos_embed") in self.shapes:
             return super().image_size(found)
-        return self.any_size(found["patch_size"], "AIMv2's smallest, as sin-cos positions fit every size")
+        return self.any_size(
+            found["patch_size"], "the smallest released size, because sine-cosine positions fit every size"
+        )
 
 
 def with_pooling(arrays: LazyArrays, prefix: str) -> LazyArrays:
-    """With the parameters of attention pooling that AIMv2's head does not have, where there is one."""
+    """The arrays with the parameters of ViTConfig's attention pooling that AIMv2's head does not have, if it has a
+    head."""
     head = f"{prefix}head."
     if f"{prefix}{_QUERY}" not in arrays:
         return arrays
@@ -84,7 +87,7 @@ def with_pooling(arrays: LazyArrays, prefix: str) -> LazyArrays:
 
 
 def allowed_values(model: ViTConfig) -> dict[str, Values]:
-    """Values of the fields in which AIMv2 is no plain ViT."""
+    """Field -> allowed values, for the fields in which AIMv2 differs from the plain ViT."""
     sincos = model.position_embedding == "sincos2d_mae"
     return {
         "class_token": (False,),
@@ -102,7 +105,7 @@ def allowed_values(model: ViTConfig) -> dict[str, Values]:
 
 
 def config_fields(model: ViTConfig) -> dict[str, Any]:
-    """What config.json says beyond the fields of every tower."""
+    """The fields of config.json for this family, in addition to those of every tower."""
     return {
         "intermediate_size": model.mlp_dim,
         "hidden_act": "silu",

@@ -1,8 +1,8 @@
-"""transformers' BEiT, Data2VecVision and InternVL's vision tower: what their files and their config.json say.
+"""The config of transformers' BEiT, Data2VecVision and InternVL's vision tower.
 
-The three share their arrays but for the names of the attention: LayerScale as `lambda_1` and `lambda_2`, positions that
-may be a table, a relative bias (BEiT's, of each block or of all) or both, and a norm after the mean of the patches.
-Lineage: huggingface/transformers, src/transformers/models/{beit,data2vec,internvl}.
+The three have the same arrays except for the names in attention: LayerScale as `lambda_1` and `lambda_2`; a table of
+positions, a relative bias (BEiT's, of each block or shared by all) or both; and a norm after the mean of the patches.
+Source: huggingface/transformers, src/transformers/models/{beit,data2vec,internvl}.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ _MASKED_MODELLING_HEAD = "lm_head.weight"
 
 
 def with_norm_of_masked_modelling(arrays: LazyArrays, prefix: str) -> LazyArrays:
-    """With the norm that BeitForMaskedImageModeling has beside the tower as the tower's own."""
+    """The arrays with the tower's prefix for the final norm, which is outside the tower in
+    BeitForMaskedImageModeling."""
     if _MASKED_MODELLING_HEAD not in arrays or f"{prefix}embeddings.cls_token" not in arrays:
         return arrays
     entries: dict[str, LazyArray] = {}
@@ -32,16 +33,16 @@ def with_norm_of_masked_modelling(arrays: LazyArrays, prefix: str) -> LazyArrays
 
 
 class BeitTower(Tower):
-    """One of their image towers, while its config is being found."""
+    """Finds the config of BEiT, Data2VecVision or InternVL's vision tower."""
 
     def sizes(self) -> dict[str, Any]:
         names, shapes = self.names, self.shapes
         found = super().sizes()
         query_bias, key_bias, value_bias = (name in shapes for name in names.in_block("attn.qkv.bias"))
         if query_bias != value_bias or (key_bias and not query_bias):
-            self.cannot_say("a bias on some of queries, keys and values other than on the first and the last")
+            self.cannot_say("a bias on some of queries, keys and values, other than on queries and values")
         if any(name.endswith(".attention.q_norm.weight") for name in shapes):
-            self.cannot_say("a norm over all heads' queries and keys side by side (use_qk_norm)")
+            self.cannot_say("a norm over the queries and keys of all heads together (use_qk_norm)")
         rms = names.in_block("norm1.bias")[0] not in shapes
         if rms and names.of("norm.bias") in shapes:
             self.cannot_say("RMSNorm in the blocks and LayerNorm after them")
@@ -62,7 +63,7 @@ class BeitTower(Tower):
         shared = self.shared_table in self.shapes
         apart = not self.is_internvl and self.table_of_first_block in self.shapes
         if shared and apart:
-            self.cannot_say("a relative bias of all blocks beside those of each")
+            self.cannot_say("a shared relative bias in addition to one of each block")
         if not (shared or apart):
             return {"relative_bias": "none"}
         return {"relative_bias": "table", "relative_bias_shared": shared}
@@ -103,7 +104,7 @@ class BeitTower(Tower):
         return _MASKED_MODELLING_HEAD in self.shapes
 
     def norms(self) -> tuple[bool, bool]:
-        """Whether there is a norm after the mean of the patches, and one before."""
+        """Whether there is a norm after the mean of the patches, and whether there is one before it."""
         pooler = self.names.kind == "beit" and self.names.of("fc_norm.weight") in self.shapes
         return pooler, self.names.of("norm.weight") in self.shapes
 
@@ -117,7 +118,7 @@ class BeitTower(Tower):
         final_norm = "before_pooling" if norm else "none"
         pooling = "cls" if norm or self.is_internvl else "gap"
         if "pooling" not in self.fields and (self.of_masked_modelling or self.is_internvl or not norm):
-            why = "as the class of the file gives all tokens"
+            why = "because the class of the file returns all tokens"
             self.assumptions.append(Assumption("pooling", pooling, why, "--set pooling=gap or cls"))
         return {"pooling": pooling, "final_norm": final_norm, "num_classes": classes}
 
@@ -142,7 +143,7 @@ class BeitTower(Tower):
             return super().image_size(found)
         patch, said = found["patch_size"], self.said_image_size
         if "image_size" in self.fields:
-            return patch  # which the user's replaces
+            return patch  # replaced by the user's value
         rows = 0
         if found["relative_bias"] == "table":
             rows = self.shape(self.shared_table if found["relative_bias_shared"] else self.table_of_first_block, 2)[0]
@@ -154,12 +155,12 @@ class BeitTower(Tower):
             return size
         whole = self.whole_patches(said, patch)
         if rows and table_rows((whole[0] // patch[0], whole[1] // patch[1]), class_token=True) != rows:
-            self.disagree("image_size", self.said["image_size"], f"{rows} rows of relative bias of patches {patch}")
+            self.disagree("image_size", self.said["image_size"], f"{rows} rows of relative bias for patches of {patch}")
         return whole
 
 
 def allowed_values(model: ViTConfig) -> dict[str, Values]:
-    """Values of the fields in which BEiT is no plain ViT."""
+    """Field -> allowed values, for the fields in which BEiT differs from the plain ViT."""
     by_mean = model.pooling == "gap"
     return {
         "position_embedding": ("none", "learned"),
@@ -174,7 +175,7 @@ def allowed_values(model: ViTConfig) -> dict[str, Values]:
 
 
 def config_fields(model: ViTConfig) -> dict[str, Any]:
-    """What config.json says beyond the fields of every tower."""
+    """The fields of config.json for this family, in addition to those of every tower."""
     return {
         "use_relative_position_bias": not model.relative_bias_shared,
         "use_shared_relative_position_bias": model.relative_bias_shared,

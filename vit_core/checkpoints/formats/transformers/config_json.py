@@ -1,6 +1,6 @@
-"""Which config of ours a file of transformers has: by its arrays' shapes, and by its config.json.
+"""Finds the ViTConfig of transformers' models from the shapes of arrays and from config.json.
 
-The values in that may be anything: what is used of it is either held against the shapes or validated by ViTConfig.
+Values in config.json are untrusted: each one that is used is compared with the shapes or validated by ViTConfig.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh",
     "gelu_python": "gelu",
 }  # fmt: skip
-"""hidden_act -> ours; the first for one of ours is written."""
+"""hidden_act -> our activation. If several have the same activation, the first is written."""
 GATES = ("silu", "swish")
 """hidden_act of gated MLPs."""
 _HEAD_OF = {
@@ -29,14 +29,14 @@ _HEAD_OF = {
     "CLIPSegModel": "visual_projection",
     "Aimv2Model": "visual_projection",
 }
-"""What the name of an architecture ends in -> its head."""
-_WINDOWS = "RF-DETR's backbone has the same arrays, and attention within windows"
+"""End of the name of an architecture -> name of its head."""
+_WINDOWS = "RF-DETR's backbone has the same arrays but attention within windows"
 _LOOKALIKES = {
-    "siglip_vision_model": "PaddleOCR-VL's image tower has the same arrays, and rotary positions",
+    "siglip_vision_model": "PaddleOCR-VL's image tower has the same arrays but rotary positions",
     "dinov2": _WINDOWS,
     "dinov2_with_registers": _WINDOWS,
 }
-"""Family -> a network that computes other outputs from the same arrays, which only a config.json tells apart."""
+"""Model type -> a network with the same arrays and other outputs. Only config.json distinguishes them."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -45,7 +45,7 @@ def _is_patch_matrix(shapes: Shapes) -> bool:
 
 
 def model_type_of(source: Source, shapes: Shapes) -> str:
-    """That of the image tower: config.json's, or what names tell. InputError for what has no place in our schema."""
+    """The model type, by config.json or the names of arrays. Raises InputError for one that cannot be read."""
     said = source.config.get("model_type")
     if said is None:
         beit = "data2vec-vision" if any(name.startswith("data2vec_vision.") for name in shapes) else "beit"
@@ -74,29 +74,29 @@ def model_type_of(source: Source, shapes: Shapes) -> str:
 
 
 def _next_step(source: Source) -> str:
-    """What to do with a model type that is not read, which may hold an image tower that is."""
-    read = f"of transformers' model types are read: {', '.join([*FAMILIES, *TOWER_OF])}"
+    """What the user can do with a model type that cannot be read but may contain an image tower that can."""
+    read = f"model types of transformers that can be read: {', '.join([*FAMILIES, *TOWER_OF])}"
     inner = source.config.get("vision_config")
     tower = inner.get("model_type") if isinstance(inner, dict) else None
     if tower not in FAMILIES and tower not in TOWER_OF:
         own = "if it is a class of your own around a model of timm, use --from timm"
-        return f"which is not read; give a checkpoint of one that is: {read}; {own}"
+        return f"which cannot be read; {read}; {own}"
     module = ".".join(source.prefix)
-    where = f" (here '{module}')" if module else ""
+    where = f" ('{module}')" if module else ""
     return (
-        f"which is not read as a whole; its image tower is a {tower}, which is: save that module alone{where} with its "
-        "save_pretrained(FOLDER), and give that folder"
+        f"which cannot be read; its image tower, a {tower}, can be: save only that module{where} with its "
+        "save_pretrained(FOLDER) and give that folder"
     )
 
 
 def _said_of_tower(source: Source) -> Mapping[str, Any]:
-    """What config.json says of the image tower. (A vision_config_dict, which CLIP may have, outdoes vision_config.)"""
+    """The fields of config.json for the image tower. (CLIP's vision_config_dict overrides vision_config.)"""
     config = source.config
     said = config.get("vision_config_dict") or config.get("vision_config")
     if config.get("model_type") in TOWER_OF and said is not None:
         if not isinstance(said, dict):
             raise InputError(
-                f"{source.path}: config.json says vision_config {shown(said)}; expected an object of fields"
+                f"{source.path}: config.json states vision_config {shown(said)}; expected an object of fields"
             )
         return said
     return config
@@ -104,7 +104,7 @@ def _said_of_tower(source: Source) -> Mapping[str, Any]:
 
 @dataclass
 class Tower:
-    """The image tower of a file, while its config is being found."""
+    """Finds the config of a file's image tower; subclasses override methods for other model types."""
 
     source: Source
     shapes: Shapes
@@ -113,7 +113,7 @@ class Tower:
     notes: list[str] = field(default_factory=list)
     assumptions: list[Assumption] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    """Regular expressions of names that are no part of it."""
+    """Regular expressions of names that are not part of the tower."""
     epsilon_key: ClassVar[str] = "layer_norm_eps"
     """The key of config.json that states the epsilon of the norms."""
 
@@ -125,7 +125,7 @@ class Tower:
         self.architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
 
     def config(self) -> dict[str, Any]:
-        """Fields of ViTConfig, those that the user says among them."""
+        """The fields of ViTConfig, including those that the user gives."""
         found = self.sizes()
         self.agrees(found)
         found |= self.ends()
@@ -135,15 +135,15 @@ class Tower:
         found |= self.positions()
         if self.family.kind in ("dinov2", "dinov3"):
             found["layer_scale"] = self.said.get("layerscale_value", 1.0)
-        if self.said.get("head_dim") is not None:  # transformers 5 heeds it, where its config class has no such field
+        if self.said.get("head_dim") is not None:  # transformers 5 uses it, although its config class has no such field
             found["head_dim"] = self.said["head_dim"]
         found["image_size"] = self.image_size(found)
         if not self.top:
-            why = f"transformers' default for {self.names.model_type}, without a config.json"
+            why = f"transformers' default for {self.names.model_type}, because there is no config.json"
             defaults = [Assumption(name, found[name], why) for name in ("activation", "norm_epsilon")]
             self.assumptions += [one for one in defaults if one.field not in self.fields]
             if others := _LOOKALIKES.get(self.names.model_type):
-                how = (f"by its names; {others}", "give the folder with its config.json, which decides")
+                how = (f"by its names; {others}", "give the folder with its config.json, which shows which it is")
                 self.assumptions.append(Assumption("model_type", self.names.model_type, *how))
         if self.family.kind in FROM_SQUARE_GRIDS:
             size = self.fields.get("image_size", found["image_size"])
@@ -152,11 +152,11 @@ class Tower:
         return {**found, **self.fields}
 
     def positions(self) -> dict[str, Any]:
-        """How the class computes positions, of an image of another size too."""
+        """The fields for how the class computes positions, also for images of another size."""
         return {"position_resampling": self.family.resampling}
 
     def sizes(self) -> dict[str, Any]:
-        """What the shapes alone tell."""
+        """The fields that the shapes determine."""
         names, gated = self.names, self.names.gated
         width, channels, patch = self.patches()
         fc1 = names.in_block("mlp.fc1.weight")
@@ -175,12 +175,12 @@ class Tower:
         return found
 
     def patches(self) -> tuple[int, int, tuple[int, int]]:
-        """The width, the channels and the height and width of patches."""
+        """The token width, the channels, and (height, width) of patches."""
         width, channels, height, across = self.shape(self.names.of("patch_embed.proj.weight"), 4)
         return width, channels, (height, across)
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of an array. InputError unless it is there, with so many axes."""
+        """The shape of an array. Raises InputError if it is missing or has another number of axes."""
         shape = self.shapes.get(name)
         if shape is None or len(shape) != axes:
             found = "is missing" if shape is None else f"has shape {list(shape)}, expected {axes} axes"
@@ -190,7 +190,7 @@ class Tower:
         return shape
 
     def agrees(self, found: Mapping[str, Any]) -> None:
-        """InputError where config.json says other sizes than the shapes."""
+        """Raises InputError if sizes in config.json differ from the shapes."""
         for key, values in self.expected(found).items():
             if values and (said := self.said.get(key)) is not None and said not in values:
                 self.disagree(key, said, values[-1])
@@ -201,7 +201,7 @@ class Tower:
                 self.disagree("mlp_ratio", ratio, f"mlp_dim {found['mlp_dim']} for width {found['width']}")
 
     def expected(self, found: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-        """Keys of config.json -> the values that agree with the shapes; none: the family has no such key."""
+        """Keys of config.json -> values that agree with the shapes; (): the family has no such key."""
         patch, kind = found["patch_size"], self.family.kind
         return {
             "hidden_size": (found["width"],),
@@ -216,12 +216,12 @@ class Tower:
 
     def disagree(self, key: str, said: object, found: object) -> None:
         raise InputError(
-            f"{self.where}: config.json says {key} {shown(said)}, its arrays {found}; "
-            "one of the two belongs to another checkpoint"
+            f"{self.where}: config.json states {key} {shown(said)}, but the arrays show {found}; "
+            "give a config.json and weights of the same checkpoint"
         )
 
     def ends(self) -> dict[str, Any]:
-        """What stands before the patches and after the blocks."""
+        """The fields of the tokens before the patches and of the layers after the blocks."""
         classes = self.classes()
         fields: dict[str, Any]
         pooled = f"{self.names.prefix}pooler.dense.weight"
@@ -231,8 +231,8 @@ class Tower:
             case "clip_vision_model":
                 if "classifier" in classes:
                     raise InputError(
-                        f"{self.where}: CLIPForImageClassification takes the mean of tokens before their norm, "
-                        "which the schema cannot say; save its vision_model alone"
+                        f"{self.where}: CLIPForImageClassification computes the mean of tokens before their norm, "
+                        "which ViTConfig cannot express; save only its vision_model"
                     )
                 fields = {
                     "pre_norm": True,
@@ -251,21 +251,21 @@ class Tower:
                 return self.ijepa(classes)
         fields = {"distillation": "token"} if self.names.model_type == "deit" else {}
         if classes:
-            self.left_out.append(r"(^|\.)pooler\.")  # the classifier does not read it
+            self.left_out.append(r"(^|\.)pooler\.")  # the classifier does not use it
             if pooled in self.shapes and "representation" not in self.fields:
                 other = f"--set representation={self.shape(pooled, 2)[0]} for a head that reads pooler_output"
-                self.assumptions.append(Assumption("representation", None, "for a head that reads the tokens", other))
+                self.assumptions.append(Assumption("representation", None, "because the head reads the tokens", other))
         elif pooled in self.shapes:
             if self.said.get("pooler_act", "tanh") != "tanh":
                 raise InputError(
-                    f"{self.where}: config.json says pooler_act {shown(self.said['pooler_act'])}; known: tanh"
+                    f"{self.where}: config.json states pooler_act {shown(self.said['pooler_act'])}; supported: tanh"
                 )
             fields["representation"] = self.shape(pooled, 2)[0]
         return {**fields, "num_classes": classes.get("classifier", 0)}
 
     def classes(self) -> dict[str, int]:
-        """Head -> its outputs; InputError where config.json promises one that is missing. Other numbers of labels are
-        those of a head that was replaced: `labels_of` leaves them out."""
+        """Head -> its number of outputs. Raises InputError if a required head is missing. If config.json states
+        another number of labels, the head was replaced: `labels_of` leaves them out."""
         heads = sorted(set(_HEAD_OF.values()))
         found = {head: self.shape(f"{head}.weight", 2)[0] for head in heads if f"{head}.weight" in self.shapes}
         labels = self.top.get("id2label")
@@ -277,20 +277,20 @@ class Tower:
     def siglip(self, classes: Mapping[str, int]) -> dict[str, Any]:
         fields: dict[str, Any] = {"class_token": False}
         if "classifier" in classes or self.architecture.endswith("ForImageClassification"):
-            self.left_out.append(r"^vision_model\.head\.")  # the classifier reads the mean of the tokens instead
+            self.left_out.append(r"^vision_model\.head\.")  # the classifier uses the mean of the tokens instead
             return {**fields, "pooling": "gap", "num_classes": classes.get("classifier", 0)}
         there = self.names.of("attn_pool.latent") in self.shapes
         if there or (self.top and self.said.get("vision_use_head") is not False):
             return {**fields, "pooling": "map", "num_classes": 0}
         if "pooling" not in self.fields:
-            self.assumptions.append(Assumption("pooling", "gap", "as there is no attention pooling in the file"))
+            self.assumptions.append(Assumption("pooling", "gap", "because the file has no attention pooling"))
         return {**fields, "pooling": "gap", "num_classes": 0}
 
     def ijepa(self, classes: Mapping[str, int]) -> dict[str, Any]:
-        """No class token: the classifier reads the mean of the tokens, and the model alone gives all of them."""
+        """The fields of I-JEPA: no class token; its classifier uses the mean of the tokens."""
         self.left_out.append(r"(^|\.)pooler\.")
         if "classifier" not in classes and "pooling" not in self.fields:
-            why = "as IJepaForImageClassification does; IJepaModel gives all tokens"
+            why = "as in IJepaForImageClassification; IJepaModel returns all tokens"
             self.assumptions.append(Assumption("pooling", "gap", why))
         return {"class_token": False, "pooling": "gap", "num_classes": classes.get("classifier", 0)}
 
@@ -309,18 +309,18 @@ class Tower:
             return None
         if not isinstance(said, str) or said not in ACTIVATIONS:
             raise InputError(
-                f"{self.where}: config.json says hidden_act {shown(said)}, which the schema cannot say; "
-                f"known: {', '.join(ACTIVATIONS)}"
+                f"{self.where}: config.json states hidden_act {shown(said)}, which ViTConfig cannot express; "
+                f"supported: {', '.join(ACTIVATIONS)}"
             )
         return ACTIVATIONS[said]
 
     def of_gate(self) -> str:
-        """The activation beside a gate, which nothing reads. InputError unless the gate's own is SiLU."""
+        """`activation` of a gated MLP, which is not used. Raises InputError unless the gate's activation is SiLU."""
         said = self.said.get("hidden_act", GATES[0])
         if said not in GATES:
             raise InputError(
-                f"{self.where}: config.json says hidden_act {shown(said)} for a gated MLP, which the schema cannot "
-                f"say; known with gates: {', '.join(GATES)}"
+                f"{self.where}: config.json states hidden_act {shown(said)} for a gated MLP, which ViTConfig cannot "
+                f"express; supported for gated MLPs: {', '.join(GATES)}"
             )
         return "gelu"
 
@@ -328,7 +328,8 @@ class Tower:
         raise InputError(f"{self.where}: {what}, which ViTConfig cannot express")
 
     def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
-        """config.json's in whole patches (what is left at the right and the bottom is read by none of them)."""
+        """The image size in config.json, rounded down to whole patches, or one computed from the positions. Raises
+        InputError if it does not fit the positions."""
         patch, table = found["patch_size"], self.names.of("pos_embed")
         rows = self.shape(table, 2 if table.endswith(".weight") else 3)[-2]
         patches = rows - (found.get("class_token", True) + (found.get("distillation", "none") != "none"))
@@ -338,11 +339,12 @@ class Tower:
             self.assumptions += assumed
             return size
         if prod(side // size for side, size in zip(said, patch, strict=True)) != patches:
-            self.disagree("image_size", self.said["image_size"], f"{patches} positions of patches {list(patch)}")
+            self.disagree("image_size", self.said["image_size"], f"{patches} positions for patches of {list(patch)}")
         return self.whole_patches(said, patch)
 
     def any_size(self, patch: tuple[int, int], why: str) -> tuple[int, int]:
-        """config.json's, or an assumed one of 14x14 patches, where no array shows any. why: the reason for these."""
+        """For models whose arrays do not show the image size: the size in config.json, or an assumed one of 14x14
+        patches. why: the reason for the assumption."""
         if (said := self.said_image_size) is not None:
             return self.whole_patches(said, patch)
         assumed = (14 * patch[0], 14 * patch[1])
@@ -351,15 +353,16 @@ class Tower:
         return assumed
 
     def whole_patches(self, said: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
-        """The part of an image that whole patches cover, with a note where some is left."""
+        """The image size rounded down to whole patches, with a note if it is smaller."""
         height, width = (side // size * size for side, size in zip(said, patch, strict=True))
         if (height, width) != said:
-            self.notes.append(f"image_size: {height}x{width}, what whole patches cover of {said[0]}x{said[1]}")
+            self.notes.append(f"image_size: {height}x{width}, the part of {said[0]}x{said[1]} that whole patches cover")
         return height, width
 
     @property
     def said_image_size(self) -> tuple[int, int] | None:
-        """In pixels, whole patches or not; none where the file does not say it, or the user does."""
+        """The (height, width) in config.json, in pixels; None if it states none, or the user gives one. Raises
+        InputError for an invalid value."""
         said = self.said.get("image_size")
         sides = [said, said] if isinstance(said, int) else said
         if said is None or "image_size" in self.fields:
@@ -367,32 +370,31 @@ class Tower:
         if isinstance(sides, list) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
             return sides[0], sides[1]
         raise InputError(
-            f"{self.where}: config.json says image_size {shown(said)}; expected pixels, or [height, width]"
+            f"{self.where}: config.json states image_size {shown(said)}; expected pixels, or [height, width]"
         )
 
 
 FROM_SQUARE_GRIDS = {"dinov2": "Dinov2", "beit": "Beit", "internvl": "InternVLVisionModel"}
-"""Kinds whose classes resample positions whenever the image is not square, and from a square grid, whatever theirs
-is; and the names of these classes."""
+"""Kind -> a class that, for images that are not square, treats positions as those of a square grid."""
 
 
 def check_grid(image_size: tuple[int, int], patch_size: tuple[int, int], where: object, name: str = "Dinov2") -> None:
-    """InputError for what the classes of FROM_SQUARE_GRIDS do not compute. name: the class's."""
+    """Raises InputError for sizes for which the class `name`, of FROM_SQUARE_GRIDS, computes wrong positions."""
     (height, width), (patch_height, patch_width) = image_size, patch_size
     if height != width and height // patch_height != width // patch_width:
         raise InputError(
             f"{where}: image_size {height}x{width} with patch_size {patch_height}x{patch_width}: transformers' {name} "
-            "takes the positions of an image that is not square for a square grid; resize to a square image first"
+            "treats positions of an image that is not square as those of a square grid; resize to a square image first"
         )
 
 
 def dinov2_mlp_dim(width: int, mlp_ratio: float, gated: bool) -> int:
-    """Dinov2Config has no hidden width: two thirds of the ratio's where gated, in eights."""
+    """Hidden width of Dinov2's MLPs: width * mlp_ratio; if gated, two thirds, rounded up to a multiple of 8."""
     hidden = int(width * mlp_ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
 
 
 def shown(value: object) -> str:
-    """A value of a file that may hold anything."""
+    """The text of any value of a file, at most about 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "..."

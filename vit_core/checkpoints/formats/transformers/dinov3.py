@@ -1,8 +1,8 @@
-"""transformers' DINOv3ViT: what its files and its config.json say, and what they can hold.
+"""The config of transformers' DINOv3ViT, and the values that it can express.
 
-It has rotary positions by DINOv3's rule alone, of which config.json states the base and what training draws, and a
-bias that keys may lack. Its classes compute the angles in float32, whatever the type of the model.
-Lineage: huggingface/transformers, src/transformers/models/dinov3_vit.
+It supports only DINOv3's rotary positions: config.json states their base and the random changes in training. The bias
+of keys is optional. Its classes compute the angles in float32 for every type of the model. Source:
+huggingface/transformers, src/transformers/models/dinov3_vit.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from vit_core.rope import Rope
 _ROPE = {"rope_theta": "base", "pos_embed_shift": "shift", "pos_embed_jitter": "jitter", "pos_embed_rescale": "rescale"}
 """Key of config.json -> field of Rope."""
 _DEFAULTS = {"rope_theta": 100.0, "pos_embed_rescale": 2.0}
-"""What its config class says where a file does not."""
+"""Defaults of its config class."""
 _PARTS = ("query", "key", "value")
 
 
 class DINOv3Tower(Tower):
-    """A DINOv3ViTModel or DINOv3ViTBackbone, while its config is being found."""
+    """Finds the config of a DINOv3ViTModel or DINOv3ViTBackbone."""
 
     def sizes(self) -> dict[str, Any]:
         names, shapes = self.names, self.shapes
@@ -30,7 +30,7 @@ class DINOv3Tower(Tower):
         if biases["query_bias"] != biases["value_bias"]:
             self.cannot_say("a bias on only one of queries and values")
         if biases["key_bias"] and not biases["query_bias"]:
-            self.cannot_say("a bias on keys alone")
+            self.cannot_say("a bias on keys but not on queries")
         proj, mlp = (names.in_block(f"{end}.bias")[0] in shapes for end in ("attn.proj", "mlp.fc2"))
         if proj != mlp:
             self.cannot_say("a bias on only one of the attention's projection and the MLP (proj_bias, mlp_bias)")
@@ -64,7 +64,7 @@ class DINOv3Tower(Tower):
         said = {**_DEFAULTS, **self.said}
         rope = {field: said.get(key) for key, field in _ROPE.items()}
         if not self.top and "rope" not in self.fields:
-            why = "transformers' default for dinov3_vit, without a config.json"
+            why = "transformers' default for dinov3_vit, because there is no config.json"
             self.assumptions.append(Assumption("rope", Rope(**rope), why))
         return {"rope": rope}
 
@@ -76,12 +76,12 @@ class DINOv3Tower(Tower):
 
     def image_size(self, found: Mapping[str, Any]) -> tuple[int, int]:
         return self.any_size(
-            found["patch_size"], "the released models' 14x14 patches, as rotary positions fit every size"
+            found["patch_size"], "the released models' 14x14 patches, because rotary positions fit every size"
         )
 
 
 def allowed_values(model: ViTConfig) -> dict[str, Values]:
-    """Values of the fields in which DINOv3ViT is no plain ViT."""
+    """Field -> allowed values, for the fields in which DINOv3ViT differs from the plain ViT."""
     either = (True, False)
     return {
         "num_classes": (0,),
@@ -98,13 +98,14 @@ def allowed_values(model: ViTConfig) -> dict[str, Values]:
 
 
 def rope_there(model: ViTConfig) -> Rope:
-    """Rotary positions as its class computes them, which differ from the model's in what that cannot be told."""
+    """The rotary positions that the class can compute: the model's values for fields that config.json has, the class's
+    for others."""
     rope = model.rope or Rope()
     return Rope(**{field: getattr(rope, field) for field in _ROPE.values()})
 
 
 def config_fields(model: ViTConfig) -> dict[str, Any]:
-    """What config.json says beyond the fields of every tower."""
+    """The fields of config.json for this family, in addition to those of every tower."""
     rope = model.rope or Rope()
     gated, bias = model.mlp == "swiglu", model.qkv_bias
     return {

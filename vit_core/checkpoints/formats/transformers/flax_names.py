@@ -1,8 +1,8 @@
 """Arrays of transformers' former Flax classes (FlaxViT, FlaxCLIP, FlaxDinov2) under the names of its PyTorch classes.
 
-`flax_model.msgpack` holds the same modules under the same names, with Flax's names and axes for the parameters of a
-layer: a `kernel` for the `weight` of a Linear [inputs, outputs] and of a convolution [height, width, inputs, outputs],
-a `scale` for that of a norm, an `embedding` for that of a table. The classes were removed in transformers 5.
+`flax_model.msgpack` has the same modules under the same names, with Flax's names and axes for the parameters of a
+layer: `kernel` for the `weight` of a Linear [inputs, outputs] and of a convolution [height, width, inputs, outputs],
+`scale` for that of a norm, `embedding` for that of a table. The classes were removed in transformers 5.
 """
 
 from functools import partial

@@ -1,8 +1,9 @@
-"""transformers' preprocessor_config.json, as far as Preprocessing expresses it: a fixed size, by Pillow's filters.
+"""Reads and writes transformers' preprocessor_config.json, for what Preprocessing can express: a fixed size and
+Pillow's filters.
 
 Its processors stretch (ViT, SigLIP), stretch and crop (DeiT), or scale the shortest edge and crop (Bit, which is
-DINOv2's, and CLIP). The pixels are those of the PIL backend, bit for bit; the torchvision backend, which is the default
-where torchvision is installed, resizes with other roundings and differs by a few levels of 255.
+DINOv2's, and CLIP). The pixels equal those of the PIL backend bit for bit. The torchvision backend, the default if
+torchvision is installed, rounds differently and differs by a few levels of 255.
 """
 
 import json
@@ -37,7 +38,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Beit": {"size": 224, "crop_size": 224, "resample": 3, "image_mean": _HALF, "image_std": _HALF},
     "DINOv3ViT": {"size": 224, "resample": 2, "image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]},
 }
-"""Processor -> what it does where the file says nothing."""
+"""Processor -> its defaults."""
 _OF_MODEL = {
     "vit": "ViT",
     "deit": "DeiT",
@@ -59,7 +60,7 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's number of a filter -> its name."""
 _PROCESSOR = {"crop": "BitImageProcessor", "squash": "ViTImageProcessor", "squash, cropped": "DeiTImageProcessor"}
 _ROUNDING: Literal["floor"] = "floor"
-"""How the position of every processor's center crop is rounded, in both backends."""
+"""How all processors round the position of the center crop, in both backends."""
 _KNOWN = frozenset(
     ("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "_valid_processor_keys")
     + ("do_convert_rgb", "do_resize", "size", "default_to_square", "resample", "do_center_crop", "crop_size")
@@ -68,23 +69,22 @@ _KNOWN = frozenset(
     + ("data_format", "input_data_format", "return_tensors", "disable_grouping", "image_seq_length")
     + ("model_input_names", "transformers_version", "_auto_class")
 )
-"""Keys that are read here, or that change no pixel."""
+"""Keys that are read here, or that do not change pixels."""
 FILE = "preprocessor_config.json"
 
 
 def read_preprocessing(
     source: Source, model: ViTConfig, model_type: str, said_size: object
 ) -> tuple[Preprocessing | None, list[str]]:
-    """What the file says, for the model's image size (as transformers would resample positions to another); and notes.
-
-    None, with the reason, where Preprocessing cannot say it. InputError for values that make no sense.
+    """The preprocessing that the file states, but for the model's image size; and notes. It is None, with a note on the
+    reason, if Preprocessing cannot express it or a value is invalid. said_size: the image size in config.json, or None.
     """
     if not source.preprocessor:
         return None, []
     notes = unknown_keys(FILE, source.preprocessor, _KNOWN, "pixels")
     try:
         if said_size not in (None, model.image_size):
-            raise _Unsaid(f"it is for {said_size[0]}x{said_size[1]} pixels, some of which no patch reads")  # type: ignore[index]
+            raise _Unsaid(f"it is for {said_size[0]}x{said_size[1]} pixels, which whole patches do not cover")  # type: ignore[index]
         kind = _kind(source.preprocessor, model_type)
         fields, size = _preprocessing_fields(source.preprocessor, kind, model)
     except _Unsaid as reason:
@@ -100,9 +100,11 @@ def read_preprocessing(
         constants = {key: source.preprocessor.get(key) for key in ("image_mean", "image_std")}
         notes += equal_in_one(FILE, constants, model.channels)
     if kind == "DINOv3ViT":
-        notes.append(f"{FILE}: DINOv3's processor resizes without rounding to whole levels; up to one level apart")
+        notes.append(
+            f"{FILE}: DINOv3's processor does not round pixels to whole levels after resizing; here they are rounded"
+        )
     if size != model.image_size:
-        notes.append(f"{FILE} is for {size[0]}x{size[1]} pixels; taken over for the model's")
+        notes.append(f"{FILE} is for {size[0]}x{size[1]} pixels; used for the model's image size instead")
     return preprocessing, notes
 
 
@@ -111,7 +113,7 @@ class _Unsaid(Exception):
 
 
 def _kind(file: Mapping[str, Any], model_type: str) -> str:
-    """The processor that a file names, or its model has, without what all names end in."""
+    """The name of the processor in a file, or of the model's default one, without endings such as "ImageProcessor"."""
     kind = file.get("image_processor_type") or file.get("feature_extractor_type") or _OF_MODEL.get(model_type, "ViT")
     for end in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
         kind = str(kind).removesuffix(end)
@@ -121,16 +123,16 @@ def _kind(file: Mapping[str, Any], model_type: str) -> str:
 def _preprocessing_fields(
     file: Mapping[str, Any], kind: str, model: ViTConfig
 ) -> tuple[dict[str, Any], tuple[int, int]]:
-    """Fields of Preprocessing but for the image size, and the image size."""
+    """The fields of Preprocessing except image_size, and the image size (height, width)."""
     if kind not in _DEFAULTS:
         raise _Unsaid(f"it is for {kind[:60]}ImageProcessor")
     said = {**_DEFAULTS[kind], **{key: value for key, value in file.items() if value is not None}}
-    if kind == "Siglip2":  # which chooses a size for each image
+    if kind == "Siglip2":  # its processor chooses a size for each image
         said["size"] = list(model.image_size)
     if model.channels not in (1, 3):
-        raise _Unsaid(f"images of {model.channels} channels")
+        raise _Unsaid(f"the model has {model.channels} channels, expected 1 or 3")
     if not (said.get("do_resize", True) is said.get("do_rescale", True) is True):
-        raise _Unsaid("images are taken as they are (do_resize or do_rescale false)")
+        raise _Unsaid("images are not resized or not rescaled (do_resize or do_rescale is false)")
     if said.get("rescale_factor", 1 / 255) not in (1 / 255, 0.00392156862745098):
         raise _Unsaid("rescale_factor is not 1/255")
     if said.get("do_pad", False) is not False:
@@ -143,10 +145,10 @@ def _preprocessing_fields(
     elif resize == "squash":
         size = whole
     else:
-        raise _Unsaid("the shortest edge is scaled and nothing is cropped")
+        raise _Unsaid("the shortest edge is scaled without a crop")
     fractions = {_fraction(side, full) for side, full in zip(size, whole, strict=True)}
     if len(fractions) > 1:
-        raise _Unsaid(f"a crop of {size[0]}x{size[1]} from {whole[0]}x{whole[1]}")
+        raise _Unsaid(f"the crop of {size[0]}x{size[1]} from {whole[0]}x{whole[1]} has another aspect ratio")
     normalized = said.get("do_normalize", True)
     return {
         "channels": model.channels,
@@ -160,7 +162,7 @@ def _preprocessing_fields(
 
 
 def _filter(said: object) -> str:
-    """The name of a filter: of Pillow's number, or of a name ("bicubic", "BICUBIC", "PILImageResampling.BICUBIC")."""
+    """The name of a filter, from Pillow's number or a name ("bicubic", "BICUBIC", "PILImageResampling.BICUBIC")."""
     if isinstance(said, int) and not isinstance(said, bool) and said in _FILTERS:
         return _FILTERS[said]
     name = said.rpartition(".")[2].lower() if isinstance(said, str) else ""
@@ -170,7 +172,8 @@ def _filter(said: object) -> str:
 
 
 def _size(said: object, one_number: str) -> tuple[str, tuple[int, int]]:
-    """How an image is resized, and to what (height, width); `one_number`: what a single number means there."""
+    """How an image is resized ("crop" or "squash"), and to what (height, width). one_number: how, if the file has a
+    single number."""
     fields = said if isinstance(said, dict) else {}
     edges = {"crop": (fields.get("shortest_edge"),) * 2, "squash": (fields.get("height"), fields.get("width"))}
     if type(said) is int:
@@ -184,39 +187,42 @@ def _size(said: object, one_number: str) -> tuple[str, tuple[int, int]]:
 
 
 def _fraction(side: int, whole: int) -> float:
-    """The crop_fraction that gives back this very size of the whole, in Preprocessing's arithmetic."""
+    """The crop_fraction from which Preprocessing computes exactly `whole` for `side`."""
     for fraction in (side / whole, nextafter(side / whole, 0)):
         if side <= whole and floor(side / fraction) == whole:
             return fraction
-    raise _Unsaid(f"a crop of {side} from {whole}")
+    raise _Unsaid(f"the crop of {side} from {whole} pixels")
 
 
 def preprocessor_texts(
     preprocessing: Preprocessing | None, any_aspect: bool = False
 ) -> tuple[dict[str, str], list[str]]:
-    """The file, by its name, and notes; none where no processor does the same. any_aspect: whether the model's class
-    takes images that keep their aspect, as max_patches patches."""
+    """File name -> text, and notes. Without a file, and with a note on the reason, if no processor of transformers does
+    the same. any_aspect: whether the model's class accepts images that keep their aspect ratio, with max_patches
+    patches."""
     if preprocessing is None:
         return {}, []
     p, (height, width) = preprocessing, preprocessing.image_size
     if p.bit_depth != 8:
         return {}, [f"no {FILE}: no processor of transformers keeps 16 bits of a pixel"]
     if p.exif_rotation:
-        return {}, [f"no {FILE}: no processor of transformers turns images by EXIF"]
+        return {}, [f"no {FILE}: no processor of transformers rotates images by EXIF"]
     if p.max_patches is not None and not any_aspect:
-        return {}, [f"no {FILE}: this model's class of transformers takes images of one size, not max_patches patches"]
-    if p.max_patches is not None and p.patch_size is not None:  # always with it
+        return {}, [
+            f"no {FILE}: this model's class in transformers accepts images of one size, not max_patches patches"
+        ]
+    if p.max_patches is not None and p.patch_size is not None:  # always set with max_patches
         own = {"patch_size": p.patch_size[0], "max_num_patches": p.max_patches}
         return {FILE: _text({"image_processor_type": "Siglip2ImageProcessor", **own, **_values(p)})}, []
     if p.resize == "border" or (p.resize == "crop" and height != width):
         borders = p.resize == "border"
-        what = "fits images into borders of the mean" if borders else "covers and crops to a size that is not square"
+        what = "pads images with the mean" if borders else "resizes and crops to a size that is not square"
         return {}, [f"no {FILE}: no processor of transformers {what}"]
     notes = []
     if p.crop_rounding != _ROUNDING and crop_rounding_matters(p):
         notes.append(
-            f"{FILE}: transformers rounds the position of the crop down (crop_rounding floor, here {p.crop_rounding}): "
-            "one pixel apart where the margin is 3, 7, 11, ... pixels"
+            f"{FILE}: transformers rounds the position of the crop down (this model: crop_rounding {p.crop_rounding}), "
+            "which differs by one pixel if the margin is 3, 7, 11, ... pixels"
         )
     whole_height, whole_width = (floor(side / p.crop_fraction) for side in p.image_size)
     cropped = p.resize == "crop" or p.crop_fraction < 1
@@ -232,7 +238,7 @@ def preprocessor_texts(
 
 
 def _values(p: Preprocessing) -> dict[str, Any]:
-    """What every processor's file says of filter and values."""
+    """The fields of filter, scale, mean and std, which are the same for every processor."""
     return {
         "do_resize": True,
         "resample": next(code for code, name in _FILTERS.items() if name == p.interpolation),

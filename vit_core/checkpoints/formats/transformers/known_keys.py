@@ -1,6 +1,6 @@
 """The keys of transformers' config.json that are read here, or that cannot change what an image tower computes.
 
-Lineage: huggingface/transformers, configuration_utils.py (versions 4 and 5) and the config class of each model.
+Source: huggingface/transformers, configuration_utils.py (versions 4 and 5) and the config class of each model.
 """
 
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ EVERY_MODEL = _words("""
     num_return_sequences output_scores return_dict_in_generate remove_invalid_values exponential_decay_length_penalty
     suppress_tokens begin_suppress_tokens
 """)
-"""Keys of every config: what it is called, and options of text generation, which the towers' configs of version 4 have
-too."""
+"""Keys of every config: names of the model, and options of text generation, which configs of towers have too in version
+4."""
 EVERY_TOWER = _words("""
     hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps
     image_size patch_size num_channels head_dim initializer_range initializer_factor
@@ -65,7 +65,7 @@ OF_KIND: Mapping[str, frozenset[str]] = {
     "clip": _words("projection_dim vision_use_head num_patches"),
     "aimv2": _words("rms_norm_eps qkv_bias mlp_bias use_head is_native"),
 }
-"""Keys of the kinds of towers. Those of the second line of DINOv2's are about feature maps of a backbone."""
+"""Keys of each kind of tower. The second line of DINOv2's keys is about feature maps of a backbone."""
 WITH_TEXT = _words("""
     vision_config vision_config_dict text_config text_config_dict projection_dim logit_scale_init_value
     initializer_factor initializer_range
@@ -74,10 +74,10 @@ WITH_TEXT = _words("""
 
 
 def unknown_config_keys(config: Mapping[str, Any], tower: Mapping[str, Any], model_type: str) -> list[str]:
-    """Notes of the keys in config.json that are unknown here.
+    """Notes on keys in config.json that are not known here and might change the model.
 
-    config: all of it. tower: what it states of the image tower, which may be all of it or a part. model_type: the
-    tower's.
+    config: the whole config.json. tower: its fields for the image tower, which may be the whole or a part. model_type:
+    that of the tower.
     """
     of_tower = EVERY_MODEL | EVERY_TOWER | OF_KIND[FAMILIES[model_type].kind]
     if tower is config:

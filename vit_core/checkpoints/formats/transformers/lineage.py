@@ -1,8 +1,8 @@
-"""Hugging Face transformers' folders of image towers: those of its model types that `names.FAMILIES` lists.
+"""The format of Hugging Face transformers' folders, for image towers of the model types in `names.FAMILIES`.
 
-Sizes come from the arrays' shapes, with which config.json has to agree; heads, activation, epsilon and image size from
-config.json, or, where a file comes without, from its names and the defaults of their config class.
-The trees of its former Flax classes are read too. Lineage: huggingface/transformers, src/transformers/models/{vit,deit,
+Sizes come from the shapes of arrays, with which config.json has to agree. Heads, activation, epsilon and image size
+come from config.json or, if there is none, from the names of arrays and the defaults of the config class. Trees of
+transformers' former Flax classes are read too. Source: huggingface/transformers, src/transformers/models/{vit,deit,
 vit_mae,vit_msn,ijepa,dinov2,dinov2_with_registers,dinov3_vit,beit,data2vec,internvl,siglip,siglip2,clip,aimv2}.
 """
 
@@ -64,28 +64,28 @@ _TOWERS: Mapping[str, type[Tower]] = {
     "siglip2_vision_model": Siglip2Tower,
     "aimv2_vision_model": Aimv2Tower,
 }
-"""Model type -> what finds its config, where it is no plain tower."""
+"""Model type -> the class that finds its config, if it is not `Tower`."""
 _TIMM_WRAPPER = "timm_wrapper"
-"""The model_type of folders that hold a model of timm, whose names they have."""
+"""The model_type of folders that contain a timm model, with timm's names."""
 _TOKENS_ALONE = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")
-"""Towers whose classes give tokens where nothing pools them by attention."""
+"""Model types whose classes return all tokens if they have no attention pooling."""
 _MULTILABEL = "multi_label_classification"
-"""The problem_type of models whose outputs become probabilities by the sigmoid."""
+"""The problem_type of models whose probabilities are the sigmoid of the outputs."""
 _STATED = frozenset(("heads", "activation", "norm_epsilon", "image_size"))
-"""Fields that config.json states, or of which its config class has a default."""
+"""Fields that config.json states, or for which the config class has a default."""
 _DETERMINED = FROM_ARRAYS | {"class_token_position", "pooling", "position_resampling"}
 _LEFT_OUT = (
-    r"^decoder\.",  # ViTMAE's, masked image modelling's
+    r"^decoder\.",  # of ViTMAE and of masked image modelling
     r"(^|\.)mask_token$",
     r"^(text_model|text_projection)\.",
     r"^logit_(scale|bias)$",
-    r"(^|\.)position_ids$",  # a buffer that old versions saved
+    r"(^|\.)position_ids$",  # a buffer in files of old versions
 )
 
 
 def recognises_source(source: Source) -> bool:
-    """By the names of the patch projection and of the first block's queries, or a config.json with a model_type, which
-    may be refused then by its name."""
+    """Whether config.json has a model_type (`read_source` may refuse it), or the arrays have the names of a patch
+    projection and of queries in the first block."""
     if source.config.get("model_type") == _TIMM_WRAPPER:
         return False
     if "model_type" in source.config:
@@ -95,7 +95,8 @@ def recognises_source(source: Source) -> bool:
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
-    """From the shapes and config.json."""
+    """Finds the config and the rules, from the shapes and config.json. Raises InputError for a model that ViTConfig
+    cannot express, and if the two disagree."""
     if is_flax(source.arrays):
         source = dataclasses.replace(source, arrays=as_pytorch(source.arrays), beside=as_pytorch(source.beside))
     model_type = model_type_of(source, source.arrays.shapes)
@@ -105,7 +106,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     tower = _TOWERS.get(model_type, Tower)(source, arrays.shapes, names, fields)
     model = ViTConfig.parse(tower.config(), f"{source.path}: as transformers' {names.model_type}")
     preprocessing, notes = images.read_preprocessing(source, model, names.model_type, tower.said_image_size)
-    if model_type == "siglip2_vision_model" and not source.preprocessor:  # which takes images in no other way
+    if model_type == "siglip2_vision_model" and not source.preprocessor:  # its models always use this preprocessing
         preprocessing, note = assumed_preprocessing(model)
         notes = [note, *notes]
     labels, label_notes = labels_of(source, model)
@@ -131,7 +132,8 @@ def _pooling_of_own_head(model: ViTConfig, known: Collection[str]) -> list[Assum
 
 
 def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
-    """The arrays under the names that `Names` gives, with those that a class computes without."""
+    """The arrays under the names that `Names` returns, with added arrays for parts that a transformers class does not
+    have."""
     family = FAMILIES[model_type]
     if family.kind == "vit":
         return _with_one_prefix(arrays)
@@ -143,7 +145,8 @@ def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
 
 
 def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
-    """With the prefix "vit." before the layers too: transformers 5 leaves it out there in files of ViTMSN."""
+    """The arrays with the prefix "vit." for layers too, because transformers 5 omits it for layers in files of
+    ViTMSN."""
     layers = "encoder.layer."
     if not any(name.startswith("vit.") for name in arrays) or not any(name.startswith(layers) for name in arrays):
         return arrays
@@ -153,7 +156,8 @@ def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
 
 
 def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], frozenset[str]]:
-    """With a Linear in a Sequential (`classifier.1`), or beside the model, as the head."""
+    """The arrays with a head, if there is a Linear in a Sequential (`classifier.1`) or outside the model; notes; and
+    the module of a head outside the model."""
     patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(_PATCHES)), None)
     head = {"vit": "classifier", "dinov2": "classifier", "beit": "classifier"}.get(FAMILIES[model_type].kind)
     head = "visual_projection" if model_type == "clip_vision_model" else head
@@ -165,7 +169,8 @@ def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], 
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Those of the one model_type that has what this model has."""
+    """Field -> the values that the model_type which fits this model can express. Raises InputError for a combination of
+    fields that it cannot express."""
     model_type, architecture = _architecture_of(model)
     either = (True, False)
     own = partial(plain_vit_with, model, activation=tuple(dict.fromkeys(ACTIVATIONS.values())), norm_epsilon=ANY)
@@ -200,21 +205,21 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def _check_squares(model: ViTConfig, architecture: str) -> None:
-    """InputError where the image or its patches are no squares, for a class that takes nothing else."""
+    """Raises InputError if the image or its patches are not square, for a class that accepts only squares."""
     for field in ("image_size", "patch_size"):
         height, width = getattr(model, field)
         if height != width:
             raise InputError(
-                f"--to transformers: its {architecture} takes squares only, found {field} {height}x{width}"
+                f"--to transformers: its {architecture} accepts only squares, found {field} {height}x{width}"
             )
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """config.json, the files' names of all versions, preprocessor_config.json."""
+    """The arrays under the names that all versions of transformers read, config.json and preprocessor_config.json."""
     config, model = checkpoint.config, checkpoint.config.model
     model_type, architecture = _architecture_of(model, is_any_aspect(config))
     tower = TOWER_OF.get(model_type, model_type)
-    # The tower's classes had the prefix too before transformers 5, which takes it off.
+    # CLIP's classes for the tower alone had the prefix before transformers 5, which removes it when it loads a file.
     prefixed = FAMILIES[tower].kind == "clip" or not architecture.endswith("Model")
     names = Names(tower, prefixed, gated=model.mlp == "swiglu")
     arrays = write_by_rules(names.rules(model), model, checkpoint.arrays)
@@ -226,41 +231,44 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     elif is_any_aspect(config):
         fields = ", ".join(siglip2.kept_out_by(model))
         notes.append(
-            f"written for images of one size: Siglip2, which takes any aspect, cannot hold this model's {fields}"
+            f"written for images of one size: Siglip2, for any aspect ratio, cannot express this model's {fields}"
         )
     if FAMILIES[tower].kind in ("dinov2", "dinov3"):
         mask_shape = (1, model.width) if FAMILIES[tower].kind == "dinov2" else (1, 1, model.width)
         arrays = LazyArrays.with_array(arrays, names.of("mask_token"), convert(np.zeros(mask_shape), dtype))
-        notes.append(f"{names.of('mask_token')}: zeros, as no image needs it")
-    if FAMILIES[tower].kind == "dinov3" and not model.registers:  # its class has an array of none
+        notes.append(f"{names.of('mask_token')}: zeros, because it does not affect outputs")
+    if FAMILIES[tower].kind == "dinov3" and not model.registers:  # its class has an array of length 0
         arrays = LazyArrays.with_array(arrays, names.of("reg_token"), convert(np.zeros((1, 0, model.width)), dtype))
     if (model.pooling, model.num_classes) == ("gap", 0) and tower in _TOKENS_ALONE:
-        notes.append(f"{architecture} gives tokens: their mean is left to whoever opens it")
+        notes.append(f"{architecture} returns all tokens: compute their mean after it to get this model's output")
     if model.position_embedding == "learned" and model.position_resampling != FAMILIES[tower].resampling:
         there = FAMILIES[tower].resampling
-        notes.append(f"positions: resampled by '{there}' there (here: '{model.position_resampling}')")
+        notes.append(
+            f"positions: transformers resamples them by '{there}', this model by '{model.position_resampling}'"
+        )
     if model.relative_bias == "table":
-        notes.append("relative_bias: resampled to other image sizes linearly there, and not by BEiT's own rule")
+        notes.append("relative_bias: transformers resamples it linearly to other image sizes, not by BEiT's own rule")
     texts = {"config.json": json.dumps(_config_of(model, config, dtype), indent=2) + "\n", **texts}
     return Writing(arrays, texts, tuple(notes))
 
 
 def _dinov2_mlp_ratio(model: ViTConfig) -> int:
-    """The whole number (Dinov2Config takes no other) that gives the hidden width. InputError where none does."""
+    """The mlp_ratio that gives the hidden width; it must be an integer in Dinov2Config. Raises InputError if there is
+    none."""
     gated = model.mlp == "swiglu"
     near = round(model.mlp_dim * (1.5 if gated else 1.0) / model.width)
     for ratio in (near, near - 1, near + 1):
         if ratio > 0 and dinov2_mlp_dim(model.width, ratio, gated) == model.mlp_dim:
             return ratio
     raise InputError(
-        f"transformers' Dinov2 has MLPs of a whole multiple of the width {model.width} only (gated: two thirds of it, "
-        f"in eights); found mlp_dim {model.mlp_dim}"
+        f"transformers' Dinov2 needs an mlp_dim of an integer times width {model.width} (if gated, two thirds of that, "
+        f"rounded up to a multiple of 8); found mlp_dim {model.mlp_dim}"
     )
 
 
 def _architecture_of(model: ViTConfig, any_aspect: bool = False) -> tuple[str, str]:
-    """The model_type and the class that hold a model, if any do: by what only one family has. any_aspect: whether its
-    images keep their aspect, which makes a SigLIP one of SigLIP 2's for such images."""
+    """The model_type and the class for a model, chosen by fields that only one family has. any_aspect: whether its
+    images keep their aspect ratio; then a SigLIP model becomes SigLIP 2."""
     if model.rope is not None:
         return "dinov3_vit", "DINOv3ViTModel"
     if model.relative_bias == "table":
@@ -289,7 +297,7 @@ def _architecture_of(model: ViTConfig, any_aspect: bool = False) -> tuple[str, s
 
 
 def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[str, Any]:
-    """config.json of a model that its family holds."""
+    """The fields of config.json for a model that the format can express."""
     model_type, architecture = _architecture_of(model, is_any_aspect(config))
     kind = FAMILIES[TOWER_OF.get(model_type, model_type)].kind
     acts = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
@@ -331,7 +339,7 @@ def _config_of(model: ViTConfig, config: CheckpointConfig, dtype: str) -> dict[s
     if architecture.startswith("Siglip2"):
         del tower["image_size"]
         tower["num_patches"] = prod(model.grid)
-    if model_type in ("siglip", "siglip2"):  # whose class looks for the tower one level down
+    if model_type in ("siglip", "siglip2"):  # their classes expect the tower's fields in vision_config
         tower = {"vision_config": {**tower, "model_type": TOWER_OF[model_type]}}
     if config.probabilities == "sigmoid":
         tower["problem_type"] = _MULTILABEL

@@ -1,7 +1,7 @@
-"""What Hugging Face transformers calls the arrays of its image towers: seven kinds of names, of two ages.
+"""Names of arrays in Hugging Face transformers' image towers: seven kinds, each in an old and a new version.
 
-Files have the names of the old versions, and those of today still write them; the modules of transformers 5 have
-others in memory, which a state dict saved by hand brings along. Both are read, the files' are written.
+Files have the names of old versions, and current versions still write them. The modules of transformers 5 have other
+names in memory, which a state dict saved by hand contains. Both are read; the names of files are written.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from vit_core.position_embeddings import Method
 
 @dataclass(frozen=True)
 class Family:
-    """A model_type of config.json: how its arrays are named, and what its config class says where a file does not."""
+    """A model_type of config.json: the names of its arrays, and the defaults of its config class."""
 
     kind: Literal["vit", "dinov2", "dinov3", "beit", "internvl", "clip", "aimv2"]
     prefix: str
-    """Before the tower's names in classes that have something beside it."""
+    """Prefix of the tower's names in classes that have other parts too."""
     activation: str = "gelu"
     epsilon: float = 1e-6
     resampling: Method = "bicubic"
-    """How the class resamples positions; by default bicubic with A = -0.75, without antialiasing."""
+    """How the class resamples positions. The default is bicubic with A = -0.75, without antialiasing."""
     heads: int = 12
-    """Its config class's default."""
+    """Default of its config class."""
 
 
 FAMILIES = {
@@ -58,7 +58,7 @@ TOWER_OF = {
         for end in ("", "_vision_model")
     },
 }
-"""The image tower of two, and towers that are CLIP's under another name."""
+"""Model type of a model with two towers, or of a tower equal to CLIP's -> model type of the image tower."""
 
 _Theirs = Mapping[str, str | tuple[str, ...]]
 _VIT = {
@@ -83,7 +83,7 @@ _CLIP = {
     "patch_embed.proj": "embeddings.patch_embedding",
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding.weight",
-    "norm_pre": "pre_layrnorm",  # so spelt
+    "norm_pre": "pre_layrnorm",  # (sic)
     "norm": "post_layernorm",
     "attn_pool.latent": "head.probe",
     "attn_pool.proj": "head.attention.out_proj",
@@ -115,7 +115,7 @@ _TOWERS: Mapping[str, Mapping[str, str]] = {
 _SHARED_BIAS = {"files": "encoder.relative_position_bias", "memory": "shared_position_bias"}
 _LAYOUTS = {"embeddings.class_embedding": "width", "embeddings.position_embedding.weight": "positions width"}
 _PATCH_MATRIX = "width (patch_height patch_width channels)"
-"""Axes of Siglip2's patch projection, a Linear over patches that are cut before."""
+"""Axes of Siglip2's patch projection, which is a Linear over flattened patches."""
 
 _SCALED = {
     "norm1": "norm1",
@@ -180,18 +180,18 @@ _MLPS: Mapping[str, _Theirs] = {
 
 @dataclass(frozen=True)
 class Names:
-    """The names of one file."""
+    """The names of arrays in one file."""
 
     model_type: str
     prefixed: bool
     """Whether the tower's names have its prefix."""
     gated: bool = False
-    """Whether its MLPs are."""
+    """Whether its MLPs are gated."""
     age: Literal["files", "memory"] = "files"
 
     @classmethod
     def found(cls, model_type: str, names: Mapping[str, object]) -> "Names":
-        """Those that a file has."""
+        """The names that a file has. names: its arrays."""
 
         def any_ends(*ends: str) -> bool:
             return any(name.endswith(ends) for name in names)
@@ -216,7 +216,7 @@ class Names:
 
     @property
     def layers(self) -> str:
-        """What the names of all blocks begin with."""
+        """The prefix of the names of all blocks, up to the number."""
         if self.kind in ("clip", "aimv2"):
             return f"{self.prefix}encoder.layers."
         if self.kind == "dinov3":
@@ -227,21 +227,21 @@ class Names:
 
     @property
     def block(self) -> _Theirs:
-        """The class's names for our names within a block."""
-        # DINOv3 came after the names in memory, which its files have too.
+        """Our name within a block -> transformers' name or names."""
+        # Files of DINOv3 have the names in memory, because it was added after them.
         age = "memory" if self.kind == "dinov3" else self.age
         attention = _ATTENTION.get(self.kind, _ATTENTION[age])
         mlp = _MLPS.get(f"{self.kind}, {age}", _MLPS.get(self.kind, _MLPS["mlp"]))
-        gated = self.gated and self.kind != "aimv2"  # whose MLPs are all gated
+        gated = self.gated and self.kind != "aimv2"  # its MLPs are always gated
         return {**_NORMS[self.kind], **attention, **(_MLPS[f"gated, {age}"] if gated else mlp)}
 
     def of(self, ours: str) -> str:
-        """The name of what stands before or after the blocks, the head aside."""
+        """The name of a parameter outside the blocks and the head."""
         theirs, leaf = _look_up(_TOWERS[self.kind], ours)
         return f"{self.prefix}{theirs}{leaf}"
 
     def in_block(self, ours: str, layer: int | str = 0) -> tuple[str, ...]:
-        """The names of what holds one of a block's."""
+        """The names of the arrays that form one parameter of a block."""
         theirs, leaf = _look_up(self.block, ours)
         parts = (theirs,) if isinstance(theirs, str) else theirs
         return tuple(f"{self.layers}{layer}.{part}{leaf}" for part in parts)
@@ -251,10 +251,10 @@ class Names:
         return f"{self.prefix}{_SHARED_BIAS[self.age]}.{leaf}"
 
     def rules(self, model: ViTConfig) -> list[Rule]:
-        """For every parameter."""
+        """A rule for every parameter of a model."""
         rows = list(parameters(model))
         if self.kind == "clip":
-            rows = [name for name in rows if not name.startswith("attn_pool.kv.")]  # beside q, in one rule
+            rows = [name for name in rows if not name.startswith("attn_pool.kv.")]  # in the rule of q
         return [self._rule(name, model) for name in rows]
 
     def _rule(self, ours: str, model: ViTConfig) -> Rule:
@@ -282,6 +282,6 @@ class Names:
 
 
 def _look_up(names: _Theirs, ours: str) -> tuple[str | tuple[str, ...], str]:
-    """Theirs, and what of ours stands behind it: ".weight", ".bias" or nothing."""
+    """Their name or names, and the end of ours that is added to each: ".weight", ".bias" or nothing."""
     stem, dot, leaf = (ours, "", "") if ours in names else ours.rpartition(".")
     return names[stem], dot + leaf

@@ -1,9 +1,9 @@
-"""transformers' SigLIP 2 for images of any aspect (NaFlex): what its files and its config.json say, and can hold.
+"""The config of transformers' SigLIP 2 for images of any aspect ratio (NaFlex), and the values that it can express.
 
-It is SigLIP with a patch projection that is a Linear over patches cut before, of any grid, and with positions that
-are resampled from a square table for each image. On images of the table's own grid the two are one model; batches of
-any aspect are vit_core.naflex. (SigLIP 2 for a fixed size is SigLIP to transformers.)
-Lineage: huggingface/transformers, src/transformers/models/siglip2.
+It differs from SigLIP in the patch projection, a Linear over flattened patches of any grid, and in the positions, which
+are resampled from a square table for each image. For images of the table's grid the two are equal; for batches of other
+images see vit_core.naflex. (SigLIP 2 for a fixed size has the model type of SigLIP.) Source: huggingface/transformers,
+src/transformers/models/siglip2.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from vit_core.errors import InputError
 
 
 class Siglip2Tower(Tower):
-    """A Siglip2VisionModel, alone, with a classifier or beside a text tower, while its config is being found."""
+    """Finds the config of a Siglip2VisionModel, alone, with a classifier or with a text tower."""
 
     def patches(self) -> tuple[int, int, tuple[int, int]]:
         name = self.names.of("patch_embed.proj.weight")
@@ -35,8 +35,8 @@ class Siglip2Tower(Tower):
         fits = len(sides) == 2 and all(type(one) is int and one > 0 for one in (channels, *sides))
         if not fits or prod(sides) * channels != values:
             raise InputError(
-                f"{self.where}: {name} reads {values} values of a patch, which patch_size {shown(patch)} and "
-                f"{shown(channels)} channels do not give; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
+                f"{self.where}: {name} expects {values} values of a patch, not those of patch_size {shown(patch)} and "
+                f"{shown(channels)} channels; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
             )
         return width, channels, (sides[0], sides[1])
 
@@ -44,14 +44,14 @@ class Siglip2Tower(Tower):
         rows, patch = self.shape(self.names.of("pos_embed"), 2)[0], found["patch_size"]
         side = isqrt(rows)
         if side * side != rows:
-            raise InputError(f"{self.where}: {rows} positions form no square grid, from which Siglip2 resamples")
+            raise InputError(f"{self.where}: {rows} positions do not form a square grid, which Siglip2 needs")
         if (said := self.said.get("num_patches", rows)) != rows:
             self.disagree("num_patches", said, rows)
         return side * patch[0], side * patch[1]
 
 
 def allowed_values(model: ViTConfig) -> dict[str, Values]:
-    """Values of the fields in which SigLIP, of either kind, is no plain ViT: with a classifier, or without."""
+    """Field -> allowed values, for the fields in which SigLIP and SigLIP 2 differ from the plain ViT."""
     without: dict[str, Values] = {"class_token": (False,), "class_token_position": (False,)}
     if model.num_classes and model.pooling != "map":
         return {**without, "pooling": ("gap",)}
@@ -59,17 +59,17 @@ def allowed_values(model: ViTConfig) -> dict[str, Values]:
 
 
 def kept_out_by(model: ViTConfig) -> list[str]:
-    """The fields in which a model is none that its classes hold."""
+    """The fields of a model that SigLIP's classes cannot express."""
     plain = plain_vit_with(model, activation=ANY, norm_epsilon=ANY, **allowed_values(model))
     return [name for name, values in plain.items() if values != ANY and getattr(model, name) not in values]
 
 
 def check_resampling(model: ViTConfig, where: object) -> None:
-    """InputError for a model whose positions are resampled in another way than its class does, for nearly each image.
-    (Of a model for one size, where nothing is resampled, this is a note.)"""
+    """Raises InputError if a model resamples positions by another method than the class, which would change the outputs
+    for nearly every image. (For a model of one image size, where nothing is resampled, other code adds a note.)"""
     there = FAMILIES["siglip2_vision_model"].resampling
     if model.position_resampling != there:
         raise InputError(
-            f"{where}: transformers' Siglip2 cannot hold position_resampling '{model.position_resampling}' (there: "
-            f"'{there}'), by which it places the patches of each image; --method {there} changes the model's"
+            f"{where}: transformers' Siglip2 cannot express position_resampling '{model.position_resampling}' (it has "
+            f"'{there}'), by which positions of each image are computed; --method {there} changes the model's"
         )

@@ -1,7 +1,7 @@
-"""transformers' ViTMAEForPreTraining: the decoder of a masked autoencoder beside its encoder, which is a ViT.
+"""The decoder in transformers' ViTMAEForPreTraining, a masked autoencoder whose encoder is a ViT.
 
-Its tables of positions are MAE's sine-cosine formula; it keeps them in its files, and trains neither. What is predicted
-for a patch has the same order of values as here.
+The tables of positions of encoder and decoder contain MAE's sine-cosine formula; they are stored in files but not
+trained. The predicted values of a patch have the same order as here.
 """
 
 import json
@@ -27,7 +27,7 @@ from vit_core.parameters import DECODER
 from vit_core.position_embeddings import sincos2d
 
 _LAYERS = "decoder.decoder_layers."
-"""What the names of its blocks begin with. The files of transformers 5 have _LAYERS_5, and both are loaded by it."""
+"""Prefix of the names of the decoder's blocks. transformers 5 writes _LAYERS_5 and loads both."""
 _LAYERS_5 = "decoder.decoder_encoder.layer."
 _POSITIONS = "decoder.decoder_pos_embed"
 _ENDS = {
@@ -48,7 +48,8 @@ _KEYS = {
 
 
 def read_decoder(source: Source, arrays: LazyArrays, names: Names, model: ViTConfig) -> DecoderReading | None:
-    """How to read the decoder; None where there is none, or config.json says what ours cannot be."""
+    """How to read the decoder. None if there is none, or config.json states a decoder that MaskedAutoencoder cannot
+    express."""
     if names.model_type != "vit_mae" or _POSITIONS not in arrays:
         return None
     fields = {ours: source.config[theirs] for ours, theirs in _KEYS.items() if theirs in source.config}
@@ -62,25 +63,27 @@ def read_decoder(source: Source, arrays: LazyArrays, names: Names, model: ViTCon
 
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
-    """Those of its encoder, which gives tokens."""
+    """Field -> the values that ViTMAEForPreTraining allows for its encoder, which has no head. Raises InputError for
+    images or patches that are not square."""
     for field in ("image_size", "patch_size"):
         height, width = getattr(model, field)
         if height != width:
             found = f"{field} {height}x{width}"
-            raise InputError(f"--to transformers: its ViTMAEForPreTraining takes squares only, found {found}")
+            raise InputError(f"--to transformers: its ViTMAEForPreTraining accepts only squares, found {found}")
     return plain_vit_with(
         model,
         activation=tuple(dict.fromkeys(ACTIVATIONS.values())),
         norm_epsilon=ANY,
         num_classes=(0,),
         position_embedding=("sincos2d_mae",),
-        class_token_position=ANY,  # read with learned positions only
+        class_token_position=ANY,  # used only with learned positions
         qkv_bias=(True, False),
     )
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> Writing:
-    """config.json, the names of the files of transformers 4, which 5 reads too, and preprocessor_config.json."""
+    """The arrays under the names of transformers 4, which transformers 5 reads too, config.json and
+    preprocessor_config.json."""
     assert checkpoint.decoder is not None
     config, model, mae = checkpoint.config, checkpoint.config.model, checkpoint.decoder.mae
     names, inner, dtype = Names("vit_mae", prefixed=True), mae.decoder(model), checkpoint.dtype
@@ -97,7 +100,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 
 def _rules(model: ViTConfig, mae: MaskedAutoencoder, names: Names, layers: str) -> list[Rule]:
-    """For every parameter of the decoder; layers: what the names of its blocks begin with."""
+    """A rule for every parameter of the decoder. layers: prefix of the names of its blocks."""
     return [_rule(ours, names, layers) for ours in decoder_rows(model, mae)]
 
 

@@ -1,9 +1,9 @@
-"""The checkpoint folder that both twins open: `config.json` and `model.safetensors`, canonical names, torch's layout.
+"""This project's checkpoint folder: `config.json` and `model.safetensors`, with canonical names and PyTorch's layout.
 
-The weights file is replaced in one step and has the config in its header, so weights and config belong together even if
-a save is interrupted; `config.json` is the copy for people and tools. A stamp in both tells apart a `config.json` that
-somebody edited (it is used), one that an interrupted save left (the header is used: it names the stamp that the save
-was about to replace) and one of another checkpoint (refused).
+The weights file is replaced atomically and has a copy of the config in its header, so that weights and config belong
+together even if a save is interrupted. A stamp in both files distinguishes three cases: a `config.json` that a user
+edited (it is used), one that an interrupted save did not replace yet (the header is used; it contains the stamp of the
+config that it replaces), and one of another checkpoint (refused).
 """
 
 import json
@@ -22,14 +22,14 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def open_folder(path: Location) -> Checkpoint:
-    """Opens a checkpoint folder, or its weights file alone; no parameter is read yet.
+    """Opens a checkpoint folder, or only its weights file. No parameter is read yet.
 
-    Raises InputError for what is missing, damaged, or does not fit the config.
+    Raises InputError if a file is missing or damaged, or the parameters do not fit the config.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
         raise InputError(
-            f"{path}: no such checkpoint; expected a run, a folder with {CONFIG} and {WEIGHTS}, a file of weights as "
+            f"{path}: no such checkpoint; expected a run, a folder with {CONFIG} and {WEIGHTS}, weights such as "
             f".pth or .npz, or {_in_the_hub(path)}"
         )
     if not weights.is_file():
@@ -44,7 +44,7 @@ def open_folder(path: Location) -> Checkpoint:
 
 
 def _in_the_hub(path: Location) -> str:
-    """The address in the Hugging Face Hub of a checkpoint that is not on this machine, guessed from its name."""
+    """A phrase with the probable address in the Hugging Face Hub of a checkpoint that is not on this machine."""
     name = str(path)
     if re.fullmatch(TIMM, name):
         return f"timm's weights of this name: hf://timm/{name}{'' if '.' in name else '.TAG'}"
@@ -54,9 +54,10 @@ def _in_the_hub(path: Location) -> str:
 
 
 def write_folder(path: Location, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint folder, parameter by parameter; one that is there is replaced, or unchanged if writing fails.
+    """Writes a checkpoint folder, one parameter at a time. An existing one is replaced; it stays unchanged if writing
+    fails.
 
-    Raises InputError where it cannot be written, or where the parameters do not fit the config.
+    Raises InputError if the folder cannot be written, or the parameters do not fit the config.
     """
     rows = parameters(checkpoint.config.model)
     if differences := _differences(rows, checkpoint.arrays.shapes):
@@ -87,7 +88,7 @@ def _read_config(path: Location, weights: Container) -> CheckpointConfig:
 
 
 def _stamp_in(config: Location) -> str | None:
-    """The stamp of a config.json; None where the file is missing, not readable or without one."""
+    """The stamp of a config.json; None if the file is missing, unreadable or has no stamp."""
     try:
         stamp = json.loads(config.read_text()).get("stamp")
     except (OSError, ValueError, AttributeError, RecursionError):

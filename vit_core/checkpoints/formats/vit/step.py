@@ -1,10 +1,10 @@
 """A training step saved by Orbax, read without JAX, one array at a time.
 
 The JAX engine's state is a flat dict of arrays, called leaves here. Orbax stores each leaf as one Zarr array in
-TensorStore's OCDBT database, in the same form for every mesh and number of processes. Neither has a checksum over the
-values, so `step.json` beside them has one for every file, and lists what the step contains. It is written last: a
-folder that has it is complete. TensorStore reads the leaves rather than Orbax because Orbax would start JAX, which
-takes most of a GPU's memory.
+TensorStore's OCDBT database, in the same form for every mesh and number of processes. Neither stores checksums of the
+values, so `step.json` has a checksum of every file, and lists the leaves. It is written last: a folder with a
+`step.json` is complete. Leaves are read by TensorStore, not by Orbax, because Orbax would start JAX, which allocates
+most of a GPU's memory.
 """
 
 import hashlib
@@ -30,15 +30,16 @@ from vit_core.storage import Location, StorePath, absolute, is_local, local_copy
 
 MANIFEST = "step.json"
 COMMITTED = "commit_success.txt"
-"""The file that marks a step in a store as complete for Orbax: stores cannot rename a folder."""
+"""The file that marks a step in a store as complete for Orbax, because stores cannot rename a folder."""
 WRITTEN_AFTER_MANIFEST = ("_CHECKPOINT_METADATA", COMMITTED)
 """Files that Orbax writes after step.json; no value depends on them."""
 PARAMETERS = "params"
-"""Leaves of the parameters are named "params/<stack>"; those of the optimizer "<statistic>/<stack>"."""
+"""Leaves of parameters are named "params/<stack>", those of the optimizer "<statistic>/<stack>"."""
 
 _BLOCK_BYTES = 2**22
 _NOT_AS_WRITTEN = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""Errors of the file system that mean damage; any other (no permission, no connection) says nothing about the files."""
+"""Errors of the file system that mean a damaged step. Others (no permission, no connection) say nothing about its
+files."""
 _UNDECODABLE = (ValueError, NotImplementedError, LookupError)
 """Errors of TensorStore for contents that it cannot decode."""
 
@@ -58,7 +59,7 @@ class LocalFile(Schema):
 
     @classmethod
     def of(cls, path: Location) -> Self:
-        """The present size and checksum of a file."""
+        """The current size and checksum of a file."""
         size, checksum = 0, 0
         with local_copy(path) as copy, copy.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -67,14 +68,15 @@ class LocalFile(Schema):
 
 
 class StoredFile(Schema):
-    """Size and checksum of an object in a store, which computes one as it receives the object: nothing is read back."""
+    """Size and checksum of an object in a store. The store computes the checksum during the upload, so nothing is read
+    back."""
 
     bytes: NonNegative
     md5: str
 
     @classmethod
     def of(cls, path: Location) -> Self:
-        """The present size and checksum of an object in a store, or of a local copy of it."""
+        """The current size and checksum of an object in a store, or of a local copy of it."""
         if isinstance(path, StorePath) and (known := path.md5):
             return cls(bytes=path.stat().st_size, md5=known)
         with local_copy(path) as copy:
@@ -90,13 +92,13 @@ class Manifest(Schema):
     metadata: dict[str, JsonValue]
     """The fields of the checkpoint's config."""
     structured: Flag = False
-    """Whether the optimizer's statistics are kept by matrix (LAMB, Adafactor) instead of in the JAX layout."""
+    """Whether the optimizer's statistics are stored by matrix (LAMB, Adafactor) instead of in the JAX layout."""
     leaves: dict[Annotated[str, Field(min_length=1)], Leaf]
     files: dict[str, LocalFile | StoredFile]
 
     @classmethod
     def read(cls, folder: Location) -> Self:
-        """Reads a step's manifest. DamagedError where it is missing, not complete or changed."""
+        """Reads a step's manifest. Raises DamagedError if it is missing, incomplete or changed."""
         path = folder / MANIFEST
         try:
             fields = json.loads(path.read_text())
@@ -112,18 +114,18 @@ class Manifest(Schema):
         return manifest
 
     def write(self, folder: Location) -> None:
-        """Writes the manifest into a step's folder, which is complete from then on."""
+        """Writes the manifest into a step's folder, which marks the step as complete."""
         fields = {"stamp": self.stamp, **self.model_dump(mode="json")}
         (folder / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n")
 
     @property
     def stamp(self) -> str:
-        """A digest of all fields."""
+        """The first 16 hexadecimal digits of a SHA-256 of all fields."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self, folder: Location, names: Collection[str] = ()) -> None:
-        """DamagedError that names the first file that is missing or has another size; files in `names` are read, and
-        their checksums compared."""
+        """Raises DamagedError that names the first file that is missing or has another size. Files in `names` are also
+        read, and their checksums compared."""
         try:
             present = step_files(folder)
             for name, expected in self.files.items():
@@ -163,32 +165,32 @@ def is_orbax_step(folder: str | os.PathLike[str]) -> bool:
 
 
 def step_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of the checkpoint's config that was saved with a step. DamagedError for a damaged manifest."""
+    """The fields of the checkpoint's config that was saved with a step. Raises DamagedError for a damaged manifest."""
     return dict(Manifest.read(location(folder)).metadata)
 
 
 def step_leaves(folder: str | os.PathLike[str]) -> LazyArrays:
     """Every leaf of a step under its name in the JAX engine's state, in the layout it was saved in.
 
-    DamagedError for a damaged manifest or a file of another size; damage inside a file is found when the first leaf is
-    read.
+    Raises DamagedError for a damaged manifest or a file of another size. Damage inside a file is found when the first
+    leaf is read.
     """
     step = OrbaxStep(location(folder))
     return LazyArrays({leaf: step.lazy_leaf(leaf) for leaf in step.manifest.leaves})
 
 
 def step_parameters(folder: str | os.PathLike[str], config: ViTConfig) -> LazyArrays:
-    """Canonical name -> array in PyTorch's layout, of a step.
+    """The parameters of a step: canonical name -> array in PyTorch's layout.
 
-    InputError where the step does not have this config's parameters; DamagedError as for `step_leaves`.
+    Raises InputError if the step does not have this config's parameters, and DamagedError as `step_leaves` does.
     """
     return OrbaxStep(location(folder)).parameters(config)
 
 
 class OrbaxStep:
-    """An opened step: its manifest, and reading of whole leaves or parts of them.
+    """An opened step: its manifest, and methods that read whole leaves or parts of them.
 
-    DamagedError for a damaged manifest, and for a file that is missing or has another size.
+    Raises DamagedError for a damaged manifest, and for a file that is missing or has another size.
     """
 
     def __init__(self, folder: Location) -> None:
@@ -196,9 +198,9 @@ class OrbaxStep:
         self.manifest.check(folder)
 
     def parameters(self, config: ViTConfig) -> LazyArrays:
-        """Canonical name -> array in PyTorch's layout. InputError where the step has other parameters."""
+        """Canonical name -> array in PyTorch's layout. Raises InputError if the step has other parameters."""
         rows = parameters(config)
-        # A masked autoencoder's decoder is not part of the checkpoint: only a run that resumes needs it.
+        # A masked autoencoder's decoder is not part of the checkpoint: only a resumed run uses it.
         leaves = [leaf for leaf in self.leaves((PARAMETERS,)) if not leaf.startswith(f"{PARAMETERS}/{DECODER}")]
         arrays = {
             row.name: LazyArray(row.shape, self.manifest.leaves[leaf].dtype, partial(self.read_row, leaf, stack, i))
@@ -210,11 +212,11 @@ class OrbaxStep:
         return LazyArrays(arrays).select(rows)
 
     def not_of_config(self, what: str) -> InputError:
-        """The error for leaves that are not those of a config."""
-        return InputError(f"{self.folder}: {what}; was it saved by another config?")
+        """The error for leaves that do not fit a config."""
+        return InputError(f"{self.folder}: {what}; check that it was saved with this config")
 
     def leaves(self, kinds: Collection[str]) -> list[str]:
-        """The names of the leaves of these kinds: "<kind>/<stack>"."""
+        """The names of the leaves ("<kind>/<stack>") of these kinds."""
         return [leaf for leaf in self.manifest.leaves if leaf.partition("/")[0] in kinds]
 
     def stacks(
@@ -225,7 +227,7 @@ class OrbaxStep:
     ) -> Iterator[tuple[str, Stack]]:
         """Each of these leaves with its stack of rows of the parameter table; `shape_of` gives the expected shape.
 
-        InputError for a leaf of none of these rows, or that has another shape.
+        Raises InputError for a leaf that belongs to none of these rows, or has another shape.
         """
         depth = max((row.layer + 1 for row in rows.values() if row.layer is not None), default=0)
         seen = set[tuple[str, str]]()
@@ -241,7 +243,7 @@ class OrbaxStep:
             yield leaf, stack
 
     def read_row(self, leaf: str, stack: Stack, i: int) -> np.ndarray:
-        """Row i of a leaf that is in the JAX layout, as an array in PyTorch's layout."""
+        """Parameter number i of a leaf that is stored in the JAX layout, as an array in PyTorch's layout."""
         array = self.read_leaf(leaf) if stack.layers is None else self.read_leaf(leaf, i)
         return np.ascontiguousarray(stack.rows[i].to_torch(array))
 
@@ -251,14 +253,16 @@ class OrbaxStep:
         return LazyArray(expected.shape, expected.dtype, partial(self.read_leaf, leaf))
 
     def read_leaf(self, leaf: str, part: int | slice | None = None) -> np.ndarray:
-        """A leaf, or a part of it along its first axis. DamagedError where a file of the step is damaged."""
+        """A leaf, or a part of it along its first axis. Raises DamagedError if a file of the step is damaged."""
         self.verify()
         expected = self.manifest.leaves[leaf]
         try:
             spec = _tensorstore_spec(self.folder, leaf)
             store = self._tensorstore.open(spec, open=True, read=True, context=self._context).result()
             if (tuple(store.shape), store.dtype.name) != (expected.shape, expected.dtype):
-                raise ValueError(f"{leaf} is {store.dtype.name} {list(store.shape)}, unlike {MANIFEST}")
+                raise ValueError(
+                    f"{leaf} is {store.dtype.name} {list(store.shape)}, but {MANIFEST} states another type or shape"
+                )
             array: np.ndarray = (store if part is None else store[part]).read().result()
         except InputError:
             raise
@@ -269,7 +273,7 @@ class OrbaxStep:
         return array
 
     def verify(self) -> None:
-        """Reads every file and compares its checksum, the first time it is called. DamagedError for another one."""
+        """On the first call, reads every file and compares its checksum. Raises DamagedError if one differs."""
         _ = self._verified
 
     @cached_property
@@ -278,8 +282,7 @@ class OrbaxStep:
 
     @cached_property
     def _context(self) -> Any:
-        """TensorStore's context for reads from a store: keeps the database's index between them, and limits the
-        number of retries."""
+        """TensorStore's context for reads from a store: it caches the database's index and limits retries."""
         if is_local(self.folder):
             return None
         retries = {f"{driver}_request_retries": {"max_retries": 6} for driver in ("gcs", "s3")}
@@ -303,7 +306,7 @@ def _tensorstore_spec(folder: Location, leaf: str) -> dict[str, Any]:
 
 
 def _key_value_store(folder: Location) -> dict[str, Any]:
-    """TensorStore's specification of a folder. InputError for a store that TensorStore does not know."""
+    """TensorStore's specification of a folder. Raises InputError for a store that TensorStore does not know."""
     if is_local(folder):
         return {"driver": "file", "path": f"{absolute(folder)}/"}
     assert isinstance(folder, StorePath)
@@ -312,12 +315,13 @@ def _key_value_store(folder: Location) -> dict[str, Any]:
         return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
     if folder.protocol == "s3":
         return {"driver": "s3", "bucket": bucket, "path": f"{path}/", **s3_options()}
-    raise InputError(f"{folder}: steps that Orbax saved are read from this machine, gs:// and s3:// only")
+    raise InputError(f"{folder}: steps that Orbax saved can be read only from this machine, gs:// and s3://")
 
 
 def s3_options() -> dict[str, str]:
-    """TensorStore's options for S3 and for servers that speak its protocol, from the environment variables that other
-    clients of S3 read. (TensorStore itself reads only the credentials from there.)"""
+    """TensorStore's options for S3 and servers with the same protocol, from the environment variables of AWS's clients:
+    AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION. (TensorStore itself reads only credentials
+    from the environment.)"""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     options = {"aws_region": region} if region else {}
@@ -325,13 +329,13 @@ def s3_options() -> dict[str, str]:
 
 
 def _stack_members(name: str, depth: int) -> list[str]:
-    """Names of a stack's parameters: "blocks.0-1,5.norm1.bias" has three; any other name has itself only."""
+    """Names of a stack's parameters: "blocks.0-1,5.norm1.bias" stands for three, any other name for itself."""
     match = re.fullmatch(rf"((?:{re.escape(DECODER)})?)blocks\.([\d,-]{{1,4096}})\.(.+)", name)
     return [f"{match[1]}blocks.{layer}.{match[3]}" for layer in _layers(match[2], depth)] if match else [name]
 
 
 def _layers(spans: str, depth: int) -> Iterable[int]:
-    """The numbers that parameters.spans wrote, below depth."""
+    """The layer numbers in a text that parameters.spans wrote, below depth."""
     for span in spans.split(","):
         first, _, last = span.partition("-")
         if first.isdigit() and (last or first).isdigit():
@@ -339,10 +343,10 @@ def _layers(spans: str, depth: int) -> Iterable[int]:
 
 
 def one_line_cause(error: BaseException) -> str:
-    """The message of an error of TensorStore in one line, without the positions in its source."""
+    """The message of a TensorStore error in one line, without its source locations."""
     return shortened(str(error).partition("\n")[0].partition(" [source locations")[0]) or type(error).__name__
 
 
 def leaf_summary(arrays: Mapping[str, Any]) -> dict[str, Leaf]:
-    """What a manifest says of arrays of any library, by name."""
+    """Name -> `Leaf`, for arrays of any library."""
     return {name: Leaf(dtype=np.dtype(x.dtype).name, shape=tuple(x.shape)) for name, x in arrays.items()}
