@@ -74,6 +74,8 @@ def test_columns_of_a_table_are_chosen_by_options(vit: Vit, refused: Vit, weight
 def test_a_file_that_cannot_be_written_is_refused_first(refused: Vit, tmp_path: Path) -> None:
     for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "its folder is missing")):
         assert f"--json {path}: {why}; name a file" in refused("evaluate", tmp_path / "none", "--json", path)
+    refusing = Path("/proc/report.json")  # a file system that refuses new files, of root too
+    assert f"--json {refusing}: cannot write there (" in refused("evaluate", tmp_path / "none", "--json", refusing)
 
 
 def test_what_is_missing_is_named_first(refused: Vit, tmp_path: Path) -> None:
