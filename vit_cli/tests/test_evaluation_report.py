@@ -103,6 +103,17 @@ def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str])
     assert "skipped, because they cannot be read: 1 of 3001 images" in out
 
 
+def test_top_5_is_printed_only_where_there_are_more_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_accuracies("of six", [("weights", Accuracy(30, 45, 50, 1.0))])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "top-1 95 % interval top-5 loss images" in out
+    assert "weights 60.00% 46.18% - 72.39% 90.00% 1.0000 50" in out
+    report.print_accuracies("of five", [("weights", Accuracy(30, None, 50, 1.0))])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "top-1 95 % interval loss images" in out
+    assert "weights 60.00% 46.18% - 72.39% 1.0000 50" in out
+
+
 def test_several_classes_for_each_image(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     has_NC = rng.random((50, 3)) < 0.5
