@@ -53,16 +53,15 @@ def with_linear_head(
     group, root, where, members, linear = found[0]
     if group is beside and len(found) > 1:
         names = abbreviate([one_line(other[1]) for other in found])
-        return arrays, [f"head: left out, as any of {names} may be it"], frozenset()
+        note = f"head: left out, as any of {names} may be it; to use one, save the model without the others"
+        return arrays, [note], frozenset()
     if group is beside and not source.shared.isdisjoint(members):
-        return (
-            arrays,
-            [f"head: '{one_line(root)}' is left out, as it may be that of another model in the file"],
-            frozenset(),
-        )
+        why = "as it may be that of another model in the file; --part NAME opens that model with it"
+        return arrays, [f"head: '{one_line(root)}' is left out, {why}"], frozenset()
     inputs = members[f"{linear}.weight"].shape[1]
     if group is beside and (between := _between(beside, root, inputs, width)):
-        note = f"head: '{one_line(root)}' is left out, as '{one_line(between)}' may stand before it"
+        why = f"as '{one_line(between)}' may stand before it; if it does not, save the model without that module"
+        note = f"head: '{one_line(root)}' is left out, {why}"
         return arrays, [note], frozenset()
     kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
     leaves = {leaf: members[f"{linear}.{leaf}"] for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members}
