@@ -41,8 +41,8 @@ _EVALUATE = {
     "-b": "--batch-size", "--batch": "--batch-size", "--evaluation-batch": "--batch-size",
 }  # fmt: skip
 _PREDICT = {
-    "-": "--stdin", "--topk": "--top-k", "--top": "--top-k", "--output": "--out", "--results-file": "--out", "--format": "--to",
-    "--results-format": "--to", "--model.image-size": "--image-size", "--img-size": "--image-size",
+    "-": "--stdin", "--top": "--top-k", "--topk": "--top-k", "--output": "--out", "--results-file": "--out",
+    "--format": "--to", "--results-format": "--to", "--model.image-size": "--image-size", "--img-size": "--image-size",
     "-b": "--batch-size", "--batch": "--batch-size", "-j": "--threads", "--num-workers": "--threads",
     "--workers": "--threads",
 }  # fmt: skip
