@@ -75,7 +75,7 @@ class Extraction:
         return cls(function, made, features_shape(model, pool))
 
     def stream(
-        self, images: Iterable[ImageSource], batch_size: int = 32, threads: int | None = None
+        self, images: Iterable[ImageSource | InputError], batch_size: int = 32, threads: int | None = None
     ) -> Iterator[np.ndarray | InputError]:
         """The features of each image, in their order; the error for an image that cannot be read."""
         for computed in compute(self.function, images, self.preprocessing, batch_size, threads):
@@ -137,7 +137,7 @@ def each_image(
         for found in compute(remembered()):
             image = waiting.popleft()
             if isinstance(found, InputError):
-                error = f"{name(image)}: {found}" if name else str(found)
+                error = f"{name(image)}: {found}" if name and name(image) not in str(found) else str(found)
                 if unreadable == "error":
                     raise InputError(error)
                 if count != 1:  # the error below names the only one

@@ -41,8 +41,8 @@ _EVALUATE = {
     "-b": "--batch-size", "--batch": "--batch-size", "--evaluation-batch": "--batch-size",
 }  # fmt: skip
 _PREDICT = {
-    "-": "--stdin", "--topk": "--top-k", "--output": "--out", "--results-file": "--out", "--format": "--to",
-    "--results-format": "--to", "--model.image-size": "--image-size", "--img-size": "--image-size",
+    "-": "--stdin", "--top": "--top-k", "--topk": "--top-k", "--output": "--out", "--results-file": "--out",
+    "--format": "--to", "--results-format": "--to", "--model.image-size": "--image-size", "--img-size": "--image-size",
     "-b": "--batch-size", "--batch": "--batch-size", "-j": "--threads", "--num-workers": "--threads",
     "--workers": "--threads",
 }  # fmt: skip
@@ -97,6 +97,7 @@ _RECIPE_HINTS = {
     "--config": "the recipe is the first word: vit pretrain RECIPE, the name of one or a Python file",
     "--torchcompile": "write --compile (PyTorch; on by default on a GPU); JAX compiles always",
 }  # fmt: skip
+_NUMBERS = "write --json FILE for all numbers; vit predict writes the answers for each image"
 _WRITTEN = "write --to csv, jsonl or parquet; with --out FILE its name says which"
 HINTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(RECIPE_COMMANDS, _RECIPE_HINTS),
@@ -104,6 +105,7 @@ HINTS: dict[str, dict[str, str]] = {
     "evaluate": {
         **dict.fromkeys(("--amp", "--bf16", "--fp16", "--precision"), "write --compute-dtype bfloat16"),
         **dict.fromkeys(("--checkpoint", "--model", "--resume"), "the checkpoint is the first word: vit evaluate PATH"),
+        **dict.fromkeys(("--out", "--output", "--results-file", "--csv"), _NUMBERS),
         **dict.fromkeys(("--device", "--devices", "--gpus"), _DEVICES),
     },
     "predict": {

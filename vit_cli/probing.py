@@ -105,12 +105,12 @@ def _features_of(split: "Split", computing: Computing, extraction: Extraction) -
     values_ND = np.empty((len(split), *extraction.shape), np.float32)
     label_of, rows = dict[int, str](), list[int]()
 
-    def encoded(numbers: Iterable[int]) -> Iterator[bytes]:
+    def encoded(numbers: Iterable[int]) -> Iterator[bytes | InputError]:
         for i in numbers:
             try:
                 example = split.examples[i]
-            except InputError:  # no image: reported as one that cannot be read
-                yield b""
+            except InputError as error:
+                yield error
                 continue
             label_of[i] = split.labels[int(example["label"])]
             yield example["image"]

@@ -16,7 +16,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
 from vit_train import answer_figures, attention_figures, figures, reconstruction, reconstruction_figures
-from vit_train.answers import Answers, readable, readable_among, spread_over
+from vit_train.answers import Answers, readable_among, spread_over
 from vit_train.data.sources import Split
 from vit_train.display import Display
 from vit_train.metrics import METRICS
@@ -85,10 +85,9 @@ class Shown:
             return
         if self.split is not None:
             ids = spread_over(self.split, COMPLETED)
-            try:
-                pixels = [readable(self.split, int(i), config.preprocessing)[0] for i in ids]
-            except InputError as error:
-                say(f"not drawn: completed images; {error}")
+            found = readable_among(self.split, ids, config.preprocessing, named=self.answers is None)
+            if not (pixels := [pixels_HWC for _, pixels_HWC, _ in found]):
+                say(f"not drawn: completed images; none of {len(ids)} images can be read")
                 return
         elif self.image is not None and self.image[1].shape[:2] == config.model.image_size:
             pixels = [self.image[1]]
@@ -96,7 +95,7 @@ class Shown:
             say("not drawn: completed images; give an IMAGE, or --data")
             return
         try:
-            found = reconstruction.reconstructions(run, config, np.stack(pixels), self.framework)
+            completed = reconstruction.reconstructions(run, config, np.stack(pixels), self.framework)
         except InputError as error:
             say(f"not drawn: completed images; {error}")
             return
@@ -106,7 +105,7 @@ class Shown:
             "Completed images",
             f"Images; the {1 - config.mae.mask_ratio:.0%} of their patches that the encoder sees; and these patches "
             f"with the decoder's predictions of the others.{added if config.mae.normalize_target else ''}",
-            lambda path: reconstruction_figures.completed_images(found, path),
+            lambda path: reconstruction_figures.completed_images(completed, path),
         )
 
     def _of_weights(self) -> Iterator[Figure]:

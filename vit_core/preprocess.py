@@ -166,6 +166,8 @@ def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif
                     ImageOps.exif_transpose(image, in_place=True)
                 return _eight_bits(image).convert(MODES[channels])
     except Exception as error:  # decoders answer broken files with SyntaxError, struct.error, IndexError and more
+        if size < 0 and isinstance(error, OSError):
+            raise InputError(f"cannot read {name}: {error.strerror}") from error
         if size == 0:
             reason = "it is empty"
         elif isinstance(error, UnidentifiedImageError):  # its own text prints the address of a Python object

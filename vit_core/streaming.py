@@ -58,13 +58,14 @@ class Computed:
 
 def compute(
     function: DeviceFunction,
-    images: Iterable[ImageSource],
+    images: Iterable[ImageSource | InputError],
     preprocessing: Preprocessing,
     batch_size: int = 32,
     threads: int | None = None,
 ) -> Iterator[Computed]:
     """The values of images, batch by batch, in their order; images are read from the iterable as they are needed.
 
+    images: an image that its data set could not read is given as the error.
     batch_size: rounded up to a multiple of the devices; the last batch is padded to this size, so that a compiled
     function gets one shape. threads: number of decoding threads; None: one for each processor, at most 8.
     """
@@ -84,7 +85,7 @@ def _result(batch: ImageBatch, values: Callable[[], np.ndarray]) -> Computed:
 
 
 def decoded(
-    images: Iterable[ImageSource], preprocessing: Preprocessing, size: int, threads: int | None = None
+    images: Iterable[ImageSource | InputError], preprocessing: Preprocessing, size: int, threads: int | None = None
 ) -> Iterator[ImageBatch]:
     """Images in batches of `size`, of which `AHEAD` are decoded in advance by threads."""
     threads = threads or default_threads()
@@ -114,8 +115,10 @@ def default_threads() -> int:
     return min(usable, MOST_THREADS)
 
 
-def _decode(images: Images, row: int, image: ImageSource) -> InputError | None:
+def _decode(images: Images, row: int, image: ImageSource | InputError) -> InputError | None:
     """Sets a row to an image's pixels; returns the error if it cannot be read."""
+    if isinstance(image, InputError):
+        return image
     try:
         images[row] = resize_image(decode(image, images.preprocessing), images.preprocessing)
     except InputError as error:

@@ -96,5 +96,6 @@ def test_a_head_that_may_be_another_models_is_left_out(average: str, tmp_path: P
     state = {**model.state_dict(), **prefixed(f"{average}.", vit(1, num_classes=0).state_dict())}
     found = open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS)
     assert_is(found, vit(1, num_classes=0))
-    assert "head: 'fc' is left out, because it may belong to another model in the file" in found.notes
+    left_out = "head: 'fc' is left out, because it may belong to another model in the file"
+    assert f"{left_out}; --part NAME opens that model with it" in found.notes
     assert_is(open_checkpoint(in_file(tmp_path, {"state_dict": state}), fields=HEADS, part="state_dict/net"), model)

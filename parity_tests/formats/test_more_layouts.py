@@ -88,13 +88,18 @@ def test_a_module_that_may_stand_before_a_head(case: str, tmp_path: Path) -> Non
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
     assert any(note.startswith("head: 'head' is left out, because 'neck") for note in found.notes)
+    kept = {name: array for name, array in model.state_dict().items() if not name.startswith("neck.")}
+    assert opened(save(tmp_path / "one.pth", kept), heads=3).config.model.num_classes == 5, "as the note says"
 
 
 def test_one_of_several_heads_beside_a_model_is_not_chosen(tmp_path: Path) -> None:
     model = nn.ModuleDict({"backbone": backbone(), "fc": nn.Linear(24, 5), "classifier": nn.Linear(24, 7)})
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
-    assert "head: left out, because it may be any of fc, classifier" in found.notes
+    left_out = "head: left out, because it may be any of fc, classifier"
+    assert f"{left_out}; to use one, save the model without the others" in found.notes
+    kept = {name: array for name, array in model.state_dict().items() if not name.startswith("fc.")}
+    assert opened(save(tmp_path / "one.pth", kept), heads=3).config.model.num_classes == 7, "as the note says"
 
 
 def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:

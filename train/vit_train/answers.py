@@ -101,27 +101,18 @@ def spread_over(split: Split, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
 
 
-def readable(split: Split, i: int, preprocessing: Preprocessing) -> tuple[np.ndarray, Any]:
-    """Image i of a split after the evaluation transform, uint8 or uint16 [H, W, C], and its label. InputError, with the
-    name of the image, if it cannot be read."""
-    try:
-        example = split.examples[i]
-        return evaluation_pixels(example, preprocessing), example["label"]
-    except InputError as error:
-        raise InputError(f"{split.fault(i, error)}; fix or remove it") from None
-
-
 def readable_among(
     split: Split, ids: Iterable[int], preprocessing: Preprocessing, named: bool = True
 ) -> Iterator[tuple[int, np.ndarray, Any]]:
-    """Those of some images that can be read: index, pixels and label as `readable` gives them. The others are named in
-    warnings, unless that was done before."""
+    """Those of some images of a split that can be read: the index, the pixels after the evaluation transform (uint8 or
+    uint16 [H, W, C]) and the label. The others are named in warnings, unless that was done before."""
     for i in map(int, ids):
         try:
-            pixels_HWC, label = readable(split, i, preprocessing)
+            example = split.examples[i]
+            pixels_HWC, label = evaluation_pixels(example, preprocessing), example["label"]
         except InputError as error:
             if named:
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped: %s; fix or remove it", split.fault(i, error))
             continue
         yield i, pixels_HWC, label
 

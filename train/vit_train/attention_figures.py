@@ -16,7 +16,7 @@ MOST_HEADS, MOST_LAYERS = 16, 24
 
 def query_token(model: ViTConfig) -> tuple[int | None, str]:
     """The token whose attention is drawn, and its name: the class token, or the mean over all patches."""
-    return (0, "the class token") if model.class_token else (None, "the patches, on average")
+    return (0, "the class token") if model.class_token else (None, "a patch on average")
 
 
 def attention_by_head(

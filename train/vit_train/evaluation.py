@@ -29,8 +29,8 @@ class Accuracy:
     correct: int
     """Images whose label came first; in a multi-label split, images for which the decisions of all classes are
     correct."""
-    correct5: int
-    """Images whose label, or one of whose classes, was among the first five."""
+    correct5: int | None
+    """Images whose label, or one of whose classes, was among the first five; None if the model has no more outputs."""
     total: int
     loss: float
     """Mean over the images of the loss of training, without label smoothing and class weights."""
@@ -47,9 +47,9 @@ class Accuracy:
         return self.correct / self.total
 
     @property
-    def top5(self) -> float:
-        """Fraction of the images whose label was among the first five."""
-        return self.correct5 / self.total
+    def top5(self) -> float | None:
+        """Fraction of the images whose label was among the first five; None if the model has no more outputs."""
+        return None if self.correct5 is None else self.correct5 / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -64,7 +64,7 @@ class Accuracy:
     @property
     def values(self) -> dict[str, float]:
         """The values that a run logs, without those that are nan. The first is the one by which steps are compared."""
-        found = {"top1": self.top1, "top5": self.top5}
+        found = {"top1": self.top1} if self.top5 is None else {"top1": self.top1, "top5": self.top5}
         if self.classes is not None:
             f1 = {"macro_f1": self.classes.macro_f1, "micro_f1": self.classes.micro_f1}
             ranking = {"mean_average_precision": self.classes.mean_average_precision or 0.0}
@@ -119,6 +119,7 @@ class _Answers:
         N, C = len(split), len(split.labels)
         self.sums = np.zeros(4)
         """Correct, correct among the first five, examples, loss."""
+        self.few_outputs = False
         self.counted_N = np.zeros(N, np.uint8)
         self.labels_N = np.zeros((N, C), np.uint8) if split.multilabel else np.zeros(N, np.int64)
         self.answers_N, self.confidences_N = np.zeros(N, np.int64), np.zeros(N, np.float32)
@@ -127,6 +128,7 @@ class _Answers:
     def add(self, batch: EvaluationBatch, logits_BO: np.ndarray) -> None:
         """Adds a batch; logits_BO: [B, outputs of the model], float64."""
         ids, labels, logits_BO = (x[batch.counts_B] for x in (batch.ids_B, batch.labels_B, logits_BO))
+        self.few_outputs = logits_BO.shape[1] <= 5
         first_B5 = np.argsort(-logits_BO, axis=-1, kind="stable")[:, :5]
         if self.split.multilabel:
             wanted = np.zeros(logits_BO.shape, bool)
@@ -169,7 +171,8 @@ class _Answers:
             report = report_of_answers(self.split.labels, labels_N, answers_N, scores_NC)
             calibrated = calibration(confidences_N, answers_N == labels_N)
         ids_N = np.flatnonzero(counted_N)
-        return Accuracy(int(correct), int(correct5), int(count), float(loss / count), report, calibrated, ids_N)
+        among5 = None if self.few_outputs else int(correct5)
+        return Accuracy(int(correct), among5, int(count), float(loss / count), report, calibrated, ids_N)
 
 
 def signal_in_any_process(processes: BatchRows, number: int | None) -> int | None:

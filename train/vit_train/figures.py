@@ -12,12 +12,14 @@ import numpy as np
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from vit_core import attention_maps
 from vit_core.attention_maps import tiled
-from vit_core.storage import Location, staged_files
+from vit_core.errors import InputError
+from vit_core.storage import Location, check_new_file, staged_files
 from vit_train import metrics
 
 OTHER_SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
@@ -171,6 +173,14 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, cou
         panel.set_title(title, fontsize=10)
         panel.axis("off")
     return save_figure(figure, path)
+
+
+def check_new_figure(path: Location, option: str) -> None:
+    """InputError, with the name of the option, if no figure can be written at a location: matplotlib has no format for
+    the ending of its name, or the file system refuses. To be called before a long computation."""
+    if path.suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
+        raise InputError(f"{option} {path}: expected a name that ends in .png, or in .pdf or .svg")
+    check_new_file(path, option)
 
 
 def save_figure(figure: plt.Figure, path: Location) -> Location:

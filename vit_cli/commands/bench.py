@@ -18,7 +18,7 @@ from vit_cli.requirements import TRAINING, require
 from vit_cli.training import require_training
 from vit_cli.twins import TITLES, Framework
 from vit_core.errors import InputError, unknown_name
-from vit_core.storage import check_writable, location, require_local
+from vit_core.storage import check_new_file, check_writable, location, require_local
 
 if TYPE_CHECKING:
     from vit_cli.benchmarks.model_speed import Part
@@ -77,9 +77,12 @@ def model(
     ]
     for setting in settings:
         setting.model  # noqa: B018 (raises InputError for a wrong one, before anything is measured)
-    for file, option in ((json, "--json"), (png, "--png")):
-        if file is not None:
-            check_writable(file.parent, option)
+    if json is not None:
+        check_new_file(json, "--json")
+    if png is not None:
+        from vit_train.figures import check_new_figure
+
+        check_new_figure(png, "--png")
     with console.working("looking at the machine"):
         machine = this_machine()
     report = model_speed.open_report(json, machine)

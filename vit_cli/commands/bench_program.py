@@ -11,7 +11,7 @@ from vit_cli.benchmarks.options import at_least, checkouts
 from vit_cli.option_types import OptionalTarget
 from vit_cli.requirements import require
 from vit_core.errors import InputError, unknown_name
-from vit_core.storage import check_writable
+from vit_core.storage import check_new_file
 from vit_train.planning import topologies
 
 
@@ -57,7 +57,7 @@ def program(
     setting.model  # noqa: B018 (raises InputError for a wrong one)
     folders = checkouts(peer)
     if json is not None:
-        check_writable(json.parent, "--json")
+        check_new_file(json, "--json")
     os.environ |= topologies.WITHOUT_HARDWARE
     from vit_cli.benchmarks import programs  # imports jax, which reads the environment
     from vit_cli.reports.programs import print_programs

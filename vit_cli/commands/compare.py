@@ -23,6 +23,9 @@ def compare(a: Place, b: Place, /, *, out: Target = COMPARED) -> int:
     """
     require("train", "matplotlib")
     from vit_cli.run_comparison import compare_runs
+    from vit_train.figures import check_new_figure
 
-    compare_runs(a, b, require_local(out, "--out"))
+    figure = require_local(out, "--out")
+    check_new_figure(figure, "--out")
+    compare_runs(a, b, figure)
     return 0

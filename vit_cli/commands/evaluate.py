@@ -49,11 +49,11 @@ def evaluate(
 ) -> int:
     """Measure the accuracy of a checkpoint on a data set.
 
-    Every image counts once. Images are prepared by the checkpoint's own preprocessing. The first table shows top-1 and
-    top-5 accuracy, the loss, and the 95 % interval of top-1; if images may have several classes, mean average precision
-    and F1 (a class is predicted if its probability is above 0.5). A line compares the mean confidence with the accuracy
-    (calibration). The second table shows each class. If the checkpoint's run was trained on some of these images, this
-    is reported.
+    Every image counts once. Images are prepared by the checkpoint's own preprocessing. The first table shows top-1
+    accuracy with its 95 % interval, top-5 accuracy if the model has more than five classes, and the loss; if images may
+    have several classes, mean average precision and F1 (a class is predicted if its probability is above 0.5). A line
+    compares the mean confidence with the accuracy (calibration). The second table shows each class. If the checkpoint's
+    run was trained on some of these images, this is reported.
 
     Examples:
         vit evaluate runs/cifar10

@@ -36,11 +36,14 @@ def runs(
     """
     require("train", "scipy", "matplotlib")
     from vit_cli.reports.runs import draw_runs, print_prediction, print_runs
+    from vit_train.figures import check_new_figure
     from vit_train.run_groups import PowerLaw, UnfinishedError, grouped, read_finished_run, runs_under
 
     if at is not None and not (isfinite(at) and at > 0):
         raise InputError(f"--at {at}: expected a number of FLOPs above 0, such as 1.5e16")
     out = None if png is None else require_local(png, "--png")
+    if out is not None:
+        check_new_figure(out, "--png")
     finished = []
     for folder in folders:
         for run in runs_under(folder):

@@ -26,7 +26,7 @@ from vit_core.errors import InputError, abbreviate
 from vit_core.labels import LabelMatching
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing, decode, resize_image
-from vit_core.storage import Location, absolute, local_copy, location, staged_files
+from vit_core.storage import Location, absolute, check_new_folder, local_copy, location, staged_files
 
 if TYPE_CHECKING:
     from vit_cli.shown_figures import Shown
@@ -88,6 +88,7 @@ def show(
 
     folder = out or location(f"{absolute(checkpoint).name}_figures")
     _check_free(folder, overwrite)
+    check_new_folder(folder, "--out")
     opened = reading.open_and_report(checkpoint).adapt(image_size=image_size)
     model, recorded = opened.config.model, opened.config.preprocessing
     preprocessing = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)

@@ -1,7 +1,7 @@
 """Prints evaluations and writes them as JSON: accuracies, and the metrics of each class."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,11 +56,9 @@ def print_difference(evaluation: Evaluation) -> None:
 
 def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> None:
     """Prints accuracies as a table."""
-    if any(accuracy.multilabel for _, accuracy in accuracies):
-        columns: tuple[str, ...] = ("", "mean AP", "macro F1", "micro F1", "all classes right", "loss", "images")
-    else:
-        columns = ("", "top-1", "95 % interval", "top-5", "loss", "images")
-    table(title, columns, [(name, *_cells(accuracy)) for name, accuracy in accuracies])
+    cells = [{"": name, **_cells(accuracy)} for name, accuracy in accuracies]
+    columns = max(cells, key=len)
+    table(title, tuple(columns), [[row.get(column, "-") for column in columns] for row in cells])
 
 
 def write_json(path: Location, evaluation: Evaluation) -> None:
@@ -111,14 +109,17 @@ def _json_of_calibration(found: Calibration) -> dict[str, Any]:
     }
 
 
-def _cells(accuracy: Accuracy) -> Iterator[object]:
+def _cells(accuracy: Accuracy) -> dict[str, object]:
+    """The cells of a table by the names of their columns."""
+    rest = {"loss": f"{accuracy.loss:.4f}", "images": accuracy.total}
     if accuracy.multilabel and accuracy.classes:
         classes = accuracy.classes
-        yield from map(_percent, (classes.mean_average_precision, classes.macro_f1, classes.micro_f1, accuracy.top1))
-    else:
-        low, high = accuracy.interval
-        yield from (f"{accuracy.top1:.2%}", f"{low:.2%} - {high:.2%}", f"{accuracy.top5:.2%}")
-    yield from (f"{accuracy.loss:.4f}", accuracy.total)
+        names = ("mean AP", "macro F1", "micro F1", "all classes right")
+        values = (classes.mean_average_precision, classes.macro_f1, classes.micro_f1, accuracy.top1)
+        return {**dict(zip(names, map(_percent, values), strict=True)), **rest}
+    low, high = accuracy.interval
+    top5 = {} if accuracy.top5 is None else {"top-5": f"{accuracy.top5:.2%}"}
+    return {"top-1": f"{accuracy.top1:.2%}", "95 % interval": f"{low:.2%} - {high:.2%}", **top5, **rest}
 
 
 def _print_classes(report: ClassReport) -> None:

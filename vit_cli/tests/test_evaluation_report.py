@@ -74,6 +74,8 @@ def test_columns_of_a_table_are_chosen_by_options(vit: Vit, refused: Vit, weight
 def test_a_file_that_cannot_be_written_is_refused_first(refused: Vit, tmp_path: Path) -> None:
     for path, why in ((tmp_path, "is a folder"), (tmp_path / "no" / "report.json", "its folder is missing")):
         assert f"--json {path}: {why}; give a file" in refused("evaluate", tmp_path / "none", "--json", path)
+    refusing = Path("/proc/report.json")  # a file system that refuses new files, of root too
+    assert f"--json {refusing}: cannot write there (" in refused("evaluate", tmp_path / "none", "--json", refusing)
 
 
 def test_what_is_missing_is_named_first(refused: Vit, tmp_path: Path) -> None:
@@ -99,6 +101,17 @@ def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str])
     assert "31 classes, macro F1 " in out
     assert "; shown are the 10 with the lowest F1, --json FILE has all\n" in out
     assert "skipped, because they cannot be read: 1 of 3001 images" in out
+
+
+def test_top_5_is_printed_only_where_there_are_more_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_accuracies("of six", [("weights", Accuracy(30, 45, 50, 1.0))])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "top-1 95 % interval top-5 loss images" in out
+    assert "weights 60.00% 46.18% - 72.39% 90.00% 1.0000 50" in out
+    report.print_accuracies("of five", [("weights", Accuracy(30, None, 50, 1.0))])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "top-1 95 % interval loss images" in out
+    assert "weights 60.00% 46.18% - 72.39% 1.0000 50" in out
 
 
 def test_several_classes_for_each_image(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from vit_cli.tests.printed import Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random
 from vit_core import open_checkpoint
 from vit_core.parameters import DECODER
+from vit_train.data.sources import open_split
 from vit_train.masked_steps import masked_step
+from vit_train.run import read_request
 from vit_train.tests.small_run import folder_of_images, quadrants
 
 SMALL = [
@@ -151,6 +153,11 @@ def test_images_are_completed_in_a_figure(vit: Vit, framework: str, photos: Path
     drawn = np.asarray(Image.open(figures / "completed.png").convert("L"))
     assert len(set(drawn.ravel())) > 50
     assert "the 25% of their patches that the encoder sees" in (figures / "index.html").read_text()
+    held_out = open_split(read_request(run).config.data, "test")
+    Path(held_out.name(0)).write_bytes(b"no image")
+    printed = vit("show", run, "--out", figures, "--framework", framework)
+    assert f"skipped: {held_out.name(0)}: " in printed
+    assert f"wrote {figures / 'completed.png'}" in printed
 
 
 def test_training_towards_nothing_is_refused(vit: Vit, photos: Path) -> None:

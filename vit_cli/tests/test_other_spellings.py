@@ -63,6 +63,7 @@ def test_what_people_type_is_read(typed: list[str], field: tuple[str, ...], valu
         (("pretrain", "folder", "--wandb"), "TensorBoard events"),
         (("pretrain", "folder", "--amp"), "--amp: write --compute-dtype bfloat16"),
         (("pretrain", "folder", "--resume", "runs/x"), "write vit resume RUN"),
+        (("evaluate", "runs/x", "--out", "x.json"), "--out: write --json FILE for all numbers"),
         (("finetune", "folder", "--pretrained"), "write vit finetune RECIPE --init CHECKPOINT"),
         (("pretrain", "folder", "--init", "x"), "write vit finetune RECIPE --init CHECKPOINT"),
         (("convert", "a", "--out", "b"), "vit convert SOURCE TARGET"),

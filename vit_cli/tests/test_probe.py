@@ -61,6 +61,9 @@ def test_an_unreadable_image_is_named(printed: Printing, refused: Vit, tmp_path:
     shown = printed(*words).out
     assert re.search(r"skipped: .*dark/0.png: cannot decode image bytes: its 8 bytes begin no image format", shown)
     assert "dark/0.png: cannot decode image" in refused(*words, "--unreadable", "error")
+    (photos / "dark/0.png").unlink()
+    (photos / "dark/0.png").symlink_to(tmp_path / "moved.png")
+    assert f"skipped: cannot read image '{photos}/dark/0.png': No such file or directory\n" in printed(*words).out
 
 
 def test_bad_input_is_one_line(refused: Vit, tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def test_one_run_has_the_interval_of_its_images(vit: Vit, folder: Path) -> None:
         (["smooth", "base-0", "--at", "1e15"], "1 different costs: a power law is fitted to three or more"),
         (["smooth", "--at", "-1"], "--at -1.0: expected a number of FLOPs above 0"),
         (["smooth", "--at", "inf"], "--at inf: expected a number of FLOPs above 0"),
+        (["smooth", "base-0", "--png", "/proc/a.png"], "--png /proc/a.png: cannot write there ("),
+        (["smooth", "base-0", "--png", "a.txt"], "--png a.txt: expected a name that ends in .png, or in .pdf or .svg"),
+        (["smooth", "base-0", "--png", "chart"], "--png chart: expected a name that ends in .png, or in .pdf or .svg"),
         ([], "FOLDERS"),
     ],
 )

@@ -136,6 +136,9 @@ def test_bad_input(refused: Vit, tmp_path: Path) -> None:
         "show", model, "--out", tmp_path / "mine"
     )
     assert (tmp_path / "mine" / "index.html").read_text() == "my page"
+    refusing = Path("/proc/figures/of_a_model")
+    line = refused("show", tmp_path / "none", "--out", refusing)
+    assert f"--out {refusing}: cannot write there (" in line, "before the model, which is missing, is opened"
     where = ("--out", tmp_path / "new")
     assert "is a folder; give one image" in refused("show", model, tmp_path, *where)
     (tmp_path / "note.txt").write_text("no image")

@@ -82,11 +82,36 @@ def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
 
 
 def check_new_file(path: Location, option: str) -> None:
-    """Raises InputError if a local file cannot be created, because the path is a folder or its folder is missing.
-    option: named in the message."""
-    if is_local(path) and (path.is_dir() or not path.parent.is_dir()):
+    """Raises InputError, with the name of the option, if no file can be written at a location: it is a folder, its
+    folder is missing or refuses new files, or it can only be read. Call it before a long computation; it changes
+    nothing."""
+    if not is_local(path):
+        path.mkdir()  # does nothing, or raises
+    elif path.is_dir() or not path.parent.is_dir():
         fault = "is a folder" if path.is_dir() else "its folder is missing"
         raise InputError(f"{option} {path}: {fault}; give a file in a folder that exists")
+    else:
+        _check_takes_files(path.parent, f"{option} {path}")
+
+
+def check_new_folder(path: Location, option: str) -> None:
+    """Raises InputError, with the name of the option, if no files can be written in a folder, which is not created: the
+    folder or, if it is missing, the nearest one above it refuses new files. Call it before a long computation."""
+    if is_local(path):
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        _check_takes_files(existing, f"{option} {path}")
+    else:
+        path.mkdir()  # does nothing, or raises
+
+
+def _check_takes_files(folder: Path, asked: str) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"0")  # a full disk may take an empty file
+    except OSError as error:
+        raise InputError(
+            f"{asked}: cannot write there ({error.strerror}); choose a writable folder with room"
+        ) from None
 
 
 def check_writable(folder: Location, option: str = "--out") -> None:

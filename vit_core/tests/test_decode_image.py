@@ -169,11 +169,10 @@ def test_what_is_no_image_file(tmp_path):
     (tmp_path / "notes.png").write_text("not an image\n")
     assert "it is empty" in refusal(tmp_path / "empty.jpg")
     assert "its 13 bytes begin no image format that Pillow knows" in refusal(tmp_path / "notes.png")
-    assert "': Is a directory; " in refusal(tmp_path)
-    assert refusal(tmp_path / "missing.jpg") == (
-        f"cannot decode image '{tmp_path / 'missing.jpg'}': No such file or directory; "
-        "expected a whole JPEG, PNG or the like"
-    )
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "missing.jpg", "No such file or directory")):
+        with pytest.raises(InputError) as caught:
+            decode_image(path)
+        assert str(caught.value) == f"cannot read image '{path}': {why}"
     assert "null" in refusal_of_odd_name("nul\0byte")
     assert "No such file" in refusal_of_odd_name("two\nlines.png")
 

@@ -5,10 +5,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from vit_core import parity
 from vit_core.checkpoints import Checkpoint, CheckpointConfig
+from vit_core.config import ViTConfig
 from vit_train.checkpoint_evaluation import evaluate_checkpoint
 from vit_train.config import Data
 from vit_train.data.batches import EvaluationBatches
@@ -23,10 +24,11 @@ PREDICTORS: dict[str, Any] = {"jax": JaxPredictor, "torch": TorchPredictor}
 OPTIONS = CONFIG.evaluation.replace(batch_size=24)
 
 
-def randomized() -> Checkpoint:
+def randomized(model: ViTConfig = MODEL) -> Checkpoint:
     """Weights for which every input changes the loss (a fresh head is zero)."""
-    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(MODEL, 0).items()}
-    config = CheckpointConfig(model=MODEL, labels=LABELS, preprocessing=CONFIG.preprocessing)
+    arrays = {name: array.astype(np.float32) for name, array in parity.randomized(model, 0).items()}
+    labels = LABELS if model.num_classes == len(LABELS) else None
+    config = CheckpointConfig(model=model, labels=labels, preprocessing=CONFIG.preprocessing)
     return Checkpoint.of(config, arrays)
 
 
@@ -44,7 +46,9 @@ def test_accuracy_and_loss_equal_numpys(name: str) -> None:
     labels_B = np.arange(64) % 4
     shifted_BC = np.exp(logits_BC - logits_BC.max(axis=1, keepdims=True))
     probabilities_BC = shifted_BC / shifted_BC.sum(axis=1, keepdims=True)
-    assert (found.correct, found.correct5, found.total) == ((logits_BC.argmax(axis=1) == labels_B).sum(), 64, 64)
+    assert (found.correct, found.total) == ((logits_BC.argmax(axis=1) == labels_B).sum(), 64)
+    assert found.top5 is None, "the model has four outputs: it would always be 1"
+    assert "top5" not in found.values
     # float32 logits of batches of other sizes, of order one.
     assert found.loss == pytest.approx(-np.log(probabilities_BC[np.arange(64), labels_B]).mean(), rel=1e-5)
     # A training run's engine with the same weights predicts the same.
@@ -52,6 +56,15 @@ def test_accuracy_and_loss_equal_numpys(name: str) -> None:
     np.testing.assert_array_equal(engine.predict(pixels()), predictor.predict(pixels()))
     assert evaluate(engine, SPLIT, OPTIONS) == found
     assert engine.average is None
+
+
+def test_top_5_of_more_outputs_equals_scikit_learns() -> None:
+    predictor = TorchPredictor(randomized(MODEL.replace(num_classes=7)))
+    found = evaluate(predictor, SPLIT, OPTIONS, outputs=[6, 1, 4, 3])
+    labels_B = np.array([6, 1, 4, 3])[np.arange(64) % 4]
+    expected = top_k_accuracy_score(labels_B, predictor.predict(pixels()), k=5, labels=range(7))
+    assert found.top5 == found.values["top5"] == expected
+    assert 0 < expected < 1
 
 
 def test_a_sigmoid_run_is_evaluated_by_its_own_loss() -> None:

@@ -52,19 +52,17 @@ def with_linear_head(
     group, root, where, members, linear = found[0]
     if group is beside and len(found) > 1:
         names = abbreviate([one_line(other[1]) for other in found])
-        return arrays, [f"head: left out, because it may be any of {names}"], frozenset()
+        note = f"head: left out, because it may be any of {names}; to use one, save the model without the others"
+        return arrays, [note], frozenset()
     if group is beside and not source.shared.isdisjoint(members):
-        return (
-            arrays,
-            [f"head: '{one_line(root)}' is left out, because it may belong to another model in the file"],
-            frozenset(),
-        )
+        why = "because it may belong to another model in the file; --part NAME opens that model with it"
+        return arrays, [f"head: '{one_line(root)}' is left out, {why}"], frozenset()
     inputs = members[f"{linear}.weight"].shape[1]
     if group is beside and (between := _between(beside, root, inputs, width)):
-        note = f"head: '{one_line(root)}' is left out, because '{one_line(between)}' may be before it"
-        return arrays, [note], frozenset()
+        why = f"because '{one_line(between)}' may be before it; if it is not, save the model without that module"
+        return arrays, [f"head: '{one_line(root)}' is left out, {why}"], frozenset()
     if group is beside and inputs > width and not source.is_alone:
-        note = f"head: '{one_line(root)}' is left out, as it may read the outputs of two models in the file"
+        note = f"head: '{one_line(root)}' is left out, because it may read the outputs of two models in the file"
         return arrays, [note], frozenset()
     kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
     leaves = {leaf: members[f"{linear}.{leaf}"] for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members}

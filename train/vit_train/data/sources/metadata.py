@@ -57,4 +57,5 @@ def images_with_metadata(folder: Path, data: Data) -> Listing | None:
         next(iter(listings.values())).classes,
         [name for name, one in listings.items() for _ in one.cells],
         list(chain(*groups)) if groups else None,
+        tuple(chain(*(one.notes for one in listings.values()))),
     )

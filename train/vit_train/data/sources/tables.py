@@ -9,13 +9,14 @@ import numpy as np
 
 from vit_core.errors import InputError
 from vit_train.config import Data
+from vit_train.data.sources.endings import with_endings
 from vit_train.data.sources.folders import Files
 from vit_train.data.sources.listing import Listing, column, optional_column
 from vit_train.data.sources.several_labels import names_of_columns
 
 JSON_LINES = ".jsonl"
 SUFFIXES = (".csv", ".tsv", JSON_LINES)
-PATHS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath", "img")
+PATHS = ("path", "image", "file", "file_name", "filename", "image_path", "filepath", "img", "image_name", "image_id")
 LABELS = ("label", "labels", "class", "class_name", "category", "target")
 SPLITS = ("split", "subset", "partition")
 """Names of columns (paths, labels, splits) that are tried, in this order and in any case, if none is asked for."""
@@ -44,13 +45,16 @@ def table(file: Path, data: Data) -> Listing:
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
     windows = next((path for path in cells[image] if "\\" in path), None)
     slashed = windows is not None and not os.path.exists(file.parent / windows)
-    paths = [os.path.normpath(_slashed(path) if slashed else path) for path in cells[image]]
+    written = [os.path.normpath(_slashed(path) if slashed else path) for path in cells[image]]
+    lines = [f"{file}, line {line}" for line, _ in rows]
+    paths = with_endings(file.parent, written, lines)
+    if not os.path.exists(file.parent / paths[0]):
+        raise InputError(f"{lines[0]}: no file {file.parent / paths[0]}; paths are relative to the table's folder")
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
-    _check_paths(file, paths, [line for line, _ in rows], values)
+    _check_repeated(file, paths, [line for line, _ in rows], values)
     images = Files(str(file.parent), np.array([os.fsencode(path) for path in paths]), np.zeros(len(rows), np.int32))
     named: list[str] | list[tuple[str, ...]]
     if label is None:
-        lines = [f"{file}, line {line}" for line, _ in rows]
         named = [
             names_of_columns(where, classes, row)
             for where, *row in zip(lines, *(cells[name] for name in classes), strict=True)
@@ -58,7 +62,8 @@ def table(file: Path, data: Data) -> Listing:
     else:
         named = cells[label]
     splits, groups = (cells[name] if name else None for name in (split, group))
-    return Listing(file.stem, images, named, tuple(classes) or None, splits, groups)
+    notes = _completed_note(file, written, paths)
+    return Listing(file.stem, images, named, tuple(classes) or None, splits, groups, notes)
 
 
 def _slashed(path: str) -> str:
@@ -148,8 +153,8 @@ def _json_cell(cell: object) -> str:
     return "" if cell is None else str(cell)
 
 
-def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:
-    """Raises InputError if an image is listed twice with different values, or the first image does not exist."""
+def _check_repeated(file: Path, paths: list[str], lines: list[int], values: list[tuple[str, ...]]) -> None:
+    """Raises InputError if an image is listed twice with different values."""
     first: dict[str, int] = {}
     for i, path in enumerate(paths):
         earlier = first.setdefault(path, i)
@@ -157,7 +162,12 @@ def _check_paths(file: Path, paths: list[str], lines: list[int], values: list[tu
             raise InputError(
                 f"{file}, line {lines[i]}: {path} is in line {lines[earlier]} too, with other values; keep one of them"
             )
-    if not os.path.exists(file.parent / paths[0]):
-        raise InputError(
-            f"{file}, line {lines[0]}: no file {file.parent / paths[0]}; paths are relative to the table's folder"
-        )
+
+
+def _completed_note(file: Path, written: list[str], paths: list[str]) -> tuple[str, ...]:
+    """A line on the names without endings."""
+    changed = [(old, new) for old, new in zip(written, paths, strict=True) if old != new]
+    if not changed:
+        return ()
+    example = " is read as ".join(changed[0])
+    return (f"{file}: {len(changed):,} names without endings are those of the images beside them: {example}",)
