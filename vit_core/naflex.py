@@ -96,8 +96,8 @@ def patched(images: Sequence[np.ndarray], patch_size: tuple[int, int], length: i
 
 
 def placed(images: PatchedImages, config: ViTConfig, dtype: Any = np.float64) -> Patches:
-    """A batch with the position weights and coordinates that a model needs, as `dtype`. InputError as for
-    `check_model`."""
+    """A batch with the position weights and coordinates that a model needs, as `dtype`. Raises InputError as
+    `check_model` does."""
     check_model(config)
     (B, N, _), (h, w) = images.patches_BNP.shape, config.grid
     rows_BNh, columns_BNw = (np.zeros((B, N, side), dtype) for side in (h, w))

@@ -195,7 +195,7 @@ def decode(source: ImageSource, preprocessing: Preprocessing) -> DecodedImage:
     """The image in a file (or in the bytes of one, or in memory), with the channels and bits of `preprocessing`.
 
     8-bit grayscale and RGB: as `decode_image`. Others: from TIFF, NumPy (.npy, [H, W, C]), arrays and what Pillow
-    reads; their number of channels has to be that of `preprocessing`. InputError as for `decode_image`.
+    reads; their number of channels has to be that of `preprocessing`. Raises InputError as `decode_image` does.
     """
     ordinary = preprocessing.bit_depth == 8 and preprocessing.channels in MODES
     if isinstance(source, Image.Image | np.ndarray):
@@ -262,7 +262,7 @@ def _is_numpy(source: str | os.PathLike[str] | bytes) -> bool:
 def resize_image(image: DecodedImage | Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 or uint16 [H, W, C] (C last, also when 1) from a decoded image, by `preprocessing`'s geometry.
 
-    InputError as for `resized`, and where an image of Pillow's has not the mode of `channels`.
+    Raises InputError as `resized` does, and if the mode of an image of Pillow's does not have `channels` channels.
     """
     return np.array(pixels_of(resized(as_decoded(image, preprocessing.channels), preprocessing)))
 
@@ -294,9 +294,9 @@ def resized(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
 
 
 def uncropped(image: DecodedImage, preprocessing: Preprocessing) -> DecodedImage:
-    """What `resized` cuts the center out of: the whole image, which covers the size of `preprocessing`.
+    """The whole resized image, of which `resized` takes the center; it covers the size of `preprocessing`.
 
-    InputError as for `resized`.
+    Raises InputError as `resized` does.
     """
     made = preprocessing
     full_height, full_width = _resized_size(image.height, image.width, made.image_size, made.crop_fraction, made.resize)

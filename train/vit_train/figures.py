@@ -176,8 +176,8 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, cou
 
 
 def check_new_figure(path: Location, option: str) -> None:
-    """InputError, with the name of the option, if no figure can be written at a location: matplotlib has no format for
-    the ending of its name, or the file system refuses. To be called before a long computation."""
+    """Raises InputError, with the name of the option, if no figure can be written at a location: matplotlib has no
+    format for the ending of its name, or the file system refuses. Call it before a long computation."""
     if path.suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
         raise InputError(f"{option} {path}: expected a name that ends in .png, or in .pdf or .svg")
     check_new_file(path, option)

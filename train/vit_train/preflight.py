@@ -139,8 +139,8 @@ def _checked(processes: Processes, split: Split, config: TrainConfig, display: D
 
 
 def check_agreement(processes: Processes, run: Run) -> None:
-    """InputError, the same in every process, if they differ in version, config, data or the saved steps that they
-    find."""
+    """Raises InputError, the same in every process, if they differ in version, config, data or the saved steps that
+    they find."""
     seen = {"out": str(absolute(run.folder)), "saved steps": [step.name for step in saved_steps(run.folder)]}
     ours = flatten({"versions": versions(), "run": run.request.model_dump(mode="json"), **seen})
     every = [json.loads(text) for text in gather_texts(processes, json.dumps(ours))]

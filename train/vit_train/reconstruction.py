@@ -81,9 +81,9 @@ class Reconstruction(NamedTuple):
 def reconstructions(
     run: Location, config: TrainConfig, pixels_BHWC: np.ndarray, framework: Framework
 ) -> list[Reconstruction]:
-    """Completions of images, uint8 or uint16, by the decoder in the newest saved step of a run. InputError without a
-    step.
+    """Completions of images, uint8 or uint16, by the decoder in the newest saved step of a run.
 
+    Raises InputError if the run has no saved step.
     If the run predicts normalised patches, the true mean and deviation of each hidden patch are used, because the
     decoder does not predict them.
     """

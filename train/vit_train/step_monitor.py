@@ -50,8 +50,8 @@ class StepMonitor:
             raise self._no_images(step)
 
     def after_step(self, step: int, batch: Batch, result: StepResult) -> None:
-        """Checks the step before, and the images of step number `step` (from 1); InputError as for `check`, and for
-        more unreadable images than the config allows."""
+        """Checks the step before, and the images of step number `step` (from 1). Raises InputError as `check` does,
+        and if more images are unreadable than the config allows."""
         self.check()
         self.step, self.unchecked = step, result
         self.without_images = not batch.weights_B.any()

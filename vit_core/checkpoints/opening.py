@@ -229,9 +229,8 @@ def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str
     """config.json and the image processor's config in the folder of the weights, and notes. If the path is a file, they
     are read only if the file has one of the names in _OF_FOLDERS."""
     if path.is_dir():
-        folder = (
-            container.path if container.path.is_dir() else container.path.parent
-        )  # the folder of the snapshot, if this is a hub cache
+        # In a cache of the Hub this is the folder of the snapshot.
+        folder = container.path if container.path.is_dir() else container.path.parent
         notes = list[str]()
     elif path.name in _OF_FOLDERS and (path.parent / CONFIG).is_file():
         folder, notes = path.parent, [f"config: from {CONFIG} beside the file"]

@@ -196,7 +196,7 @@ class TrainConfig(RunFields):
         return weights.with_config(weights.config.replace(model=self.model))
 
     def check_network(self, model: ViTConfig, origin: str) -> None:
-        """InputError, naming the origin, unless a model computes the same network as this run's."""
+        """Raises InputError, which names the origin, unless a model computes the same network as this run's."""
         ours, theirs = (
             each.model_dump() | {"rope": each.rope and each.rope.trained.model_dump()} for each in (self.model, model)
         )

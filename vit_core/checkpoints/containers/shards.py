@@ -49,7 +49,7 @@ def read_shards(index: FileRange, open_file: Callable[[Location], Container]) ->
 
 
 def _path_below(shard: object, index: Location) -> str:
-    """The path of a shard from the folder of its index, with "/". InputError for one that leads out of that folder."""
+    """The path of a shard from the folder of its index, with "/". Raises InputError if it leads out of that folder."""
     if not isinstance(shard, str) or not shard or shard.endswith(".index.json"):
         raise ValueError(f"'{str(shard)[:60]}' names no shard")
     path = PurePosixPath(shard.replace("\\", "/"))

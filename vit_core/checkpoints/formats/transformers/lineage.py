@@ -33,12 +33,12 @@ from vit_core.checkpoints.formats.transformers.config_json import (
     Tower,
     check_grid,
     dinov2_mlp_dim,
-    model_type_of,
 )
 from vit_core.checkpoints.formats.transformers.dinov3 import DINOv3Tower
 from vit_core.checkpoints.formats.transformers.flax_names import as_pytorch, is_flax
 from vit_core.checkpoints.formats.transformers.known_keys import unknown_config_keys
 from vit_core.checkpoints.formats.transformers.labels import labels_of
+from vit_core.checkpoints.formats.transformers.model_types import model_type_of
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
 from vit_core.checkpoints.formats.transformers.siglip2 import Siglip2Tower
 from vit_core.config import ViTConfig
