@@ -19,10 +19,11 @@ Places = dict[str, jax.Array]
 the "coordinates" [N, 2] for learned ones."""
 
 CHEAP = {
-    "abs", "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "cos", "div", "eq",
-    "erf", "erfc", "exp", "expand_dims", "ge", "gt", "integer_pow", "iota", "le", "log", "logistic", "lt", "max",
-    "min", "mul", "ne", "neg", "pow", "reshape", "rsqrt", "select_n", "sharding_constraint", "sign", "sin", "slice",
-    "split", "sqrt", "square", "squeeze", "stop_gradient", "sub", "tanh", "transpose",
+    "abs", "add", "add_any", "and", "bitcast_convert_type", "broadcast_in_dim", "concatenate", "convert_element_type",
+    "copy", "cos", "div", "eq", "erf", "erfc", "exp", "expand_dims", "ge", "gt", "integer_pow", "iota", "le", "log",
+    "logistic", "lt", "max", "min", "mul", "ne", "neg", "one_minus_square", "polynomial", "pow", "reshape", "rsqrt",
+    "select_n", "sharding_constraint", "sign", "sin", "slice", "split", "sqrt", "square", "squeeze", "stop_gradient",
+    "sub", "tanh", "transpose",
 }  # fmt: skip
 """Names of JAX's operations on single elements, and of those that only move them."""
 
@@ -71,7 +72,9 @@ def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax
     return jax.checkpoint(call, policy=keep)
 
 
-def _is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_kept(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Whether scanned layers store an operation's result: not if the operation costs less than writing and reading the
     result."""
+    if primitive.name == "custom_jvp_call":  # since JAX 0.12 in the derivative of erfc
+        return any(_is_kept(each.primitive, **each.params) for each in parameters["call_jaxpr"].eqns)
     return primitive.name not in CHEAP
