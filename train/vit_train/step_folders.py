@@ -41,7 +41,7 @@ class Statistics(Mapping[str, np.ndarray]):
         if name not in self.arrays:
             if name == SKIPPED:
                 raise KeyError(name)
-            raise InputError(f"{self.folder}: has no {name}; was it saved by another config?")
+            raise InputError(f"{self.folder}: has no {name}; check that it was saved with this config")
         return self.arrays[name]
 
     def __iter__(self) -> Iterator[str]:

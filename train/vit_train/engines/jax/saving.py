@@ -238,7 +238,7 @@ def _check(folder: Location, like: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         if name in found and found[name] != x
     ]
     if differences:
-        raise InputError(f"{folder}: {'; '.join(differences)}; was it saved by another config?")
+        raise InputError(f"{folder}: {'; '.join(differences)}; check that it was saved with this config")
     manifest.check(folder, sorted(manifest.files)[jax.process_index() :: jax.process_count()])
     by_orbax = not is_local(folder) and _is_written_by_orbax(folder)
     if by_orbax and _is_first() and not (folder / COMMITTED).exists():
