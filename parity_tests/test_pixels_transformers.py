@@ -186,7 +186,7 @@ def test_writing_another_rounding_is_noted() -> None:
     texts, notes = preprocessor_texts(half_even)
     assert list(texts) == [FILE]
     assert len(notes) == 1
-    assert "crop_rounding floor, here half_even" in notes[0]
+    assert "(this model: crop_rounding half_even)" in notes[0]
     for fine in (half_even.replace(crop_rounding="floor"), half_even.replace(resize="squash")):
         assert preprocessor_texts(fine)[1] == []  # a margin of 4 pixels: 2 either way
     odd = half_even.replace(resize="squash", crop_fraction=16 / 19)

@@ -71,7 +71,7 @@ def test_a_head_that_was_replaced_without_its_labels(tmp_path: Path) -> None:
         expected = model(nchw(images(found.config.model))).logits
     assert apart(found, expected) <= parity.FLOAT64_BOUND
     assert found.config.labels is None
-    assert "left out: labels, for id2label has 7 names for 5 classes" in found.notes
+    assert "left out: labels, because id2label has 7 names for 5 classes" in found.notes
 
 
 def timm_model() -> nn.Module:
@@ -98,7 +98,7 @@ def test_a_head_that_may_read_two_models(tmp_path: Path) -> None:
     torch.save({**state, **head}, tmp_path / "x.pth")
     found = opened(tmp_path / "x.pth")
     assert found.config.model.num_classes == 0
-    assert "head: 'classifier' is left out, as it may read the outputs of two models in the file" in found.notes
+    assert "head: 'classifier' is left out, because it may read the outputs of two models in the file" in found.notes
     alone = {name: x for name, x in {**state, **head}.items() if not name.startswith("depth.")}
     torch.save({"model": alone, "model_ema": alone}, tmp_path / "x.pth")
     assert opened(tmp_path / "x.pth").config.model.num_classes == 5

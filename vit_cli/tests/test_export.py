@@ -90,7 +90,7 @@ def test_large_weights_lie_beside_an_onnx_file(
     file, data = ((tmp_path / name).stat().st_size for name in ("pets.onnx", "pets.onnx.data"))
     assert data >= weights / 2, "small tensors may stay in the file"
     assert f"{(file + data) / 1e6:,.2f} MB" in out
-    assert "has pets.onnx.data, pets.onnx already" in refused("export", checkpoint, tmp_path / "pets.onnx")
+    assert "already has pets.onnx.data, pets.onnx" in refused("export", checkpoint, tmp_path / "pets.onnx")
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("pets.onnx", "pets.onnx.data"):

@@ -65,7 +65,7 @@ def test_what_people_type_is_read(typed: list[str], field: tuple[str, ...], valu
         (("pretrain", "folder", "--resume", "runs/x"), "write vit resume RUN"),
         (("evaluate", "runs/x", "--out", "x.json"), "--out: write --json FILE for all numbers"),
         (("finetune", "folder", "--pretrained"), "write vit finetune RECIPE --init CHECKPOINT"),
-        (("pretrain", "folder", "--init", "x"), "write vit finetune RECIPE --init CHECKPOINT"),
+        (("pretrain", "folder", "--init", "x"), "use vit finetune RECIPE --init CHECKPOINT"),
         (("convert", "a", "--out", "b"), "vit convert SOURCE TARGET"),
         (("prepare", "--data", "./photos"), "vit prepare FOLDER --out OUT"),
         (("pretrain", "folder", "--steps", "3", "--epochs", "2"), "--epochs and --steps both set the length"),
