@@ -116,6 +116,9 @@ def test_the_activation_of_a_gate(tmp_path: Path) -> None:
             continue
         with pytest.raises(InputError, match="states 'gelu' for MLPs with a gate, which is SiLU"):
             opened(tmp_path / "x.pt")
+    torch.save(timm_model(mlp_layer=GluMlp, mlp_ratio=3, act_layer=nn.SiLU), tmp_path / "x.pt")  # gate_last is True
+    with pytest.raises(InputError, match="states 'the activation of the second half' for MLPs with a gate"):
+        opened(tmp_path / "x.pt")
 
 
 def test_settings_in_which_layers_differ() -> None:

@@ -41,6 +41,8 @@ def module_facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
         if last == "class" and str(value).lower().endswith(_NORMS):
             found["norm_layer"].append(str(value).rpartition(".")[2])
     facts = {name: values[0] for name, values in found.items() if values and all(one == values[0] for one in values)}
+    if any(value is True and name.endswith(".gate_last") for name, value in attributes.items()):
+        facts["act_layer"] = "the activation of the second half"  # in timm's GluMlp; ours is that of the first half
     return facts | {name: attributes[name] for name in ("global_pool", "pool", "config") if name in attributes}
 
 

@@ -12,8 +12,8 @@ from vit_core.image_files import extensions
 def with_endings(folder: Path, paths: Sequence[str], places: Sequence[str]) -> list[str]:
     """Paths below a folder; those without an image's ending get that of the only image of this name beside them.
 
-    Paths that are files already, and those without such an image, are not changed. places: where each path is written,
-    for the InputError where several images have its name.
+    Paths that are files already, and those without such an image, are not changed. places: where each path is written.
+    Raises InputError, which names that place, if several images have the name of a path.
     """
     found: dict[str, dict[str, list[str]]] = {}
     completed = list(paths)
