@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
+from vit_torch.fused import fused_attention
 from vit_torch.layers import drop, norm_layer
 from vit_torch.masks import Masks, Places
 from vit_torch.mlp import Mlp
@@ -90,8 +90,7 @@ def attend(
 ) -> Array:
     """Scaled dot-product attention [B, N, T, K]; the fused kernel accepts no mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
-        q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
-        return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK, bias).transpose(1, 2)
+        return fused_attention(q_BNTK, k_BMTK, v_BMTK, bias)
     weights_BTNM = drop(softmax_weights(q_BNTK, k_BMTK, bias), "attn.attn_drop", masks)
     return torch.einsum("btnm,bmtk->bntk", weights_BTNM, v_BMTK)
 

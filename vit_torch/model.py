@@ -130,7 +130,8 @@ class PreLogits(nn.Module):
 class ViT(Classifier):
     """Images [B, C, H, W] to logits [B, classes], or to the head's inputs [B, features] if num_classes is 0.
 
-    attention: "fused" is torch's scaled_dot_product_attention, exact in float64 too; "plain" computes it step by step.
+    attention: "fused" is the device's fastest kernel (vit_torch/fused.py), exact in float64 too; "plain" computes it
+    step by step.
     remat: what the backward pass recomputes: "none"; "dots", all but products with weights; "full", each block.
     generator: the generator of the initial values; by default torch's own.
     checkpoint: the config of the folder it was loaded from, which `save` writes again.
