@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 import vit_jax
@@ -101,6 +102,41 @@ def test_get_classifier(name: str) -> None:
     ours.reset_classifier(0)
     heads = ours.get_classifier()
     assert all(isinstance(head, nn.Identity) for head in (heads if isinstance(heads, tuple) else (heads,)))
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize("name", HEADS)
+def test_optimizers_of_timm_group_the_parameters_as_for_their_own_model(name: str, layer_decay: float | None) -> None:
+    """The learning rate and the decay of each parameter, with and without layer-wise decay."""
+    config = SMALL.replace(depth=2, **HEADS[name])
+    found = []
+    for model in (timm_twin(config), vit_torch.from_seed(config, 0)):
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        optimizer = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.1, layer_decay=layer_decay)
+        rates = {
+            names[id(parameter)]: (group["weight_decay"], group["lr"] * group.get("lr_scale", 1.0))
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        found.append(rates)
+    theirs, ours = found
+    if name == "map":  # timm decays the query of attention pooling
+        decay, rate = theirs["attn_pool.latent"]
+        theirs["attn_pool.latent"] = (0.0, rate)
+        assert decay == 0.1
+    assert ours == theirs
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    model, x_BCHW = vit_torch.from_seed(SMALL, 0), torch.rand(2, 3, *SMALL.image_size)
+    nn.init.normal_(model.head.weight)
+    gradients = []
+    for enable in (True, False):
+        model.set_grad_checkpointing(enable)
+        assert model.remat == ("full" if enable else "none")
+        gradients.append(torch.autograd.grad(model(x_BCHW).square().sum(), list(model.parameters())))
+    for recomputed, kept in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("twin", [vit_jax, vit_torch], ids=["jax", "torch"])

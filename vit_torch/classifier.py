@@ -14,6 +14,7 @@ from vit_torch import arrays
 if TYPE_CHECKING:
     from vit_core.checkpoints.checkpoint import CheckpointConfig
     from vit_core.config import ViTConfig
+    from vit_torch.stacking import Remat
 
 
 class Classifier(nn.Module):
@@ -22,6 +23,7 @@ class Classifier(nn.Module):
     config: ViTConfig
     checkpoint: CheckpointConfig | None
     pre_logits: nn.Module
+    remat: Remat
 
     @property
     def table(self) -> Mapping[str, Parameter]:
@@ -34,6 +36,21 @@ class Classifier(nn.Module):
         self.head = head() if config.num_classes else nn.Identity()
         if config.distillation == "head":
             self.head_dist = head() if config.num_classes else nn.Identity()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay, for timm.optim.create_optimizer_v2: all but the kernels. (The
+        query of attention pooling too, which timm's own class decays.)"""
+        return {name for name, row in self.table.items() if not row.decay}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
+        """Patterns of the names of each layer's parameters, for timm.optim.create_optimizer_v2(..., layer_decay=...):
+        embeddings, then each block, the last one with the final norm. coarse: has no effect, as in timm."""
+        embeddings = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
+        return {"stem": embeddings, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99_999,))]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Sets whether the backward pass computes each block again (remat "full") or keeps its activations ("none")."""
+        self.remat = "full" if enable else "none"
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The head; with distillation both heads. nn.Identity without classes."""
