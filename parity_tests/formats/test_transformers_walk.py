@@ -34,16 +34,16 @@ def words(text: str) -> frozenset[str]:
 
 
 REFUSED_TYPES = words("""
-    aimv2_text_model align_vision_model altclip altclip_text_model aya_vision bit blip-2 blip_2_vision_model
-    blip_vision_model chinese_clip_text_model clip_text_model clipseg_text_model cohere2_vision
-    cohere_compass_vision conditional_detr convnext convnextv2 cosmos3_edge_vision cvt d_fine dab-detr
-    deepseek_ocr2_vision deformable_detr deimv2 depth_pro detr dinat dinov3_convnext donut-swin
+    aimv2_text_model align_vision_model altclip altclip_text_model apertus1p5_vision_tokenizer aya_vision bit
+    blip-2 blip_2_vision_model blip_vision_model chinese_clip_text_model clip_text_model clipseg_text_model
+    cohere2_vision cohere_compass_vision conditional_detr convnext convnextv2 cosmos3_edge_vision cvt d_fine
+    dab-detr deepseek_ocr2_vision deformable_detr deimv2 depth_pro detr dinat dinov3_convnext donut-swin
     dots3_note_vision_encoder dpt edgetam edgetam_video edgetam_vision_model efficientloftr efficientnet
     ernie4_5_vl_moe_vision exaone4_5_vision flava_image_model florence_vision focalnet gemma4_vision
     git_vision_model glm4v_moe_vision glm4v_vision glm5_next_vision glm_image_vision glm_ocr_vision glpn
     granite4_vision granite4_vision_text granite_docling_vision grounding-dino groupvit groupvit_text_model
-    groupvit_vision_model hgnet_v2 hiera hyperclovax_vision_v2 inkling2_vision inkling_vision instructblip
-    instructblip_vision_model instructblipvideo instructblipvideo_vision_model janus_vision_model
+    groupvit_vision_model hgnet_v2 hiera hy_v4_vl_vision hyperclovax_vision_v2 inkling2_vision inkling_vision
+    instructblip instructblip_vision_model instructblipvideo instructblipvideo_vision_model janus_vision_model
     kimi_k25_vision kosmos-2 levit lfm3_vl_vision llama4_vision_model lw_detr lw_detr_vit mask2former maskformer
     maskformer-swin minicpm_ocr_vision minicpmv4_7_vision minimax_m3_vl_vision mlcd_vision_model
     mllama_vision_model mm-grounding-dino mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 molmo2_vision
