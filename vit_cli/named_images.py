@@ -1,13 +1,15 @@
-"""The images that a command line gives: files, folders, patterns, or paths on standard input."""
+"""The images that a command line gives: files, folders, patterns, tables, or paths on standard input."""
 
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
+from pathlib import Path
 
 from vit_core.errors import InputError, abbreviate
 from vit_core.image_files import images_below
+from vit_train.data.sources.tables import SUFFIXES, listed_images
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,19 @@ def text_of(path: str) -> str:
 
 
 def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
-    """The images that words name: a file, a folder (all images in it and below), or a pattern such as `photos/*.jpg`.
-    With `stdin`, paths are read from standard input, one on each line, as they are needed.
+    """The images that words name: a file, a folder (all images in it and below), a pattern such as `photos/*.jpg`, or a
+    table (.csv, .tsv, .jsonl) with a column of paths, relative to its folder. With `stdin`, paths are read from
+    standard input, one on each line, as they are needed.
 
-    Raises InputError for a path that does not exist, a pattern without matches, and a folder without images.
+    Raises InputError for a path that does not exist, a pattern without matches, a folder without images, and a table
+    that has no column of paths or names no file.
     """
     if stdin and words:
         raise InputError(f"-: reads the images from standard input; leave out {abbreviate(words)}")
     if stdin:
         return NamedImages(_lines(), None)
     if not words:
-        raise InputError("no images: give files, folders or patterns, or - for paths on standard input")
+        raise InputError("no images: give files, folders, patterns or tables, or - for paths on standard input")
     paths = [path for word in words for path in _expanded(word)]
     return NamedImages(paths, len(paths), tuple(word for word in words if os.path.isdir(word)))
 
@@ -54,9 +58,11 @@ def _expanded(word: str) -> list[str]:
     if os.path.isdir(word):
         return images_below(word)
     if os.path.exists(word):
-        return [word]
+        return listed_images(Path(word)) if word.lower().endswith(SUFFIXES) else [word]
     if not has_magic(word):
-        raise InputError(f"{word}: no such image; expected a file, a folder, or a pattern such as 'photos/*.jpg'")
+        raise InputError(
+            f"{word}: no such image; expected a file, a folder, a table, or a pattern such as 'photos/*.jpg'"
+        )
     if not (found := sorted(glob(word, recursive=True))):
         raise InputError(f"{word}: no file matches this pattern")
     return [path for name in found for path in (images_below(name) if os.path.isdir(name) else [name])]

@@ -40,7 +40,8 @@ def features(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        images: Files, folders (with all subfolders), and patterns such as "photos/*.jpg".
+        images: Files, folders (with all subfolders), patterns such as "photos/*.jpg", and tables (.csv, .tsv, .jsonl)
+            with a column of paths, relative to their folder.
         out: File to write, which ends in .npy, .safetensors or .parquet.
         stdin: Read the paths of images from standard input, one in each line; - is short for it.
         layer: Block after which the tokens are taken, from 0; -1 is the last.

@@ -46,7 +46,8 @@ def predict(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        images: Files, folders (with all subfolders), and patterns such as "photos/*.jpg".
+        images: Files, folders (with all subfolders), patterns such as "photos/*.jpg", and tables (.csv, .tsv, .jsonl)
+            with a column of paths, relative to their folder.
         stdin: Read the paths of images from standard input, one in each line; - is short for it.
         to: Form of the output: a table, CSV or parquet with a row for each class, JSON lines with one line for each
             image. Default: by the ending of the file; without a file, a table.

@@ -179,6 +179,19 @@ def test_names_of_classes_from_a_file(printed: Printing, refused: Vit, photos: P
     assert f"--class-names {tmp_path}/names.txt: cannot be read (No such file or directory)" in refused(*words)
 
 
+def test_a_table_names_images_beside_it(printed: Printing, checkpoint: Path, photos: Path) -> None:
+    table = photos.parent / "table.csv"
+    names = ["4.png", "0.png"]
+    (photos.parent / "few").mkdir()
+    for name in names:
+        (photos.parent / "few" / name).write_bytes(next(photos.rglob(name)).read_bytes())
+    table.write_text("label,path\n" + "".join(f"any,few\\{name}\n" for name in names))  # as written on Windows
+    rows = list(csv.reader(printed("predict", checkpoint, table, "--top-k", 1, "--to", "csv").out.splitlines()))[1:]
+    assert [row[0] for row in rows] == [str(photos.parent / "few" / name) for name in names]
+    of_files = printed("predict", checkpoint, *(row[0] for row in rows), "--top-k", 1, "--to", "csv").out
+    assert list(csv.reader(of_files.splitlines()))[1:] == rows
+
+
 def test_what_is_assumed_is_said(printed: Printing, photos: Path, tmp_path: Path) -> None:
     folder = saved(tmp_path / "unrecorded", labels=LABELS, preprocessing=None)
     warned = printed("predict", folder, photos / "0.png", "--image-size", 24).out
@@ -189,12 +202,16 @@ def test_what_is_assumed_is_said(printed: Printing, photos: Path, tmp_path: Path
 def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     headless = saved(tmp_path / "headless", MODEL.replace(num_classes=0))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "headless.csv").write_text(f"{photos / '0.png'}\n" * 2)
     for words, why in (
         ([headless, photos], f"{headless}: has no head, so no classes to predict; fine-tune it first"),
-        ([checkpoint], "no images: give files, folders or patterns, or - for paths on standard input"),
+        ([checkpoint], "no images: give files, folders, patterns or tables, or - for paths on standard input"),
         ([checkpoint, tmp_path / "empty"], f"{tmp_path}/empty: no images; expected files such as .jpg or .png in it"),
         ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such image; expected a file, a folder"),
         ([checkpoint, tmp_path / "*.jpg"], f"{tmp_path}/*.jpg: no file matches this pattern"),
+        ([checkpoint, tmp_path / "no.csv"], "no.csv: no column path or image or file; found: a, b; rename the column"),
+        ([checkpoint, tmp_path / "headless.csv"], "headless.csv: its first line is an image; expected the names of"),
         ([checkpoint, photos, "-"], f"-: reads the images from standard input; leave out {photos}"),
         ([checkpoint, photos, "--to", "parquet"], "--to parquet: cannot be printed; add --out FILE.parquet"),
         ([checkpoint, photos, "--out", "x.txt"], "--out x.txt: expected a name that ends in .csv, .jsonl or .parquet"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_core.errors import InputError
+from vit_core.errors import InputError, abbreviate
 from vit_train.config import Data
 from vit_train.data.sources.endings import with_endings
 from vit_train.data.sources.folders import Files
@@ -29,9 +29,8 @@ def table(file: Path, data: Data) -> Listing:
     """
     names, rows = _rows(file)
     where = str(file)
-    known = any(name.lower() in PATHS for name in names)
-    if data.image_column is None and not known and any(os.path.isfile(file.parent / _slashed(name)) for name in names):
-        raise InputError(f"{file}: its first line is an image; expected the names of the columns: path,label")
+    if data.image_column is None:
+        _check_first_line(file, names)
     image = column(where, names, data.image_column, PATHS, "image_column")
     classes = [column(where, names, name, (), "label_columns") for name in data.label_columns]
     label = None if classes else column(where, names, data.label_column, LABELS, "label_column")
@@ -43,13 +42,8 @@ def table(file: Path, data: Data) -> Listing:
     _check_rows(file, names, rows, needed, None if label is None else names.index(label))
     _check_text(file, rows, {name: names.index(name) for name in wanted})
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
-    windows = next((path for path in cells[image] if "\\" in path), None)
-    slashed = windows is not None and not os.path.exists(file.parent / windows)
-    written = [os.path.normpath(_slashed(path) if slashed else path) for path in cells[image]]
     lines = [f"{file}, line {line}" for line, _ in rows]
-    paths = with_endings(file.parent, written, lines)
-    if not os.path.exists(file.parent / paths[0]):
-        raise InputError(f"{lines[0]}: no file {file.parent / paths[0]}; paths are relative to the table's folder")
+    written, paths = _paths(file.parent, cells[image], lines)
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
     _check_repeated(file, paths, [line for line, _ in rows], values)
     images = Files(str(file.parent), np.array([os.fsencode(path) for path in paths]), np.zeros(len(rows), np.int32))
@@ -64,6 +58,35 @@ def table(file: Path, data: Data) -> Listing:
     splits, groups = (cells[name] if name else None for name in (split, group))
     notes = _completed_note(file, written, paths)
     return Listing(file.stem, images, named, tuple(classes) or None, splits, groups, notes)
+
+
+def listed_images(file: Path) -> list[str]:
+    """The paths of the images that a table lists, with the folder of the table before them; other columns are ignored.
+
+    Raises InputError, which names the line, for a row that cannot be used.
+    """
+    names, rows = _rows(file)
+    _check_first_line(file, names)
+    image = optional_column(str(file), names, None, PATHS, "image_column")
+    if image is None:
+        raise InputError(f"{file}: no column {' or '.join(PATHS[:3])}; found: {abbreviate(names)}; rename the column")
+    i = names.index(image)
+    _check_rows(file, names, rows, [i], None)
+    _check_text(file, rows, {image: i})
+    cells, lines = [row[i].strip() for _, row in rows], [f"{file}, line {line}" for line, _ in rows]
+    return [str(file.parent / path) for path in _paths(file.parent, cells, lines)[1]]
+
+
+def _paths(folder: Path, cells: list[str], lines: list[str]) -> tuple[list[str], list[str]]:
+    """Paths as they are written, with this system's separators, and completed by the endings of the files. Raises
+    InputError if the first does not exist."""
+    windows = next((path for path in cells if "\\" in path), None)
+    slashed = windows is not None and not os.path.exists(folder / windows)
+    written = [os.path.normpath(_slashed(path) if slashed else path) for path in cells]
+    paths = with_endings(folder, written, lines)
+    if not os.path.exists(folder / paths[0]):
+        raise InputError(f"{lines[0]}: no file {folder / paths[0]}; paths are relative to the table's folder")
+    return written, paths
 
 
 def _slashed(path: str) -> str:
@@ -83,6 +106,13 @@ def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, i
                 f"{file}, line {line}: {found[0]} is a list or an object; expected text or a number; write several "
                 'classes as "cat|dog", and set --data.label-separator'
             )
+
+
+def _check_first_line(file: Path, names: list[str]) -> None:
+    """Raises InputError if the first line has a path in place of a column's name."""
+    known = any(name.lower() in PATHS for name in names)
+    if not known and any(os.path.isfile(file.parent / _slashed(name)) for name in names):
+        raise InputError(f"{file}: its first line is an image; expected the names of the columns: path,label")
 
 
 def _check_rows(
