@@ -38,7 +38,9 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
     elif platform == "tpu" and q_BNTK.dtype == jnp.bfloat16 and min(q_BNTK.shape[1], k_BMTK.shape[1]) > SPLASH_TOKENS:
-        if bias is None or bias.shape[1:3] == (1, 1):
+        if jax.config.read("jax_enable_x64"):  # Mosaic then refuses the kernel's index maps (jax 0.10.2)
+            _note("attention: splash attention cannot be used with jax_enable_x64; XLA's is")
+        elif bias is None or bias.shape[1:3] == (1, 1):
             try:
                 return splash_attention(q_BNTK, k_BMTK, v_BMTK, None if bias is None else bias[:, 0, 0] == 0)
             except (ImportError, ValueError, NotImplementedError) as error:

@@ -37,6 +37,7 @@ from vit_core.checkpoints.saving import save_checkpoint
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_dim=8, num_classes=3, activation="gelu")
 FILES = {"vit": "ours", "timm": "timm", "google": "g.npz", "big_vision": "b.npz", "torchvision": "t.pth"}
 FILES |= {"transformers": "hf", "lucidrains": "l.pth", "open_clip": "o.safetensors", "vit5": "5.pth"}
+FILES |= {"jeonsworld": "j.pth", "lukemelas": "p.pth"}
 FIELDS: dict[str, dict[str, Any]] = {
     "lucidrains": {"patch_norms": True, "qkv_bias": False, "width": 128},
     "vit5": {

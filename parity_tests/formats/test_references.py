@@ -54,6 +54,7 @@ def agree(run: Any, config: ViTConfig, weights: Any) -> None:
         ("lucidrains", ".safetensors", {**LUCIDRAINS, **MEAN, "head_dim": 5, "image_size": (8, 12)}),
         ("lucidrains", ".pth", {**LUCIDRAINS, "num_classes": 0}),
         ("lucidrains", ".pth", {**LUCIDRAINS, **MEAN, "num_classes": 0}),
+        ("lukemelas", ".pth", {"image_size": (8, 12), "channels": 1}),
         ("timm", ".pth", {}),
         ("timm", ".safetensors", {**MEAN, "final_norm": "after_pooling", "image_size": (8, 12)}),
         ("timm", ".pth", {**NO_TOKEN_MAP, "activation": "gelu_tanh", "num_classes": 0}),
@@ -273,6 +274,7 @@ def test_a_broken_folder_is_one_line(text: str, tmp_path: Path) -> None:
     [
         ("torchvision", "torchvision.models", "torchvision"),
         ("lucidrains", "vit_pytorch", "vit-pytorch"),
+        ("lukemelas", "pytorch_pretrained_vit", "pytorch-pretrained-vit"),
         ("transformers", "transformers", "transformers"),
     ],
 )

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -76,6 +76,14 @@ def test_values_and_gradients_are_those_of_plain_attention() -> None:
         assert jnp.abs(ours.astype("float32") - theirs).max() <= 4 * 2**-9 * jnp.abs(theirs).max()
 
 
+@pytest.fixture(params=[False])
+def x64(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The state of jax_enable_x64, which other tests of the process change."""
+    with jax.enable_x64(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("platform", "dtype", "tokens", "bias", "used"),
     [
@@ -118,6 +126,20 @@ def test_it_is_used_on_tpus_for_many_tokens(
     assert [record.getMessage() for record in caplog.records] == notes
 
 
+@pytest.mark.parametrize("x64", [True], indirect=True)
+def test_it_is_not_used_where_mosaic_refuses_it(
+    x64: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    fused._note.cache_clear()
+    caplog.set_level("INFO", "vit")
+    x_BNTK = jnp.ones((1, 1025, 1, 8), jnp.bfloat16)
+    assert jnp.array_equal(fused.fused_attention(x_BNTK, x_BNTK, x_BNTK), x_BNTK)
+    words = "attention: splash attention cannot be used with jax_enable_x64; XLA's is"
+    assert [record.getMessage() for record in caplog.records] == [words]
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("platform", "kernel", "words"),
     [

@@ -59,8 +59,6 @@ _NETWORKS = (
         "quantized weights",
         "save the model before quantization",
     ),
-    (r"(^|[./])encoder[./]layer[./]0[./]attention_norm[./]", "the ViT of jeonsworld/ViT-pytorch", _SAME_LAYERS),
-    (r"(^|[./])blocks[./]0[./]pwff[./]", "the ViT of pytorch-pretrained-vit", _SAME_LAYERS),
     (r"(^|[./])patch_embedding[./]patch_embeddings[./]", "MONAI's ViT", _SAME_LAYERS),
     (r"^visual\.layer1\.", "the ResNet tower of a CLIP model", _OTHER_KIND),
     (r"(^|[./])layer1[./]0[./]conv1[./]weight$", "a ResNet", _OTHER_KIND),

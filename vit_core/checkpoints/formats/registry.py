@@ -1,6 +1,16 @@
 """The registry of checkpoint formats: one line for each."""
 
-from vit_core.checkpoints.formats import big_vision, bonsai, jimm, lucidrains, meta, mmpretrain, torchvision, vit5
+from vit_core.checkpoints.formats import (
+    big_vision,
+    bonsai,
+    jimm,
+    lucidrains,
+    meta,
+    mmpretrain,
+    pytorch_ports,
+    torchvision,
+    vit5,
+)
 from vit_core.checkpoints.formats.google import lineage as google
 from vit_core.checkpoints.formats.interface import Format, Writer
 from vit_core.checkpoints.formats.open_clip import lineage as open_clip
@@ -21,6 +31,8 @@ _FOREIGN = (
     bonsai.FORMAT,  # NNX states of jax-ml/bonsai's ViT
     jimm.FORMAT,  # NNX states of jimm's ViT, CLIP and SigLIP
     mmpretrain.FORMAT,  # checkpoints of OpenMMLab's mmpretrain and mmcls
+    pytorch_ports.JEONSWORLD,  # state dicts of jeonsworld/ViT-pytorch
+    pytorch_ports.LUKEMELAS,  # state dicts of pytorch-pretrained-vit
 )
 FOREIGN_FORMATS: dict[str, Format] = {format.name: format for format in _FOREIGN}
 """Name -> format, in the order in which `recognises` is called."""

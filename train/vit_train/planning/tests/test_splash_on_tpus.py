@@ -41,7 +41,7 @@ def temporaries(kind: Any, tokens: int, mesh: Mesh) -> int:
     def total(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
         return attend(q, k, v, kind, bias=bias).astype("float32").sum()
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), jax.enable_x64(False):
         lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(x_BNTK, x_BNTK, x_BNTK, padding_B11N)
     compiled: Compiled = compile_now(lowered)
     assert compiled.memory is not None
