@@ -38,8 +38,8 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
         except (RuntimeError, ValueError, NotImplementedError) as error:
             _note(f"attention: cuDNN's kernel cannot be used ({shortened(str(error))}); XLA's is")
     elif platform == "tpu" and q_BNTK.dtype == jnp.bfloat16 and min(q_BNTK.shape[1], k_BMTK.shape[1]) > SPLASH_TOKENS:
-        if jax.config.read("jax_enable_x64"):  # Mosaic then refuses the kernel's index maps (jax 0.10.2)
-            _note("attention: splash attention cannot be used with jax_enable_x64; XLA's is")
+        if setting := _refused_setting():
+            _note(f"attention: splash attention cannot be used with {setting}; XLA's is")
         elif bias is None or bias.shape[1:3] == (1, 1):
             try:
                 return splash_attention(q_BNTK, k_BMTK, v_BMTK, None if bias is None else bias[:, 0, 0] == 0)
@@ -50,6 +50,16 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
     else:
         _note(f"attention: no kernel for {q_BNTK.shape[1]:,} tokens in {q_BNTK.dtype} ({platform}); XLA's is used")
     return jax.nn.dot_product_attention(q_BNTK, k_BMTK, v_BMTK, bias)
+
+
+def _refused_setting() -> str:
+    """The setting of JAX with which Mosaic does not compile splash attention (jax 0.10.2), too late to use another
+    kernel; empty if there is none: indices of 64 bits, and products of bfloat16 in float32."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return "jax_enable_x64"
+    ordinary = precision in (None, "default", "fastest", "bfloat16")
+    return "" if ordinary else f"jax_default_matmul_precision={precision}"
 
 
 def even_attention(

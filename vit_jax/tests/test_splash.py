@@ -76,14 +76,14 @@ def test_values_and_gradients_are_those_of_plain_attention() -> None:
         assert jnp.abs(ours.astype("float32") - theirs).max() <= 4 * 2**-9 * jnp.abs(theirs).max()
 
 
-@pytest.fixture(params=[False])
-def x64(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The state of jax_enable_x64, which other tests of the process change."""
-    with jax.enable_x64(request.param):
+@pytest.fixture
+def ordinary_settings() -> Iterator[None]:
+    """JAX's defaults, which other tests of the process change."""
+    with jax.enable_x64(False), jax.default_matmul_precision("default"):
         yield
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("ordinary_settings")
 @pytest.mark.parametrize(
     ("platform", "dtype", "tokens", "bias", "used"),
     [
@@ -126,20 +126,24 @@ def test_it_is_used_on_tpus_for_many_tokens(
     assert [record.getMessage() for record in caplog.records] == notes
 
 
-@pytest.mark.parametrize("x64", [True], indirect=True)
-def test_it_is_not_used_where_mosaic_refuses_it(
-    x64: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("x64", "precision", "setting"),
+    [(True, "default", "jax_enable_x64"), (False, "highest", "jax_default_matmul_precision=highest")],
+)
+def test_it_is_not_used_with_settings_that_mosaic_refuses(
+    x64: bool, precision: str, setting: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     fused._note.cache_clear()
     caplog.set_level("INFO", "vit")
     x_BNTK = jnp.ones((1, 1025, 1, 8), jnp.bfloat16)
-    assert jnp.array_equal(fused.fused_attention(x_BNTK, x_BNTK, x_BNTK), x_BNTK)
-    words = "attention: splash attention cannot be used with jax_enable_x64; XLA's is"
+    with jax.enable_x64(x64), jax.default_matmul_precision(precision):
+        assert jnp.array_equal(fused.fused_attention(x_BNTK, x_BNTK, x_BNTK), x_BNTK)
+    words = f"attention: splash attention cannot be used with {setting}; XLA's is"
     assert [record.getMessage() for record in caplog.records] == [words]
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("ordinary_settings")
 @pytest.mark.parametrize(
     ("platform", "kernel", "words"),
     [

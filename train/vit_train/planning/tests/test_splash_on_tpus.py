@@ -1,5 +1,6 @@
 """Attention of B/16 at 512 and 1,024 pixels, compiled for TPUs that are not present: memory that the kernel needs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,9 +15,16 @@ from vit_train.planning.compilation import Compiled, compile_now
 from vit_train.planning.plan import target
 from vit_train.planning.topologies import parse
 
-pytestmark = pytest.mark.usefixtures("without_hardware")
+pytestmark = pytest.mark.usefixtures("without_hardware", "ordinary_settings")
 IMAGES, T, K = 2, 12, 64
 """Images on each chip; number and width of B/16's heads."""
+
+
+@pytest.fixture
+def ordinary_settings() -> Iterator[None]:
+    """JAX's defaults, because splash attention is not used with the settings that other tests of the process make."""
+    with jax.enable_x64(False), jax.default_matmul_precision("default"):
+        yield
 
 
 @pytest.mark.release
@@ -41,7 +49,7 @@ def temporaries(kind: Any, tokens: int, mesh: Mesh) -> int:
     def total(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
         return attend(q, k, v, kind, bias=bias).astype("float32").sum()
 
-    with jax.set_mesh(mesh), jax.enable_x64(False):
+    with jax.set_mesh(mesh):
         lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(x_BNTK, x_BNTK, x_BNTK, padding_B11N)
     compiled: Compiled = compile_now(lowered)
     assert compiled.memory is not None
