@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_jax.sharding import constrain, shares_kernels
+from vit_jax.sharding import constrain, platform, shares_kernels
 from vit_jax.stacking import Masks
 
 if TYPE_CHECKING:
@@ -136,11 +137,11 @@ def conv(*sizes: Any, **options: Any) -> nnx.Conv:
 def product(x_BND: Array, kernel: Array) -> Array:
     """Product [B, N, ...] over the first axis of a kernel [D, ...] that has more outputs than inputs: XLA for CPUs
     computes its gradient fast."""
-    return jnp.tensordot(x_BND, kernel, 1)
+    return multiplied(x_BND, kernel, 1)
 
 
 def _product_forward(x_BND: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jnp.tensordot(x_BND, kernel, 1), (x_BND, kernel)  # not `product`: `remat` would not see what it may keep
+    return multiplied(x_BND, kernel, 1), (x_BND, kernel)  # not `product`: `remat` would not see what it may keep
 
 
 # JAX writes the gradient of a kernel as a product whose first operand is `grad`. XLA transposes the first operand. It
@@ -150,11 +151,34 @@ def _product_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
     x_BND, kernel = saved
     batch = tuple(range(x_BND.ndim - 1))
     outputs = tuple(range(x_BND.ndim - 1, grad.ndim)), tuple(range(1, kernel.ndim))
-    grad_BND, grad_kernel = jnp.tensordot(grad, kernel, outputs), jnp.tensordot(x_BND, grad, (batch, batch))
+    grad_BND, grad_kernel = multiplied(grad, kernel, outputs), multiplied(x_BND, grad, (batch, batch))
     return grad_BND.astype(x_BND.dtype), grad_kernel.astype(kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def multiplied(a: Array, b: Array, axes: Any) -> Array:
+    """jnp.tensordot. In bfloat16 on a CPU with instructions for it, the result is computed in float32 and rounded."""
+    if rounds(a, b):
+        return jnp.tensordot(a, b, axes, preferred_element_type=jnp.float32).astype(a.dtype)
+    return jnp.tensordot(a, b, axes)
+
+
+def rounds(a: Array, b: Array) -> bool:
+    """Whether `multiplied` asks for float32: XLA for CPUs multiplies bfloat16 as it is only for such a result; for one
+    in bfloat16 it converts both factors to float32, which takes twice as long (jax 0.10.2)."""
+    return a.dtype == b.dtype == jnp.bfloat16 and platform() == "cpu" and cpu_multiplies_bfloat16()
+
+
+@cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16. False where Linux does not tell."""
+    try:
+        features = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in features or "amx_bf16" in features
 
 
 def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
@@ -162,13 +186,14 @@ def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
 
     If devices share the kernel, it is transposed, so that its first axis is the sharded one (D). XLA for TPUs then sums
     on each device only its own rows of the gradient; with the kernel as stored, every device would sum all of them.
-    Elsewhere the transposition would only cost time.
+    Elsewhere the transposition would only cost time. A result that is rounded needs the derivative of `product`: JAX's
+    own would multiply float32.
     """
     kernel_FD = layer.kernel[...].reshape(x_BNF.shape[-1], -1)
     if shares_kernels():
         x_BND = jnp.einsum("bnf,df->bnd", x_BNF, constrain(kernel_FD.T, f"width {inputs}"))
     else:
-        x_BND = x_BNF @ kernel_FD
+        x_BND = product(x_BNF, kernel_FD) if rounds(x_BNF, kernel_FD) else x_BNF @ kernel_FD
     if is_adapted(layer):
         x_BND += low_rank(layer, x_BNF)
     return x_BND if layer.bias is None else x_BND + layer.bias[...]

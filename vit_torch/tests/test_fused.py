@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vit_torch import fused
 
-ULP = 2.0**-8  # of bfloat16: rounding to nearest changes a value by at most half of it
+ROUNDING = 2.0**-8  # rounding to bfloat16, which has 8 significant bits, changes a value relatively by at most this
 
 
 def arrays(tokens: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -36,8 +36,8 @@ def test_products_are_attention(monkeypatch: pytest.MonkeyPatch, kind: str) -> N
     assert fused.products_are_faster(tensors[1])
     out_BNTK, expected_BNTK = fused.fused_attention(*tensors, bias), by_torch(*tensors, bias)
     # |score| <= sqrt(8) + 1 < 4. The scaled query, the product and the sum with the bias are rounded: a score is off by
-    # at most 3 * 4 * ULP / 2, a weight relatively by twice that and by its own rounding, and |value| <= 1.
-    bound = (2 * 3 * 4 + 1 + 1) * ULP / 2
+    # at most 3 * 4 * ROUNDING, a weight relatively by twice that and by its own rounding, and |value| <= 1.
+    bound = (2 * 3 * 4 + 1 + 1) * ROUNDING
     assert (out_BNTK - expected_BNTK).abs().max() <= bound
     factors_BNTK = torch.linspace(-1, 1, out_BNTK.numel(), dtype=torch.float64).reshape(out_BNTK.shape)
     ours, theirs = (torch.autograd.grad((x * factors_BNTK).sum(), tensors) for x in (out_BNTK, expected_BNTK))
