@@ -9,18 +9,19 @@ from torch import Tensor as Array
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether the vectors of this CPU have 512 bits. Only then does oneDNN multiply matrices fast in bfloat16."""
 PRODUCT_TOKENS = 1024
-"""For more tokens than this, the attention weights are never stored."""
+"""For more keys than this, torch's kernel is used, which does not store the weights."""
 
 
 def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | None = None) -> Array:
     """Scaled dot-product attention [B, N, T, K] by the kernel of the arrays' device.
 
     The kernel is the one that torch.nn.functional.scaled_dot_product_attention chooses, except in bfloat16 on a CPU
-    with vectors of 512 bits and for at most 1,024 tokens: there whole matrices are multiplied, and the weights are
+    with vectors of 512 bits and for at most 1,024 keys: there whole matrices are multiplied, and the weights are
     stored, because torch's kernel takes up to seven times as long. Scores and weights are then rounded to bfloat16; the
-    softmax is computed in float32. bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M].
+    softmax is computed in float32. bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M]; not -inf for all
+    keys of a query.
     """
-    if not products_are_faster(k_BMTK):
+    if not products_are_faster(k_BMTK, bias):
         q_BTNK, k_BTMK, v_BTMK = q_BNTK.transpose(1, 2), k_BMTK.transpose(1, 2), v_BMTK.transpose(1, 2)
         return F.scaled_dot_product_attention(q_BTNK, k_BTMK, v_BTMK, bias).transpose(1, 2)
     scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
@@ -28,6 +29,10 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
     return torch.einsum("btnm,bmtk->bntk", torch.softmax(scores_BTNM, dim=-1), v_BMTK)
 
 
-def products_are_faster(k_BMTK: Array) -> bool:
+def products_are_faster(k_BMTK: Array, bias: Array | None) -> bool:
+    """Whether whole matrices are multiplied. An exported program always has torch's kernel, because it may run on
+    another device and with other numbers of tokens."""
     on_cpu = k_BMTK.device.type == "cpu" and k_BMTK.dtype == torch.bfloat16
-    return on_cpu and AVX512 and k_BMTK.shape[1] <= PRODUCT_TOKENS
+    if not (on_cpu and AVX512) or torch.compiler.is_exporting():
+        return False
+    return k_BMTK.shape[1] <= PRODUCT_TOKENS and (bias is None or bias.dtype == k_BMTK.dtype)

@@ -144,7 +144,7 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if {"data.pkl", "data", "version"} <= names:
         step = "give that file, or pack this folder (not only its contents) as a zip file without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
-    inner = _with_weights(folder, names) or [n for n in _subfolders(folder, names) if _with_weights(folder / n)]
+    inner = [n for n in sorted(names)[:200] if (folder / n).is_dir() and (_is_run(folder / n) or _has_weights(folder / n))]
     if known := _unread(names) or ("" if inner else _foreign_file(names)):
         raise InputError(
             f"{folder}: {known}, which cannot be read; load it with its library and save its arrays as .npz"
@@ -154,13 +154,12 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     raise InputError(f"{folder}: not a checkpoint folder (it has no {WEIGHTS[0]} or similar file); {choice}")
 
 
-def _subfolders(folder: Location, names: set[str]) -> list[str]:
-    return [name for name in sorted(names)[:200] if (folder / name).is_dir()]
-
-
-def _with_weights(folder: Location, names: set[str] | None = None) -> list[str]:
-    """The subfolders that have weights."""
-    return [name for name in _subfolders(folder, names or _names(folder)) if _has_weights(folder / name)]
+def _is_run(folder: Location) -> bool:
+    """Whether a folder is a finished training run, which opens as its checkpoint (run_folder.py)."""
+    try:
+        return bool((folder / "checkpoint" / WEIGHTS[0]).is_file())
+    except OSError:  # no permission
+        return False
 
 
 def _has_weights(folder: Location) -> bool:

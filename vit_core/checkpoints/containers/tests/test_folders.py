@@ -81,11 +81,13 @@ def test_weights_further_down_are_named(tmp_path: Path) -> None:
         open_container(tmp_path)
 
 
-def test_the_folders_of_runs_are_named_whose_weights_are_further_down(tmp_path: Path) -> None:
-    for name in ("first/checkpoint", "second/checkpoint", "other/notes"):
-        write(tmp_path / name / "model.safetensors" if "checkpoint" in name else tmp_path / name / "a.txt")
+def test_runs_are_named_whose_checkpoints_are_further_down(tmp_path: Path) -> None:
+    for name in ("first/checkpoint", "second/checkpoint"):
+        write(tmp_path / name / "model.safetensors")
+    write(tmp_path / "other" / "below" / "model.safetensors")
     with pytest.raises(InputError, match=r"give one of the folders in it: first, second$"):
         open_container(tmp_path)
+    assert checkpoint_in(tmp_path / "first") == tmp_path / "first" / "checkpoint"
 
 
 def test_hub_cache(tmp_path: Path) -> None:
