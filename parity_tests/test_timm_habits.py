@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
 
@@ -125,6 +126,16 @@ def test_optimizers_of_timm_group_the_parameters_as_for_their_own_model(name: st
         theirs["attn_pool.latent"] = (0.0, rate)
         assert decay == 0.1
     assert ours == theirs
+
+
+def test_shared_position_biases_are_grouped_with_the_embeddings_as_in_timms_beit() -> None:
+    model = vit_torch.from_seed(
+        SMALL.replace(relative_bias="table", relative_bias_shared=True, position_embedding="none"), 0
+    )
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    shared = {name: group for name, group in groups.items() if "rel_pos" in name}
+    assert shared
+    assert set(shared.values()) == {groups["cls_token"]} == {0}
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

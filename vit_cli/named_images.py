@@ -38,11 +38,11 @@ def text_of(path: str) -> str:
 
 def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
     """The images that words name: a file, a folder (all images in it and below), a pattern such as `photos/*.jpg`, or a
-    table (.csv, .tsv, .jsonl) with a column of paths, relative to its folder. With `stdin`, paths are read from
-    standard input, one on each line, as they are needed.
+    table (.csv, .tsv, .jsonl) with a column of paths, relative to its folder. With `stdin`, paths of images
+    are read from standard input, one on each line, as they are needed.
 
     Raises InputError for a path that does not exist, a pattern without matches, a folder without images, and a table
-    that has no column of paths or names no file.
+    without a column of paths, or none of whose images exists.
     """
     if stdin and words:
         raise InputError(f"-: reads the images from standard input; leave out {abbreviate(words)}")
@@ -55,17 +55,20 @@ def named_images(words: Sequence[str], stdin: bool = False) -> NamedImages:
 
 
 def _expanded(word: str) -> list[str]:
-    if os.path.isdir(word):
-        return images_below(word)
     if os.path.exists(word):
-        return listed_images(Path(word)) if word.lower().endswith(SUFFIXES) else [word]
+        return _named(word)
     if not has_magic(word):
-        raise InputError(
-            f"{word}: no such image; expected a file, a folder, a table, or a pattern such as 'photos/*.jpg'"
-        )
+        raise InputError(f"{word}: no such image; expected a file, folder, table or pattern ('photos/*.jpg')")
     if not (found := sorted(glob(word, recursive=True))):
         raise InputError(f"{word}: no file matches this pattern")
-    return [path for name in found for path in (images_below(name) if os.path.isdir(name) else [name])]
+    return [path for name in found for path in _named(name)]
+
+
+def _named(path: str) -> list[str]:
+    """The images of a path that exists."""
+    if os.path.isdir(path):
+        return images_below(path)
+    return listed_images(Path(path)) if path.lower().endswith(SUFFIXES) else [path]
 
 
 def _lines() -> Iterator[str]:

@@ -53,8 +53,9 @@ def fused_attention(q_BNTK: Array, k_BMTK: Array, v_BMTK: Array, bias: Array | N
 
 
 def _refused_setting() -> str:
-    """The setting of JAX with which Mosaic does not compile splash attention (jax 0.10.2), too late to use another
-    kernel; empty if there is none: indices of 64 bits, and products of bfloat16 in float32."""
+    """The setting of JAX with which splash attention cannot be compiled (jax 0.10.2); empty if there is none. Mosaic
+    supports neither indices of 64 bits nor products of bfloat16 in a higher precision. The error would come too late to
+    choose another kernel."""
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         return "jax_enable_x64"

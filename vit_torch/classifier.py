@@ -44,8 +44,9 @@ class Classifier(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int, ...] | None]]]:
         """Patterns of the names of each layer's parameters, for timm.optim.create_optimizer_v2(..., layer_decay=...):
-        embeddings, then each block, the last one with the final norm. coarse: has no effect, as in timm."""
-        embeddings = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
+        embeddings, then each block (the last one with the final norm), and all others in a last group. coarse: has no
+        effect, as in timm."""
+        embeddings = r"^(?:cls_token|dist_token|reg_token|pos_embed|shared_rel_pos|patch_embed|norm_pre)"
         return {"stem": embeddings, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm\.", (99_999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -188,6 +188,8 @@ def test_a_table_names_images_beside_it(printed: Printing, checkpoint: Path, pho
     table.write_text("label,path\n" + "".join(f"any,few\\{name}\n" for name in names))  # as written on Windows
     rows = list(csv.reader(printed("predict", checkpoint, table, "--top-k", 1, "--to", "csv").out.splitlines()))[1:]
     assert [row[0] for row in rows] == [str(photos.parent / "few" / name) for name in names]
+    by_pattern = printed("predict", checkpoint, f"{table.parent}/tab*.csv", "--top-k", 1, "--to", "csv").out
+    assert list(csv.reader(by_pattern.splitlines()))[1:] == rows
     of_files = printed("predict", checkpoint, *(row[0] for row in rows), "--top-k", 1, "--to", "csv").out
     assert list(csv.reader(of_files.splitlines()))[1:] == rows
 
@@ -208,7 +210,7 @@ def test_bad_input_is_one_line(refused: Vit, checkpoint: Path, photos: Path, tmp
         ([headless, photos], f"{headless}: has no head, so no classes to predict; fine-tune it first"),
         ([checkpoint], "no images: give files, folders, patterns or tables, or - for paths on standard input"),
         ([checkpoint, tmp_path / "empty"], f"{tmp_path}/empty: no images; expected files such as .jpg or .png in it"),
-        ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such image; expected a file, a folder"),
+        ([checkpoint, tmp_path / "no.jpg"], f"{tmp_path}/no.jpg: no such image; expected a file, folder, table or"),
         ([checkpoint, tmp_path / "*.jpg"], f"{tmp_path}/*.jpg: no file matches this pattern"),
         ([checkpoint, tmp_path / "no.csv"], "no.csv: no column path or image or file; found: a, b; rename the column"),
         ([checkpoint, tmp_path / "headless.csv"], "headless.csv: its first line is an image; expected the names of"),

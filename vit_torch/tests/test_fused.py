@@ -10,10 +10,11 @@ from vit_torch import fused
 ROUNDING = 2.0**-8  # rounding to bfloat16, which has 8 significant bits, changes a value relatively by at most this
 
 
-def arrays(tokens: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    """Queries, keys and values [1, N, 2, 8] with values from -1 to 1."""
+def arrays(tokens: int, dtype: torch.dtype = torch.bfloat16, keys: int | None = None) -> list[Tensor]:
+    """Queries [1, N, 2, 8], keys and values [1, M, 2, 8] with values from -1 to 1."""
     generator = torch.Generator().manual_seed(tokens)
-    return [(2 * torch.rand(1, tokens, 2, 8, generator=generator) - 1).to(dtype) for _ in range(3)]
+    lengths = tokens, keys or tokens, keys or tokens
+    return [(2 * torch.rand(1, length, 2, 8, generator=generator) - 1).to(dtype) for length in lengths]
 
 
 def by_torch(q_BNTK: Tensor, k_BMTK: Tensor, v_BMTK: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,26 +25,34 @@ def by_torch(q_BNTK: Tensor, k_BMTK: Tensor, v_BMTK: Tensor, bias: Tensor | None
 
 BIASES = {
     "none": None,
-    "relative": torch.linspace(-1, 1, 2 * 6 * 6).reshape(2, 6, 6).bfloat16(),
-    "padding": torch.tensor([0.0, 0, 0, 0, -torch.inf, -torch.inf]).bfloat16().reshape(1, 1, 1, 6),
+    "of heads": torch.linspace(-1, 1, 2 * 6 * 5).reshape(2, 6, 5).bfloat16(),
+    "of images": torch.linspace(-1, 1, 2 * 6 * 5).reshape(1, 2, 6, 5).bfloat16(),
+    "padding": torch.tensor([0.0, 0, 0, -torch.inf, -torch.inf]).bfloat16().reshape(1, 1, 1, 5),
 }
 
 
 @pytest.mark.parametrize("kind", BIASES)
 def test_products_are_attention(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """6 queries and 5 keys. Bounds are of first order; errors of second order are smaller than what they leave out."""
     monkeypatch.setattr(fused, "AVX512", True)
-    tensors, bias = [x.requires_grad_() for x in arrays(6)], BIASES[kind]
-    assert fused.products_are_faster(tensors[1])
+    tensors, bias = [x.requires_grad_() for x in arrays(6, keys=5)], BIASES[kind]
+    assert fused.products_are_faster(tensors[1], bias)
     out_BNTK, expected_BNTK = fused.fused_attention(*tensors, bias), by_torch(*tensors, bias)
     # |score| <= sqrt(8) + 1 < 4. The scaled query, the product and the sum with the bias are rounded: a score is off by
     # at most 3 * 4 * ROUNDING, a weight relatively by twice that and by its own rounding, and |value| <= 1.
-    bound = (2 * 3 * 4 + 1 + 1) * ROUNDING
-    assert (out_BNTK - expected_BNTK).abs().max() <= bound
+    of_weight = (2 * 3 * 4 + 1) * ROUNDING
+    assert (out_BNTK - expected_BNTK).abs().max() <= of_weight + ROUNDING
     factors_BNTK = torch.linspace(-1, 1, out_BNTK.numel(), dtype=torch.float64).reshape(out_BNTK.shape)
     ours, theirs = (torch.autograd.grad((x * factors_BNTK).sum(), tensors) for x in (out_BNTK, expected_BNTK))
-    for gradient, expected in zip(ours, theirs, strict=True):
-        # A gradient is a sum of products of rounded factors with weights as far off as above; compared by its norm.
-        assert (gradient - expected).norm() <= bound * expected.norm()
+    q, k, v, g = (x.detach().double().transpose(1, 2) for x in (*tensors, factors_BNTK))
+    p = torch.softmax(q @ k.mT / 8**0.5 + (0 if bias is None else bias.double()), -1)
+    # The same products with absolute values. A gradient of scores has two weights as factors, others at most one; the
+    # gradients of the output, of the weights, of the scores, of the scaled query and the result are rounded.
+    to_weights = g.abs() @ v.abs().mT
+    to_scores = p * (to_weights + (p * to_weights).sum(-1, keepdim=True))
+    largest = to_scores @ k.abs() / 8**0.5, to_scores.mT @ q.abs() / 8**0.5, p.mT @ g.abs()
+    for gradient, expected, most in zip(ours, theirs, largest, strict=True):
+        assert ((gradient - expected).abs() <= (2 * of_weight + 5 * ROUNDING) * most.transpose(1, 2)).all()
 
 
 def test_products_are_used_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +71,25 @@ def test_products_are_used_where_they_are_faster(monkeypatch: pytest.MonkeyPatch
     assert kernel(5, torch.bfloat16, avx512=False) == "torch's"
     for dtype in (torch.float16, torch.float32, torch.float64):
         assert kernel(5, dtype, avx512=True) == "torch's"
+    monkeypatch.setattr(fused, "AVX512", True)
+    for bias in (
+        torch.zeros(2, 5, 5),
+        torch.ones(5, 5, dtype=torch.bool),
+    ):  # of another type: torch's kernel takes both
+        calls.clear()
+        tensors = arrays(5)
+        assert (fused.fused_attention(*tensors, bias) - fused.fused_attention(*tensors)).abs().max() <= 2 * ROUNDING
+        assert calls == [1]
+
+
+def test_an_exported_program_has_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes more tokens than this machine's products would."""
+    monkeypatch.setattr(fused, "AVX512", True)
+
+    class Model(torch.nn.Module):
+        def forward(self, x_BNTK: Tensor) -> Tensor:
+            return fused.fused_attention(x_BNTK, x_BNTK, x_BNTK)
+
+    x_BNTK = arrays(1025)[0]
+    program = torch.export.export(Model(), (x_BNTK[:, :7],), dynamic_shapes=({1: torch.export.Dim("n", min=2)},))
+    assert torch.equal(program.module()(x_BNTK), fused.fused_attention(x_BNTK, x_BNTK, x_BNTK))

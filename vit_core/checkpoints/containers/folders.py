@@ -144,7 +144,9 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if {"data.pkl", "data", "version"} <= names:
         step = "give that file, or pack this folder (not only its contents) as a zip file without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
-    inner = [n for n in sorted(names)[:200] if (folder / n).is_dir() and (_is_run(folder / n) or _has_weights(folder / n))]
+    inner = [
+        n for n in sorted(names)[:200] if (folder / n).is_dir() and (_is_run(folder / n) or _has_weights(folder / n))
+    ]
     if known := _unread(names) or ("" if inner else _foreign_file(names)):
         raise InputError(
             f"{folder}: {known}, which cannot be read; load it with its library and save its arrays as .npz"

@@ -130,8 +130,8 @@ _JEONSWORLD = Port(
         "head": "head",
     },
     refused={
-        "transformer.embeddings.hybrid_model.": "belongs to a ResNet under other names than Google's; give Google's "
-        ".npz file of the hybrid, which can be read",
+        "transformer.embeddings.hybrid_model.": "belongs to a hybrid's ResNet, which cannot be read from this port; "
+        "Google's .npz files of its pretrained hybrids can",
         "transformer.encoder.part_": "belongs to TransFG, which selects tokens in its last layer; ViTConfig cannot "
         "express it",
     },

@@ -44,6 +44,8 @@ def table(file: Path, data: Data) -> Listing:
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
     lines = [f"{file}, line {line}" for line, _ in rows]
     written, paths = _paths(file.parent, cells[image], lines)
+    if not os.path.exists(file.parent / paths[0]):
+        raise InputError(f"{lines[0]}: no file {file.parent / paths[0]}; paths are relative to the table's folder")
     values = list(zip(*(cells[name] for name in cells if name != image), strict=True))
     _check_repeated(file, paths, [line for line, _ in rows], values)
     images = Files(str(file.parent), np.array([os.fsencode(path) for path in paths]), np.zeros(len(rows), np.int32))
@@ -61,9 +63,10 @@ def table(file: Path, data: Data) -> Listing:
 
 
 def listed_images(file: Path) -> list[str]:
-    """The paths of the images that a table lists, with the folder of the table before them; other columns are ignored.
+    """The paths of the images that a table lists, with the folder of the table before them, completed by the endings of
+    the files. Other columns are ignored.
 
-    Raises InputError, which names the line, for a row that cannot be used.
+    Raises InputError, which names the line, for a row without a path, and for a table none of whose images exists.
     """
     names, rows = _rows(file)
     _check_first_line(file, names)
@@ -74,19 +77,20 @@ def listed_images(file: Path) -> list[str]:
     _check_rows(file, names, rows, [i], None)
     _check_text(file, rows, {image: i})
     cells, lines = [row[i].strip() for _, row in rows], [f"{file}, line {line}" for line, _ in rows]
-    return [str(file.parent / path) for path in _paths(file.parent, cells, lines)[1]]
+    paths = [str(file.parent / path) for path in _paths(file.parent, cells, lines)[1]]
+    if not any(map(os.path.isfile, paths)):
+        raise InputError(
+            f"{lines[0]}: no file {paths[0]}, nor one of any other row; paths are relative to the table's folder"
+        )
+    return paths
 
 
 def _paths(folder: Path, cells: list[str], lines: list[str]) -> tuple[list[str], list[str]]:
-    """Paths as they are written, with this system's separators, and completed by the endings of the files. Raises
-    InputError if the first does not exist."""
+    """Paths as they are written, with this system's separators; and completed by the endings of the files."""
     windows = next((path for path in cells if "\\" in path), None)
     slashed = windows is not None and not os.path.exists(folder / windows)
     written = [os.path.normpath(_slashed(path) if slashed else path) for path in cells]
-    paths = with_endings(folder, written, lines)
-    if not os.path.exists(folder / paths[0]):
-        raise InputError(f"{lines[0]}: no file {folder / paths[0]}; paths are relative to the table's folder")
-    return written, paths
+    return written, with_endings(folder, written, lines)
 
 
 def _slashed(path: str) -> str:

@@ -15,6 +15,7 @@ import safetensors.numpy
 import torch
 
 from vit_core.checkpoints.containers import describe_kind, open_container
+from vit_core.checkpoints.run_folder import checkpoint_in
 from vit_core.errors import InputError
 
 WEIGHTS = {"w": np.arange(6.0).reshape(2, 3)}
