@@ -144,9 +144,7 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if {"data.pkl", "data", "version"} <= names:
         step = "give that file, or pack this folder (not only its contents) as a zip file without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
-    inner = [
-        n for n in sorted(names)[:200] if (folder / n).is_dir() and (_is_run(folder / n) or _has_weights(folder / n))
-    ]
+    inner = [name for name in sorted(names)[:200] if _may_open(folder / name)]
     if known := _unread(names) or ("" if inner else _foreign_file(names)):
         raise InputError(
             f"{folder}: {known}, which cannot be read; load it with its library and save its arrays as .npz"
@@ -156,11 +154,12 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     raise InputError(f"{folder}: not a checkpoint folder (it has no {WEIGHTS[0]} or similar file); {choice}")
 
 
-def _is_run(folder: Location) -> bool:
-    """Whether a folder is a finished training run, which opens as its checkpoint (run_folder.py)."""
+def _may_open(path: Location) -> bool:
+    """Whether a path is a folder with weights, or a finished training run, which opens as its checkpoint
+    (run_folder.py). False for a folder that cannot be read."""
     try:
-        return bool((folder / "checkpoint" / WEIGHTS[0]).is_file())
-    except OSError:  # no permission
+        return path.is_dir() and ((path / "checkpoint" / WEIGHTS[0]).is_file() or _has_weights(path))
+    except (InputError, OSError):
         return False
 
 

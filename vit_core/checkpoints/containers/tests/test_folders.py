@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from vit_core.checkpoints.containers import describe_kind, open_container
+from vit_core.checkpoints.containers import describe_kind, folders, open_container
 from vit_core.checkpoints.run_folder import checkpoint_in
 from vit_core.errors import InputError
 
@@ -89,6 +89,21 @@ def test_runs_are_named_whose_checkpoints_are_further_down(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"give one of the folders in it: first, second$"):
         open_container(tmp_path)
     assert checkpoint_in(tmp_path / "first") == tmp_path / "first" / "checkpoint"
+
+
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other" / "private").mkdir(parents=True)
+    write(tmp_path / "public" / "model.safetensors")
+    real = folders._names
+
+    def names(folder: Path) -> set[str]:
+        if folder.name == "private":
+            raise InputError(f"{folder}: cannot be read (Permission denied)")
+        return real(folder)
+
+    monkeypatch.setattr(folders, "_names", names)
+    with pytest.raises(InputError, match=r"give one of the folders in it: public$"):
+        open_container(tmp_path)
 
 
 def test_hub_cache(tmp_path: Path) -> None:
