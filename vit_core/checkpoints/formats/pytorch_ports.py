@@ -58,7 +58,7 @@ class Port:
             if name := next((name for name in shapes if name.startswith(prefix)), None):
                 raise InputError(f"{where}: {name} {what}")
         width, channels, height, across = axes_of(shapes, f"{self.names['patch_embed.proj']}.weight", 4, where)
-        mlp_dim, _ = axes_of(shapes, f"{renamed('blocks.0.mlp.fc1.weight', self.names, self.layers)}", 2, where)
+        mlp_dim, _ = axes_of(shapes, renamed("blocks.0.mlp.fc1.weight", self.names, self.layers), 2, where)
         _, positions, _ = axes_of(shapes, self.names["pos_embed"], 3, where)
         depth, class_token = layers_of(shapes, self.layers), self.names["cls_token"] in shapes
         if not class_token:
