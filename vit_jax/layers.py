@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from vit_core.processor import processor_lists
 from vit_jax.sharding import constrain, platform, shares_kernels
 from vit_jax.stacking import Masks
 
@@ -171,14 +171,9 @@ def asks_for_float32(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype == jnp.bfloat16 and platform() == "cpu" and cpu_multiplies_bfloat16()
 
 
-@cache
 def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16. False where Linux does not tell."""
-    try:
-        features = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in features or "amx_bf16" in features
+    return processor_lists("avx512_bf16") or processor_lists("amx_bf16")
 
 
 def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:

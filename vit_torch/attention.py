@@ -10,6 +10,7 @@ from torch import nn
 
 from vit_torch.fused import fused_attention
 from vit_torch.layers import drop, norm_layer
+from vit_torch.linear import Linear
 from vit_torch.masks import Masks, Places
 from vit_torch.mlp import Mlp
 from vit_torch.relative import RelativeBias
@@ -26,7 +27,7 @@ class Attention(nn.Module):
         super().__init__()
         self.attention, self.config = attention, config
         D, T, K = config.width, config.heads, config.attention_dim
-        self.qkv = nn.Linear(D, 3 * T * K, bias=config.qkv_bias and config.key_bias)
+        self.qkv = Linear(D, 3 * T * K, bias=config.qkv_bias and config.key_bias)
         if config.qkv_bias and not config.key_bias:
             self.q_bias = nn.Parameter(torch.zeros(T * K))
             self.v_bias = nn.Parameter(torch.zeros(T * K))
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         own_bias = config.relative_bias != "none" and not config.relative_bias_shared
         self.rel_pos = RelativeBias(config) if own_bias else nn.Identity()
         self.norm = norm_layer(config, T * K) if config.attention_norm else nn.Identity()
-        self.proj = nn.Linear(T * K, D, bias=config.proj_bias)
+        self.proj = Linear(T * K, D, bias=config.proj_bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
         q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
@@ -103,9 +104,9 @@ class AttentionPool(nn.Module):
         self.attention, self.config = attention, config
         D = config.width
         self.latent = nn.Parameter(torch.zeros((1, 1, D)))
-        self.q = nn.Linear(D, D)
-        self.kv = nn.Linear(D, 2 * D)
-        self.proj = nn.Linear(D, D)
+        self.q = Linear(D, D)
+        self.kv = Linear(D, 2 * D)
+        self.proj = Linear(D, D)
         self.norm = norm_layer(config)
         self.mlp = Mlp(config, config.pooling_mlp_dim)
 

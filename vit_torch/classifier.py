@@ -10,6 +10,7 @@ from torch import nn
 
 from vit_core.parameters import Parameter, initial_value, parameters
 from vit_torch import arrays
+from vit_torch.linear import Linear
 
 if TYPE_CHECKING:
     from vit_core.checkpoints.checkpoint import CheckpointConfig
@@ -32,7 +33,7 @@ class Classifier(nn.Module):
 
     def add_heads(self, config: ViTConfig) -> None:
         """Sets `head`, and with distillation `head_dist`, without initial values."""
-        head = partial(nn.Linear, config.features, config.num_classes, bias=config.head_bias)
+        head = partial(Linear, config.features, config.num_classes, bias=config.head_bias)
         self.head = head() if config.num_classes else nn.Identity()
         if config.distillation == "head":
             self.head_dist = head() if config.num_classes else nn.Identity()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor as Array
 from torch import nn
 
+from vit_torch.linear import Linear
 from vit_torch.masks import Masks
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def mean_of_heads(ends: list[tuple[Array, Array]], pre_logits: bool = False) -> 
     return x_BC
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(Linear):
     """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
 
     def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
@@ -58,8 +59,8 @@ class AdaptedLinear(nn.Linear):
             super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
         self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
         device, dtype = layer.weight.device, layer.weight.dtype
-        self.lora_A = nn.Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
-        self.lora_B = nn.Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
+        self.lora_A = Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, input: Array) -> Array:
         return super().forward(input) + self.scale * self.lora_B(self.lora_A(input))

@@ -20,6 +20,7 @@ from vit_core.position_embeddings import sincos2d
 from vit_torch import arrays, stacking
 from vit_torch.attention import Attend
 from vit_torch.layers import norm_layer
+from vit_torch.linear import Linear
 from vit_torch.masks import Masks
 from vit_torch.model import Block, ParallelBlock, ViT
 from vit_torch.stacking import Remat
@@ -36,12 +37,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.remat = mae.decoder(encoder), remat
         config = self.config
-        self.embed = nn.Linear(encoder.width, config.width)
+        self.embed = Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros((1, 1, config.width)))
         block = ParallelBlock if config.parallel else Block
         self.blocks = nn.ModuleList([block(config, attention) for _ in range(config.depth)])
         self.norm = norm_layer(config)
-        self.pred = nn.Linear(config.width, mae.patch_values(encoder))
+        self.pred = Linear(config.width, mae.patch_values(encoder))
 
     def forward(self, x_BMD: Array, order_BN: Array) -> Array:
         """Predictions [B, N, P] from the encoder's tokens: those before the patches, then the first of the order."""

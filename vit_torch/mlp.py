@@ -11,6 +11,7 @@ from torch import Tensor as Array
 from torch import nn
 
 from vit_torch.layers import drop, norm_layer
+from vit_torch.linear import Linear
 from vit_torch.masks import Masks
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ class Mlp(nn.Module):
     def __init__(self, config: ViTConfig, hidden: int, *, bias: bool = True, norm: bool = False) -> None:
         super().__init__()
         self.activation = config.activation
-        self.fc1 = nn.Linear(config.width, hidden, bias=bias)
+        self.fc1 = Linear(config.width, hidden, bias=bias)
         self.norm = norm_layer(config, hidden) if norm else nn.Identity()
-        self.fc2 = nn.Linear(hidden, config.width, bias=bias)
+        self.fc2 = Linear(hidden, config.width, bias=bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
         x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
@@ -41,9 +42,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ViTConfig, hidden: int, *, bias: bool = True, norm: bool = False) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.width, 2 * hidden, bias=bias)
+        self.fc1 = Linear(config.width, 2 * hidden, bias=bias)
         self.norm = norm_layer(config, hidden) if norm else nn.Identity()
-        self.fc2 = nn.Linear(hidden, config.width, bias=bias)
+        self.fc2 = Linear(hidden, config.width, bias=bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
         gate_BNF, x_BNF = self.fc1(x_BND).chunk(2, dim=2)

@@ -12,7 +12,6 @@ from math import prod
 from typing import TYPE_CHECKING, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
 
@@ -24,6 +23,7 @@ from vit_torch import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
+from vit_torch.linear import Linear, linear
 from vit_torch.masks import Masks, Places, draw_masks
 from vit_torch.mlp import block_mlp
 from vit_torch.patch_kernels import resized
@@ -61,7 +61,7 @@ class PatchEmbed(nn.Module):
         (P, Q), (B, C, H, W) = weight_DCPQ.shape[2:], x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
         x_BhwP = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
-        return self.norm(F.linear(x_BhwP, weight_DCPQ.flatten(1), self.proj.bias))
+        return self.norm(linear(x_BhwP, weight_DCPQ.flatten(1), self.proj.bias))
 
 
 class Block(nn.Module):
@@ -121,7 +121,7 @@ class PreLogits(nn.Module):
 
     def __init__(self, config: ViTConfig, representation: int) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.pooled, representation)
+        self.fc = Linear(config.pooled, representation)
 
     def forward(self, x_BD: Array) -> Array:
         return torch.tanh(self.fc(x_BD))

@@ -12,6 +12,7 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_torch import rope, stacking
 from vit_torch.layers import drop, padding_bias
+from vit_torch.linear import linear
 from vit_torch.masks import Masks, Places
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
     to know of their places."""
     config, weight_DCPQ = model.config, model.patch_embed.proj.weight
     kernel_DP = weight_DCPQ.permute(0, 2, 3, 1).flatten(1)
-    x_BND = F.linear(batch.patches_BNP.to(weight_DCPQ.dtype), kernel_DP, model.patch_embed.proj.bias)
+    x_BND = linear(batch.patches_BNP.to(weight_DCPQ.dtype), kernel_DP, model.patch_embed.proj.bias)
     x_BND = model.patch_embed.norm(x_BND)
     pos_1ND = model.positions(None, x_BND)
     if config.position_embedding != "none":

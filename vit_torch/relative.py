@@ -14,6 +14,7 @@ from torch import nn
 
 from vit_core import relative_positions
 from vit_core.errors import InputError
+from vit_torch.linear import Linear
 from vit_torch.masks import Places
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class RelativeBias(nn.Module):
 class RelativeMlp(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(2, config.relative_bias_dim)
-        self.fc2 = nn.Linear(config.relative_bias_dim, config.heads)
+        self.fc1 = Linear(2, config.relative_bias_dim)
+        self.fc2 = Linear(config.relative_bias_dim, config.heads)
 
     def forward(self, displacements_R2: Array) -> Array:
         """Values [R + 1, T] of displacements; the last row, of tokens without a place, is zero."""

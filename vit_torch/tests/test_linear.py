@@ -1,0 +1,133 @@
+"""The linear layers' products by oneDNN: what they compute, compared with float64, and where they are used."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_torch import linear as module
+from vit_torch.linear import Linear, linear
+
+ONEDNN = torch.backends.mkldnn.is_available()
+TYPES = [torch.float32] * ONEDNN + [torch.bfloat16] * (ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Torch without oneDNN, or a processor without its instructions, never comes to these products."""
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
+"""How much rounding to a type changes a value relatively, at most."""
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets these small products count as large ones of a processor that multiplies faster by oneDNN."""
+    for name, value in (("MKL_IS_SLOW", True), ("AVX512", True), ("FEWEST_PRODUCTS", 0)):
+        monkeypatch.setattr(module, name, value)
+
+
+def arrays(dtype: torch.dtype) -> list[Tensor]:
+    """x [2, 5, 24], which is not contiguous, a weight [7, 24] and a bias [7], with values from -1 to 1."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (2 * torch.rand(shape, generator=generator) - 1 for shape in ((5, 24, 2), (7, 24), 7))
+    return [leaf.to(dtype).requires_grad_() for leaf in (x.permute(2, 0, 1), weight, bias)]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_layer_and_its_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of n products and a bias in float32, rounded to the type once: |error| <= ((n + 1) u32 + u) sum |terms|."""
+    x, weight, bias = leaves = arrays(dtype)
+    assert module.uses_onednn(x, weight, bias)
+    out = linear(x, weight, bias)
+    assert "OneDnnLinear" in type(out.grad_fn).__name__
+    factors = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(dtype)
+    gradients = torch.autograd.grad(out, leaves, factors)
+
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = F.linear(*wide)
+    absolute = [leaf.detach().abs().requires_grad_() for leaf in wide]
+    largest = F.linear(*absolute)
+    references = expected, *torch.autograd.grad(expected, wide, factors.double())
+    bounds = largest, *torch.autograd.grad(largest, absolute, factors.double().abs())
+    terms = 24, 7, 10, 10
+    for ours, theirs, bound, n in zip((out, *gradients), references, bounds, terms, strict=True):
+        assert ours.dtype == dtype
+        assert ((ours - theirs).abs() <= ((n + 1) * UNIT[torch.float32] + UNIT[dtype]) * bound).all()
+
+
+def test_second_derivatives() -> None:
+    """Of the sum of the squared gradient of x, with respect to the weight: as torch's, of values exact in float32."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (
+        torch.randint(-3, 4, shape, generator=generator).float().requires_grad_() for shape in ((4, 6), (5, 6))
+    )
+    found = []
+    for layer in (linear, F.linear):
+        (gradient,) = torch.autograd.grad(layer(x, weight, None).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), (x, weight)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_layer_is_torchs_layer() -> None:
+    """Also with other numbers of outputs and without a bias; libraries such as peft look for torch's class."""
+    layer = Linear(24, 3, bias=False)
+    assert isinstance(layer, nn.Linear)
+    x, plain = torch.arange(48.0).reshape(2, 24), nn.Linear(24, 3, bias=False)
+    layer.load_state_dict({"weight": torch.arange(72.0).reshape(3, 24)})
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), plain(x))  # integers below 2^24: every sum is exact
+
+
+def under(change: Callable[[], AbstractContextManager]) -> bool:
+    x, weight, bias = (leaf.detach() for leaf in arrays(torch.float32))
+    with change():
+        return module.uses_onednn(x, weight, bias)
+
+
+CHANGES: dict[str, Callable[[], AbstractContextManager]] = {
+    "the user's choice": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "a dispatch mode": lambda: FlopCounterMode(display=False),
+    "dual numbers": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_torch_multiplies(change: str) -> None:
+    assert under(nullcontext)
+    assert not under(CHANGES[change])
+
+
+def test_where_onednn_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = arrays(torch.float32)
+    low = [leaf.bfloat16() for leaf in (x, weight, bias)]
+    assert module.uses_onednn(x, weight, None)
+    assert module.uses_onednn(*low)
+    assert not module.uses_onednn(*low[:2], None)  # torch calls oneDNN itself, and there is no bias to copy
+    assert not module.uses_onednn(x.double(), weight.double(), bias.double())
+    assert not module.uses_onednn(*(leaf.to("meta") for leaf in (x, weight, bias)))
+    assert not module.uses_onednn(x, low[1], bias)
+    assert not module.uses_onednn(x, weight, low[2])
+    monkeypatch.setattr(module, "FEWEST_PRODUCTS", x.numel() * 7 + 1)
+    assert not module.uses_onednn(x, weight, bias)
+    monkeypatch.setattr(module, "FEWEST_PRODUCTS", x.numel() * 7)
+    assert module.uses_onednn(x, weight, bias)
+    monkeypatch.setattr(module, "MKL_IS_SLOW", False)
+    assert not module.uses_onednn(x, weight, bias)
+    assert module.uses_onednn(*low)
+    monkeypatch.setattr(module, "AVX512", False)
+    assert not module.uses_onednn(*low)
+
+
+def test_programs_and_transformations_have_torchs_product() -> None:
+    layer, x = Linear(24, 7), arrays(torch.float32)[0].detach()
+    exported = torch.export.export(layer, (x,))
+    traced = torch.jit.trace(layer, x)
+    assert [str(node.target) for node in exported.graph.nodes if node.op == "call_function"] == ["aten.linear.default"]
+    assert "aten::linear" in str(traced.inlined_graph)
+    layer.load_state_dict({"weight": torch.arange(168.0).reshape(7, 24) % 5, "bias": torch.arange(7.0)})
+    whole = torch.arange(240.0).reshape(2, 5, 24) % 3  # every sum is exact
+    for_each = torch.func.vmap(torch.func.grad(lambda x: layer(x).square().sum()))(whole)
+    at_once = whole.clone().requires_grad_()
+    layer(at_once).square().sum().backward()
+    assert torch.equal(for_each, at_once.grad)
