@@ -23,8 +23,8 @@ from rich.text import Text
 
 from vit_core.errors import one_line
 
-console = Console(width=None if sys.stdout.isatty() else 110)
-"""Width for output to a file or log, for which rich would use 80 columns."""
+console = Console(width=None if sys.stdout.isatty() else 200)
+"""Wide enough for every table if the output is a file, a pipe or a log, for which rich would use 80 columns."""
 
 
 def say(text: str) -> None:
@@ -51,7 +51,7 @@ def progress(shown: bool = True, passing: bool = False) -> Progress:
     whole = Column(no_wrap=True)
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=min(40, max(8, console.width - 106))),
+        BarColumn(bar_width=min(40, max(8, console.width - 106)) if console.is_terminal else 8),
         MofNCompleteColumn(table_column=whole),
         _Note(),
         TimeElapsedColumn(table_column=whole),

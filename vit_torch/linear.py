@@ -14,8 +14,8 @@ from vit_torch.fused import AVX512
 
 MKL_IS_SLOW = AVX512 and processor_lists("AuthenticAMD")
 """Whether MKL, torch's choice for float32, uses only half the width of this processor's vectors."""
-FEWEST_PRODUCTS = 2**20
-"""oneDNN takes longer to start: with fewer multiplications of numbers than this, MKL is as fast or faster."""
+FEWEST_PRODUCTS = 2**23
+"""With fewer multiplications of numbers than this, torch's product is faster, because the call takes longer."""
 
 
 class Linear(nn.Linear):
@@ -33,50 +33,68 @@ def linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
     `torch.backends.mkldnn.enabled = False` turns this off.
     """
     if uses_onednn(x, weight_OI, bias_O):
-        return OneDnnLinear.apply(x, weight_OI, bias_O)
+        return onednn_linear(x, weight_OI, bias_O)
     return F.linear(x, weight_OI, bias_O)
 
 
 def uses_onednn(x: Array, weight_OI: Array, bias_O: Array | None) -> bool:
     """Whether `linear` calls oneDNN itself.
 
-    It does not in programs that torch.compile or an export makes, nor where something else works on the tensors, which
-    would not know the call: DTensor, torch.func, dual numbers, autocast, a tracer or a dispatch mode.
+    It does not in exported programs, which may run on another processor, nor where something else works on the tensors
+    and would not know the call: DTensor, torch.func, dual numbers, autocast, a tracer or a dispatch mode.
     """
     faster = {torch.float32: MKL_IS_SLOW, torch.bfloat16: AVX512 and bias_O is not None}
     plain = (torch.Tensor, nn.Parameter)
     return (
         faster.get(x.dtype, False)
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch.autograd.forward_ad._current_level < 0
+        and x.device.type == weight_OI.device.type == "cpu"
+        and not torch.compiler.is_exporting()
+        and (torch.compiler.is_compiling() or not _others_work_on_tensors())
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and type(x) in plain
         and type(weight_OI) in plain
-        and x.device.type == weight_OI.device.type == "cpu"
         and x.dtype == weight_OI.dtype
         and (bias_O is None or bias_O.dtype == x.dtype)
         and x.numel() * len(weight_OI) >= FEWEST_PRODUCTS
     )
 
 
-class OneDnnLinear(torch.autograd.Function):
-    """oneDNN's linear layer. Its gradients are products of `linear` again, so it has derivatives of every order."""
+def _others_work_on_tensors() -> bool:
+    """Whether a tracer, a transformation of torch.func, a dispatch mode or forward differentiation is active."""
+    return (
+        torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
-    @staticmethod
-    def forward(ctx: Any, x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
-        ctx.save_for_backward(x, weight_OI)
-        return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
 
-    @staticmethod
-    def backward(ctx: Any, grad: Array) -> tuple[Array | None, ...]:
-        (x, weight_OI), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
-        grad_TO, x_TI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        return (
-            linear(grad, weight_OI.t(), None) if for_x else None,
-            linear(grad_TO.t(), x_TI.t(), None) if for_weight else None,
-            grad_TO.sum(0) if for_bias else None,
-        )
+@torch.library.custom_op("vit_parity::onednn_linear", mutates_args=(), device_types="cpu")
+def onednn_linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
+    """oneDNN's linear layer, as an operator that torch.compile knows."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+
+
+@onednn_linear.register_fake
+def _(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
+    return x.new_empty((*x.shape[:-1], len(weight_OI)))
+
+
+def _save(ctx: Any, inputs: tuple[Array, Array, Array | None], output: Array) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _gradients(ctx: Any, grad: Array) -> tuple[Array | None, ...]:
+    """Two more products, which have derivatives again. Without a bias, torch's own in bfloat16 are as fast."""
+    (x, weight_OI), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+    grad_TO, x_TI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    multiply = onednn_linear if x.dtype == torch.float32 else F.linear
+    return (
+        multiply(grad, weight_OI.t(), None) if for_x else None,
+        multiply(grad_TO.t(), x_TI.t(), None) if for_weight else None,
+        grad_TO.sum(0) if for_bias else None,
+    )
+
+
+onednn_linear.register_autograd(_gradients, setup_context=_save)

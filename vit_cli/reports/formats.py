@@ -57,7 +57,7 @@ _LIBRARY = {"meta": "timm", "google": "timm", "big_vision": "timm"}
 def _distance(proof: "Proof") -> str:
     if proof.format == "vit":
         return ""
-    return "not in that library" if proof.difference is None else f"{proof.difference.relative:.1e}"
+    return "not compared" if proof.difference is None else f"{proof.difference.relative:.1e}"
 
 
 def print_costs(title: str, costs: "Iterable[Cost]") -> None:

@@ -40,7 +40,7 @@ def table(file: Path, data: Data) -> Listing:
     may_be_empty = {*classes, label} if data.label_separator is not None else {*classes}
     needed = [names.index(name) for name in wanted if name not in may_be_empty]
     _check_rows(file, names, rows, needed, None if label is None else names.index(label))
-    _check_text(file, rows, {name: names.index(name) for name in wanted})
+    _check_text(file, rows, {name: names.index(name) for name in wanted}, label)
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
     lines = [f"{file}, line {line}" for line, _ in rows]
     written, paths = _paths(file.parent, cells[image], lines)
@@ -75,7 +75,7 @@ def listed_images(file: Path) -> list[str]:
         raise InputError(f"{file}: no column {' or '.join(PATHS[:3])}; found: {abbreviate(names)}; rename the column")
     i = names.index(image)
     _check_rows(file, names, rows, [i], None)
-    _check_text(file, rows, {image: i})
+    _check_text(file, rows, {image: i}, None)
     cells, lines = [row[i].strip() for _, row in rows], [f"{file}, line {line}" for line, _ in rows]
     paths = [str(file.parent / path) for path in _paths(file.parent, cells, lines)[1]]
     if not any(map(os.path.isfile, paths)):
@@ -102,14 +102,12 @@ class _Nested(str):
     """The text of a cell that is a list or an object in JSON."""
 
 
-def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int]) -> None:
-    """Raises InputError for a list or an object in a column that is used."""
+def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int], label: str | None) -> None:
+    """Raises InputError for a list or an object in a column that is used. label: the column of classes."""
     for line, row in rows:
         if found := [name for name, i in used.items() if isinstance(row[i], _Nested)]:
-            raise InputError(
-                f"{file}, line {line}: {found[0]} is a list or an object; expected text or a number; write several "
-                'classes as "cat|dog", and set --data.label-separator'
-            )
+            fix = '; write several classes as "cat|dog", and set --data.label-separator' if found[0] == label else ""
+            raise InputError(f"{file}, line {line}: {found[0]} is a list or an object; expected text or a number{fix}")
 
 
 def _check_first_line(file: Path, names: list[str]) -> None:
