@@ -133,9 +133,9 @@ def errors_by_cost(
             label=f"predicted: top-1 {1 - error(cost):.1%}",
         )  # fmt: skip
     panel.yaxis.set_major_formatter(PercentFormatter(1))
-    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     panel.yaxis.set_minor_formatter(PercentFormatter(1))
-    panel.tick_params(axis="y", which="minor", labelsize=7)
+    panel.tick_params(axis="y", which="minor", labelsize="medium")
     panel.set(xlabel="FLOPs of training", ylabel="error (1 - top-1)")
     panel.grid(alpha=0.3, which="both")
     panel.legend(fontsize=8)
