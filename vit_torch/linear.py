@@ -33,7 +33,7 @@ def linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
     `torch.backends.mkldnn.enabled = False` turns this off.
     """
     if uses_onednn(x, weight_OI, bias_O):
-        return onednn_linear(x, weight_OI, bias_O)
+        return onednn_linear(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], len(weight_OI))
     return F.linear(x, weight_OI, bias_O)
 
 
@@ -71,27 +71,32 @@ def _others_work_on_tensors() -> bool:
 
 
 @torch.library.custom_op("vit_parity::onednn_linear", mutates_args=(), device_types="cpu")
-def onednn_linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
-    """oneDNN's linear layer, as an operator that torch.compile knows."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
+def onednn_linear(x_TI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
+    """oneDNN's linear layer [T, O], as an operator that torch.compile knows."""
+    return torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
 
 
 @onednn_linear.register_fake
-def _(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
-    return x.new_empty((*x.shape[:-1], len(weight_OI)))
+def _(x_TI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
+    return x_TI.new_empty((len(x_TI), len(weight_OI)))
+
+
+@onednn_linear.register_vmap
+def _(info: Any, axes: tuple[int | None, ...], *inputs: Array) -> tuple[Array, int]:
+    # Reached where a gradient is computed for several directions at once (jacobian(vectorize=True)).
+    return torch.vmap(F.linear, axes)(*inputs), 0
 
 
 def _save(ctx: Any, inputs: tuple[Array, Array, Array | None], output: Array) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
-def _gradients(ctx: Any, grad: Array) -> tuple[Array | None, ...]:
+def _gradients(ctx: Any, grad_TO: Array) -> tuple[Array | None, ...]:
     """Two more products, which have derivatives again. Without a bias, torch's own in bfloat16 are as fast."""
-    (x, weight_OI), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
-    grad_TO, x_TI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    multiply = onednn_linear if x.dtype == torch.float32 else F.linear
+    (x_TI, weight_OI), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+    multiply = onednn_linear if x_TI.dtype == torch.float32 else F.linear
     return (
-        multiply(grad, weight_OI.t(), None) if for_x else None,
+        multiply(grad_TO, weight_OI.t(), None) if for_x else None,
         multiply(grad_TO.t(), x_TI.t(), None) if for_weight else None,
         grad_TO.sum(0) if for_bias else None,
     )

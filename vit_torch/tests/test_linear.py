@@ -68,6 +68,21 @@ def test_second_derivatives() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
+def test_gradients_in_several_directions() -> None:
+    """The Jacobian by one call of the gradient for all directions, which is the weight at each place."""
+    x, weight = torch.zeros(2, 24), torch.arange(168.0).reshape(7, 24)
+    jacobian = torch.autograd.functional.jacobian(lambda x: linear(x, weight, None), x, vectorize=True)
+    assert torch.equal(jacobian, torch.einsum("bc,oi->boci", torch.eye(2), weight))
+
+
+def test_a_result_can_be_changed_in_place() -> None:
+    x, weight, bias = arrays(torch.float32)
+    out = linear(x, weight, bias)
+    out.mul_(2)
+    (gradient,) = torch.autograd.grad(out.sum(), bias)
+    assert torch.equal(gradient, torch.full((7,), 20.0))
+
+
 def test_a_layer_is_torchs_layer() -> None:
     """Also with other numbers of outputs and without a bias; libraries such as peft look for torch's class."""
     layer = Linear(24, 3, bias=False)
