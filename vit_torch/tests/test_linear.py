@@ -39,7 +39,7 @@ def test_the_layer_and_its_gradients(dtype: torch.dtype, monkeypatch: pytest.Mon
     x, weight, bias = leaves = arrays(dtype)
     assert module.uses_onednn(x, weight, bias)
     out = linear(x, weight, bias)
-    assert "onednn_linear" in out.grad_fn.name()
+    assert "onednn_linear" in str(out.grad_fn.next_functions)  # behind the view with the axes of x
     factors = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(dtype)
     gradients = torch.autograd.grad(out, leaves, factors)
 
