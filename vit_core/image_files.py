@@ -25,7 +25,7 @@ def files_below(root: bytes, below: bytes = b"", above: tuple[tuple[int, int], .
     status = os.stat(path)
     here = (status.st_dev, status.st_ino)
     if here in above:
-        raise InputError(f"{os.fsdecode(path)}: a link back to a folder that it is in; remove it")
+        raise InputError(f"{os.fsdecode(_last_link(path))}: a link back to a folder that it is in; remove the link")
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
@@ -35,6 +35,13 @@ def files_below(root: bytes, below: bytes = b"", above: tuple[tuple[int, int], .
                 yield from files_below(root, inside, (*above, here))
             else:
                 yield inside
+
+
+def _last_link(path: bytes) -> bytes:
+    """The deepest symbolic link in a path; the path itself if there is none (folders mounted within themselves)."""
+    parts = path.split(os.sep.encode())
+    starts = (os.sep.encode().join(parts[:stop]) for stop in range(len(parts), 0, -1))
+    return next((start for start in starts if os.path.islink(start)), path)
 
 
 def images_below(folder: str) -> list[str]:
