@@ -34,7 +34,7 @@ def arrays(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_layer_and_its_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layer_and_its_gradients(dtype: torch.dtype) -> None:
     """Sums of n products and a bias in float32, rounded to the type once: |error| <= ((n + 1) u32 + u) sum |terms|."""
     x, weight, bias = leaves = arrays(dtype)
     assert module.uses_onednn(x, weight, bias)
@@ -56,7 +56,7 @@ def test_the_layer_and_its_gradients(dtype: torch.dtype, monkeypatch: pytest.Mon
 
 
 def test_second_derivatives() -> None:
-    """Of the sum of the squared gradient of x, with respect to the weight: as torch's, of values exact in float32."""
+    """Derivatives of a gradient equal those of torch's layer: all values are integers, which float32 holds exactly."""
     generator = torch.Generator().manual_seed(1)
     x, weight = (
         torch.randint(-3, 4, shape, generator=generator).float().requires_grad_() for shape in ((4, 6), (5, 6))
