@@ -32,8 +32,7 @@ MODULES = (
 )  # fmt: skip
 NAMES: dict[str, list[str]] = {module: timm.list_models(module=module) for module in MODULES}
 REFUSED: dict[str, str] = {
-    r"vit_d(little|wee)_patch16_reg1_gap_256": "blocks.0.attn.lambda_q1",  # differences of two softmaxes
-    r"vit_dpwee_patch16_reg1_gap_256": "missing blocks.0.mlp.fc2.weight",  # the same in parallel blocks
+    r"vit_d(little|wee|pwee)_patch16_reg1_gap_256": "differential attention",  # differences of two softmaxes
     r"vit_(small|base)_patch16_18x2_224": "not recognised",  # two attentions and two MLPs in a block
     r"vit_\w+_resnet(26|50)d\w*_224": "missing patch_embed.backbone.conv.weight",  # other stems than Google's
     r"vit_base_mci_224": "not recognised",  # a stem of MobileOne blocks

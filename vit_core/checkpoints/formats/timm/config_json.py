@@ -40,6 +40,18 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^test_vit[34]$", {"heads": 3}),
 )
 """Pattern of architecture names -> fields that they set and no array shows."""
+_POOLING_BY_NAME = (
+    ("map", r"_siglip(?!_gap)|_map(_|$)|^vit_pe_core_|^test_vit3$"),
+    (
+        "gap",
+        r"_gap(_|$)|_clsgap_|_rpn_|_s?relpos_(?!\w+_cls_)|^aimv2_|^beit|^eva(02)?_(?!\w+_clip_)|^test_vit([24]|_relpos)$",
+    ),
+    ("gap", r"_dinov3|^vit_pe_(lang|spatial)_|^samvit_"),
+)
+"""Pooling -> pattern of the architectures that use it if no argument says otherwise; it is the class token's in all
+others."""
+_NORM_ARGS = ("fc_norm", "use_fc_norm", "final_norm", "use_post_transformer_norm")
+"""Arguments that move or remove the last norm, after which its place no longer shows the pooling."""
 _POOLS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^vit_pe_core_", {"attn_pool_num_heads": 8}),
     (r"^test_vit3$", {"pool_include_prefix": True}),
@@ -67,10 +79,11 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     fields: dict[str, Any] = {}
     for pattern, own in _ARCHITECTURES:
         fields |= own if re.search(pattern, name) else {}
-    given = _object(config, "model_args", where)
-    args = {key: value for key, value in given.items() if value is not None}
+    given, args = _object(config, "model_args", where), arguments(config, where)
     if rotary.is_eva(name) or "use_rot_pos_emb" in args:
         fields["rope"] = rotary.read_rope(name, given, where)
+    elif name.startswith("beit"):
+        fields["rope"] = None
     elif re.search(_NEW, name):
         raise InputError(
             f"{where}: architecture {name[:60]} is unknown and may have rotary positions, so it is not read"
@@ -78,6 +91,8 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     pool = args.get("global_pool", config.get("global_pool"))
     if pool is not None and pool != "":  # for "" timm returns all tokens: pooling is then assumed
         fields["pooling"] = _one_of(POOLING, "global_pool", pool, where)
+    elif pool is None and name and any(key in args for key in _NORM_ARGS):
+        fields["pooling"] = pooling_by_name(name)
     if "act_layer" in args and args["act_layer"] != _GATE:
         same = {name: name for name in ACTIVATIONS}
         fields["activation"] = _one_of(same, "act_layer", args["act_layer"], where)
@@ -87,11 +102,8 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
         raise InputError(
             f"{where}: config.json: attn_layer {str(args['attn_layer'])[:60]} cannot be expressed by ViTConfig"
         )
-    if not args.get("final_norm", True) or (args.get("use_fc_norm"), args.get("use_post_transformer_norm")) == (
-        False,
-        False,
-    ):
-        fields["final_norm"] = "none"
+    if False in (args.get("final_norm"), args.get("use_post_transformer_norm")):
+        fields["final_norm"] = "none"  # if the arrays have none
     if "use_post_norm" in args:
         fields["branch_norm"] = "after" if args["use_post_norm"] else "before"
     if "num_heads" in args:
@@ -101,6 +113,16 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     fields |= {ours: args[keys[0]] for ours, keys in DROPS.items() if keys[0] in args}
     size = args.get("img_size") or (_pretrained(config, where).get("input_size") or [])[1:]
     return fields, _size(size, where)
+
+
+def arguments(config: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """The arguments of timm.create_model that config.json states with a value."""
+    return {key: value for key, value in _object(config, "model_args", where).items() if value is not None}
+
+
+def pooling_by_name(architecture: str) -> str:
+    """The pooling of one of timm's architectures if no argument says otherwise."""
+    return next((pooling for pooling, pattern in _POOLING_BY_NAME if re.search(pattern, architecture)), "cls")
 
 
 def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, eva: bool) -> dict[str, Any]:
@@ -121,12 +143,17 @@ def pooling_fields(config: Mapping[str, Any], pooling: str, where: object, *, ev
 
 def check_layers(config: Mapping[str, Any], model: ViTConfig, where: object) -> None:
     """Raises InputError if arguments state other layers than the arrays have."""
-    args = _object(config, "model_args", where)
+    name, args = str(config.get("architecture", "")), arguments(config, where)
     gated = model.mlp == "swiglu"
     if args.get("act_layer") is not None and (args["act_layer"] == _GATE) != gated:
         raise InputError(
             f"{where}: config.json: act_layer {str(args['act_layer'])[:60]} in an MLP {'with' if gated else 'without'} "
             "a gate cannot be expressed by ViTConfig"
+        )
+    if "norm_layer" in args and "embed_norm_layer" not in args and model.embed_norm and name.startswith("aimv2_"):
+        raise InputError(
+            f"{where}: config.json: norm_layer {str(args['norm_layer'])[:60]!r}, whose epsilon is 1e-6, but the norm "
+            "of the patches is that of AIMv2 with 1e-5; ViTConfig cannot express two kinds"
         )
     for key in ("norm_layer", "embed_norm_layer"):
         said = args.get(key)

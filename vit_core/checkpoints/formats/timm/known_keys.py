@@ -38,8 +38,10 @@ MODEL_ARGS = _words("""
     rope_rotate_half rope_shift_coords rope_jitter_coords rope_rescale_coords use_post_norm use_pre_transformer_norm
     use_post_transformer_norm use_fc_norm attn_pool_num_heads attn_pool_mlp_ratio ref_feat_shape head_init_scale
     embed_norm_layer rope_mrope_section
+    embed_proj_type patchify_channels_last pos_embed_grid_size pos_embed_interp_mode pos_embed_antialias
+    pos_embed_align_corners rope_ref_feat_shape scale_attn_inner_norm
 """)
-"""Arguments of timm's VisionTransformer, of its Eva and of create_model, but for those that replace modules
+"""Arguments of timm's VisionTransformer, Eva, NaFlexVit and create_model, but for those that replace modules
 (`block_fn`, `mlp_layer`, `embed_layer`)."""
 TRAIN_OPTIONS = _words("""
     aa amp amp_dtype amp_impl apex_amp native_amp aug_repeats aug_splits batch_size bce_loss bce_pos_weight bce_sum

@@ -24,7 +24,7 @@ from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
 from vit_core.checkpoints.formats.timm import config_json, create_model, eva, naflex, relative, rotary, train_args
 from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
-from vit_core.checkpoints.formats.timm.lookalikes import check_last_norm, check_lookalikes, check_rotation
+from vit_core.checkpoints.formats.timm.lookalikes import check_last_norm, check_lookalikes, check_parts, check_rotation
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import crop_rounding_matters
@@ -53,17 +53,22 @@ def read_source(source: Source, fields: Fields) -> Reading:
     where = source.path
     config = _hub_config(source)
     stated, size = config_json.stated_fields(config, where)
+    args = config_json.arguments(config, where)
+    if of_naflex := naflex.is_naflex(source.arrays):
+        args = naflex.arguments(_name(config), args)
+        stated |= naflex.stated_fields(args, stated.get("position_resampling", _RESAMPLING), where)
     arrays, notes, used = _with_head(source)
     arrays, known = with_all_axes(arrays), {**stated, **fields}
     grid = naflex.grid_of(arrays)
-    arrays, of_naflex = naflex.with_canonical_names(relative.with_canonical_names(arrays), known, where)
-    notes += of_naflex
+    arrays, computed = naflex.with_canonical_names(relative.with_canonical_names(arrays), known, args, where)
+    notes += computed
     if known.get("norm") == "layer_norm":
         arrays = with_norm_biases(arrays)
     if grid is not None:  # the grid of the table; the file may state the size of evaluated images instead
         patch = arrays.shapes["patch_embed.proj.weight"][2:]
         size = (grid[0] * patch[0], grid[1] * patch[1])
         known |= {"class_token_position": False}
+    check_parts(arrays, where)
     _check_positions(arrays, known, config, where)
     check_rotation(arrays.shapes, known, where)
     check_last_norm(arrays, known, where)
@@ -85,7 +90,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     stated.pop("final_norm", None)  # the arrays show whether there is one
     of_eva = eva.eva_mark(source.arrays) is not None or known.get("rope") is not None or rotary.is_eva(_name(config))
     pooling = {**found, **known}["pooling"]
-    takes_all = of_eva and bool(found["class_token"] or found["registers"])
+    takes_all = of_eva and not of_naflex and bool(found["class_token"] or found["registers"])
     stated |= config_json.pooling_fields(config, pooling, where, eva=takes_all)
     if stated.get("pool_heads") == {**found, **known}["heads"]:
         stated["pool_heads"] = None
@@ -97,17 +102,16 @@ def read_source(source: Source, fields: Fields) -> Reading:
         )
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
     notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
-    by_name = _BY_ARCHITECTURE - stated.keys() if "architecture" in config else frozenset[str]()
+    by_name = _settled_by_name(config, model) - stated.keys()
     said = frozenset(stated) | by_name
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions fit it
         said |= {"image_size"}
-    if (
-        "" in (config.get("global_pool"), (config.get("model_args") or {}).get("global_pool"))
-        and "pooling" not in stated
-    ):
+    if "" in (config.get("global_pool"), args.get("global_pool")) and "pooling" not in stated:
         said -= {"pooling"}
         notes.append("global_pool: the file states '', so that timm returns all tokens")
-    assumed = [a for a in shapes.assumptions if a.field not in said]
+    assumed = [
+        a for a in (*shapes.assumptions, *naflex.assumptions(source.arrays, model, config)) if a.field not in said
+    ]
     assumed += _assumptions(model, said | ({"norm"} if "architecture" in config else set()), fields)
     return Reading(
         checkpoint_config,
@@ -130,6 +134,15 @@ def _hub_config(source: Source) -> Mapping[str, Any]:
 
 _BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position_resampling"))
 """Fields that the name of a timm architecture determines, unless arguments do."""
+
+
+def _settled_by_name(config: Mapping[str, Any], model: ViTConfig) -> frozenset[str]:
+    """The fields that the architecture's name determines. Pooling is not among them if the arrays show another one than
+    the architecture's."""
+    if "architecture" not in config:
+        return frozenset()
+    same = model.pooling == config_json.pooling_by_name(_name(config))
+    return _BY_ARCHITECTURE if same else _BY_ARCHITECTURE - {"pooling"}
 
 
 def _name(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,23 @@ from vit_core.checkpoints.formats.timm.relative import has_relative_bias, with_c
 from vit_core.checkpoints.formats.timm.rotary import IN_TIMM
 from vit_core.errors import InputError
 
+_ATTENTION = {
+    "lambda_q1": "differential attention (attn_layer 'diff', vit_dwee_*, vit_dlittle_*)",
+    "gate.weight": "attention with a gate (attn_gated)",
+}
+"""Part of a name in the first block -> the attention that has it, which ViTConfig cannot express."""
+
+
+def check_parts(names: Mapping[str, object], where: object) -> None:
+    """Raises InputError for arrays of parts that ViTConfig cannot express and timm's classes offer as arguments."""
+    parts = [said for part, said in _ATTENTION.items() if any(f"blocks.0.{at}{part}" in names for at in ("", "attn."))]
+    if {"norm.weight", "fc_norm.weight"} <= names.keys():
+        parts.append("two last norms, before the pooling and after it (norm, fc_norm)")
+    if {"dist_token", "reg_token"} <= names.keys():
+        parts.append("registers of a distilled model, which timm leaves out of its computation (reg_token)")
+    if parts:
+        raise InputError(f"{where}: has {parts[0]}, which ViTConfig cannot express")
+
 
 def check_lookalikes(source: Source, config: Mapping[str, Any]) -> None:
     """Raises InputError for arrays that a published architecture of another kind has too, unless the file states the

@@ -4,6 +4,7 @@ For images of the position table's grid the two classes are equal. NaFlexVit's p
 (height, width, channel); its table has the axes of the grid, or is the sum of one table for rows and one for columns.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from math import isqrt
@@ -12,11 +13,23 @@ from typing import Any
 import numpy as np
 
 from vit_core.arrays import LazyArray, LazyArrays
+from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.interface import axes_of
+from vit_core.checkpoints.formats.timm import rotary
+from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 
 ANCHOR = r"embeds\.proj\.weight"
 _EMBEDS = "embeds."
+_RESAMPLING = {
+    ("bicubic", True, False): "bicubic_antialias",
+    ("bicubic", False, False): "bicubic",
+    ("bicubic", False, True): "bicubic_align_corners",
+    ("bilinear", True, False): "bilinear_antialias",
+    ("bilinear", False, False): "bilinear",
+    ("bilinear", False, True): "zoom_linear",
+}
+"""Interpolation, antialias and align_corners of the position table -> position_resampling."""
 
 
 def is_naflex(names: Mapping[str, object]) -> bool:
@@ -24,10 +37,45 @@ def is_naflex(names: Mapping[str, object]) -> bool:
     return f"{_EMBEDS}proj.weight" in names
 
 
-def with_canonical_names(arrays: LazyArrays, known: Mapping[str, Any], where: object) -> tuple[LazyArrays, list[str]]:
+def arguments(architecture: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with those of the architecture ("" if unknown) for positions."""
+    named: dict[str, Any] = {"pos_embed_ar_preserving": bool(re.search("_par(fac)?_|_radio_", architecture))}
+    return (named | {"rope_type": "none"} if architecture else named) | dict(args)
+
+
+def stated_fields(args: Mapping[str, Any], named: str, where: object) -> dict[str, Any]:
+    """The fields of ViTConfig that arguments of NaFlexVit state: the axes of the patch projection, which is a matrix,
+    and the positions. args: the arguments that are not null. named: the architecture's position_resampling. Raises
+    InputError for a value that ViTConfig cannot express."""
+    fields: dict[str, Any] = {}
+    if "patch_size" in args:
+        fields["patch_size"] = args["patch_size"]
+    if "in_chans" in args:
+        fields["channels"] = args["in_chans"]
+    if "rope_type" in args:
+        kind = args["rope_type"]
+        same = {"use_rot_pos_emb": kind not in ("", "none"), "rope_type": {"axial": "cat"}.get(kind, kind)}
+        fields["rope"] = rotary.read_rope(
+            "", {**args, **same, "ref_feat_shape": args.get("rope_ref_feat_shape")}, where
+        )
+    keys = ("pos_embed_interp_mode", "pos_embed_antialias", "pos_embed_align_corners")
+    if any(key in args for key in keys):
+        defaults = next(one for one, rule in _RESAMPLING.items() if rule == named)
+        asked = tuple(args.get(key, default) for key, default in zip(keys, defaults, strict=True))
+        if asked not in _RESAMPLING:
+            said = ", ".join(f"{key} {value}" for key, value in zip(keys, asked, strict=True))
+            raise InputError(f"{where}: config.json: {said} cannot be expressed by ViTConfig")
+        fields["position_resampling"] = _RESAMPLING[asked]
+    return fields
+
+
+def with_canonical_names(
+    arrays: LazyArrays, known: Mapping[str, Any], args: Mapping[str, Any], where: object
+) -> tuple[LazyArrays, list[str]]:
     """The arrays under VisionTransformer's names, and notes on what was computed. known: stated fields; patch_size and
-    channels determine the axes of the patch projection (default: square patches of three channels). Raises InputError
-    if they do not fit its shape."""
+    channels determine the axes of the patch projection (default: square patches of three channels). args: the model's
+    arguments, of which patchify_channels_last determines the order of these axes. Raises InputError if they do not fit
+    its shape."""
     if not is_naflex(arrays):
         return arrays, []
     entries: dict[str, LazyArray] = {}
@@ -35,10 +83,17 @@ def with_canonical_names(arrays: LazyArrays, known: Mapping[str, Any], where: ob
         inner = name.removeprefix(_EMBEDS)
         entries[f"patch_embed.{inner}" if inner.startswith(("proj.", "norm")) and inner != name else inner] = array
     notes = []
-    entries["patch_embed.proj.weight"] = _kernel(entries["patch_embed.proj.weight"], known, where)
+    if len(entries["patch_embed.proj.weight"].shape) != 4:  # with embed_proj_type 'conv' it has the axes of a kernel
+        last = bool(args.get("patchify_channels_last", True))
+        entries["patch_embed.proj.weight"] = _kernel(entries["patch_embed.proj.weight"], known, last, where)
     if "pos_embed_y" in entries and "pos_embed_x" in entries:
         y, x = (entries.pop(f"pos_embed_{axis}") for axis in "yx")
         (_, h, D), (_, w, _) = (axes_of(arrays.shapes, f"{_EMBEDS}pos_embed_{axis}", 3, where) for axis in "yx")
+        if h != w and args.get("pos_embed_ar_preserving"):
+            raise InputError(
+                f"{where}: positions of {h} rows and {w} columns with pos_embed_ar_preserving depend on the longer "
+                "side of the image, which ViTConfig cannot express"
+            )
         entries["pos_embed"] = LazyArray((1, h * w, D), y.dtype, partial(_summed, y, x))
         notes.append("positions: the sums of positions of rows and of columns")
     elif "pos_embed" in entries:
@@ -50,6 +105,14 @@ def with_canonical_names(arrays: LazyArrays, known: Mapping[str, Any], where: ob
     return LazyArrays(entries), notes
 
 
+def assumptions(arrays: LazyArrays, model: ViTConfig, config: Mapping[str, Any]) -> list[Assumption]:
+    """The assumption on the axes of a patch projection that is a matrix, unless the architecture is known."""
+    if "architecture" in config or len(arrays.shapes.get(f"{_EMBEDS}proj.weight", ())) != 2:
+        return []
+    why = f"square patches of {model.channels} channels, each pixel's side by side, as in timm's models"
+    return [Assumption("patch_size", list(model.patch_size), why, "--set patch_size=HEIGHTxWIDTH")]
+
+
 def grid_of(arrays: LazyArrays) -> tuple[int, int] | None:
     """The grid (height, width) of the position table, in patches; None if there is no table."""
     shapes = arrays.shapes
@@ -59,22 +122,26 @@ def grid_of(arrays: LazyArrays) -> tuple[int, int] | None:
     return (rows[1], columns[1]) if len(rows) == len(columns) == 3 else None
 
 
-def _kernel(projection: LazyArray, known: Mapping[str, Any], where: object) -> LazyArray:
-    channels, patch = known.get("channels", 3), known.get("patch_size")
+def _kernel(projection: LazyArray, known: Mapping[str, Any], channels_last: bool, where: object) -> LazyArray:
+    patch = known.get("patch_size")
     rows, values = projection.shape if len(projection.shape) == 2 else (0, 0)
-    side = isqrt(values // channels)
+    side = isqrt(values // known.get("channels", 3))
     height, width = (side, side) if patch is None else (patch, patch) if isinstance(patch, int) else patch
+    channels = known.get("channels", 3 if patch is None else values // (height * width))
     if not rows or height * width * channels != values:
         raise InputError(
             f"{where}: embeds.proj.weight has shape {list(projection.shape)}, not that of patches {height}x{width} "
             f"with {channels} channels; use --set patch_size=HEIGHTxWIDTH and --set channels=N"
         )
     shape = (rows, channels, height, width)
-    return projection.then(partial(_as_kernel, height, width), shape, projection.dtype)
+    return projection.then(partial(_as_kernel, shape, channels_last), shape, projection.dtype)
 
 
-def _as_kernel(height: int, width: int, projection_DP: np.ndarray) -> np.ndarray:
-    return projection_DP.reshape(len(projection_DP), height, width, -1).transpose(0, 3, 1, 2)
+def _as_kernel(shape: tuple[int, int, int, int], channels_last: bool, projection_DP: np.ndarray) -> np.ndarray:
+    rows, channels, height, width = shape
+    if not channels_last:
+        return projection_DP.reshape(shape)
+    return projection_DP.reshape(rows, height, width, channels).transpose(0, 3, 1, 2)
 
 
 def _summed(y: LazyArray, x: LazyArray) -> np.ndarray:

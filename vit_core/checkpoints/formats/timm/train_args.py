@@ -24,7 +24,13 @@ _ARCHITECTURE = re.compile(
 _OTHERS = re.compile(r"(?:vit|deit)(?:_conv)?_[a-z]+(?:_[0-9]+|_patch[0-9]+(?:_LS)?)?")
 """Similar names of other projects: DINO's and MoCo's vit_small, MAE's vit_base_patch16, torchvision's vit_b_16."""
 _ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "model", "backbone", "backbone_name", "timm_model")
-_MODEL_ARGS = {"gp": "global_pool", "img_size": "img_size", "drop": "drop_rate", "drop_path": "drop_path_rate"}
+_MODEL_ARGS = {
+    "gp": "global_pool",
+    "img_size": "img_size",
+    "in_chans": "in_chans",
+    "drop": "drop_rate",
+    "drop_path": "drop_path_rate",
+}
 """Option of train.py -> argument of timm.create_model."""
 _PRETRAINED = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 """Options of train.py about the images."""
