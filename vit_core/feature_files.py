@@ -18,13 +18,16 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from vit_core.errors import InputError
-from vit_core.storage import Location, check_new_file, is_local, local_copy, staged_files
+from vit_core.storage import Location, Replaceable, check_new_file, is_local, local_copy, staged_files
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 NAME = "features"
 """The name of the tensor in a safetensors file."""
 COLUMNS = ("image", "label")
 """Columns of the table beside an array: the path of each image, and its folder, if that is its class."""
+_ARRAY = Replaceable("an array of features with their table beside it", (b"\x93NUMPY", NAME.encode()))
+_PARQUET = Replaceable("a file of features", (NAME.encode(),))
+_OTHER = Replaceable(_ARRAY.what, ())
 _HEADER_BYTES = 256
 _PARQUET_BYTES = 2**25
 """Rows of a parquet file that are held in memory."""
@@ -51,8 +54,8 @@ def check_target(path: Location) -> None:
     """Raises InputError if features cannot be written to a path."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    check_new_file(path, "--out")
     table = table_beside(path)
+    check_new_file(path, "--out", _PARQUET if path.suffix == ".parquet" else _ARRAY if table.is_file() else _OTHER)
     if path.suffix != ".parquet" and table.is_file() and not table.read_text().startswith(",".join(COLUMNS)):
         raise InputError(f"--out {path}: its table of images would replace {table}, another file; choose another name")
 

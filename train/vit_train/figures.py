@@ -12,14 +12,13 @@ import numpy as np
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from vit_core import attention_maps
 from vit_core.attention_maps import tiled
 from vit_core.errors import InputError
-from vit_core.storage import Location, check_new_file, staged_files
+from vit_core.storage import Location, Replaceable, check_new_file, staged_files
 from vit_train import metrics
 
 OTHER_SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "PingFang SC",
@@ -176,11 +175,11 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, cou
 
 
 def check_new_figure(path: Location, option: str) -> None:
-    """Raises InputError, with the name of the option, if no figure can be written at a location: matplotlib has no
-    format for the ending of its name, or the file system refuses. Call it before a long computation."""
-    if path.suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
+    """Raises InputError, with the name of the option, if no figure can be written at a location: the ending of its name
+    is of another format, another file is there, or the file system refuses. Call it before a long computation."""
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):  # in which matplotlib writes its name
         raise InputError(f"{option} {path}: expected a name that ends in .png, or in .pdf or .svg")
-    check_new_file(path, option)
+    check_new_file(path, option, Replaceable("a figure of matplotlib", (b"Matplotlib",)))
 
 
 def save_figure(figure: plt.Figure, path: Location) -> Location:

@@ -17,7 +17,7 @@ from vit_cli.benchmarks.contestants import Contestant, Setting, contestants
 from vit_cli.benchmarks.jax_runner import open_network, train_step
 from vit_core.errors import InputError
 from vit_core.schema import Positive, Schema
-from vit_core.storage import Location, staged_files
+from vit_core.storage import Location, Replaceable, staged_files
 from vit_train import config
 from vit_train.config import Optimizer, TrainConfig
 from vit_train.engines.jax.mesh import make_mesh
@@ -29,6 +29,9 @@ Lower = Callable[[], jax.stages.Lowered]
 
 TRAINER = "vit pretrain"
 """The trainer's step; the layers are scanned, without --no-scan."""
+
+
+WRITTEN = Replaceable("a file of vit bench program", (b'"topology"',))
 
 
 class Programs(Schema):

@@ -78,7 +78,7 @@ def model(
     for setting in settings:
         setting.model  # noqa: B018 (raises InputError for a wrong one, before anything is measured)
     if json is not None:
-        check_new_file(json, "--json")
+        check_new_file(json, "--json", model_speed.WRITTEN)
     if png is not None:
         from vit_train.figures import check_new_figure
 

@@ -56,10 +56,11 @@ def program(
     setting = Setting(variant=variant, batch_size=batch_size, dtype=dtype, compiled=False, threads=1)
     setting.model  # noqa: B018 (raises InputError for a wrong one)
     folders = checkouts(peer)
-    if json is not None:
-        check_new_file(json, "--json")
     os.environ |= topologies.WITHOUT_HARDWARE
     from vit_cli.benchmarks import programs  # imports jax, which reads the environment
+
+    if json is not None:
+        check_new_file(json, "--json", programs.WRITTEN)
     from vit_cli.reports.programs import print_programs
     from vit_train.planning.plan import target
 

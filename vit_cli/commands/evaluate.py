@@ -89,13 +89,13 @@ def evaluate(
     require_training(framework)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: expected 1 or more")
-    from vit_cli.reports.evaluation import print_difference, print_evaluation, write_json
+    from vit_cli.reports.evaluation import WRITTEN, print_difference, print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import evaluate_checkpoint
     from vit_train.real_labels import RealLabels
 
     if json is not None:
-        check_new_file(json, "--json")
+        check_new_file(json, "--json", WRITTEN)
     of_run = _data_of_run(checkpoint, required=data is None)
     source = other_data(data, of_run, columns).replace(held_out=held_out, split_seed=split_seed) if data else of_run
     opened = reading.open_and_report(checkpoint)

@@ -13,7 +13,7 @@ from vit_cli.named_images import text_of
 from vit_cli.requirements import require
 from vit_core.errors import InputError, one_line
 from vit_core.pipeline import Prediction
-from vit_core.storage import Location, check_new_file, staged_files
+from vit_core.storage import Location, Replaceable, check_new_file, staged_files
 
 if TYPE_CHECKING:
     from vit_cli.benchmarks.prediction import Rates
@@ -22,6 +22,7 @@ Kind = Literal["table", "csv", "jsonl", "parquet"]
 Write = Callable[[str, Prediction], None]
 """Function that writes the prediction for the image at a path."""
 COLUMNS = ("image", "rank", "label", "probability")
+_WRITTEN = Replaceable("a file of predictions", (",".join(COLUMNS).encode(), b'"probabilities": [', b"probability"))
 _ROWS_AT_ONCE = 2**14
 """Number of rows of a parquet file that are kept in memory."""
 
@@ -45,7 +46,7 @@ def kind_of(to: Kind | None, out: Location | None) -> Kind:
     suffix = out.name.rpartition(".")[2]
     if to is None and suffix not in get_args(Kind)[1:]:
         raise InputError(f"--out {out}: expected a name that ends in .csv, .jsonl or .parquet, or add --to")
-    check_new_file(out, "--out")
+    check_new_file(out, "--out", _WRITTEN)
     return to or suffix  # type: ignore[return-value]
 
 

@@ -12,6 +12,7 @@ from vit_cli.reports import evaluation as report
 from vit_cli.tests.printed import Vit
 from vit_core import CheckpointConfig, parity, save_checkpoint
 from vit_core.checkpoints import Checkpoint
+from vit_core.storage import check_new_file
 from vit_train.checkpoint_evaluation import Evaluation
 from vit_train.classification import report_of_answers, report_of_sets
 from vit_train.data.batches import EvaluationBatches
@@ -127,6 +128,7 @@ def test_several_classes_for_each_image(capsys: pytest.CaptureFixture[str], tmp_
     assert "top-1" not in out
     assert "\x1b[2J" not in out
     report.write_json(tmp_path / "report.json", of(Accuracy(exact, 50, 50, 1.0, classes)))
+    check_new_file(tmp_path / "report.json", "--json", report.WRITTEN)  # a second run replaces it
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["exact"] == exact / 50
     assert "top1" not in found

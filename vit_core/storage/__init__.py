@@ -3,6 +3,7 @@
 from vit_core.storage.hub import HubPath
 from vit_core.storage.locations import (
     Location,
+    Replaceable,
     absolute,
     check_new_file,
     check_new_folder,
@@ -21,6 +22,7 @@ from vit_core.storage.staging import staged_files
 __all__ = [
     "HubPath",
     "Location",
+    "Replaceable",
     "StorageError",
     "StorePath",
     "absolute",

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeGuard
 
@@ -81,17 +82,42 @@ def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
             raise
 
 
-def check_new_file(path: Location, option: str) -> None:
+@dataclass(frozen=True)
+class Replaceable:
+    """Which existing files a command replaces: those that it writes itself."""
+
+    what: str
+    """What it writes, as in "expected a figure of matplotlib"."""
+    signs: tuple[bytes, ...]
+    """Bytes of which one is in the first or last 4 KiB of every file that it writes."""
+
+
+def check_new_file(path: Location, option: str, replaceable: Replaceable) -> None:
     """Raises InputError, with the name of the option, if no file can be written at a location: it is a folder, its
-    folder is missing or refuses new files, or it can only be read. Call it before a long computation; it changes
-    nothing."""
+    folder is missing or refuses new files, or it is another file than the command writes, which would be lost. Call it
+    before a long computation; it changes nothing. (Files in a store are replaced.)"""
     if not is_local(path):
         path.mkdir()  # does nothing, or raises
-    elif path.is_dir() or not path.parent.is_dir():
+        return
+    if path.is_dir() or not path.parent.is_dir():
         fault = "is a folder" if path.is_dir() else "its folder is missing"
         raise InputError(f"{option} {path}: {fault}; give a file in a folder that exists")
-    else:
-        _check_takes_files(path.parent, f"{option} {path}")
+    _check_takes_files(path.parent, f"{option} {path}")
+    if path.exists() and (ends := _ends(path, option)) and not any(sign in ends for sign in replaceable.signs):
+        raise InputError(
+            f"{option} {path}: exists and is not {replaceable.what}, so it is not replaced; choose another name"
+        )
+
+
+def _ends(path: Path, option: str) -> bytes:
+    """The first and the last 4 KiB of a file. Raises InputError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(4096)
+            file.seek(max(0, path.stat().st_size - 4096))
+            return first + file.read(4096)
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be read ({error.strerror}); choose another name") from None
 
 
 def check_new_folder(path: Location, option: str) -> None:

@@ -1,0 +1,87 @@
+"""Commands replace the files that they wrote themselves, and no others: a mistyped --out costs nobody their data."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_cli.benchmarks import model_speed, programs
+from vit_cli.reports import evaluation, prediction
+from vit_cli.tests.test_bench_model import MACHINE
+from vit_core.errors import InputError
+from vit_core.feature_files import check_target, feature_file
+from vit_core.pipeline import Prediction
+from vit_core.storage import Replaceable, check_new_file
+from vit_train.figures import check_new_figure, save_figure
+
+USERS = ["image,label\na.jpg,cat\n", '{"image": "a.jpg", "labels": ["cat"]}\n', '{"loss": 1.0}\n', "PAR1"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_predictions(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"found.{ending}"
+    prediction.kind_of(None, file)
+    with prediction.writing(ending, file) as write:  # type: ignore[arg-type]
+        write("a.jpg", Prediction(("cat", "dog"), (0.75, 0.25)))
+    assert prediction.kind_of(None, file) == ending
+    for content in USERS:
+        file.write_text(content)
+        with pytest.raises(InputError, match=rf"--out .*found\.{ending}: exists and is not a file of predictions"):
+            prediction.kind_of(None, file)
+        assert file.read_text() == content
+    file.write_text("")
+    assert prediction.kind_of(None, file) == ending
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_figures(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"drawn.{ending}"
+    check_new_figure(file, "--png")
+    figure, axes = plt.subplots()
+    axes.imshow(np.random.default_rng(0).random((200, 200)))  # more than the bytes that are looked at
+    save_figure(figure, file)
+    assert file.stat().st_size > 8192
+    check_new_figure(file, "--png")
+    Image.new("RGB", (8, 8)).save(file, format="png")
+    with pytest.raises(InputError, match=r"--png .* exists and is not a figure of matplotlib, so it is not replaced"):
+        check_new_figure(file, "--png")
+
+
+def test_a_photograph_is_never_a_figure(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a name that ends in \.png, or in \.pdf or \.svg"):
+        check_new_figure(tmp_path / "photo.jpg", "--out")
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors", "parquet"])
+def test_features(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"of_photos.{ending}"
+    check_target(file)
+    with feature_file(file, (3,), "float32") as add:
+        add("a.jpg", None, np.ones(3, "float32"))
+    check_target(file)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    np.save(file.with_suffix(".npy"), np.ones(3))
+    file.with_suffix(".npy").rename(file)
+    with pytest.raises(InputError, match=r"--out .* exists and is not (a file|an array) of features"):
+        check_target(file)
+
+
+def test_reports(tmp_path: Path) -> None:
+    """The signs are those of the written files; and no file of one kind is replaced by another's command."""
+    speed, bare = tmp_path / "speed.json", tmp_path / "labels.json"
+    model_speed.write_report(speed, model_speed.Report(machine=MACHINE))
+    bare.write_text('{"0": "cat"}')
+    check_new_file(speed, "--json", model_speed.WRITTEN)
+    for file, kind in ((speed, programs.WRITTEN), (speed, evaluation.WRITTEN), (bare, model_speed.WRITTEN)):
+        with pytest.raises(InputError, match=f"--json .* exists and is not {kind.what}"):
+            check_new_file(file, "--json", kind)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file := tmp_path / "x.csv").write_text("x")
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(InputError, match=r"--out .*x\.csv: cannot be read \(Permission denied\)"):
+        check_new_file(file, "--out", Replaceable("a file", (b"x",)))
