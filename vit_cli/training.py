@@ -81,6 +81,34 @@ class Wish:
         fields = {path: value for path, value in self.chosen.items() if path[0] == "data"}
         return changed(self._config(), fields).data
 
+    @property
+    def names_data(self) -> bool:
+        """Whether the user has chosen the data."""
+        return ("data", "name") in self.changes
+
+    def training_split(self) -> "Split | None":
+        """The training images. If they are not on this machine, None, with a printed reason.
+
+        Raises InputError for a path that the user has chosen and that cannot be used, because training would refuse it
+        too.
+        """
+        from vit_train.data.sources import open_split
+        from vit_train.data.sources.opening import data_path
+
+        data = self.data()
+        try:
+            return open_split(data, "train")
+        except InputError as error:
+            if self.names_data and (data_path(data) is not None or os.path.exists(data.name)):
+                raise
+            say(f"nothing is fitted to the data: {error}")
+            return None
+
+    @property
+    def fits_small_sets(self) -> bool:
+        """Whether the recipe fits its sizes and its length to the images."""
+        return self._most_epochs() is not None
+
     def fitted(self, training: "Split", out: Location | None = None) -> TrainConfig:
         """The recipe's config with the user's changes, and with the remaining fields fitted to the training images;
         prints the fitted values. An existing run in the folder `out` keeps the values that were fitted when it
@@ -102,7 +130,8 @@ class Wish:
                     "length; for another run, choose another --out"
                 )
             kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
-            fields |= {path: value_at(begun, path) for path in kept}
+            if chosen.get(STEPS, begun.steps) == begun.steps:  # if not, that is another run
+                fields |= {path: value_at(begun, path) for path in kept}
         result = changed(config, {**fields, **chosen})
         if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes prints it for all
             return result

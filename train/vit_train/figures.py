@@ -131,8 +131,14 @@ def errors_by_cost(
             [cost], [error(cost)], [[error(cost) - low], [high - error(cost)]], fmt="s", color="gray", capsize=4,
             label=f"predicted: top-1 {1 - error(cost):.1%}",
         )  # fmt: skip
+    positive = [error for _, _, errors in points for error in errors if error > 0]
+    if len(positive) < sum(len(errors) for _, _, errors in points):  # a logarithmic axis has no place for errors of 0
+        smallest = min(positive, default=0.01)
+        panel.set_yscale("symlog", linthresh=smallest)
+        panel.set_ylim(bottom=-smallest / 10)
+    else:
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     panel.yaxis.set_major_formatter(PercentFormatter(1))
-    panel.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     panel.yaxis.set_minor_formatter(PercentFormatter(1))
     panel.tick_params(axis="y", which="minor", labelsize="medium")
     panel.set(xlabel="FLOPs of training", ylabel="error (1 - top-1)")

@@ -121,6 +121,8 @@ def check_data(
     as_they_are = config.masked is None and not config.class_weights and config.sampling == "shuffled"
     if as_they_are and (line := checking.imbalance_line(training, evaluation)):
         logger.info("%s", line)
+    if config.masked is None and (line := checking.copies_line(checked[0])):
+        logger.warning("%s", line)
     if pairs := checking.duplicates(*checked):
         a, b = pairs[0]
         logger.warning(

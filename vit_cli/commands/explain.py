@@ -1,8 +1,7 @@
 """`vit explain`"""
 
-import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -13,10 +12,6 @@ from vit_cli.reports.recipe import print_recipe
 from vit_cli.requirements import require
 from vit_cli.training import Epochs, Recipe, Stage, Variant, Wish
 from vit_core.errors import InputError
-from vit_train.config import Data
-
-if TYPE_CHECKING:
-    from vit_train.data.sources import Split
 
 EveryField = Annotated[bool, Parameter(name="--all", negative=())]
 
@@ -64,28 +59,11 @@ def explain(
         wish = replace(wish, init=reading.open_and_report(init))
     elif stage == "finetune":
         raise InputError("--stage finetune: give the checkpoint to start from with --init")
-    training = _training_split(wish.data(), ("data", "name") in changes)
+    require("train", "tensorflow_datasets")
+    training = wish.training_split()
     config = wish.unfitted() if training is None else wish.fitted(training)
     for note in () if training is None else training.notes:
         say(note)
     title = f"{recipe}: {stage} {init or ''}".rstrip()
     print_recipe(title, config, None if training is None else len(training), every_field)
     return 0
-
-
-def _training_split(data: Data, asked: bool) -> "Split | None":
-    """The training split. If the data are not on this machine, None, with a printed reason.
-
-    Raises InputError for a path that was asked for and cannot be used, because training would refuse it too.
-    """
-    require("train", "tensorflow_datasets")
-    from vit_train.data.sources import open_split
-    from vit_train.data.sources.opening import data_path
-
-    try:
-        return open_split(data, "train")
-    except InputError as error:
-        if asked and (data_path(data) is not None or os.path.exists(data.name)):
-            raise
-        say(f"nothing is fitted to the data: {error}")
-        return None

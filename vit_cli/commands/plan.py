@@ -5,9 +5,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from vit_cli.console import say
 from vit_cli.recipe_options import Changes, recipe_command
 from vit_cli.requirements import require
 from vit_cli.training import Recipe, Variant, Wish
+from vit_train.config import TrainConfig
 from vit_train.planning import topologies
 
 
@@ -25,9 +27,11 @@ def plan(
 
     The training step is compiled without the hardware. The report shows the memory of a device as XLA counts it, the
     collectives, and the shortest time that a step can take. The exit status is 1 if the recipe does not fit.
-    Compilations are kept in ~/.cache/vit-parity.
+    Compilations are kept in ~/.cache/vit-parity. With --data, the recipe is fitted to the training images, as in
+    training.
 
     Examples:
+        vit plan folder --data ./photos
         vit plan imagenet_l16 --topology v5e:16x16
         vit plan imagenet_l16 --topology v5e:16x16 --fit
 
@@ -43,7 +47,18 @@ def plan(
     if asked is not None:
         require("tpu", "libtpu")
         os.environ |= topologies.WITHOUT_HARDWARE
-    config = Wish(recipe, "pretrain", changes, model).unfitted()
+    config = _config(Wish(recipe, "pretrain", changes, model))
     from vit_cli import plan_run  # imports jax, which reads the environment
 
     return int(not plan_run.run(recipe, config, asked, fit))
+
+
+def _config(wish: Wish) -> TrainConfig:
+    """The config that training would have; the recipe's own, if the user names no data or they are not here."""
+    if wish.names_data:
+        require("train", "tensorflow_datasets")
+        if (training := wish.training_split()) is not None:
+            return wish.fitted(training)
+    elif wish.fits_small_sets:
+        say(f"the recipe's own sizes and classes: vit plan {wish.recipe} --data FOLDER fits them to the images")
+    return wish.unfitted()

@@ -55,6 +55,13 @@ def test_explain_shows_what_is_fitted(vit: Vit, photos: Path) -> None:
     assert "fitted" not in typed_back, "everything was chosen"
 
 
+def test_plan_fits_the_recipe_as_training_does(vit: Vit, refused: Vit, photos: Path) -> None:
+    out = vit("plan", "folder", "--data", "./photos", "--model", "mu/8", "--steps", "9")
+    assert out.startswith("fitted to photos: 55 images of 3 classes: ")
+    assert re.search(r"^ batch +8: 8 on a device *$", out, re.M)
+    assert "nothing: No such file or directory" in refused("plan", "folder", "--data", "./nothing")
+
+
 def test_nothing_is_fitted_to_the_evaluation_split(vit: Vit, photos: Path) -> None:
     split = photos.parent / "split"
     shutil.copytree(photos, split / "train")
@@ -75,6 +82,7 @@ def test_a_run_keeps_what_was_fitted_when_it_began(vit: Vit, photos: Path) -> No
     fields = json.loads(Path("runs/folder/run.json").read_text())
     assert (fields["config"]["steps"], fields["config"]["batch_size"]) == (7, 8)
     assert "resuming after step 7 of 7" in vit(*words)
+    assert "runs/folder: has a run of another config: " in vit(*words, "--steps", "2", status=2)
 
 
 @pytest.mark.slow

@@ -180,9 +180,45 @@ def imbalance_line(training: Split, evaluation: Split) -> str | None:
 
 def duplicates(training: Checked, evaluation: Checked) -> list[tuple[int, int]]:
     """(training example, evaluation example) for each evaluation image that is a training image too, byte for byte."""
-    first = {digest: i for i, digest in reversed(list(enumerate(training.digests_N.tolist()))) if digest}
+    first = _first_examples(training)
     pairs = [(first[digest], i) for i, digest in enumerate(evaluation.digests_N.tolist()) if digest in first]
     return [(a, b) for a, b in pairs if _bytes(training.split, a) == _bytes(evaluation.split, b) != b""]
+
+
+def copies(checked: Checked) -> list[tuple[int, int]]:
+    """(example, later example) for each image of a split that is there before, byte for byte."""
+    first, split = _first_examples(checked), checked.split
+    pairs = [(first[digest], i) for i, digest in enumerate(checked.digests_N.tolist()) if first.get(digest, i) != i]
+    return [(a, b) for a, b in pairs if _bytes(split, a) == _bytes(split, b) != b""]
+
+
+def copies_line(checked: Checked) -> str | None:
+    """A note on the copies in a split, and on those with another class; None if there are none."""
+    if not (pairs := copies(checked)):
+        return None
+    split, (a, b) = checked.split, pairs[0]
+    are = "is a copy of another" if len(pairs) == 1 else "are copies of others"
+    line = f"{len(pairs):,} of the {len(split):,} images of {split.title} {are}, byte for byte"
+    apart = [(a, b) for a, b in pairs if _class(split, a) != _class(split, b)]
+    if not apart:
+        return f"{line} ({split.name(b)} is {split.name(a)})"
+    a, b = apart[0]
+    return (
+        f"{line}, {len(apart):,} of them with another class ({split.name(a)}: {_class(split, a)}, {split.name(b)}: "
+        f"{_class(split, b)})"
+    )
+
+
+def _class(split: Split, i: int) -> str:
+    """The name of an example's class, or of its classes."""
+    label = split.examples[i]["label"]
+    return " and ".join(split.labels[one] for one in ((label,) if np.ndim(label) == 0 else label)) or "none"
+
+
+def _first_examples(checked: Checked) -> dict[int, int]:
+    """The first readable example with each digest."""
+    found = reversed(list(enumerate(checked.digests_N.tolist())))
+    return {digest: i for i, digest in found if digest and i not in checked.unreadable}
 
 
 def _bytes(split: Split, i: int) -> bytes:

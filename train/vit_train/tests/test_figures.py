@@ -75,3 +75,19 @@ def test_ticks_of_few_steps_are_whole(tmp_path: Path, steps: tuple[int, ...], mo
     ticks = plt.gcf().axes[0].get_xticks()
     plt.close("all")
     np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
+@pytest.mark.parametrize("errors", [[[0.0, 0.02], [0.3]], [[0.0], [0.0]], [[0.1], [0.3]]])
+def test_every_run_is_in_the_figure_of_errors_by_cost(
+    errors: list[list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those without an error, for which a logarithmic axis has no place."""
+    drawn: list[plt.Figure] = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    points = [(f"run {i}", 10.0 ** (12 + i), each) for i, each in enumerate(errors)]
+    figures.errors_by_cost(points, None, tmp_path / "errors.png")
+    drawn[0].canvas.draw()  # sets the limits of the axes
+    panel = drawn[0].axes[0]
+    shown = panel.transData.transform([(cost, error) for _, cost, each in points for error in each])
+    assert all(panel.bbox.contains(x, y) for x, y in shown)
+    plt.close(drawn[0])

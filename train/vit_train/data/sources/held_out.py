@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vit_core.errors import InputError
+from vit_core.errors import InputError, one_line
 from vit_train.config import Data
 from vit_train.data.sources.split import Listed, Which
 from vit_train.data.sources.split_names import KNOWN
@@ -25,7 +25,7 @@ def part(
     Raises InputError if nothing is left.
     """
     if groups is not None:
-        held_N = _by_group(groups, data)
+        held_N = _by_group(groups, data, where)
     elif examples.labels_N.dtype == object:
         held_N = _by_class(np.zeros(len(examples), np.int32), ("",), data)
     else:
@@ -61,10 +61,16 @@ def _by_class(labels_N: np.ndarray, labels: Sequence[str], data: Data) -> np.nda
     return held_N
 
 
-def _by_group(groups: Sequence[str], data: Data) -> np.ndarray:
+def _by_group(groups: Sequence[str], data: Data, where: str) -> np.ndarray:
     """bool [N]: whether an example's group is held out. Groups are taken in a random order until the number of examples
-    is nearest to the fraction (at least one group and not all, unless the fraction is 0 or 1)."""
+    is nearest to the fraction (at least one group and not all, unless the fraction is 0 or 1). Raises InputError for a
+    fraction of a single group."""
     names, group_of_N, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    if len(names) == 1 and 0 < data.held_out < 1:
+        raise InputError(
+            f"{where}: data.group '{data.group}' is '{one_line(str(names[0]))}' for every image, and whole groups are "
+            "held out; leave it out, or name a column of several values"
+        )
     # The draw of a group depends only on its name, so that adding another group does not change the order.
     draws = [np.random.default_rng([data.split_seed, zlib.crc32(name.encode())]).random() for name in names.tolist()]
     order = np.argsort(draws, kind="stable")

@@ -1,6 +1,7 @@
 """What is checked of the data before a run: every unreadable image, missing classes, copies in both splits."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,32 @@ def test_copies_in_both_splits_are_found(photos: Path) -> None:
     pairs = checking.duplicates(*(checking.check_split(split, PREPROCESSING) for split in (train, val)))
     names = {(Path(train.name(a)).name, Path(val.name(b)).name) for a, b in pairs}
     assert names == {("02.jpg", "copy.jpg"), ("big.png", "same.png")}
+
+
+def test_copies_in_a_split_are_counted(photos: Path) -> None:
+    def line() -> str | None:
+        return checking.copies_line(checking.check_split(splits(photos)[0], PREPROCESSING))
+
+    assert line() is None
+    first = (photos / "train/b/02.jpg").read_bytes()
+    for name in ("a/junk 1.jpg", "a/junk 2.jpg"):
+        (photos / "train" / name).write_bytes(b"no image")
+    assert line() is None, "files that are no images are no copies"
+    (photos / "train/b/again.jpg").write_bytes(first)
+    assert re.fullmatch(
+        r"1 of the 43 images of \S+ is a copy of another, byte for byte \(\S+/b/again.jpg is \S+/b/02.jpg\)",
+        line() or "",
+    )
+    (photos / "train/a/99.jpg").write_bytes(first)
+    assert (line() or "").startswith("2 of the 44 images of ")
+    assert re.search(r", 2 of them with another class \(\S+/a/99.jpg: a, \S+/b/02.jpg: b\)$", line() or "")
+
+
+def test_files_that_are_no_images_are_not_in_both_splits(photos: Path) -> None:
+    for name in ("train/a/junk.jpg", "val/a/junk.jpg"):
+        (photos / name).write_bytes(b"no image")
+    train, val = splits(photos)
+    assert checking.duplicates(*(checking.check_split(split, PREPROCESSING) for split in (train, val))) == []
 
 
 def test_uneven_classes(photos: Path) -> None:

@@ -180,6 +180,17 @@ def test_no_group_is_on_both_sides(sources: Path, tmp_path: Path, seed: int) -> 
     assert [again.name(i) for i in range(len(again))] == drawn[-1]
 
 
+def test_a_single_group_cannot_be_held_out(sources: Path, tmp_path: Path) -> None:
+    frame = pandas.read_csv(sources / "labels.csv")
+    frame["path"] = [str(sources / path) for path in frame["path"]]
+    frame.assign(patient="p").to_csv(tmp_path / "t.csv", index=False)
+    data = Data(name=str(tmp_path / "t.csv"), group="patient")
+    for which in ("train", "eval"):
+        with pytest.raises(InputError, match=r"t: data\.group 'patient' is 'p' for every image, and whole groups are"):
+            open_split(data, which)
+    assert len(open_split(data.replace(held_out=1), "eval")) == len(frame)
+
+
 def test_groups_in_every_kind_of_source_are_drawn_alike(tmp_path: Path) -> None:
     """A column of a table or of a parquet file, a field of the JSON in shards."""
     rng = np.random.default_rng(0)
