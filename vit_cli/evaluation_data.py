@@ -14,8 +14,7 @@ class Columns:
     """Which columns of a table, of parquet files or of shards are used, as in `vit_train.config.Data`."""
 
     image_column: Annotated[str | None, Parameter(name="--data.image-column", metavar="NAME")] = None
-    """Column of the paths or images of --data. Default: as in the run, otherwise path, image, file or a similar
-    name."""
+    """Column of the paths or images of --data. Default: as in the run, otherwise path, image, file or similar."""
     label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None
     """Column of the labels. Default: as in the run, otherwise label, class, category or a similar name."""
     label_separator: Annotated[str | None, Parameter(name="--data.label-separator", metavar="TEXT")] = None

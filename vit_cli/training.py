@@ -186,7 +186,10 @@ class Wish:
 def variant_fields(spelled: str) -> dict[tuple[str, ...], Any]:
     """The fields of the model that a variant such as B/16 sets. Raises InputError for an unknown one."""
     patch = spelled.rpartition("/")[2]
-    found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
+    try:
+        found = variant(spelled, image_size=int(patch) if patch.isdecimal() else 1, num_classes=1)
+    except InputError as error:
+        raise InputError(f"--model {spelled}: {error}") from None
     names = ("patch_size", *architecture_fields(spelled.rpartition("/")[0]))
     return {("model", name): getattr(found, name) for name in names}
 

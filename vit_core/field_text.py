@@ -68,7 +68,9 @@ def parse_size(text: str) -> int | tuple[int, int]:
     """
     numbers = re.split(r" *[x ] *", text.lower())
     if len(numbers) > 2 or not all(number.isascii() and number.isdigit() and len(number) < 7 for number in numbers):
-        raise InputError(f"image size '{text}': expected pixels, such as 384, or height x width, such as 384x512")
+        raise InputError(
+            f"image size '{text}': expected pixels, such as 384, or height x width, such as 384x512 (up to 999999)"
+        )
     return int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
 
 

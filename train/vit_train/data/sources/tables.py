@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,13 @@ def listed_images(file: Path) -> list[str]:
 
 
 def _paths(folder: Path, cells: list[str], lines: list[str]) -> tuple[list[str], list[str]]:
-    """Paths as they are written, with this system's separators; and completed by the endings of the files."""
+    """Paths as they are written, with this system's separators; and completed by the endings of the files. Raises
+    InputError for a cell that can be no path."""
+    for path, line in zip(cells, lines, strict=True):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
+            raise InputError(f"{line}: {path} is an address; download the images, and give the paths of the files")
+        if "\0" in path:
+            raise InputError(f"{line}: the path {path!r} contains a zero byte; write the table as UTF-8 text")
     windows = next((path for path in cells if "\\" in path), None)
     slashed = windows is not None and not os.path.exists(folder / windows)
     written = [os.path.normpath(_slashed(path) if slashed else path) for path in cells]

@@ -230,6 +230,8 @@ FAULTY_TABLES = [
     ("path,label\na.png,cat\nb.png\n", {}, "t.csv, line 3: 1 cells; expected 2, as in the first line"),
     ("path,label\na.png,cat\nb.png, \n", {}, "t.csv, line 3: nothing in column label; .*--data.label-separator"),
     ("path,label\na.png,cat\n./a.png,dog\n", {}, "t.csv, line 3: a.png is in line 2 too, with other values"),
+    ("path,label\nhttps://x.org/c.png,cat\n", {}, "t.csv, line 2: https://x.org/c.png is an address; download"),
+    ("path,label\nc\0.png,cat\n", {}, r"t.csv, line 2: the path 'c\\x00.png' contains a zero byte"),
     ("path,label\nc.png,cat\n", {}, "t.csv, line 2: no file .*c.png; paths are relative to the table's folder"),
     ("path,path,label\na.png,a.png,cat\n", {}, "two columns are named 'path'; rename one"),
     ('path,label\n"a.png,cat\n', {}, "t.csv: cannot be read as a table"),
