@@ -82,6 +82,48 @@ def test_a_state_dict(format: str, suffix: str, fields: dict[str, Any], tmp_path
     agree(reference(path, format, config), config, weights)
 
 
+BEIT: dict[str, Any] = {
+    "relative_bias": "table",
+    "position_embedding": "none",
+    "class_token_position": False,
+    "key_bias": False,
+    "norm_epsilon": 1e-6,
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        BEIT,
+        {**BEIT, "relative_bias_shared": True, "layer_scale": 0.1},
+        {"key_bias": False, "norm_epsilon": 1e-6},
+        {"parallel": True, "norm_epsilon": 1e-6, **NO_TOKEN_MAP},
+        {"parallel": True, "norm_epsilon": 1e-6, "qkv_bias": False, "qk_norm": True},
+    ],
+    ids=str,
+)
+def test_a_state_dict_of_another_class_of_timm(fields: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    """Beit, Eva and parallel blocks, with buffers that no file contains."""
+    config = SMALL.replace(**fields)
+    weights, path = checkpoint(config), tmp_path / f"vit{suffix}"
+    save_checkpoint(path, weights, format="timm")
+    agree(reference(path, "timm", config), config, weights)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"norm_epsilon": 1e-5}, "timm cannot express norm_epsilon 1e-05"),
+        ({"norm_epsilon": 1e-6, "mlp_norm": True}, "timm cannot express mlp_norm true"),
+        ({"norm_epsilon": 1e-6, "attention_norm": True}, "timm cannot express attention_norm true"),
+    ],
+)
+def test_what_timms_parallel_blocks_do_not_have(fields: dict[str, Any], error: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=error):
+        save_checkpoint(tmp_path / "vit.pth", checkpoint(SMALL.replace(parallel=True, **fields)), format="timm")
+
+
 @pytest.mark.parametrize(
     ("architecture", "arguments", "fields"),
     [

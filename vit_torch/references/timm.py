@@ -30,7 +30,8 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
         opened = load_state_dict(path, lambda: timm_model(model))
     else:
         return None
-    return partial(_outputs, opened) if model.rope or model.relative_bias == "mlp" else opened
+    computed = is_eva(model) or model.relative_bias != "none"  # it has buffers that no file contains
+    return partial(_outputs, opened) if computed else opened
 
 
 def _outputs(model: nn.Module, x_BCHW: Tensor) -> Tensor:

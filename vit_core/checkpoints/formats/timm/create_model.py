@@ -197,13 +197,13 @@ def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
 
 
 def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
-    """The allowed values for timm's VisionTransformer. Epsilon 1e-5, a gated MLP, norms after the branches, a
-    distillation token and a stem exist only as architectures, so that a model can have only one of them."""
+    """The allowed values for timm's VisionTransformer. Epsilon 1e-5, a gated MLP, norms after the branches, parallel
+    blocks, a distillation token and a stem exist only as architectures, so that a model can have only one of them."""
     distilled, gated, stem = model.distillation != "none", model.mlp == "swiglu", model.stem_layers is not None
     after = model.branch_norm == "after"
     special = distilled or gated or stem or after
     rms = model.norm == "rms_norm"
-    both = (gated and not after) if rms else not special and not model.embed_norm
+    both = (gated and not after) if rms else not (special or model.parallel or model.embed_norm)
     own: dict[str, Values] = {
         "distillation": ("none", "head"),
         "class_token": ANY,
@@ -214,15 +214,15 @@ def _in_vision_transformer(model: ViTConfig) -> Mapping[str, Values]:
         "branch_norm": ("before",) if distilled or gated or stem else ANY,
         "parallel": (False,) if special or gated else ANY,
         "qk_norm": ANY,
-        "attention_norm": ANY,
-        "mlp_norm": ANY,
+        "attention_norm": (False,) if model.parallel else ANY,
+        "mlp_norm": (False,) if model.parallel else ANY,
         "mlp": ("mlp",) if distilled or stem or after else ("mlp", "swiglu"),
         "pooling": ("cls", "gap") if gated else ("cls", "gap", "map"),
         "pool_prefix": ANY,
         "final_norm": ANY,
         "layer_scale": (None,) if after else ANY,
         "qkv_bias": ANY,
-        "proj_bias": ANY,
+        "proj_bias": (True,) if model.parallel else ANY,
         "patch_bias": (not model.pre_norm,),
         "embed_norm": (False,) if stem else ANY,
         "stem_layers": (None,) if distilled or gated or after else (None, *STEMS),

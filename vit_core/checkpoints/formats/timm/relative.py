@@ -84,6 +84,9 @@ def with_timm_names(arrays: LazyArrays, model: ViTConfig) -> LazyArrays:
         return LazyArrays(entries)
     written: dict[str, LazyArray] = {}
     for name, array in entries.items():
+        if not name.startswith("blocks."):
+            written[name] = array
+            continue
         block, _, rest = name.partition(".mlp.fc1.")
         if rest == "weight" or (rest == "bias" and model.qkv_bias):
             qkv = entries[f"{block}.attn.qkv.{rest}"]
