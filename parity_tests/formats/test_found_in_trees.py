@@ -65,6 +65,15 @@ def beside_moments(model: Any) -> dict[str, Any]:
     return {**moments, "weights": model.state_dict()}
 
 
+def beside_one_moment(model: Any) -> dict[str, Any]:
+    """SGD's averages under a key that may also be an attribute's name."""
+    return {"m": {name: torch.ones_like(x) for name, x in model.state_dict().items()}, "weights": model.state_dict()}
+
+
+def beside_class_weights(model: Any) -> dict[str, Any]:
+    return {**model.state_dict(), "criterion.weight": torch.ones(5), "bce_loss.pos_weight": torch.ones(5)}
+
+
 NESTED: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "the whole file": (lambda m: m.state_dict(), []),
     "one key": (lambda m: {"weights": m.state_dict()}, ["model found under 'weights'"]),
@@ -72,6 +81,8 @@ NESTED: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "a list": (lambda m: {"models": ["none", m.state_dict()]}, ["model found under 'models/1'", "left out: 0"]),
     "beside an optimizer": (beside_an_optimizer, ["model found under 'net'", "left out: optimizer, epoch, rng"]),
     "beside moments": (beside_moments, ["model found under 'weights'", "left out: exp_avg, exp_avg_sq"]),
+    "beside one moment": (beside_one_moment, ["model found under 'weights'", "left out: m"]),
+    "beside class weights": (beside_class_weights, ["left out: criterion.weight, bce_loss.pos_weight"]),
     "beside plain values": (lambda m: {**m.state_dict(), "epoch": 3}, ["left out: epoch"]),
 }
 
@@ -104,7 +115,13 @@ class Classifier(nn.Module):
         return logits_BC
 
 
-@pytest.mark.parametrize("prefix", ["model.", "backbone.", "visual.trunk.", "net.encoder.vit."])
+def test_adams_averages_alone_are_no_model(tmp_path: Path) -> None:
+    moments = {f"{key}.{name}": x for key in "mv" for name, x in vit().state_dict().items()}
+    with pytest.raises(InputError, match="no Vision Transformer"):
+        open_checkpoint(in_file(tmp_path, moments))
+
+
+@pytest.mark.parametrize("prefix", ["m.", "model.", "backbone.", "visual.trunk.", "net.encoder.vit."])
 def test_behind_any_prefix(prefix: str, tmp_path: Path) -> None:
     model = vit()
     found = open_checkpoint(in_file(tmp_path, prefixed(prefix, model.state_dict())), fields=HEADS)

@@ -7,7 +7,7 @@ that array is the prefix of the model in the file.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ _OPTIMIZER_PARTS = frozenset(
     + ("param_states", "optimizer", "optimizer_states")
 )
 """Keys under which optimizers keep arrays with the names of the parameters."""
+_ADAMS = {"m": "v", "v": "m"}
+"""Keys of Adam's two averages. One of them alone, in a file without another model, is an attribute of a module."""
 _BOXES = ("value", "raw_value")
 """Key of the array in the mapping of a variable: in nnx.State, depending on Flax's version, and in
 linen.Partitioned."""
@@ -41,6 +43,9 @@ _LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
 COUNTERS = re.compile(r"n_averaged|steps|(?:.*\.)?total_(?:ops|params)")
 """Names of the number of averaged steps, stored with the arrays of an averaged model by torch.optim.swa_utils and
 mmengine, and of the numbers of operations and parameters that thop stores in each module."""
+CLASS_WEIGHTS = re.compile(r"(?:.*\.)?(?:\w+_)?(?:criterion|loss)(?:_\w+)?\.(?:weight|pos_weight)")
+"""Names of the classes' weights in torch's CrossEntropyLoss and BCEWithLogitsLoss, which have one axis. (Losses with
+margins keep a classifier under such names, a matrix.)"""
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,23 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
         for keys, arrays in _array_mappings(tree, separator)
         for candidate in _candidates_in(keys, arrays, anchor, separator)
     ]
-    models = [candidate for candidate in found if not _OPTIMIZER_PARTS.intersection(_without_target(candidate.parts))]
+    models = [candidate for candidate in found if not _optimizer_parts(candidate)]
+    if not models:
+        paths = {candidate.parts for candidate in found}
+        models = [one for one in found if _optimizer_parts(one) <= _ADAMS.keys() and not _has_pair(one, paths)]
     stored = {candidate.keys for candidate in models}
     marked = (replace(one, swapped=one.counted and (*one.keys[:-1], "state_dict") in stored) for one in models)
     return sorted(marked, key=_preference)
+
+
+def _optimizer_parts(candidate: Candidate) -> frozenset[str]:
+    return _OPTIMIZER_PARTS.intersection(_without_target(candidate.parts))
+
+
+def _has_pair(candidate: Candidate, paths: Set[tuple[str, ...]]) -> bool:
+    """Whether both of Adam's averages are in a file. paths: the parts that lead to each mapping of arrays."""
+    parts = candidate.parts
+    return any((*parts[:i], _ADAMS[part], *parts[i + 1 :]) in paths for i, part in enumerate(parts) if part in _ADAMS)
 
 
 def choose_candidate(candidates: Sequence[Candidate], part: str | None, where: object) -> Candidate:

@@ -19,6 +19,7 @@ from vit_core.checkpoints.adapter_folder import (
     read_adapters,
 )
 from vit_core.checkpoints.candidates import (
+    CLASS_WEIGHTS,
     COUNTERS,
     arrays_beside,
     choice_notes,
@@ -358,7 +359,10 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
     left_out = [
         name
         for name in unused
-        if re.search(reading.left_out, name) or COUNTERS.fullmatch(name) or (without_head and name in of_head)
+        if re.search(reading.left_out, name)
+        or COUNTERS.fullmatch(name)
+        or (CLASS_WEIGHTS.fullmatch(name) and len(reading.arrays.entries[name].shape) == 1)
+        or (without_head and name in of_head)
     ]
     if unexpected := [name for name in unused if name not in left_out]:
         advice = advice_about(unexpected) or "arrays are left out only if they are known to be unnecessary"
