@@ -4,12 +4,16 @@ Whoever trains with timm changes arguments (`--model-kwargs`, `timm.create_model
 a hub folder's config.json all of them, a checkpoint of train.py only those that were given.
 """
 
+import importlib
+import inspect
 import json
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import timm
@@ -21,6 +25,7 @@ from parity_tests.formats.test_timm_eva import outputs
 from parity_tests.formats.torch_models import distance, images, ours, randomised
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
+from vit_core.checkpoints.formats.timm import config_json
 from vit_core.errors import InputError
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8}
@@ -36,6 +41,9 @@ READ: list[tuple[str, dict[str, Any]]] = [
     ("eva02_tiny_patch14_224", {"use_fc_norm": False}),
     ("vit_small_patch16_dinov3", {"use_post_transformer_norm": False}),
     ("beitv2_base_patch16_224", {"use_rel_pos_bias": False, "use_abs_pos_emb": True}),
+    # Another width keeps the architecture's heads.
+    ("vit_base_patch16_224", {"embed_dim": 96, "num_heads": None}),
+    ("naflexvit_so150m2_patch16_reg1_gap", {"embed_dim": 104, "num_heads": None}),
     # The patch projection of NaFlexVit is a matrix, whose axes only the arguments show.
     (f"{NAFLEX}gap", {"patch_size": (2, 8)}),
     (f"{NAFLEX}gap", {"patch_size": (4, 8), "in_chans": 1, "patchify_channels_last": False}),
@@ -91,6 +99,29 @@ def test_arguments_are_read(architecture: str, given: dict[str, Any], file: str,
     assert not read.assumptions
     x_BCHW = images(read)
     assert distance(ours(read, x_BCHW), outputs(theirs, x_BCHW)) <= parity.FLOAT64_BOUND
+
+
+def called_with(cls: type, *_: Any, **given: Any) -> SimpleNamespace:
+    """A class and the arguments that an architecture passes to it."""
+    return SimpleNamespace(cls=cls, given=given)
+
+
+@pytest.mark.parametrize("module", ["vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos"])
+def test_what_names_imply_is_what_timm_sets(module: str) -> None:
+    """For every architecture: the pooling, and the heads where the size in the name tells them."""
+    source = importlib.import_module(f"timm.models.{module}")
+    for name in timm.list_models(module=module):
+        with patch.object(
+            source, "build_model_with_cfg", lambda cls, *_, **given: SimpleNamespace(cls=cls, given=given)
+        ):
+            created: Any = timm.create_model(name)
+        arguments = created.given
+        defaults = {key: one.default for key, one in inspect.signature(created.cls.__init__).parameters.items()}
+        stated, _ = config_json.stated_fields({"architecture": name, "model_args": {"embed_dim": 1}}, name)
+        assert stated.get("heads", arguments["num_heads"]) == arguments["num_heads"], name
+        if "distilled" not in name:
+            pooling = config_json.POOLING[arguments.get("global_pool", defaults["global_pool"])]
+            assert config_json.pooling_by_name(name) == pooling, name
 
 
 @pytest.mark.parametrize("file", FILES)

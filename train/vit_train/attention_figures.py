@@ -71,7 +71,7 @@ def attention_distance(distances_LT: np.ndarray, images: int, path: Location) ->
     figure, panel = plt.subplots(figsize=(5.6, 3.6), layout="tight")
     layers = np.arange(1, len(distances_LT) + 1)
     panel.plot(np.repeat(layers, distances_LT.shape[1]), distances_LT.ravel(), "o", markersize=4, alpha=0.7)
-    panel.plot(layers, distances_LT.mean(axis=1), color="C1", linewidth=1, label="mean over heads")
+    panel.plot(layers, distances_LT.mean(axis=1), "_-", color="C1", linewidth=1, label="mean over heads")
     top = 1.08 * float(distances_LT.max()) or 1.0  # matplotlib's own limit cuts the highest point
     panel.set(xlabel="layer", ylabel="mean attention distance (pixels)", ylim=(0, top), xticks=layers)
     panel.set_title(f"one point for each head; mean over {images} image{'s' if images > 1 else ''}", fontsize=10)

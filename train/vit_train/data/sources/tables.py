@@ -130,7 +130,7 @@ def _check_rows(
     """Raises InputError for a line without a cell for each column, or with an empty cell that is needed."""
     for line, row in rows:
         if len(row) != len(names):
-            raise InputError(f"{file}, line {line}: {len(row)} cells; expected {len(names)}, as in the first line")
+            raise InputError(f"{file}, line {line}: cells: {len(row)}; expected {len(names)}, as in the first line")
         if empty := [i for i in needed if not row[i].strip()]:
             fix = "fill it in, or remove the line"
             if empty[0] == label:

@@ -50,6 +50,13 @@ _POOLING_BY_NAME = (
 )
 """Pooling -> pattern of the architectures that use it if no argument says otherwise; it is the class token's in all
 others."""
+_HEADS = {
+    "tiny": 3, "xsmall": 4, "wee": 4, "pwee": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10,
+    "base": 12, "so150m2": 13, "so150m": 14, "large": 16, "huge": 16, "so400m": 16, "gigantic": 16,
+}  # fmt: skip
+"""Size in an architecture's name -> its heads, whatever the width. `_ARCHITECTURES` has others, and names with
+`_OTHER_HEADS` tell nothing."""
+_OTHER_HEADS = r"_plus_|_resnet"
 _NORM_ARGS = ("fc_norm", "use_fc_norm", "final_norm", "use_post_transformer_norm")
 """Arguments that move or remove the last norm, after which its place no longer shows the pooling."""
 _POOLS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -108,6 +115,8 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
         fields["branch_norm"] = "after" if args["use_post_norm"] else "before"
     if "num_heads" in args:
         fields["heads"] = args["num_heads"]
+    elif "embed_dim" in args and (heads := heads_by_name(name)) is not None:
+        fields.setdefault("heads", heads)
     if "init_values" in args:
         fields["layer_scale"] = args["init_values"]
     fields |= {ours: args[keys[0]] for ours, keys in DROPS.items() if keys[0] in args}
@@ -118,6 +127,13 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
 def arguments(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     """The arguments of timm.create_model that config.json states with a value."""
     return {key: value for key, value in _object(config, "model_args", where).items() if value is not None}
+
+
+def heads_by_name(architecture: str) -> int | None:
+    """The heads of one of timm's architectures by the size in its name; None if they are not known by it."""
+    if re.search(_OTHER_HEADS, architecture):
+        return None
+    return next((_HEADS[word] for word in architecture.split("_") if word in _HEADS), None)
 
 
 def pooling_by_name(architecture: str) -> str:
