@@ -41,6 +41,7 @@ READ: list[tuple[str, dict[str, Any]]] = [
     ("eva02_tiny_patch14_224", {"use_fc_norm": False}),
     ("vit_small_patch16_dinov3", {"use_post_transformer_norm": False}),
     ("beitv2_base_patch16_224", {"use_rel_pos_bias": False, "use_abs_pos_emb": True}),
+    ("vit_base_patch16_siglip_gap_224", {"class_token": True}),
     # Another width keeps the architecture's heads.
     ("vit_base_patch16_224", {"embed_dim": 96, "num_heads": None}),
     ("naflexvit_so150m2_patch16_reg1_gap", {"embed_dim": 104, "num_heads": None}),

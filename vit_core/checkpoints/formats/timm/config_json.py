@@ -57,8 +57,8 @@ _HEADS = {
 """Size in an architecture's name -> its heads, whatever the width. `_ARCHITECTURES` has others, and names with
 `_OTHER_HEADS` tell nothing."""
 _OTHER_HEADS = r"_plus_|_resnet"
-_NORM_ARGS = ("fc_norm", "use_fc_norm", "final_norm", "use_post_transformer_norm")
-"""Arguments that move or remove the last norm, after which its place no longer shows the pooling."""
+_POOLING_UNSEEN = ("class_token", "fc_norm", "use_fc_norm", "final_norm", "use_post_transformer_norm")
+"""Arguments for the class token and for the place of the last norm, by which the arrays show the pooling otherwise."""
 _POOLS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^vit_pe_core_", {"attn_pool_num_heads": 8}),
     (r"^test_vit3$", {"pool_include_prefix": True}),
@@ -98,7 +98,7 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     pool = args.get("global_pool", config.get("global_pool"))
     if pool is not None and pool != "":  # for "" timm returns all tokens: pooling is then assumed
         fields["pooling"] = _one_of(POOLING, "global_pool", pool, where)
-    elif pool is None and name and any(key in args for key in _NORM_ARGS):
+    elif pool is None and name and any(key in args for key in _POOLING_UNSEEN):
         fields["pooling"] = pooling_by_name(name)
     if "act_layer" in args and args["act_layer"] != _GATE:
         same = {name: name for name in ACTIVATIONS}
