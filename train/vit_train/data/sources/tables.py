@@ -127,10 +127,15 @@ def _check_first_line(file: Path, names: list[str]) -> None:
 def _check_rows(
     file: Path, names: list[str], rows: list[tuple[int, list[str]]], needed: list[int], label: int | None
 ) -> None:
-    """Raises InputError for a line without a cell for each column, or with an empty cell that is needed."""
+    """Raises InputError for a line without a cell for each column, with the columns' names, or with an empty cell that
+    is needed."""
     for line, row in rows:
         if len(row) != len(names):
             raise InputError(f"{file}, line {line}: cells: {len(row)}; expected {len(names)}, as in the first line")
+        if [cell.strip() for cell in row] == names:
+            raise InputError(
+                f"{file}, line {line}: has the names of the columns again, as in the first line; remove it"
+            )
         if empty := [i for i in needed if not row[i].strip()]:
             fix = "fill it in, or remove the line"
             if empty[0] == label:

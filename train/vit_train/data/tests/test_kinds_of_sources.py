@@ -228,6 +228,7 @@ FAULTY_TABLES = [
     ("path,kind\na.png,cat\n", {}, "no column label or labels or class; found: path, kind; set --data.label-column"),
     ("path,label\na.png,cat\n", {"label_column": "kind"}, "data.label_column: no column 'kind'; found: path, label"),
     ("path,label\na.png,cat\nb.png\n", {}, "t.csv, line 3: cells: 1; expected 2, as in the first line"),
+    ("path,label\na.png,cat\npath,label\nb.png,dog\n", {}, "t.csv, line 3: has the names of the columns again"),
     ("path,label\na.png,cat\nb.png, \n", {}, "t.csv, line 3: nothing in column label; .*--data.label-separator"),
     ("path,label\na.png,cat\n./a.png,dog\n", {}, "t.csv, line 3: a.png is in line 2 too, with other values"),
     ("path,label\nhttps://x.org/c.png,cat\n", {}, "t.csv, line 2: https://x.org/c.png is an address; download"),
