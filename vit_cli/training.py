@@ -130,8 +130,12 @@ class Wish:
                     "length; for another run, choose another --out"
                 )
             kept = [path for path in KEPT_ON_RESUME if path not in chosen and (self.epochs is None or path != STEPS)]
-            if chosen.get(STEPS, begun.steps) == begun.steps:  # if not, that is another run
-                fields |= {path: value_at(begun, path) for path in kept}
+            fields |= {path: value_at(begun, path) for path in kept}
+            if chosen.get(STEPS, begun.steps) < begun.steps:  # the kept warm-up may not fit into so few
+                raise InputError(
+                    f"{out}: has a run of {begun.steps} steps, and --steps is {chosen[STEPS]}; vit resume {out} "
+                    "continues it; for another run, choose another --out"
+                )
         result = changed(config, {**fields, **chosen})
         if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes prints it for all
             return result

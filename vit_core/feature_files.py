@@ -25,9 +25,6 @@ NAME = "features"
 """The name of the tensor in a safetensors file."""
 COLUMNS = ("image", "label")
 """Columns of the table beside an array: the path of each image, and its folder, if that is its class."""
-_ARRAY = Replaceable("an array of features with their table beside it", (b"\x93NUMPY", NAME.encode()))
-_PARQUET = Replaceable("a file of features", (NAME.encode(),))
-_OTHER = Replaceable(_ARRAY.what, ())
 _HEADER_BYTES = 256
 _PARQUET_BYTES = 2**25
 """Rows of a parquet file that are held in memory."""
@@ -54,10 +51,19 @@ def check_target(path: Location) -> None:
     """Raises InputError if features cannot be written to a path."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    check_new_file(path, "--out", Replaceable("a file of features with the table of its images", _is_of_features))
     table = table_beside(path)
-    check_new_file(path, "--out", _PARQUET if path.suffix == ".parquet" else _ARRAY if table.is_file() else _OTHER)
-    if path.suffix != ".parquet" and table.is_file() and not table.read_text().startswith(",".join(COLUMNS)):
+    if path.suffix != ".parquet" and table.exists() and not path.exists():
         raise InputError(f"--out {path}: its table of images would replace {table}, another file; choose another name")
+
+
+def _is_of_features(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return tuple(parquet.read_schema(path).names) == (*COLUMNS, NAME)
+    with Path(table_beside(path)).open(encoding="utf-8") as table:
+        return table.readline(2**10).rstrip("\r\n") == ",".join(COLUMNS)
 
 
 def table_beside(path: Location) -> Location:

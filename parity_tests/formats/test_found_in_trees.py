@@ -71,7 +71,7 @@ def beside_one_moment(model: Any) -> dict[str, Any]:
 
 
 def beside_class_weights(model: Any) -> dict[str, Any]:
-    return {**model.state_dict(), "criterion.weight": torch.ones(5), "bce_loss.pos_weight": torch.ones(5)}
+    return {**model.state_dict(), "criterion.weight": torch.ones(5), "losses.1.pos_weight": torch.ones(5)}
 
 
 NESTED: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
@@ -82,7 +82,7 @@ NESTED: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "beside an optimizer": (beside_an_optimizer, ["model found under 'net'", "left out: optimizer, epoch, rng"]),
     "beside moments": (beside_moments, ["model found under 'weights'", "left out: exp_avg, exp_avg_sq"]),
     "beside one moment": (beside_one_moment, ["model found under 'weights'", "left out: m"]),
-    "beside class weights": (beside_class_weights, ["left out: criterion.weight, bce_loss.pos_weight"]),
+    "beside class weights": (beside_class_weights, ["left out: criterion.weight, losses.1.pos_weight"]),
     "beside plain values": (lambda m: {**m.state_dict(), "epoch": 3}, ["left out: epoch"]),
 }
 
@@ -115,10 +115,17 @@ class Classifier(nn.Module):
         return logits_BC
 
 
-def test_adams_averages_alone_are_no_model(tmp_path: Path) -> None:
-    moments = {f"{key}.{name}": x for key in "mv" for name, x in vit().state_dict().items()}
+MOMENTS: dict[str, Callable[[Any], Any]] = {
+    "Adam's, flat": lambda arrays: {f"{key}.{name}": x for key in "mv" for name, x in arrays.items()},
+    "Lion's": lambda arrays: {"step": 7, "m": arrays},
+    "beside a flat array": lambda arrays: {"m": arrays, "v": [torch.ones(3)]},
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_an_optimizers_averages_alone_are_no_model(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no Vision Transformer"):
-        open_checkpoint(in_file(tmp_path, moments))
+        open_checkpoint(in_file(tmp_path, MOMENTS[name](vit().state_dict())))
 
 
 @pytest.mark.parametrize("prefix", ["m.", "model.", "backbone.", "visual.trunk.", "net.encoder.vit."])

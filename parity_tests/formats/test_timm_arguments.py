@@ -63,7 +63,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("vit_dpwee_patch16_reg1_gap_256", {}, "differential attention"),
     (f"{NAFLEX}map", {"attn_gated": True}, "attention with a gate"),
     (f"{NAFLEX}parfac_gap", {"pos_embed_grid_size": (3, 5)}, "positions of 3 rows and 5 columns"),
-    (f"{NAFLEX}gap", {"pos_embed_interp_mode": "nearest"}, "pos_embed_interp_mode nearest.* cannot be expressed"),
+    (
+        f"{NAFLEX}gap",
+        {"pos_embed_interp_mode": "nearest"},
+        "pos_embed_interp_mode nearest.* cannot be expressed",
+    ),
 ]
 
 
@@ -132,6 +136,30 @@ def test_arguments_are_refused(architecture: str, given: dict[str, Any], error: 
     path = FILES[file](theirs, architecture, kwargs, tmp_path / "file")
     with pytest.raises(InputError, match=error):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    [
+        ({"patch_size": 0}, "config.json: patch_size '0', expected a whole number above 0"),
+        ({"patch_size": [8]}, r"patch_size '\[8\]', expected a side, or height and width"),
+        ({"in_chans": "3"}, "in_chans '3', expected a whole number above 0"),
+        ({"rope_type": ["a"]}, "rope_type .*, expected one of none, axial, mixed, dinov3"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_none(argument: dict[str, Any], error: str, tmp_path: Path) -> None:
+    theirs, kwargs = built(f"{NAFLEX}gap", {})
+    path = in_a_checkpoint(theirs, f"{NAFLEX}gap", {**kwargs, **argument}, tmp_path / "file")
+    with pytest.raises(InputError, match=error):
+        open_checkpoint(path)
+
+
+def test_a_named_naflex_has_the_patches_of_its_name(tmp_path: Path) -> None:
+    theirs, _ = built(f"{NAFLEX}gap", {"patch_size": 16, "in_chans": 12})
+    torch.save({"arch": f"{NAFLEX}gap", "state_dict": theirs.state_dict()}, file := tmp_path / "named.pth")
+    model = open_checkpoint(file, fields={"heads": 3}).config.model
+    assert (model.patch_size, model.channels) == ((16, 16), 12)
 
 
 def test_patches_of_naflex_without_arguments_are_assumed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -185,7 +186,16 @@ def check_new_figure(path: Location, option: str) -> None:
     is of another format, another file is there, or the file system refuses. Call it before a long computation."""
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):  # in which matplotlib writes its name
         raise InputError(f"{option} {path}: expected a name that ends in .png, or in .pdf or .svg")
-    check_new_file(path, option, Replaceable("a figure of matplotlib", (b"Matplotlib",)))
+    check_new_file(path, option, Replaceable("a figure of matplotlib", _is_figure))
+
+
+def _is_figure(path: Path) -> bool:
+    """Whether a file names matplotlib as its creator: PNG and SVG at their beginning, PDF at its end."""
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".pdf":
+            return b"Matplotlib" in file.read(4096)
+        file.seek(max(0, path.stat().st_size - 2**17))
+        return b"/Creator (Matplotlib" in file.read()
 
 
 def save_figure(figure: plt.Figure, path: Location) -> Location:

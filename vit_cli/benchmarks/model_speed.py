@@ -17,7 +17,7 @@ from vit_cli.benchmarks.machine import Machine
 from vit_cli.benchmarks.workers import Failed, Worker
 from vit_core.errors import InputError
 from vit_core.schema import Flag, NonNegative, Real, Schema
-from vit_core.storage import Location, Replaceable, staged_files
+from vit_core.storage import Location, json_report, staged_files
 
 TURN_SECONDS = 0.5
 """Shortest time of a turn, so that the clock's resolution and the final wait do not matter."""
@@ -99,7 +99,7 @@ class Part(Schema):
         return _times(theirs.turns, ours.turns), _times(theirs.processor, ours.processor), peer.contestant
 
 
-WRITTEN = Replaceable("a file of vit bench model", (b'"machine"',))
+WRITTEN = json_report("a file of vit bench model", "machine", "parts")
 
 
 class Report(Schema):

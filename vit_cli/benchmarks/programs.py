@@ -17,7 +17,7 @@ from vit_cli.benchmarks.contestants import Contestant, Setting, contestants
 from vit_cli.benchmarks.jax_runner import open_network, train_step
 from vit_core.errors import InputError
 from vit_core.schema import Positive, Schema
-from vit_core.storage import Location, Replaceable, staged_files
+from vit_core.storage import Location, json_report, staged_files
 from vit_train import config
 from vit_train.config import Optimizer, TrainConfig
 from vit_train.engines.jax.mesh import make_mesh
@@ -31,7 +31,7 @@ TRAINER = "vit pretrain"
 """The trainer's step; the layers are scanned, without --no-scan."""
 
 
-WRITTEN = Replaceable("a file of vit bench program", (b'"topology"',))
+WRITTEN = json_report("a file of vit bench program", "topology", "setting", "compiled")
 
 
 class Programs(Schema):

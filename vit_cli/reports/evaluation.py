@@ -8,13 +8,13 @@ import numpy as np
 
 from vit_cli.console import say, table
 from vit_core.errors import one_line
-from vit_core.storage import Location, Replaceable, staged_files
+from vit_core.storage import Location, json_report, staged_files
 from vit_train.calibration import Calibration
 from vit_train.checkpoint_evaluation import Evaluation
 from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
 
-WRITTEN = Replaceable("a file of vit evaluate", (b'"evaluated": ',))
+WRITTEN = json_report("a file of vit evaluate", "evaluated", "images", "skipped", "loss")
 ALL_LISTED, WORST_LISTED = 20, 10
 """Largest number of classes that are all listed, and number of the worst classes that are listed of more."""
 

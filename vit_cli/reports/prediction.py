@@ -22,7 +22,8 @@ Kind = Literal["table", "csv", "jsonl", "parquet"]
 Write = Callable[[str, Prediction], None]
 """Function that writes the prediction for the image at a path."""
 COLUMNS = ("image", "rank", "label", "probability")
-_WRITTEN = Replaceable("a file of predictions", (",".join(COLUMNS).encode(), b'"probabilities": [', b"probability"))
+_LONGEST_LINE = 2**26
+"""Characters of a line that are read to see whether predictions are in a file."""
 _ROWS_AT_ONCE = 2**14
 """Number of rows of a parquet file that are kept in memory."""
 
@@ -46,8 +47,20 @@ def kind_of(to: Kind | None, out: Location | None) -> Kind:
     suffix = out.name.rpartition(".")[2]
     if to is None and suffix not in get_args(Kind)[1:]:
         raise InputError(f"--out {out}: expected a name that ends in .csv, .jsonl or .parquet, or add --to")
-    check_new_file(out, "--out", _WRITTEN)
+    check_new_file(out, "--out", Replaceable("a file of predictions", _is_of_predictions))
     return to or suffix  # type: ignore[return-value]
+
+
+def _is_of_predictions(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        from pyarrow import parquet
+
+        return tuple(parquet.read_schema(path).names) == COLUMNS
+    with path.open(encoding="utf-8") as text:
+        first = text.readline(_LONGEST_LINE)
+    return first == ",".join(COLUMNS) + "\n" or json.loads(first).keys() == {"image", "labels", "probabilities"}
 
 
 @contextmanager

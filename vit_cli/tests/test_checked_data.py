@@ -67,10 +67,12 @@ def test_what_is_found_is_said_once(vit: Vit, recipe: str, images: Path, tmp_pat
     training = open_split(Data(name=f"{images}/"), "train")
     Path(held_out.name(5)).write_bytes(Path(training.name(9)).read_bytes())
     Path(training.name(3)).write_bytes(b"no image")
+    Path(training.name(20)).write_bytes(Path(training.name(19)).read_bytes())
     (images / "northeast/notes.txt").write_text("mine")
     text = vit(*pretrain(recipe, images, tmp_path / "run"))
     assert "files that are not read as images: 1 .txt" in text
     assert f"1 image of photos cannot be read: {training.name(3)}: cannot decode" in text
+    assert "1 of the 56 images of photos is a copy of another, byte for byte" in text
     assert "1 of the 8 images of photos (held out) are in photos too, byte for byte" in text
     assert f"({held_out.name(5)} is {training.name(9)})" in text
     assert "checked" not in vit(*pretrain(recipe, images, tmp_path / "run")), "a run that goes on is not checked again"

@@ -82,7 +82,8 @@ def test_a_run_keeps_what_was_fitted_when_it_began(vit: Vit, photos: Path) -> No
     fields = json.loads(Path("runs/folder/run.json").read_text())
     assert (fields["config"]["steps"], fields["config"]["batch_size"]) == (7, 8)
     assert "resuming after step 7 of 7" in vit(*words)
-    assert "runs/folder: has a run of another config: " in vit(*words, "--steps", "2", status=2)
+    assert "runs/folder: has a run of 7 steps, and --steps is 2; " in vit(*words, "--steps", "2", status=2)
+    assert "another config: steps is 7 there and 90 here; vit resume" in vit(*words, "--steps", "90", status=2)
 
 
 @pytest.mark.slow

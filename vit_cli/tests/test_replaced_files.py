@@ -4,6 +4,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -13,10 +15,17 @@ from vit_cli.tests.test_bench_model import MACHINE
 from vit_core.errors import InputError
 from vit_core.feature_files import check_target, feature_file
 from vit_core.pipeline import Prediction
-from vit_core.storage import Replaceable, check_new_file
+from vit_core.storage import check_new_file
 from vit_train.figures import check_new_figure, save_figure
 
-USERS = ["image,label\na.jpg,cat\n", '{"image": "a.jpg", "labels": ["cat"]}\n', '{"loss": 1.0}\n', "PAR1"]
+USERS = [
+    "image,label\na.jpg,cat\n",
+    "path,label,probability\na.jpg,cat,0.5\n",
+    '{"image": "a.jpg", "labels": ["cat"]}\n',
+    '{"text": "the probability of rain"}\n',
+    "PAR1",
+]
+CLASSES = tuple(f"class {i}" for i in range(2000))  # a line of more than 64 KiB
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -24,7 +33,7 @@ def test_predictions(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"found.{ending}"
     prediction.kind_of(None, file)
     with prediction.writing(ending, file) as write:  # type: ignore[arg-type]
-        write("a.jpg", Prediction(("cat", "dog"), (0.75, 0.25)))
+        write("a.jpg", Prediction(CLASSES, (0.0005,) * len(CLASSES)))
     assert prediction.kind_of(None, file) == ending
     for content in USERS:
         file.write_text(content)
@@ -61,27 +70,35 @@ def test_features(ending: str, tmp_path: Path) -> None:
     with feature_file(file, (3,), "float32") as add:
         add("a.jpg", None, np.ones(3, "float32"))
     check_target(file)
-    for path in tmp_path.iterdir():
-        path.unlink()
-    np.save(file.with_suffix(".npy"), np.ones(3))
-    file.with_suffix(".npy").rename(file)
-    with pytest.raises(InputError, match=r"--out .* exists and is not (a file|an array) of features"):
-        check_target(file)
+    for header in ("image,label,age", "image,labels", "x"):  # a table of the user's, also beside an array
+        file.with_suffix(".csv").write_text(f"{header}\n")
+        if ending == "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({"image": ["a"], "features": [[1.0]]}), file)
+        with pytest.raises(InputError, match=r"--out .* exists and is not a file of features"):
+            check_target(file)
+    file.unlink()
+    if ending != "parquet":
+        with pytest.raises(InputError, match=r"--out .*: its table of images would replace .*of_photos\.csv"):
+            check_target(file)
 
 
 def test_reports(tmp_path: Path) -> None:
     """The signs are those of the written files; and no file of one kind is replaced by another's command."""
     speed, bare = tmp_path / "speed.json", tmp_path / "labels.json"
     model_speed.write_report(speed, model_speed.Report(machine=MACHINE))
-    bare.write_text('{"0": "cat"}')
+    bare.write_text('{"0": "cat", "evaluated": false, "machine": 1, "topology": 2}')
     check_new_file(speed, "--json", model_speed.WRITTEN)
-    for file, kind in ((speed, programs.WRITTEN), (speed, evaluation.WRITTEN), (bare, model_speed.WRITTEN)):
+    for file, kind in (
+        (speed, programs.WRITTEN),
+        (speed, evaluation.WRITTEN),
+        *((bare, kind) for kind in (model_speed.WRITTEN, programs.WRITTEN, evaluation.WRITTEN)),
+    ):
         with pytest.raises(InputError, match=f"--json .* exists and is not {kind.what}"):
             check_new_file(file, "--json", kind)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file := tmp_path / "x.csv").write_text("x")
-    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(InputError, match=r"--out .*x\.csv: cannot be read \(Permission denied\)"):
-        check_new_file(file, "--out", Replaceable("a file", (b"x",)))
+    monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(InputError, match=r"--out .*x\.csv: exists and is not a file of predictions"):
+        prediction.kind_of(None, file)

@@ -25,7 +25,8 @@ _OPTIMIZER_PARTS = frozenset(
 )
 """Keys under which optimizers keep arrays with the names of the parameters."""
 _ADAMS = {"m": "v", "v": "m"}
-"""Keys of Adam's two averages. One of them alone, in a file without another model, is an attribute of a module."""
+"""Keys of Adam's two averages. One of them alone in the names of a state dict, in a file without another model, is an
+attribute of a module."""
 _BOXES = ("value", "raw_value")
 """Key of the array in the mapping of a variable: in nnx.State, depending on Flax's version, and in
 linen.Partitioned."""
@@ -43,7 +44,7 @@ _LAST_PARTS = re.compile(r"student(?:_\w+)?|txt|text|text_model|textual")
 COUNTERS = re.compile(r"n_averaged|steps|(?:.*\.)?total_(?:ops|params)")
 """Names of the number of averaged steps, stored with the arrays of an averaged model by torch.optim.swa_utils and
 mmengine, and of the numbers of operations and parameters that thop stores in each module."""
-CLASS_WEIGHTS = re.compile(r"(?:.*\.)?(?:\w+_)?(?:criterion|loss)(?:_\w+)?\.(?:weight|pos_weight)")
+CLASS_WEIGHTS = re.compile(r"(?:.*\.)?(?:\w+_)?(?:criterion|loss)(?:s|es|_\w+)?(?:\.\d+)?\.(?:weight|pos_weight)")
 """Names of the classes' weights in torch's CrossEntropyLoss and BCEWithLogitsLoss, which have one axis. (Losses with
 margins keep a classifier under such names, a matrix.)"""
 
@@ -88,11 +89,13 @@ class Candidate:
         return self.keys[-1:] == ("ema_state_dict",) and ("steps" in self.arrays or "steps" in self.beside)
 
 
-def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[str]) -> list[Candidate]:
+def find_candidates(
+    tree: Mapping[str, Any], separator: str, anchors: Sequence[str], *, joined: bool = False
+) -> list[Candidate]:
     """Every model in a container's tree; the first is the default.
 
     separator: the text between the parts of array names. anchors: regular expressions of the ends of names that occur
-    exactly once in a model.
+    exactly once in a model. joined: whether names contain the keys of nested mappings.
     """
     anchor = re.compile(rf"(?:^|(?<=[./]))(?:{'|'.join(anchors)})$")
     found = [
@@ -101,9 +104,9 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
         for candidate in _candidates_in(keys, arrays, anchor, separator)
     ]
     models = [candidate for candidate in found if not _optimizer_parts(candidate)]
-    if not models:
+    if not models and not joined:
         paths = {candidate.parts for candidate in found}
-        models = [one for one in found if _optimizer_parts(one) <= _ADAMS.keys() and not _has_pair(one, paths)]
+        models = [one for one in found if _of_module(one) and not _has_pair(one, paths)]
     stored = {candidate.keys for candidate in models}
     marked = (replace(one, swapped=one.counted and (*one.keys[:-1], "state_dict") in stored) for one in models)
     return sorted(marked, key=_preference)
@@ -111,6 +114,11 @@ def find_candidates(tree: Mapping[str, Any], separator: str, anchors: Sequence[s
 
 def _optimizer_parts(candidate: Candidate) -> frozenset[str]:
     return _OPTIMIZER_PARTS.intersection(_without_target(candidate.parts))
+
+
+def _of_module(candidate: Candidate) -> bool:
+    """Whether no part suggests an optimizer except for `m` or `v` in the names of the arrays."""
+    return _optimizer_parts(candidate) <= _ADAMS.keys() and not _ADAMS.keys() & set(candidate.keys)
 
 
 def _has_pair(candidate: Candidate, paths: Set[tuple[str, ...]]) -> bool:

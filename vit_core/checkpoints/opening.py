@@ -199,10 +199,10 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     candidates = find_candidates(container.tree, container.separator, anchors)
     if not candidates:  # PyTorch's names in nested mappings, as in a tree of JAX arrays, or joined by "/"
         names = {name.replace("/", "."): entry for name, entry in flattened(container.tree, ".").items()}
-        candidates = find_candidates(names, ".", anchors)
+        candidates = find_candidates(names, ".", anchors, joined=True)
     if not candidates and container.separator == ".":  # a PyTorch file, or a flat mapping, with names like Flax's
         names = {name.replace(".", "/"): entry for name, entry in flattened(container.tree, ".").items()}
-        candidates = find_candidates(nested(names), "/", anchors)
+        candidates = find_candidates(nested(names), "/", anchors, joined=True)
     notes = (*container.notes, *source.notes)
     if not candidates:
         return dataclasses.replace(source, notes=notes)

@@ -1,9 +1,10 @@
 """Locations: local paths, and addresses in an object store or the Hub with the same methods."""
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +83,29 @@ def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
             raise
 
 
+_LARGEST_REPORT = 2**26
+"""Bytes of the largest JSON file that is read to see whether a command wrote it."""
+
+
 @dataclass(frozen=True)
 class Replaceable:
-    """Which existing files a command replaces: those that it writes itself."""
+    """Which existing files a command replaces: those that it writes itself, and empty ones."""
 
     what: str
-    """What it writes, as in "expected a figure of matplotlib"."""
-    signs: tuple[bytes, ...]
-    """Bytes of which one is in the first or last 4 KiB of every file that it writes."""
+    """What it writes, as in "is not a figure of matplotlib"."""
+    is_own: Callable[[Path], bool]
+    """Whether a file is one of these; any exception means that it is not."""
+
+
+def json_report(what: str, *keys: str) -> Replaceable:
+    """A command's JSON file: an object that has all of these keys."""
+
+    def is_own(path: Path) -> bool:
+        small = path.stat().st_size <= _LARGEST_REPORT
+        found = json.loads(path.read_text()) if small else None
+        return isinstance(found, dict) and found.keys() >= set(keys)
+
+    return Replaceable(what, is_own)
 
 
 def check_new_file(path: Location, option: str, replaceable: Replaceable) -> None:
@@ -103,21 +119,17 @@ def check_new_file(path: Location, option: str, replaceable: Replaceable) -> Non
         fault = "is a folder" if path.is_dir() else "its folder is missing"
         raise InputError(f"{option} {path}: {fault}; give a file in a folder that exists")
     _check_takes_files(path.parent, f"{option} {path}")
-    if path.exists() and (ends := _ends(path, option)) and not any(sign in ends for sign in replaceable.signs):
+    if path.exists() and path.stat().st_size and not _is_own(path, replaceable):
         raise InputError(
             f"{option} {path}: exists and is not {replaceable.what}, so it is not replaced; choose another name"
         )
 
 
-def _ends(path: Path, option: str) -> bytes:
-    """The first and the last 4 KiB of a file. Raises InputError if it cannot be read."""
+def _is_own(path: Path, replaceable: Replaceable) -> bool:
     try:
-        with path.open("rb") as file:
-            first = file.read(4096)
-            file.seek(max(0, path.stat().st_size - 4096))
-            return first + file.read(4096)
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be read ({error.strerror}); choose another name") from None
+        return replaceable.is_own(path)
+    except Exception:  # readers answer other files with exceptions of every kind
+        return False
 
 
 def check_new_folder(path: Location, option: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -180,45 +180,57 @@ def imbalance_line(training: Split, evaluation: Split) -> str | None:
 
 def duplicates(training: Checked, evaluation: Checked) -> list[tuple[int, int]]:
     """(training example, evaluation example) for each evaluation image that is a training image too, byte for byte."""
-    first = _first_examples(training)
-    pairs = [(first[digest], i) for i, digest in enumerate(evaluation.digests_N.tolist()) if digest in first]
-    return [(a, b) for a, b in pairs if _bytes(training.split, a) == _bytes(evaluation.split, b) != b""]
+    both = _by_digest(training).keys() & _by_digest(evaluation).keys()
+    first = {content: i for i, content in reversed(_contents(training, both))}
+    return [(first[content], i) for i, content in _contents(evaluation, both) if content in first]
 
 
 def copies(checked: Checked) -> list[tuple[int, int]]:
-    """(example, later example) for each image of a split that is there before, byte for byte."""
-    first, split = _first_examples(checked), checked.split
-    pairs = [(first[digest], i) for i, digest in enumerate(checked.digests_N.tolist()) if first.get(digest, i) != i]
-    return [(a, b) for a, b in pairs if _bytes(split, a) == _bytes(split, b) != b""]
+    """(first example, later example) for each image of a split that is there before, byte for byte."""
+    several = {digest for digest, examples in _by_digest(checked).items() if len(examples) > 1}
+    first: dict[bytes, int] = {}
+    pairs = [(first.setdefault(content, i), i) for i, content in _contents(checked, several)]
+    return [(a, b) for a, b in pairs if a != b]
 
 
 def copies_line(checked: Checked) -> str | None:
     """A note on the copies in a split, and on those with another class; None if there are none."""
     if not (pairs := copies(checked)):
         return None
-    split, (a, b) = checked.split, pairs[0]
+    split, opened = checked.split, checked.decoded + checked.headers
     are = "is a copy of another" if len(pairs) == 1 else "are copies of others"
-    line = f"{len(pairs):,} of the {len(split):,} images of {split.title} {are}, byte for byte"
-    apart = [(a, b) for a, b in pairs if _class(split, a) != _class(split, b)]
+    of = f"{opened:,} images of {split.title}{'' if opened == len(split) else ' that were opened'}"
+    line = f"{len(pairs):,} of the {of} {are}, byte for byte"
+    named = {i: _classes(split, i) for pair in pairs for i in pair}
+    apart = [(a, b) for a, b in pairs if named[a] != named[b]]
     if not apart:
+        a, b = pairs[0]
         return f"{line} ({split.name(b)} is {split.name(a)})"
     a, b = apart[0]
-    return (
-        f"{line}, {len(apart):,} of them with another class ({split.name(a)}: {_class(split, a)}, {split.name(b)}: "
-        f"{_class(split, b)})"
-    )
+    texts = [f"{split.name(i)}: {' and '.join(named[i]) or 'none'}" for i in (a, b)]
+    return f"{line}, {len(apart):,} of them with another class ({', '.join(texts)})"
 
 
-def _class(split: Split, i: int) -> str:
-    """The name of an example's class, or of its classes."""
-    label = split.examples[i]["label"]
-    return " and ".join(split.labels[one] for one in ((label,) if np.ndim(label) == 0 else label)) or "none"
+def _classes(split: Split, i: int) -> list[str]:
+    """The names of an example's classes, sorted."""
+    label = split.examples.labels_N[i] if isinstance(split.examples, Listed) else split.examples[i]["label"]
+    return sorted(split.labels[one] for one in ((label,) if np.ndim(label) == 0 else label))
 
 
-def _first_examples(checked: Checked) -> dict[int, int]:
-    """The first readable example with each digest."""
-    found = reversed(list(enumerate(checked.digests_N.tolist())))
-    return {digest: i for i, digest in found if digest and i not in checked.unreadable}
+def _by_digest(checked: Checked) -> dict[int, list[int]]:
+    """The readable examples with each digest."""
+    found: dict[int, list[int]] = {}
+    for i, digest in enumerate(checked.digests_N.tolist()):
+        if digest and i not in checked.unreadable:
+            found.setdefault(digest, []).append(i)
+    return found
+
+
+def _contents(checked: Checked, digests: Set[int]) -> list[tuple[int, bytes]]:
+    """(example, hash of its whole image) for the readable examples with some digests, in their order."""
+    examples = sorted(i for digest, found in _by_digest(checked).items() if digest in digests for i in found)
+    read = ((i, _bytes(checked.split, i)) for i in examples)
+    return [(i, hashlib.sha256(image).digest()) for i, image in read if image]
 
 
 def _bytes(split: Split, i: int) -> bytes:

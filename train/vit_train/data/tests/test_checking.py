@@ -138,6 +138,30 @@ def test_copies_in_a_split_are_counted(photos: Path) -> None:
     assert re.search(r", 2 of them with another class \(\S+/a/99.jpg: a, \S+/b/02.jpg: b\)$", line() or "")
 
 
+def test_copies_are_told_from_images_with_the_same_beginning(photos: Path) -> None:
+    big = image(5, "PNG", side=200)
+    for i in range(3):  # bytes after the image, and after those that are hashed
+        (photos / f"train/a/begins {i}.png").write_bytes(big + bytes([i]))
+    (photos / "train/b/copy of 1.png").write_bytes((photos / "train/a/begins 1.png").read_bytes())
+    (photos / "val/b/copy of 2.png").write_bytes((photos / "train/a/begins 2.png").read_bytes())
+    train, val = (checking.check_split(split, PREPROCESSING) for split in splits(photos))
+    names = [[Path(train.split.name(i)).name for i in pair] for pair in checking.copies(train)]
+    assert names == [["begins 1.png", "copy of 1.png"]]
+    ((a, b),) = checking.duplicates(train, val)
+    assert (Path(train.split.name(a)).name, Path(val.split.name(b)).name) == ("begins 2.png", "copy of 2.png")
+
+
+def test_the_order_of_several_classes_is_no_difference() -> None:
+    same = image(1, "PNG")
+    examples = [{"image": same, "label": (0, 1)}, {"image": same, "label": (1, 0)}, {"image": same, "label": ()}]
+    split = Split(examples, ("cat", "dog"), "pets", multilabel=True)
+    line = checking.copies_line(checking.check_split(split, PREPROCESSING))
+    assert line == (
+        "2 of the 3 images of pets are copies of others, byte for byte, 1 of them with another class (pets[0]: cat and "
+        "dog, pets[2]: none)"
+    )
+
+
 def test_files_that_are_no_images_are_not_in_both_splits(photos: Path) -> None:
     for name in ("train/a/junk.jpg", "val/a/junk.jpg"):
         (photos / name).write_bytes(b"no image")

@@ -21,6 +21,7 @@ from vit_core.errors import InputError
 
 ANCHOR = r"embeds\.proj\.weight"
 _EMBEDS = "embeds."
+_ROTATIONS = ("", "none", "axial", "mixed", "dinov3")
 _RESAMPLING = {
     ("bicubic", True, False): "bicubic_antialias",
     ("bicubic", False, False): "bicubic",
@@ -39,8 +40,13 @@ def is_naflex(names: Mapping[str, object]) -> bool:
 
 def arguments(architecture: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, with those of the architecture ("" if unknown) for positions."""
-    named: dict[str, Any] = {"pos_embed_ar_preserving": bool(re.search("_par(fac)?_|_radio_", architecture))}
-    return (named | {"rope_type": "none"} if architecture else named) | dict(args)
+    if not architecture:
+        return dict(args)
+    named: dict[str, Any] = {"rope_type": "none"}
+    named["pos_embed_ar_preserving"] = bool(re.search("_par(fac)?_|_radio_", architecture))
+    if patch := re.search(r"_patch(\d+)", architecture):
+        named["patch_size"] = int(patch[1])
+    return {**named, **args}
 
 
 def stated_fields(args: Mapping[str, Any], named: str, where: object) -> dict[str, Any]:
@@ -49,11 +55,17 @@ def stated_fields(args: Mapping[str, Any], named: str, where: object) -> dict[st
     InputError for a value that ViTConfig cannot express."""
     fields: dict[str, Any] = {}
     if "patch_size" in args:
-        fields["patch_size"] = args["patch_size"]
+        patch = args["patch_size"]
+        sides = tuple(patch) if isinstance(patch, list | tuple) else (patch, patch)
+        if len(sides) != 2:
+            raise _unexpected("patch_size", patch, "a side, or height and width", where)
+        fields["patch_size"] = tuple(_positive("patch_size", side, where) for side in sides)
     if "in_chans" in args:
-        fields["channels"] = args["in_chans"]
+        fields["channels"] = _positive("in_chans", args["in_chans"], where)
     if "rope_type" in args:
         kind = args["rope_type"]
+        if kind not in _ROTATIONS:
+            raise _unexpected("rope_type", kind, f"one of {', '.join(_ROTATIONS[1:])}", where)
         same = {"use_rot_pos_emb": kind not in ("", "none"), "rope_type": {"axial": "cat"}.get(kind, kind)}
         fields["rope"] = rotary.read_rope(
             "", {**args, **same, "ref_feat_shape": args.get("rope_ref_feat_shape")}, where
@@ -67,6 +79,16 @@ def stated_fields(args: Mapping[str, Any], named: str, where: object) -> dict[st
             raise InputError(f"{where}: config.json: {said} cannot be expressed by ViTConfig")
         fields["position_resampling"] = _RESAMPLING[asked]
     return fields
+
+
+def _positive(key: str, value: object, where: object) -> int:
+    if type(value) is not int or value < 1:
+        raise _unexpected(key, value, "a whole number above 0", where)
+    return value
+
+
+def _unexpected(key: str, value: object, expected: str, where: object) -> InputError:
+    return InputError(f"{where}: config.json: {key} {str(value)[:60]!r}, expected {expected}")
 
 
 def with_canonical_names(

@@ -14,6 +14,7 @@ from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.known_keys import unknown_keys
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
+from vit_core.checkpoints.formats.timm.config_json import POOLING, pooling_by_name
 from vit_core.checkpoints.formats.timm.known_keys import MODEL_ARGS, OTHER_SCRIPTS, TRAIN_OPTIONS
 from vit_core.errors import one_line
 
@@ -53,6 +54,9 @@ def hub_config(source: Source) -> dict[str, Any]:
     given = keywords.items() if isinstance(keywords, Mapping) else ()
     model_args = {key: value for key, value in given if value is not None}  # as in timm.create_model
     model_args |= {theirs: args[key] for key, theirs in _MODEL_ARGS.items() if args.get(key) not in (None, "")}
+    if "gp" in args and "global_pool" not in model_args:  # train.py passed none
+        pooling = pooling_by_name(name.partition(".")[0])
+        model_args["global_pool"] = next(theirs for theirs, ours in POOLING.items() if ours == pooling)
     if (activation := activation_named(args.get("act_layer"))) is not None:
         model_args.setdefault("act_layer", activation)
     pretrained = {key: args[key] for key in _PRETRAINED if args.get(key) not in (None, "")}
