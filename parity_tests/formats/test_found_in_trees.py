@@ -115,6 +115,11 @@ class Classifier(nn.Module):
         return logits_BC
 
 
+def test_a_classifier_within_a_loss_is_not_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"does not use: criterion\.weight"):
+        open_checkpoint(in_file(tmp_path, {**vit().state_dict(), "criterion.weight": torch.ones(5, 8)}))
+
+
 MOMENTS: dict[str, Callable[[Any], Any]] = {
     "Adam's, flat": lambda arrays: {f"{key}.{name}": x for key in "mv" for name, x in arrays.items()},
     "Lion's": lambda arrays: {"step": 7, "m": arrays},

@@ -100,6 +100,7 @@ class Part(Schema):
 
 
 WRITTEN = json_report("a file of vit bench model", "machine", "parts")
+"""The files that `vit bench model --json` replaces."""
 
 
 class Report(Schema):

@@ -32,6 +32,7 @@ TRAINER = "vit pretrain"
 
 
 WRITTEN = json_report("a file of vit bench program", "topology", "setting", "compiled")
+"""The files that `vit bench program --json` replaces."""
 
 
 class Programs(Schema):

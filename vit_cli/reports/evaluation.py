@@ -15,6 +15,7 @@ from vit_train.classification import ClassReport, wilson_interval
 from vit_train.evaluation import Accuracy
 
 WRITTEN = json_report("a file of vit evaluate", "evaluated", "images", "skipped", "loss")
+"""The files that `vit evaluate --json` replaces."""
 ALL_LISTED, WORST_LISTED = 20, 10
 """Largest number of classes that are all listed, and number of the worst classes that are listed of more."""
 

@@ -59,6 +59,9 @@ def test_plan_fits_the_recipe_as_training_does(vit: Vit, refused: Vit, photos: P
     out = vit("plan", "folder", "--data", "./photos", "--model", "mu/8", "--steps", "9")
     assert out.startswith("fitted to photos: 55 images of 3 classes: ")
     assert re.search(r"^ batch +8: 8 on a device *$", out, re.M)
+    assert vit("plan", "folder", "--model", "mu/8").startswith(
+        "the recipe's own sizes and classes: vit plan folder --data"
+    )
     assert "nothing: No such file or directory" in refused("plan", "folder", "--data", "./nothing")
 
 

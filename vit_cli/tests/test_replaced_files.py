@@ -1,5 +1,6 @@
 """Commands replace the files that they wrote themselves, and no others: a mistyped --out costs nobody their data."""
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -88,6 +89,8 @@ def test_reports(tmp_path: Path) -> None:
     model_speed.write_report(speed, model_speed.Report(machine=MACHINE))
     bare.write_text('{"0": "cat", "evaluated": false, "machine": 1, "topology": 2}')
     check_new_file(speed, "--json", model_speed.WRITTEN)
+    (program := tmp_path / "program.json").write_text(json.dumps(dict.fromkeys(programs.Programs.model_fields)))
+    check_new_file(program, "--json", programs.WRITTEN)
     for file, kind in (
         (speed, programs.WRITTEN),
         (speed, evaluation.WRITTEN),

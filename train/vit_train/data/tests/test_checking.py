@@ -162,6 +162,13 @@ def test_the_order_of_several_classes_is_no_difference() -> None:
     )
 
 
+def test_copies_are_counted_among_the_images_that_were_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "DECODED", 3)
+    split = Split([{"image": image(1, "PNG"), "label": 0}] * 5, ("cat",), "pets")
+    line = checking.copies_line(checking.check_split(split, PREPROCESSING)) or ""
+    assert line.startswith("2 of the 3 images of pets that were opened are copies of others, byte for byte (pets[")
+
+
 def test_files_that_are_no_images_are_not_in_both_splits(photos: Path) -> None:
     for name in ("train/a/junk.jpg", "val/a/junk.jpg"):
         (photos / name).write_bytes(b"no image")

@@ -19,12 +19,14 @@ from vit_core.preprocess import Preprocessing
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 """Activations whose names are the same here and in timm's act_layer."""
 _TANH = r"^naflexvit_.*_siglip$|_giantopt_|_(base_patch32|so400m_patch16)_siglip_|_large_patch16_siglip_(gap_)?512"
+_MEAN_OF_NORMED = r"_dinov3|^vit_pe_(lang|spatial)_"
+"""Architectures with the mean of tokens after their norm: the same arrays as with the class token."""
 _ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^(?!eva).*_clip_|^beit3_|^aimv2_|^vit_pe_|_dinov3|_lingbot$", {"norm_epsilon": 1e-5}),
     (r"_quickgelu_", {"activation": "quick_gelu"}),
     (_TANH, {"activation": "gelu_tanh"}),
     (r"_rpn_|^eva02_enormous_", {"branch_norm": "after"}),
-    (r"_dinov3|^vit_pe_(lang|spatial)_", {"pooling": "gap"}),
+    (_MEAN_OF_NORMED, {"pooling": "gap"}),
     (r"^vit_pe_(lang|spatial)_|_radio_v\d|_intern300m_", {"final_norm": "none"}),
     (r"_giantopt_|_base_patch16_gap_|^eva02_enormous_|^vit_pe_\w+_gigantic_", {"heads": 16}),
     (r"_huge_plus_patch16_dinov3", {"heads": 20}),
@@ -46,7 +48,7 @@ _POOLING_BY_NAME = (
         "gap",
         r"_gap(_|$)|_clsgap_|_rpn_|_s?relpos_(?!\w+_cls_)|^aimv2_|^beit|^eva(02)?_(?!\w+_clip_)|^test_vit([24]|_relpos)$",
     ),
-    ("gap", r"_dinov3|^vit_pe_(lang|spatial)_|^samvit_"),
+    ("gap", rf"{_MEAN_OF_NORMED}|^samvit_"),
 )
 """Pooling -> pattern of the architectures that use it if no argument says otherwise; it is the class token's in all
 others."""
@@ -58,7 +60,8 @@ _HEADS = {
 `_OTHER_HEADS` tell nothing."""
 _OTHER_HEADS = r"_plus_|_resnet"
 _POOLING_UNSEEN = ("class_token", "fc_norm", "use_fc_norm", "final_norm", "use_post_transformer_norm")
-"""Arguments for the class token and for the place of the last norm, by which the arrays show the pooling otherwise."""
+"""Arguments about the class token and the last norm. Without them, these arrays show the pooling; with them, only the
+architecture's name does."""
 _POOLS: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"^vit_pe_core_", {"attn_pool_num_heads": 8}),
     (r"^test_vit3$", {"pool_include_prefix": True}),
