@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,14 @@ from torch import Tensor as Array
 from torch import nn
 
 from vit_core.processor import processor_lists
-from vit_torch.fused import AVX512
+from vit_torch.onednn import AVX512, can_be_called, without_gradients
 
 MKL_IS_SLOW = AVX512 and processor_lists("AuthenticAMD")
 """Whether MKL, torch's choice for float32, uses only half the width of this processor's vectors."""
 FEWEST_PRODUCTS = 2**23
 """With fewer multiplications of numbers than this, torch's product is faster, because the call takes longer."""
+GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
+"""oneDNN's name for the approximation in each GELU."""
 
 
 class Linear(nn.Linear):
@@ -29,51 +31,47 @@ def linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
     """x [..., I] times the transposed weight, plus the bias: [..., O], as torch.nn.functional.linear computes it.
 
     On CPUs with vectors of 512 bits, large layers call oneDNN themselves: in float32 on AMD's, where MKL takes twice as
-    long, and in bfloat16 with a bias, which torch would copy to the whole output first. oneDNN is a part of torch;
-    `torch.backends.mkldnn.enabled = False` turns this off.
+    long, and in bfloat16 with a bias, which torch would copy to the whole output first.
     """
-    if uses_onednn(x, weight_OI, bias_O):
-        return onednn_linear(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], len(weight_OI))
-    return F.linear(x, weight_OI, bias_O)
+    if not uses_onednn(x, weight_OI, bias_O):
+        return F.linear(x, weight_OI, bias_O)
+    multiply = product if without_gradients() else onednn_linear
+    return multiply(x.reshape(-1, x.shape[-1]), weight_OI, bias_O).view(*x.shape[:-1], len(weight_OI))
+
+
+def linear_gelu(layer: nn.Module, x: Array, activation: str) -> Array | None:
+    """The activation of a linear layer's output [..., O] in one call of oneDNN; None if that is not possible or slower.
+
+    Only without gradients, which need the values before the activation, and in bfloat16, where the result is rounded
+    once in place of twice. A layer has to be called itself if it is more than a linear layer, has hooks, or another
+    forward method (such as accelerate's).
+    """
+    observed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    if activation not in GELUS or type(layer) is not Linear or observed:
+        return None
+    if x.dtype != torch.bfloat16 or not without_gradients() or not uses_onednn(x, layer.weight, layer.bias):
+        return None
+    out_TO = product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, GELUS[activation])
+    return out_TO.view(*x.shape[:-1], layer.out_features)
 
 
 def uses_onednn(x: Array, weight_OI: Array, bias_O: Array | None) -> bool:
-    """Whether `linear` calls oneDNN itself.
-
-    It does not in exported programs, which may run on another processor, nor where something else works on the tensors
-    and would not know the call: DTensor, torch.func, dual numbers, autocast, a tracer or a dispatch mode.
-    """
+    """Whether `linear` calls oneDNN itself."""
     faster = {torch.float32: MKL_IS_SLOW, torch.bfloat16: AVX512 and bias_O is not None}
-    plain = (torch.Tensor, nn.Parameter)
-    return (
-        faster.get(x.dtype, False)
-        and x.device.type == weight_OI.device.type == "cpu"
-        and not torch.compiler.is_exporting()
-        and (torch.compiler.is_compiling() or not _others_work_on_tensors())
-        and not torch.is_autocast_enabled("cpu")
-        and bool(torch.backends.mkldnn.enabled)
-        and type(x) in plain
-        and type(weight_OI) in plain
-        and x.dtype == weight_OI.dtype
-        and (bias_O is None or bias_O.dtype == x.dtype)
-        and x.numel() * len(weight_OI) >= FEWEST_PRODUCTS
-    )
+    usable = faster.get(x.dtype, False) and can_be_called(x, weight_OI, bias_O)
+    return usable and x.numel() * len(weight_OI) >= FEWEST_PRODUCTS
 
 
-def _others_work_on_tensors() -> bool:
-    """Whether a tracer, a transformation of torch.func, a dispatch mode or forward differentiation is active."""
-    return (
-        torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+def product(x_TI: Array, weight_OI: Array, bias_O: Array | None, gelu: str | None = None) -> Array:
+    """oneDNN's linear layer [T, O], followed by a GELU with an approximation by its name. It has no derivative."""
+    activation = "none" if gelu is None else "gelu"
+    return cast(Array, torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, activation, [], gelu or ""))
 
 
 @torch.library.custom_op("vit_parity::onednn_linear", mutates_args=(), device_types="cpu")
 def onednn_linear(x_TI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
-    """oneDNN's linear layer [T, O], as an operator that torch.compile knows."""
-    return torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
+    """oneDNN's linear layer [T, O], as an operator that has a derivative and that torch.compile knows."""
+    return product(x_TI, weight_OI, bias_O)
 
 
 @onednn_linear.register_fake

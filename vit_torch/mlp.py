@@ -11,7 +11,7 @@ from torch import Tensor as Array
 from torch import nn
 
 from vit_torch.layers import drop, norm_layer
-from vit_torch.linear import Linear
+from vit_torch.linear import Linear, linear_gelu
 from vit_torch.masks import Masks
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, config.width, bias=bias)
 
     def forward(self, x_BND: Array, masks: Masks | None = None) -> Array:
-        x_BNF = drop(ACTIVATIONS[self.activation](self.fc1(x_BND)), "mlp.drop1", masks)
+        x_BNF = linear_gelu(self.fc1, x_BND, self.activation)
+        if x_BNF is None:
+            x_BNF = ACTIVATIONS[self.activation](self.fc1(x_BND))
+        x_BNF = drop(x_BNF, "mlp.drop1", masks)
         return drop(self.fc2(self.norm(x_BNF)), "mlp.drop2", masks)
 
 

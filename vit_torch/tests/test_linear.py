@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_torch import linear as module
-from vit_torch.linear import Linear, linear
+from vit_torch.layers import AdaptedLinear
+from vit_torch.linear import Linear, linear, linear_gelu
 
 ONEDNN = torch.backends.mkldnn.is_available()
 TYPES = [torch.float32] * ONEDNN + [torch.bfloat16] * (ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -53,6 +54,49 @@ def test_the_layer_and_its_gradients(dtype: torch.dtype) -> None:
     for ours, theirs, bound, n in zip((out, *gradients), references, bounds, terms, strict=True):
         assert ours.dtype == dtype
         assert ((ours - theirs).abs() <= ((n + 1) * UNIT[torch.float32] + UNIT[dtype]) * bound).all()
+
+
+def layer_and_input(dtype: torch.dtype = torch.bfloat16) -> tuple[Linear, Tensor]:
+    x, weight, bias = (leaf.detach() for leaf in arrays(dtype))
+    layer = Linear(24, 7, dtype=dtype)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer, x
+
+
+@pytest.mark.skipif(torch.bfloat16 not in TYPES, reason="this processor or torch has no products in bfloat16")
+@pytest.mark.parametrize(("activation", "approximate"), [("gelu", "none"), ("gelu_tanh", "tanh")])
+def test_a_layer_and_its_gelu(activation: str, approximate: str) -> None:
+    """The result is rounded once. Before, there are the float32 sums of 24 products, whose errors GELU multiplies by
+    less than 1.2, and GELU itself, a few operations of float32 on values up to |x|: 16 roundings are allowed for."""
+    layer, x = layer_and_input()
+    with torch.no_grad():
+        out = linear_gelu(layer, x, activation)
+    assert out is not None
+    wide = [leaf.detach().double() for leaf in (x, layer.weight, layer.bias)]
+    expected, largest = F.gelu(F.linear(*wide), approximate=approximate), F.linear(*(leaf.abs() for leaf in wide))
+    before = (1.2 * 25 + 16) * UNIT[torch.float32] * largest
+    assert ((out - expected).abs() <= UNIT[torch.bfloat16] * (expected.abs() + before) + before).all()
+
+
+def test_where_a_gelu_is_a_part_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "product", lambda x_TI, weight_OI, *_: x_TI.new_ones((len(x_TI), len(weight_OI))))
+    layer, x = layer_and_input()
+    assert linear_gelu(layer, x, "gelu") is None  # the gradient needs the values before it
+    with torch.no_grad():
+        assert torch.equal(linear_gelu(layer, x, "gelu"), torch.ones((2, 5, 7)))
+        assert linear_gelu(layer, x, "quick_gelu") is None
+        assert linear_gelu(AdaptedLinear(layer, rank=2, scale=1.0), x, "gelu") is None
+        assert linear_gelu(*layer_and_input(torch.float32), "gelu") is None
+        for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+            handle = register(lambda *_: None)  # it would see values after the activation, or nothing
+            assert linear_gelu(layer, x, "gelu") is None
+            handle.remove()
+        layer.forward = layer.forward
+        assert linear_gelu(layer, x, "gelu") is None
+        del layer.forward
+        assert linear_gelu(layer, x, "gelu") is not None
+        monkeypatch.setattr(module, "FEWEST_PRODUCTS", x.numel() * 7 + 1)
+        assert linear_gelu(layer, x, "gelu") is None
 
 
 def test_second_derivatives() -> None:
