@@ -1,4 +1,7 @@
-"""transformers' I-JEPA, ViTMSN and TimmWrapper, opened here, against the outputs of its own classes in float64."""
+"""transformers' I-JEPA, ViTMSN, TimmWrapper and DINOv2 without registers, opened here.
+
+Outputs are compared with those of its own classes in float64.
+"""
 
 import json
 from pathlib import Path
@@ -28,6 +31,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "IJepaModel": ("IJepaConfig", {}),
     "ViTMSNForImageClassification": ("ViTMSNConfig", {"num_labels": 5}),
     "ViTMSNModel": ("ViTMSNConfig", {"layer_norm_eps": 1e-3}),
+    "Dinov2WithRegistersForImageClassification": (  # its array of registers has no values
+        "Dinov2WithRegistersConfig",
+        {"num_register_tokens": 0, "num_labels": 5},
+    ),
 }
 
 

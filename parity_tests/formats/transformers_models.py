@@ -100,6 +100,8 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "ViTForImageClassification": of(hf.ViTForImageClassification, vit),
     "ViT: tanh gelu": of(hf.ViTForImageClassification, vit, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-3),
     "ViT: gelu_new": of(hf.ViTForImageClassification, vit, hidden_act="gelu_new"),
+    "ViT: gelu_fast": of(hf.ViTForImageClassification, vit, hidden_act="gelu_fast"),
+    "ViT: gelu_accurate": of(hf.ViTForImageClassification, vit, hidden_act="gelu_accurate"),
     "ViT: quick_gelu": of(hf.ViTForImageClassification, vit, hidden_act="quick_gelu"),
     "ViT: no qkv bias": of(hf.ViTForImageClassification, vit, qkv_bias=False),
     "ViT: not square": of(hf.ViTForImageClassification, vit, image_size=(8, 12), patch_size=(4, 2)),

@@ -356,13 +356,15 @@ def _left_out(format: Format, source: Source, reading: Reading, *, without_head:
         used |= {reading.decoder.positions, *(name for rule in reading.decoder.rules for name in rule.theirs)}
     unused = [name for name in reading.arrays if name not in used]
     of_head = [name for name in unused if AFTER_BACKBONE.match(name)]
+    shapes = {name: reading.arrays.entries[name].shape for name in unused}
     left_out = [
         name
-        for name in unused
+        for name, shape in shapes.items()
         if re.search(reading.left_out, name)
         or COUNTERS.fullmatch(name)
-        or (CLASS_WEIGHTS.fullmatch(name) and len(reading.arrays.entries[name].shape) == 1)
+        or (CLASS_WEIGHTS.fullmatch(name) and len(shape) == 1)
         or (without_head and name in of_head)
+        or 0 in shape  # the tokens of a model that has none: no values are lost
     ]
     if unexpected := [name for name in unused if name not in left_out]:
         advice = advice_about(unexpected) or "arrays are left out only if they are known to be unnecessary"

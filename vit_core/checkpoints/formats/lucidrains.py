@@ -124,11 +124,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
         assumed = (*assumed, Assumption("pooling", "cls", why))
     if not projected or "linear_head.weight" in shapes:  # for one head as wide as the model; SimpleViT has only weights
         arrays = _with_projections(arrays, names, model.depth, "biases" if projected else "all")
-    left_out = r"^cls_token$" if 0 in shapes.get("cls_token", ()) else r"(?!)"  # pool="mean" has an empty one
     named = rules(model, names, layouts)
-    return Reading(
-        CheckpointConfig(model=model), named, arrays, left_out, (), assumed, _KNOWN - {a.field for a in assumed}
-    )
+    stated = _KNOWN - {one.field for one in assumed}
+    return Reading(CheckpointConfig(model=model), named, arrays, assumptions=assumed, stated=stated)
 
 
 def _generation(shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:

@@ -15,7 +15,7 @@ from vit_core.errors import InputError
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh",
-    "gelu_python": "gelu",
+    "gelu_python": "gelu", "gelu_accurate": "gelu_tanh", "gelu_python_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
 """hidden_act -> our activation. If several have the same activation, the first is written."""
 GATES = ("silu", "swish")
