@@ -144,6 +144,8 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if {"data.pkl", "data", "version"} <= names:
         step = "give that file, or pack this folder (not only its contents) as a zip file without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
+    if {"run.json", "metrics.jsonl"} & names and not {"checkpoint", "steps"} & names:
+        raise InputError(f"{folder}: a training run without a saved step; `vit resume {folder}` continues it")
     inner = [name for name in sorted(names)[:200] if _may_open(folder / name)]
     if known := _unread(names) or ("" if inner else _foreign_file(names)):
         raise InputError(
