@@ -192,7 +192,7 @@ def test_a_run_that_was_killed_before_its_first_line_keeps_its_framework(vit: Vi
         "inspect", tmp_path / "run", status=2
     )
     assert "pretrain (torch)" in vit("resume", tmp_path / "run")
-    vit("resume", tmp_path / "run", "--steps", "3", "--framework", "jax")
+    vit("resume", tmp_path / "run", "--steps", "9", "--framework", "jax")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["framework"] == "jax"
 
 
