@@ -184,9 +184,8 @@ def _source_of(path: Location, container: Container, part: str | None) -> Source
         config = preprocessor = {}  # these files belong to other weights in the folder
     of_library = not config.keys().isdisjoint(_KEYS_OF_LIBRARIES)
     facts = {} if of_library or not config else {CONFIG: config}
-    source = Source(
-        path, container.arrays, {} if facts else config, preprocessor, open_clip_config, facts, notes=tuple(notes)
-    )
+    own = {} if facts else config
+    source = Source(path, container.arrays, own, preprocessor, open_clip_config, facts=facts, notes=tuple(notes))
     return find_source(container, part, source)
 
 
@@ -212,10 +211,12 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     beside = LazyArrays({**arrays_beside(chosen, candidates).entries, **within})
     if paddle.is_transposed(arrays):
         arrays, beside, notes = paddle.as_in_pytorch(arrays), paddle.as_in_pytorch(beside), (*notes, paddle.NOTE)
+    keras, metadata = (container.metadata, {}) if container.of_keras else ({}, container.metadata)
     return dataclasses.replace(
         source,
         arrays=arrays,
-        facts={**source.facts, **container.metadata, **facts_beside(container.tree, chosen)},
+        keras=keras,
+        facts={**source.facts, **metadata, **facts_beside(container.tree, chosen)},
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=beside,
@@ -229,6 +230,8 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
 def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str, Any], dict[str, Any]], list[str]]:
     """config.json and the image processor's config in the folder of the weights, and notes. If the path is a file, they
     are read only if the file has one of the names in _OF_FOLDERS."""
+    if container.of_keras:  # its metadata are these files
+        return ({}, {}), []
     if path.is_dir():
         # In a cache of the Hub this is the folder of the snapshot.
         folder = container.path if container.path.is_dir() else container.path.parent
