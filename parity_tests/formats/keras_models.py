@@ -24,6 +24,13 @@ FILES = Path(__file__).parent / "keras_files.zip"
 OUTPUTS = "outputs.npz"
 
 
+def extract(folder: Path) -> Path:
+    """Writes the recorded files to a folder, and returns it."""
+    with zipfile.ZipFile(FILES) as archive:
+        archive.extractall(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Recorded:
     """A model of which the files and outputs are recorded."""
