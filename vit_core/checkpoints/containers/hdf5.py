@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def read_hdf5(source: FileRange) -> Container:
     h5py is not installed.
     """
     h5py, names = _h5py(source.path), dict[str, str]()
-    with readable(source.path, "a complete HDF5 file"), source.open() as file, h5py.File(file, "r") as root:
+    with readable(source.path, "a complete HDF5 file"), source.open() as file, _opened(h5py, file) as root:
         if any(name in root.attrs for name in _KERAS_2) or "model_weights" in root:
             raise InputError(
                 f"{source.path}: an HDF5 file in the layout of Keras 2, expected that of Keras 3; open it with the "
@@ -54,6 +54,13 @@ def _h5py(path: object) -> ModuleType:
         step = "pip install 'vit-parity[keras]', or convert it where h5py is installed"
         raise InputError(f"{path}: an HDF5 file, which needs the package h5py; {step}") from None
     return h5py
+
+
+def _opened(h5py: ModuleType, file: BinaryIO) -> Any:
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:  # h5py's for a damaged file too
+        raise ValueError(str(error)) from None
 
 
 def _members(h5py: ModuleType, root: Any, source: FileRange) -> Iterator[tuple[str, Any]]:
