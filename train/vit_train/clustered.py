@@ -18,8 +18,8 @@ def variance_of_mean(values_N: np.ndarray, group_N: np.ndarray) -> float:
     73:13-22, with independence as the working correlation) sums the residuals of each group before it squares them, so
     that all products within a group are in the sum, and none between groups. The same follows from the mean as the
     ratio of the groups' totals to their sizes, to first order (Kish, Survey Sampling, 1965). G / (G - 1) removes the
-    bias for groups of equal size. For groups of one value it is the usual s ** 2 / N; for groups of equal size, the variance
-    of the groups' means divided by G.
+    bias for groups of equal size. For groups of one value it is the usual s ** 2 / N; for groups of equal size, the
+    variance of the groups' means divided by G.
     """
     _, group_N = np.unique(group_N, return_inverse=True)
     sizes_G = np.bincount(group_N)

@@ -72,7 +72,7 @@ def test_intervals_contain_the_truth_as_often_as_they_say() -> None:
 def test_accuracies_and_their_difference_know_the_groups() -> None:
     """The evaluations lack different images; the groups follow those that both have."""
     groups, classes_N = Groups.of("patient", list("aaabbbccddd")), np.arange(11) % 2
-    answers = [np.array([0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0]), np.array([0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 1])]
+    answers = [np.array([0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0]), np.array([0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0])]
     found = []
     for answers_N, ids_N in zip(answers, (np.arange(1, 11), np.arange(10)), strict=True):
         report = report_of_answers(("x", "y"), classes_N[ids_N], answers_N[ids_N])
