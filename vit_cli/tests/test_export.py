@@ -165,6 +165,10 @@ def test_answers_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
     (row,) = (line for line in accuracy.splitlines() if line.startswith(" weights"))
     assert line.split()[1] == row.split()[1], "the top-1 of vit evaluate"
     assert line.split()[2] == "0"
+    rows = "".join(f"{path},{path.parent.name}\n" for path in images.glob("*/*.png"))
+    (tmp_path / "list.csv").write_text(f"file,finding\n{rows}")
+    table = ("--data", tmp_path / "list.csv", "--data.label-column", "finding")
+    assert "20 images, from file to label" in vit("export", tmp_path / "small", tmp_path / "t.jaxexport", *table)
     first = sorted(images.glob("*/*.png"))[0]
     first.write_bytes(b"no image")
     out = vit("export", tmp_path / "small", tmp_path / "again.jaxexport", *words[3:])
