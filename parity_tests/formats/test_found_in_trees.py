@@ -173,7 +173,12 @@ def test_a_head_beside_the_backbone(head: str, outer: str, dropout: bool, tmp_pa
     assert found.config.model.num_classes == 7
     under = f"{outer.replace('.', '/')}backbone"
     name = f"{outer}{head}{'.1' if dropout else ''}"
-    assert other_notes(found) == (f"model found under '{under}'", f"head: the Linear '{name}' beside the model")
+    unseen = (
+        f"head: '{outer}{head}.0' without arrays before it assumed to be a dropout or an identity, not an activation"
+    )
+    notes = [f"model found under '{under}'", f"head: the Linear '{name}' beside the model"]
+    notes += [f"{unseen}; --set num_classes=0 leaves out the head"] if dropout else []
+    assert list(other_notes(found)) == notes
     assert_is(found, whole)
 
 

@@ -27,6 +27,7 @@ from vit_core.checkpoints.candidates import (
     facts_beside,
     find_candidates,
     flattened,
+    joint_beside,
     keys_beside,
     modules_of,
     shared_beside,
@@ -220,7 +221,8 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
         prefix=chosen.prefix_parts,
         beside=beside,
         shared=shared_beside(chosen, candidates, beside),
-        is_alone=all(one is chosen or one.keys != chosen.keys for one in candidates),
+        normalizing=frozenset(without_image_constants(beside)[1]),
+        joint=joint_beside(chosen, candidates, beside),
         keys_beside=tuple(keys_beside(chosen, candidates, container.tree)),
         notes=(*notes, *choice_notes(chosen, candidates)),
     )
@@ -282,6 +284,7 @@ def recognised_format(source: Source) -> Format:
 def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     """Converts a source of another project to a checkpoint. Each of its arrays is either used, or named in a note as
     left out; for any other array, and for a missing one, InputError is raised."""
+    source = dataclasses.replace(source, num_classes=fields.get("num_classes"))
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
