@@ -124,9 +124,7 @@ def _beside_own_head(arrays: LazyArrays, source: Source, width: int, classes: in
         )
     ]
     if not doubtful:
-        return [
-            f"head: the model's own; {_named(list(others))} beside it assumed to have no part in the outputs"
-        ]
+        return [f"head: the model's own; {_named(list(others))} beside it assumed to have no part in the outputs"]
     linear = {head.linear: head.shape[0] for head in found if head.is_beside and head.shape[0] != classes}
     choices = [f"num_classes={classes} uses the model's own"]
     choices += [f"num_classes={linear[one]} '{one_line(one)}'" for one in doubtful if one in linear][:1]

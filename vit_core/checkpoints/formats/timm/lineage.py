@@ -22,7 +22,16 @@ from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.open_clip import config_json as open_clip
 from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
-from vit_core.checkpoints.formats.timm import config_json, create_model, eva, naflex, relative, rotary, train_args
+from vit_core.checkpoints.formats.timm import (
+    architectures,
+    config_json,
+    create_model,
+    eva,
+    naflex,
+    relative,
+    rotary,
+    train_args,
+)
 from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
 from vit_core.checkpoints.formats.timm.lookalikes import check_last_norm, check_lookalikes, check_parts, check_rotation
 from vit_core.config import ViTConfig
@@ -139,7 +148,7 @@ _BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position
 def _settled_by_name(config: Mapping[str, Any], model: ViTConfig) -> frozenset[str]:
     """The fields that the architecture's name determines. Pooling is not among them if the arrays show another one than
     the architecture's."""
-    if "architecture" not in config:
+    if not architectures.is_known(_name(config)):
         return frozenset()
     same = model.pooling == config_json.pooling_by_name(_name(config))
     return _BY_ARCHITECTURE if same else _BY_ARCHITECTURE - {"pooling"}
