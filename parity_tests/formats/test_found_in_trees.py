@@ -316,7 +316,7 @@ def test_messages_say_where_the_model_is(tmp_path: Path) -> None:
     expected = "its arrays do not form one model: missing blocks.1.norm2.bias [24]"
     assert str(error.value) == f"{path}: in 'state_dict/backbone': {expected}"
     assert assumed(open_checkpoint(in_file(tmp_path, vit().state_dict()), fields=HEADS)).keys() == {
-        "image_size", "pooling", "activation", "norm_epsilon", "position_resampling"
+        "image_size", "pooling", "activation", "norm_epsilon", "position_resampling", "branch_norm"
     }  # fmt: skip
 
 

@@ -28,6 +28,8 @@ _ASSUMED = {
     "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
     "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
     "pooling": ("global_pool", "pooling", "pool"),
+    "pool_prefix": ("pool_include_prefix",),
+    "branch_norm": ("branch_norm",),
     "activation": ("act_layer", "hidden_act"),
     "norm": ("norm_layer",),
     "norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "ln_eps"),
@@ -184,6 +186,10 @@ def _value_of(field: str, said: Any) -> Any:
         return said if isinstance(said, float) and 0 < said < 1 else None
     if field == "norm":
         return next((norm for name, norm in _NORMS.items() if _last_part(said).startswith(name)), None)
+    if field == "pool_prefix":
+        return said if isinstance(said, bool) else None
+    if field == "branch_norm":
+        return said if said in ("before", "after") else None
     if field == "pooling":
         return _POOLING.get(said) if isinstance(said, str) else None
     if isinstance(said, str):

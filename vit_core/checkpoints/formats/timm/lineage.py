@@ -113,6 +113,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
     notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
     by_name = _settled_by_name(config, model) - stated.keys()
     said = frozenset(stated) | by_name
+    if not by_name and not takes_all and "pool_include_prefix" not in args:
+        said -= {"pool_prefix"}
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions fit it
         said |= {"image_size"}
     if "" in (config.get("global_pool"), args.get("global_pool")) and "pooling" not in stated:
@@ -141,7 +143,9 @@ def _hub_config(source: Source) -> Mapping[str, Any]:
     return stated or open_clip.timm_config(source.open_clip_config, source.path)
 
 
-_BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position_resampling"))
+_BY_ARCHITECTURE = frozenset(
+    ("pooling", "activation", "norm_epsilon", "position_resampling", "branch_norm", "pool_prefix", "mlp")
+)
 """Fields that the name of a timm architecture determines, unless arguments do."""
 
 
@@ -206,7 +210,23 @@ def _assumptions(model: ViTConfig, stated: frozenset[str], fields: Fields) -> li
     if model.norm == "rms_norm":
         remedy = "--set norm=layer_norm for LayerNorm(bias=False)"
         assumed.append(Assumption("norm", model.norm, "as its norms have no biases", remedy))
+    assumed += _of_same_arrays(model)
     return [one for one in assumed if one.field not in stated and one.field not in fields]
+
+
+def _of_same_arrays(model: ViTConfig) -> list[Assumption]:
+    """Assumptions about arguments of timm's classes that change neither the names nor the shapes of the arrays."""
+    assumed = []
+    if model.layer_scale is None and not model.parallel and model.relative_bias == "none":
+        why = "as in timm's Block, not ResPostBlock"
+        assumed.append(Assumption("branch_norm", model.branch_norm, why, "--set branch_norm=after for that"))
+    if model.pooling in ("gap", "map") and (model.class_token or model.registers):
+        why = "as timm pools the patches alone without pool_include_prefix"
+        assumed.append(Assumption("pool_prefix", model.pool_prefix, why, "--set pool_prefix=true for it"))
+    if model.mlp == "swiglu" and model.rope is None:
+        why = "with SiLU in the first half, as in SwiGLU, not timm's GluMlp or another gate"
+        assumed.append(Assumption("mlp", model.mlp, why, "ViTConfig has no other gate"))
+    return assumed
 
 
 def _without_positions(arrays: LazyArrays, prefix: int) -> LazyArrays:
