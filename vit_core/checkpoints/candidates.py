@@ -217,12 +217,24 @@ def facts_beside(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
             break
         facts |= {name: value for name, value in level.items() if not isinstance(value, LazyArray) and name != key}
         level = level.get(key) if key is not None else None
-    attributes = facts.pop(MODULES, None)
-    if isinstance(attributes, Mapping):
-        names = {re.sub(_WRAPPED, "", name): value for name, value in attributes.items()}
+    if MODULES in facts:
+        names = modules_of_pickle(tree, chosen)
         own = {name.removeprefix(chosen.prefix): x for name, x in names.items() if name.startswith(chosen.prefix)}
         facts[MODULES] = module_facts(own)
     return facts
+
+
+def modules_of_pickle(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
+    """The classes and settings of all modules in the pickled module that contains a model, by their names without parts
+    of wrappers; empty if the file has only arrays."""
+    found: Mapping[str, Any] = {}
+    level: Any = tree
+    for key in (*chosen.keys, None):
+        if not isinstance(level, Mapping):
+            break
+        attributes = level.get(MODULES)
+        found, level = attributes if isinstance(attributes, Mapping) else found, level.get(key)
+    return {re.sub(_WRAPPED, "", name): value for name, value in found.items()}
 
 
 def _without_target(parts: tuple[str, ...]) -> tuple[str, ...]:

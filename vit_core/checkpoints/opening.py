@@ -30,6 +30,7 @@ from vit_core.checkpoints.candidates import (
     joint_beside,
     keys_beside,
     modules_of,
+    modules_of_pickle,
     shared_beside,
 )
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
@@ -51,6 +52,7 @@ from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
 from vit_core.checkpoints.image_facts import without_image_constants
+from vit_core.checkpoints.module_checks import check_modules
 from vit_core.checkpoints.run_folder import checkpoint_in
 from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
@@ -217,6 +219,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
         source,
         arrays=arrays,
         facts={**source.facts, **container.metadata, **facts_beside(container.tree, chosen)},
+        modules=modules_of_pickle(container.tree, chosen),
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=beside,
@@ -288,6 +291,7 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
+        of_modules = check_modules(source, reading)
         decoder, of_decoder = _decoder(source, reading)
         if decoder is None:
             reading = dataclasses.replace(reading, decoder=None)
@@ -296,7 +300,7 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
     assumptions = (*reading.assumptions, *_unsaid(format, reading, fields))
     left = [f"left out: {abbreviate(left_out)}"] if left_out else []
-    notes = (*map(str, assumptions), *source.notes, *reading.notes, *left, *of_decoder)
+    notes = (*map(str, assumptions), *source.notes, *reading.notes, *of_modules, *left, *of_decoder)
     provenance = reading.config.provenance.replace(source=source.path.name, source_format=format.name)
     config = reading.config.replace(provenance=provenance)
     return Checkpoint(config, arrays, str(source.path), format.name, notes, assumptions, decoder)

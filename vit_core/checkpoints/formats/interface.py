@@ -40,6 +40,8 @@ class Source:
     """open_clip_config.json beside weights of open_clip; empty if there is none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Values in the same file that are not arrays, such as `arch` and `args`, which training scripts save."""
+    modules: Mapping[str, Any] = field(default_factory=dict)
+    """The classes and settings of the modules in a pickled model, such as "head.1.class"; empty for other files."""
     keys: tuple[str, ...] = ()
     """The keys of the file's tree under which the model was found."""
     prefix: tuple[str, ...] = ()
