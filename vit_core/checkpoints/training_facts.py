@@ -18,6 +18,7 @@ from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.image_facts import with_preprocessing
+from vit_core.checkpoints.overlapping_patches import check_overlap
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, one_line
 from vit_core.field_text import field_text
@@ -99,6 +100,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
             continue
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})
         if better is None:
+            if field == "image_size" and reading:
+                check_overlap(reading.config.model, mappings, value, source.path)
             stated = f"{fact.where} states {field_text(field, value)}"
             notes.append(f"{stated}, ignored because the arrays contradict it ({_reason(why_not)})")
             continue
@@ -109,6 +112,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         assert failure is not None
         raise failure
     model = reading.config.model
+    if "image_size" not in fields:
+        check_overlap(model, mappings, None, source.path)
     shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
     notes += [note for field, (fact, value) in shown if (note := _apart(field, fact, value, model))]
     reading, label_note, label_key = _with_labels(reading, facts)

@@ -147,7 +147,8 @@ def _leaves(head: _Head, source: Source, width: int) -> tuple[dict[str, LazyArra
         leaves = probe_norm.joined(members, norm, linear)
         note += f", with the batch norm '{norm}' merged into it (epsilon {probe_norm.EPSILON} assumed)"
     notes = [note]
-    if unseen := _without_arrays(head, source.prefix):
+    unseen = [] if source.modules else _without_arrays(head, source.prefix)  # else their classes are checked
+    if unseen:
         where = ", ".join(f"'{one}'" for one in unseen)
         notes.append(
             f"head: {where} without arrays before it assumed to be a dropout or an identity, not an activation; "
