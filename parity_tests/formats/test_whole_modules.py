@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import GELUTanh, GluMlp, QuickGELU
@@ -218,3 +219,27 @@ def test_a_class_of_ones_own_is_named(tmp_path: Path) -> None:
     assert note in opened(tmp_path / "x.pt").notes
     torch.save(timm_model(), tmp_path / "x.pt")
     assert not any("whose code" in note for note in opened(tmp_path / "x.pt").notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("aimv2_large_patch14_224", {}),
+        ("vit_base_patch16_clip_224", {"norm_layer": partial(nn.LayerNorm, eps=1e-3)}),
+    ],
+)
+def test_settings_of_modules_precede_the_name_of_the_architecture(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Heads and epsilon, which the name determines otherwise."""
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    model = randomized(timm.create_model(name, **sizes, **options))
+    torch.save({"arch": name, "model": model}, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), model)
+
+
+def test_the_network_of_relative_positions_has_an_activation_of_its_own(tmp_path: Path) -> None:
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    model = timm.create_model("vit_relpos_small_patch16_224", **sizes, act_layer=QuickGELU)
+    torch.save({"arch": "vit_relpos_small_patch16_224", "model": model}, tmp_path / "x.pt")
+    assert opened(tmp_path / "x.pt").config.model.activation == "quick_gelu"

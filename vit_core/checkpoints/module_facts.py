@@ -8,8 +8,9 @@ from typing import Any
 
 from vit_core.checkpoints.formats.activation_names import activation_named
 
-_OF_A_LAYER = re.compile(r"(?!.*(?:pool|decoder|stem|backbone|head)[^.]*\.)(?:.*\.)?\w*\d\.(?:.*\.)?")
-"""Names of modules in the layers of an encoder ("blocks.0.attn."); a pooling and a stem have settings of their own."""
+_OF_A_LAYER = re.compile(r"(?!.*(?:pool|decoder|stem|backbone|head|rel_pos)[^.]*\.)(?:.*\.)?\w*\d\.(?:.*\.)?")
+"""Names of modules in the layers of an encoder ("blocks.0.attn."); a pooling, a stem and the network of
+relative positions have settings of their own."""
 _NAMES = {
     "num_heads": ("num_heads", "num_attention_heads", "n_heads", "heads"),
     "norm_eps": ("eps", "variance_epsilon"),

@@ -112,8 +112,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
     notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
     by_name = _settled_by_name(config, model) - stated.keys()
+    by_name |= {name for name, value in config_json.fields_by_name(_name(config)).items() if stated.get(name) == value}
     said = frozenset(stated) | by_name
-    if not by_name and not takes_all and "pool_include_prefix" not in args:
+    if not architectures.is_known(_name(config)) and not takes_all and "pool_include_prefix" not in args:
         said -= {"pool_prefix"}
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions fit it
         said |= {"image_size"}
