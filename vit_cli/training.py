@@ -217,12 +217,14 @@ def run_of(word: str) -> Location | None:
 def go_on(
     run: Location, changes: Changes, framework: Framework | None, distributed: str | None, preflight: bool
 ) -> int:
-    """Resumes a run with some fields changed, and prints how it ended; without a framework, in the one of its log."""
+    """Resumes a run with some fields changed, and prints how it ended; without a framework, in that of its last
+    start."""
     require("train", *TRAINING)
     from vit_train.metrics import METRICS, read_metrics
+    from vit_train.run import read_request
 
     engines = [line["engine"] for line in read_metrics(run / METRICS) if "engine" in line]
-    framework = framework or (engines[-1] if engines else "jax")
+    framework = framework or read_request(run).framework or (engines[-1] if engines else "jax")
     require_training(framework)
     from vit_train.stages import resume
 

@@ -1,8 +1,9 @@
 """Matches the classes of a data set with the outputs of a model, by name."""
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,19 @@ LabelMatching = Literal["by-name", "by-position", "by-number"]
 "7" is output 7."""
 _PLACEHOLDER = re.compile(r"LABEL_[0-9]+")
 """The names that transformers gives to classes without names."""
+
+
+def composed(name: str) -> str:
+    """A name with one character for each accented letter (Unicode's form NFC). Folders and archives from macOS may have
+    two, which look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def numbers_by_name(labels: Sequence[str]) -> Callable[[str], int | None]:
+    """A function from the name of a class to its number, or to None for another name. The form of accented letters
+    counts only where it is the only difference between two classes."""
+    numbers = {composed(label): i for i, label in enumerate(labels)} | {label: i for i, label in enumerate(labels)}
+    return lambda name: numbers.get(name, numbers.get(composed(name)))
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ def match_labels(
     order; a model without names is matched by position, if the numbers of classes are equal. Raises InputError, with
     the options that would help, for a class that the model does not have, and for classes that cannot be distinguished.
     """
-    model_names, data_names = _names(model_labels), tuple(data_labels)
+    model_names, data_names = _names(model_labels), tuple(map(composed, data_labels))
     if how == "by-position":
         return _by_position(outputs, data_names)
     if how == "by-number":
@@ -74,17 +88,17 @@ def match_labels(
 def kept_outputs(model_labels: Sequence[str] | None, data_labels: Sequence[str]) -> tuple[int | None, ...]:
     """For each class of a data set the output of a model for the class of that name; None where the model has no class
     of the name, or where it is the name of several classes of either."""
-    model_names = _names(model_labels) or ()
-    counts = Counter(model_names), Counter(data_labels)
+    model_names, data_names = _names(model_labels) or (), tuple(map(composed, data_labels))
+    counts = Counter(model_names), Counter(data_names)
     position = {name: i for i, name in enumerate(model_names)}
-    return tuple(position[name] if all(count[name] == 1 for count in counts) else None for name in data_labels)
+    return tuple(position[name] if all(count[name] == 1 for count in counts) else None for name in data_names)
 
 
 def _names(labels: Sequence[str] | None) -> Labels | None:
     """The names of a model's classes; None for placeholders, which are no names."""
     if labels is None or all(_PLACEHOLDER.fullmatch(name) for name in labels):
         return None
-    return tuple(labels)
+    return tuple(map(composed, labels))
 
 
 def _without_names(outputs: int, data_names: Labels) -> LabelMatch:

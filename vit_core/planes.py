@@ -20,6 +20,8 @@ TYPES = {8: np.uint8, 16: np.uint16}
 """Number of bits of a pixel -> the type of the array."""
 MAX_VALUES = 2**28
 """Pixels times channels of an image, at most."""
+RGB = 3
+"""The number of channels to which grayscale pixels are converted."""
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of the files; TIFF's last two are BigTIFF."""
@@ -98,8 +100,11 @@ def read_pixels(content: bytes, channels: int) -> np.ndarray:
 
 
 def checked_pixels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] from [H, W, C] or [H, W]. Raises InputError for another number of channels or type."""
+    """uint8 or uint16 [H, W, C] from [H, W, C], or from one channel [H, W] or [H, W, 1], which becomes each of three as
+    in Pillow's conversion from grayscale to RGB. Raises InputError for another number of channels or type."""
     pixels_HWC = pixels[..., None] if pixels.ndim == 2 else pixels
+    if channels == RGB and pixels_HWC.ndim == 3 and pixels_HWC.shape[-1] == 1:
+        pixels_HWC = np.repeat(pixels_HWC, RGB, axis=-1)
     if pixels_HWC.ndim != 3 or pixels_HWC.shape[-1] != channels:
         raise InputError(f"its shape is {list(pixels.shape)}; expected [height, width, {channels}]")
     if pixels_HWC.dtype.newbyteorder("=") not in (np.uint8, np.uint16):

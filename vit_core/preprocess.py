@@ -198,7 +198,7 @@ def decode(source: ImageSource, preprocessing: Preprocessing) -> DecodedImage:
     reads; their number of channels has to be that of `preprocessing`. Raises InputError as `decode_image` does.
     """
     ordinary = preprocessing.bit_depth == 8 and preprocessing.channels in MODES
-    if isinstance(source, Image.Image | np.ndarray):
+    if not isinstance(source, str | os.PathLike | bytes):
         return _from_memory(source, preprocessing, ordinary)
     if ordinary and not _is_numpy(source):
         content = source if isinstance(source, bytes) else _jpeg_file(source)
@@ -232,6 +232,10 @@ def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing,
     """The same image as from a file of these pixels; what is given is not changed."""
     channels, ordinary_pixels = preprocessing.channels, False
     try:
+        if not isinstance(source, Image.Image | np.ndarray):
+            raise InputError(
+                f"its type is {type(source).__name__}; expected a path, bytes, an image of Pillow or an array"
+            )
         if isinstance(source, np.ndarray):
             known = source.ndim == 2 or (source.ndim == 3 and source.shape[2] <= 4)
             ordinary_pixels = ordinary and known and source.dtype == np.uint8

@@ -10,7 +10,7 @@ from typing import Any
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, unknown_name
 
-TIMM = r"vit_(tiny|small|medium|base|large|huge)_patch([0-9]+)(_[0-9]+)?(\..+)?"
+TIMM = r"vit_(tiny|small|medium|base|large|huge)(?:_patch([0-9]+)(_[0-9]+)?(\..+)?)?"
 """timm's names of plain architectures: vit_small_patch16_224.augreg_in1k."""
 # fmt: off
 VARIANTS: dict[str, dict[str, int]] = {
@@ -78,8 +78,8 @@ def architecture_fields(name: str) -> dict[str, Any]:
         return FAMILIES[family][size]
     if (timm := re.fullmatch(TIMM, name)) is not None:
         size = {"tiny": "Ti"}.get(timm[1], timm[1][0].upper())
-        raise InputError(f"unknown variant '{name}'; timm's is called {size}/{timm[2]} here")
+        raise InputError(f"unknown variant '{name}'; timm's is called {size}/{timm[2] or 16} here")
     if name not in VARIANTS:
         sizes = [f"{family}-{size}" for family, rows in FAMILIES.items() for size in rows]
-        raise unknown_name("variant", name, [*VARIANTS, *sizes])
+        raise InputError(f"{unknown_name('variant', name, [*VARIANTS, *sizes])}; with the patch size: B/16")
     return dict(VARIANTS[name])

@@ -37,7 +37,7 @@ from vit_core.checkpoints.saving import save_checkpoint
 MODEL = ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_dim=8, num_classes=3, activation="gelu")
 FILES = {"vit": "ours", "timm": "timm", "google": "g.npz", "big_vision": "b.npz", "torchvision": "t.pth"}
 FILES |= {"transformers": "hf", "lucidrains": "l.pth", "open_clip": "o.safetensors", "vit5": "5.pth"}
-FILES |= {"jeonsworld": "j.pth", "lukemelas": "p.pth"}
+FILES |= {"jeonsworld": "j.pth", "lukemelas": "p.pth", "keras_hub": "k"}
 FIELDS: dict[str, dict[str, Any]] = {
     "lucidrains": {"patch_norms": True, "qkv_bias": False, "width": 128},
     "vit5": {
@@ -138,7 +138,7 @@ def test_every_format_is_here() -> None:
     assert set(registry.FORMATS) <= set(MAKERS)
 
 
-FOLDERS = ("vit", "timm", "transformers", "shards")
+FOLDERS = ("vit", "timm", "transformers", "shards", "keras_hub")
 
 
 @pytest.fixture(scope="module", params=FOLDERS)

@@ -24,13 +24,13 @@ from parity_tests.formats.foreign import (
 )
 from parity_tests.twins import checkpoint
 from vit_core import CheckpointConfig, parity, variants
-from vit_core.checkpoints import save_checkpoint
+from vit_core.checkpoints import Provenance, save_checkpoint
 from vit_core.checkpoints.containers import open_container
 from vit_core.checkpoints.formats import torchvision as lineage
 from vit_core.checkpoints.formats.interface import assume_heads
 from vit_core.errors import InputError
 from vit_core.parameters import parameters
-from vit_core.preprocess import Preprocessing
+from vit_core.preprocess import IMAGE_FIELDS, Preprocessing
 
 SIZES: dict[str, Any] = {
     "image_size": 12,
@@ -298,3 +298,16 @@ def test_what_the_user_says_wins(tmp_path: Path) -> None:
     wrong = opened(tmp_path / "theirs.pth", heads=3)
     assert apart(wrong, model(nchw(images(CONFIG)))) > 1e-6
     assert np.array_equal(wrong.arrays["head.bias"], found.arrays["head.bias"])
+
+
+def test_the_assumed_preprocessing_is_that_of_the_published_weights() -> None:
+    theirs: Any = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.transforms()
+    config = CheckpointConfig(model=CONFIG, provenance=Provenance(source_format="torchvision"))
+    ours, fields = config.preparation()
+    assert fields == IMAGE_FIELDS, "all are assumed"
+    assert (ours.mean, ours.std) == (tuple(theirs.mean), tuple(theirs.std))
+    assert (ours.crop_fraction, ours.interpolation) == (
+        theirs.crop_size[0] / theirs.resize_size[0], theirs.interpolation.value
+    )  # fmt: skip
+    gray = config.replace(model=CONFIG.replace(channels=1)).preparation()[0]
+    assert gray == Preprocessing(image_size=12, channels=1)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vit_core.errors import shortened
 from vit_core.storage import Location
 from vit_train.answers import Answered
 from vit_train.attention_figures import draw_image
@@ -32,7 +31,7 @@ def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequ
         if count and len(labels) <= 20:
             dark = shares_CA[row, column] > 0.5
             panel.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    names = [[_text(name, 18) for name in each] for each in (answers, labels)]
+    names = [[_text(name, 26) for name in each] for each in (answers, labels)]
     panel.set_xticks(range(len(answers)), names[0], rotation=90, fontsize=8)
     panel.set_yticks(range(len(labels)), names[1], fontsize=8)
     panel.set(xlabel="answer", ylabel="class")
@@ -49,11 +48,15 @@ def answered_images(images: Sequence[Answered], path: Location, columns: int = 8
         panel.axis("off")
     for panel, image in zip(panels.flat, images, strict=False):
         draw_image(panel, image.pixels_HWC)
-        title = f"{_text(image.label, 16)}\n→ {_text(image.answer, 16)} {image.probability:.0%}"
+        title = f"{_text(image.label, 20)}\n→ {_text(image.answer, 16)} {image.probability:.0%}"
         panel.set_title(title, fontsize=7)
     return save_figure(figure, path)
 
 
 def _text(name: str, most: int) -> str:
-    """A name of at most `most` characters, escaped so that matplotlib does not read formulas in it."""
-    return shortened(name, most).replace("$", r"\$")
+    """A name of at most `most` characters, escaped so that matplotlib does not read formulas in it. Of a longer one the
+    beginning and the end are kept, because similar names of classes often differ in their last word."""
+    line = " ".join(name.split())
+    if len(line) > most:
+        line = f"{line[: most // 2].rstrip()} … {line[-(most - most // 2 - 3) :].lstrip()}"
+    return line.replace("$", r"\$")

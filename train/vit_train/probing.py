@@ -32,7 +32,8 @@ class Labelled:
         """Raises InputError for features without labels, of several tokens, or that are not finite."""
         if labels is None:
             raise InputError(
-                f"{title}: its images have no labels; write the features of a folder that has a folder for each class"
+                f"{title}: its images have no labels; write the features of a folder that has a folder for each class, "
+                "or of a table with a column of labels"
             )
         if values_N.ndim != 2:
             raise InputError(f"{title}: has features of each token; write them with --pool cls or --pool gap")

@@ -21,7 +21,7 @@ from vit_core.schema import Schema
 from vit_core.storage import Location, absolute, is_local, location, staged_files
 from vit_train.config import TrainConfig, field_value, flatten
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
-from vit_train.engine import Engine, MakeEngine, Saver
+from vit_train.engine import Engine, Framework, MakeEngine, Saver
 from vit_train.metrics import METRICS, read_metrics
 from vit_train.segments import Segment, config_at, with_change
 from vit_train.step_folders import remove_incomplete, remove_step, set_aside, steps_to_remove
@@ -54,6 +54,8 @@ class Request(Schema):
     """Fingerprints of the contents of the training and evaluation splits, independent of their paths."""
     teacher: str | None = None
     """A digest of the weights of the run's teacher, whose address is in the config."""
+    framework: Framework | None = None
+    """Framework of the last start (None: a run of an earlier release, whose log names it)."""
     segments: tuple[Segment, ...] = ()
     """The changes that were made when the run was resumed; before the first of them, the run used `config`."""
 
@@ -72,7 +74,7 @@ class Request(Schema):
         return min((segment.step for segment in self.segments if segment.step > step), default=self.steps)
 
 
-CHANGEABLE = {"init", *(f"config.{name}" for name in CHANGEABLE_ON_RESUME)}
+CHANGEABLE = {"init", "framework", *(f"config.{name}" for name in CHANGEABLE_ON_RESUME)}
 """Fields of a request that may be changed when a run is resumed."""
 
 FIXED = {

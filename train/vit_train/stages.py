@@ -167,6 +167,7 @@ def resume(out: Location, fields: Mapping[str, Any], launch: Launch) -> StageRes
         config=config,
         labels=training.labels if config.masked is None else None,
         examples=(training.fingerprint(), evaluation.fingerprint()),
+        framework=launch.framework,
     )
     segment = {name: value for name, value in fields.items() if name in CHANGEABLE_IN_SEGMENTS}
     stage = "pretrain" if there.init is None or config.masked else "finetune"
@@ -199,7 +200,14 @@ def train(
     provenance = weights.config.provenance if weights else Provenance()
     examples = training.fingerprint(), evaluation.fingerprint()
     labels = training.labels if config.masked is None else None
-    request = Request(config=config, init=init, labels=labels, provenance=provenance, examples=examples)
+    request = Request(
+        config=config,
+        init=init,
+        labels=labels,
+        provenance=provenance,
+        examples=examples,
+        framework=launch.framework,
+    )
     return _train(stage, Run(out, request), weights, training, evaluation, launch, changes)
 
 

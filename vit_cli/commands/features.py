@@ -21,6 +21,7 @@ def features(
     layer: int = -1,
     pool: Pool | None = None,
     norm: Annotated[bool, Parameter(negative=())] = False,
+    label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None,
     computing: ComputingOptions = IN_BATCHES,
     compute_dtype: Literal["float32", "float64", "bfloat16"] = "float32",
     reading: ReadingOptions = AS_RECORDED,
@@ -32,7 +33,8 @@ def features(
     one starts from the beginning, because images, weights and options may have changed. For very many images, write
     several files with a part of the images in each. For an array (.npy, which can be opened as a memory map, or
     .safetensors), a table of the same name (.csv) gives the path and the label of each row's image; a parquet file has
-    them as columns. The label is the name of the image's folder directly below the given folder; `vit probe` uses it.
+    them as columns. The label, which `vit probe` uses, is that of a table, or the name of the image's folder directly
+    below the given folder.
 
     Examples:
         vit features ViT-B_16.npz ./photos/train --out train.npy
@@ -48,6 +50,7 @@ def features(
         pool: The class token, the mean of the patch tokens (gap), or all tokens: class and register tokens first.
             Default: the class token if there is one, otherwise gap.
         norm: Apply the model's last LayerNorm to the tokens first.
+        label_column: Column of the labels in the tables. Default: label, class, category or a similar name.
         computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation. Features are stored in float32, or in float64.
         reading: How the checkpoint is opened.
@@ -61,7 +64,7 @@ def features(
     check_target(out)
     if out.suffix == ".parquet":
         require("parquet", "pyarrow")
-    twin, named = import_twin(computing.framework, compute_dtype), named_images(images, stdin)
+    twin, named = import_twin(computing.framework, compute_dtype), named_images(images, stdin, label_column)
     with warnings_said():
         extraction = Extraction.of(
             twin,

@@ -39,6 +39,21 @@ def test_rows_have_the_names_and_folders_of_their_images(printed: Printing, phot
     assert read_features(out).values_N.shape == (2, MODEL.tokens, MODEL.width)
 
 
+def test_labels_of_a_table(vit: Vit, refused: Vit, photos: Path, tmp_path: Path) -> None:
+    model, out, table = save_random(tmp_path / "model"), tmp_path / "x.npy", photos / "list.csv"
+    table.write_text("file,label,finding\na/deeper/0,one,healthy\nb/0.png,two,\nalone.png,one,ill\n")
+    vit("features", model, table, "--out", out)
+    assert read_features(out).labels == ("one", "two", "one")
+    vit("features", model, table, "--out", out, "--data.label-column", "finding")
+    assert [line.rpartition(",")[2] for line in (tmp_path / "x.csv").read_text().splitlines()[1:]] == [
+        "healthy",
+        "",
+        "ill",
+    ]
+    message = "list.csv: data.label_column: no column 'fnding'; found: file, label, finding"
+    assert message in refused("features", model, table, "--out", out, "--data.label-column", "fnding")
+
+
 def test_an_interrupted_command_leaves_what_was_there(
     printed: Printing, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

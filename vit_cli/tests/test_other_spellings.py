@@ -71,6 +71,7 @@ def test_what_people_type_is_read(typed: list[str], field: tuple[str, ...], valu
         (("pretrain", "folder", "--steps", "3", "--epochs", "2"), "--epochs and --steps both set the length"),
         (("pretrain", "folder", "--epochs", "0"), "--epochs 0: expected more than 0"),
         (("pretrain", "folder", "--model", "Q/16"), "unknown variant 'Q'"),
+        (("pretrain", "folder", "--model", "vit_tiny"), "unknown variant 'vit_tiny'; timm's is called Ti/16 here"),
         (("pretrain", "folder", "--model", "B"), "does not name its patch size; write, for example, 'B/16'"),
     ],
 )

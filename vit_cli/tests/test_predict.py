@@ -133,6 +133,9 @@ def test_images_are_named_in_several_ways(
     assert images(f"{photos}/**/1.png") == [below]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{below}\n\n{one}\n"))
     assert images("-") == [below, one]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{below}\0{one}\0"))
+    message = "-: paths are separated by zero bytes; expected one on each line, as find prints them without -print0"
+    assert message in printed("predict", checkpoint, "-", "--to", "csv", status=2).err
 
 
 def test_an_unreadable_image_is_named_and_skipped_or_an_error(

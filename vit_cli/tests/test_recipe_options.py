@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,19 @@ def test_printed_values_can_be_typed(vit: Vit, recipe: str) -> None:
 def test_framework_before_the_recipe(vit: Vit, recipe: str, tmp_path: Path) -> None:
     vit("pretrain", "--framework", "torch", "--out", tmp_path / "run", recipe)
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["engine"] == "torch"
+
+
+def test_a_run_that_was_killed_before_its_first_line_keeps_its_framework(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    vit("pretrain", "--framework", "torch", "--out", tmp_path / "run", recipe)
+    for path in (tmp_path / "run").iterdir():
+        if path.name != "run.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert f"{tmp_path / 'run'}: a training run without a saved step; `vit resume" in vit(
+        "inspect", tmp_path / "run", status=2
+    )
+    assert "pretrain (torch)" in vit("resume", tmp_path / "run")
+    vit("resume", tmp_path / "run", "--steps", "9", "--framework", "jax")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["framework"] == "jax"
 
 
 def test_help_shows_the_values_of_the_recipe(vit: Vit, recipe: str) -> None:

@@ -18,10 +18,19 @@ from vit_core.config import Size, ViTConfig
 from vit_core.errors import InputError, unknown_name
 from vit_core.field_text import field_text
 from vit_core.parameters import initial_value, parameters
+from vit_core.planes import RGB
 from vit_core.position_embeddings import Method
 from vit_core.preprocess import IMAGE_FIELDS, Preprocessing
 from vit_core.relative_positions import resampled_table
 from vit_core.schema import Flag, NonNegative, Schema
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_fraction": 0.875}
+_PUBLISHED: dict[str | None, dict[str, Any]] = {
+    "torchvision": {**_IMAGENET, "interpolation": "bilinear"},  # ViT_B_16_Weights.IMAGENET1K_V1
+    "meta": _IMAGENET,  # the evaluation of DINO, DINOv2, MAE, DeiT
+}
+"""Format of weights that were published with one preprocessing for RGB images -> fields of it. They are assumed if the
+file records none."""
 
 
 class Resampling(Schema):
@@ -123,12 +132,15 @@ class CheckpointConfig(Schema):
         """The preprocessing for this model's images: as in its training, except for `changes` (fields of
         Preprocessing).
 
-        Also returns the names of the fields that had to be assumed, because no preprocessing is recorded.
+        Also returns the names of the fields that had to be assumed, because no preprocessing is recorded: those of the
+        weights that were published in the format, or the defaults.
         """
         changes = dict(changes or {})
         if changes.get("max_patches") is not None:
             changes["patch_size"] = self.model.patch_size
-        recorded = self.preprocessing or Preprocessing(image_size=self.model.image_size, channels=self.model.channels)
+        channels = self.model.channels
+        usual = _PUBLISHED.get(self.provenance.source_format, {}) if channels == RGB else {}
+        recorded = self.preprocessing or Preprocessing(image_size=self.model.image_size, channels=channels, **usual)
         assumed = () if self.preprocessing else tuple(name for name in IMAGE_FIELDS if name not in changes)
         return recorded.replace(**changes) if changes else recorded, assumed
 

@@ -9,10 +9,16 @@ from vit_core.errors import InputError, abbreviate
 from vit_core.storage import Location, is_local
 
 _WEIGHTS = (
-    "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.npz", "*.msgpack", "*.h5", "*.onnx", "*.index.json",
+    "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.npz", "*.msgpack", "*.h5", "*.keras", "*.onnx",
+    "*.index.json",
 )  # fmt: skip
 """Names of files that contain weights, or list files of weights."""
-_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
+_PRESET = (
+    "config.json", "model.weights.h5", "task.weights.h5", "task.json", "preprocessor.json", "image_converter.json",
+    "metadata.json",
+)  # fmt: skip
+"""Names of the files of a preset of keras_hub."""
+_CONFIGS = ("preprocessor_config.json", "processor_config.json", "open_clip_config.json", *_PRESET)
 """Names of files that describe the weights beside them."""
 _RUN_FILES = ("run.json", STEPS)
 """Names of files in the folder of a training run."""
@@ -70,7 +76,7 @@ def _refuse_others(path: Location, format: str, names: list[str], there: list[st
         raise InputError(
             f"{path}: contains {what}, not a {format} checkpoint; choose an empty or new folder, or add --overwrite"
         )
-    own = ("model.safetensors", "config.json", "preprocessor_config.json")
+    own = _PRESET if format == "keras_hub" else ("model.safetensors", "config.json", "preprocessor_config.json")
     if beside := [name for name in there if name not in own]:
         raise InputError(
             f"{path}: {abbreviate(beside, most=3)} would remain beside the new weights; choose an empty or new folder, "

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vit_core.checkpoints.checkpoint import Checkpoint
-from vit_core.checkpoints.containers import write_npz, write_pth, write_safetensors
+from vit_core.checkpoints.containers import write_hdf5, write_npz, write_pth, write_safetensors
 from vit_core.checkpoints.decoder import decoder_rows
 from vit_core.checkpoints.formats.expressing import Expressed, express
 from vit_core.checkpoints.formats.interface import Writer, Writing, not_in_state_dict
@@ -66,7 +66,7 @@ def save_checkpoint(
     writing = (MASKED_WRITERS if decoder else WRITERS)[format].write(expressed.checkpoint)
     if container == "folder":
         _write_folder(target, writing)
-        remove_replaced(replaced, (WEIGHTS, *writing.texts))
+        remove_replaced(replaced, (*_weights_of(writing), *writing.texts))
         return (*expressed.notes, *writing.notes)
     with staged_files(target.parent, (target.name,)) as stage:
         _write_file(stage / target.name, container, writing)
@@ -102,9 +102,17 @@ def _container(target: Location, format: str) -> str:
     return container
 
 
+def _weights_of(writing: Writing) -> tuple[str, ...]:
+    """The names of the files of weights in a folder."""
+    return tuple(writing.hdf5) or (WEIGHTS,)
+
+
 def _write_folder(target: Location, writing: Writing) -> None:
-    with staged_files(target, (WEIGHTS, *writing.texts)) as stage:
-        write_safetensors(stage / WEIGHTS, writing.arrays, {"format": "pt"})
+    with staged_files(target, (*_weights_of(writing), *writing.texts)) as stage:
+        for name, arrays in writing.hdf5.items():
+            write_hdf5(stage / name, arrays)
+        if not writing.hdf5:
+            write_safetensors(stage / WEIGHTS, writing.arrays, {"format": "pt"})
         for name, text in writing.texts.items():
             (stage / name).write_text(text)
 

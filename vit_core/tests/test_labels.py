@@ -3,7 +3,7 @@
 import pytest
 
 from vit_core.errors import InputError
-from vit_core.labels import LabelMatch, match_labels
+from vit_core.labels import LabelMatch, kept_outputs, match_labels
 
 ANIMALS = ("eel", "dog", "cat")
 
@@ -55,6 +55,14 @@ def test_unknown_names_are_refused():
 def test_another_spelling_is_another_name_and_suggested(name):
     message = refusal(("golden_retriever", "tabby"), 2, (name, "tabby"))
     assert f"has no class '{name}' ('{name}' is called 'golden_retriever' there); its classes" in message
+
+
+def test_accents_written_in_two_ways_are_one_name():
+    two, one = "Ka\u0308fer", "K\u00e4fer"
+    assert two != one
+    assert match_labels((two, "Spinne"), 2, ("Spinne", one)).outputs == (1, 0)
+    assert match_labels((one, "Spinne"), 2, (two, "Spinne")) == LabelMatch((0, 1))
+    assert kept_outputs((two, "Spinne"), (one, "Ameise")) == (0, None)
 
 
 def test_placeholders_are_no_names():

@@ -108,6 +108,19 @@ def test_eight_and_sixteen_bits() -> None:
     np.testing.assert_allclose(load_image(npy(wide), sixteen), expected, rtol=0, atol=2 * 2.0**-24 + 65535 * 2.0**-40)
 
 
+def test_grayscale_becomes_three_channels() -> None:
+    """As Pillow converts it with 8 bits, and as the same image with three channels in its file."""
+    levels = noise(20, 12, 1, np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(levels[..., 0]).save(file, "PNG")
+    for bits in (8, 16):
+        preprocessing = Preprocessing(image_size=9, bit_depth=bits)
+        expected = resize_image(decode(npy(np.repeat(levels, 3, axis=-1)), preprocessing), preprocessing)
+        assert len(np.unique(expected)) > 9
+        for content in (file.getvalue(), npy(levels), npy(levels[..., 0])):
+            np.testing.assert_array_equal(resize_image(decode(content, preprocessing), preprocessing), expected)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_numpy_file_of_an_ordinary_image_is_that_image(channels: int) -> None:
     pixels = noise(20, 20, channels, np.uint8)

@@ -66,6 +66,15 @@ def test_few_images_leave_no_empty_columns(tmp_path: Path) -> None:
     assert widths[0] * 4 == widths[1] == widths[2]
 
 
+def test_long_names_of_classes_can_be_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    names = ["Quercus robur subsp. robur (leaf, summer)", "Quercus robur subsp. robur (leaf, autumn)", "maple"]
+    confusion_matrix(np.eye(3, dtype=int), names, names, tmp_path / "a.png")
+    drawn_names = [label.get_text() for label in plt.gcf().axes[0].get_yticklabels()]
+    plt.close("all")
+    assert drawn_names == ["Quercus robur … f, summer)", "Quercus robur … f, autumn)", "maple"]
+
+
 @pytest.mark.parametrize("steps", [(1, 2, 3), (4,)])
 def test_ticks_of_few_steps_are_whole(tmp_path: Path, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in steps]

@@ -89,6 +89,7 @@ def test_a_run_of_another_config_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, Request(config=CONFIG.replace(log_every=1, workers=2), labels=LABELS)).resumed()
     with pytest.raises(InputError, match="labels is "):
         Run(tmp_path, Request(config=CONFIG, labels=LABELS[::-1])).resumed()
+    Run(tmp_path, Request(config=CONFIG, labels=LABELS, framework="torch")).resumed()
     moved = CONFIG.replace(data=CONFIG.data.replace(name="./elsewhere/", directory="/data"))
     Run(tmp_path, Request(config=moved, labels=LABELS, init="other/path")).resumed()
     with pytest.raises(InputError, match="the images or their labels are others"):

@@ -47,6 +47,10 @@ class Archive:
         with self._opened() as archive, archive.open(self._members[name]) as member:
             return member.read(length)
 
+    def stored(self, name: str) -> FileRange | None:
+        """The range of the file with a part's bytes; None if they are compressed."""
+        return self._source.part(self._start(name), self.size(name)) if self._is_stored(name) else None
+
     def values(self, name: str, start: int, length: int) -> np.ndarray:
         """Bytes of a part as uint8 [length], read from the disk as they are used unless the part is compressed."""
         if self._is_stored(name):

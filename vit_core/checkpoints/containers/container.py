@@ -44,7 +44,8 @@ class Container:
     path: Location
     """The file that is read (for a folder of weights, the chosen file), or the folder of an Orbax or DCP checkpoint."""
     kind: str
-    """"safetensors", "npz", "pth", "pickle", "msgpack", "orbax", "dcp"; "safetensors shards" for an index of shards."""
+    """"safetensors", "npz", "pth", "pickle", "msgpack", "orbax", "dcp", "hdf5", "keras preset", "keras archive";
+    "safetensors shards" and "hdf5 shards" for an index of shards."""
     tree: Mapping[str, Any]
     """Nested mappings as in the file. Leaves are LazyArray, plain values (str, int, float, bool, None, and lists of
     them) and StandIn. A list with arrays or mappings in it is a mapping from "0", "1", ... to its elements."""
@@ -54,6 +55,11 @@ class Container:
     separator: str = "."
     """The text between keys of the tree in the names of `arrays`: "." in PyTorch files, "/" in npz files and Flax
     trees."""
+
+    @property
+    def of_keras(self) -> bool:
+        """Whether it was saved by Keras. The metadata are then config files of Keras and names of layers."""
+        return self.kind.startswith(("keras", "hdf5"))
 
     @cached_property
     def arrays(self) -> LazyArrays:

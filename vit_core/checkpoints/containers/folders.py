@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from vit_core.checkpoints.containers import dcp, orbax
+from vit_core.checkpoints.containers import dcp, keras, orbax
 from vit_core.errors import InputError, abbreviate
 from vit_core.storage import Location
 
@@ -20,7 +20,10 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 """Names that libraries give to a folder's weights. If a folder has several, the first in this order is read."""
-_ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".msgpack", ".index.json")
+_ENDINGS = (
+    *(".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".msgpack", ".index.json"),
+    *(".weights.h5", ".weights.json", ".keras"),
+)
 _NO_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|spiece|tokenizer|merges|events"
     r"|(bf16_)?zero_pp_rank_)[\w.-]*"
@@ -39,7 +42,7 @@ class Found:
     path: Location
     """A file of weights, or a folder that is a checkpoint itself."""
     reader: str
-    """ "file", "orbax" or "dcp"."""
+    """ "file", "orbax", "dcp" or "keras" (a preset of keras_hub)."""
     notes: tuple[str, ...] = ()
 
 
@@ -59,6 +62,8 @@ def find_weights(folder: Location) -> Found:
             others = sorted(one for one in names if _ANOTHER_MODEL.fullmatch(one))
             note = f"read {name}; to open another model of the folder, give its file: {abbreviate(others, most=3)}"
             return Found(folder / name, "file", (note,) if others else ())
+    if _is_preset(names):
+        return Found(folder, "keras")
     candidates = sorted(name for name in names if _looks_like_weights(name) and (folder / name).is_file())
     if len(candidates) == 1:
         return Found(folder / candidates[0], "file")
@@ -84,6 +89,8 @@ def describe_folder(folder: Location) -> str:
     if orbax.is_orbax_item(folder, names):
         return "an Orbax checkpoint"
     usual = next((name for name in WEIGHTS if name in names), None)
+    if usual is None and _is_preset(names):
+        return "a preset of keras_hub"
     candidates = sorted(name for name in names if _looks_like_weights(name))
     if usual or candidates:
         return f"a folder with {usual or abbreviate(candidates, most=3)}"
@@ -103,6 +110,11 @@ def _names(folder: Location) -> set[str]:
 
 def _looks_like_weights(name: str) -> bool:
     return name.endswith(_ENDINGS) and not _NO_WEIGHTS.match(name) and not name.startswith(".")
+
+
+def _is_preset(names: Iterable[str]) -> bool:
+    """Whether a folder has the weights of a preset of keras_hub."""
+    return keras.WEIGHTS in names or keras.INDEX in names
 
 
 def _is_cache(names: Iterable[str]) -> bool:
@@ -144,6 +156,8 @@ def _found_below(folder: Location, names: set[str]) -> Found:
     if {"data.pkl", "data", "version"} <= names:
         step = "give that file, or pack this folder (not only its contents) as a zip file without compression"
         raise InputError(f"{folder}: the unpacked contents of a .pth file; {step}")
+    if {"run.json", "metrics.jsonl"} & names and not {"checkpoint", "steps"} & names:
+        raise InputError(f"{folder}: a training run without a saved step; `vit resume {folder}` continues it")
     inner = [name for name in sorted(names)[:200] if _may_open(folder / name)]
     if known := _unread(names) or ("" if inner else _foreign_file(names)):
         raise InputError(

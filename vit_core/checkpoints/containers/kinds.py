@@ -37,11 +37,13 @@ PTH = Kind("a PyTorch file", "pth")
 PICKLE = Kind("a pickle", "pth")
 MSGPACK = Kind("a msgpack file", "msgpack")
 SHARDS = Kind("an index of shards", "shards")
+KERAS = Kind("a Keras model (.keras)", "keras")
+KERAS_SHARDS = Kind("an index of Keras's weights in several files", "keras shards")
 
 _UNPACK = "unpack it and give the file of weights in it"
 _GET = "download the file itself"
 _STARTS: tuple[tuple[bytes, Kind], ...] = (
-    (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file, as Keras writes them (.h5)")),
+    (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file, as Keras writes them (.h5)", "hdf5")),
     (b"GGUF", Kind("a GGUF file of llama.cpp")),
     (b"ggml", Kind("a GGML file of llama.cpp")),
     (b"lmgg", Kind("a GGML file of llama.cpp")),
@@ -124,7 +126,7 @@ def _zip_kind(source: FileRange | None) -> Kind:
     if any(re.fullmatch(r"(?:[^/]+/)?data\.pkl", name) for name in names):
         return PTH
     if any(name.endswith("weights.h5") for name in names):
-        return Kind("a Keras model (.keras)")
+        return KERAS
     if any(name.endswith(("models/model.json", "archive_format")) for name in names):
         return Kind("an exported PyTorch program (.pt2)", "", "save the model's state_dict() with torch.save")
     return Kind("a zip archive without weights at its top level", "", _UNPACK)
@@ -139,7 +141,8 @@ def _text_kind(head: bytes, name: str) -> Kind | None:
         return None
     for pattern, kind in _TEXT_STARTS:
         if re.match(rf"\s*(?:{pattern})", text, re.IGNORECASE):
-            return SHARDS if kind.text == "a JSON file" and name.endswith(".index.json") else kind
+            indices = {".index.json": SHARDS, ".weights.json": KERAS_SHARDS} if kind.text == "a JSON file" else {}
+            return next((index for end, index in indices.items() if name.endswith(end)), kind)
     return Kind("a text file", "", "give the file of the weights")
 
 

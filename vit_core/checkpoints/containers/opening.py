@@ -7,6 +7,8 @@ from pathlib import Path
 from vit_core.checkpoints.containers.container import Container
 from vit_core.checkpoints.containers.dcp import read_dcp
 from vit_core.checkpoints.containers.folders import Found, describe_folder, find_weights
+from vit_core.checkpoints.containers.hdf5 import read_hdf5
+from vit_core.checkpoints.containers.keras import read_archive, read_preset, read_sharded, with_config_beside
 from vit_core.checkpoints.containers.kinds import HEAD, Kind, file_kind
 from vit_core.checkpoints.containers.msgpack import read_msgpack
 from vit_core.checkpoints.containers.npz import read_npz
@@ -24,7 +26,14 @@ _READERS: dict[str, Callable[[FileRange], Container]] = {
     "npz": read_npz,
     "pth": read_pth,
     "msgpack": read_msgpack,
+    "hdf5": read_hdf5,
+    "keras": read_archive,
 }
+_INDICES: dict[str, Callable[[FileRange, Callable[[Location], Container]], Container]] = {
+    "shards": read_shards,
+    "keras shards": read_sharded,
+}
+"""Readers of files that list other files, each of which is opened by the given function."""
 
 
 def open_container(path: Location) -> Container:
@@ -47,7 +56,7 @@ def open_container(path: Location) -> Container:
             with readable(found.path, "a folder"):
                 files = {file.name: file for file in folder.iterdir() if file.is_file()}
                 ranges = {name: FileRange.whole(found.path / name, file, owner) for name, file in files.items()}
-            container = read_dcp(found.path, ranges)
+            container = (read_preset if found.reader == "keras" else read_dcp)(found.path, ranges)
     return replace(container, notes=(*found.notes, *container.notes)) if found.notes else container
 
 
@@ -78,15 +87,16 @@ def _open_file(path: Location) -> Container:
     with readable(path, "a file of weights"):
         source = _local_file(path)
         kind = file_kind(source.head(HEAD), path.name, source)
-    if kind.reader == "shards":
-        return read_shards(source, _open_file)
+    if kind.reader in _INDICES:
+        return _INDICES[kind.reader](source, _open_file)
     if not kind.reader:
         raise _unreadable(path, kind)
-    return _READERS[kind.reader](source)
+    container = _READERS[kind.reader](source)
+    return with_config_beside(container) if container.of_keras else container
 
 
 def _unreadable(path: Location, kind: Kind) -> InputError:
-    formats = "expected safetensors, .npz, .pth or Flax's msgpack"
+    formats = "expected safetensors, .npz, .pth, Flax's msgpack or Keras's .weights.h5"
     return InputError(f"{path}: {kind.text}, {formats}; {kind.advice}")
 
 

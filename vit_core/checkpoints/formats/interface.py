@@ -38,6 +38,8 @@ class Source:
     """preprocessor_config.json, or the image processor in processor_config.json; empty if there is none."""
     open_clip_config: Mapping[str, Any] = field(default_factory=dict)
     """open_clip_config.json beside weights of open_clip; empty if there is none."""
+    keras: Mapping[str, str] = field(default_factory=dict)
+    """Texts of Keras's config files by their names, and the names of layers by their groups; empty for other files."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Values in the same file that are not arrays, such as `arch` and `args`, which training scripts save."""
     modules: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +108,8 @@ class Writing:
     texts: Mapping[str, str] = field(default_factory=dict)
     """File name -> contents, for a folder's other files."""
     notes: tuple[str, ...] = ()
+    hdf5: Mapping[str, LazyArrays] = field(default_factory=dict)
+    """File name -> arrays, for folders with HDF5 files instead of model.safetensors."""
 
 
 @dataclass(frozen=True)

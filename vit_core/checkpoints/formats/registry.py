@@ -13,6 +13,7 @@ from vit_core.checkpoints.formats import (
 )
 from vit_core.checkpoints.formats.google import lineage as google
 from vit_core.checkpoints.formats.interface import Format, Writer
+from vit_core.checkpoints.formats.keras_hub import lineage as keras_hub
 from vit_core.checkpoints.formats.open_clip import lineage as open_clip
 from vit_core.checkpoints.formats.timm import lineage as timm
 from vit_core.checkpoints.formats.transformers import lineage as transformers
@@ -33,6 +34,7 @@ _FOREIGN = (
     mmpretrain.FORMAT,  # checkpoints of OpenMMLab's mmpretrain and mmcls
     pytorch_ports.JEONSWORLD,  # state dicts of jeonsworld/ViT-pytorch
     pytorch_ports.LUKEMELAS,  # state dicts of pytorch-pretrained-vit
+    keras_hub.FORMAT,  # presets, archives and weights of keras_hub's models
 )
 FOREIGN_FORMATS: dict[str, Format] = {format.name: format for format in _FOREIGN}
 """Name -> format, in the order in which `recognises` is called."""

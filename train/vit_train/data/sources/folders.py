@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_core.errors import InputError, abbreviate
 from vit_core.image_files import extensions, files_below
+from vit_core.labels import numbers_by_name
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
 from vit_train.data.sources.split import Listed, Split, Which, size_and_time
@@ -149,13 +150,13 @@ def subfolders(folder: Path) -> list[str]:
 def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files, tuple[str, ...]]:
     """All images in a split's class folders, sorted by class and path; and notes on ignored files."""
     root, below = folder / split, os.fsencode(split)
-    label_of = {name: label for label, name in enumerate(labels)}
+    number_of = numbers_by_name(labels)
     names: list[bytes] = []
-    counts: dict[int, int] = {}
+    numbers: list[int] = []
     ignored: Counter[bytes] = Counter()
     beside = _images_beside_classes(root, ignored)
     for name in subfolders(root):
-        if name not in label_of:
+        if (label := number_of(name)) is None:
             raise InputError(
                 f"{root / name}: training has no class of this name; expected one of its {len(labels)} classes"
             )
@@ -166,11 +167,13 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
         if not found:
             raise InputError(f"{root / name}: no images; add files such as .jpg or .png, or remove the folder")
         names += found
-        counts[label_of[name]] = len(found)
+        numbers += [label] * len(found)
     if not names:
         raise InputError(f"{root}: no class folders; expected {root}/CLASS/image files")
-    labels_N = np.repeat(np.array([*counts], np.int32), [*counts.values()])
-    return Files(str(folder), np.array(names), labels_N), (*beside, *_ignored_notes(str(root), ignored))
+    return Files(str(folder), np.array(names), np.array(numbers, np.int32)), (
+        *beside,
+        *_ignored_notes(str(root), ignored),
+    )
 
 
 def _images_beside_classes(root: Path, ignored: Counter[bytes]) -> tuple[str, ...]:

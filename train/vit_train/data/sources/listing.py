@@ -4,11 +4,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
 from vit_core.errors import InputError, abbreviate
+from vit_core.labels import numbers_by_name
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
 from vit_train.data.sources.several_labels import split_cell, with_labels
@@ -134,13 +135,14 @@ def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, spli
     if listing.classes is not None and isinstance(cells[0], int):
         return [(cell,) for cell in cells]
     names = [cell if isinstance(cell, tuple) else (str(cell),) for cell in cells]
-    number = {label: i for i, label in enumerate(labels)}
-    if unknown := sorted({name for each in names for name in each} - set(number)):
+    number_of = numbers_by_name(labels)
+    number = {name: number_of(name) for name in {name for each in names for name in each}}
+    if unknown := sorted(name for name, known in number.items() if known is None):
         raise InputError(
             f"{listing.title}/{split}: training has no class of this name: {abbreviate(unknown)}; expected one of "
             f"its {len(labels)} classes"
         )
-    return [tuple(number[name] for name in each) for each in names]
+    return [tuple(cast(int, number[name]) for name in each) for each in names]
 
 
 def column(where: str, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:

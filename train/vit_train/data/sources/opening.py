@@ -29,9 +29,10 @@ def open_split(data: Data, which: Which) -> Split:
         split = _opened(data, which)
     except OSError as error:
         where = os.fsdecode(error.filename or data.name)
+        here = "" if os.path.isabs(where) else f" (the path is relative to {os.getcwd()})"
         raise InputError(
-            f"{where}: {error.strerror}; expected a readable folder of class folders, a table, or another data set (in "
-            "training, --data names it)"
+            f"{where}: {error.strerror}; expected a readable folder of class folders, a table, or another data set: "
+            f"name one with --data{here}"
         ) from None
     if len(split.labels) < 2 and data.labelled:
         names = ", ".join(split.labels) or "none"

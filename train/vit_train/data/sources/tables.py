@@ -63,17 +63,19 @@ def table(file: Path, data: Data) -> Listing:
     return Listing(file.stem, images, named, tuple(classes) or None, splits, groups, notes)
 
 
-def listed_images(file: Path) -> list[str]:
-    """The paths of the images that a table lists, with the folder of the table before them, completed by the endings of
-    the files. Other columns are ignored.
+def listed_images(file: Path, label_column: str | None = None) -> list[tuple[str, str | None]]:
+    """The path and the label of each image that a table lists. The path has the folder of the table before it, and is
+    completed by the ending of the file; the label is None without a column of labels, and where its cell is empty.
 
-    Raises InputError, which names the line, for a row without a path, and for a table none of whose images exists.
+    Raises InputError, which names the line, for a row without a path; and for a table none of whose images exists, or
+    without the column that is asked for.
     """
     names, rows = _rows(file)
     _check_first_line(file, names)
     image = optional_column(str(file), names, None, PATHS, "image_column")
     if image is None:
         raise InputError(f"{file}: no column {' or '.join(PATHS[:3])}; found: {abbreviate(names)}; rename the column")
+    label = optional_column(str(file), names, label_column, LABELS, "label_column")
     i = names.index(image)
     _check_rows(file, names, rows, [i], None)
     _check_text(file, rows, {image: i}, None)
@@ -83,7 +85,8 @@ def listed_images(file: Path) -> list[str]:
         raise InputError(
             f"{lines[0]}: no file {paths[0]}, nor one of any other row; paths are relative to the table's folder"
         )
-    return paths
+    labels = [None if label is None else row[names.index(label)].strip() or None for _, row in rows]
+    return list(zip(paths, labels, strict=True))
 
 
 def _paths(folder: Path, cells: list[str], lines: list[str]) -> tuple[list[str], list[str]]:

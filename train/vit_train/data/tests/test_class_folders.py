@@ -32,6 +32,17 @@ def test_folders_with_splits(tmp_path: Path) -> None:
     assert folder_split(root, "train", train_split="extra").title == "photos/extra"
 
 
+def test_accents_written_in_two_ways(tmp_path: Path) -> None:
+    """Archives from macOS write a letter and its accent as two characters. Both folders of the class are one class."""
+    fill(tmp_path, "train/K\u00e4fer/1.jpg", "train/Spinne/1.jpg", "val/Ka\u0308fer/2.jpg", "val/Spinne/2.jpg")
+    assert held(folder_split(tmp_path, "eval")) == [("val/Ka\u0308fer/2.jpg", 0), ("val/Spinne/2.jpg", 1)]
+    fill(tmp_path, "val/K\u00e4fer/3.jpg")
+    numbers = [("val/Ka\u0308fer/2.jpg", 0), ("val/K\u00e4fer/3.jpg", 0), ("val/Spinne/2.jpg", 1)]
+    assert held(folder_split(tmp_path, "eval")) == numbers
+    fill(tmp_path, "train/Ka\u0308fer/1.jpg")  # now they are two classes
+    assert held(folder_split(tmp_path, "eval")) == [(name, i) for i, (name, _) in enumerate(numbers)]
+
+
 def test_training_evaluates_on_a_validation_split_and_a_finished_model_on_a_test_split(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg")
     for folder, training, finished in (

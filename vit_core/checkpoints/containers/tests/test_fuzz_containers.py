@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import settings
 
 from vit_core.arrays import LazyArrays
-from vit_core.checkpoints.containers import write_npz, write_pth
+from vit_core.checkpoints.containers import write_hdf5, write_npz, write_pth
 from vit_core.checkpoints.containers.tests import fuzzing
 
 EXAMPLES = settings().max_examples
@@ -73,6 +73,13 @@ def module(folder: Path) -> Path:
 def plain_pickle(folder: Path) -> Path:
     (folder / "w.pkl").write_bytes(pickle.dumps({"arrays": ARRAYS, "tensors": TENSORS, "args": TRAINED["args"]}))
     return folder / "w.pkl"
+
+
+def hdf5(folder: Path) -> Path:
+    write_hdf5(
+        folder / "w.weights.h5", LazyArrays.of({name.replace(".", "/"): array for name, array in ARRAYS.items()})
+    )
+    return folder / "w.weights.h5"
 
 
 def npz(folder: Path) -> Path:
@@ -126,6 +133,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "own pth": own_pth,
     "module": module,
     "pickle": plain_pickle,
+    "hdf5": hdf5,
     "npz": npz,
     "compressed npz": compressed_npz,
     "safetensors": safetensors_file,
