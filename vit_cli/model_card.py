@@ -180,6 +180,8 @@ def _evaluation(run: _RunFacts | None) -> list[str]:
             rows.append((title, f"{value:.4f}" if name == "evaluation_loss" else f"{value:.2%}", between))
     data = run.config.data
     split = f", split {_text(data.eval_split)}" if data.eval_split else ", the images that training evaluates on"
+    if (groups := run.evaluation.get("top1_interval_from")) is not None:
+        split += f" ({_text(groups)})"
     return [f"On {_text(_public(data.name))}{split}:", _table(("metric", "value", "95 % interval"), rows)]
 
 

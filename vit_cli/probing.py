@@ -9,6 +9,7 @@ import numpy as np
 from vit_cli import console
 from vit_cli.inference import Extraction, each_image, import_twin, warnings_said
 from vit_cli.option_types import Computing, Reading
+from vit_cli.reports.groups import groups_line
 from vit_cli.requirements import TRAINING, require
 from vit_core.errors import InputError
 from vit_core.feature_files import read_features
@@ -18,6 +19,7 @@ from vit_core.storage import Location
 from vit_train.probing import Labelled, Probed, held_out
 
 if TYPE_CHECKING:
+    from vit_train.config import Data
     from vit_train.data.sources import Split
 
 
@@ -62,8 +64,7 @@ class Model:
 class Images:
     """The images whose features are computed, from the options of the command line."""
 
-    data: str
-    directory: str | None
+    data: "Data"
     split: str | None
     held_out: float
     seed: int
@@ -72,16 +73,9 @@ class Images:
         """Training and test images. Raises InputError if images may have several classes."""
         require("train", *TRAINING)
         from vit_cli.reports.training import TerminalDisplay
-        from vit_train.config import Data
         from vit_train.data.sources import open_split
 
-        data = Data(
-            name=self.data,
-            directory=self.directory,
-            eval_split=self.split,
-            held_out=self.held_out,
-            split_seed=self.seed,
-        )
+        data = self.data.replace(eval_split=self.split, held_out=self.held_out, split_seed=self.seed)
         train, test = open_split(data, "train"), open_split(data, "test")
         for split in (train, test):
             if split.multilabel:
@@ -130,7 +124,8 @@ def _features_of(split: "Split", computing: Computing, extraction: Extraction) -
         batch_size=computing.batch_size,
         hardware=extraction.function.hardware,
     )
-    return Labelled.of(values_ND[rows], [label_of[i] for i in rows], split.title)
+    groups = None if split.groups is None else split.groups.take(rows)
+    return Labelled.of(values_ND[rows], [label_of[i] for i in rows], split.title, groups)
 
 
 def print_probes(train: Labelled, test: Labelled, probes: Iterable[Probed]) -> None:
@@ -141,6 +136,8 @@ def print_probes(train: Labelled, test: Labelled, probes: Iterable[Probed]) -> N
     classes, width = len(set(train.labels_N.tolist())), train.values_ND.shape[1]
     console.table(f"probes of {width} features on {test.title}", ("", "accuracy", "95 % interval"), rows)
     console.say(f"fitted to {len(train):,} images of {classes} classes ({train.title}), tested on {len(test):,}")
+    if test.groups is not None:
+        console.say(groups_line(test.groups, [each.effective for each in found]))
     for each in found:
         if each.note:
             console.say(each.note)

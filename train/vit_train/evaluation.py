@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy.special import expit, log_softmax
@@ -10,9 +11,10 @@ from scipy.special import expit, log_softmax
 from vit_core.errors import InputError
 from vit_train.calibration import Calibration, calibration
 from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets, wilson_interval
+from vit_train.clustered import effective_number
 from vit_train.config import EvaluationOptions, Loss
 from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss
-from vit_train.data.sources import Split
+from vit_train.data.sources import Groups, Split
 from vit_train.data.streams import stream
 from vit_train.display import SILENT, Display
 from vit_train.engine import BatchRows, Predictor
@@ -40,6 +42,8 @@ class Accuracy:
     """How well confidence agrees with accuracy, if each image has one class."""
     ids_N: np.ndarray | None = field(default=None, compare=False, repr=False)
     """Index in the split of each evaluated image, in the order of `classes.pairs`."""
+    groups: Groups | None = field(default=None, compare=False, repr=False)
+    """The group of each evaluated image, in the same order, if the data name groups."""
 
     @property
     def top1(self) -> float:
@@ -53,8 +57,23 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of the top-1."""
-        return wilson_interval(self.correct, self.total)
+        """Wilson's 95 % confidence interval of the top-1, of the effective number of images if they have groups."""
+        return wilson_interval(self.correct, self.total, self.effective)
+
+    @cached_property
+    def right_N(self) -> np.ndarray:
+        """bool [N]: whether the answer to each evaluated image is right, in the order of `ids_N`. Only of a split whose
+        images have one class each."""
+        assert self.classes is not None
+        assert self.classes.pairs is not None
+        classes_N, answers_N = self.classes.pairs
+        return classes_N == answers_N
+
+    @cached_property
+    def effective(self) -> float | None:
+        """The number of independent images that the evaluated ones are worth (`effective_number`); None if they have no
+        groups, or may have several classes."""
+        return None if self.groups is None or self.multilabel else effective_number(self.right_N, self.groups.group_N)
 
     @property
     def multilabel(self) -> bool:
@@ -172,7 +191,8 @@ class _Answers:
             calibrated = calibration(confidences_N, answers_N == labels_N)
         ids_N = np.flatnonzero(counted_N)
         among5 = None if self.few_outputs else int(correct5)
-        return Accuracy(int(correct), among5, int(count), float(loss / count), report, calibrated, ids_N)
+        groups = None if self.split.groups is None else self.split.groups.take(ids_N)
+        return Accuracy(int(correct), among5, int(count), float(loss / count), report, calibrated, ids_N, groups)
 
 
 def signal_in_any_process(processes: BatchRows, number: int | None) -> int | None:

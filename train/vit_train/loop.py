@@ -151,6 +151,7 @@ class _Loop:
         values: dict[str, Any] = {"evaluation_loss": accuracy.loss, **accuracy.values}
         if not accuracy.multilabel:
             values["top1_interval"] = accuracy.interval
+            values |= {} if accuracy.groups is None else {"top1_interval_from": str(accuracy.groups)}
         if average is not None:
             name, value = next(iter(average.values.items()))
             values[f"{name}_ema"] = value

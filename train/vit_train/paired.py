@@ -5,28 +5,45 @@ from functools import cached_property
 
 import numpy as np
 
+from vit_train.clustered import mean_interval
+from vit_train.data.sources import Groups
 from vit_train.evaluation import Accuracy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairedDifference:
     """The difference between two top-1 accuracies on the same images. Most images are easy or hard for both models, so
     the difference has a smaller uncertainty than the accuracies."""
 
-    first_alone: int
-    """Number of images for which only the first model is right."""
-    second_alone: int
-    """Number of images for which only the second model is right."""
-    total: int
-    """Number of images on which both were evaluated."""
+    differences_N: np.ndarray
+    """int [N]: for each image on which both were evaluated 1 if only the first model is right, -1 if only the second
+    is, otherwise 0."""
+    groups: Groups | None = None
+    """The group of each of these images, if the data name groups."""
 
     @classmethod
     def of(cls, first: Accuracy, second: Accuracy) -> "PairedDifference":
         """The difference between two evaluations on one split whose images have one class each."""
-        (first_ids, first_right), (second_ids, second_right) = _right(first), _right(second)
-        _, here, there = np.intersect1d(first_ids, second_ids, assume_unique=True, return_indices=True)
-        a_N, b_N = first_right[here], second_right[there]
-        return cls(int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum()), len(a_N))
+        assert first.ids_N is not None
+        assert second.ids_N is not None
+        _, here, there = np.intersect1d(first.ids_N, second.ids_N, assume_unique=True, return_indices=True)
+        differences_N = first.right_N[here].astype(np.int64) - second.right_N[there]
+        return cls(differences_N, None if first.groups is None else first.groups.take(here))
+
+    @property
+    def total(self) -> int:
+        """Number of images on which both were evaluated."""
+        return len(self.differences_N)
+
+    @property
+    def first_alone(self) -> int:
+        """Number of images for which only the first model is right."""
+        return int((self.differences_N == 1).sum())
+
+    @property
+    def second_alone(self) -> int:
+        """Number of images for which only the second model is right."""
+        return int((self.differences_N == -1).sum())
 
     @property
     def difference(self) -> float:
@@ -35,23 +52,18 @@ class PairedDifference:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the difference: Student's, from the differences 1, 0 and -1 of each image.
-        None if all of them are equal, because then there is no estimate of the spread."""
-        from scipy.stats import ttest_1samp  # takes a second to import
+        """The 95 % confidence interval of the difference: Student's, from the differences of the images or, if they
+        have groups, by the cluster-robust variance of their mean (`mean_interval`). None if the difference is the same
+        for all images, or in all groups, because then there is no estimate of the spread."""
+        if self.groups is not None:
+            found = mean_interval(self.differences_N, self.groups.group_N)
+        elif self.total < 2 or not self.differences_N.std():
+            found = None
+        else:
+            from scipy.stats import ttest_1samp  # takes a second to import
 
-        differences_N = np.zeros(self.total)
-        differences_N[: self.first_alone] = 1
-        differences_N[self.first_alone : self.first_alone + self.second_alone] = -1
-        if self.total < 2 or not differences_N.std():
-            return None
-        low, high = ttest_1samp(differences_N, 0).confidence_interval(0.95)
-        return max(-1.0, float(low)), min(1.0, float(high))
-
-
-def _right(accuracy: Accuracy) -> tuple[np.ndarray, np.ndarray]:
-    """Index in the split of each evaluated image, and whether its answer is right."""
-    assert accuracy.ids_N is not None
-    assert accuracy.classes is not None
-    assert accuracy.classes.pairs is not None
-    classes_N, answers_N = accuracy.classes.pairs
-    return accuracy.ids_N, classes_N == answers_N
+            alone = self.first_alone, self.second_alone
+            counted_N = np.repeat([1.0, -1.0, 0.0], [*alone, self.total - sum(alone)])
+            low, high = ttest_1samp(counted_N, 0).confidence_interval(0.95)
+            found = float(low), float(high)
+        return None if found is None else (max(-1.0, found[0]), min(1.0, found[1]))

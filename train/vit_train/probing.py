@@ -3,13 +3,17 @@ images of each class."""
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_core.errors import InputError, abbreviate
 from vit_train.classification import wilson_interval
+from vit_train.clustered import effective_number
+
+if TYPE_CHECKING:
+    from vit_train.data.sources import Groups
 
 RIDGE = 2.0**10
 """big_vision's regularization of its few-shot probe."""
@@ -26,9 +30,13 @@ class Labelled:
     """Names of the classes."""
     title: str
     """The source of the features, as text."""
+    groups: "Groups | None" = None
+    """The group of each image, if the data name groups."""
 
     @classmethod
-    def of(cls, values_N: np.ndarray, labels: Sequence[str] | None, title: str) -> "Labelled":
+    def of(
+        cls, values_N: np.ndarray, labels: Sequence[str] | None, title: str, groups: "Groups | None" = None
+    ) -> "Labelled":
         """Raises InputError for features without labels, of several tokens, or that are not finite."""
         if labels is None:
             raise InputError(
@@ -39,7 +47,7 @@ class Labelled:
             raise InputError(f"{title}: has features of each token; write them with --pool cls or --pool gap")
         if not np.isfinite(values_N).all():
             raise InputError(f"{title}: some features are not finite")
-        return cls(np.asarray(values_N), np.array(labels), title)
+        return cls(np.asarray(values_N), np.array(labels), title, groups)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -54,6 +62,8 @@ class Probed:
     total: int
     note: str = ""
     """A note about the fit, or empty."""
+    effective: float | None = None
+    """The number of independent images that the tested ones are worth (`effective_number`), if they have groups."""
 
     @property
     def accuracy(self) -> float:
@@ -62,8 +72,15 @@ class Probed:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of the accuracy."""
-        return wilson_interval(self.correct, self.total)
+        """Wilson's 95 % confidence interval of the accuracy, of the effective number of images if they have groups."""
+        return wilson_interval(self.correct, self.total, self.effective)
+
+    @classmethod
+    def of(cls, title: str, answers_N: np.ndarray, test: Labelled, note: str = "") -> "Probed":
+        """The accuracy of the answers to the test images."""
+        right_N = answers_N == test.labels_N
+        effective = None if test.groups is None else effective_number(right_N, test.groups.group_N)
+        return cls(title, int(right_N.sum()), len(test), note, effective)
 
 
 def held_out(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
@@ -119,7 +136,7 @@ def probe(
         found = _probed("linear", linear, train, test)
     stopped = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     note = f"linear: stopped after {steps} steps, before it converged; raise --max-steps or lower --c"
-    yield Probed(found.title, found.correct, found.total, note if stopped else "")
+    yield replace(found, note=note if stopped else "")
     for count in shots:
         yield few_shot(train, test, count, seed)
 
@@ -147,12 +164,11 @@ def few_shot(train: Labelled, test: Labelled, shots: int, seed: int) -> Probed:
     answers_N = classes[ridge.predict(prepared(test.values_ND)).argmax(axis=1)]
     smallest = int(np.bincount(labels_N[drawn]).min())
     note = f"{shots}-shot: some class has {smallest} images only" if smallest < shots else ""
-    return Probed(f"{shots}-shot ridge", int((answers_N == test.labels_N).sum()), len(test), note)
+    return Probed.of(f"{shots}-shot ridge", answers_N, test, note)
 
 
 def _probed(title: str, classifier: Any, train: Labelled, test: Labelled) -> Probed:
-    answers_N = classifier.fit(train.values_ND, train.labels_N).predict(test.values_ND)
-    return Probed(title, int((answers_N == test.labels_N).sum()), len(test))
+    return Probed.of(title, classifier.fit(train.values_ND, train.labels_N).predict(test.values_ND), test)
 
 
 def _check(train: Labelled, test: Labelled, neighbours: int) -> None:

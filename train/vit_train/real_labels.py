@@ -8,6 +8,8 @@ import numpy as np
 
 from vit_core.errors import InputError
 from vit_core.storage import Location
+from vit_train.classification import wilson_interval
+from vit_train.clustered import effective_number
 from vit_train.data.sources import Split
 
 CLASSES = 1000
@@ -20,11 +22,18 @@ class RealAccuracy:
 
     correct: int
     total: int
+    effective: float | None = None
+    """The number of independent images that these are worth (`effective_number`), if the data name groups."""
 
     @property
     def top1(self) -> float:
         """Fraction of the images whose answer is one of their labels."""
         return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval of the top-1."""
+        return wilson_interval(self.correct, self.total, self.effective)
 
 
 @dataclass(frozen=True)
@@ -67,11 +76,13 @@ class RealLabels:
     def accuracy(self, split: Split, ids_N: np.ndarray, answers_N: np.ndarray) -> RealAccuracy:
         """The accuracy of answers (numbers of the split's classes) to images of these indices in the split. InputError
         where none of them has a label."""
-        hits = [
-            int(answer) in classes
+        right = {
+            int(i): int(answer) in classes
             for i, answer in zip(ids_N, answers_N, strict=True)
             if (classes := self.of(split, int(i)))
-        ]
-        if not hits:
+        }
+        if not right:
             raise InputError(f"{split.title}: none of its images has a reassessed label")
-        return RealAccuracy(sum(hits), len(hits))
+        hits_N, groups = np.array([*right.values()]), split.groups
+        effective = None if groups is None else effective_number(hits_N, groups.take([*right]).group_N)
+        return RealAccuracy(int(hits_N.sum()), len(hits_N), effective)

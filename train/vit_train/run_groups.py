@@ -25,11 +25,13 @@ class FinishedRun:
     """The framework that logged its last step."""
     top1: float
     interval: tuple[float, float]
-    """95 % interval of top1, from the number of images that it was evaluated on."""
+    """95 % interval of top1, from the number of images that it was evaluated on, and their groups if they have some."""
     average_top1: float | None
     """The same of the moving average, of a run that has one."""
     evaluations: tuple[tuple[int, float], ...] = ()
     """Step and top-1 accuracy of every evaluation, the last one too."""
+    interval_from: str | None = None
+    """The numbers of images and of groups from which the interval comes, as text, if the images have groups."""
 
     @property
     def config(self) -> TrainConfig:
@@ -74,9 +76,8 @@ def read_finished_run(folder: Location) -> FinishedRun:
         )
     low, high = last[-1]["top1_interval"]
     evaluations = tuple(zip(*curve(lines, "top1"), strict=True))
-    return FinishedRun(
-        folder, request, engines[-1], last[-1]["top1"], (low, high), last[-1].get("top1_ema"), evaluations
-    )
+    average, interval_from = last[-1].get("top1_ema"), last[-1].get("top1_interval_from")
+    return FinishedRun(folder, request, engines[-1], last[-1]["top1"], (low, high), average, evaluations, interval_from)
 
 
 def runs_under(folder: Location) -> list[Location]:

@@ -53,7 +53,8 @@ def evaluate(
     accuracy with its 95 % interval, top-5 accuracy if the model has more than five classes, and the loss; if images may
     have several classes, mean average precision and F1 (a class is predicted if its probability is above 0.5). A line
     compares the mean confidence with the accuracy (calibration). The second table shows each class. If the checkpoint's
-    run was trained on some of these images, this is reported.
+    run was trained on some of these images, this is reported. Where the data have groups (--data.group), such as the
+    images of one patient, the intervals do not count the images of a group as independent.
 
     Examples:
         vit evaluate runs/cifar10
@@ -96,8 +97,14 @@ def evaluate(
 
     if json is not None:
         check_new_file(json, "--json", WRITTEN)
-    of_run = _data_of_run(checkpoint, required=data is None)
-    source = other_data(data, of_run, columns).replace(held_out=held_out, split_seed=split_seed) if data else of_run
+    if data is None and columns.group is not None:
+        raise InputError(
+            f"--data.group {columns.group}: is for the data of --data; without it, the groups are those of the run"
+        )
+    of_run = data_of_run(checkpoint, required=data is None)
+    source = of_run
+    if data:
+        source = other_data(data, of_run, columns, data_dir).replace(held_out=held_out, split_seed=split_seed)
     opened = reading.open_and_report(checkpoint)
     if source is None:
         raise InputError(f"{checkpoint}: not in the folder of a training run, which would name its data; add --data")
@@ -126,24 +133,13 @@ def evaluate(
         )
         print_evaluation(found)
         if against is not None and other is not None:
-            trained_on = _here(_data_of_run(against, required=False), source)
+            trained_on = _here(data_of_run(against, required=False), source)
             compared = evaluate_checkpoint(other, source, framework, trained_on=trained_on, **options)
             found = replace(found, other=compared)
         print_difference(found)
     if json is not None:
         write_json(json, found)
     return 0
-
-
-def _data_of_run(checkpoint: Place, required: bool) -> "Data | None":
-    """The data of the run that a checkpoint belongs to. For a damaged run.json, raises InputError if they are required;
-    otherwise returns None, because the checkpoint may be intact."""
-    try:
-        return data_of_run(checkpoint)
-    except InputError:
-        if required:
-            raise
-        return None
 
 
 def _here(of_run: "Data | None", source: "Data") -> "Data | None":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
+from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
 from vit_cli.export_proof import on_data, on_random_images
 from vit_cli.exported_files import (
     Runner,
@@ -39,6 +40,7 @@ from vit_core.storage import Location, location, staged_files
 from vit_core.traced_pixels import why_not_traceable
 
 if TYPE_CHECKING:
+    from vit_train.config import Data
     from vit_train.data.sources import Split
 
 
@@ -57,6 +59,7 @@ def export(
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
     data: Annotated[str, Parameter(metavar="DATA")] | None = None,
     data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
+    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
     split: Annotated[str, Parameter(metavar="NAME")] | None = None,
     images: int = 1000,
     labels: LabelMatching = "by-name",
@@ -97,6 +100,7 @@ def export(
         data: Images to compare on: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar
             file; the name of a tensorflow-datasets set; or digits.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
+        columns: Columns of the data.
         split: Split of the data set. Default: test if there is one, else a validation split.
         images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
@@ -132,7 +136,10 @@ def export(
     )
     names = names_of_files(target.name, checkpoint, deployment)
     _check_free(target, names, overwrite)
-    comparison = None if data is None else _comparison(checkpoint, data, data_dir, split, images, labels)
+    comparison = None
+    if data is not None:
+        compared = other_data(data, data_of_run(source, required=False), columns, data_dir)
+        comparison = _comparison(checkpoint, compared.replace(eval_split=split, held_out=1.0), images, labels)
     try:
         with staged_files(target.parent, names) as stage:
             path = stage / target.name
@@ -214,22 +221,13 @@ def _prove(path: Path, checkpoint: Checkpoint, deployment: Deployment, compariso
         _compare(path.name, checkpoint, deployment, program, comparison)
 
 
-def _comparison(
-    checkpoint: Checkpoint,
-    name: str,
-    directory: str | None,
-    split: str | None,
-    images: int,
-    labels: LabelMatching,
-) -> _Comparison:
+def _comparison(checkpoint: Checkpoint, data: "Data", images: int, labels: LabelMatching) -> _Comparison:
     """Opens a data set. Raises InputError if it cannot be opened, or has other classes than the model."""
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import matched_outputs
-    from vit_train.config import Data
     from vit_train.data.sources import open_split
 
-    data = Data(name=name, eval_split=split, held_out=1.0)
-    examples = open_split(data.replace(directory=directory or data.directory), "test")
+    examples = open_split(data, "test")
     examples.make_ready(TerminalDisplay())
     outputs = None if examples.multilabel else matched_outputs(checkpoint, examples, labels)
     return _Comparison(examples, outputs, images)

@@ -23,6 +23,7 @@ def prepare(
     image_column: Annotated[str | None, Parameter(name="--data.image-column", metavar="NAME")] = None,
     label_column: Annotated[str | None, Parameter(name="--data.label-column", metavar="NAME")] = None,
     split_column: Annotated[str | None, Parameter(name="--data.split-column", metavar="NAME")] = None,
+    group: Annotated[str | None, Parameter(name="--data.group", metavar="NAME")] = None,
 ) -> int:
     """Pack images into a data set that loads fast.
 
@@ -47,6 +48,8 @@ def prepare(
         image_column: Column of the paths or images, as in training.
         label_column: Column of the labels.
         split_column: Column of the splits.
+        group: Column of groups, such as patients: the images of one group are held out together or not at all. The
+            group of each image is stored, so that `vit evaluate` allows for it in its intervals.
     """
     require("train", "tensorflow_datasets", "array_record")
     from vit_cli.reports.training import TerminalDisplay
@@ -64,6 +67,7 @@ def prepare(
         image_column=image_column,
         label_column=label_column,
         split_column=split_column,
+        group=group,
     )
     for line in prepared.summary:
         say(line)

@@ -147,7 +147,7 @@ def _examples(
     of_run = data_of_run(checkpoint)
     if data is None and of_run is None:
         return None
-    source = of_run if data is None else other_data(data, of_run).replace(held_out=1.0)
+    source = of_run if data is None else other_data(data, of_run, directory=data_dir).replace(held_out=1.0)
     assert source is not None
     source = source.replace(directory=data_dir or source.directory, eval_split=split or source.eval_split)
     try:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from vit_cli.console import say, table
+from vit_cli.reports.groups import groups_line
 from vit_core.errors import one_line
 from vit_core.storage import Location, json_report, staged_files
 from vit_train.calibration import Calibration
 from vit_train.checkpoint_evaluation import Evaluation
-from vit_train.classification import ClassReport, wilson_interval
+from vit_train.classification import ClassReport
 from vit_train.evaluation import Accuracy
 
 WRITTEN = json_report("a file of vit evaluate", "evaluated", "images", "skipped", "loss")
@@ -33,7 +34,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             f"{calibrated.confidence:.2%}, accuracy {accuracy.top1:.2%}"
         )
     if evaluation.real is not None:
-        real, (low, high) = evaluation.real, wilson_interval(evaluation.real.correct, evaluation.real.total)
+        real, (low, high) = evaluation.real, evaluation.real.interval
         say(f"ReaL: {real.top1:.2%} ({low:.2%} - {high:.2%}) of the {real.total:,} images with a reassessed label")
     if accuracy.classes is not None:
         _print_classes(accuracy.classes)
@@ -46,12 +47,13 @@ def print_difference(evaluation: Evaluation) -> None:
     other, found = evaluation.other, evaluation.difference
     if evaluation.process or other is None or found is None:
         return
-    certain = "no interval: the difference is the same for all images"
+    images = f"{found.total:,} images" if found.groups is None else one_line(str(found.groups))
+    certain = f"no interval: the difference is the same {'for all images' if found.groups is None else 'in all groups'}"
     if found.interval is not None:
         certain = "95 % interval {:+.2f} to {:+.2f}".format(*(100 * end for end in found.interval))
     say(f"{other.title}: top-1 {other.accuracy.top1:.2%}")
     say(
-        f"difference on the same {found.total:,} images: {100 * found.difference:+.2f} points ({certain}); only the "
+        f"difference on the same {images}: {100 * found.difference:+.2f} points ({certain}); only the "
         f"first is right: {found.first_alone:,} images, only the second: {found.second_alone:,}"
     )
 
@@ -61,6 +63,9 @@ def print_accuracies(title: str, accuracies: Sequence[tuple[str, Accuracy]]) -> 
     cells = [{"": name, **_cells(accuracy)} for name, accuracy in accuracies]
     columns = max(cells, key=len)
     table(title, tuple(columns), [[row.get(column, "-") for column in columns] for row in cells])
+    numbers = [accuracy.effective for _, accuracy in accuracies]
+    if (groups := accuracies[0][1].groups) is not None and None not in numbers:
+        say(groups_line(groups, numbers))
 
 
 def write_json(path: Location, evaluation: Evaluation) -> None:
@@ -75,7 +80,10 @@ def write_json(path: Location, evaluation: Evaluation) -> None:
 
 def _json_of(evaluation: Evaluation) -> dict[str, Any]:
     accuracy, classes = evaluation.accuracy, evaluation.accuracy.classes
-    interval = {} if accuracy.multilabel else {"top1_interval": accuracy.interval}
+    interval: dict[str, Any] = {} if accuracy.multilabel else {"top1_interval": accuracy.interval}
+    if accuracy.groups is not None:
+        interval |= {"group": accuracy.groups.column, "groups": accuracy.groups.count}
+        interval |= {"effective_images": accuracy.effective}
     return {
         "evaluated": evaluation.title,
         "images": accuracy.total,

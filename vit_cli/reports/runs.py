@@ -6,6 +6,7 @@ import numpy as np
 
 from vit_cli.console import say, table
 from vit_cli.field_options import value_text
+from vit_core.errors import one_line
 from vit_core.storage import Location
 from vit_train import figures
 from vit_train.run_groups import Group, PowerLaw, half_width
@@ -31,9 +32,9 @@ def print_runs(groups: Sequence[Group]) -> None:
         words += ["other images or labels"] if "examples" in changes else []
         say(f"{name}: {', '.join(words)}")
     if half_width(accuracies, 1) is None:
-        say(
-            "intervals: of one run's accuracy, from the number of images; they do not include differences between seeds"
-        )
+        found = dict.fromkeys(run.interval_from for group in groups for run in group.runs if run.interval_from)
+        images = "the number of images" if not found else one_line(" and ".join(found))
+        say(f"intervals: of one run's accuracy, from {images}; they do not include differences between seeds")
     else:
         say("intervals: of the mean over seeds, with one spread between seeds for all lines (Student's t)")
     _print_averages(groups, names)

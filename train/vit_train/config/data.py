@@ -37,7 +37,7 @@ class Data(Schema):
     """Seed of that draw."""
     group: str | None = None
     """Column of a table, or field of the JSON in shards: images with the same value are held out together or not at
-    all."""
+    all, and intervals do not count them as independent."""
     image_column: str | None = None
     """Column of the paths or images (default: path, image, file or a similar name); in shards the ending of the
     images."""

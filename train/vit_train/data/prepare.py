@@ -32,9 +32,9 @@ from vit_core.preprocess import decode_image
 from vit_core.storage import exclusive, staged_files
 from vit_train.config import Data
 from vit_train.data.checking import check_apart
-from vit_train.data.sources import Split, open_split
+from vit_train.data.sources import Groups, Split, open_split
 from vit_train.data.sources.opening import FILES, split_names_of
-from vit_train.data.sources.prepared import LABELS, PREPARED
+from vit_train.data.sources.prepared import GROUPS, LABELS, PREPARED
 from vit_train.data.sources.split import Listed
 from vit_train.data.sources.split_names import PREFERRED, spelled
 from vit_train.display import SILENT, Display
@@ -77,6 +77,7 @@ class Shard:
     file: str
     folder: Path
     images: Listed
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Packed:
     """File and reason of each."""
     labels: Sequence[int]
     """The label of each record."""
+    groups: Sequence[int] = ()
+    """The group of each record, as an index of the names of all; empty without groups."""
 
 
 def prepare(
@@ -175,10 +178,11 @@ def find_splits(source: Path, data: Data) -> dict[str, Split]:
 def plan_shards(
     splits: Mapping[str, Split], name: str, work: Path, seed: int, shard_bytes: int
 ) -> tuple[list[Shard], str]:
-    """All shards, and a hash of their contents: names, sizes and times of all files, in order."""
+    """All shards, and a hash of their contents: names, sizes and times of all files, and their groups, in order."""
     shards, digest = [], hashlib.sha256(json.dumps([name, *splits["train"].labels]).encode())
+    groups_of = _with_common_names(splits)
     for split, source in splits.items():
-        files = source.examples
+        files, groups = source.examples, groups_of.get(split)
         assert isinstance(files, Listed)
         order_N = np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(len(files))
         files = files.take(order_N)
@@ -187,11 +191,23 @@ def plan_shards(
         template = naming.ShardedFileTemplate(work, dataset_name=name, split=split, filetype_suffix="array_record")
         for i, part_N in enumerate(np.array_split(np.arange(len(files)), min(count, len(files)))):
             path = Path(template.sharded_filepath(shard_index=i, num_shards=min(count, len(files))))
-            shards.append(Shard(split, path.name, work / f"{split}-{i}", files.take(part_N)))
+            of_part = None if groups is None else groups.take(order_N[part_N])
+            shards.append(Shard(split, path.name, work / f"{split}-{i}", files.take(part_N), of_part))
             digest.update(path.name.encode())
-        for part in (*files.identity, status_N2.tobytes()):
+        grouping = () if groups is None else (groups.column, groups.names, groups.take(order_N).group_N.tolist())
+        for part in (*files.identity, status_N2.tobytes(), *grouping):
             digest.update(part if isinstance(part, bytes) else repr(part).encode())
     return shards, digest.hexdigest()
+
+
+def _with_common_names(splits: Mapping[str, Split]) -> dict[str, Groups]:
+    """The groups of each split, as indices of the names in all of them; empty without groups."""
+    groups = {split: source.groups for split, source in splits.items() if source.groups is not None}
+    names = np.array(sorted({name for each in groups.values() for name in each.names}))
+    return {
+        split: Groups(each.column, tuple(names.tolist()), np.searchsorted(names, np.array(each.names))[each.group_N])
+        for split, each in groups.items()
+    }
 
 
 def start_plan(work: Path, plan: str) -> None:
@@ -245,16 +261,18 @@ def pack(shard: Shard) -> Packed:
     if result.exists() and "labels" in (stored := json.loads(result.read_text())):  # earlier versions wrote no labels
         return Packed(**stored)
     with staged_files(shard.folder, (shard.file, RESULT)) as stage, warnings.catch_warnings(action="ignore"):
-        packed = _write_records(shard.images, stage / shard.file)
+        packed = _write_records(shard, stage / shard.file)
         (stage / RESULT).write_text(json.dumps(asdict(packed)))
     return packed
 
 
-def _write_records(images: Listed, path: Path) -> Packed:
+def _write_records(shard: Shard, path: Path) -> Packed:
     """Writes a record for each image that can be decoded, in order. Raises OSError if writing fails."""
+    images = shard.images
     serializer = example_serializer.ExampleSerializer(features(()).get_serialized_info())
     sizes: list[int] = []
     labels: list[int] = []
+    packed: list[int] = []
     unreadable = []
 
     def records() -> Iterator[tuple[int, bytes]]:
@@ -269,13 +287,15 @@ def _write_records(images: Listed, path: Path) -> Packed:
             record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
             sizes.append(len(record))
             labels.append(example["label"])
+            packed.append(i)
             yield i, record
 
     try:
         file_adapters.ArrayRecordFileAdapter.write_examples(path, records())
     except RuntimeError as error:  # array_record raises it for every error of the file system
         raise OSError(str(error).split(";")[0]) from None
-    return Packed(len(sizes), sum(sizes), unreadable, labels)
+    groups = [] if shard.groups is None else shard.groups.group_N[packed].tolist()
+    return Packed(len(sizes), sum(sizes), unreadable, labels, groups)
 
 
 def features(labels: Sequence[str]) -> Any:
@@ -289,13 +309,18 @@ def assemble(folder: Path, shards: Sequence[Shard], packed: Sequence[Packed], la
     info = _info(folder, shards, packed, labels, plan)
     unreadable = [re.sub(r"\s", " ", file) + "\t" + reason for result in packed for file, reason in result.unreadable]
     by_file = {shard.file: np.array(result.labels, np.int32) for shard, result in zip(shards, packed, strict=True)}
-    with staged_files(folder, (UNREADABLE, LABELS, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
+    groups = [] if shards[0].groups is None else [GROUPS]
+    with staged_files(folder, (UNREADABLE, LABELS, *groups, "label.labels.txt", "metadata.json", *PREPARED)) as stage:
         for shard in shards:
             if (shard.folder / shard.file).exists():  # otherwise an earlier, killed process has moved it
                 os.replace(shard.folder / shard.file, folder / shard.file)
         text = "".join(f"{line}\n" for line in sorted(unreadable))
         (stage / UNREADABLE).write_text(text, encoding="utf-8", errors="surrogateescape")
         write_npz(stage / LABELS, LazyArrays.of(by_file))
+        if (of := shards[0].groups) is not None:
+            records = {shard.file: result.groups for shard, result in zip(shards, packed, strict=True)}
+            stored = {"column": of.column, "names": of.names, "records": records}
+            (stage / GROUPS).write_text(json.dumps(stored), encoding="utf-8")
         info.write_to_directory(stage)
 
 

@@ -3,7 +3,8 @@
 Images are returned as the bytes of their files. TensorFlow is never imported, and nothing is downloaded.
 """
 
+from vit_train.data.sources.groups import Groups, NoGroupsError
 from vit_train.data.sources.opening import open_split
 from vit_train.data.sources.split import Example, Split, Which
 
-__all__ = ["Example", "Split", "Which", "open_split"]
+__all__ = ["Example", "Groups", "NoGroupsError", "Split", "Which", "open_split"]

@@ -84,8 +84,6 @@ def class_folders(folder: Path, data: Data, which: Which) -> Split:
     The classes are those of the training split. To evaluate a finished model, no training split is needed. Raises
     InputError for a missing split, a folder without images, and a class that training does not have.
     """
-    if data.group is not None:
-        raise InputError(f"data.group: {data.group}: class folders have no columns; expected a table such as .csv")
     splits = split_folders(folder, {data.train_split, data.eval_split} - {None})
     evaluation = split_names.choose(str(folder), splits, data, "eval" if which == "train" else which) or ""
     alone = which == "test" and evaluation and data.train_split is None and not split_names.has_training(splits)

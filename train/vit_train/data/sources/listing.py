@@ -12,6 +12,7 @@ from vit_core.errors import InputError, abbreviate
 from vit_core.labels import numbers_by_name
 from vit_train.config import Data
 from vit_train.data.sources import held_out, split_names
+from vit_train.data.sources.groups import Groups, NoGroupsError
 from vit_train.data.sources.several_labels import split_cell, with_labels
 from vit_train.data.sources.split import Listed, Split, Which
 
@@ -47,10 +48,6 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
     found = list(dict.fromkeys(listing.splits or ()))
     train = split_names.choose(listing.title, found, data, "train")
     evaluation = split_names.choose(listing.title, found, data, "eval" if which == "train" else which)
-    if listing.groups is not None and evaluation is not None:
-        raise InputError(
-            f"{listing.title}: data.group draws a split by group, but there is one: '{evaluation}'; leave it out"
-        )
     name = train if which == "train" or evaluation is None else evaluation
     training_N, chosen_N = _rows(listing, train), _rows(listing, name)
     listing = replace(listing, classes=listing.classes or _classes_in_keys(listing))
@@ -67,13 +64,35 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
         chosen_N = chosen_N[order]
         examples = replace(listing.images.take(chosen_N), labels_N=labels_M[order])  # type: ignore[type-var]
     title = f"{listing.title}/{name}" if name else listing.title
+    groups = _groups(listing, data, chosen_N)
     if evaluation is None:
-        groups = None if listing.groups is None else [listing.groups[i] for i in chosen_N.tolist()]
-        examples = held_out.part(examples, labels, data, which, title, groups)
+        rows_M = held_out.rows_of_part(examples, labels, data, which, title, groups)
+        examples, groups = examples.take(rows_M), None if groups is None else groups.take(rows_M)
         title = held_out.share_title(title, data, which)
     unknown = split_names.unknown_names_note(listing.title, found, data)
-    notes = (*listing.notes, *unknown, *(() if multilabel else _separator_note(listing.title, labels)))
-    return Split(examples, labels, title, notes, multilabel)
+    divided = _divided_groups_note(listing, data, train, evaluation)
+    notes = (*listing.notes, *unknown, *divided, *(() if multilabel else _separator_note(listing.title, labels)))
+    return Split(examples, labels, title, notes, multilabel, groups)
+
+
+def _groups(listing: Listing, data: Data, rows_M: np.ndarray) -> Groups | None:
+    """The group of each row; None if no column names them."""
+    if listing.groups is None or data.group is None:
+        return None
+    return Groups.of(data.group, [listing.groups[i] for i in rows_M.tolist()])
+
+
+def _divided_groups_note(listing: Listing, data: Data, train: str | None, evaluation: str | None) -> tuple[str, ...]:
+    """A note on groups that the data's own splits divide, which a drawn split never does."""
+    if listing.groups is None or evaluation in (None, train):
+        return ()
+    there = [{listing.groups[i] for i in _rows(listing, name).tolist()} for name in (train, evaluation)]
+    if not (both := sorted(set.intersection(*there))):
+        return ()
+    return (
+        f"{listing.title}: {len(both)} groups ({data.group}) have images in both {train} and {evaluation}: "
+        f"{abbreviate(both)}; such an evaluation overestimates the accuracy on new groups",
+    )
 
 
 def _separator_note(title: str, labels: Sequence[str]) -> tuple[str, ...]:
@@ -160,7 +179,8 @@ def optional_column(
     """The same as `column`, but None if no column is asked for and none has a usual name."""
     if asked is not None:
         if asked not in names:
-            raise InputError(f"{where}: data.{option}: no column '{asked}'; found: {abbreviate(names)}")
+            kind = NoGroupsError if option == "group" else InputError
+            raise kind(f"{where}: data.{option}: no column '{asked}'; found: {abbreviate(names)}")
         return asked
     lower = {name.casefold(): name for name in reversed(names)}
     return next((lower[name] for name in usual if name in lower), None)

@@ -8,6 +8,7 @@ from vit_core.errors import InputError
 from vit_train.config import Data
 from vit_train.data.sources import columns, prepared, shards, tables
 from vit_train.data.sources.folders import class_folders, split_folders, subfolders, unlabelled_folder
+from vit_train.data.sources.groups import NoGroupsError
 from vit_train.data.sources.listing import Listing, split_of
 from vit_train.data.sources.metadata import images_with_metadata, metadata_table
 from vit_train.data.sources.prepared import prepared_split
@@ -80,6 +81,8 @@ def _opened(data: Data, which: Which) -> Split:
         return split_of(listing, data, which)
     if sets := prepared.prepared_in(path):
         return prepared_split(sets[-1], data, which)
+    if data.group is not None:
+        raise NoGroupsError(f"{path}: data.group: folders have no column '{data.group}'; expected a table such as .csv")
     return class_folders(path, data, which) if data.labelled else unlabelled_folder(path, data, which)
 
 

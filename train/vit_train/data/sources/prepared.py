@@ -1,10 +1,11 @@
 """Data sets that tensorflow-datasets prepared as ArrayRecord, including the digits, which are prepared when they are
 used."""
 
+import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
@@ -21,6 +22,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_train.config import Data
 from vit_train.data import digits
 from vit_train.data.sources.folders import subfolders
+from vit_train.data.sources.groups import Groups, NoGroupsError
 from vit_train.data.sources.split import Source, Split, Which
 from vit_train.data.sources.split_names import PREFERRED, no_split
 from vit_train.user_cache import user_cache
@@ -29,6 +31,9 @@ PREPARED = ("features.json", "dataset_info.json")
 """Files that tensorflow-datasets writes in the folder of a set."""
 LABELS = "labels.npz"
 """File that `vit prepare` writes in the same folder: name of a file of records -> the label of each record."""
+GROUPS = "groups.json"
+"""File that `vit prepare --data.group` writes there: the `column`, the `names` of the groups, and `records`: name of a
+file of records -> the group of each record, as an index of the names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +180,36 @@ def prepared_split(folder: Path, data: Data, which: Which) -> Split:
     classes = info.features[label]
     labels = tuple(classes.names) if classes.num_classes else ()
     title = f"{info.name} {split}"
-    return Split(Records(_parts(info, split), image, label, title), labels, title)
+    parts = _parts(info, split)
+    return Split(Records(parts, image, label, title), labels, title, groups=_groups(folder, parts, data))
+
+
+def _groups(folder: Path, parts: Sequence[tuple[str, int, int]], data: Data) -> Groups | None:
+    """The groups of the records in `parts`; None if none are stored. Raises InputError if others are asked for."""
+    found = _stored_groups(folder / GROUPS, parts)
+    if data.group is None or (found is not None and found.column == data.group):
+        return found
+    has = "no groups" if found is None else f"the groups of '{found.column}'"
+    raise NoGroupsError(
+        f"{folder}: data.group: no column '{data.group}', because the set was prepared with {has}; leave it out, or "
+        f"prepare the set with --data.group {data.group}"
+    )
+
+
+def _stored_groups(file: Path, parts: Sequence[tuple[str, int, int]]) -> Groups | None:
+    if not file.is_file():
+        return None
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        records = [stored["records"][os.path.basename(name)][first : first + count] for name, first, count in parts]
+        group_N = np.concatenate([np.array(each, np.int64) for each in records])
+        names = np.array(stored["names"])[group_N]
+        column = str(stored["column"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: damaged ({error}); prepare the set again") from None
+    if len(group_N) != sum(count for _, _, count in parts):
+        raise InputError(f"{file}: damaged (it lacks records); prepare the set again")
+    return Groups.of(column, names.tolist())
 
 
 def _one_feature(info: Any, kind: type) -> str:

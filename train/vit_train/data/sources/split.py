@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from vit_train.data.sources.groups import Groups
 from vit_train.display import SILENT, Display
 
 Example = Mapping[str, Any]
@@ -84,6 +85,9 @@ class Split:
     """Messages for the user on how the data were read, such as ignored files."""
     multilabel: bool = False
     """Whether an example may have any number of classes, instead of exactly one."""
+    groups: Groups | None = None
+    """The group of each example, if the data name groups. It is no part of the fingerprint: which examples a split has
+    is."""
 
     def name(self, i: int) -> str:
         """Name of example i for the user: its file, or its position ("cifar10 train[123]")."""

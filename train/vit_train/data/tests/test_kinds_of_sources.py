@@ -213,10 +213,15 @@ def test_groups_in_every_kind_of_source_are_drawn_alike(tmp_path: Path) -> None:
     frame.assign(split=np.where(np.arange(40) < 30, "train", "val"))[["path", "label", "site", "split"]].to_csv(
         tmp_path / "s.csv", index=False
     )
-    with pytest.raises(InputError, match=r"s: data\.group draws a split by group, but there is one: 'val'"):
-        opened(tmp_path, "s.csv", group="site")
+    given = opened(tmp_path, "s.csv", group="site")[1]
+    assert given.groups is not None
+    assert [given.groups.names[i] for i in given.groups.group_N] == [site_of[e["image"]] for e in given.examples]
+    both = set(frame["site"][:30]) & set(frame["site"][30:])
+    assert (
+        f"s: {len(both)} groups (site) have images in both train and val: {', '.join(sorted(both))}" in given.notes[0]
+    )
     (tmp_path / "folders/a").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"data\.group: site: class folders have no columns; expected a table"):
+    with pytest.raises(InputError, match=r"data\.group: folders have no column 'site'; expected a table"):
         opened(tmp_path, "folders/", group="site")
 
 

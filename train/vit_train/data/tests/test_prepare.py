@@ -345,3 +345,30 @@ def test_folders_that_are_refused(photos: Path, tmp_path: Path) -> None:
             InputError, match=r"class 'c.*': expected a name of printable characters, without spaces at"
         ):
             packed(folder, tmp_path / "out", held_out=0.0)
+
+
+def test_a_prepared_set_keeps_groups_together_and_stores_them(tmp_path: Path) -> None:
+    """Both splits equal those drawn from the table, and each record has its image's group."""
+    rows = [(f"{i}.png", "ab"[i % 2], f"p{i // 3}") for i in range(30)]
+    fill(tmp_path, {name: image(i) for i, (name, _, _) in enumerate(rows)})
+    table = tmp_path / "t.csv"
+    table.write_text("path,label,patient\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    patient_of = {image(i): patient for i, (_, _, patient) in enumerate(rows)}
+    result = packed(table, tmp_path / "out", held_out=0.3, group="patient")
+    assert result.counts == {"train": 21, "test": 9}
+    found = []
+    for which in ("train", "eval"):
+        split = open_split(Data(name="t", directory=str(tmp_path / "out"), group="patient"), which)
+        assert split.groups is not None
+        patients = [split.groups.names[i] for i in split.groups.group_N]
+        assert patients == [patient_of[example["image"]] for example in split.examples]
+        direct = open_split(Data(name=str(table), held_out=0.3, group="patient"), which)
+        assert sorted(e["image"] for e in direct.examples) == sorted(e["image"] for e in split.examples)
+        found.append(set(patients))
+    assert found[0].isdisjoint(found[1])
+    with pytest.raises(
+        InputError, match=r"data\.group: no column 'site', because the set was prepared with the groups"
+    ):
+        open_split(Data(name="t", directory=str(tmp_path / "out"), group="site"), "train")
+    with pytest.raises(InputError, match="another set exists there"):
+        packed(table, tmp_path / "out", held_out=0.3)
