@@ -173,7 +173,12 @@ def test_a_head_beside_the_backbone(head: str, outer: str, dropout: bool, tmp_pa
     assert found.config.model.num_classes == 7
     under = f"{outer.replace('.', '/')}backbone"
     name = f"{outer}{head}{'.1' if dropout else ''}"
-    assert other_notes(found) == (f"model found under '{under}'", f"head: the Linear '{name}' beside the model")
+    unseen = (
+        f"head: '{outer}{head}.0' without arrays before it assumed to be a dropout or an identity, not an activation"
+    )
+    notes = [f"model found under '{under}'", f"head: the Linear '{name}' beside the model"]
+    notes += [f"{unseen}; --set num_classes=0 leaves out the head"] if dropout else []
+    assert list(other_notes(found)) == notes
     assert_is(found, whole)
 
 
@@ -311,7 +316,7 @@ def test_messages_say_where_the_model_is(tmp_path: Path) -> None:
     expected = "its arrays do not form one model: missing blocks.1.norm2.bias [24]"
     assert str(error.value) == f"{path}: in 'state_dict/backbone': {expected}"
     assert assumed(open_checkpoint(in_file(tmp_path, vit().state_dict()), fields=HEADS)).keys() == {
-        "image_size", "pooling", "activation", "norm_epsilon", "position_resampling"
+        "image_size", "pooling", "activation", "norm_epsilon", "position_resampling", "branch_norm"
     }  # fmt: skip
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.layers import RmsNorm
+from timm.layers import GluMlp, RmsNorm
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
 import vit_torch
-from parity_tests.formats.foreign import randomized, save
+from parity_tests.formats.foreign import apart, images, nchw, randomized, save
 from parity_tests.formats.timm_models import with_googles_epsilons
 from parity_tests.formats.torch_models import hollow
 from vit_core import parity
@@ -151,3 +152,36 @@ def test_the_same_sizes_with_a_bias_are_another_network(tmp_path: Path) -> None:
     model = timm.create_model("vit_base_patch16_224", **sizes)
     path = hollow(tmp_path / "own.safetensors", {name: tuple(x.shape) for name, x in model.state_dict().items()})
     assert open_checkpoint(path, fields={"heads": 12}).config.model.heads == 12
+
+
+OF_SAME_ARRAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "norms after the branches": ({"block_fn": ResPostBlock}, {"branch_norm": "after"}),
+    "mean with the class token": ({"global_pool": "avg", "pool_include_prefix": True}, {"pool_prefix": True}),
+    "attention with the class token": ({"global_pool": "map", "pool_include_prefix": True}, {"pool_prefix": True}),
+}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("case", OF_SAME_ARRAYS)
+def test_an_argument_that_changes_no_array_is_assumed_or_read(case: str, pickled: bool, tmp_path: Path) -> None:
+    options, fields = OF_SAME_ARRAYS[case]
+    sizes = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 1, "num_classes": 5}
+    model = randomized(VisionTransformer(**sizes, **options))
+    torch.save(model if pickled else model.state_dict(), tmp_path / "x.pth")
+    found = open_checkpoint(tmp_path / "x.pth", fields={} if pickled else fields)
+    with torch.no_grad():
+        expected = model(nchw(images(found.config.model)))
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assumed_fields = {one.field for one in open_checkpoint(tmp_path / "x.pth").assumptions}
+    assert (assumed_fields >= fields.keys()) == (not pickled)
+
+
+def test_the_activation_of_a_gate_is_assumed(tmp_path: Path) -> None:
+    sizes = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 1, "num_classes": 5}
+    model = VisionTransformer(**sizes, mlp_layer=GluMlp, act_layer=nn.GELU)
+    found = open_checkpoint(save(tmp_path / "x.pth", model.state_dict()))
+    (note,) = [str(one) for one in found.assumptions if one.field == "mlp"]
+    assert note == (
+        "mlp: swiglu, with SiLU in the first half, as in SwiGLU, not timm's GluMlp or another gate; "
+        "ViTConfig has no other gate"
+    )

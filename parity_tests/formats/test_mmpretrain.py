@@ -159,3 +159,23 @@ def test_other_backbones_with_these_names_are_refused(extra: str, tmp_path: Path
     with pytest.raises(InputError, match="relative positions, as in Swin and SAM") as error:
         opened(save(tmp_path / "a.pth", {**state, f"backbone.{extra}": torch.ones(3, 8)}))
     assert "\n" not in str(error.value)
+
+
+def test_a_neck_before_the_head_is_refused(tmp_path: Path) -> None:
+    """LinearNeck and others of mmpretrain, whose config is not read."""
+    model = model_of()
+    state = {**mmpretrain(model.state_dict()), "neck.fc.weight": torch.ones(24, 24), "neck.fc.bias": torch.ones(24)}
+    path = save(tmp_path / "x.pth", state)
+    with pytest.raises(InputError, match=r"neck\.fc.* may change the inputs of the head; .*--set num_classes=0"):
+        opened(path, **HEADS)
+    checked(path, model, num_classes=5)
+    model.reset_classifier(0)
+    checked(path, model, num_classes=0)
+
+
+def test_the_activation_of_a_hidden_layer_is_assumed(tmp_path: Path) -> None:
+    model = model_of()
+    hidden = {"head.layers.pre_logits.weight": torch.ones(8, 24), "head.layers.pre_logits.bias": torch.ones(8)}
+    state = {**mmpretrain(model.state_dict()), **hidden, "head.layers.head.weight": torch.ones(5, 8)}
+    found = opened(save(tmp_path / "x.pth", state), **HEADS)
+    assert "representation: 8, with tanh, the default of its head; another act_cfg cannot be expressed" in found.notes

@@ -93,20 +93,26 @@ def test_a_module_that_may_stand_before_a_head(case: str, tmp_path: Path) -> Non
 
 
 def test_one_of_several_heads_beside_a_model_is_not_chosen(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"backbone": backbone(), "fc": nn.Linear(24, 5), "classifier": nn.Linear(24, 7)})
+    heads = {"fc": nn.Linear(24, 5), "classifier": nn.Linear(24, 7)}
+    model: Any = randomized(nn.ModuleDict({"backbone": backbone(), **heads}))
     found = opened(save(tmp_path / "file.pth", model.state_dict()), heads=3)
     assert found.config.model.num_classes == 0
     left_out = "head: left out, because it may be any of fc, classifier"
-    assert f"{left_out}; to use one, save the model without the others" in found.notes
-    kept = {name: array for name, array in model.state_dict().items() if not name.startswith("fc.")}
-    assert opened(save(tmp_path / "one.pth", kept), heads=3).config.model.num_classes == 7, "as the note says"
+    assert f"{left_out}; --set num_classes=N uses the one with N classes" in found.notes
+    assert_same(tmp_path / "file.pth", lambda x: model["classifier"](model["backbone"](x)), heads=3, num_classes=7)
 
 
 def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
-    """A probe of self-supervised training; a Linear with other inputs."""
-    parts = {"projector": nn.Linear(24, 24), "align": nn.Linear(7, 24), "backbone": backbone(), "fc": nn.Linear(24, 5)}
+    """Those of training, by words in their names, and a matrix with other axes than any array of the model."""
+    aside = {
+        "teacher_proj": nn.Linear(24, 24),
+        "lossFn": nn.Linear(24, 5),
+        "momentum": nn.ModuleDict({"fc": nn.Linear(24, 5)}),
+    }
+    parts = {**aside, "aux": nn.Linear(7, 11, bias=False), "backbone": backbone(), "fc": nn.Linear(24, 5)}
     model = randomized(nn.ModuleDict(parts))
-    path = save(tmp_path / "file.pth", model.state_dict())
+    counts = {"train_acc.total": torch.tensor(5), "val_metrics.sum": torch.zeros(24), "class_counts": torch.arange(5)}
+    path = save(tmp_path / "file.pth", {**model.state_dict(), **counts})
     assert_same(path, lambda x: model["fc"](model["backbone"](x)), heads=3)  # type: ignore[index]
 
 

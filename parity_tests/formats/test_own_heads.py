@@ -98,7 +98,8 @@ def test_a_head_that_may_read_two_models(tmp_path: Path) -> None:
     torch.save({**state, **head}, tmp_path / "x.pth")
     found = opened(tmp_path / "x.pth")
     assert found.config.model.num_classes == 0
-    assert "head: 'classifier' is left out, because it may read the outputs of two models in the file" in found.notes
+    note = "head: 'classifier' is left out, because it may read the outputs of two models in the file"
+    assert f"{note}; --set num_classes=5 uses it nevertheless" in found.notes
     alone = {name: x for name, x in {**state, **head}.items() if not name.startswith("depth.")}
     torch.save({"model": alone, "model_ema": alone}, tmp_path / "x.pth")
     assert opened(tmp_path / "x.pth").config.model.num_classes == 5

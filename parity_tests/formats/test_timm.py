@@ -265,6 +265,7 @@ def test_what_names_do_not_tell_is_assumed(tmp_path: Path) -> None:
         "activation": "gelu",
         "norm_epsilon": 1e-6,
         "position_resampling": "bicubic_antialias",
+        "branch_norm": "before",
     }
     assert other_notes(read) == ()
     why = {one.field: str(one) for one in read.assumptions}
@@ -272,7 +273,7 @@ def test_what_names_do_not_tell_is_assumed(tmp_path: Path) -> None:
         assert "this looks like CLIP: OpenAI's have 1e-5 and quick_gelu, OpenCLIP's 1e-5 and gelu" in why[field]
     assert why["position_resampling"].endswith("--from meta for DINO, DINOv2, MAE, DeiT")
     said = open_checkpoint(file, fields={"norm_epsilon": 1e-5, "activation": "quick_gelu", "heads": 3})
-    assert assumed(said).keys() == {"image_size", "pooling", "position_resampling"}
+    assert assumed(said).keys() == {"image_size", "pooling", "position_resampling", "branch_norm"}
 
 
 # Stems: timm's weights with Google's epsilons, which are those of the files they come from.

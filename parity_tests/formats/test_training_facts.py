@@ -325,3 +325,28 @@ def test_text_that_names_no_activation(name: str, tmp_path: Path) -> None:
     found = opened(saved(tmp_path, {"hyper_parameters": {**OBLONG, "act_layer": name}}))
     assert_same(found)
     assert "activation" in assumed(found)
+
+
+@pytest.mark.parametrize("stated", [{"img_size": 8}, {"img_size": [8, 8], "stride_size": 2}, {"stride_size": [2, 2]}])
+def test_patches_that_overlap_are_refused(stated: dict[str, Any], tmp_path: Path) -> None:
+    """Images of 8 pixels and patches of 4 every 2: 3x3 positions, as for images of 12 without overlap."""
+    sizes: dict[str, Any] = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 1, "num_classes": 5}
+    model = randomized(VisionTransformer(img_size=12, **sizes))
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": stated}, tmp_path / "x.ckpt")
+    with pytest.raises(
+        InputError, match=r"patches of 4x4 every 2x2 pixels; patches that overlap .*--set image_size=12x12"
+    ):
+        opened(tmp_path / "x.ckpt")
+    assert opened(tmp_path / "x.ckpt", image_size=12).config.model.image_size == (12, 12)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(224, None), (224, 160), (256, 2)])
+def test_another_resolution_than_stated_is_no_overlap(size: int, stride: int | None, tmp_path: Path) -> None:
+    """Weights that were resized to 384 pixels beside the settings of training, and a stride of something else."""
+    sizes: dict[str, Any] = {"patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 1, "num_classes": 5}
+    model = VisionTransformer(img_size=384, **sizes)
+    stated = {"img_size": size, "stride": stride}
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": stated}, tmp_path / "x.ckpt")
+    found = opened(tmp_path / "x.ckpt")
+    assert found.config.model.image_size == (384, 384)
+    assert any("ignored because the arrays contradict it" in note for note in found.notes)

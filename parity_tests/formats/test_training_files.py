@@ -4,6 +4,7 @@ Every file is built from the libraries' own classes with random values; outputs 
 """
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from parity_tests.formats.torch_models import randomised
 from vit_core.arrays import LazyArrays
 from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.formats.interface import Source
-from vit_core.checkpoints.formats.timm import train_args
+from vit_core.checkpoints.formats.timm import architectures, train_args
 from vit_core.errors import InputError
 
 # Heads of other shapes in the library's own module.
@@ -310,3 +311,23 @@ def test_no_positions_at_all_ask_for_a_word(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no positions to compute the image size from; use --set image_size"):
         open_checkpoint(path, fields=fields)
     assert_is(open_checkpoint(path, fields={**fields, "image_size": 12}), model)
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224_myfork", "deit_tiny_mine_224"])
+@pytest.mark.parametrize("key", ["arch", "model_name"])
+def test_an_architecture_that_timm_does_not_have(key: str, name: str, tmp_path: Path) -> None:
+    """It determines nothing: a fork may have any activation, epsilon and pooling."""
+    model = vit(norm_layer=partial(nn.LayerNorm, eps=1e-2), global_pool="avg", fc_norm=False)
+    stated = {"arch": name} if key == "arch" else {"hyper_parameters": {key: name}}
+    path = in_file(tmp_path, {"state_dict": model.state_dict(), **stated})
+    said = {"norm_epsilon": 1e-2, "pooling": "gap"}
+    assert_is(open_checkpoint(path, fields={**HEADS, **said}), model)
+    found = open_checkpoint(path, fields=HEADS)
+    assert assumed(found).keys() >= {"pooling", "activation", "norm_epsilon", "position_resampling"}
+    assert f"architecture {name} is unknown: timm has none of this name" in found.notes
+
+
+def test_the_known_names_are_those_of_timm() -> None:
+    names = {name for name in timm.list_models() if train_args._ARCHITECTURE.fullmatch(name)}
+    assert names == architectures.ARCHITECTURES
+    assert all(timm.is_model(name) for name in architectures.FORMER)

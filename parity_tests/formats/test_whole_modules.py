@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import GELUTanh, GluMlp, QuickGELU
@@ -151,3 +152,94 @@ def test_a_value_precedes_that_of_the_architecture(tmp_path: Path) -> None:
     found = opened(tmp_path / "x.ckpt")
     assert_same(found, model)
     assert not any("unknown here" in note for note in found.notes)
+
+
+def with_head(head: nn.Module) -> nn.Module:
+    model = timm_model()
+    model.head = head  # type: ignore[assignment]
+    return model
+
+
+def with_blocks(change: Any) -> nn.Module:
+    model: Any = timm_model()
+    change(model)
+    return model  # type: ignore[no-any-return]
+
+
+def set_scale(model: Any) -> None:
+    model.blocks[1].attn.scale = 0.3
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "before": (lambda: nn.Sequential(timm_model(num_classes=0), nn.ReLU(), nn.Linear(24, 5)), r"ReLU \('1'\) before"),
+    "after": (lambda: nn.Sequential(timm_model(), nn.Softmax(1)), r"Softmax \('1'\) before or after the head"),
+    "in the head": (lambda: with_head(nn.Sequential(nn.ReLU(), nn.Linear(24, 5))), r"ReLU \('head\.0'\) before"),
+    "at its end": (lambda: with_head(nn.Sequential(nn.Linear(24, 5), nn.Sigmoid())), r"Sigmoid \('head\.1'\) before"),
+    "activation": (lambda: with_blocks(lambda m: setattr(m.blocks[1].mlp, "act", nn.ReLU())), "values of act_layer"),
+    "epsilon": (lambda: with_blocks(lambda m: setattr(m.norm, "eps", 1e-3)), "several values of norm_eps"),
+    "scale": (lambda: with_blocks(set_scale), r"blocks\.1\.attn\.scale is 0\.3"),
+    "stride": (lambda: with_blocks(lambda m: setattr(m.patch_embed.proj, "stride", (2, 2))), r"stride \[2, 2\]"),
+    "padding": (lambda: with_blocks(lambda m: setattr(m.patch_embed.proj, "padding", (1, 1))), r"padding \[1, 1\]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_modules_that_the_arrays_do_not_show(case: str, tmp_path: Path) -> None:
+    make, why = REFUSED[case]
+    torch.save(randomized(make()), tmp_path / "x.pt")
+    with pytest.raises(InputError, match=why):
+        opened(tmp_path / "x.pt")
+
+
+def test_modules_without_arrays_are_left_out_by_choice(tmp_path: Path) -> None:
+    model: Any = randomized(REFUSED["after"][0]())
+    torch.save(model, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt", num_classes=5), model[0])
+
+
+def test_the_tanh_of_torchvisions_representation(tmp_path: Path) -> None:
+    sizes = {"image_size": 8, "patch_size": 4, "num_layers": 2, "hidden_dim": 24, "mlp_dim": 40}
+    model = randomized(TorchvisionViT(num_heads=3, num_classes=5, representation_size=12, **sizes))
+    torch.save(model, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), model, shown={"heads"})
+
+
+class Changed(VisionTransformer):
+    """A class of a user's own, with another pooling in its code."""
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """The logits of the largest features."""
+        logits: torch.Tensor = self.head(x.max(1).values)
+        return logits
+
+
+def test_a_class_of_ones_own_is_named(tmp_path: Path) -> None:
+    torch.save(randomized(Changed(**SIZES, img_size=8)), tmp_path / "x.pt")
+    note = f"assumed to compute what the arrays suggest: {Changed.__module__}.Changed, whose code is not in the file"
+    assert note in opened(tmp_path / "x.pt").notes
+    torch.save(timm_model(), tmp_path / "x.pt")
+    assert not any("whose code" in note for note in opened(tmp_path / "x.pt").notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("aimv2_large_patch14_224", {}),
+        ("vit_base_patch16_clip_224", {"norm_layer": partial(nn.LayerNorm, eps=1e-3)}),
+    ],
+)
+def test_settings_of_modules_precede_the_name_of_the_architecture(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Heads and epsilon, which the name determines otherwise."""
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    model = randomized(timm.create_model(name, **sizes, **options))
+    torch.save({"arch": name, "model": model}, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), model)
+
+
+def test_the_network_of_relative_positions_has_an_activation_of_its_own(tmp_path: Path) -> None:
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    model = timm.create_model("vit_relpos_small_patch16_224", **sizes, act_layer=QuickGELU)
+    torch.save({"arch": "vit_relpos_small_patch16_224", "model": model}, tmp_path / "x.pt")
+    assert opened(tmp_path / "x.pt").config.model.activation == "quick_gelu"

@@ -13,6 +13,7 @@ from typing import Any
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.containers import MODULES
+from vit_core.checkpoints.formats.beside_model import COPIES, words_of
 from vit_core.checkpoints.module_facts import module_facts
 from vit_core.errors import InputError, abbreviate, one_line, unknown_name
 
@@ -169,8 +170,18 @@ def arrays_beside(chosen: Candidate, candidates: Sequence[Candidate]) -> LazyArr
 def shared_beside(chosen: Candidate, candidates: Sequence[Candidate], beside: Iterable[str]) -> frozenset[str]:
     """Names of the arrays beside an averaged model or a teacher that may belong to another model of the file instead,
     because they are at the same level of the tree."""
-    if _preference(chosen)[0] >= 0:
-        return frozenset()
+    return _beside_too(chosen, candidates, beside) if _preference(chosen)[0] < 0 else frozenset()
+
+
+def joint_beside(chosen: Candidate, candidates: Sequence[Candidate], beside: Iterable[str]) -> frozenset[str]:
+    """Names of the arrays beside a model that are at the level of another model too and may read the outputs of both:
+    none of the two is an average, a teacher or a student of the other."""
+    others = [one for one in candidates if not words_of("/".join((*chosen.parts, *one.parts))) & COPIES]
+    return _beside_too(chosen, others, beside)
+
+
+def _beside_too(chosen: Candidate, candidates: Sequence[Candidate], beside: Iterable[str]) -> frozenset[str]:
+    """Names of the arrays beside a model that are at the same level of the tree as another candidate, or above it."""
     others = [candidate.parts for candidate in candidates if candidate is not chosen]
     outer = {name: (*chosen.keys, *_module(name, chosen.prefix_parts))[:-1] for name in beside}
     return frozenset(name for name, path in outer.items() if any(other[: len(path)] == path for other in others))
@@ -206,12 +217,24 @@ def facts_beside(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
             break
         facts |= {name: value for name, value in level.items() if not isinstance(value, LazyArray) and name != key}
         level = level.get(key) if key is not None else None
-    attributes = facts.pop(MODULES, None)
-    if isinstance(attributes, Mapping):
-        names = {re.sub(_WRAPPED, "", name): value for name, value in attributes.items()}
+    if MODULES in facts:
+        names = modules_of_pickle(tree, chosen)
         own = {name.removeprefix(chosen.prefix): x for name, x in names.items() if name.startswith(chosen.prefix)}
         facts[MODULES] = module_facts(own)
     return facts
+
+
+def modules_of_pickle(tree: Mapping[str, Any], chosen: Candidate) -> dict[str, Any]:
+    """The classes and settings of all modules in the pickled module that contains a model, by their names without parts
+    of wrappers; empty if the file has only arrays."""
+    found: Mapping[str, Any] = {}
+    level: Any = tree
+    for key in (*chosen.keys, None):
+        if not isinstance(level, Mapping):
+            break
+        attributes = level.get(MODULES)
+        found, level = attributes if isinstance(attributes, Mapping) else found, level.get(key)
+    return {re.sub(_WRAPPED, "", name): value for name, value in found.items()}
 
 
 def _without_target(parts: tuple[str, ...]) -> tuple[str, ...]:

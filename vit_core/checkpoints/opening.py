@@ -1,7 +1,6 @@
 """Opens a checkpoint of any format: location -> container -> format -> canonical parameters."""
 
 import dataclasses
-import json
 import os
 import re
 import warnings
@@ -27,8 +26,10 @@ from vit_core.checkpoints.candidates import (
     facts_beside,
     find_candidates,
     flattened,
+    joint_beside,
     keys_beside,
     modules_of,
+    modules_of_pickle,
     shared_beside,
 )
 from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
@@ -50,7 +51,9 @@ from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.vit import step
 from vit_core.checkpoints.formats.vit.folder import CONFIG, WEIGHTS, open_folder
 from vit_core.checkpoints.image_facts import without_image_constants
+from vit_core.checkpoints.module_checks import check_modules
 from vit_core.checkpoints.run_folder import checkpoint_in
+from vit_core.checkpoints.sidecars import read_json, read_open_clip_config, read_sidecars
 from vit_core.checkpoints.training_facts import read_with_facts
 from vit_core.checkpoints.value_checks import with_value_checks, with_zero_head_warning
 from vit_core.config import TRAINING_ONLY, ViTConfig
@@ -59,19 +62,11 @@ from vit_core.field_text import field_text
 from vit_core.position_embeddings import is_mae_table
 from vit_core.storage import Location, location
 
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
-_OF_FOLDERS = tuple(
-    f"{name}{end}" for name in (WEIGHTS, "pytorch_model.bin", "flax_model.msgpack") for end in ("", ".index.json")
-)
-"""Names of weights files that libraries write together with a config.json in the same folder."""
 _KEYS_OF_LIBRARIES = ("model_type", "architectures", "architecture", "model_args", "pretrained_cfg")
 """Keys of config.json in folders of transformers and timm. A config.json without them has the arguments of a class of
 the user's own, as huggingface_hub's PyTorchModelHubMixin writes them."""
 _SHARD = re.compile(r".*-[0-9]{5}-of-([0-9]{5})\.\w+")
 """Name of one of several files of a checkpoint. Some trainers name whole checkpoints like this too: epoch of epochs."""
-_LONGEST_JSON = 2**24
-"""Maximum size in bytes of a JSON file that is read."""
 
 
 def open_checkpoint(
@@ -169,7 +164,7 @@ def _open_step(path: Location) -> Checkpoint:
 
 def _foreign_container(path: Location) -> Container | None:
     """The opened weights at a path. None for a checkpoint in our own format, a missing path and an empty folder."""
-    if not path.exists() or (path.is_dir() and "format_version" in _read_json(path / CONFIG)):
+    if not path.exists() or (path.is_dir() and "format_version" in read_json(path / CONFIG)):
         return None
     if path.is_dir() and not (path / WEIGHTS).exists() and not any(path.iterdir()):
         return None
@@ -178,8 +173,8 @@ def _foreign_container(path: Location) -> Container | None:
 
 
 def _source_of(path: Location, container: Container, part: str | None) -> Source:
-    (config, preprocessor), notes = _read_sidecars(path, container)
-    open_clip_config = _read_open_clip_config(path, container)
+    (config, preprocessor), notes = read_sidecars(path, container)
+    open_clip_config = read_open_clip_config(path, container)
     if open_clip_config and container.path.name.startswith("open_clip"):
         config = preprocessor = {}  # these files belong to other weights in the folder
     of_library = not config.keys().isdisjoint(_KEYS_OF_LIBRARIES)
@@ -217,58 +212,16 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
         arrays=arrays,
         keras=keras,
         facts={**source.facts, **metadata, **facts_beside(container.tree, chosen)},
+        modules=modules_of_pickle(container.tree, chosen),
         keys=chosen.keys,
         prefix=chosen.prefix_parts,
         beside=beside,
         shared=shared_beside(chosen, candidates, beside),
-        is_alone=all(one is chosen or one.keys != chosen.keys for one in candidates),
+        normalizing=frozenset(without_image_constants(beside)[1]),
+        joint=joint_beside(chosen, candidates, beside),
         keys_beside=tuple(keys_beside(chosen, candidates, container.tree)),
         notes=(*notes, *choice_notes(chosen, candidates)),
     )
-
-
-def _read_sidecars(path: Location, container: Container) -> tuple[tuple[dict[str, Any], dict[str, Any]], list[str]]:
-    """config.json and the image processor's config in the folder of the weights, and notes. If the path is a file, they
-    are read only if the file has one of the names in _OF_FOLDERS."""
-    if container.of_keras:  # its metadata are these files
-        return ({}, {}), []
-    if path.is_dir():
-        # In a cache of the Hub this is the folder of the snapshot.
-        folder = container.path if container.path.is_dir() else container.path.parent
-        notes = list[str]()
-    elif path.name in _OF_FOLDERS and (path.parent / CONFIG).is_file():
-        folder, notes = path.parent, [f"config: from {CONFIG} beside the file"]
-    else:
-        return ({}, {}), []
-    if path.is_dir() and has_adapters(folder):
-        step = f"--base {container.path} applies them"
-        notes.append(f"left out: the adapters of {ADAPTER_CONFIG}, which is beside the weights; {step}")
-    config, preprocessor = _read_json(folder / CONFIG), _read_json(folder / PREPROCESSOR_CONFIG)
-    if not preprocessor:
-        processor = _read_json(folder / PROCESSOR_CONFIG).get("image_processor")
-        preprocessor = processor if isinstance(processor, dict) else {}
-    return (config, preprocessor), notes
-
-
-def _read_open_clip_config(path: Location, container: Container) -> dict[str, Any]:
-    """The fields of open_clip_config.json beside open_clip's weights, or in a folder without a config.json; else
-    empty."""
-    folder = path if path.is_dir() else path.parent
-    named = container.path.name.startswith("open_clip")
-    if named or (path.is_dir() and not (folder / CONFIG).is_file()):
-        return _read_json(folder / OPEN_CLIP_CONFIG)
-    return {}
-
-
-def _read_json(path: Location) -> dict[str, Any]:
-    """The fields of a JSON object in a file; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    with readable(path, "JSON"):
-        if path.stat().st_size > _LONGEST_JSON:
-            raise ValueError(f"more than {_LONGEST_JSON:,} bytes")
-        fields = json.loads(path.read_bytes())  # json detects UTF-8, UTF-16 and UTF-32
-    return fields if isinstance(fields, dict) else {}
 
 
 def recognised_format(source: Source) -> Format:
@@ -285,9 +238,11 @@ def recognised_format(source: Source) -> Format:
 def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     """Converts a source of another project to a checkpoint. Each of its arrays is either used, or named in a note as
     left out; for any other array, and for a missing one, InputError is raised."""
+    source = dataclasses.replace(source, num_classes=fields.get("num_classes"))
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
+        of_modules = check_modules(source, reading)
         decoder, of_decoder = _decoder(source, reading)
         if decoder is None:
             reading = dataclasses.replace(reading, decoder=None)
@@ -296,7 +251,7 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     arrays = with_zero_head_warning(source.path, with_value_checks(source.path, arrays))
     assumptions = (*reading.assumptions, *_unsaid(format, reading, fields))
     left = [f"left out: {abbreviate(left_out)}"] if left_out else []
-    notes = (*map(str, assumptions), *source.notes, *reading.notes, *left, *of_decoder)
+    notes = (*map(str, assumptions), *source.notes, *reading.notes, *of_modules, *left, *of_decoder)
     provenance = reading.config.provenance.replace(source=source.path.name, source_format=format.name)
     config = reading.config.replace(provenance=provenance)
     return Checkpoint(config, arrays, str(source.path), format.name, notes, assumptions, decoder)

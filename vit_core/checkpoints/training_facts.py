@@ -18,6 +18,7 @@ from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.image_facts import with_preprocessing
+from vit_core.checkpoints.overlapping_patches import check_overlap
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError, one_line
 from vit_core.field_text import field_text
@@ -28,6 +29,8 @@ _ASSUMED = {
     "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
     "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
     "pooling": ("global_pool", "pooling", "pool"),
+    "pool_prefix": ("pool_include_prefix",),
+    "branch_norm": ("branch_norm",),
     "activation": ("act_layer", "hidden_act"),
     "norm": ("norm_layer",),
     "norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_eps", "ln_eps"),
@@ -97,6 +100,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
             continue
         better, why_not = _attempt(read, source, {**taken, field: value, **fields})
         if better is None:
+            if field == "image_size" and reading:
+                check_overlap(reading.config.model, mappings, value, source.path)
             stated = f"{fact.where} states {field_text(field, value)}"
             notes.append(f"{stated}, ignored because the arrays contradict it ({_reason(why_not)})")
             continue
@@ -107,6 +112,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         assert failure is not None
         raise failure
     model = reading.config.model
+    if "image_size" not in fields:
+        check_overlap(model, mappings, None, source.path)
     shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
     notes += [note for field, (fact, value) in shown if (note := _apart(field, fact, value, model))]
     reading, label_note, label_key = _with_labels(reading, facts)
@@ -184,6 +191,10 @@ def _value_of(field: str, said: Any) -> Any:
         return said if isinstance(said, float) and 0 < said < 1 else None
     if field == "norm":
         return next((norm for name, norm in _NORMS.items() if _last_part(said).startswith(name)), None)
+    if field == "pool_prefix":
+        return said if isinstance(said, bool) else None
+    if field == "branch_norm":
+        return said if said in ("before", "after") else None
     if field == "pooling":
         return _POOLING.get(said) if isinstance(said, str) else None
     if isinstance(said, str):

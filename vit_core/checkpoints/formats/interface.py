@@ -42,6 +42,8 @@ class Source:
     """Texts of Keras's config files by their names, and the names of layers by their groups; empty for other files."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Values in the same file that are not arrays, such as `arch` and `args`, which training scripts save."""
+    modules: Mapping[str, Any] = field(default_factory=dict)
+    """The classes and settings of the modules in a pickled model, such as "head.1.class"; empty for other files."""
     keys: tuple[str, ...] = ()
     """The keys of the file's tree under which the model was found."""
     prefix: tuple[str, ...] = ()
@@ -50,8 +52,12 @@ class Source:
     """Arrays of the same mapping that are not part of a model, such as a separate head; unused ones are left out."""
     shared: frozenset[str] = frozenset()
     """Names in `beside` that may belong to another model in the file."""
-    is_alone: bool = True
-    """Whether the mapping in the file that has its arrays has those of no other model."""
+    normalizing: frozenset[str] = frozenset()
+    """Names in `beside` of a mean and a std with which a module normalises images."""
+    joint: frozenset[str] = frozenset()
+    """Names in `beside` that may read the outputs of this model and of another one in the file."""
+    num_classes: int | None = None
+    """The number of classes that the user gives, which chooses one of several possible heads. 0: none of them."""
     keys_beside: tuple[str, ...] = ()
     """The other keys of the file's tree; unused ones are left out."""
     notes: tuple[str, ...] = ()

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.formats import probe_norm
+from vit_core.checkpoints.formats.beside_model import is_aside, sizes_of, taking_part
 from vit_core.checkpoints.formats.interface import Source
-from vit_core.errors import abbreviate, one_line
+from vit_core.errors import InputError, abbreviate, one_line
 
 _INSIDE = re.compile(r"(\.(\d+|heads?|fc|linear|classifier|dense|out|layers|proj))*")
 """Path of the Linear within the module of a head (open_clip's is `head.proj`). A layer of an MLP (`fc.fc1`) is not a
@@ -16,74 +19,163 @@ AFTER_BACKBONE = re.compile(
     r"(\w+_)?heads?(_\w+)?[./]|(fc|classifier|cls_classifier|linear|lin_cls|projector|last_layer)[./]"
 )
 """Names of modules after a backbone: heads, projectors and others."""
-_ASIDE = re.compile(
-    r"projector|predictor|decoder|momentum|teacher|student|text|txt|criterion|loss|queue|proto", re.IGNORECASE
-)
-"""Names of modules of self-supervised training and of text towers. They are not between a backbone and a classifier."""
+_MAY_BE_HEAD = re.compile(rf"(.+\.)?(\w+_)?({_HEAD_ROOTS}|classifiers)(_\w+)?(\.|$)")
+"""Names of modules that may be the head in place of a model's own."""
 _NUMBER = re.compile(r"[0-9]{1,4}")
 
+Found = tuple[LazyArrays, list[str], frozenset[str]]
 
-def with_linear_head(
-    arrays: LazyArrays, source: Source, width: int, name: str
-) -> tuple[LazyArrays, list[str], frozenset[str]]:
+
+@dataclass(frozen=True)
+class _Head:
+    """A module with one Linear."""
+
+    root: str
+    """The name of the module."""
+    linear: str
+    members: dict[str, LazyArray]
+    """All arrays of the module."""
+    is_beside: bool
+    """Whether the module is outside the model."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs, inputs."""
+        return self.members[f"{self.linear}.weight"].shape
+
+
+def with_linear_head(arrays: LazyArrays, source: Source, width: int, name: str) -> Found:
     """The arrays, with a head under `name` (`NAME.weight`, `NAME.bias`) if they had none and one was found; notes; and,
     if the head is outside the model, the name of its module.
 
     arrays: those of the model, under canonical names. source: has the arrays outside the model's prefix. A head is one
     Linear with `width` or 2 `width` inputs: alone in a module (`fc`), with dropout in a Sequential (`head.1`), or the
     only layer after the model in a Sequential. A batch norm without weights before the Linear is merged into it; a
-    module with any other array is not used. A head outside the model is not used if there are several, if it may belong
-    to another model or read the outputs of two, or if another module outside the model has as many outputs as the head
-    has inputs, because that module may be between them.
+    module with any other array is not used. A head outside the model is used only if no other array outside the model
+    may take part in the computation, or if the user gives its number of classes. Raises InputError if a module outside
+    the model may be the head in place of the model's own.
     """
+    found = _heads(arrays, source, width)
+    chosen = [head for head in found if head.shape[0] == source.num_classes]
     if f"{name}.weight" in arrays:
+        classes = arrays.shapes[f"{name}.weight"][0]
+        if len(chosen) != 1 or not chosen[0].is_beside or source.num_classes == classes:
+            return arrays, _beside_own_head(arrays, source, width, classes, found), frozenset()
+        arrays = LazyArrays({key: x for key, x in arrays.entries.items() if not key.startswith(f"{name}.")})
+    if not found:
         return arrays, [], frozenset()
+    head = (chosen or found)[0]
+    if head.is_beside and len(chosen) != 1 and (doubt := _doubt(head, found, arrays, source)):
+        return arrays, [f"head: {doubt}"], frozenset()
+    kept = {key: entry for key, entry in arrays.entries.items() if head.is_beside or key not in head.members}
+    leaves, notes = _leaves(head, source, width)
+    used = frozenset({head.root}) if head.is_beside else frozenset[str]()
+    return LazyArrays({**kept, **{f"{name}.{leaf}": entry for leaf, entry in leaves.items()}}), notes, used
+
+
+def _heads(arrays: LazyArrays, source: Source, width: int) -> list[_Head]:
+    """The modules with a Linear that may be the head: those within the model, then those beside it."""
     beside = source.beside
-    roots = [(arrays, root, "in the model") for root in _roots(arrays)]
-    roots += [(beside, root, "beside the model") for root in (*_roots(beside), *_after(source.prefix, beside))]
-    found = list[tuple[LazyArrays, str, str, dict[str, LazyArray], str]]()
-    for group, root, where in roots:
+    roots = [(arrays, root) for root in _roots(arrays)]
+    outside = dict.fromkeys((*_roots(beside), *_after(source.prefix, beside)))
+    roots += [(beside, root) for root in outside if not is_aside(root, source.prefix)]
+    found = list[_Head]()
+    for group, root in roots:
         members = {key: entry for key, entry in group.entries.items() if key == root or key.startswith(f"{root}.")}
         linear = _linear(members, width)
         if linear is not None and _INSIDE.fullmatch(linear.removeprefix(root)):
-            found.append((group, root, where, members, linear))
-    if not found:
-        return arrays, [], frozenset()
-    group, root, where, members, linear = found[0]
-    if group is beside and len(found) > 1:
-        names = abbreviate([one_line(other[1]) for other in found])
-        note = f"head: left out, because it may be any of {names}; to use one, save the model without the others"
-        return arrays, [note], frozenset()
-    if group is beside and not source.shared.isdisjoint(members):
+            found.append(_Head(root, linear, members, group is beside))
+    return found
+
+
+def _doubt(head: _Head, found: Sequence[_Head], arrays: LazyArrays, source: Source) -> str | None:
+    """Why a head beside a model is left out; None if it is certain to be the head."""
+    name, remedy = one_line(head.root), f"--set num_classes={head.shape[0]} uses it nevertheless"
+    if len(found) > 1:
+        names = abbreviate([one_line(other.root) for other in found])
+        return f"left out, because it may be any of {names}; --set num_classes=N uses the one with N classes"
+    if not source.shared.isdisjoint(head.members):
         why = "because it may belong to another model in the file; --part NAME opens that model with it"
-        return arrays, [f"head: '{one_line(root)}' is left out, {why}"], frozenset()
-    inputs = members[f"{linear}.weight"].shape[1]
-    if group is beside and (between := _between(beside, root, inputs, width)):
-        why = f"because '{one_line(between)}' may be before it; if it is not, save the model without that module"
-        return arrays, [f"head: '{one_line(root)}' is left out, {why}"], frozenset()
-    if group is beside and inputs > width and not source.is_alone:
-        note = f"head: '{one_line(root)}' is left out, because it may read the outputs of two models in the file"
-        return arrays, [note], frozenset()
-    kept = {key: entry for key, entry in arrays.entries.items() if key not in members}
+        return f"'{name}' is left out, {why}"
+    if not source.joint.isdisjoint(head.members):
+        return f"'{name}' is left out, because it may read the outputs of two models in the file; {remedy}"
+    if others := taking_part(source, [head.root], sizes_of(arrays) | {*head.shape}):
+        return f"'{name}' is left out, because {_named(list(others))} may change its inputs or outputs; {remedy}"
+    return None
+
+
+def _beside_own_head(arrays: LazyArrays, source: Source, width: int, classes: int, found: Sequence[_Head]) -> list[str]:
+    """A note on modules beside a model with a head of its own, which cannot be between the two. Raises InputError if
+    one of them may be the head in place of it, or change its inputs or outputs, unless the user gives the number of
+    classes."""
+    others = taking_part(source, (), sizes_of(arrays))
+    if not others or source.num_classes is not None:
+        return []
+    heads = {one for one in others if _MAY_BE_HEAD.match(one) or one in _after(source.prefix, source.beside)}
+    channels = {shape[1] for shape in arrays.shapes.values() if len(shape) == 4}
+    doubtful = [
+        module
+        for module, shapes in others.items()
+        if any(
+            prod(shape) == 1
+            or (len(shape) == 2 and (shape[1] == classes or (module in heads and shape[1] in (width, 2 * width))))
+            or (len(shape) == 4 and shape[0] in channels)
+            for shape in shapes
+        )
+    ]
+    if not doubtful:
+        return [f"head: the model's own; {_named(list(others))} beside it assumed to have no part in the outputs"]
+    linear = {head.linear: head.shape[0] for head in found if head.is_beside and head.shape[0] != classes}
+    choices = [f"num_classes={classes} uses the model's own"]
+    choices += [f"num_classes={linear[one]} '{one_line(one)}'" for one in doubtful if one in linear][:1]
+    raise InputError(
+        f"{source.path}: the model has a head with {classes} classes, but {_named(doubtful)} beside the model may be "
+        f"the head, or change its inputs or outputs; --set {', '.join(choices)}, num_classes=0 no head"
+    )
+
+
+def _named(modules: Sequence[str]) -> str:
+    return abbreviate([f"'{one_line(module)}'" for module in modules], most=3)
+
+
+def _leaves(head: _Head, source: Source, width: int) -> tuple[dict[str, LazyArray], list[str]]:
+    """`weight` and `bias` of a head, and notes on what was assumed about it."""
+    linear, members = head.linear, head.members
     leaves = {leaf: members[f"{linear}.{leaf}"] for leaf in ("weight", "bias") if f"{linear}.{leaf}" in members}
-    note = f"head: the Linear '{linear}' {where}"
+    note = f"head: the Linear '{linear}' {'beside' if head.is_beside else 'in'} the model"
     if norm := probe_norm.norm_before(members, linear):
         leaves = probe_norm.joined(members, norm, linear)
         note += f", with the batch norm '{norm}' merged into it (epsilon {probe_norm.EPSILON} assumed)"
-    head = {f"{name}.{leaf}": entry for leaf, entry in leaves.items()}
-    used = frozenset({root}) if group is beside else frozenset[str]()
-    return LazyArrays({**kept, **head}), [note], used
+    notes = [note]
+    unseen = [] if source.modules else _without_arrays(head, source.prefix)  # else their classes are checked
+    if unseen:
+        where = ", ".join(f"'{one}'" for one in unseen)
+        notes.append(
+            f"head: {where} without arrays before it assumed to be a dropout or an identity, not an activation; "
+            "--set num_classes=0 leaves out the head"
+        )
+    if head.shape[1] == 2 * width:
+        notes.append(
+            f"head: its {2 * width} inputs assumed to be the class token and the mean of the patches, in this order; "
+            "not the mean first, nor the class tokens of two blocks or of two images; "
+            "--set num_classes=0 leaves out the head"
+        )
+    return leaves, notes
 
 
-def _between(beside: LazyArrays, head: str, inputs: int, width: int) -> str | None:
-    """The module outside the model that may compute a head's inputs: a norm, or a Linear on the model's outputs. None
-    if there is none."""
-    for name, entry in beside.entries.items():
-        module, _, leaf = name.rpartition(".")
-        fits = leaf in ("weight", "running_mean") and entry.shape in ((inputs,), (inputs, width))
-        if fits and module != head and not module.startswith(f"{head}.") and not _ASIDE.search(module):
-            return module
-    return None
+def _without_arrays(head: _Head, prefix: Sequence[str]) -> list[str]:
+    """The modules before a head's Linear in a Sequential that have no arrays: the numbers that are missing before its
+    own."""
+    outer, _, last = head.linear.rpartition(".")
+    if not _NUMBER.fullmatch(last):
+        return []
+    first = 0
+    if head.linear == head.root:  # in a Sequential with the model
+        depth = outer.count(".") + 1 if outer else 0
+        first = int(prefix[depth]) + 1 if depth < len(prefix) and _NUMBER.fullmatch(prefix[depth]) else int(last)
+    start = f"{outer}." if outer else ""
+    there = {name.removeprefix(start).partition(".")[0] for name in head.members}
+    return [f"{start}{i}" for i in range(first, int(last)) if str(i) not in there]
 
 
 def _roots(arrays: Iterable[str]) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
+from vit_core.checkpoints.formats.beside_model import sizes_of, taking_part
 from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source
 from vit_core.checkpoints.formats.rules import rule
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
+from vit_core.errors import InputError, abbreviate, one_line
 from vit_core.parameters import parameters
 
 _RENAMED = {
@@ -69,6 +70,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     if len(entries) < len(source.arrays):
         raise InputError(f"{where}: two arrays are the same parameter; expected the names of one version of mmpretrain")
     head, used = _head(source.beside)
+    _check_between(source, used, fields)
     arrays = LazyArrays({**entries, **head})
     if "norm.weight" in arrays and "fc_norm.weight" in arrays:
         raise InputError(
@@ -116,9 +118,23 @@ def _head(beside: LazyArrays) -> tuple[dict[str, LazyArray], frozenset[str]]:
     return found, frozenset(("head",)) if found else frozenset()
 
 
+def _check_between(source: Source, used: frozenset[str], fields: Fields) -> None:
+    """Raises InputError if a module such as a neck may be between the backbone and a head, unless the user gives the
+    number of classes."""
+    others = list(taking_part(source, used, sizes_of(source.arrays)))
+    if used and others and "num_classes" not in fields:
+        raise InputError(
+            f"{source.path}: {abbreviate([one_line(one) for one in others])} beside the backbone may change the inputs "
+            "of the head; use --set num_classes=0 to leave out the head, --set num_classes=N to use it nevertheless"
+        )
+
+
 def _assumptions(model: ViTConfig) -> list[Assumption]:
     why = "mmpretrain's default"
+    tanh, no_other = "with tanh, the default of its head", "another act_cfg cannot be expressed"
+    hidden = [Assumption("representation", model.representation, tanh, no_other)] if model.representation else []
     return [
+        *hidden,
         Assumption("pooling", model.pooling, "by the names of the arrays", "--set pooling=gap or another"),
         Assumption("activation", model.activation, why, "--set activation=quick_gelu or another"),
         Assumption("norm_epsilon", model.norm_epsilon, why),

@@ -86,9 +86,7 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     """The fields of ViTConfig that config.json states by the architecture's name and by arguments; and the image size
     (height, width), or None. Raises InputError for a value that ViTConfig cannot express."""
     name = str(config.get("architecture", ""))
-    fields: dict[str, Any] = {}
-    for pattern, own in _ARCHITECTURES:
-        fields |= own if re.search(pattern, name) else {}
+    fields = fields_by_name(name)
     given, args = _object(config, "model_args", where), arguments(config, where)
     if rotary.is_eva(name) or "use_rot_pos_emb" in args:
         fields["rope"] = rotary.read_rope(name, given, where)
@@ -125,6 +123,14 @@ def stated_fields(config: Mapping[str, Any], where: object) -> tuple[dict[str, A
     fields |= {ours: args[keys[0]] for ours, keys in DROPS.items() if keys[0] in args}
     size = args.get("img_size") or (_pretrained(config, where).get("input_size") or [])[1:]
     return fields, _size(size, where)
+
+
+def fields_by_name(architecture: str) -> dict[str, Any]:
+    """The fields that the name of one of timm's architectures sets and no array shows."""
+    fields: dict[str, Any] = {}
+    for pattern, own in _ARCHITECTURES:
+        fields |= own if re.search(pattern, architecture) else {}
+    return fields
 
 
 def arguments(config: Mapping[str, Any], where: object) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_core.checkpoints.formats.known_keys import unknown_keys
+from vit_core.checkpoints.formats.timm import architectures
 from vit_core.checkpoints.formats.transformers.known_keys import EVERY_MODEL
+from vit_core.errors import one_line
 
 
 def _words(text: str) -> frozenset[str]:
@@ -87,6 +89,8 @@ def unknown_hub_keys(config: Mapping[str, Any]) -> list[str]:
     if config.get("model_type") == "timm_wrapper":
         known |= TIMM_WRAPPER
     notes = unknown_keys("config.json", config, known)
+    if (name := str(config.get("architecture", ""))) and not architectures.is_known(name):
+        notes.append(f"architecture {one_line(name)[:60]} is unknown: timm has none of this name")
     for name, keys in (("model_args", MODEL_ARGS), ("pretrained_cfg", PRETRAINED_CFG)):
         if isinstance(part := config.get(name), Mapping):
             notes += unknown_keys(f"config.json: {name}", part, keys)

@@ -22,7 +22,16 @@ from vit_core.checkpoints.formats.linear_head import with_linear_head
 from vit_core.checkpoints.formats.open_clip import config_json as open_clip
 from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
-from vit_core.checkpoints.formats.timm import config_json, create_model, eva, naflex, relative, rotary, train_args
+from vit_core.checkpoints.formats.timm import (
+    architectures,
+    config_json,
+    create_model,
+    eva,
+    naflex,
+    relative,
+    rotary,
+    train_args,
+)
 from vit_core.checkpoints.formats.timm.known_keys import unknown_hub_keys
 from vit_core.checkpoints.formats.timm.lookalikes import check_last_norm, check_lookalikes, check_parts, check_rotation
 from vit_core.config import ViTConfig
@@ -103,7 +112,10 @@ def read_source(source: Source, fields: Fields) -> Reading:
     checkpoint_config, more = config_json.checkpoint_config(model, config, where)
     notes += train_args.notes_about(source) if config is not source.config else unknown_hub_keys(config)
     by_name = _settled_by_name(config, model) - stated.keys()
+    by_name |= {name for name, value in config_json.fields_by_name(_name(config)).items() if stated.get(name) == value}
     said = frozenset(stated) | by_name
+    if not architectures.is_known(_name(config)) and not takes_all and "pool_include_prefix" not in args:
+        said -= {"pool_prefix"}
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions fit it
         said |= {"image_size"}
     if "" in (config.get("global_pool"), args.get("global_pool")) and "pooling" not in stated:
@@ -132,14 +144,16 @@ def _hub_config(source: Source) -> Mapping[str, Any]:
     return stated or open_clip.timm_config(source.open_clip_config, source.path)
 
 
-_BY_ARCHITECTURE = frozenset(("pooling", "activation", "norm_epsilon", "position_resampling"))
+_BY_ARCHITECTURE = frozenset(
+    ("pooling", "activation", "norm_epsilon", "position_resampling", "branch_norm", "pool_prefix", "mlp")
+)
 """Fields that the name of a timm architecture determines, unless arguments do."""
 
 
 def _settled_by_name(config: Mapping[str, Any], model: ViTConfig) -> frozenset[str]:
     """The fields that the architecture's name determines. Pooling is not among them if the arrays show another one than
     the architecture's."""
-    if "architecture" not in config:
+    if not architectures.is_known(_name(config)):
         return frozenset()
     same = model.pooling == config_json.pooling_by_name(_name(config))
     return _BY_ARCHITECTURE if same else _BY_ARCHITECTURE - {"pooling"}
@@ -197,7 +211,23 @@ def _assumptions(model: ViTConfig, stated: frozenset[str], fields: Fields) -> li
     if model.norm == "rms_norm":
         remedy = "--set norm=layer_norm for LayerNorm(bias=False)"
         assumed.append(Assumption("norm", model.norm, "as its norms have no biases", remedy))
+    assumed += _of_same_arrays(model)
     return [one for one in assumed if one.field not in stated and one.field not in fields]
+
+
+def _of_same_arrays(model: ViTConfig) -> list[Assumption]:
+    """Assumptions about arguments of timm's classes that change neither the names nor the shapes of the arrays."""
+    assumed = []
+    if model.layer_scale is None and not model.parallel and model.relative_bias == "none":
+        why = "as in timm's Block, not ResPostBlock"
+        assumed.append(Assumption("branch_norm", model.branch_norm, why, "--set branch_norm=after for that"))
+    if model.pooling in ("gap", "map") and (model.class_token or model.registers):
+        why = "as timm pools the patches alone without pool_include_prefix"
+        assumed.append(Assumption("pool_prefix", model.pool_prefix, why, "--set pool_prefix=true for it"))
+    if model.mlp == "swiglu" and model.rope is None:
+        why = "with SiLU in the first half, as in SwiGLU, not timm's GluMlp or another gate"
+        assumed.append(Assumption("mlp", model.mlp, why, "ViTConfig has no other gate"))
+    return assumed
 
 
 def _without_positions(arrays: LazyArrays, prefix: int) -> LazyArrays:

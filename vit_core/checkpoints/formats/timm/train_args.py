@@ -14,6 +14,7 @@ from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.known_keys import unknown_keys
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
+from vit_core.checkpoints.formats.timm import architectures
 from vit_core.checkpoints.formats.timm.config_json import POOLING, pooling_by_name
 from vit_core.checkpoints.formats.timm.known_keys import MODEL_ARGS, OTHER_SCRIPTS, TRAIN_OPTIONS
 from vit_core.errors import one_line
@@ -66,9 +67,9 @@ def hub_config(source: Source) -> dict[str, Any]:
 
 
 def notes_about(source: Source) -> list[str]:
-    """Notes on an architecture that is named in an unusual place, and on unknown options. Empty if `hub_config` is."""
+    """Notes on an architecture that is unknown or named in an unusual place, and on unknown options if one is known."""
     if not (config := hub_config(source)):
-        return []
+        return _unknown_architectures(source)
     notes = []
     if (found := _named_elsewhere(source)) is not None:
         where = one_line(": ".join([*found[0], found[1]]))
@@ -118,4 +119,15 @@ def _named_elsewhere(source: Source) -> tuple[tuple[str, ...], str, dict[str, An
 
 
 def _is_architecture(name: object) -> TypeGuard[str]:
+    return _is_like_architecture(name) and architectures.is_known(name)
+
+
+def _is_like_architecture(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and bool(_ARCHITECTURE.fullmatch(name)) and not _OTHERS.fullmatch(name)
+
+
+def _unknown_architectures(source: Source) -> list[str]:
+    """A note on each name that looks like one of timm's, but is not."""
+    names = (values.get(key) for _, values in stated_mappings(source.facts) for key in _ARCHITECTURE_KEYS)
+    unknown = dict.fromkeys(name for name in names if _is_like_architecture(name) and not _is_architecture(name))
+    return [f"architecture {one_line(name)[:60]} is unknown: timm has none of this name" for name in unknown]

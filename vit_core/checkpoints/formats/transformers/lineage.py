@@ -163,7 +163,7 @@ def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], 
     head = "visual_projection" if model_type == "clip_vision_model" else head
     if patches is None or head is None:
         return source.arrays, [], frozenset()
-    if any(name in source.arrays for name in ("classifier.weight", "cls_classifier.weight")):
+    if any(f"{other}.weight" in source.arrays for other in ("classifier", "cls_classifier") if other != head):
         return source.arrays, [], frozenset()
     return with_linear_head(source.arrays, source, (patches.shape or (0,))[0], head)
 

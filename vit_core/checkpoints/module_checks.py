@@ -1,0 +1,125 @@
+"""Checks of the modules in a pickled model (`torch.save(model)`) that have no arrays, or settings of their own.
+
+A file of a pickled torch.nn.Module has the classes of all its modules. The arrays of a model with an activation before
+its head, with a softmax after it, or with patches that overlap are those of the plain model.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from math import isclose
+from typing import Any
+
+from vit_core.checkpoints.formats.interface import Reading, Source
+from vit_core.checkpoints.module_facts import settings_of_layers
+from vit_core.errors import InputError, abbreviate, one_line
+
+_LIBRARIES = re.compile(
+    r"(torch|timm|torchvision|transformers|open_clip|clip|vit_pytorch|pytorch_pretrained_vit|dinov[23]|mmpretrain|mmcls"
+    r"|mmcv|mmengine|builtins)\."
+)
+_PASSIVE = re.compile(
+    r"\w*Dropout\w*|Identity|(NonDynamicallyQuantizable)?Linear|Sequential|Module(List|Dict)|Flatten|BatchNorm1d|\w*DropPath"
+    r"|\w*Pool\w*|\w*Norm\w*"
+)
+"""Classes of modules that compute nothing in evaluation, or that are read, or refused, by their arrays."""
+_PATCHES = re.compile(
+    r"(?:.*\.)?(?:patch_embed\.proj|patch_embed\.projection|patch_embeddings\.projection|patch_embedding)"
+    r"|conv_proj|conv1"
+)
+_HEAD = re.compile(r"(?:heads?|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls)(?:\..*)?")
+_WHOLE_NORM = re.compile(r"(?:vit\.)?(?:norm|fc_norm|norm_pre|layernorm|ln_pre|ln_post|encoder\.ln)\.eps")
+"""The epsilons of norms before and after the layers."""
+_OTHER_TOWERS = re.compile(r"text|.*decoder")
+_TRACED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
+"""Parts that TorchScript adds to the names of classes."""
+
+
+def check_modules(source: Source, reading: Reading) -> list[str]:
+    """Notes on classes in a pickled model that are not a library's; empty for a file without modules.
+
+    reading: of its arrays. Raises InputError for modules that change the outputs in a way that ViTConfig cannot
+    express.
+    """
+    prefix, where = "".join(f"{part}." for part in source.prefix), source.path
+    kinds = {
+        name.removesuffix("class").removesuffix("."): _TRACED.sub("", str(kind))
+        for name, kind in source.modules.items()
+        if name == "class" or name.endswith(".class")
+    }
+    own = {name.removeprefix(prefix): value for name, value in source.modules.items() if name.startswith(prefix)}
+    own = {name: value for name, value in own.items() if not _OTHER_TOWERS.match(name)}
+    _check_patches(own, where)
+    _check_layers(own, where)
+    around = list(_around(source, kinds, prefix))
+    active = [name for name in around if not _PASSIVE.fullmatch(kinds[name].rpartition(".")[2])]
+    active = [name for name in active if _LIBRARIES.match(kinds[name]) and _is_in_sequential(name, kinds)]
+    if active and source.num_classes is None and reading.config.model.num_classes:
+        named = [f"{one_line(kinds[name].rpartition('.')[2])} ('{one_line(name)}')" for name in active]
+        raise InputError(
+            f"{where}: {abbreviate(named)} before or after the head cannot be expressed by ViTConfig; --set "
+            "num_classes=0 leaves out the head, --set num_classes=N opens the model without what has no arrays"
+        )
+    outer = ["".join(f"{part}." for part in source.prefix[:i]).removesuffix(".") for i in range(len(source.prefix))]
+    inside = [name for name in kinds if f"{name}.".startswith(prefix)]
+    shown = dict.fromkeys(kinds[name] for name in (*outer, *inside, *around) if name in kinds)
+    if unknown := [one_line(kind) for kind in shown if not _LIBRARIES.match(kind)]:
+        return [f"assumed to compute what the arrays suggest: {abbreviate(unknown)}, whose code is not in the file"]
+    return []
+
+
+def _is_in_sequential(name: str, kinds: Mapping[str, str]) -> bool:
+    """Whether a module is directly in a Sequential, other than torchvision's with a representation layer, whose tanh is
+    a part of our models."""
+    outer = name.rpartition(".")[0]
+    return kinds.get(outer, "").endswith(".Sequential") and f"{outer}.pre_logits" not in kinds
+
+
+def _check_patches(own: Mapping[str, Any], where: object) -> None:
+    """Raises InputError for patches that overlap, or that are taken from a padded image."""
+    for name, kernel in own.items():
+        module, _, last = name.rpartition(".")
+        if last != "kernel_size" or not _PATCHES.fullmatch(module):
+            continue
+        stride, padding = own.get(f"{module}.stride", kernel), own.get(f"{module}.padding", 0)
+        padded = padding not in (0, "valid") and padding != [0, 0]
+        if stride != kernel or padded:
+            raise InputError(
+                f"{where}: {one_line(module)} has kernel_size {kernel}, stride {stride} and padding {padding}; "
+                "expected stride equal to kernel_size and no padding, because patches of ViTConfig do not overlap"
+            )
+
+
+def _check_layers(own: Mapping[str, Any], where: object) -> None:
+    """Raises InputError for layers that differ in a setting, for other norms with another epsilon than theirs, and for
+    attention of another scale."""
+    found = settings_of_layers(own)
+    found["norm_eps"] += [value for name, value in own.items() if _WHOLE_NORM.fullmatch(name) and found["norm_eps"]]
+    for setting in ("norm_eps", "act_layer", "num_heads", "branch_norm"):
+        if len(values := list(dict.fromkeys(map(str, found[setting])))) > 1:
+            named = abbreviate([one_line(one) for one in values])
+            raise InputError(
+                f"{where}: its layers have several values of {setting} ({named}), which ViTConfig cannot express; "
+                "expected one for all layers"
+            )
+    for name, scale in own.items():
+        size = own.get(f"{name.removesuffix('.scale')}.head_dim") if name.endswith(".scale") else None
+        if isinstance(size, int) and isinstance(scale, float) and not isclose(scale, size**-0.5, rel_tol=1e-6):
+            raise InputError(
+                f"{where}: {one_line(name)} is {scale}, which ViTConfig cannot express; expected {size}^-0.5 as usual"
+            )
+
+
+def _around(source: Source, kinds: Mapping[str, str], prefix: str) -> Iterator[str]:
+    """The modules in a Sequential with the model, in the module of its head, and in that of a head beside it."""
+    for depth in range(len(source.prefix)):
+        outer = "".join(f"{part}." for part in source.prefix[:depth])
+        within = f"{outer}{source.prefix[depth]}."
+        if kinds.get(outer.removesuffix("."), "").endswith(".Sequential"):
+            yield from (
+                name
+                for name in kinds
+                if name.startswith(outer) and not f"{name}.".startswith((within, ".")) and f"{name}." != outer
+            )
+        elif depth == len(source.prefix) - 1:
+            yield from (name for name in kinds if name.startswith(outer) and _HEAD.fullmatch(name.removeprefix(outer)))
+    yield from (name for name in kinds if name.startswith(prefix) and _HEAD.fullmatch(name.removeprefix(prefix)))
