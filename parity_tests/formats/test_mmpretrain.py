@@ -4,7 +4,7 @@ mmpretrain needs mmcv, which does not build beside present versions of PyTorch, 
 mmpretrain/models/backbones/{vision_transformer,deit}.py, heads/{vision_transformer,deit,linear}_head.py and mmcv's FFN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,8 @@ def checked(path: Path, model: Any, **fields: Any) -> Any:
         ({"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5)}, {"norm_epsilon": 1e-5}),
         ({"global_pool": "avg"}, {}),
         ({"qkv_bias": False}, {}),
-        ({"no_embed_class": True, "init_values": 0.1}, {"image_size": 12}),
     ],
-    ids=["cls", "LayerScale", "pre-norm (CLIP)", "mean", "no qkv bias", "DeiT III"],
+    ids=["cls", "LayerScale", "pre-norm (CLIP)", "mean", "no qkv bias"],
 )
 def test_a_checkpoint(options: dict[str, Any], fields: dict[str, Any], tmp_path: Path) -> None:
     """As mmengine saves it: weights, optimizer, and the config as text."""
@@ -93,6 +92,36 @@ def test_a_checkpoint(options: dict[str, Any], fields: dict[str, Any], tmp_path:
     assumed = {one.field for one in found.assumptions}
     assert assumed == {"image_size", "pooling", "activation", "norm_epsilon", "position_resampling"} - set(fields)
     assert any("left out" in note and "optimizer" in note for note in found.notes)
+
+
+def of_deit3(change: Callable[[nn.Module], None]) -> tuple[Any, dict[str, Tensor]]:
+    """timm's DeiT III and its weights under mmpretrain's names. change: is applied to each block first."""
+    model = model_of(no_embed_class=True, init_values=0.1)
+    for block in model.blocks:
+        change(block)
+    return model, mmpretrain(model.state_dict())
+
+
+def copy_norm(block: Any) -> None:
+    block.norm2.load_state_dict(block.norm1.state_dict())
+
+
+def test_deit3_that_was_trained_in_mmpretrain(tmp_path: Path) -> None:
+    """DeiT3TransformerEncoderLayer.forward of mmpretrain 1.2.0 computes ln1 before both branches."""
+    model, state = of_deit3(copy_norm)
+    checked(save(tmp_path / "copied.pth", state), model, image_size=12)
+    initial = {name: torch.full_like(x, name.endswith("weight")) for name, x in state.items() if ".ln2." in name}
+    found = checked(save(tmp_path / "trained.pth", {**state, **initial}), model, image_size=12)
+    assert any("ln2 has its initial values" in note for note in found.notes)
+
+
+def test_deit3_with_two_trained_norms(tmp_path: Path) -> None:
+    model, state = of_deit3(lambda block: None)
+    with pytest.raises(InputError, match="copy each layer's ln1 into its ln2") as error:
+        opened(save(tmp_path / "a.pth", state))
+    assert "\n" not in str(error.value)
+    chosen = {name.replace(".ln1.", ".norm1.").replace(".ln2.", ".norm2."): x for name, x in state.items()}
+    checked(save(tmp_path / "b.pth", chosen), model, image_size=12)
 
 
 def test_the_mean_with_one_norm(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 Names are those in mmpretrain/models/backbones/{vision_transformer,deit,deit3}.py and heads/. (They were not tested
 against the library, which needs mmcv, which has no builds for current versions of PyTorch.) The model's config is a
 Python file beside the checkpoint, or text under `meta`. It is not run, so heads, epsilon and activation are assumed.
+
+The blocks of DeiT III in mmpretrain compute the first norm before both branches; the second norm is stored, but not
+used. mmcls and Meta's code, from which the published weights come, use both.
 """
 
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 from vit_core.arrays import LazyArray, LazyArrays
 from vit_core.checkpoints.checkpoint import Assumption, CheckpointConfig
 from vit_core.checkpoints.formats.beside_model import sizes_of, taking_part
-from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source
+from vit_core.checkpoints.formats.interface import FROM_ARRAYS, Fields, Format, Reading, Source, layers_of
 from vit_core.checkpoints.formats.rules import rule
 from vit_core.checkpoints.formats.shapes import fields_from_shapes
 from vit_core.config import ViTConfig
@@ -85,13 +88,17 @@ def read_source(source: Source, fields: Fields) -> Reading:
         "position_resampling": "bicubic",
     }
     model = ViTConfig.parse({**found, **fields}, str(where))
+    notes = ["head: from the module 'head' outside the backbone"] if head else []
+    if model.class_token and not shapes.fields["class_token_position"]:  # only in DeiT III
+        arrays, more = _with_used_norms(source.arrays, arrays, where)
+        notes += more
     assumed = (*shapes.assumptions, *_assumptions(model))
     return Reading(
         CheckpointConfig(model=model),
         [rule(name, name) for name in parameters(model)],
         arrays,
         r"^mask_token$",
-        notes=tuple(["head: from the module 'head' outside the backbone"] if head else ()),
+        notes=tuple(notes),
         assumptions=tuple(one for one in assumed if one.field not in fields),
         used=used,
     )
@@ -127,6 +134,31 @@ def _check_between(source: Source, used: frozenset[str], fields: Fields) -> None
             f"{source.path}: {abbreviate([one_line(one) for one in others])} beside the backbone may change the inputs "
             "of the head; use --set num_classes=0 to leave out the head, --set num_classes=N to use it nevertheless"
         )
+
+
+def _with_used_norms(theirs: LazyArrays, arrays: LazyArrays, where: object) -> tuple[LazyArrays, list[str]]:
+    """The arrays of a DeiT III, with the norms that its code computes before the MLPs; and notes.
+
+    theirs: the arrays under the names in the file. If no second norm was trained, the weights were trained in
+    mmpretrain: then the first norms are copied. Raises InputError if both norms were trained and differ, because the
+    file does not show which of them the code computed.
+    """
+    blocks = [f"blocks.{i}" for i in range(layers_of(arrays.entries, "blocks."))]
+    if "layers.0.norm2.weight" in theirs or not all(f"{block}.norm2.bias" in arrays for block in blocks):
+        return arrays, []
+    pairs = {f"{block}.norm{{}}.{leaf}": float(leaf == "weight") for block in blocks for leaf in ("weight", "bias")}
+    first, second = ({name: arrays.entries[name.format(i)] for name in pairs} for i in (1, 2))
+    if all((second[name].read() == initial).all() for name, initial in pairs.items()):
+        copied = {name.format(2): entry for name, entry in first.items()}
+        note = "ln1 is used before the MLPs too, as in mmpretrain's DeiT III; ln2 has its initial values"
+        return LazyArrays({**arrays.entries, **copied}), [note]
+    if all((second[name].read() == first[name].read()).all() for name in pairs):
+        return arrays, []
+    raise InputError(
+        f"{where}: mmpretrain's DeiT III computes ln1 before the attention and before the MLP, although it stores ln2, "
+        "but weights of Meta or mmcls need both, and the file does not show which these are; for weights trained in "
+        "mmpretrain copy each layer's ln1 into its ln2; to use both rename them to norm1 and norm2"
+    )
 
 
 def _assumptions(model: ViTConfig) -> list[Assumption]:
