@@ -9,6 +9,10 @@ class InputError(ValueError):
     2."""
 
 
+class InexpressibleError(InputError):
+    """A model that was recognised, but that computes what ViTConfig cannot express."""
+
+
 class DamagedError(InputError):
     """A file that changed after it was written: it is missing, truncated or modified. If a training run finds this
     error in its newest saved step, it resumes from the step before; for other errors it does not."""

@@ -204,6 +204,25 @@ def test_a_mean_over_the_class_token_is_refused(tmp_path: Path) -> None:
         opened(path, heads=3, pooling="gap")
 
 
+def test_a_stated_mean_over_the_class_token_is_refused(tmp_path: Path) -> None:
+    """Unless the user says that it is of something else."""
+    state = Before1(theirs(), True).state()
+    torch.save({"state_dict": state, "hyper_parameters": {"pool": "mean"}}, tmp_path / "theirs.pt")
+    with pytest.raises(InputError, match=r"hyper_parameters: pool states pooling=gap, but ViTConfig cannot express"):
+        opened(tmp_path / "theirs.pt", heads=3)
+    assert opened(tmp_path / "theirs.pt", heads=3, pooling="cls").config.model.pooling == "cls"
+
+
+def test_another_activation_in_a_pickled_model(tmp_path: Path) -> None:
+    model = theirs()
+    for _, mlp in model.transformer.layers:
+        mlp.net[2] = nn.GELU(approximate="tanh")
+    torch.save(model, tmp_path / "theirs.pt")
+    found = opened(tmp_path / "theirs.pt")
+    assert found.config.model.activation == "gelu_tanh"
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+
+
 def test_one_head_as_wide_as_the_model(tmp_path: Path) -> None:
     """It has no attention projection: the identity is put in its place, which is not written back."""
     model = theirs(heads=1, dim_head=24)

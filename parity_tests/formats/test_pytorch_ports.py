@@ -75,6 +75,20 @@ def test_it_is_read_and_written(format: str, tmp_path: Path) -> None:
     assert_same_bits({k: v.numpy() for k, v in again.items()}, {k: v.numpy() for k, v in state.items()})
 
 
+@pytest.mark.parametrize("case", ["stated", "pickled"])
+def test_an_epsilon_that_the_file_states(case: str, tmp_path: Path) -> None:
+    """Set after the model was made, because the constructor has no argument for it."""
+    model = randomized(build(CONFIG))
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-2
+    stated = {"state_dict": model.state_dict(), "hyper_parameters": {"num_heads": 2, "layer_norm_eps": 1e-2}}
+    torch.save(stated if case == "stated" else model, tmp_path / "theirs.pt")
+    found = opened(tmp_path / "theirs.pt")
+    assert found.format == "lukemelas"
+    assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+
+
 @pytest.mark.parametrize("format", ["lukemelas", "jeonsworld"])
 def test_without_a_head(format: str, tmp_path: Path) -> None:
     model = randomized(build(CONFIG.replace(num_classes=0)))

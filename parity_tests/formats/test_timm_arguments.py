@@ -139,7 +139,7 @@ def test_arguments_are_refused(architecture: str, given: dict[str, Any], error: 
 @pytest.mark.parametrize(
     ("argument", "error"),
     [
-        ({"patch_size": 0}, "config.json: patch_size '0', expected a whole number above 0"),
+        ({"patch_size": 0}, "args: patch_size '0', expected a whole number above 0"),
         ({"patch_size": [8]}, r"patch_size '\[8\]', expected a side, or height and width"),
         ({"in_chans": "3"}, "in_chans '3', expected a whole number above 0"),
         ({"rope_type": ["a"]}, "rope_type .*, expected one of none, axial, mixed, dinov3"),

@@ -19,6 +19,7 @@ from parity_tests.formats.foreign import (
     images,
     nchw,
     opened,
+    other_notes,
     randomized,
     save,
 )
@@ -83,7 +84,8 @@ def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
     path = save(tmp_path / f"theirs{suffix}", model.state_dict())
     found = opened(path, heads=3)
     assert found.config.model == CONFIG.replace(**FIELDS[name])
-    assert (found.config.provenance.source_format, found.config.preprocessing, found.notes) == ("torchvision", None, ())
+    assert (found.config.provenance.source_format, found.config.preprocessing) == ("torchvision", None)
+    assert (assumed(found), other_notes(found)) == ({"norm_epsilon": 1e-6}, ())
     assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
     save_checkpoint(tmp_path / f"ours{suffix}", found, format="torchvision")
     assert_same_bits(open_container(tmp_path / f"ours{suffix}").arrays, open_container(path).arrays)
@@ -102,6 +104,29 @@ def test_float32(tmp_path: Path) -> None:
     assert apart(found, expected, "float32") <= parity.FLOAT32_BOUND
 
 
+@pytest.mark.parametrize("case", ["stated", "pickled"])
+def test_an_epsilon_that_the_file_states(case: str, tmp_path: Path) -> None:
+    """The constructor's norm_layer may set it."""
+    model = theirs(norm_layer=partial(nn.LayerNorm, eps=1e-2))
+    stated = {"state_dict": model.state_dict(), "hyper_parameters": {"norm_eps": 1e-2, "num_heads": 3}}
+    torch.save(stated if case == "stated" else model, tmp_path / "theirs.pt")
+    found = opened(tmp_path / "theirs.pt")
+    assert not assumed(found)
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+
+
+@pytest.mark.parametrize("case", ["stated", "pickled"])
+def test_an_activation_that_the_file_states_is_refused(case: str, tmp_path: Path) -> None:
+    """ViTConfig has no ReLU."""
+    model = theirs()
+    for layer in model.encoder.layers:
+        layer.mlp[1] = nn.ReLU()
+    stated = {"state_dict": model.state_dict(), "hyper_parameters": {"act_layer": "relu"}}
+    torch.save(stated if case == "stated" else model, tmp_path / "theirs.pt")
+    with pytest.raises(InputError, match=r"act_layer states '(?i:relu)', which ViTConfig cannot express"):
+        opened(tmp_path / "theirs.pt", heads=3)
+
+
 def test_older_names_of_the_mlp(tmp_path: Path) -> None:
     """Compared with torchvision's own renaming."""
     state = older(theirs().state_dict())
@@ -117,8 +142,8 @@ def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
     average = {f"module.{name}": x for name, x in model.state_dict().items()} | {"n_averaged": torch.tensor(7)}
     torch.save({"model": theirs().float().state_dict(), "model_ema": average, "epoch": 3}, tmp_path / "checkpoint.pth")
     found = opened(tmp_path / "checkpoint.pth", heads=3)
-    assert assumed(found) == {}
-    assert found.notes == (
+    assert assumed(found) == {"norm_epsilon": 1e-6}
+    assert other_notes(found) == (
         "model found under 'model_ema'",
         "parts of names that wrappers added are removed: module",
         "other models in the file: model; choose one with --part NAME",

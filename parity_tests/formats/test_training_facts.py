@@ -73,6 +73,44 @@ def test_pooling(tmp_path: Path) -> None:
     assert_same(opened(saved(tmp_path, stated, **gap)), **gap)
 
 
+@pytest.mark.parametrize(
+    ("key", "stated"),
+    [
+        ("hyper_parameters", {"pool": "max"}),
+        ("hyper_parameters", {"model_name": "vit_tiny_patch16_224", "pool": "max"}),
+        ("args", Namespace(model="vit_tiny_patch16_224", global_pool="avgmax")),
+        ("args", Namespace(model="vit_tiny_patch16_224", gp="max")),
+        ("args", Namespace(model="vit_tiny_patch16_224", model_kwargs={"global_pool": "max"})),
+    ],
+    ids=str,
+)
+def test_another_pooling_is_refused(key: str, stated: Any, tmp_path: Path) -> None:
+    """By the name of its place, and unless the user says that it is of something else."""
+    path = saved(tmp_path, {key: stated}, img_size=16)
+    with pytest.raises(
+        InputError, match=rf"{key}: \w+ states the pooling '\w*max', which ViTConfig cannot express; if"
+    ):
+        opened(path)
+    assert opened(path, pooling="cls").config.model.pooling == "cls"
+
+
+def test_a_pooling_of_a_pickled_model_is_refused(tmp_path: Path) -> None:
+    torch.save(model(global_pool="max"), tmp_path / "x.pt")
+    with pytest.raises(InputError, match="attributes of modules: global_pool states the pooling 'max'"):
+        opened(tmp_path / "x.pt")
+
+
+def test_heads_of_another_module_beside_an_architecture(tmp_path: Path) -> None:
+    """The architecture's are assumed; those of a pickled model are its own."""
+    tiny: dict[str, Any] = {"img_size": 16, "embed_dim": 192, "num_heads": 3, "mlp_ratio": 4}
+    named = {"model_name": "vit_tiny_patch16_224", "num_heads": 4}
+    found = opened(saved(tmp_path, {"hyper_parameters": named}, **tiny))
+    assert_same(found, **tiny)
+    assert any("hyper_parameters: num_heads states 4; --set heads=4" in note for note in found.notes)
+    torch.save({"model": model(**tiny | {"num_heads": 6}), "args": named}, tmp_path / "x.pt")
+    assert_same(opened(tmp_path / "x.pt"), **tiny | {"num_heads": 6})
+
+
 def test_the_metadata_of_safetensors(tmp_path: Path) -> None:
     """Values are text there, and so is a whole config."""
     for metadata in ({"img_size": "[8, 32]", "num_heads": "3"}, {"config": json.dumps(OBLONG), "format": "pt"}):

@@ -90,7 +90,7 @@ def test_a_representation_is_no_head(tmp_path: Path) -> None:
     assert_is(found, model)
     model = with_module(torchvision_vit(representation_size=16), "heads.head", nn.Identity())
     found = open_checkpoint(in_file(tmp_path, model.state_dict()), fields=HEADS)
-    assert (found.config.model.representation, found.config.model.num_classes, found.notes) == (16, 0, ())
+    assert (found.config.model.representation, found.config.model.num_classes, other_notes(found)) == (16, 0, ())
     assert_is(found, model)
 
 
@@ -99,7 +99,7 @@ def test_a_head_beside_torchvisions_backbone(tmp_path: Path) -> None:
     head = randomized(nn.Linear(24, 7), 1)
     state = prefixed("backbone.", backbone.state_dict()) | prefixed("fc.", head.state_dict())
     found = open_checkpoint(in_file(tmp_path, state), fields=HEADS)
-    assert found.notes == ("model found under 'backbone'", "head: the Linear 'fc' beside the model")
+    assert other_notes(found) == ("model found under 'backbone'", "head: the Linear 'fc' beside the model")
     assert_is(found, nn.Sequential(backbone, head))
 
 

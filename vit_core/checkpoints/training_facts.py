@@ -2,8 +2,9 @@
 
 Such values are in Lightning's `hyper_parameters`, an `args` of argparse, a `config` at any key, or a safetensors file's
 metadata. The image size, the heads, the pooling, the activation and the epsilon, which no array shows, are taken from
-them if the arrays do not contradict. Sizes that the arrays show are compared with them. Names of classes (`classes`,
-`class_to_idx`) become labels. A mean and a std, with the values stated in the same mapping, become the preprocessing.
+them if the arrays do not contradict, also where the code of a format has only one value for them. Sizes that the arrays
+show are compared with them. Names of classes (`classes`, `class_to_idx`) become labels. A mean and a std, with the
+values stated in the same mapping, become the preprocessing.
 """
 
 import json
@@ -14,13 +15,16 @@ from math import prod
 from typing import Any, get_args
 
 from vit_core.arrays import LazyArray
+from vit_core.checkpoints.checkpoint import Assumption
+from vit_core.checkpoints.containers import MODULES
 from vit_core.checkpoints.formats.activation_names import activation_named
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
+from vit_core.checkpoints.formats.rules import read_by_rules
 from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.image_facts import with_preprocessing
 from vit_core.checkpoints.overlapping_patches import check_overlap
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError, one_line
+from vit_core.errors import InexpressibleError, InputError, one_line
 from vit_core.field_text import field_text
 
 _NORMS = {"layernorm": "layer_norm", "rmsnorm": "rms_norm"}
@@ -28,7 +32,7 @@ _POOLING = {"token": "cls", "cls": "cls", "avg": "gap", "mean": "gap", "gap": "g
 _ASSUMED = {
     "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
     "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
-    "pooling": ("global_pool", "pooling", "pool"),
+    "pooling": ("global_pool", "pooling", "pool", "gp"),
     "pool_prefix": ("pool_include_prefix",),
     "branch_norm": ("branch_norm",),
     "activation": ("act_layer", "hidden_act"),
@@ -40,6 +44,8 @@ read without it."""
 _OF_MANY_MODELS = ("activation", "norm", "norm_epsilon")
 """Fields that configs of language models have too. They are ignored in a mapping whose sizes are those of another
 model."""
+_SET_BY_SCRIPTS = ("pooling", "activation", "norm_epsilon")
+"""Fields that scripts change in models of others, even if the code of these has only one value."""
 _SHOWN = {
     "patch_size": ("patch_size",),
     "channels": ("in_chans", "in_channels", "num_channels"),
@@ -49,6 +55,8 @@ _SHOWN = {
 }
 """Field that arrays show -> names that scripts give it."""
 _ACTIVATIONS: tuple[str, ...] = get_args(ViTConfig.model_fields["activation"].annotation)
+_POOLINGS = (*dict.fromkeys(_POOLING.values()), "cls_gap")
+"""Stated poolings that are read. (`first` may be the class token or the first patch.)"""
 _LABELS = (
     *("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label", "label2id"),
     *("idx2label", "label2idx", "idx_to_label", "label_to_idx", "idx2class", "class2idx", "label_map"),
@@ -77,32 +85,35 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     priority.
 
     read: the format's own reading. Raises its InputError if it fails both with these values and without them. Raises
-    InputError for a stated activation that ViTConfig does not have.
+    InputError for a stated activation or pooling that ViTConfig cannot express.
     """
     mappings = list(stated_mappings(source.facts))
     facts = list(_facts(mappings))
     reading, failure = _attempt(read, source, fields)
-    assumed = {one.field for one in reading.assumptions} | reading.by_name if reading else set(_ASSUMED)
     taken: dict[str, Any] = {}
     notes, used = list[str](), set[str]()
     about_it = ((path, values) for path, values in mappings if reading is None or _is_about(values, reading))
-    own = list(_facts(about_it))
+    own, first = list(_facts(about_it)), reading
     for field in _ASSUMED:
-        if (
-            (found := _fact_of(field, own if field in _OF_MANY_MODELS else facts)) is None
-            or field not in assumed
-            or field in fields
-        ):
+        found = None if field in fields else _fact_of(field, own if field in _OF_MANY_MODELS else facts)
+        if found is None or not _is_open(first, field, *found):
             continue
         fact, value = found
         if field == "activation" and (value not in _ACTIVATIONS or _is_of_gate(reading, fact)):
             _check_activation(reading, source, fact, value)
             continue
-        better, why_not = _attempt(read, source, {**taken, field: value, **fields})
+        if field == "pooling" and value not in _POOLINGS:
+            _check_pooling(source, _fact_of(field, own))
+            continue
+        better, why_not = _attempt(read, source, {**taken, field: value, **fields}, whole=reading is not None)
         if better is None:
             if field == "image_size" and reading:
                 check_overlap(reading.config.model, mappings, value, source.path)
             stated = f"{fact.where} states {field_text(field, value)}"
+            if isinstance(why_not, InexpressibleError):
+                raise InputError(
+                    f"{source.path}: {stated}, but {_reason(why_not)}; use --set {field}=VALUE for another"
+                )
             notes.append(f"{stated}, ignored because the arrays contradict it ({_reason(why_not)})")
             continue
         reading, taken[field] = better, value
@@ -111,6 +122,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     if reading is None:
         assert failure is not None
         raise failure
+    if not {"heads"} & {*fields, *taken}:
+        reading = _with_doubt(reading, _fact_of("heads", facts))
     model = reading.config.model
     if "image_size" not in fields:
         check_overlap(model, mappings, None, source.path)
@@ -124,6 +137,31 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         used=reading.used | used | label_key | image_keys,
         stated=reading.stated | set(taken),
     )
+
+
+def _is_open(reading: Reading | None, field: str, fact: Fact, value: Any) -> bool:
+    """Whether a stated value may be used: where the format assumed one, and where the format has only one, although
+    scripts change it. The attributes of the model's own modules precede what the name of an architecture implies."""
+    if reading is None or any(one.field == field for one in reading.assumptions):
+        return True
+    if field in reading.by_name and (field != "heads" or fact.key == MODULES):
+        return True
+    if value == getattr(reading.config.model, field):
+        return False
+    if fact.key == MODULES:
+        return field in ("heads", *_SET_BY_SCRIPTS)
+    return field in _SET_BY_SCRIPTS and field not in reading.stated
+
+
+def _with_doubt(reading: Reading, found: tuple[Fact, Any] | None) -> Reading:
+    """The reading with its heads as an assumption, if the file names an architecture with these and states another
+    number, which may be that of another module."""
+    heads = reading.config.model.heads
+    if found is None or "heads" not in reading.stated or found[1] == heads:
+        return reading
+    why = f"as in the architecture that the file names, although {found[0].where} states {found[1]}"
+    assumption = Assumption("heads", heads, why, f"--set heads={found[1]} for that")
+    return replace(reading, assumptions=(*reading.assumptions, assumption))
 
 
 def _is_about(values: Mapping[Any, Any], reading: Reading) -> bool:
@@ -152,11 +190,25 @@ def _check_activation(reading: Reading | None, source: Source, fact: Fact, value
     )
 
 
+def _check_pooling(source: Source, found: tuple[Fact, Any] | None) -> None:
+    """Raises InputError for a pooling of this model that ViTConfig does not have."""
+    if found is not None:
+        fact, value = found
+        raise InputError(
+            f"{source.path}: {fact.where} states the pooling '{one_line(value)[:60]}', which ViTConfig cannot express; "
+            f"if it is not the pooling of this model, use --set pooling=NAME with one of {', '.join(_POOLINGS)}"
+        )
+
+
 def _attempt(
-    read: Callable[[Source, Fields], Reading], source: Source, fields: Fields
+    read: Callable[[Source, Fields], Reading], source: Source, fields: Fields, *, whole: bool = False
 ) -> tuple[Reading | None, InputError | None]:
+    """The reading with these fields, or the error. whole: whether the shapes of all arrays have to fit it."""
     try:
-        return read(source, fields), None
+        reading = read(source, fields)
+        if whole:
+            read_by_rules(reading.rules, reading.config.model, reading.arrays, source.path)
+        return reading, None
     except InputError as error:
         return None, error
 
@@ -175,10 +227,11 @@ def _facts(mappings: Iterable[tuple[tuple[str, ...], Mapping[Any, Any]]]) -> Ite
 
 
 def _fact_of(field: str, facts: list[Fact]) -> tuple[Fact, Any] | None:
-    """The outermost fact about a field, and its value in the form of the field. None if there is none, or several at
-    the same level differ."""
+    """The outermost fact about a field, and its value in the form of the field; the attributes of the model's modules
+    precede other facts. None if there is none, or several at the same level differ."""
     names = (_ASSUMED | _SHOWN)[field]
     found = [(one, value) for one in facts if one.name in names and (value := _value_of(field, one.value)) is not None]
+    found = [(one, value) for one, value in found if one.key == MODULES] or found
     outermost = [(one, value) for one, value in found if one.depth == found[0][0].depth]
     return outermost[0] if len({value for _, value in outermost}) == 1 else None
 
@@ -196,7 +249,7 @@ def _value_of(field: str, said: Any) -> Any:
     if field == "branch_norm":
         return said if said in ("before", "after") else None
     if field == "pooling":
-        return _POOLING.get(said) if isinstance(said, str) else None
+        return _POOLING.get(said.lower(), said) if isinstance(said, str) and said.lower() not in ("", "none") else None
     if isinstance(said, str):
         with suppress(ValueError, RecursionError):
             said = json.loads(f"[{said[:64].replace('x', ',')}]")

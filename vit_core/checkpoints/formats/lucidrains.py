@@ -32,7 +32,7 @@ from vit_core.checkpoints.formats.interface import (
 )
 from vit_core.checkpoints.formats.rules import Rule, renamed, rule, write_by_rules
 from vit_core.config import ViTConfig
-from vit_core.errors import InputError
+from vit_core.errors import InexpressibleError, InputError
 from vit_core.parameters import parameters
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -117,7 +117,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     }
     model = ViTConfig.parse({**found, **fields}, str(where))
     if model.class_token and model.pooling != "cls":
-        raise InputError(f"{where}: ViTConfig cannot express vit-pytorch's mean over class token and patches")
+        raise InexpressibleError(f"{where}: ViTConfig cannot express vit-pytorch's mean over class token and patches")
     assumed = (*size_assumed, *assumed, *patch_assumed)
     if model.class_token and len(shapes["cls_token"]) == 3:
         why = "as with pool='cls'; pool='mean' before version 1.16 has the same arrays and cannot be read"

@@ -51,9 +51,10 @@ _NAMES = {
 }
 _DETERMINED = FROM_ARRAYS | {
     *("image_size", "class_token_position", "pooling"),
-    *("activation", "norm_epsilon", "position_resampling"),
+    *("activation", "position_resampling"),
 }
-"""Its code accepts only square images, and has only one value for the other fields."""
+"""Its code accepts only square images, and has only one value for the other fields. The epsilon can be set by
+`norm_layer`."""
 _REPRESENTATION = "heads.pre_logits."
 _OLDER = {"mlp.fc1": "mlp.linear_1", "mlp.fc2": "mlp.linear_2"}
 """Names before pytorch/vision#6053. torchvision renames them when it loads a file."""

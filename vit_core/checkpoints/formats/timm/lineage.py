@@ -59,6 +59,11 @@ def recognises_source(source: Source) -> bool:
 def read_source(source: Source, fields: Fields) -> Reading:
     """Finds the config and the rules, from the shapes and from what config.json or timm's train.py state. Raises
     InputError for a model that ViTConfig cannot express."""
+    with train_args.place_in_errors(source):
+        return _read(source, fields)
+
+
+def _read(source: Source, fields: Fields) -> Reading:
     where = source.path
     config = _hub_config(source)
     stated, size = config_json.stated_fields(config, where)
@@ -116,6 +121,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
     said = frozenset(stated) | by_name
     if not architectures.is_known(_name(config)) and not takes_all and "pool_include_prefix" not in args:
         said -= {"pool_prefix"}
+    if "heads" not in fields and config_json.heads_by_name(_name(config)) == model.heads:
+        said |= {"heads"}
     if size and not any(one.field == "image_size" for one in shapes.assumptions):  # the positions fit it
         said |= {"image_size"}
     if "" in (config.get("global_pool"), args.get("global_pool")) and "pooling" not in stated:

@@ -7,7 +7,8 @@ train.py and timm/utils/checkpoint_saver.py.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 from vit_core.checkpoints.formats.activation_names import activation_named
@@ -17,7 +18,7 @@ from vit_core.checkpoints.formats.stated_mappings import stated_mappings
 from vit_core.checkpoints.formats.timm import architectures
 from vit_core.checkpoints.formats.timm.config_json import POOLING, pooling_by_name
 from vit_core.checkpoints.formats.timm.known_keys import MODEL_ARGS, OTHER_SCRIPTS, TRAIN_OPTIONS
-from vit_core.errors import one_line
+from vit_core.errors import InputError, one_line
 
 _ARCHITECTURE = re.compile(
     r"(?:(?:vit|deit|eva|beit|aimv2|flexivit|naflexvit|samvit)(?:v?\d*)_\w+|test_vit\w*)(?:\.\w+)?"
@@ -55,7 +56,9 @@ def hub_config(source: Source) -> dict[str, Any]:
     given = keywords.items() if isinstance(keywords, Mapping) else ()
     model_args = {key: value for key, value in given if value is not None}  # as in timm.create_model
     model_args |= {theirs: args[key] for key, theirs in _MODEL_ARGS.items() if args.get(key) not in (None, "")}
-    if "gp" in args and "global_pool" not in model_args:  # train.py passed none
+    if model_args.get("global_pool", "") not in ("", *POOLING):  # training_facts.py refuses it
+        del model_args["global_pool"]
+    elif "gp" in args and "global_pool" not in model_args:  # train.py passed none
         pooling = pooling_by_name(name.partition(".")[0])
         model_args["global_pool"] = next(theirs for theirs, ours in POOLING.items() if ours == pooling)
     if (activation := activation_named(args.get("act_layer"))) is not None:
@@ -64,6 +67,20 @@ def hub_config(source: Source) -> dict[str, Any]:
     if isinstance(size := args.get("input_size"), list | tuple) and len(size) == 3:
         pretrained["input_size"] = list(size)
     return {"architecture": name.partition(".")[0], "model_args": model_args, "pretrained_cfg": pretrained}
+
+
+@contextmanager
+def place_in_errors(source: Source) -> Iterator[None]:
+    """Names the place in the file instead of config.json, in an InputError about what `hub_config` found there."""
+    try:
+        yield
+    except InputError as error:
+        if not hub_config(source):
+            raise
+        found = _named_elsewhere(source)
+        usual = next((name for name in ("args", "hyper_parameters") if _options(source.facts.get(name))), "arch")
+        place = one_line(found[0][0] if found and found[0] else usual)
+        raise type(error)(str(error).replace("config.json: ", f"{place}: ", 1)) from None
 
 
 def notes_about(source: Source) -> list[str]:
