@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import transformers
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+    ViTPreTrainedModel,
+)
 
 from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint
+from vit_core.checkpoints.formats.transformers import config_json
+from vit_core.checkpoints.formats.transformers.names import FAMILIES
 
 SIZES: dict[str, Any] = {"image_size": 8, "patch_size": 4, "hidden_size": 24, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = {"num_attention_heads": 1, "attn_implementation": "sdpa"}
@@ -136,3 +147,55 @@ def test_counts_of_thop_are_left_out(tmp_path: Path) -> None:
     found = opened(tmp_path / "x.pth")
     assert_same(found, model)
     assert "left out: total_ops, blocks.0.attn.total_params" in found.notes
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_head_on_a_distilled_backbone(named: bool, tmp_path: Path) -> None:
+    """timm's backbone without a head returns the mean of both tokens."""
+    sizes: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 2}
+    name = "deit_tiny_distilled_patch16_224"
+    backbone = timm.create_model(name, **sizes, num_classes=0)
+    model = randomized(nn.ModuleDict({"backbone": backbone, "fc": nn.Linear(24, 5)}))
+    stated = {"hyper_parameters": {"model_name": name}} if named else {}
+    torch.save({"state_dict": model.state_dict(), **stated}, tmp_path / "x.ckpt")
+    found = opened(tmp_path / "x.ckpt", heads=3)
+    with torch.no_grad():
+        expected = model["fc"](model["backbone"](nchw(images(found.config.model))))
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+
+
+class MeanClassifier(ViTPreTrainedModel):
+    """A class of one's own, which reads the mean of the patches."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.vit = ViTModel(config, add_pooling_layer=False)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        logits: torch.Tensor = self.classifier(self.vit(x_BCHW).last_hidden_state[:, 1:].mean(1))
+        return logits
+
+
+def test_a_class_of_ones_own_in_a_folder_of_transformers(tmp_path: Path) -> None:
+    """Its config.json names the class, so that the pooling is assumed and not known."""
+    model = randomized(MeanClassifier(ViTConfig(**SIZES, **HEADS, intermediate_size=48, num_labels=5)))
+    model.save_pretrained(tmp_path)
+    (assumption,) = (one for one in opened(tmp_path).assumptions if one.field == "pooling")
+    assert "MeanClassifier is none of them" in assumption.why
+    found = opened(tmp_path, pooling="gap")
+    assert_same(found, model)
+    assert "pooling" not in assumed(found)
+
+
+def test_the_classifiers_of_transformers_are_known() -> None:
+    types = (name for name in dir(transformers) if name.endswith(("ForImageClassification", "WithTeacher")))
+    ours = [
+        name
+        for name in types
+        if getattr(getattr(getattr(transformers, name), "config_class", None), "model_type", "") in FAMILIES
+    ]
+    assert len(ours) >= 8
+    assert all(config_json.CLASSIFIER.fullmatch(name) for name in ours)

@@ -70,7 +70,13 @@ def with_linear_head(arrays: LazyArrays, source: Source, width: int, name: str) 
     kept = {key: entry for key, entry in arrays.entries.items() if head.is_beside or key not in head.members}
     leaves, notes = _leaves(head, source, width)
     used = frozenset({head.root}) if head.is_beside else frozenset[str]()
-    return LazyArrays({**kept, **{f"{name}.{leaf}": entry for leaf, entry in leaves.items()}}), notes, used
+    names = [name]
+    if head.is_beside and "dist_token" in arrays and "head_dist.weight" not in arrays:
+        names.append("head_dist")  # the mean of the outputs is then the output for the mean of the tokens
+        notes.append(
+            "distillation: the head reads the mean of both tokens, which timm's backbone without a head returns"
+        )
+    return LazyArrays({**kept, **{f"{n}.{leaf}": entry for n in names for leaf, entry in leaves.items()}}), notes, used
 
 
 def _heads(arrays: LazyArrays, source: Source, width: int) -> list[_Head]:

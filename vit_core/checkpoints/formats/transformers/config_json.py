@@ -3,6 +3,7 @@
 Values in config.json are untrusted: each one that is used is compared with the shapes or validated by ViTConfig.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, NoReturn
 from vit_core.checkpoints.checkpoint import Assumption
 from vit_core.checkpoints.formats.interface import Fields, Source, assume_heads, assume_image_size, layers_of
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
-from vit_core.errors import InputError
+from vit_core.errors import InputError, one_line
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "gelu_new": "gelu_tanh",
@@ -30,6 +31,11 @@ _HEAD_OF = {
     "Aimv2Model": "visual_projection",
 }
 """End of the name of an architecture -> name of its head."""
+CLASSIFIER = re.compile(
+    r"(TF|Flax)?(ViT|DeiT|ViTMSN|IJepa|Dinov2|Dinov2WithRegisters|DINOv3ViT|Beit|Data2VecVision|CLIP|MetaClip2|Siglip2?"
+    r")ForImageClassification(WithTeacher)?"
+)
+"""The classes of transformers whose head is called classifier. Those of other names are the user's own."""
 _WINDOWS = "RF-DETR's backbone has the same arrays but attention within windows"
 _LOOKALIKES = {
     "siglip_vision_model": "PaddleOCR-VL's image tower has the same arrays but rotary positions",
@@ -74,6 +80,7 @@ class Tower:
         self.family = FAMILIES[self.names.model_type]
         architectures = self.top.get("architectures")
         self.architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+        self.own_class = "" if CLASSIFIER.fullmatch(self.architecture) else one_line(self.architecture)[:60]
 
     def config(self) -> dict[str, Any]:
         """The fields of ViTConfig, including those that the user gives."""

@@ -118,16 +118,17 @@ def read_source(source: Source, fields: Fields) -> Reading:
     unknown = unknown_config_keys(source.config, tower.said, names.model_type)
     all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
     assumed = tower.assumptions
-    if model.num_classes and (head_notes or (not source.config and "classifier.weight" in arrays)):
-        assumed += _pooling_of_own_head(model, {*fields, *(one.field for one in assumed)})
+    own = not source.config or tower.own_class
+    if model.num_classes and (head_notes or (own and "classifier.weight" in arrays)):
+        assumed += _pooling_of_own_head(model, {*fields, *(one.field for one in assumed)}, tower.own_class)
     stated = frozenset(_STATED - {one.field for one in assumed}) if source.config else frozenset[str]()
     decoder = vit_mae.read_decoder(source, arrays, names, model)
     return Reading(config, names.rules(model), arrays, left_out, all_notes, tuple(assumed), stated, used, decoder)
 
 
-def _pooling_of_own_head(model: ViTConfig, known: Collection[str]) -> list[Assumption]:
+def _pooling_of_own_head(model: ViTConfig, known: Collection[str], own: str) -> list[Assumption]:
     """For a head that may be the user's own: no array shows whether it reads the class token or a mean."""
-    why = f"as transformers' classes with a head of {model.features} inputs"
+    why = f"as transformers' classes with a head of {model.features} inputs{own and f'; {own} is none of them'}"
     return [] if "pooling" in known else [Assumption("pooling", model.pooling, why, "--set pooling=gap or another")]
 
 
