@@ -101,6 +101,24 @@ def test_what_peft_trains_over_timm_opens_here(tmp_path: Path) -> None:
         assert parity.difference(found, expected)[1] <= parity.FLOAT64_BOUND
 
 
+def test_adapters_of_a_base_in_bfloat16(tmp_path: Path) -> None:
+    """peft's adapters are float32 then. The merged weights are computed in float64 and rounded to float32 once; there
+    are 4 layers of them, whose rounding errors of 2^-24 are far below FLOAT32_BOUND."""
+    shape: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **shape).bfloat16().eval()
+    torch.save(model.state_dict(), tmp_path / "base.pth")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["qkv", "fc1"], init_lora_weights=False)
+    theirs = peft.get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    x_BHWC, _ = parity.probe(ViTConfig(**dict(MODEL.model_dump(), image_size=16, patch_size=8)), 0)
+    with torch.no_grad():
+        expected = theirs.double()(torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)).numpy()
+    loaded = vit_torch.load(
+        tmp_path / "adapter", base=open_checkpoint(tmp_path / "base.pth", fields={"heads": 2}), dtype="float64"
+    )
+    assert parity.difference(vit_torch.predict(loaded, x_BHWC), expected)[1] <= parity.FLOAT32_BOUND
+
+
 def test_adapters_beside_the_weights_of_their_base(tmp_path: Path) -> None:
     """The weights alone open, with a note; --base applies the adapters, which may be pickled."""
     base, arrays = written(tmp_path, MODEL, LORA)

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.arrays import LazyArrays, as_dtype
+from vit_core.arrays import DTYPES, LazyArrays, as_dtype
 from vit_core.checkpoints.adapter_names import CLASSIFIER, Place, places_in, without_text_tower
 from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig, weights_digest
 from vit_core.checkpoints.containers import open_container, open_safetensors, readable, write_safetensors
 from vit_core.checkpoints.containers.folders import WEIGHTS
+from vit_core.checkpoints.formats.expressing import at_least_float32
 from vit_core.checkpoints.value_checks import with_value_checks
 from vit_core.errors import InputError, abbreviate
 from vit_core.lora import TARGETS, Lora, is_adapter, merged, pair_of
@@ -185,7 +186,7 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
     """
     adapters, places, notes = _in_our_names(adapters, base)
     base = _prepared(adapters, base, of_transformers=bool(places))
-    rows, entries = parameters(base.config.model), dict(base.arrays.entries)
+    rows, entries, rounded = parameters(base.config.model), dict(base.arrays.entries), False
     for module in adapters.modules:
         weight, pair = f"{module}.weight", pair_of(module)
         place = places.get(weight) or (Place(weight, 0, rows[weight].shape[0]) if weight in rows else None)
@@ -203,12 +204,15 @@ def apply_adapters(adapters: Adapters, base: Checkpoint) -> Checkpoint:
             raise InputError(
                 f"{adapters.origin}: {module}: matrices of {found} do not fit the base's weight of {list(shape)}"
             )
-        add = partial(_with_adapter, down.read, up.read, adapters.scale(module), place)
-        entries[place.parameter] = entries[place.parameter].then(add, whole, entries[place.parameter].dtype)
+        dtype = at_least_float32(entries[place.parameter].dtype)  # a sum in bfloat16 would lose most of the adapter
+        rounded |= dtype == "float32"
+        add = partial(_with_adapter, down.read, up.read, adapters.scale(module), place, DTYPES[dtype])
+        entries[place.parameter] = entries[place.parameter].then(add, whole, dtype)
     for name in (name for name in adapters.arrays if not is_adapter(name)):
         if name not in rows or adapters.arrays.entries[name].shape != rows[name].shape:
             raise InputError(f"{adapters.origin}: {name}: the base has no parameter of this name and shape")
         entries[name] = adapters.arrays.entries[name]
+    notes = [*notes, *(["adapters: merged into the weights, which are rounded to float32"] if rounded else [])]
     base = dataclasses.replace(base, notes=(*base.notes, *notes))
     return dataclasses.replace(
         base, config=adapters.network or base.config, arrays=LazyArrays(entries), origin=adapters.origin
@@ -268,14 +272,15 @@ def _prepared(adapters: Adapters, base: Checkpoint, *, of_transformers: bool) ->
     return base
 
 
-def _with_adapter(read_down: Any, read_up: Any, scale: float, place: Place, weight: np.ndarray) -> np.ndarray:
-    """The weight with an adapter merged into the rows of `place`. A convolution kernel is treated as a matrix [outputs,
-    inputs]."""
-    down, up, outputs = read_down(), read_up(), place.stop - place.first
-    part = weight[place.first : place.stop].reshape(outputs, -1)
-    changed = merged(part, down.reshape(len(down), -1), up.reshape(outputs, -1), scale)
-    whole = weight.copy()
-    whole[place.first : place.stop] = changed.reshape(outputs, *weight.shape[1:])
+def _with_adapter(
+    read_down: Any, read_up: Any, scale: float, place: Place, dtype: np.dtype, weight: np.ndarray
+) -> np.ndarray:
+    """The weight, in a type that represents all its values, with an adapter merged into the rows of `place`. A
+    convolution kernel is treated as a matrix [outputs, inputs]."""
+    whole, outputs = weight.astype(dtype), place.stop - place.first
+    part, down, up = whole[place.first : place.stop], read_down(), read_up()
+    changed = merged(part.reshape(outputs, -1), down.reshape(len(down), -1), up.reshape(outputs, -1), scale)
+    whole[place.first : place.stop] = changed.reshape(part.shape)
     return whole
 
 
