@@ -223,11 +223,14 @@ def test_bfloat16(scanned: bool, tmp_path: Path) -> None:
 
 def test_what_the_file_cannot_tell_is_noted(tmp_path: Path) -> None:
     path = save(tmp_path / "file.npz", random_arrays(shapes_of(pool="gap", positions=None)))
-    size = "image_size: 224x224, that of the published files without positions; --set image_size=VALUE for another"
-    assert open_checkpoint(path).notes == (size, GAP, PIXELS)
-    assert assumed(open_checkpoint(path)) == {"image_size": (224, 224), "pooling": "gap"}
+    why = "that of the published files without positions"
+    size = f"image_size: 224x224, {why}; --set image_size=VALUE for another"
+    table = f"position_embedding: sincos2d_big_vision, {why}; --set position_embedding=VALUE for another"
+    assert open_checkpoint(path).notes == (size, table, GAP, PIXELS)
+    found = {"image_size": (224, 224), "position_embedding": "sincos2d_big_vision", "pooling": "gap"}
+    assert assumed(open_checkpoint(path)) == found
     assert open_checkpoint(path).config.model == SMALL.replace(pooling="gap", image_size=224, **NO_TOKEN, **SINCOS)
-    said = open_checkpoint(path, fields={"pooling": "first", "image_size": (8, 12)})
+    said = open_checkpoint(path, fields={"pooling": "first", "image_size": (8, 12), **SINCOS})
     assert (said.assumptions, said.notes) == ((), (PIXELS,))
     assert said.config.model == SMALL.replace(pooling="first", image_size=(8, 12), **NO_TOKEN, **SINCOS)
 

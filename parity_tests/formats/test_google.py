@@ -338,6 +338,13 @@ def test_head_of_zeros_warns(tmp_path: Path) -> None:
         opened.arrays["head.weight"]
 
 
+def test_a_pooling_without_a_class_token_is_assumed(tmp_path: Path) -> None:
+    """Scenic's code, which has the same names, may take the first token instead of the mean."""
+    path = save(tmp_path / "file.npz", random_arrays(file_shapes(pool="gap")))
+    assert assumed(open_checkpoint(path)) == {"image_size": (12, 12), "pooling": "gap"}
+    assert open_checkpoint(path, fields={"pooling": "first"}).config.model.pooling == "first"
+
+
 def test_notes_and_what_is_left_out(tmp_path: Path) -> None:
     arrays = {
         **prefixed(random_arrays(file_shapes()), "opt/target/"),

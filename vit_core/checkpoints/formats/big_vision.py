@@ -14,7 +14,7 @@ from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_w
 from vit_core.checkpoints.formats.any_aspect import assumed_preprocessing
 from vit_core.checkpoints.formats.example_models import SIGLIP
 from vit_core.checkpoints.formats.google import naflex
-from vit_core.checkpoints.formats.google.names import DETERMINED, PATCHES, PIXELS, Naming, Tree, rules, untold
+from vit_core.checkpoints.formats.google.names import DETERMINED, FIRST, PATCHES, PIXELS, Naming, Tree, rules, untold
 from vit_core.checkpoints.formats.interface import Fields, Format, Reading, Source, Writer, Writing, assume_image_size
 from vit_core.checkpoints.formats.rules import write_by_rules
 from vit_core.config import ViTConfig
@@ -25,7 +25,6 @@ _WRITTEN = "params/"
 """Prefix of the names in files that are written."""
 _POOLING = frozenset({"pooling"})
 """Fields that the arrays show, unless they are assumed."""
-_FIRST = "--set pooling=first for that"
 _PUBLISHED = (224, 224)
 """Image size of the published files without a table."""
 
@@ -45,7 +44,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     if "MAPHead_0/probe" in tree:
         found["pooling"] = "map"
     elif not found["class_token"] and "pooling" not in fields:
-        assumed = (Assumption("pooling", "gap", "which has the same arrays as pooling=first", _FIRST),)
+        assumed = (Assumption("pooling", "gap", "which has the same arrays as pooling=first", FIRST),)
     if tree.naming.positions in tree:
         positions = tree.shape(tree.naming.positions, "1 positions features")[1]
         own = found["class_token"] and _has_own_position(positions, found["patch_size"], fields)
@@ -54,8 +53,9 @@ def read_source(source: Source, fields: Fields) -> Reading:
         assumed = (*square, *assumed)
     else:
         found |= {"position_embedding": "sincos2d_big_vision", "image_size": _PUBLISHED}
-        if "image_size" not in fields:
-            assumed = (Assumption("image_size", _PUBLISHED, "that of the published files without positions"), *assumed)
+        why = "that of the published files without positions"
+        assumed = (*(Assumption(name, found[name], why) for name in ("image_size", "position_embedding")), *assumed)
+        assumed = tuple(one for one in assumed if one.field not in fields)
     model = ViTConfig.parse({**found, **fields}, str(source.path))
     named = rules(model, tree.naming)
     stated = _POOLING - {one.field for one in assumed}

@@ -10,10 +10,11 @@ from itertools import count, takewhile
 from typing import Any
 
 from vit_core.arrays import LazyArrays, convert
-from vit_core.checkpoints.checkpoint import Checkpoint, CheckpointConfig
+from vit_core.checkpoints.checkpoint import Assumption, Checkpoint, CheckpointConfig
 from vit_core.checkpoints.formats.allowed_values import ANY, Values, plain_vit_with
 from vit_core.checkpoints.formats.google.names import (
     DETERMINED,
+    FIRST,
     PATCHES,
     PIXELS,
     PRE_LINEN,
@@ -57,6 +58,8 @@ def read_source(source: Source, fields: Fields) -> Reading:
     positions = tree.shape(POSITIONS, "1 positions features")[1]
     patches = positions - found["class_token"]
     found["image_size"], assumed = assume_image_size(patches, found["patch_size"], fields, source.path)
+    if not found["class_token"] and "pooling" not in fields:  # Scenic's code has other poolings
+        assumed = (*assumed, Assumption("pooling", "gap", "which has the same arrays as pooling=first", FIRST))
     model = ViTConfig.parse({**found, **fields}, str(source.path))
     named = rules(model, tree.naming, _stem_names(model))
     return Reading(CheckpointConfig(model=model), named, tree.arrays, notes=(PIXELS,), assumptions=assumed)

@@ -28,6 +28,7 @@ LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlo
 PIXELS = "preprocessing: none in the file; images ranged from -1 to 1 (mean = std = 0.5), their resizing is unknown"
 RESAMPLING = "zoom_linear"
 """How both code bases resample positions."""
+FIRST = "--set pooling=first for that"
 PATCHES = "embedding/kernel"
 """Name of the patch projection."""
 DETERMINED = FROM_ARRAYS | {
