@@ -233,9 +233,7 @@ def _from_memory(source: Image.Image | np.ndarray, preprocessing: Preprocessing,
     channels, ordinary_pixels = preprocessing.channels, False
     try:
         if not isinstance(source, Image.Image | np.ndarray):
-            raise InputError(
-                f"its type is {type(source).__name__}; expected a path, bytes, an image of Pillow or an array"
-            )
+            raise InputError(f"it is of type {type(source).__name__}; expected a path, bytes, a PIL image or an array")
         if isinstance(source, np.ndarray):
             known = source.ndim == 2 or (source.ndim == 3 and source.shape[2] <= 4)
             ordinary_pixels = ordinary and known and source.dtype == np.uint8

@@ -115,7 +115,7 @@ def test_exif_rotation_and_transparency_leave_the_users_image_alone(tmp_path: Pa
         (np.zeros((3, 8, 8), np.uint8), r"its shape is \[3, 8, 8\]; expected \[height, width, 3\]"),
         (np.zeros((8, 8, 3)), "its pixels are float64; expected uint8 or uint16"),
         (Image.new("F", (8, 8)), "floating-point"),
-        (3, "cannot use the image: its type is int; expected a path, bytes, an image of Pillow or an array"),
+        (3, "cannot use the image: it is of type int; expected a path, bytes, a PIL image or an array"),
         ("missing.png", "cannot read image 'missing.png': No such file"),
         (b"", "it is empty"),
     ],
