@@ -38,7 +38,7 @@ DEFAULT_COLUMNS = Columns()
 def other_data(
     name: str, of_run: Data | None, columns: Columns = DEFAULT_COLUMNS, directory: str | None = None
 ) -> Data:
-    """Data with another name, with the given columns, or else those of the run."""
+    """Data with another name, with the given columns, or else those of the run that they have."""
     given = {column: value for column, value in asdict(columns).items() if value}
     labels_given = any(column.startswith("label") for column in given)
     inherited = (
@@ -50,22 +50,35 @@ def other_data(
             if not (labels_given and column.startswith("label"))
         }
     )
-    data = Data(name=name, directory=directory, **{**inherited, **given})
-    return data if data.group is None or columns.group else _without_missing_groups(data)
+    data, alone = (Data(name=name, directory=directory, **fields) for fields in ({**inherited, **given}, given))
+    return data if data == alone else _fitting(data, alone)
 
 
-def _without_missing_groups(data: Data) -> Data:
-    """The data, without the run's column of groups if they do not have it, which is then printed."""
-    from vit_train.data.sources import NoGroupsError, open_split
+def _fitting(data: Data, alone: Data) -> Data:
+    """The data with the run's columns, without those that they do not have, which is then printed. alone: the same data
+    without any column of the run."""
+    from vit_train.data.sources import NoGroupsError
+
+    error = _fault(data)
+    if isinstance(error, NoGroupsError) and alone.group is None:
+        say(f"{error}; the run's groups are left out: the images count as independent of each other")
+        data = data.replace(group=None)
+        error = None if data == alone else _fault(data)
+    if error is not None and _fault(alone) is None:
+        say(f"{error}; the columns of the run are left out")
+        return alone
+    return data  # any other fault is reported where the data are used
+
+
+def _fault(data: Data) -> InputError | None:
+    """Why data cannot be opened; None if they can."""
+    from vit_train.data.sources import open_split
 
     try:
         open_split(data, "test")
-    except NoGroupsError as error:
-        say(f"{error}; the run's groups are left out: the images count as independent of each other")
-        return data.replace(group=None)
-    except InputError:
-        pass  # it is reported where the data are used
-    return data
+    except InputError as error:
+        return error
+    return None
 
 
 def data_of_run(checkpoint: Location, required: bool = True) -> Data | None:

@@ -56,6 +56,8 @@ def named_images(words: Sequence[str], stdin: bool = False, label_column: str | 
         return NamedImages(_lines(), None)
     if not words:
         raise InputError("no images: give files, folders, patterns or tables, or - for paths on standard input")
+    if label_column is not None and not any(word.lower().endswith(SUFFIXES) for word in words):
+        raise InputError(f"--data.label-column {label_column}: is for tables (.csv, .tsv, .jsonl), and there is none")
     images = [image for word in words for image in _expanded(word, label_column)]
     paths, folders = [path for path, _ in images], tuple(word for word in words if os.path.isdir(word))
     return NamedImages(paths, len(paths), folders, {path: label for path, label in images if label is not None})

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor as Array
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from vit_core.processor import processor_lists
 from vit_torch.onednn import AVX512, can_be_called, without_gradients
@@ -46,7 +47,8 @@ def linear_gelu(layer: nn.Module, x: Array, activation: str) -> Array | None:
     once in place of twice. A layer has to be called itself if it is more than a linear layer, has hooks, or another
     forward method (such as accelerate's).
     """
-    observed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, _global_forward_hooks, _global_forward_pre_hooks
+    observed = any(hooks) or "forward" in vars(layer)
     if activation not in GELUS or type(layer) is not Linear or observed:
         return None
     if x.dtype != torch.bfloat16 or not without_gradients() or not uses_onednn(x, layer.weight, layer.bias):

@@ -42,6 +42,19 @@ def test_a_module_that_may_change_the_inputs_or_outputs_of_a_head(name: str, tmp
     assert_same(tmp_path / "x.pth", lambda x: model["fc"](model["backbone"](x)), heads=3, num_classes=5)
 
 
+SETTINGS: dict[str, torch.Tensor] = {
+    "pos_weight": torch.ones(5), "focal.alpha": torch.ones(()), "val_f1.threshold": torch.ones(1),
+    "lambda_reg": torch.ones(()), "confusion": torch.zeros(5, 5), "prior": torch.ones(5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_the_training_are_no_part_of_the_model(name: str, tmp_path: Path) -> None:
+    model = randomized(nn.ModuleDict({"model": VisionTransformer(**TINY, num_classes=5)}))
+    torch.save({**model.state_dict(), name: SETTINGS[name]}, tmp_path / "x.pth")
+    assert opened(tmp_path / "x.pth", heads=3).config.model.num_classes == 5
+
+
 def test_a_head_beside_two_backbones(tmp_path: Path) -> None:
     """Their features may be added; a backbone and its average are not two."""
     model = randomized(nn.ModuleDict({"rgb": backbone(), "infrared": backbone(), "fc": nn.Linear(24, 5)}))

@@ -173,6 +173,10 @@ def set_scale(model: Any) -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "before": (lambda: nn.Sequential(timm_model(num_classes=0), nn.ReLU(), nn.Linear(24, 5)), r"ReLU \('1'\) before"),
     "after": (lambda: nn.Sequential(timm_model(), nn.Softmax(1)), r"Softmax \('1'\) before or after the head"),
+    "a norm without weights": (
+        lambda: nn.Sequential(timm_model(num_classes=0), nn.LayerNorm(24, elementwise_affine=False), nn.Linear(24, 5)),
+        r"LayerNorm \('1'\) before",
+    ),
     "in the head": (lambda: with_head(nn.Sequential(nn.ReLU(), nn.Linear(24, 5))), r"ReLU \('head\.0'\) before"),
     "at its end": (lambda: with_head(nn.Sequential(nn.Linear(24, 5), nn.Sigmoid())), r"Sigmoid \('head\.1'\) before"),
     "activation": (lambda: with_blocks(lambda m: setattr(m.blocks[1].mlp, "act", nn.ReLU())), "values of act_layer"),

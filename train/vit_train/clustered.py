@@ -35,17 +35,23 @@ def variance_of_mean(values_N: np.ndarray, group_N: np.ndarray) -> float:
 def effective_number(right_N: np.ndarray, group_N: np.ndarray) -> float:
     """The number of independent images that would give a fraction of right answers with the same variance.
 
-    right_N: bool [N]; group_N: int [N]. It is N / deff, where deff is Kish's design effect (Survey Sampling, 1965): the
-    cluster-robust variance of the fraction p, divided by p (1 - p) / N, its variance for independent images; and at
-    least 1, so that a variance that happens to be small never makes an interval narrower. If the variance is 0 (all
-    images are right or all wrong, or the fraction is the same in all groups), or if there is a single group, deff
-    cannot be estimated: then the result is the number of groups, as if all images of a group were one.
+    right_N: bool [N]; group_N: int [N]. It is N / deff * (z / t) ** 2. deff is Kish's design effect (Survey Sampling,
+    1965): the cluster-robust variance of the fraction p, divided by p (1 - p) / N, its variance for independent images;
+    and at least 1, so that a variance that happens to be small never makes an interval narrower. z and t are the 97.5 %
+    quantiles of the normal distribution and of Student's t with G - 1 degrees of freedom for G groups: with few groups
+    the variance itself is uncertain (Korn & Graubard, Survey Methodology 1998, 24:193-201). If all images are right or
+    all wrong, or if there is a single group, deff cannot be estimated: then the result is the number of groups, as if
+    all images of a group were one.
     """
+    from scipy.stats import norm  # takes a second to import
+    from scipy.stats import t as student
+
     right_N = right_N.astype(np.int64)
-    variance, fraction = variance_of_mean(right_N, group_N), right_N.mean()
-    if not variance:
-        return float(len(np.unique(group_N)))
-    return float(len(right_N) / max(1.0, variance * len(right_N) / (fraction * (1 - fraction))))
+    variance, fraction, groups = variance_of_mean(right_N, group_N), right_N.mean(), len(np.unique(group_N))
+    if groups == 1 or fraction in (0, 1):
+        return float(groups)
+    effect = max(1.0, variance * len(right_N) / (fraction * (1 - fraction)))
+    return float(len(right_N) / effect * (norm.ppf(0.975) / student.ppf(0.975, groups - 1)) ** 2)
 
 
 def mean_interval(values_N: np.ndarray, group_N: np.ndarray) -> tuple[float, float] | None:

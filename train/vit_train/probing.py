@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_core.errors import InputError, abbreviate
+from vit_core.labels import composed
 from vit_train.classification import wilson_interval
 from vit_train.clustered import effective_number
 
@@ -40,14 +41,14 @@ class Labelled:
         """Raises InputError for features without labels, of several tokens, or that are not finite."""
         if labels is None:
             raise InputError(
-                f"{title}: its images have no labels; write the features of a folder that has a folder for each class, "
-                "or of a table with a column of labels"
+                f"{title}: not all of its images have labels; write the features of a folder that has a folder for "
+                "each class, or of a table with a column of labels"
             )
         if values_N.ndim != 2:
             raise InputError(f"{title}: has features of each token; write them with --pool cls or --pool gap")
         if not np.isfinite(values_N).all():
             raise InputError(f"{title}: some features are not finite")
-        return cls(np.asarray(values_N), np.array(labels), title, groups)
+        return cls(np.asarray(values_N), np.array([composed(label) for label in labels]), title, groups)
 
     def __len__(self) -> int:
         return len(self.labels_N)

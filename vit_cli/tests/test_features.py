@@ -50,6 +50,11 @@ def test_labels_of_a_table(vit: Vit, refused: Vit, photos: Path, tmp_path: Path)
         "",
         "ill",
     ]
+    with table.open("a") as file:
+        file.write("b/0.png,three,ill\n")
+    assert "0.png is in line 3 too, with other values; keep one of them" in refused(
+        "features", model, table, "--out", out
+    )
     message = "list.csv: data.label_column: no column 'fnding'; found: file, label, finding"
     assert message in refused("features", model, table, "--out", out, "--data.label-column", "fnding")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import isclose
 from typing import Any
 
-from vit_core.checkpoints.formats.interface import Reading, Source
+from vit_core.checkpoints.formats.interface import Fields, Reading, Source
 from vit_core.checkpoints.module_facts import settings_of_layers
 from vit_core.errors import InputError, abbreviate, one_line
 
@@ -19,7 +19,6 @@ _LIBRARIES = re.compile(
 )
 _PASSIVE = re.compile(
     r"\w*Dropout\w*|Identity|(NonDynamicallyQuantizable)?Linear|Sequential|Module(List|Dict)|Flatten|BatchNorm1d|\w*DropPath"
-    r"|\w*Pool\w*|\w*Norm\w*"
 )
 """Classes of modules that compute nothing in evaluation, or that are read, or refused, by their arrays."""
 _PATCHES = re.compile(
@@ -29,16 +28,18 @@ _PATCHES = re.compile(
 _HEAD = re.compile(r"(?:heads?|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls)(?:\..*)?")
 _WHOLE_NORM = re.compile(r"(?:vit\.)?(?:norm|fc_norm|norm_pre|layernorm|ln_pre|ln_post|encoder\.ln)\.eps")
 """The epsilons of norms before and after the layers."""
+_FIELDS = {"norm_eps": "norm_epsilon", "act_layer": "activation", "num_heads": "heads", "branch_norm": "branch_norm"}
+"""Setting of modules -> our field."""
 _OTHER_TOWERS = re.compile(r"text|.*decoder")
 _TRACED = re.compile(r"^__torch__\.|___torch_mangle_\d+\.")
 """Parts that TorchScript adds to the names of classes."""
 
 
-def check_modules(source: Source, reading: Reading) -> list[str]:
+def check_modules(source: Source, reading: Reading, fields: Fields) -> list[str]:
     """Notes on classes in a pickled model that are not a library's; empty for a file without modules.
 
-    reading: of its arrays. Raises InputError for modules that change the outputs in a way that ViTConfig cannot
-    express.
+    reading: of its arrays. fields: given by the user, which settle settings that differ. Raises InputError for modules
+    that change the outputs in a way that ViTConfig cannot express.
     """
     prefix, where = "".join(f"{part}." for part in source.prefix), source.path
     kinds = {
@@ -49,7 +50,7 @@ def check_modules(source: Source, reading: Reading) -> list[str]:
     own = {name.removeprefix(prefix): value for name, value in source.modules.items() if name.startswith(prefix)}
     own = {name: value for name, value in own.items() if not _OTHER_TOWERS.match(name)}
     _check_patches(own, where)
-    _check_layers(own, where)
+    _check_layers(own, fields, where)
     around = list(_around(source, kinds, prefix))
     active = [name for name in around if not _PASSIVE.fullmatch(kinds[name].rpartition(".")[2])]
     active = [name for name in active if _LIBRARIES.match(kinds[name]) and _is_in_sequential(name, kinds)]
@@ -89,17 +90,17 @@ def _check_patches(own: Mapping[str, Any], where: object) -> None:
             )
 
 
-def _check_layers(own: Mapping[str, Any], where: object) -> None:
+def _check_layers(own: Mapping[str, Any], fields: Fields, where: object) -> None:
     """Raises InputError for layers that differ in a setting, for other norms with another epsilon than theirs, and for
     attention of another scale."""
     found = settings_of_layers(own)
     found["norm_eps"] += [value for name, value in own.items() if _WHOLE_NORM.fullmatch(name) and found["norm_eps"]]
-    for setting in ("norm_eps", "act_layer", "num_heads", "branch_norm"):
-        if len(values := list(dict.fromkeys(map(str, found[setting])))) > 1:
+    for setting, field in _FIELDS.items():
+        if field not in fields and len(values := list(dict.fromkeys(map(str, found[setting])))) > 1:
             named = abbreviate([one_line(one) for one in values])
             raise InputError(
-                f"{where}: its layers have several values of {setting} ({named}), which ViTConfig cannot express; "
-                "expected one for all layers"
+                f"{where}: its layers and norms have several values of {setting} ({named}), which ViTConfig cannot "
+                f"express; --set {field}=VALUE opens it with one for all, and other outputs"
             )
     for name, scale in own.items():
         size = own.get(f"{name.removesuffix('.scale')}.head_dim") if name.endswith(".scale") else None

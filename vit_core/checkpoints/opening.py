@@ -242,7 +242,7 @@ def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:
     with _named_as_in_file(source):
         with readable(source.path, f"a checkpoint of {format.name}"):
             reading = read_with_facts(format.read, source, fields)
-        of_modules = check_modules(source, reading)
+        of_modules = check_modules(source, reading, fields)
         decoder, of_decoder = _decoder(source, reading)
         if decoder is None:
             reading = dataclasses.replace(reading, decoder=None)

@@ -92,7 +92,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     reading, failure = _attempt(read, source, fields)
     taken: dict[str, Any] = {}
     notes, used = list[str](), set[str]()
-    about_it = ((path, values) for path, values in mappings if reading is None or _is_about(values, reading))
+    about_it = [(path, values) for path, values in mappings if reading is None or _is_about(values, reading)]
     own, first = list(_facts(about_it)), reading
     for field in _ASSUMED:
         found = None if field in fields else _fact_of(field, own if field in _OF_MANY_MODELS else facts)
@@ -108,7 +108,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
         better, why_not = _attempt(read, source, {**taken, field: value, **fields}, whole=reading is not None)
         if better is None:
             if field == "image_size" and reading:
-                check_overlap(reading.config.model, mappings, value, source.path)
+                check_overlap(reading.config.model, about_it, value, source.path)
             stated = f"{fact.where} states {field_text(field, value)}"
             if isinstance(why_not, InexpressibleError):
                 raise InputError(
@@ -125,8 +125,8 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     if not {"heads"} & {*fields, *taken}:
         reading = _with_doubt(reading, _fact_of("heads", facts))
     model = reading.config.model
-    if "image_size" not in fields:
-        check_overlap(model, mappings, None, source.path)
+    if "image_size" not in fields and "image_size" not in taken:
+        check_overlap(model, about_it, None, source.path)
     shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
     notes += [note for field, (fact, value) in shown if (note := _apart(field, fact, value, model))]
     reading, label_note, label_key = _with_labels(reading, facts)

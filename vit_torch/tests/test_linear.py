@@ -87,7 +87,13 @@ def test_where_a_gelu_is_a_part_of_the_layer(monkeypatch: pytest.MonkeyPatch) ->
         assert linear_gelu(layer, x, "quick_gelu") is None
         assert linear_gelu(AdaptedLinear(layer, rank=2, scale=1.0), x, "gelu") is None
         assert linear_gelu(*layer_and_input(torch.float32), "gelu") is None
-        for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        all_modules = torch.nn.modules.module
+        for register in (
+            layer.register_forward_hook,
+            layer.register_forward_pre_hook,
+            all_modules.register_module_forward_hook,
+            all_modules.register_module_forward_pre_hook,
+        ):
             handle = register(lambda *_: None)  # it would see values after the activation, or nothing
             assert linear_gelu(layer, x, "gelu") is None
             handle.remove()

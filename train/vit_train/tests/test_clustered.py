@@ -38,16 +38,23 @@ def test_unequal_groups_by_hand() -> None:
     """Right: 3 of 4, 0 of 1, 1 of 1; the mean is 2/3. Residuals of the groups: 1/3, -2/3, 1/3; squares: 6/9."""
     right_N, group_N = np.array([1, 1, 1, 0, 0, 1], bool), np.array([7, 7, 7, 7, 2, 5])
     assert variance_of_mean(right_N.astype(int), group_N) == pytest.approx(6 / 9 * 3 / 2 / 36, rel=1e-12)
-    assert effective_number(right_N, group_N) == 6, "a variance below the binomial one, 1/27, does not count"
+    # A variance below the binomial one, 1/27, does not count. 4.303: t with 2 degrees of freedom, and 12.706 with 1.
+    assert effective_number(right_N, group_N) == pytest.approx(6 * (1.959964 / 4.302653) ** 2, rel=1e-6)
     whole_N = np.array([1, 1, 1, 1, 0, 0], bool)
     # Right: 4 of 4, 0 of 2. Residuals: 4/3, -4/3; variance 32/9 * 2 / 36 = 16/81; deff = 16/81 * 27 = 16/3.
-    assert effective_number(whole_N, np.array([0, 0, 0, 0, 1, 1])) == pytest.approx(6 * 3 / 16, rel=1e-12)
+    found = effective_number(whole_N, np.array([0, 0, 0, 0, 1, 1]))
+    assert found == pytest.approx(6 * 3 / 16 * (1.959964 / 12.7062) ** 2, rel=1e-5)
 
 
 def test_without_variance_the_groups_are_counted() -> None:
     group_N = np.repeat(np.arange(5), 3)
-    for right_N in (np.ones(15, bool), np.zeros(15, bool), np.tile([True, False, True], 5)):
+    for right_N in (np.ones(15, bool), np.zeros(15, bool)):
         assert effective_number(right_N, group_N) == 5
+    equal_N = np.tile([True, False, True], 200)  # the same fraction in every group, or nearly the same, is no extreme
+    nearly_N = np.where(np.arange(600) == 1, True, equal_N)
+    found = [effective_number(right_N, np.repeat(np.arange(5), 120)) for right_N in (equal_N, nearly_N)]
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+    assert found[0] == pytest.approx(600 * (1.959964 / 2.776445) ** 2, rel=1e-6)
     assert effective_number(np.array([True, False]), np.zeros(2, int)) == 1
     assert mean_interval(np.tile([1, 0, -1], 5), group_N) is None
 

@@ -100,7 +100,7 @@ def test_a_share_of_each_class_is_held_out() -> None:
 def test_bad_features_are_one_line() -> None:
     train = digits(0, 30)
     for values_ND, labels, why in (
-        (train.values_ND, None, "bad: its images have no labels; write the features of a folder"),
+        (train.values_ND, None, "bad: not all of its images have labels; write the features of a folder"),
         (train.values_ND[:, None], train.labels_N.tolist(), "bad: has features of each token; write them with --pool"),
         (np.full((2, 64), np.nan), ["a", "b"], "bad: some features are not finite"),
     ):

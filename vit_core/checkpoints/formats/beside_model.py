@@ -23,8 +23,12 @@ _ASIDE = frozenset(
     + ("loss", "losses", "criterion", "criterions", "criteria", "ce", "bce")
     + ("metric", "metrics", "acc", "accuracy", "auroc", "confmat")
     + ("optim", "optimizer", "optimizers", "opt", "scheduler", "schedulers")
+    + ("val", "best", "threshold", "auc", "confusion", "prior", "priors", "focal", "mixup", "cutmix")
 )
 """Words in the names of modules that training uses, but not inference."""
+_OF_LOSS = frozenset(("pos", "weight"))
+_OF_OUTPUTS = frozenset(("temperature", "temp", "tau", "t", "scale", "logit", "logits", "gain", "alpha", "ratio"))
+"""Words in the names of single numbers that may change outputs. Others are settings of the training."""
 _TOWER = ("visual", "trunk")
 """The last parts of the prefix of a timm model in open_clip, which has the text tower and a scale beside `visual`."""
 
@@ -39,7 +43,8 @@ def is_aside(name: str, prefix: Sequence[str]) -> bool:
     the model's prefix."""
     parts = re.split(r"[./]", name)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(parts, prefix, strict=False))))
-    return not words_of(".".join(parts[shared:])).isdisjoint(_ASIDE)
+    words = words_of(".".join(parts[shared:]))
+    return not words.isdisjoint(_ASIDE) or words >= _OF_LOSS  # BCEWithLogitsLoss's pos_weight
 
 
 def taking_part(source: Source, without: Iterable[str], sizes: Collection[int]) -> dict[str, list[Shape]]:
@@ -60,7 +65,8 @@ def taking_part(source: Source, without: Iterable[str], sizes: Collection[int]) 
             or "float" not in array.dtype
             or is_aside(name, source.prefix)
         )
-        fits = not array.shape or not set(array.shape).isdisjoint(sizes)
+        one = all(axis == 1 for axis in array.shape)
+        fits = not words_of(name).isdisjoint(_OF_OUTPUTS) if one else not set(array.shape).isdisjoint(sizes)
         if fits and not is_known and name.startswith(inside):
             found.setdefault(name.rpartition(".")[0] or name, []).append(array.shape)
     return found

@@ -81,7 +81,7 @@ def _opened(data: Data, which: Which) -> Split:
         return split_of(listing, data, which)
     if sets := prepared.prepared_in(path):
         return prepared_split(sets[-1], data, which)
-    if data.group is not None:
+    if data.group is not None and data.labelled:
         raise NoGroupsError(f"{path}: data.group: folders have no column '{data.group}'; expected a table such as .csv")
     return class_folders(path, data, which) if data.labelled else unlabelled_folder(path, data, which)
 

@@ -22,7 +22,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_train.config import Data
 from vit_train.data import digits
 from vit_train.data.sources.folders import subfolders
-from vit_train.data.sources.groups import Groups, NoGroupsError
+from vit_train.data.sources.groups import Groups
 from vit_train.data.sources.split import Source, Split, Which
 from vit_train.data.sources.split_names import PREFERRED, no_split
 from vit_train.user_cache import user_cache
@@ -181,19 +181,22 @@ def prepared_split(folder: Path, data: Data, which: Which) -> Split:
     labels = tuple(classes.names) if classes.num_classes else ()
     title = f"{info.name} {split}"
     parts = _parts(info, split)
-    return Split(Records(parts, image, label, title), labels, title, groups=_groups(folder, parts, data))
+    groups, notes = _groups(folder, parts, data)
+    return Split(Records(parts, image, label, title), labels, title, notes, groups=groups)
 
 
-def _groups(folder: Path, parts: Sequence[tuple[str, int, int]], data: Data) -> Groups | None:
-    """The groups of the records in `parts`; None if none are stored. Raises InputError if others are asked for."""
+def _groups(folder: Path, parts: Sequence[tuple[str, int, int]], data: Data) -> tuple[Groups | None, tuple[str, ...]]:
+    """The groups of the records in `parts`, if they are stored and no others are asked for; and a note. (Not an error,
+    because runs of earlier releases could name a column here, which was not used.)"""
     found = _stored_groups(folder / GROUPS, parts)
     if data.group is None or (found is not None and found.column == data.group):
-        return found
+        return found, ()
     has = "no groups" if found is None else f"the groups of '{found.column}'"
-    raise NoGroupsError(
-        f"{folder}: data.group: no column '{data.group}', because the set was prepared with {has}; leave it out, or "
-        f"prepare the set with --data.group {data.group}"
+    note = (
+        f"{folder}: data.group: the set was prepared with {has}, so its images count as independent; prepare it with "
+        f"--data.group {data.group}"
     )
+    return None, (note,)
 
 
 def _stored_groups(file: Path, parts: Sequence[tuple[str, int, int]]) -> Groups | None:

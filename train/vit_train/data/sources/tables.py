@@ -78,7 +78,7 @@ def listed_images(file: Path, label_column: str | None = None) -> list[tuple[str
     label = optional_column(str(file), names, label_column, LABELS, "label_column")
     i = names.index(image)
     _check_rows(file, names, rows, [i], None)
-    _check_text(file, rows, {image: i}, None)
+    _check_text(file, rows, {name: names.index(name) for name in (image, label) if name is not None}, label)
     cells, lines = [row[i].strip() for _, row in rows], [f"{file}, line {line}" for line, _ in rows]
     paths = [str(file.parent / path) for path in _paths(file.parent, cells, lines)[1]]
     if not any(map(os.path.isfile, paths)):
@@ -86,6 +86,7 @@ def listed_images(file: Path, label_column: str | None = None) -> list[tuple[str
             f"{lines[0]}: no file {paths[0]}, nor one of any other row; paths are relative to the table's folder"
         )
     labels = [None if label is None else row[names.index(label)].strip() or None for _, row in rows]
+    _check_repeated(file, paths, [line for line, _ in rows], [(label or "",) for label in labels])
     return list(zip(paths, labels, strict=True))
 
 
