@@ -50,6 +50,8 @@ def test_labels_of_a_table(vit: Vit, refused: Vit, photos: Path, tmp_path: Path)
         "",
         "ill",
     ]
+    message = "--data.label-column finding: is for tables (.csv, .tsv, .jsonl), and there is none"
+    assert message in refused("features", model, photos, "--out", out, "--data.label-column", "finding")
     with table.open("a") as file:
         file.write("b/0.png,three,ill\n")
     assert "0.png is in line 3 too, with other values; keep one of them" in refused(

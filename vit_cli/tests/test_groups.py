@@ -32,6 +32,16 @@ def test_a_column_of_the_run_is_used_if_the_data_have_it(
     assert "data.group: folders have no column 'patient'" in shown.out + shown.err
 
 
+def test_columns_of_the_run_that_the_data_lack_are_left_out(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_run = Data(name="x.csv", label_column="finding", image_column="path")
+    assert other_data(str(table), of_run) == Data(name=str(table))
+    shown = capsys.readouterr()
+    assert (
+        "no column 'finding'; found: path, label, patient; the columns of the run are left out" in shown.out + shown.err
+    )
+    assert other_data(str(table), Data(name="x.csv", label_column="patient")).label_column == "patient"
+
+
 def test_a_probe_states_the_groups(printed: Printing, refused: Vit, table: Path, tmp_path: Path) -> None:
     model = save_random(tmp_path / "model")
     words = ["probe", model, "--data", table, "--framework", "torch", "--neighbours", 3, "--held-out", 0.25]

@@ -26,7 +26,8 @@ _ASIDE = frozenset(
     + ("val", "best", "threshold", "auc", "confusion", "prior", "priors", "focal", "mixup", "cutmix")
 )
 """Words in the names of modules that training uses, but not inference."""
-_OF_LOSS = frozenset(("pos", "weight"))
+_POS_WEIGHT = frozenset(("pos", "weight"))
+"""The words of BCEWithLogitsLoss's pos_weight. (`weight` alone is the name of most arrays.)"""
 _OF_OUTPUTS = frozenset(("temperature", "temp", "tau", "t", "scale", "logit", "logits", "gain", "alpha", "ratio"))
 """Words in the names of single numbers that may change outputs. Others are settings of the training."""
 _TOWER = ("visual", "trunk")
@@ -44,7 +45,7 @@ def is_aside(name: str, prefix: Sequence[str]) -> bool:
     parts = re.split(r"[./]", name)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(parts, prefix, strict=False))))
     words = words_of(".".join(parts[shared:]))
-    return not words.isdisjoint(_ASIDE) or words >= _OF_LOSS  # BCEWithLogitsLoss's pos_weight
+    return not words.isdisjoint(_ASIDE) or words >= _POS_WEIGHT
 
 
 def taking_part(source: Source, without: Iterable[str], sizes: Collection[int]) -> dict[str, list[Shape]]:
