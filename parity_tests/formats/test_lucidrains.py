@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from vit_pytorch import SimpleViT, ViT
+from vit_pytorch import SimpleViT, ViT, vit_with_patch_dropout
 from vit_pytorch.simple_vit import posemb_sincos_2d
 
 from parity_tests.formats.foreign import (
@@ -195,6 +195,14 @@ def test_positions_with_a_batch_axis(pool: str, tmp_path: Path) -> None:
     model = theirs(pool=pool)
     state = {name: x[None] if name in ("cls_token", "pos_embedding") else x for name, x in model.state_dict().items()}
     found = opened(save(tmp_path / "theirs.pth", state), heads=3)
+    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+
+
+def test_positions_of_patches_alone(tmp_path: Path) -> None:
+    """vit_with_patch_dropout.py adds positions before it adds the class token."""
+    model = randomized(vit_with_patch_dropout.ViT(**SIZES))
+    found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
+    assert found.config.model == CONFIG.replace(patch_norms=False, class_token_position=False)
     assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 

@@ -199,3 +199,19 @@ def test_the_classifiers_of_transformers_are_known() -> None:
     ]
     assert len(ours) >= 8
     assert all(config_json.CLASSIFIER.fullmatch(name) for name in ours)
+
+
+@pytest.mark.parametrize("name", ["vision_model", "vit", "dinov2", "beit", "deit"])
+@pytest.mark.parametrize("kind", [ViTModel, Dinov2Model])
+def test_a_model_under_the_name_of_another_family(
+    kind: type[ViTModel | Dinov2Model], name: str, tmp_path: Path
+) -> None:
+    """transformers' own names for other models, as attributes of a user's class."""
+    config = ViTConfig(**SIZES, **HEADS, intermediate_size=48) if kind is ViTModel else Dinov2Config(**SIZES, **HEADS)
+    tower = ViTModel(config, add_pooling_layer=False) if kind is ViTModel else Dinov2Model(config)
+    model = randomized(nn.ModuleDict({name: tower, "fc": nn.Linear(24, 5)}))
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    found = opened(tmp_path / "x.pth", heads=1, pooling="cls")
+    with torch.no_grad():
+        expected = model["fc"](model[name](nchw(images(found.config.model))).last_hidden_state[:, 0])
+    assert apart(found, expected) <= parity.FLOAT64_BOUND

@@ -1,4 +1,5 @@
-"""The format of vit-pytorch's ViT and SimpleViT: lucidrains/vit-pytorch, vit_pytorch/vit.py and simple_vit.py.
+"""The format of vit-pytorch's ViT and SimpleViT: lucidrains/vit-pytorch, vit_pytorch/vit.py, simple_vit.py and
+vit_with_patch_dropout.py.
 
 Patches are flattened with channels last and normalised before and after their projection. Arrays show neither heads nor
 channels: heads of width 64 and RGB, the constructor's defaults, are assumed and noted. Files of version 0.10 (2021) and
@@ -64,9 +65,9 @@ _BEFORE_1_4 = {
     "norm2": "1.norm",
     "mlp.fc1": "1.fn.net.0",
     "mlp.fc2": "1.fn.net.3",
-    "norm": "mlp_head.0",
-    "head": "mlp_head.1",
 }
+_NORM_IN_HEAD = {"norm": "mlp_head.0", "head": "mlp_head.1"}
+"""Before version 1.4, and in vit_with_patch_dropout.py."""
 _BEFORE_1_0 = {"patch_embed.proj": "to_patch_embedding.1"}
 _SIMPLE = {"attn.proj": "0.to_out", "mlp.fc2": "1.net.3", "head": "linear_head"}
 _PATCH = "(patch_height patch_width channels)"
@@ -134,13 +135,14 @@ def _generation(shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
     names, layouts = dict(_NAMES), dict(_LAYOUTS)
     if any(".fn." in name for name in shapes):
         names |= _BEFORE_1_4
+    if "mlp_head.1.weight" in shapes:
+        names |= _NORM_IN_HEAD
     if "to_patch_embedding.2.weight" not in shapes:
         names |= _BEFORE_1_0
     if "linear_head.weight" in shapes:
         names |= _SIMPLE
-    if len(shapes.get("pos_embedding", ())) == 3:
-        layouts = {name: layout for name, layout in layouts.items() if name not in _ROWS}
-    return names, layouts
+    batched = [name for name in _ROWS if len(shapes.get(names[name], ())) == 3]
+    return names, {name: layout for name, layout in layouts.items() if name not in batched}
 
 
 def _heads(inner: int, fields: Fields, where: object) -> tuple[Any, ...]:
@@ -181,11 +183,14 @@ def _tokens(
         if "image_size" not in fields:
             raise InputError(f"{where}: no array shows the image size of a SimpleViT; use --set image_size=PIXELS")
         return {"class_token": False, "pooling": "gap", "position_embedding": "sincos2d_big_vision"}, ()
-    batched = len(shapes.get("pos_embedding", ())) == 3
-    rows = axes_of(shapes, "pos_embedding", 2 + batched, where)[-2]
-    class_token = 0 not in axes_of(shapes, "cls_token", 2 + batched, where)
-    size, assumed = assume_image_size(rows - class_token, patch_size, fields, where)
-    return {"image_size": size, "class_token": class_token, "pooling": "cls" if class_token else "gap"}, assumed
+    axes = {name: 3 if len(shapes.get(name, ())) == 3 else 2 for name in ("pos_embedding", "cls_token")}
+    rows = axes_of(shapes, "pos_embedding", axes["pos_embedding"], where)[-2]
+    class_token = 0 not in axes_of(shapes, "cls_token", axes["cls_token"], where)
+    # vit_with_patch_dropout.py has positions of patches alone, without a batch axis, and a class token with one.
+    positioned = class_token and axes["pos_embedding"] == axes["cls_token"]
+    size, assumed = assume_image_size(rows - positioned, patch_size, fields, where)
+    tokens = {"class_token": class_token, "class_token_position": positioned}
+    return {"image_size": size, **tokens, "pooling": "cls" if class_token else "gap"}, assumed
 
 
 def _with_projections(arrays: LazyArrays, names: Mapping[str, str], depth: int, missing: str) -> LazyArrays:

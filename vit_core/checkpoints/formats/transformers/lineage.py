@@ -39,15 +39,18 @@ from vit_core.checkpoints.formats.transformers.flax_names import as_pytorch, is_
 from vit_core.checkpoints.formats.transformers.known_keys import unknown_config_keys
 from vit_core.checkpoints.formats.transformers.labels import labels_of
 from vit_core.checkpoints.formats.transformers.model_types import model_type_of
-from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF, Names
+from vit_core.checkpoints.formats.transformers.names import (
+    FAMILIES,
+    PATCHES,
+    TOWER_OF,
+    Names,
+    with_one_prefix,
+    with_own_prefix,
+)
 from vit_core.checkpoints.formats.transformers.siglip2 import Siglip2Tower
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 
-_PATCHES = (
-    *("patch_embeddings.projection.weight", "patch_embedding.weight", "embeddings.patch_embeddings.weight"),
-    "embeddings.patch_embed.weight",
-)
 _FLAX_PATCHES = re.compile(r"(?:^|[./])embeddings[./](?:patch_embeddings[./]projection|patch_embedding)[./]kernel$")
 _QUERIES = re.compile(
     r"layers?[./]0[./](?:attention[./]attention[./]query|attention[./]q_proj|self_attn[./]q_proj)[./](?:weight|kernel)$"
@@ -90,7 +93,7 @@ def recognises_source(source: Source) -> bool:
         return False
     if "model_type" in source.config:
         return True
-    patches = any(name.endswith(_PATCHES) or _FLAX_PATCHES.search(name) for name in source.arrays)
+    patches = any(name.endswith(PATCHES) or _FLAX_PATCHES.search(name) for name in source.arrays)
     return patches and any(_QUERIES.search(name) for name in source.arrays)
 
 
@@ -136,8 +139,9 @@ def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
     """The arrays under the names that `Names` returns, with added arrays for parts that a transformers class does not
     have."""
     family = FAMILIES[model_type]
+    arrays = with_own_prefix(arrays, family.prefix)
     if family.kind == "vit":
-        return _with_one_prefix(arrays)
+        return with_one_prefix(arrays)
     if family.kind == "beit":
         return beit.with_norm_of_masked_modelling(arrays, family.prefix)
     if family.kind == "aimv2":
@@ -145,21 +149,10 @@ def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
     return arrays
 
 
-def _with_one_prefix(arrays: LazyArrays) -> LazyArrays:
-    """The arrays with the prefix "vit." for layers too, because transformers 5 omits it for layers in files of
-    ViTMSN."""
-    layers = "encoder.layer."
-    if not any(name.startswith("vit.") for name in arrays) or not any(name.startswith(layers) for name in arrays):
-        return arrays
-    return LazyArrays(
-        {f"vit.{name}" if name.startswith(layers) else name: entry for name, entry in arrays.entries.items()}
-    )
-
-
 def _with_head(source: Source, model_type: str) -> tuple[LazyArrays, list[str], frozenset[str]]:
     """The arrays with a head, if there is a Linear in a Sequential (`classifier.1`) or outside the model; notes; and
     the module of a head outside the model."""
-    patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(_PATCHES)), None)
+    patches = next((entry for name, entry in source.arrays.entries.items() if name.endswith(PATCHES)), None)
     head = {"vit": "classifier", "dinov2": "classifier", "beit": "classifier"}.get(FAMILIES[model_type].kind)
     head = "visual_projection" if model_type == "clip_vision_model" else head
     if patches is None or head is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vit_core.arrays import LazyArrays
 from vit_core.checkpoints.formats.rules import Rule, rule
 from vit_core.config import ViTConfig
 from vit_core.parameters import parameters
@@ -59,6 +60,11 @@ TOWER_OF = {
     },
 }
 """Model type of a model with two towers, or of a tower equal to CLIP's -> model type of the image tower."""
+PATCHES = (
+    *("patch_embeddings.projection.weight", "patch_embedding.weight", "embeddings.patch_embeddings.weight"),
+    "embeddings.patch_embed.weight",
+)
+"""Ends of the names of the patch projection's weight, in all families."""
 
 _Theirs = Mapping[str, str | tuple[str, ...]]
 _VIT = {
@@ -285,3 +291,26 @@ def _look_up(names: _Theirs, ours: str) -> tuple[str | tuple[str, ...], str]:
     """Their name or names, and the end of ours that is added to each: ".weight", ".bias" or nothing."""
     stem, dot, leaf = (ours, "", "") if ours in names else ours.rpartition(".")
     return names[stem], dot + leaf
+
+
+def with_own_prefix(arrays: LazyArrays, own: str) -> LazyArrays:
+    """The arrays with the prefix of the model's family, if a class of the user's has the model under the prefix of
+    another family (a Dinov2Model as `self.vit`)."""
+    patches = next((name for name in arrays if name.endswith(PATCHES)), "")
+    found = next((one.prefix for one in FAMILIES.values() if one.prefix and patches.startswith(one.prefix)), own)
+    if found == own:
+        return arrays
+    return LazyArrays(
+        {own + name.removeprefix(found) if name.startswith(found) else name: x for name, x in arrays.entries.items()}
+    )
+
+
+def with_one_prefix(arrays: LazyArrays) -> LazyArrays:
+    """The arrays with the prefix "vit." for layers too, because transformers 5 omits it for layers in files of
+    ViTMSN."""
+    layers = "encoder.layer."
+    if not any(name.startswith("vit.") for name in arrays) or not any(name.startswith(layers) for name in arrays):
+        return arrays
+    return LazyArrays(
+        {f"vit.{name}" if name.startswith(layers) else name: entry for name, entry in arrays.entries.items()}
+    )
