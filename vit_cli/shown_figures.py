@@ -185,6 +185,15 @@ class Shown:
             f"{(answers.answers_N == answers.classes_N).mean():.2%}, macro F1 {report.macro_f1:.2%}.",
             lambda path: answer_figures.confusion_matrix(matrix, self.split.labels, columns, path),  # type: ignore[union-attr]
         )
+        calibration = answers.calibration
+        yield Figure(
+            "reliability.png",
+            "Calibration",
+            f"{images}: how often predictions of each confidence are right. Points below the line are right less "
+            "often than their probability says. The expected calibration error is "
+            f"{calibration.expected_error:.2%}.",
+            lambda path: answer_figures.reliability(calibration, path),
+        )
         if not (worst := answers.worst(WORST)):
             say("not drawn: worst and confused images; all answers are right")
             return

@@ -8,6 +8,8 @@ import numpy as np
 from vit_core.storage import Location
 from vit_train.answers import Answered
 from vit_train.attention_figures import draw_image
+from vit_train.calibration import Calibration
+from vit_train.classification import wilson_interval
 from vit_train.figures import save_figure
 
 MOST_CLASSES = 40
@@ -36,6 +38,35 @@ def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequ
     panel.set_yticks(range(len(labels)), names[1], fontsize=8)
     panel.set(xlabel="answer", ylabel="class")
     figure.colorbar(image, ax=panel, shrink=0.8, label="share of the class")
+    return save_figure(figure, path)
+
+
+def reliability(found: Calibration, path: Location) -> Location:
+    """Draws the accuracy of the predictions in each bin of confidence, with Wilson's 95 % interval, over their mean
+    confidence; and how many predictions each bin has (a reliability diagram). Returns the path of the PNG file."""
+    counts_K = found.counts_K.astype(int)
+    (bins,) = np.nonzero(counts_K)
+    accuracies = found.correct_K[bins] / counts_K[bins]
+    ends_2 = np.array([wilson_interval(int(found.correct_K[k]), int(counts_K[k])) for k in bins]).T
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(4.6, 5.6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    above.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="calibrated")
+    above.errorbar(
+        found.confidences_K[bins] / counts_K[bins],
+        accuracies,
+        np.maximum(np.abs(ends_2 - accuracies), 0),
+        fmt="o",
+        markersize=4,
+        capsize=2,
+        label="predictions, 95 % interval",
+    )
+    edges = np.linspace(0, 1, len(counts_K) + 1)
+    below.bar(edges[:-1], counts_K, width=1 / len(counts_K), align="edge", edgecolor="white")
+    above.set(ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    below.set(xlabel="confidence (probability of the prediction)", ylabel="predictions")
+    below.yaxis.get_major_locator().set_params(integer=True)
+    above.legend(loc="upper left", fontsize=8)
     return save_figure(figure, path)
 
 

@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from vit_core.errors import InputError
 from vit_core.image_batches import Images
 from vit_core.preprocess import Preprocessing
+from vit_train.calibration import Calibration, calibration
 from vit_train.classification import OTHER, ClassReport, report_of_answers
 from vit_train.data.batches import evaluation_pixels
 from vit_train.data.sources import Split
@@ -66,6 +67,11 @@ class Answers:
     def report(self) -> ClassReport:
         """The report of accuracy by class."""
         return report_of_answers(self.split.labels, self.classes_N, self.answers_N)
+
+    @property
+    def calibration(self) -> Calibration:
+        """How well the probabilities of the answers, by softmax, agree with their accuracy."""
+        return calibration(np.exp(self.log_probabilities_NO.max(axis=1)), self.answers_N == self.classes_N)
 
     def worst(self, count: int) -> list[Answered]:
         """The images that were answered wrongly with the largest loss, worst first."""
