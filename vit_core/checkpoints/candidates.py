@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vit_core.arrays import LazyArray, LazyArrays
-from vit_core.checkpoints.containers import MODULES
+from vit_core.checkpoints.containers import MODULES, Container, StandIn
 from vit_core.checkpoints.formats.beside_model import COPIES, words_of
 from vit_core.checkpoints.module_facts import module_facts
 from vit_core.errors import InputError, abbreviate, one_line, unknown_name
@@ -198,6 +198,43 @@ def keys_beside(chosen: Candidate, candidates: Sequence[Candidate], tree: Mappin
     if chosen.separator == ".":  # if it is "/", these keys are first parts of array names
         beside += [str(name)[:60] for name, value in level.items() if not isinstance(value, LazyArray | Mapping)]
     return list(dict.fromkeys(beside))
+
+
+def check_read(container: Container, chosen: Candidate, candidates: Sequence[Candidate], where: object) -> None:
+    """Raises InputError if arrays of a model are of a kind that cannot be read: without them it would be another
+    model."""
+    level: Any = container.tree
+    for key in chosen.keys:
+        level = level[key]
+    prefix = chosen.prefix.replace("/", ".")
+    inner = tuple(
+        other.replace("/", ".")
+        for other in (one.prefix for one in candidates if one.keys == chosen.keys)
+        if len(other) > len(prefix)
+    )
+    roots, is_tree = {re.split(r"[./]", name)[0] for name in chosen.arrays}, container.separator == "/"
+    unread = []
+    for name, value in _unread_arrays(level, container.separator):
+        stripped = re.sub(_WRAPPED, "", name) if chosen.wrappers else name
+        root, _, inside = stripped.removeprefix(prefix).partition(".")
+        of_model = root in roots or not (is_tree and inside)  # a tree may have other parts than a model
+        if stripped.startswith(prefix) and not stripped.startswith(inner) and of_model:
+            unread.append(f"{one_line(name)[-60:]} ({one_line(value.kind)[:80]})")
+    if unread:
+        raise InputError(
+            f"{where}: arrays of the model that cannot be read: {abbreviate(unread, most=3)}; save them as plain dense "
+            "arrays (in PyTorch: tensor.to_dense(), .dequantize() or .resolve_neg())"
+        )
+
+
+def _unread_arrays(level: Mapping[str, Any], separator: str, start: str = "") -> Iterator[tuple[str, StandIn]]:
+    """Names, joined by ".", and stand-ins of the arrays in a mapping that cannot be read; for the separator "/" also of
+    those in the mappings below."""
+    for name, value in level.items():
+        if isinstance(value, StandIn) and value.is_array:
+            yield f"{start}{name}".replace("/", "."), value
+        elif isinstance(value, Mapping) and separator == "/":
+            yield from _unread_arrays(value, separator, f"{start}{name}.")
 
 
 def modules_of(arrays: Iterable[str], prefix: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from vit_core.checkpoints.candidates import (
     CLASS_WEIGHTS,
     COUNTERS,
     arrays_beside,
+    check_read,
     choice_notes,
     choose_candidate,
     facts_beside,
@@ -201,6 +202,7 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     if not candidates:
         return dataclasses.replace(source, notes=notes)
     chosen = choose_candidate(candidates, part, source.path)
+    check_read(container, chosen, candidates, source.path)
     arrays, constants = without_image_constants(chosen.arrays)
     within = {f"{chosen.prefix}{name}": entry for name, entry in constants.items()}
     beside = LazyArrays({**arrays_beside(chosen, candidates).entries, **within})

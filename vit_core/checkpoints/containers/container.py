@@ -32,6 +32,8 @@ class StandIn:
     """The arguments with which unpickling would have called its class."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """The attributes that unpickling would have set."""
+    is_array: bool = False
+    """Whether it replaces an array, of a kind that cannot be read."""
 
     def __repr__(self) -> str:
         return f"<{one_line(self.kind)[:100]}>"

@@ -114,7 +114,7 @@ def _tensor(
     kind = state[0] if isinstance(state, tuple) and state else _state(properties).get("dtype")
     dtype = ELEMENT_TYPES.get(kind.name.removeprefix("torch.")) if isinstance(kind, Global) else None
     if dtype is None:
-        return StandIn("a tensor of a type that NumPy does not have")
+        return StandIn("a tensor of a type that NumPy does not have", is_array=True)
     shape = lengths(described.get("size"))
     chunks = described.get("chunks")
     pieces = []

@@ -201,7 +201,7 @@ class _Reader:
             raise ValueError("an array has no valid shape")
         name = "bfloat16" if name in ("V2", "|V2", "void16") else name
         if name not in ELEMENT_TYPES:
-            return StandIn(f"an array of type {str(name)[:40]}")
+            return StandIn(f"an array of type {str(name)[:40]}", is_array=True)
         dtype = ELEMENT_TYPES[name]
         if math.prod(shape) * dtype.itemsize != length:
             raise ValueError(f"an array has {length} bytes for shape {shape}")

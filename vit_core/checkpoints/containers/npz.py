@@ -13,7 +13,7 @@ import numpy as np
 from vit_core.arrays import DTYPES, LazyArray, LazyArrays
 from vit_core.checkpoints.containers.archives import Archive
 from vit_core.checkpoints.containers.checked_arrays import checked
-from vit_core.checkpoints.containers.container import Container, nested
+from vit_core.checkpoints.containers.container import Container, StandIn, nested
 from vit_core.checkpoints.containers.reading import FileRange, readable
 from vit_core.errors import InputError, abbreviate, one_line
 
@@ -26,7 +26,7 @@ def read_npz(source: FileRange) -> Container:
     Raises InputError if it is damaged or has only Python objects. If it has other arrays too, the objects are left out
     with a note.
     """
-    entries: dict[str, LazyArray] = {}
+    entries: dict[str, LazyArray | StandIn] = {}
     objects = []
     with readable(source.path, "a complete .npz file"):
         archive = Archive(source)
@@ -35,6 +35,7 @@ def read_npz(source: FileRange) -> Container:
             name = member.removesuffix(".npy")
             if dtype.hasobject:
                 objects.append(one_line(name)[:60])
+                entries[name] = StandIn("an array of Python objects", is_array=True)
                 continue
             if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
                 dtype = DTYPES["bfloat16"]
@@ -45,7 +46,7 @@ def read_npz(source: FileRange) -> Container:
             read = partial(_read, source, name, values, dtype, shape, "F" if fortran else "C")
             entries[name] = LazyArray(shape, dtype.name, read)
     holds = f"Python objects are never read: {abbreviate(objects)}"
-    if objects and not entries:
+    if objects and len(objects) == len(entries):
         raise InputError(f"{source.path}: {holds}; save plain arrays instead")
     return Container(source.path, "npz", nested(entries), notes=(holds,) if objects else (), separator="/")
 

@@ -57,8 +57,8 @@ class _Plain(NamedTuple):
     has_arrays: bool
 
 
-def _stand_in(kind: str) -> _Plain:
-    return _Plain(StandIn(kind), 1, 0, False)
+def _stand_in(kind: str, is_array: bool = False) -> _Plain:
+    return _Plain(StandIn(kind, is_array=is_array), 1, 0, False)
 
 
 class PlainTree:
@@ -116,7 +116,8 @@ class PlainTree:
         if isinstance(value, Instance):
             return self._instance(value, keys)
         if isinstance(value, NumpyArray):
-            return _stand_in("an array of Python objects") if value.array is None else self._array(value.array, keys)
+            objects = _stand_in("an array of Python objects", is_array=True)
+            return objects if value.array is None else self._array(value.array, keys)
         if isinstance(value, UnreadTensor):
             return self._unread_tensor(value, keys)
         if isinstance(value, Global):
@@ -225,7 +226,7 @@ class PlainTree:
     def _unread_tensor(self, tensor: UnreadTensor, keys: tuple[str, ...]) -> _Plain:
         if not tensor.reason:
             self._unread.append(f"{_name(keys)} ({one_line(tensor.kind)[:100]})")
-            return _stand_in(tensor.kind)
+            return _stand_in(tensor.kind, is_array=True)
         assert tensor.shape is not None
         message = f"{self._path}: {_name(keys)} has shape {list(tensor.shape)}, {tensor.reason}"
         return _Plain(LazyArray(tensor.shape, tensor.dtype, partial(_refuse, message)), 1, 0, True)

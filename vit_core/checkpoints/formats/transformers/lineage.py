@@ -28,6 +28,7 @@ from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3, sigli
 from vit_core.checkpoints.formats.transformers import image_processors as images
 from vit_core.checkpoints.formats.transformers.aimv2 import Aimv2Tower
 from vit_core.checkpoints.formats.transformers.beit import BeitTower
+from vit_core.checkpoints.formats.transformers.config_in_file import named_as_in_file, with_config_of_file
 from vit_core.checkpoints.formats.transformers.config_json import (
     ACTIVATIONS,
     Tower,
@@ -102,6 +103,13 @@ def read_source(source: Source, fields: Fields) -> Reading:
     cannot express, and if the two disagree."""
     if is_flax(source.arrays):
         source = dataclasses.replace(source, arrays=as_pytorch(source.arrays), beside=as_pytorch(source.beside))
+    found, keys, notes = with_config_of_file(source)
+    with named_as_in_file(bool(notes)):
+        reading = _read(found, fields, in_folder=bool(source.config))
+    return dataclasses.replace(reading, notes=(*notes, *reading.notes), used=reading.used | keys)
+
+
+def _read(source: Source, fields: Fields, *, in_folder: bool) -> Reading:
     model_type = model_type_of(source, source.arrays.shapes)
     source = dataclasses.replace(source, arrays=_in_one_form(source.arrays, model_type))
     arrays, head_notes, used = _with_head(source, model_type)
@@ -121,7 +129,7 @@ def read_source(source: Source, fields: Fields) -> Reading:
     unknown = unknown_config_keys(source.config, tower.said, names.model_type)
     all_notes = (*head_notes, *tower.notes, *unknown, *notes, *label_notes)
     assumed = tower.assumptions
-    own = not source.config or tower.own_class
+    own = not in_folder or tower.own_class
     if model.num_classes and (head_notes or (own and "classifier.weight" in arrays)):
         assumed += _pooling_of_own_head(model, {*fields, *(one.field for one in assumed)}, tower.own_class)
     stated = frozenset(_STATED - {one.field for one in assumed}) if source.config else frozenset[str]()
