@@ -97,6 +97,23 @@ def test_a_module_that_may_change_a_whole_model(name: str, tmp_path: Path) -> No
     assert_same(tmp_path / "x.pth", model["vit"], heads=3, num_classes=5)
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 3, 1)])
+def test_a_module_before_a_whole_model_in_a_sequential(norm: nn.Module, tmp_path: Path) -> None:
+    model: Any = randomized(nn.Sequential(norm, classifier()))
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"head with 5 classes, but '0' beside .* change its inputs or outputs"):
+        opened(tmp_path / "x.pth", heads=3)
+    assert_same(tmp_path / "x.pth", model[1], heads=3, num_classes=5)
+
+
+def test_prompts_beside_a_whole_model(tmp_path: Path) -> None:
+    """Tokens of visual prompt tuning (arXiv:2203.12119), which its layers read."""
+    model: Any = randomized(nn.ModuleDict({"vit": classifier(), "prompt": nn.ParameterList([torch.ones(2, 5, 24)])}))
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"head with 5 classes, but 'prompt' beside .* change its inputs or outputs"):
+        opened(tmp_path / "x.pth", heads=3)
+
+
 def test_a_module_beside_a_whole_model(tmp_path: Path) -> None:
     """It reads features at most: distillation and decoders have such."""
     model: Any = randomized(nn.ModuleDict({"vit": classifier(), "decoder": nn.Linear(24, 40)}))

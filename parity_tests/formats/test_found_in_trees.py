@@ -297,6 +297,20 @@ def test_the_teacher_is_taken_before_the_student(keys: bool, tmp_path: Path) -> 
     assert_is(open_checkpoint(path, fields=HEADS, part="student"), student)
 
 
+@pytest.mark.parametrize("first", ["student", "teacher"])
+@pytest.mark.parametrize("student", ["student", "model"])
+def test_a_larger_teacher_is_another_model(student: str, first: str, tmp_path: Path) -> None:
+    """In distillation from a given teacher; an average has the sizes of the student."""
+    model, teacher = vit(), vit(1, depth=3)
+    states = {
+        "student": prefixed(f"{student}.", model.state_dict()),
+        "teacher": prefixed("teacher.", teacher.state_dict()),
+    }
+    both = states["student"] | states["teacher"] if first == "student" else states["teacher"] | states["student"]
+    found = open_checkpoint(in_file(tmp_path, {"state_dict": both}), fields=HEADS)
+    assert_is(found, model)
+
+
 def test_a_student_keeps_its_head(tmp_path: Path) -> None:
     """A head next to another model is not used."""
     student = randomized(Classifier(vit(num_classes=0), nn.Linear(24, 7), ("backbone", "head")), 0)

@@ -250,6 +250,30 @@ def test_an_architecture_named_anywhere(place: str, tmp_path: Path) -> None:
     assert_is(found, model)
 
 
+@pytest.mark.parametrize("address", ["timm/", "hf-hub:timm/", "hf_hub:timm/"])
+@pytest.mark.parametrize("tag", ["", ".openai"])
+def test_an_architecture_with_the_address_of_its_weights(tag: str, address: str, tmp_path: Path) -> None:
+    """As timm.create_model accepts it."""
+    model = randomized(timm.create_model(CLIP, **TINY))
+    torch.save({"arch": f"{address}{CLIP}{tag}", "state_dict": model.state_dict()}, tmp_path / "file.pth")
+    found = open_checkpoint(tmp_path / "file.pth", fields=HEADS)
+    assert assumed(found) == {"image_size": (12, 12)}
+    assert_is(found, model)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("included", [False, True])
+def test_a_mean_that_includes_the_prefix_tokens(included: bool, named: bool, tmp_path: Path) -> None:
+    """Stated beside a pooling that the names of the arrays do not suggest."""
+    stated = {"global_pool": "avg", "pool_include_prefix": included}
+    model = randomized(timm.create_model("vit_tiny_patch16_224", **TINY, **stated, fc_norm=False))
+    name = {"model_name": "vit_tiny_patch16_224"} if named else {}
+    torch.save(lightning(model.state_dict(), **stated, **name), tmp_path / "file.ckpt")
+    found = open_checkpoint(tmp_path / "file.ckpt", fields=HEADS)
+    assert found.config.model.pool_prefix is included
+    assert_is(found, model)
+
+
 def test_two_architectures_in_one_place_are_none(tmp_path: Path) -> None:
     model = randomized(timm.create_model("vit_tiny_patch16_224", **TINY))
     facts = {"a": {"backbone": CLIP}, "b": {"backbone": "vit_tiny_patch16_224"}}

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers import GELUTanh, GluMlp, QuickGELU
+from timm.layers import GELUTanh, GluMlp, QuickGELU, SimpleNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
@@ -93,6 +93,20 @@ def test_a_model_of_open_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("after", [False, True])
+def test_the_pooling_of_open_clip(after: bool, tmp_path: Path) -> None:
+    sizes = {"image_size": 8, "patch_size": 4, "layers": 2, "width": 24, "head_width": 8}
+    tower = open_clip.model.CLIP(
+        16, {**sizes, "pool_type": "avg", "final_ln_after_pool": after}, {"width": 8, "heads": 1, "layers": 1}
+    )
+    model = randomized(tower)
+    torch.save(model, tmp_path / "x.pt")
+    found = opened(tmp_path / "x.pt")
+    with torch.no_grad():
+        expected = model.visual(nchw(images(found.config.model)))
+    assert apart(found, expected) <= parity.FLOAT64_BOUND
+
+
 def test_a_traced_tower_of_open_clip(tmp_path: Path) -> None:
     """TorchScript keeps the class of an activation, as OpenAI's files of CLIP have it; of a GELU it keeps no more."""
     vision = {"image_size": 8, "patch_size": 4, "width": 64, "layers": 2}
@@ -166,6 +180,13 @@ def with_blocks(change: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def torchvision_model(dropout: nn.Module) -> nn.Module:
+    sizes = {"image_size": 8, "patch_size": 4, "num_layers": 2, "num_heads": 3, "hidden_dim": 24, "mlp_dim": 48}
+    model = TorchvisionViT(**sizes, num_classes=5)
+    model.encoder.dropout = dropout  # type: ignore[assignment]
+    return model
+
+
 def set_scale(model: Any) -> None:
     model.blocks[1].attn.scale = 0.3
 
@@ -179,6 +200,22 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "in the head": (lambda: with_head(nn.Sequential(nn.ReLU(), nn.Linear(24, 5))), r"ReLU \('head\.0'\) before"),
     "at its end": (lambda: with_head(nn.Sequential(nn.Linear(24, 5), nn.Sigmoid())), r"Sigmoid \('head\.1'\) before"),
+    **{
+        f"an activation as {slot}": (
+            lambda slot=slot: with_blocks(lambda m: m.set_submodule(slot, nn.Tanh())),
+            rf"Tanh \('{slot}'\) has no arrays and changes the outputs",
+        )
+        for slot in ("head_drop", "fc_norm", "norm_pre", "pos_drop", "patch_embed.norm")
+    },
+    "a norm as pos_drop": (
+        lambda: with_blocks(lambda m: setattr(m, "pos_drop", nn.LayerNorm(24, eps=1e-2, elementwise_affine=False))),
+        r"LayerNorm \('pos_drop'\) has no arrays",
+    ),
+    "in torchvision's": (lambda: torchvision_model(nn.ReLU()), r"ReLU \('encoder\.dropout'\) has no arrays"),
+    "another norm": (
+        lambda: timm_model(norm_layer=SimpleNorm),
+        r"SimpleNorm \('blocks\.0\.norm1'\) cannot be expressed",
+    ),
     "activation": (lambda: with_blocks(lambda m: setattr(m.blocks[1].mlp, "act", nn.ReLU())), "values of act_layer"),
     "epsilon": (lambda: with_blocks(lambda m: setattr(m.norm, "eps", 1e-3)), "several values of norm_eps"),
     "scale": (lambda: with_blocks(set_scale), r"blocks\.1\.attn\.scale is 0\.3"),
@@ -215,6 +252,22 @@ class Changed(VisionTransformer):
         """The logits of the largest features."""
         logits: torch.Tensor = self.head(x.max(1).values)
         return logits
+
+
+def test_an_activation_beside_the_model_is_noted(tmp_path: Path) -> None:
+    """Its class may use it only in training, or for predictions."""
+    torch.save(InWrapper(timm_model()), tmp_path / "x.pt")
+    assert (
+        "assumed to have no part in the outputs: Sigmoid ('act'), beside the model" in opened(tmp_path / "x.pt").notes
+    )
+
+
+class InWrapper(nn.Module):
+    """A model and an activation."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.act = net, nn.Sigmoid()
 
 
 def test_a_class_of_ones_own_is_named(tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ class Candidate:
     swapped: bool = False
     """Whether these are the trained weights that mmengine's EMAHook stores under "ema_state_dict"; the average is under
     "state_dict"."""
+    of_other_sizes: bool = False
+    """Whether this is a teacher with other arrays than all other models in the file: another model that was given to
+    the training, not an average of the student."""
 
     @property
     def name(self) -> str:
@@ -110,7 +113,19 @@ def find_candidates(
         models = [one for one in found if _of_module(one) and not _has_pair(one, paths)]
     stored = {candidate.keys for candidate in models}
     marked = (replace(one, swapped=one.counted and (*one.keys[:-1], "state_dict") in stored) for one in models)
-    return sorted(marked, key=_preference)
+    return sorted((replace(one, of_other_sizes=_is_given_teacher(one, models)) for one in marked), key=_preference)
+
+
+def _is_given_teacher(candidate: Candidate, models: Sequence[Candidate]) -> bool:
+    """Whether a candidate is called a teacher and no other model has its arrays, apart from those that only one of the
+    two has, such as heads: fewer than a fifth."""
+    if "teacher" not in candidate.parts:
+        return False
+    own, others = candidate.arrays.shapes, [one.arrays.shapes for one in models if "teacher" not in one.parts]
+    return bool(others) and not any(
+        5 * sum(own.get(name) == shape for name, shape in other.items()) > 4 * max(len(own), len(other))
+        for other in others
+    )
 
 
 def _optimizer_parts(candidate: Candidate) -> frozenset[str]:
@@ -349,13 +364,13 @@ def _preference(candidate: Candidate) -> tuple[int, int]:
     """Sort key: averaged weights and teachers first, then models with the fewest keys, students and text towers
     last."""
     for rank, part in enumerate(_PREFERRED_PARTS):
-        if part in candidate.parts and not candidate.swapped:
+        if part in candidate.parts and not candidate.swapped and not candidate.of_other_sizes:
             return rank - len(_PREFERRED_PARTS) - 1, len(candidate.parts)
     # Only as a key: as a prefix it may belong to a backbone without its head.
     if any(_OTHER_AVERAGES.fullmatch(key) for key in candidate.keys) and not candidate.swapped:
         return -1, len(candidate.parts)
     last = candidate.swapped or any(_LAST_PARTS.fullmatch(part) for part in candidate.parts)
-    return int(last), len(candidate.parts)
+    return 2 if candidate.of_other_sizes else int(last), len(candidate.parts)
 
 
 def _module(name: str, prefix: Sequence[str]) -> tuple[str, ...]:

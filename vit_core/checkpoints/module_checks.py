@@ -10,7 +10,7 @@ from math import isclose
 from typing import Any
 
 from vit_core.checkpoints.formats.interface import Fields, Reading, Source
-from vit_core.checkpoints.module_facts import settings_of_layers
+from vit_core.checkpoints.module_facts import ACTIVATIONS, NO_ACTIVATIONS, OF_A_LAYER, settings_of_layers
 from vit_core.errors import InputError, abbreviate, one_line
 
 _LIBRARIES = re.compile(
@@ -28,6 +28,14 @@ _PATCHES = re.compile(
 _HEAD = re.compile(r"(?:heads?|fc|classifier|cls_head|linear_head|linear|classification_head|lin_cls)(?:\..*)?")
 _WHOLE_NORM = re.compile(r"(?:vit\.)?(?:norm|fc_norm|norm_pre|layernorm|ln_pre|ln_post|encoder\.ln)\.eps")
 """The epsilons of norms before and after the layers."""
+_NORM_OR_POOLING = re.compile(
+    r"(Layer|RMS|Simple|Group|Batch|Instance|Lp|\w*Response)Norm\w*|\w+Pool\w*|\w*[Ss]oftmax\w*"
+)
+_OTHER_NORM = re.compile(r"(?!.*(?:layer|rms|batch)norm$)\w+norm", re.IGNORECASE)
+_WITH_ACTIVATIONS = re.compile(
+    r"(?:.*\.)?(?:pooler|attn_pool|probe|pre_logits|mlp|rel_pos\w*|backbone|\w*stem|(?:\w+_)?heads?|fc|classifier)\..*"
+)
+"""Modules outside the layers that contain activations of their own, or are checked as a head."""
 _FIELDS = {"norm_eps": "norm_epsilon", "act_layer": "activation", "num_heads": "heads", "branch_norm": "branch_norm"}
 """Setting of modules -> our field."""
 _OTHER_TOWERS = re.compile(r"text|.*decoder")
@@ -50,7 +58,9 @@ def check_modules(source: Source, reading: Reading, fields: Fields) -> list[str]
     own = {name.removeprefix(prefix): value for name, value in source.modules.items() if name.startswith(prefix)}
     own = {name: value for name, value in own.items() if not _OTHER_TOWERS.match(name)}
     _check_patches(own, where)
+    _check_norms(own, where)
     _check_layers(own, fields, where)
+    _check_between(source, own, where)
     around = list(_around(source, kinds, prefix))
     active = [name for name in around if not _PASSIVE.fullmatch(kinds[name].rpartition(".")[2])]
     active = [name for name in active if _LIBRARIES.match(kinds[name]) and _is_in_sequential(name, kinds)]
@@ -63,9 +73,16 @@ def check_modules(source: Source, reading: Reading, fields: Fields) -> list[str]
     outer = ["".join(f"{part}." for part in source.prefix[:i]).removesuffix(".") for i in range(len(source.prefix))]
     inside = [name for name in kinds if f"{name}.".startswith(prefix)]
     shown = dict.fromkeys(kinds[name] for name in (*outer, *inside, *around) if name in kinds)
+    notes = []
     if unknown := [one_line(kind) for kind in shown if not _LIBRARIES.match(kind)]:
-        return [f"assumed to compute what the arrays suggest: {abbreviate(unknown)}, whose code is not in the file"]
-    return []
+        notes = [f"assumed to compute what the arrays suggest: {abbreviate(unknown)}, whose code is not in the file"]
+    beside = [name for name in kinds if name and name not in (*outer, *inside, *around)]
+    changing = [
+        f"{one_line(kinds[one].rpartition('.')[2])} ('{one_line(one)}')" for one in beside if _changes(kinds[one])
+    ]
+    if changing:
+        notes.append(f"assumed to have no part in the outputs: {abbreviate(changing)}, beside the model")
+    return notes
 
 
 def _is_in_sequential(name: str, kinds: Mapping[str, str]) -> bool:
@@ -107,6 +124,42 @@ def _check_layers(own: Mapping[str, Any], fields: Fields, where: object) -> None
         if isinstance(size, int) and isinstance(scale, float) and not isclose(scale, size**-0.5, rel_tol=1e-6):
             raise InputError(
                 f"{where}: {one_line(name)} is {scale}, which ViTConfig cannot express; expected {size}^-0.5 as usual"
+            )
+
+
+def _check_norms(own: Mapping[str, Any], where: object) -> None:
+    """Raises InputError for a kind of norm in the layers that ViTConfig does not have, and whose arrays are those of a
+    kind that it has (timm's SimpleNorm)."""
+    for name, kind in own.items():
+        module, last = name.removesuffix(".class"), str(kind).rpartition(".")[2]
+        if module != name and OF_A_LAYER.fullmatch(f"{module}.") and _OTHER_NORM.fullmatch(last):
+            raise InputError(
+                f"{where}: {one_line(last)} ('{one_line(module)}') cannot be expressed by ViTConfig; expected norms of "
+                "the kinds LayerNorm and RMSNorm"
+            )
+
+
+def _changes(kind: str) -> bool:
+    """Whether a library's class without arrays changes its inputs in evaluation: an activation, a norm or a pooling."""
+    last = kind.rpartition(".")[2]
+    is_activation = kind.startswith(ACTIVATIONS) and (last.endswith("Softmax") or not last.startswith(NO_ACTIVATIONS))
+    return is_activation or (bool(_LIBRARIES.match(kind)) and bool(_NORM_OR_POOLING.fullmatch(last)))
+
+
+def _check_between(source: Source, own: Mapping[str, Any], where: object) -> None:
+    """Raises InputError for an activation, a norm or a pooling without arrays outside the layers, in the place of a
+    module that computes nothing (`pos_drop`, `fc_norm`)."""
+    with_arrays = {name.rpartition(".")[0] for name in source.arrays}
+    for name, kind in own.items():
+        module = name.removesuffix(".class")
+        outside = name.endswith(".class") and not OF_A_LAYER.fullmatch(f"{module}.")
+        if not outside or module in with_arrays or _WITH_ACTIVATIONS.fullmatch(f"{module}."):
+            continue
+        if _changes(_TRACED.sub("", str(kind))):
+            called = f"{one_line(str(kind).rpartition('.')[2])} ('{one_line(module)}')"
+            raise InputError(
+                f"{where}: {called} has no arrays and changes the outputs, which ViTConfig cannot express; save the "
+                "state dict of a model without it to open that"
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_core.checkpoints.formats.activation_names import activation_named
 
-_OF_A_LAYER = re.compile(r"(?!.*(?:pool|decoder|stem|backbone|head|rel_pos)[^.]*\.)(?:.*\.)?\w*\d\.(?:.*\.)?")
+OF_A_LAYER = re.compile(r"(?!.*(?:pool|decoder|stem|backbone|head|rel_pos)[^.]*\.)(?:.*\.)?\w*\d\.(?:.*\.)?")
 """Names of modules in the layers of an encoder ("blocks.0.attn."); a pooling, a stem and the network of
 relative positions have settings of their own."""
 _NAMES = {
@@ -16,13 +16,13 @@ _NAMES = {
     "norm_eps": ("eps", "variance_epsilon"),
 }
 """Setting of every layer, under the name that training scripts use -> the names of the attribute."""
-_OF_THE_MODEL = ("global_pool", "pool", "pool_include_prefix", "config")
+_OF_THE_MODEL = ("global_pool", "pool", "pool_include_prefix", "pool_type", "final_ln_after_pool", "config")
 _SIZES = ("img_size", "image_size", "input_resolution", "image_resolution")
 _BLOCKS = {"Block": "before", "ResPostBlock": "after", "EvaBlock": "before", "EvaBlockPostNorm": "after"}
 """Class of timm's blocks -> whether their norms are before or after the branches."""
 _NORMS = ("layernorm", "rmsnorm")
-_ACTIVATIONS = ("torch.nn.modules.activation.", "timm.layers.activations", "transformers.activations.")
-_NO_ACTIVATIONS = ("Softmax", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "Identity")
+ACTIVATIONS = ("torch.nn.modules.activation.", "timm.layers.activations", "transformers.activations.")
+NO_ACTIVATIONS = ("Softmax", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "Identity")
 
 
 def module_facts(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def settings_of_layers(attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {name: [] for name in (*_NAMES, "act_layer", "norm_layer", "img_size", "branch_norm")}
     for name, value in attributes.items():
         module, last = name[: name.rfind(".") + 1], name.rpartition(".")[2]
-        if last in _SIZES and not _OF_A_LAYER.fullmatch(module):
+        if last in _SIZES and not OF_A_LAYER.fullmatch(module):
             found["img_size"].append(value)
-        if not _OF_A_LAYER.fullmatch(module):
+        if not OF_A_LAYER.fullmatch(module):
             continue
         for setting, names in _NAMES.items():
             found[setting] += [value] if last in names else []
@@ -61,7 +61,7 @@ def settings_of_layers(attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
 def _activation(kind: str, approximate: object) -> str | None:
     """The name of an activation's class; None for another class."""
     name = kind.rpartition(".")[2]
-    known = kind.startswith(_ACTIVATIONS) or name == "QuickGELU"
-    if not known or name.startswith(_NO_ACTIVATIONS):
+    known = kind.startswith(ACTIVATIONS) or name == "QuickGELU"
+    if not known or name.startswith(NO_ACTIVATIONS):
         return None
     return "gelu_tanh" if approximate == "tanh" else activation_named(name)

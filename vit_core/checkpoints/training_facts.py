@@ -28,11 +28,12 @@ from vit_core.errors import InexpressibleError, InputError, one_line
 from vit_core.field_text import field_text
 
 _NORMS = {"layernorm": "layer_norm", "rmsnorm": "rms_norm"}
-_POOLING = {"token": "cls", "cls": "cls", "avg": "gap", "mean": "gap", "gap": "gap", "map": "map"}
+_POOLING = {"token": "cls", "tok": "cls", "cls": "cls", "avg": "gap", "mean": "gap", "gap": "gap", "map": "map"}
 _ASSUMED = {
     "image_size": ("image_size", "img_size", "input_size", "image_resolution", "input_resolution", "resolution"),
     "heads": ("heads", "num_heads", "n_heads", "nhead", "num_attention_heads"),
-    "pooling": ("global_pool", "pooling", "pool", "gp"),
+    "pooling": ("global_pool", "pooling", "pool", "gp", "pool_type"),
+    "final_norm": ("final_ln_after_pool",),
     "pool_prefix": ("pool_include_prefix",),
     "branch_norm": ("branch_norm",),
     "activation": ("act_layer", "hidden_act"),
@@ -96,7 +97,7 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     own, first = list(_facts(about_it)), reading
     for field in _ASSUMED:
         found = None if field in fields else _fact_of(field, own if field in _OF_MANY_MODELS else facts)
-        if found is None or not _is_open(first, field, *found):
+        if found is None or not (_is_open(first, field, *found) or _is_open(reading, field, *found)):
             continue
         fact, value = found
         if field == "activation" and (value not in _ACTIVATIONS or _is_of_gate(reading, fact)):
@@ -148,6 +149,8 @@ def _is_open(reading: Reading | None, field: str, fact: Fact, value: Any) -> boo
         return True
     if value == getattr(reading.config.model, field):
         return False
+    if field == "pool_prefix":  # an argument of timm's that the names of architectures leave at its default
+        return True
     if fact.key == MODULES:
         return field in ("heads", *_SET_BY_SCRIPTS)
     return field in _SET_BY_SCRIPTS and field not in reading.stated
@@ -246,6 +249,8 @@ def _value_of(field: str, said: Any) -> Any:
         return next((norm for name, norm in _NORMS.items() if _last_part(said).startswith(name)), None)
     if field == "pool_prefix":
         return said if isinstance(said, bool) else None
+    if field == "final_norm":
+        return ("after_pooling" if said else "before_pooling") if isinstance(said, bool) else None
     if field == "branch_norm":
         return said if said in ("before", "after") else None
     if field == "pooling":

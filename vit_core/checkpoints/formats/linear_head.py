@@ -122,7 +122,9 @@ def _beside_own_head(arrays: LazyArrays, source: Source, width: int, classes: in
     doubtful = [
         module
         for module, shapes in others.items()
-        if any(
+        if _is_before(source.prefix, module)
+        or "prompt" in module.lower()
+        or any(
             prod(shape) == 1
             or (len(shape) == 2 and (shape[1] == classes or (module in heads and shape[1] in (width, 2 * width))))
             or (len(shape) == 4 and shape[0] in channels)
@@ -138,6 +140,15 @@ def _beside_own_head(arrays: LazyArrays, source: Source, width: int, classes: in
         f"{source.path}: the model has a head with {classes} classes, but {_named(doubtful)} beside the model may be "
         f"the head, or change its inputs or outputs; --set {', '.join(choices)}, num_classes=0 no head"
     )
+
+
+def _is_before(prefix: Sequence[str], module: str) -> bool:
+    """Whether a module is before a model in a Sequential, as `0` and `0.bn` before `1`, and `body.0` before
+    `body.1.vit`."""
+    parts = module.split(".")
+    same = next((i for i, pair in enumerate(zip(parts, prefix, strict=False)) if pair[0] != pair[1]), len(prefix))
+    here = (parts[same], prefix[same]) if same < min(len(parts), len(prefix)) else ("", "")
+    return all(map(_NUMBER.fullmatch, here)) and int(here[0]) < int(here[1])
 
 
 def _named(modules: Sequence[str]) -> str:

@@ -27,6 +27,8 @@ _ARCHITECTURE = re.compile(
 _OTHERS = re.compile(r"(?:vit|deit)(?:_conv)?_[a-z]+(?:_[0-9]+|_patch[0-9]+(?:_LS)?)?")
 """Similar names of other projects: DINO's and MoCo's vit_small, MAE's vit_base_patch16, torchvision's vit_b_16."""
 _ARCHITECTURE_KEYS = ("arch", "architecture", "model_name", "model", "backbone", "backbone_name", "timm_model")
+_ADDRESS = re.compile(r"(?:hf[-_]hub:)?timm/")
+"""What timm.create_model accepts before the name of an architecture: where its weights are."""
 _MODEL_ARGS = {
     "gp": "global_pool",
     "img_size": "img_size",
@@ -52,6 +54,7 @@ def hub_config(source: Source) -> dict[str, Any]:
         name, args = options[key], {**args, **(options if path else {})}
     if name is None:
         return {}
+    name = _without_address(name)
     keywords = args.get("model_kwargs")
     given = keywords.items() if isinstance(keywords, Mapping) else ()
     model_args = {key: value for key, value in given if value is not None}  # as in timm.create_model
@@ -132,15 +135,24 @@ def _named_elsewhere(source: Source) -> tuple[tuple[str, ...], str, dict[str, An
         keys = (*_ARCHITECTURE_KEYS, "name") if path else _ARCHITECTURE_KEYS
         found += [(path, key, _options(values)) for key in keys if _is_architecture(values.get(key))]
     outermost = [one for one in found if len(one[0]) == len(found[0][0])]
-    return found[0] if len({options[key] for _, key, options in outermost}) == 1 else None
+    return found[0] if len({_without_address(options[key]) for _, key, options in outermost}) == 1 else None
 
 
 def _is_architecture(name: object) -> TypeGuard[str]:
-    return _is_like_architecture(name) and architectures.is_known(name)
+    return _is_like_architecture(name) and architectures.is_known(_without_address(name))
 
 
 def _is_like_architecture(name: object) -> TypeGuard[str]:
-    return isinstance(name, str) and bool(_ARCHITECTURE.fullmatch(name)) and not _OTHERS.fullmatch(name)
+    if not isinstance(name, str):
+        return False
+    bare = _without_address(name)
+    return bool(_ARCHITECTURE.fullmatch(bare)) and not _OTHERS.fullmatch(bare)
+
+
+def _without_address(name: str) -> str:
+    """The name of an architecture, with its tag, without the address of its weights in the Hugging Face Hub."""
+    match = _ADDRESS.match(name)
+    return name[match.end() :] if match else name
 
 
 def _unknown_architectures(source: Source) -> list[str]:
