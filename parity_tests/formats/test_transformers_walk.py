@@ -67,6 +67,7 @@ CANNOT_SAY = ("CLIPForImageClassification", "MetaClip2ForImageClassification")
 """Classes of types that are read, which compute what the schema cannot say."""
 SAME_ARRAYS = words("""
     AltCLIPModel Cohere2VisionModel DPTModel DepthProModel FlavaImageModel GitVisionModel Kosmos2Model
+    VisionTextDualEncoderModel
     Tipsv2VisionBackbone Tipsv2VisionModel VisionEncoderDecoderModel Cosmos3EdgeVisionModel Phi4MultimodalVisionModel
     PaddleOCRVisionModel RfDetrDinov2Backbone
 """)

@@ -55,6 +55,11 @@ def find_weights(folder: Location) -> Found:
         return Found(inner.path, inner.reader, (f"read snapshot {cached.name[:12]} of a hub cache", *inner.notes))
     if dcp.METADATA in names and any(name.endswith(".distcp") for name in names):
         return Found(folder, "dcp")
+    if dcp.METADATA in names:
+        raise InputError(
+            f"{folder}: has the index of torch.distributed.checkpoint (DCP), {dcp.METADATA}, but none of its .distcp "
+            "files; copy these into the folder too"
+        )
     if orbax.is_orbax_item(folder, names):
         return Found(folder, "orbax")
     for name in WEIGHTS:

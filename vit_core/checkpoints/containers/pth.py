@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.checkpoints.containers.archives import Archive
-from vit_core.checkpoints.containers.container import Container
+from vit_core.checkpoints.containers.container import Container, StandIn
 from vit_core.checkpoints.containers.element_types import ELEMENT_TYPES
 from vit_core.checkpoints.containers.pickle_objects import Storage, constructors, storage_type
 from vit_core.checkpoints.containers.pickle_reader import Budget, Bytes, Instance, PickleReader
@@ -36,6 +36,11 @@ def read_pth(source: FileRange) -> Container:
         plain = PlainTree(source.path)
         tree = plain.convert(loaded)
         notes = plain.notes
+    if source.path.name.endswith(".distcp"):
+        raise InputError(
+            f"{source.path}: is a part of a checkpoint of torch.distributed.checkpoint (DCP); give the folder that "
+            "contains it and .metadata"
+        )
     container = Container(source.path, kind, tree if isinstance(tree, dict) else {"": tree}, notes=notes)
     if not container.arrays:
         inside = "; ".join(notes) or f"it contains {_summary(tree)}"
@@ -58,7 +63,7 @@ def load_pth(source: FileRange) -> tuple[str, Any]:
 def _summary(tree: Any) -> str:
     if isinstance(tree, dict):
         return one_line(", ".join(list(tree)[:5]))[:100] or "nothing"
-    return f"one {type(tree).__name__}"
+    return f"an object of {one_line(tree.kind)[:80]}" if isinstance(tree, StandIn) else f"one {type(tree).__name__}"
 
 
 # Archives

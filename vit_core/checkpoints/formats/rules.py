@@ -76,7 +76,9 @@ def read_by_rules(
             for i, row in enumerate(bound.rows):
                 found[row.name] = LazyArray(row.shape, sources[0].dtype, partial(bound.parameter, sources, i))
     if wrong:
-        raise InputError(f"{where}: its arrays do not form one model: {abbreviate(wrong, '; ')}")
+        no_norm = all(one.startswith(("missing norm.weight ", "missing norm.bias ")) for one in wrong)
+        step = "; use --set final_norm=none for a model without a last norm" if no_norm else ""
+        raise InputError(f"{where}: its arrays do not form one model: {abbreviate(wrong, '; ')}{step}")
     return LazyArrays(found).select(rows)
 
 

@@ -77,7 +77,8 @@ OTHER_SCRIPTS = _words("""
     _class_path _instantiator accelerator backbone data_root data_module devices learning_rate
     lr_scheduler max_epochs max_steps num_epochs optimizer precision scheduler warmup warmup_steps
     arch architecture backbone_name global_pool heads image_size label_smoothing
-    layer_norm_eps loss model_name n_heads name norm_eps num_heads pool pool_include_prefix pooling timm_model weights
+    depth embed_dim in_channels layer_norm_eps loss model_name n_heads name norm_eps num_heads num_layers patch_size
+    pool pool_include_prefix pooling timm_model weights
 """)
 """Options of DeiT's and MAE's scripts, and usual hyper-parameters of Lightning modules for training."""
 

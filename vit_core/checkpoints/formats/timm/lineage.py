@@ -139,6 +139,7 @@ def _read(source: Source, fields: Fields) -> Reading:
         notes=(*notes, *more),
         assumptions=tuple(assumed),
         stated=said,
+        left_out=_OF_PRETRAINING,
         by_name=by_name,
         used=used | train_args.used_facts(source),
     )
@@ -151,6 +152,8 @@ def _hub_config(source: Source) -> Mapping[str, Any]:
     return stated or open_clip.timm_config(source.open_clip_config, source.path)
 
 
+_OF_PRETRAINING = r"mask_token$|lm_head\."
+"""Arrays of BEiT's and SimMIM's pretraining, which no output of the encoder depends on."""
 _BY_ARCHITECTURE = frozenset(
     ("pooling", "activation", "norm_epsilon", "position_resampling", "branch_norm", "pool_prefix", "mlp")
 )

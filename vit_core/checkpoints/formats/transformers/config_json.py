@@ -208,7 +208,7 @@ class Tower:
             case "ijepa":
                 return self.ijepa(classes)
         fields = {"distillation": "token"} if self.names.model_type == "deit" else {}
-        if classes:
+        if "classifier" in classes:
             self.left_out.append(r"(^|\.)pooler\.")  # the classifier does not use it
             if pooled in self.shapes and "representation" not in self.fields:
                 other = f"--set representation={self.shape(pooled, 2)[0]} for a head that reads pooler_output"

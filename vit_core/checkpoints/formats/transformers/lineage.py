@@ -81,7 +81,7 @@ _DETERMINED = FROM_ARRAYS | {"class_token_position", "pooling", "position_resamp
 _LEFT_OUT = (
     r"^decoder\.",  # of ViTMAE and of masked image modelling
     r"(^|\.)mask_token$",
-    r"^(text_model|text_projection)\.",
+    r"^(text_model|text_projection|visual_projection)\.",
     r"^logit_(scale|bias)$",
     r"(^|\.)position_ids$",  # a buffer in files of old versions
 )
