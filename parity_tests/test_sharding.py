@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ ROTARY = RUN.replace(
     )
 )
 """As DINOv3, with all that training draws of its coordinates."""
-MUON = RUN.replace(optimizer=RUN.optimizer.replace(name="muon", momentum=0.95))
-"""Its iteration multiplies whole matrices, of which each device holds a slice."""
-KINDS = {"rotary": ROTARY, "muon": MUON}
+BY_MATRIX: dict[str, dict[str, Any]] = {"muon": {"momentum": 0.95}, "lamb": {}, "adafactor": {"epsilon": None}}
+"""Optimizers that see whole matrices, of which each device holds a slice."""
+KINDS = {"rotary": ROTARY}
+KINDS |= {name: RUN.replace(optimizer=RUN.optimizer.replace(name=name, **fields)) for name, fields in BY_MATRIX.items()}
 KINDS |= {kind: RUN.replace(**fields) for kind, fields in parallel.DRAWN_SIZES.items()}
 """Runs that need more of a mesh than RUN does: a change of coordinates that serves the whole batch; a kernel that is
 resized from slices of it; images of any aspect."""

@@ -19,6 +19,7 @@ from vit_train.config import Optimizer
 from vit_train.engines.jax import optimizers as jax_optimizers
 from vit_train.engines.torch import many_tensors
 from vit_train.engines.torch import optimizers as torch_optimizers
+from vit_train.engines.torch.slicing import WHOLE, Slicing
 
 Arrays = dict[str, np.ndarray]
 Rows = Mapping[str, Parameter]
@@ -162,12 +163,14 @@ def compiled(config: Optimizer, dtype: Any) -> Any:
 
 
 class InTorch:
-    """The same steps in torch."""
+    """The same steps in torch; slicing: of slices of the parameters."""
 
-    def __init__(self, config: Optimizer, params: Arrays, rows: Rows = ROWS, jitted: bool = False) -> None:
+    def __init__(
+        self, config: Optimizer, params: Arrays, rows: Rows = ROWS, jitted: bool = False, slicing: Slicing = WHOLE
+    ) -> None:
         self.config, self.rows = config, rows
         self.params = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
-        self.update = torch_optimizers.OptimizerUpdate(config, rows, config.factors(rows), self.params)
+        self.update = torch_optimizers.OptimizerUpdate(config, rows, config.factors(rows), self.params, slicing)
 
     def step(self, step: int, gradients: Arrays) -> None:
         grads = {name: torch.tensor(gradients[name]).to(self.params[name]) for name in self.update.factors}

@@ -40,6 +40,7 @@ from vit_train.engines.tests.optimizer_runs import (
 )
 from vit_train.engines.torch import many_tensors, muon
 from vit_train.engines.torch import optimizers as torch_optimizers
+from vit_train.engines.torch.slicing import WHOLE
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +230,7 @@ def test_parameters_are_split_as_the_parameter_table_says() -> None:
     for row in TABLE.values():
         array = np.random.default_rng(0).standard_normal(row.shape)
         in_torch = torch.tensor(array)
-        views = torch_optimizers.split_matrices(row, in_torch)
+        views = WHOLE.split(in_torch, WHOLE.pieces(row))
         stack = Stack((row,))
         in_jax = jax_optimizers.split_matrices(stack, jnp.asarray(row.to_jax(array)).reshape(stack.jax_shape))
         for ours in (views, in_jax):

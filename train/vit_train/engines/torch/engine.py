@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ from vit_train.engines.torch import many_tensors
 from vit_train.engines.torch.losses import distillation_loss, total_loss
 from vit_train.engines.torch.member import Member
 from vit_train.engines.torch.network import Network
-from vit_train.engines.torch.optimizers import OptimizerUpdate, clip
+from vit_train.engines.torch.optimizers import OptimizerUpdate, clip, is_whole
 from vit_train.engines.torch.peak import matmul_flops
-from vit_train.engines.torch.recorded import RecordedUpdate
+from vit_train.engines.torch.recorded import RecordedUpdate, may_be_recorded
 from vit_train.engines.torch.sharding import (
     accumulating,
     blocks_of,
@@ -42,7 +43,7 @@ from vit_train.engines.torch.sharding import (
     shard,
     share,
     slice_like,
-    sum_over_slices,
+    slicing_of,
 )
 from vit_train.engines.torch.transfers import Arriving
 from vit_train.processes import read_together
@@ -97,7 +98,8 @@ class TorchEngine(Member):
             if self.table[name].key_bias is not None
         }
         self.skipped_updates = torch.zeros((), device=self.device)
-        self.update = OptimizerUpdate(config.optimizer, self.table, config.factors(), self.slices)
+        self.slicing = slicing_of(self.params[self.trained[0]])
+        self.update = OptimizerUpdate(config.optimizer, self.table, config.factors(), self.slices, self.slicing)
         averaged = self.trained if config.ema is not None else ()
         self.averages = {name: self.slices[name].clone() for name in averaged}
         recordable = self._compiles and self.device.type == "cuda" and self.update.on_device
@@ -127,7 +129,7 @@ class TorchEngine(Member):
         state = {f"params/{name}": x for name, x in self.slices.items()} | self._statistics()
         for key, x in state.items():
             name = key.partition("/")[2]
-            elsewhere = self.params[name].numel() - self.slices[name].numel()
+            elsewhere = 0 if is_whole(key) else self.params[name].numel() - self.slices[name].numel()
             sizes[key] = x.nbytes + elsewhere * x.element_size(), x.nbytes
         return sizes
 
@@ -179,7 +181,8 @@ class TorchEngine(Member):
         }
         for name, key in self.key_biases.items():
             gradients[name].masked_fill_(key, 0)
-        norms_P = sum_over_slices(many_tensors.squared_norms(list(gradients.values())), self.params[self.trained[0]])
+        norms_P = many_tensors.squared_norms(list(gradients.values()))
+        self.slicing.sum([norms_P])
         valid = self._valid(loss, norms_P)
         if self.config.optimizer.clip_norm:
             clip(gradients, norms_P, self.config.optimizer.clip_norm)
@@ -240,10 +243,9 @@ class TorchEngine(Member):
 
     def restore(self, step: int, statistics: Mapping[str, np.ndarray]) -> None:
         """Sets the state to what `statistics` of either engine returned before update number `step`."""
-        slices = {
-            key: slice_like(arrays.from_numpy(statistics[key]), self.params[key.partition("/")[2]])
-            for key in self._statistics()
-        }
+        slices = {key: arrays.from_numpy(statistics[key]) for key in self._statistics()}
+        for key in filterfalse(is_whole, slices):
+            slices[key] = slice_like(slices[key], self.params[key.partition("/")[2]])
         self.skipped_updates.fill_(int(statistics.get("skipped", np.zeros(()))))
         self.skippable = max(self.config.skippable, self.skipped)  # the config may have allowed more at that time
         self.update.restore(step - self.skipped, slices)
@@ -364,7 +366,7 @@ class TorchEngine(Member):
         """Whole arrays in process 0, nothing in the others, from the slices of all; keys end in canonical names."""
         gathered = {}
         for key, x in slices.items():
-            tensor = gather_slices(x, self.params[key.rpartition("/")[2]])
+            tensor = x if is_whole(key) else gather_slices(x, self.params[key.rpartition("/")[2]])
             if self.process == 0:
                 gathered[key] = arrays.to_numpy(tensor).copy()
         return gathered
@@ -380,15 +382,6 @@ class _AveragePredictor(Member):
     def predict(self, images_BHWC: ImageArrays) -> np.ndarray:
         """Logits [B, classes] of uint8 images, both this process's rows."""
         return self.engine.predict(images_BHWC, averaged=True)
-
-
-def may_be_recorded(config: TrainConfig, processes: int) -> bool:
-    """Whether every update of a run uses the same kernels on the same memory, so that it can be recorded as a CUDA
-    graph."""
-    same_shapes = len(config.networks) == 1 and config.preprocessing.max_patches is None
-    # Moments of another type are new tensors in each step, and recomputation asks for the state of random numbers.
-    in_place = config.optimizer.moment_dtype is None and config.remat == "none"
-    return same_shapes and in_place and processes == 1 and config.mesh.fsdp == 1
 
 
 def key_bias(row: Parameter) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vit_core.errors import shortened
+from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 
 logger = logging.getLogger("vit")
@@ -69,6 +70,15 @@ class RecordedUpdate:
             logger.warning(f"the train step cannot be recorded as a CUDA graph, so that the host takes longer: {why}")
             return
         self.graph, self.inputs, self.result = graph, _tensors(numbers, parts), result
+
+
+def may_be_recorded(config: TrainConfig, processes: int) -> bool:
+    """Whether every update of a run uses the same kernels on the same memory, so that it can be recorded as a CUDA
+    graph."""
+    same_shapes = len(config.networks) == 1 and config.preprocessing.max_patches is None
+    # Moments of another type are new tensors in each step, and recomputation asks for the state of random numbers.
+    in_place = config.optimizer.moment_dtype is None and config.remat == "none"
+    return same_shapes and in_place and processes == 1 and config.mesh.fsdp == 1
 
 
 def _tensors(numbers: Tensor, parts: Sequence[Batch]) -> list[Tensor]:

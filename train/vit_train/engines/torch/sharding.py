@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,6 +14,7 @@ from vit_torch.masked_autoencoder import MaskedAutoencoder
 from vit_train.config import Mesh, TrainConfig
 from vit_train.config.mesh import check_divides
 from vit_train.engines.torch.processes import Processes
+from vit_train.engines.torch.slicing import WHOLE, Slicing
 
 if TYPE_CHECKING:  # their import takes more than a second, so the functions that need them import them
     from torch.distributed.fsdp import FSDPModule
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # their import takes more than a second, so the functions tha
 def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
     """The config's mesh over a number of processes. Raises InputError for a mesh that the PyTorch engine does not
     support."""
-    mesh, optimizer = config.mesh, config.optimizer.name
+    mesh = config.mesh
     if mesh.tensor <= 1:
         mesh = mesh.over(processes.count, config.model)
     if mesh.tensor > 1:
@@ -33,11 +33,6 @@ def resolve_mesh(config: TrainConfig, processes: Processes) -> Mesh:
         )
     if config.masked is not None:
         check_divides(mesh.axes, config.masked.decoder(config.model), "mae.decoder_")
-    if mesh.fsdp > 1 and config.optimizer.by_matrix:
-        raise InputError(
-            f"optimizer.name: {optimizer} needs whole matrices, which mesh.fsdp {mesh.fsdp} cuts; use adamw, lion or "
-            "sgd, or mesh.fsdp 1, or train in JAX"
-        )
     return mesh
 
 
@@ -137,8 +132,6 @@ def gather_slices(local: Tensor, p: Tensor) -> Tensor:
     return placed.full_tensor()
 
 
-def sum_over_slices(x: Tensor, p: Tensor) -> Tensor:
-    """The sum of what was computed from each slice of the parameter p; x is overwritten."""
-    if _is_slice(p):
-        dist.all_reduce(x, group=p.device_mesh.get_group("fsdp"))
-    return x
+def slicing_of(p: Tensor) -> Slicing:
+    """The processes that have the slices of a parameter."""
+    return Slicing(p.device_mesh.get_group("fsdp")) if _is_slice(p) else WHOLE
