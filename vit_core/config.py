@@ -52,9 +52,9 @@ class ViTConfig(Schema):
     width: Positive
     """Token width D."""
     depth: Layers
-    """Number of blocks L."""
+    """Number of blocks."""
     heads: Positive
-    """Attention heads H."""
+    """Attention heads T."""
     head_dim: Positive | None = None
     """Width K of one head; none: width / heads."""
     mlp_dim: Positive

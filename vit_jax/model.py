@@ -1,8 +1,9 @@
 """The Vision Transformer in Flax NNX. Read it beside vit_torch/model.py: same classes, same order, same names.
 
-Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
-D width, T heads, K head width, F hidden width of the MLP, P values of a patch. Parameters stay in the table's JAX
-layout (kernels with the input's axes first, heads apart); images are NHWC.
+Array names carry their axes: B batch; H W C image height, width, channels; P Q patch height, width; V values of a patch
+(P Q C); h w patch grid; y x another grid; N M tokens (M: attended to); D width; T heads; K head width; A = T K; F
+hidden width of the MLP; L classes. Parameters stay in the table's JAX layout (kernels with the input's axes first,
+heads apart); images are NHWC.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class PatchEmbed(nnx.Module):
             return self.norm(self.proj(x_BHWC))
         (P, Q), (B, H, W, C) = kernel_PQCD.shape[:2], x_BHWC.shape
         x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
-        x_BhwP = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))
-        x_BhwD = x_BhwP @ kernel_PQCD.reshape(P * Q * C, -1)
+        x_BhwV = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))
+        x_BhwD = x_BhwV @ kernel_PQCD.reshape(P * Q * C, -1)
         return self.norm(x_BhwD if self.proj.bias is None else x_BhwD + self.proj.bias[...])
 
 
@@ -203,10 +204,10 @@ class ViT(Classifier):
         pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
         (vit_core.naflex).
         """
-        x_BC, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
-        for other_BC in others:
-            x_BC = (x_BC + other_BC) / 2
-        return constrain(x_BC, "batch classes")
+        x_BL, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
+        for other_BL in others:
+            x_BL = (x_BL + other_BL) / 2
+        return constrain(x_BL, "batch classes")
 
     def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
         """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""

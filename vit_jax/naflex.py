@@ -1,4 +1,7 @@
-"""Images of any aspect in one batch, in JAX. Read it beside vit_torch/naflex.py; vit_core/naflex.py makes batches."""
+"""Images of any aspect in one batch, in JAX. Read it beside vit_torch/naflex.py; vit_core/naflex.py makes batches.
+
+model.py explains the names of arrays; S counts the pixels of a patch.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
     """All tokens [B, N, D] before the first block, which of them are no padding: bool [B, N], and what the blocks need
     to know of their places."""
     config, kernel_PQCD = model.config, model.patch_embed.proj.kernel[...]
-    kernel_PD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
-    x_BND, bias = batch.patches_BNP.astype(kernel_PD.dtype) @ kernel_PD, model.patch_embed.proj.bias
+    kernel_VD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
+    x_BND, bias = batch.patches_BNV.astype(kernel_VD.dtype) @ kernel_VD, model.patch_embed.proj.bias
     x_BND = model.patch_embed.norm(x_BND if bias is None else x_BND + bias[...])
     pos_1ND = model.positions(config.grid, x_BND.dtype)
     if config.position_embedding != "none":
@@ -56,9 +59,9 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
 
 def normalised(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:
     """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
-    x_BNP = batch.patches_BNP
-    x_BNPC = x_BNP.reshape(*x_BNP.shape[:2], -1, len(offset_C)).astype(jnp.float32)
-    return batch._replace(patches_BNP=((x_BNPC - offset_C) * scale_C).reshape(x_BNP.shape).astype(dtype))
+    x_BNV = batch.patches_BNV
+    x_BNSC = x_BNV.reshape(*x_BNV.shape[:2], -1, len(offset_C)).astype(jnp.float32)
+    return batch._replace(patches_BNV=((x_BNSC - offset_C) * scale_C).reshape(x_BNV.shape).astype(dtype))
 
 
 def resampled(pos_hwD: Array, batch: Patches) -> Array:

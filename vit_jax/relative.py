@@ -1,6 +1,7 @@
 """Relative position bias in JAX. Read it beside vit_torch/relative.py.
 
-vit_core/relative_positions.py has what both compute alike.
+vit_core/relative_positions.py has what both compute alike. model.py explains the names of arrays; R counts the values:
+one for each displacement, and those of pairs with the class token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Rotary positions in JAX. Read it beside vit_torch/rope.py; vit_core/rotations.py has the angles."""
+"""Rotary positions in JAX. Read it beside vit_torch/rope.py; vit_core/rotations.py has the angles.
+
+model.py explains the names of arrays; J counts the pairs of a head's values (K / 2).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ class MixedRope(nnx.Module):
 
     def __call__(self, places: Places) -> Places:
         """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
-        freqs_2TA, xy_N2 = self.freqs[...].astype(places["coordinates"].dtype), places["coordinates"]
-        angles_NTA = xy_N2[..., 0, None, None] * freqs_2TA[0] + xy_N2[..., 1, None, None] * freqs_2TA[1]
-        cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTA, jnp)
+        freqs_2TJ, xy_N2 = self.freqs[...].astype(places["coordinates"].dtype), places["coordinates"]
+        angles_NTJ = xy_N2[..., 0, None, None] * freqs_2TJ[0] + xy_N2[..., 1, None, None] * freqs_2TJ[1]
+        cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTJ, jnp)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
@@ -62,9 +65,9 @@ def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | No
         xy_N2 = jnp.concatenate([xy_N2[..., :prefix, :], changed_N2], axis=-2)
     if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.astype(dtype)}
-    angles_NA = rotations.axial_angles(rope, xy_N2, config.attention_dim, jnp)
-    angles_NA = rotations.with_registers(rope, angles_NA, prefix, config.registers, jnp)
-    cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NA, jnp)
+    angles_NJ = rotations.axial_angles(rope, xy_N2, config.attention_dim, jnp)
+    angles_NJ = rotations.with_registers(rope, angles_NJ, prefix, config.registers, jnp)
+    cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NJ, jnp)
     return {"cos": cos_NK[..., None, :].astype(dtype), "sin": sin_NK[..., None, :].astype(dtype)}
 
 

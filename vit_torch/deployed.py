@@ -41,8 +41,8 @@ class Deployed(nn.Module):
             if self.deployment.input == "image":
                 images = resized_pixels(images.to(torch.float64), self.deployment.preprocessing, torch)
             x_BCHW = ((images.to(torch.float32) - self.offset) * self.scale).permute(0, 3, 1, 2)
-        output_BC: Tensor = self.model(x_BCHW, interpolate=self.deployment.any_size)
-        return output_BC.to(torch.float32)
+        output_BL: Tensor = self.model(x_BCHW, interpolate=self.deployment.any_size)
+        return output_BL.to(torch.float32)
 
 
 def traced_program(checkpoint: Checkpoint, deployment: Deployment) -> ExportedProgram:

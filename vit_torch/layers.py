@@ -44,10 +44,10 @@ def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
 
 def mean_of_heads(ends: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
     """Mean [B, classes] of the logits in what forward_ends returns; pre_logits: of what the heads read, [B, D]."""
-    x_BC, *others = (end[0 if pre_logits else 1] for end in ends)
-    for other_BC in others:
-        x_BC = (x_BC + other_BC) / 2
-    return x_BC
+    x_BL, *others = (end[0 if pre_logits else 1] for end in ends)
+    for other_BL in others:
+        x_BL = (x_BL + other_BL) / 2
+    return x_BL
 
 
 class AdaptedLinear(Linear):

@@ -1,8 +1,9 @@
 """The Vision Transformer in PyTorch. Read it beside vit_jax/model.py: same classes, same order, same names.
 
-Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
-D width, T heads, K head width, F hidden width of the MLP, P values of a patch. Parameters stay in the table's torch
-layout and under its names, which are timm's; images are NCHW.
+Array names carry their axes: B batch; H W C image height, width, channels; P Q patch height, width; V values of a patch
+(P Q C); h w patch grid; y x another grid; N M tokens (M: attended to); D width; T heads; K head width; A = T K; F
+hidden width of the MLP; L classes. Parameters stay in the table's torch layout and under its names, which are timm's;
+images are NCHW.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class PatchEmbed(nn.Module):
             return self.norm(self.proj(x_BCHW).permute(0, 2, 3, 1))
         (P, Q), (B, C, H, W) = weight_DCPQ.shape[2:], x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
-        x_BhwP = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
-        return self.norm(linear(x_BhwP, weight_DCPQ.flatten(1), self.proj.bias))
+        x_BhwV = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
+        return self.norm(linear(x_BhwV, weight_DCPQ.flatten(1), self.proj.bias))
 
 
 class Block(nn.Module):

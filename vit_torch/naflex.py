@@ -1,4 +1,7 @@
-"""Images of any aspect in one batch, in PyTorch. Read it beside vit_jax/naflex.py; vit_core/naflex.py makes batches."""
+"""Images of any aspect in one batch, in PyTorch. Read it beside vit_jax/naflex.py; vit_core/naflex.py makes batches.
+
+model.py explains the names of arrays; S counts the pixels of a patch.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
     """All tokens [B, N, D] before the first block, which of them are no padding: bool [B, N], and what the blocks need
     to know of their places."""
     config, weight_DCPQ = model.config, model.patch_embed.proj.weight
-    kernel_DP = weight_DCPQ.permute(0, 2, 3, 1).flatten(1)
-    x_BND = linear(batch.patches_BNP.to(weight_DCPQ.dtype), kernel_DP, model.patch_embed.proj.bias)
+    kernel_DV = weight_DCPQ.permute(0, 2, 3, 1).flatten(1)
+    x_BND = linear(batch.patches_BNV.to(weight_DCPQ.dtype), kernel_DV, model.patch_embed.proj.bias)
     x_BND = model.patch_embed.norm(x_BND)
     pos_1ND = model.positions(None, x_BND)
     if config.position_embedding != "none":
@@ -56,8 +59,8 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
 
 def normalised(batch: Patches, offset_C: Array, scale_C: Array, dtype: torch.dtype) -> Patches:
     """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
-    x_BNPC = batch.patches_BNP.unflatten(2, (-1, len(offset_C))).float()
-    return batch._replace(patches_BNP=((x_BNPC - offset_C) * scale_C).flatten(2).to(dtype))
+    x_BNSC = batch.patches_BNV.unflatten(2, (-1, len(offset_C))).float()
+    return batch._replace(patches_BNV=((x_BNSC - offset_C) * scale_C).flatten(2).to(dtype))
 
 
 def resampled(pos_hwD: Array, batch: Patches) -> Array:

@@ -1,4 +1,7 @@
-"""Rotary positions in PyTorch. Read it beside vit_jax/rope.py; vit_core/rotations.py has the angles."""
+"""Rotary positions in PyTorch. Read it beside vit_jax/rope.py; vit_core/rotations.py has the angles.
+
+model.py explains the names of arrays; J counts the pairs of a head's values (K / 2).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ class MixedRope(nn.Module):
 
     def forward(self, places: Places) -> Places:
         """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
-        freqs_2TA, xy_N2 = self.freqs.to(places["coordinates"].dtype), places["coordinates"]
-        angles_NTA = xy_N2[..., 0, None, None] * freqs_2TA[0] + xy_N2[..., 1, None, None] * freqs_2TA[1]
-        cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTA, torch)
+        freqs_2TJ, xy_N2 = self.freqs.to(places["coordinates"].dtype), places["coordinates"]
+        angles_NTJ = xy_N2[..., 0, None, None] * freqs_2TJ[0] + xy_N2[..., 1, None, None] * freqs_2TJ[1]
+        cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTJ, torch)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
@@ -87,9 +90,9 @@ def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | N
         xy_N2 = torch.cat([xy_N2[..., :prefix, :], changed_N2], dim=-2)
     if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.to(like)}
-    angles_NA = rotations.axial_angles(rope, xy_N2, config.attention_dim, torch)
-    angles_NA = rotations.with_registers(rope, angles_NA, prefix, config.registers, torch)
-    cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NA, torch)
+    angles_NJ = rotations.axial_angles(rope, xy_N2, config.attention_dim, torch)
+    angles_NJ = rotations.with_registers(rope, angles_NJ, prefix, config.registers, torch)
+    cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NJ, torch)
     return {"cos": cos_NK[..., None, :].to(like), "sin": sin_NK[..., None, :].to(like)}
 
 
