@@ -292,3 +292,9 @@ def test_what_does_not_fit() -> None:
         collate([image], MODEL.replace(relative_bias="table"))
     with pytest.raises(InputError, match="max_patches: 0, expected 1 or more"):
         fit_grid(8, 8, (4, 4), 0)
+
+
+def test_heads_of_a_batch_of_patches() -> None:
+    model = vit_torch.from_seed(MODEL, 0, dtype="float64")
+    with pytest.raises(InputError, match="return_heads: is not available for a batch of patches"):
+        model(in_torch(collate(images_of(SIZES), MODEL)), return_heads=True)

@@ -45,6 +45,14 @@ def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
     return jnp.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(axis=1, keepdims=True)
 
 
+def mean_of_heads(heads: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
+    """Mean of the logits [B, L] that `forward_heads` returns; pre_logits: of the heads' inputs [B, features]."""
+    x_BL, *others = (head[0 if pre_logits else 1] for head in heads)
+    for other_BL in others:
+        x_BL = (x_BL + other_BL) / 2
+    return x_BL
+
+
 class LayerScale(nnx.Module):
     def __init__(self, config: ViTConfig) -> None:
         self.gamma = nnx.Param(jnp.zeros(config.width))

@@ -23,7 +23,17 @@ from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
-from vit_jax.layers import LayerScale, conv, drop, identity, linear, mean_of_tokens, norm_layer, padding_bias
+from vit_jax.layers import (
+    LayerScale,
+    conv,
+    drop,
+    identity,
+    linear,
+    mean_of_heads,
+    mean_of_tokens,
+    norm_layer,
+    padding_bias,
+)
 from vit_jax.mlp import block_mlp
 from vit_jax.patch_kernels import resized
 from vit_jax.relative import RelativeBias
@@ -204,18 +214,15 @@ class ViT(Classifier):
         pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
         (vit_core.naflex).
         """
-        x_BL, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
-        for other_BL in others:
-            x_BL = (x_BL + other_BL) / 2
-        return constrain(x_BL, "batch classes")
+        return constrain(mean_of_heads(self.forward_heads(x_BND, valid_BN), pre_logits), "batch classes")
 
-    def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
+    def forward_heads(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
         """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""
         x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND, valid_BN), "batch width")))
-        ends = [(x_BD, self.head(x_BD))]
+        heads = [(x_BD, self.head(x_BD))]
         if self.config.distillation == "head":
-            ends.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
-        return ends
+            heads.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
+        return heads
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention

@@ -42,9 +42,9 @@ def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
     return torch.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(dim=1, keepdim=True)
 
 
-def mean_of_heads(ends: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
-    """Mean [B, classes] of the logits in what forward_ends returns; pre_logits: of what the heads read, [B, D]."""
-    x_BL, *others = (end[0 if pre_logits else 1] for end in ends)
+def mean_of_heads(heads: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
+    """Mean of the logits [B, L] that `forward_heads` returns; pre_logits: of the heads' inputs [B, features]."""
+    x_BL, *others = (head[0 if pre_logits else 1] for head in heads)
     for other_BL in others:
         x_BL = (x_BL + other_BL) / 2
     return x_BL

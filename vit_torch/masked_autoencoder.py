@@ -94,7 +94,7 @@ class MaskedAutoencoder(ViT):
         *,
         interpolate: bool = False,
         patch_size: None = None,
-        ends: bool = False,
+        return_heads: bool = False,
     ) -> Array:
         """The loss of each image [B]: the mean squared error over its hidden patches, in float32 at least.
 

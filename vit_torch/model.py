@@ -181,22 +181,23 @@ class ViT(Classifier):
         *,
         interpolate: bool = False,
         patch_size: Patch | None = None,
-        ends: bool = False,
+        return_heads: bool = False,
     ) -> Array | list[tuple[Array, Array]]:
         """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
 
         interpolate: accept another resolution than the config's; the positions are resampled by the config's method.
         patch_size: (height, width) of the patches, if not the config's: the kernel is resized as in FlexiViT
-        (arXiv:2212.08013), the positions are resampled by the config's method. ends: return what `forward_ends` does,
-        in place of logits.
-        Raises InputError for images that do not fit. A batch of patches (vit_core.naflex.Patches) represents images of
-        any aspect.
+        (arXiv:2212.08013), the positions are resampled by the config's method. return_heads: return what
+        `forward_heads` does, in place of logits. A batch of patches (vit_core.naflex.Patches) represents images of any
+        aspect. Raises InputError for images that do not fit, and for return_heads with a batch of patches.
         """
         if isinstance(x_BCHW, Patches):
-            assert not ends, "of images of one size only"
+            if return_heads:
+                raise InputError("return_heads: is not available for a batch of patches (vit_core.naflex.Patches)")
             return naflex.logits(self, x_BCHW, masks)
         x_BND = self.forward_features(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
-        return self.forward_ends(x_BND) if ends else self.forward_head(x_BND)
+        # A flag, because DistributedDataParallel averages the gradients only of what is called through `forward`.
+        return self.forward_heads(x_BND) if return_heads else self.forward_head(x_BND)
 
     def forward_features(
         self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
@@ -216,15 +217,15 @@ class ViT(Classifier):
         pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
         (vit_core.naflex).
         """
-        return mean_of_heads(self.forward_ends(x_BND, valid_BN), pre_logits)
+        return mean_of_heads(self.forward_heads(x_BND, valid_BN), pre_logits)
 
-    def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
+    def forward_heads(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
         """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""
         x_BD = self.pre_logits(self.fc_norm(self.pool(x_BND, valid_BN)))
-        ends = [(x_BD, self.head(x_BD))]
+        heads = [(x_BD, self.head(x_BD))]
         if self.config.distillation == "head":
-            ends.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
-        return ends
+            heads.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
+        return heads
 
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention

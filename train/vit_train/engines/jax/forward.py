@@ -97,7 +97,7 @@ class Forward:
             mixes=config.augmentation.mixes,
         )
 
-    def ends(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def inputs_and_logits(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The head's inputs [B, features] and the logits [B, classes] of a training batch, in evaluation mode."""
         model, images_BHWC = self.model(params), self.normalise(batch.images_BHWC, batch)
         assert not isinstance(images_BHWC, Patches), "refused by the config"
