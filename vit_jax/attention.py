@@ -10,11 +10,12 @@ from flax import nnx
 from jax import Array
 
 from vit_jax.fused import fused_attention
-from vit_jax.layers import drop, identity, linear, norm_layer, to_heads, to_width
+from vit_jax.layers import drop, identity, norm_layer
+from vit_jax.linear import linear, to_heads, to_width
+from vit_jax.masks import Masks, Places
 from vit_jax.mlp import Mlp
 from vit_jax.relative import RelativeBias
 from vit_jax.rope import MixedRope, rotate
-from vit_jax.stacking import Masks, Places
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig

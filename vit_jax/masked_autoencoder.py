@@ -20,10 +20,12 @@ from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.position_embeddings import sincos2d
 from vit_jax import arrays, stacking
 from vit_jax.attention import Attend
-from vit_jax.layers import linear, norm_layer
+from vit_jax.layers import norm_layer
+from vit_jax.linear import linear
+from vit_jax.masks import Masks
 from vit_jax.model import Block, ParallelBlock, ViT
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Remat
+from vit_jax.stacking import Remat
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig

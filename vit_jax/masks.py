@@ -1,4 +1,7 @@
-"""Dropout and stochastic-depth masks drawn by JAX, for training without a host pipeline that draws them."""
+"""What the blocks get in addition to tokens: masks and positions.
+
+Masks of dropout and stochastic depth are drawn by JAX here, for training without a host pipeline that draws them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from vit_core import masks
 from vit_core.rotations import coordinate_change
@@ -13,14 +17,20 @@ from vit_core.rotations import coordinate_change
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
+Masks = dict[str, Array]
+"""Masks by site (vit_core.masks); inside a block without the layer axis."""
+Places = dict[str, Array]
+"""The positions of the tokens, for the blocks. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies, or
+the "coordinates" [N, 2] for learned ones."""
 
-def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None = None) -> dict[str, jax.Array]:
+
+def draw_masks(config: ViTConfig, batch: int, key: Array, tokens: int | None = None) -> Masks:
     """The masks of one training step by name (see vit_core.masks), float32: 0 for dropped values, 1 / (1 - rate) for
     the others. Pure: call it inside jax.jit.
 
     batch: number of images. tokens: sequence length, if it is not the config's (another resolution).
     """
-    drawn = {}
+    drawn: Masks = {}
     for i, (name, site) in enumerate(masks.sites(config, batch, tokens).items()):
         key_i = jax.random.fold_in(key, i)
         if name == masks.ROPE and config.rope is not None:

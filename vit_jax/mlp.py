@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_jax.layers import drop, identity, linear, norm_layer, to_hidden, to_width
+from vit_jax.layers import drop, identity, norm_layer
+from vit_jax.linear import linear, to_hidden, to_width
+from vit_jax.masks import Masks
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig

@@ -23,22 +23,14 @@ from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, naflex, relative, rope, stacking, traced_positions
 from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
-from vit_jax.layers import (
-    LayerScale,
-    conv,
-    drop,
-    identity,
-    linear,
-    mean_of_heads,
-    mean_of_tokens,
-    norm_layer,
-    padding_bias,
-)
+from vit_jax.layers import LayerScale, conv, drop, identity, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
+from vit_jax.linear import linear
+from vit_jax.masks import Masks, Places
 from vit_jax.mlp import block_mlp
 from vit_jax.patch_kernels import resized
 from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Places, Remat
+from vit_jax.stacking import Remat
 from vit_jax.stem import backbone
 
 if TYPE_CHECKING:

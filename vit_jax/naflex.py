@@ -14,8 +14,8 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_jax import rope, stacking
 from vit_jax.layers import drop, padding_bias
+from vit_jax.masks import Masks, Places
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Places
 
 if TYPE_CHECKING:
     from vit_jax.model import ViT

@@ -15,8 +15,8 @@ from jax import Array
 
 from vit_core import relative_positions
 from vit_core.errors import InputError
-from vit_jax.layers import linear
-from vit_jax.stacking import Places
+from vit_jax.linear import linear
+from vit_jax.masks import Places
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig

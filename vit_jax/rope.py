@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from vit_core import rotations
-from vit_jax.stacking import Places
+from vit_jax.masks import Places
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig

@@ -7,16 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.masks import Masks, Places
+
 if TYPE_CHECKING:
     from vit_jax.model import Block
 
 Remat = Literal["none", "dots", "full"]
-
-Masks = dict[str, jax.Array]
-"""Masks by site (vit_core.masks); inside a block without the layer axis."""
-Places = dict[str, jax.Array]
-"""The positions of the tokens, for the blocks. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies, or
-the "coordinates" [N, 2] for learned ones."""
 
 CHEAP = {
     "abs", "add", "add_any", "and", "bitcast_convert_type", "broadcast_in_dim", "concatenate", "convert_element_type",

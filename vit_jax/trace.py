@@ -7,8 +7,8 @@ from flax import nnx
 
 from vit_core.parameters import parameters
 from vit_jax import arrays
+from vit_jax.masks import Masks
 from vit_jax.model import ViT
-from vit_jax.stacking import Masks
 
 
 def trace(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor as Array
 from torch import nn
 
-from vit_torch.linear import Linear
 from vit_torch.masks import Masks
 
 if TYPE_CHECKING:
@@ -48,22 +47,6 @@ def mean_of_heads(heads: list[tuple[Array, Array]], pre_logits: bool = False) ->
     for other_BL in others:
         x_BL = (x_BL + other_BL) / 2
     return x_BL
-
-
-class AdaptedLinear(Linear):
-    """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
-
-    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
-        """Takes the parameters of a layer; those of the adapter have the same type and device, and no values yet."""
-        with torch.device("meta"):
-            super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
-        device, dtype = layer.weight.device, layer.weight.dtype
-        self.lora_A = Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
-        self.lora_B = Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
-
-    def forward(self, input: Array) -> Array:
-        return super().forward(input) + self.scale * self.lora_B(self.lora_A(input))
 
 
 class LayerScale(nn.Module):

@@ -1,4 +1,4 @@
-"""Linear layers by the processor's fastest products. vit_jax/layers.py has the other twin's.
+"""Linear layers by the processor's fastest products. vit_jax/linear.py has the other twin's.
 
 I and O are the inputs and outputs of a layer; N counts all tokens of a batch.
 """
@@ -29,6 +29,22 @@ class Linear(nn.Linear):
 
     def forward(self, input: Array) -> Array:
         return linear(input, self.weight, self.bias)
+
+
+class AdaptedLinear(Linear):
+    """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+        """Takes the parameters of a layer; those of the adapter have the same type and device, and no values yet."""
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
+        device, dtype = layer.weight.device, layer.weight.dtype
+        self.lora_A = Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, input: Array) -> Array:
+        return super().forward(input) + self.scale * self.lora_B(self.lora_A(input))
 
 
 def linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:

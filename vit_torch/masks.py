@@ -1,4 +1,7 @@
-"""Dropout and stochastic-depth masks drawn by PyTorch, for training without a host pipeline that draws them."""
+"""What the blocks get in addition to tokens: masks and positions.
+
+Masks of dropout and stochastic depth are drawn by PyTorch here, for training without a host pipeline that draws them.
+"""
 
 from __future__ import annotations
 
