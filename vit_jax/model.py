@@ -25,7 +25,7 @@ from vit_jax.attention import Attend, Attention, AttentionPool
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerScale, conv, drop, identity, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
 from vit_jax.linear import linear
-from vit_jax.masks import Masks, Places
+from vit_jax.masks import Masks, Positions
 from vit_jax.mlp import block_mlp
 from vit_jax.patch_kernels import resized
 from vit_jax.relative import RelativeBias
@@ -80,8 +80,8 @@ class Block(nnx.Module):
         self.ls1 = LayerScale(config) if scaled else identity
         self.ls2 = LayerScale(config) if scaled else identity
 
-    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
-        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, places), x_BND)
+    def __call__(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
+        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, positions), x_BND)
         x_BND = x_BND + drop(self.ls1(attended_BND), "drop_path1", masks)
         hidden_BND = self.branch(self.norm2, lambda x_BND: self.mlp(x_BND, masks), x_BND)
         x_BND = x_BND + drop(self.ls2(hidden_BND), "drop_path2", masks)
@@ -90,9 +90,9 @@ class Block(nnx.Module):
     def branch(self, norm: Layer, layer: Layer, x_BND: Array) -> Array:
         return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
+        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), positions)
 
 
 class ParallelBlock(nnx.Module):
@@ -104,15 +104,15 @@ class ParallelBlock(nnx.Module):
         self.mlp = block_mlp(config)
         self.ls1 = LayerScale(config) if config.layer_scale is not None else identity
 
-    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+    def __call__(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
         normed_BND = self.norm1(x_BND)
-        both_BND = self.attn(normed_BND, masks, places) + self.mlp(normed_BND, masks)
+        both_BND = self.attn(normed_BND, masks, positions) + self.mlp(normed_BND, masks)
         x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
         return constrain(x_BND, "batch tokens width")
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(self.norm1(x_BND), places)
+        return self.attn.weights(self.norm1(x_BND), positions)
 
 
 class PreLogits(nnx.Module):
@@ -197,8 +197,8 @@ class ViT(Classifier):
         self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
     ) -> Array:
         """All tokens [B, N, D] after the last block (and after the final norm, if it is applied before pooling)."""
-        x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size)
-        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
+        x_BND, positions = self.embed(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size)
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), positions, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns.
@@ -219,11 +219,11 @@ class ViT(Classifier):
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention
         weights [B, T, N, M]), pool ([B, D]; [B, 2 D] with pooling 'cls_gap'), logits."""
-        x_BND, places = self.embed(x_BHWC, interpolate=interpolate)
+        x_BND, positions = self.embed(x_BHWC, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(stacking.unstack(self.blocks, self.config.depth)):
-            stages[f"blocks.{i}.attn"] = block.weights(x_BND, places)
-            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, places)
+            stages[f"blocks.{i}.attn"] = block.weights(x_BND, positions)
+            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, positions)
         stages["norm"] = x_BND = self.norm(x_BND)
         stages["pool"] = self.pool(x_BND)
         stages["logits"] = self.forward_head(x_BND)
@@ -231,7 +231,7 @@ class ViT(Classifier):
 
     def embed(
         self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
-    ) -> tuple[Array, Places]:
+    ) -> tuple[Array, Positions]:
         """The tokens before the first block [B, N, D]: class, distillation and register tokens (if the model has them),
         then patch tokens with positions. The second value contains the positions that the blocks need (rotary,
         relative)."""
@@ -239,16 +239,17 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
-        pos_1ND = self.positions((h, w), x_BND.dtype)
+        pos_1ND = self.position_embeddings((h, w), x_BND.dtype)
         change_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
         prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
         x_BND = self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
         dtype = x_BND.dtype
-        places = rope.places(config, (h, w), dtype, change_22, traced) | relative.places(config, (h, w), dtype, traced)
+        positions = rope.positions(config, (h, w), dtype, change_22, traced)
+        positions |= relative.positions(config, (h, w), dtype, traced)
         if config.relative_bias_shared:
-            places["bias"] = self.shared_rel_pos(places)
-        return x_BND, places
+            positions["bias"] = self.shared_rel_pos(positions)
+        return x_BND, positions
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
@@ -264,7 +265,7 @@ class ViT(Classifier):
             tokens.append(self.reg_token[...])
         return tokens
 
-    def positions(self, grid: tuple[int, int], dtype: Any) -> Array:
+    def position_embeddings(self, grid: tuple[int, int], dtype: Any) -> Array:
         """Position embeddings [1, N, D] for a grid of patches, resampled or computed if it is not the config's."""
         config = self.config
         if config.position_embedding == "none":

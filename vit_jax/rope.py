@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from vit_core import rotations
-from vit_jax.masks import Places
+from vit_jax.masks import Positions
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -24,15 +24,15 @@ class MixedRope(nnx.Module):
     def __init__(self, config: ViTConfig) -> None:
         self.freqs = nnx.Param(jnp.zeros((2, config.heads, config.attention_dim // 2)))
 
-    def __call__(self, places: Places) -> Places:
+    def __call__(self, positions: Positions) -> Positions:
         """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
-        freqs_2TJ, xy_N2 = self.freqs[...].astype(places["coordinates"].dtype), places["coordinates"]
+        freqs_2TJ, xy_N2 = self.freqs[...].astype(positions["coordinates"].dtype), positions["coordinates"]
         angles_NTJ = xy_N2[..., 0, None, None] * freqs_2TJ[0] + xy_N2[..., 1, None, None] * freqs_2TJ[1]
         cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTJ, jnp)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
-def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Array | None, traced: bool) -> Places:
+def positions(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Array | None, traced: bool) -> Positions:
     """The rotary tables that the blocks need for a grid (h, w) of patches, at least in float32; empty without rotary
     positions.
 
@@ -51,10 +51,10 @@ def places(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Arra
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, jnp)
     else:
         xy_N2 = jnp.asarray(rotations.coordinates(config.rope, grid, prefix), dtype)
-    return places_at(config, xy_N2, dtype, change_22)
+    return positions_at(config, xy_N2, dtype, change_22)
 
 
-def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | None) -> Places:
+def positions_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | None) -> Positions:
     """The rotary tables that the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; tokens before the patches
     are not rotated."""
     rope, prefix = config.rope, config.prefix_tokens
@@ -71,10 +71,10 @@ def places_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | No
     return {"cos": cos_NK[..., None, :].astype(dtype), "sin": sin_NK[..., None, :].astype(dtype)}
 
 
-def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
+def rotate(x_BNTK: Array, rotation: Positions, pairs: str) -> Array:
     """Queries or keys, rotated by the angles of their tokens in the angles' precision, and rounded once."""
     if pairs == "halves":
         swapped_BNTK = jnp.roll(x_BNTK, x_BNTK.shape[-1] // 2, axis=-1)
     else:
         swapped_BNTK = jnp.stack([x_BNTK[..., 1::2], x_BNTK[..., ::2]], axis=-1).reshape(x_BNTK.shape)
-    return (x_BNTK * places["cos"] + swapped_BNTK * places["sin"]).astype(x_BNTK.dtype)
+    return (x_BNTK * rotation["cos"] + swapped_BNTK * rotation["sin"]).astype(x_BNTK.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.masks import Masks, Places
+from vit_jax.masks import Masks, Positions
 
 if TYPE_CHECKING:
     from vit_jax.model import Block
@@ -41,24 +41,28 @@ def unstack(blocks: "Block | nnx.List[Any]", depth: int) -> Iterator["Block"]:
         yield nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
 
 
-def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, places: Places, remat: Remat) -> jax.Array:
-    """x through all blocks; the masks have a leading layer axis, the places are the same for all."""
+def run(
+    blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, positions: Positions, remat: Remat
+) -> jax.Array:
+    """x through all blocks; the masks have a leading layer axis, the positions are the same for all."""
     if not isinstance(blocks, nnx.List):
         graph, stacked = nnx.split(blocks)
         apply = _call(graph, remat, scanned=True)
-        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1], places), None), x_BND, (stacked, masks))[0]
+        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1], positions), None), x_BND, (stacked, masks))[
+            0
+        ]
     for i, block in enumerate(blocks):
         graph, state = nnx.split(block)
         own = {site: mask[i] for site, mask in masks.items()}
-        x_BND = _call(graph, remat)(state, x_BND, own, places)
+        x_BND = _call(graph, remat)(state, x_BND, own, positions)
     return x_BND
 
 
-def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax.Array, Masks, Places], jax.Array]:
+def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax.Array, Masks, Positions], jax.Array]:
     """A block as a function of its state, as jax.checkpoint and jax.lax.scan need it."""
 
-    def call(state: Any, x_BND: jax.Array, masks: Masks, places: Places) -> jax.Array:
-        return nnx.merge(graph, state)(x_BND, masks, places)
+    def call(state: Any, x_BND: jax.Array, masks: Masks, positions: Positions) -> jax.Array:
+        return nnx.merge(graph, state)(x_BND, masks, positions)
 
     if remat == "none":
         # What a loop keeps for the backward pass is written into stacks of all layers and read again, where unrolled

@@ -11,7 +11,7 @@ from torch import nn
 from vit_torch.fused import fused_attention
 from vit_torch.layers import drop, norm_layer
 from vit_torch.linear import Linear
-from vit_torch.masks import Masks, Places
+from vit_torch.masks import Masks, Positions
 from vit_torch.mlp import Mlp
 from vit_torch.relative import RelativeBias
 from vit_torch.rope import MixedRope, rotate
@@ -40,12 +40,12 @@ class Attention(nn.Module):
         self.norm = norm_layer(config, T * K) if config.attention_norm else nn.Identity()
         self.proj = Linear(T * K, D, bias=config.proj_bias)
 
-    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
-        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
-        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks, self.bias(places or {}))
+    def forward(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
+        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, positions)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks, self.bias(positions or {}))
         return drop(self.proj(self.norm(out_BNTK.flatten(2))), "attn.proj_drop", masks)
 
-    def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
+    def heads(self, x_BND: Array, positions: Positions | None = None) -> tuple[Array, ...]:
         """Queries, keys and values [B, N, T, K] of the block's input after norm1; queries and keys are normed and
         rotated."""
         config = self.config
@@ -55,22 +55,22 @@ class Attention(nn.Module):
         q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.attention_dim)).unbind(2)
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
         if config.rope is not None:
-            turns = self.rope(places or {})
-            q_BNTK, k_BMTK = (rotate(x, turns, config.rope.pairs) for x in (q_BNTK, k_BMTK))
+            rotation = self.rope(positions or {})
+            q_BNTK, k_BMTK = (rotate(x, rotation, config.rope.pairs) for x in (q_BNTK, k_BMTK))
         return q_BNTK, k_BMTK, v_BMTK
 
     def bias_without_keys(self) -> Array:
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def bias(self, places: Places) -> Array | None:
+    def bias(self, positions: Positions) -> Array | None:
         """The bias of the scores, if there is one: [T, N, M], or [B, 1, 1, M] if keys are padding."""
         own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
-        return self.rel_pos(places) if own else places.get("bias")
+        return self.rel_pos(positions) if own else positions.get("bias")
 
-    def weights(self, x_BND: Array, places: Places | None = None) -> Array:
+    def weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
         """Attention weights [B, T, N, M] of the block's input after norm1."""
-        q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
-        return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
+        q_BNTK, k_BMTK, _ = self.heads(x_BND, positions)
+        return softmax_weights(q_BNTK, k_BMTK, self.bias(positions or {}))
 
 
 def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> Array:

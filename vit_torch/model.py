@@ -25,7 +25,7 @@ from vit_torch.attention import Attend, Attention, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
 from vit_torch.linear import Linear, linear
-from vit_torch.masks import Masks, Places, draw_masks
+from vit_torch.masks import Masks, Positions, draw_masks
 from vit_torch.mlp import block_mlp
 from vit_torch.patch_kernels import resized
 from vit_torch.relative import RelativeBias
@@ -80,8 +80,8 @@ class Block(nn.Module):
         self.ls1 = LayerScale(config) if scaled else nn.Identity()
         self.ls2 = LayerScale(config) if scaled else nn.Identity()
 
-    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
-        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, places), x_BND)
+    def forward(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
+        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, positions), x_BND)
         x_BND = x_BND + drop(self.ls1(attended_BND), "drop_path1", masks)
         hidden_BND = self.branch(self.norm2, lambda x_BND: self.mlp(x_BND, masks), x_BND)
         x_BND = x_BND + drop(self.ls2(hidden_BND), "drop_path2", masks)
@@ -90,9 +90,9 @@ class Block(nn.Module):
     def branch(self, norm: Layer, layer: Layer, x_BND: Array) -> Array:
         return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
+        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), positions)
 
 
 class ParallelBlock(nn.Module):
@@ -105,15 +105,15 @@ class ParallelBlock(nn.Module):
         self.mlp = block_mlp(config)
         self.ls1 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
 
-    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+    def forward(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
         normed_BND = self.norm1(x_BND)
-        both_BND = self.attn(normed_BND, masks, places) + self.mlp(normed_BND, masks)
+        both_BND = self.attn(normed_BND, masks, positions) + self.mlp(normed_BND, masks)
         x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
         return x_BND
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(self.norm1(x_BND), places)
+        return self.attn.weights(self.norm1(x_BND), positions)
 
 
 class PreLogits(nn.Module):
@@ -208,8 +208,8 @@ class ViT(Classifier):
             P, Q = patch_size or self.config.patch_size
             tokens = self.config.prefix_tokens + (x_BCHW.shape[2] // P) * (x_BCHW.shape[3] // Q)
             masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
-        x_BND, places = self.embed(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
-        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
+        x_BND, positions = self.embed(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), positions, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns.
@@ -230,11 +230,11 @@ class ViT(Classifier):
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention
         weights [B, T, N, M]), pool ([B, D]; [B, 2 D] with pooling 'cls_gap'), logits."""
-        x_BND, places = self.embed(x_BCHW, interpolate=interpolate)
+        x_BND, positions = self.embed(x_BCHW, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(cast(list[Block], self.blocks)):
-            stages[f"blocks.{i}.attn"] = block.weights(x_BND, places)
-            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, places)
+            stages[f"blocks.{i}.attn"] = block.weights(x_BND, positions)
+            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, positions)
         stages["norm"] = x_BND = self.norm(x_BND)
         stages["pool"] = self.pool(x_BND)
         stages["logits"] = self.forward_head(x_BND)
@@ -242,7 +242,7 @@ class ViT(Classifier):
 
     def embed(
         self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
-    ) -> tuple[Array, Places]:
+    ) -> tuple[Array, Positions]:
         """The tokens before the first block [B, N, D]: class, distillation and register tokens (if the model has them),
         then patch tokens with positions. The second value contains the positions that the blocks need (rotary,
         relative)."""
@@ -250,15 +250,16 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = x_BhwD.reshape(B, h * w, D)
-        pos_1ND = self.positions((h, w) if interpolate or patch_size else None, x_BND)
+        pos_1ND = self.position_embeddings((h, w) if interpolate or patch_size else None, x_BND)
         change_22, traced = (masks or {}).get(ROPE), interpolate and torch.compiler.is_compiling()
         prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
         x_BND = self.norm_pre(drop(x_BND, POSITIONS, masks))
-        places = rope.places(config, (h, w), x_BND, change_22, traced) | relative.places(config, (h, w), x_BND, traced)
+        positions = rope.positions(config, (h, w), x_BND, change_22, traced)
+        positions |= relative.positions(config, (h, w), x_BND, traced)
         if config.relative_bias_shared:
-            places["bias"] = self.shared_rel_pos(places)
-        return x_BND, places
+            positions["bias"] = self.shared_rel_pos(positions)
+        return x_BND, positions
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
@@ -274,7 +275,7 @@ class ViT(Classifier):
             tokens.append(self.reg_token)
         return tokens
 
-    def positions(self, grid: tuple[int, int] | None, like: Array) -> Array:
+    def position_embeddings(self, grid: tuple[int, int] | None, like: Array) -> Array:
         """Position embeddings [1, N, D] for a grid of patches (None: the own); resampled or computed for others."""
         config, traced = self.config, grid is not None and torch.compiler.is_compiling()  # then the sides are symbols
         grid = grid or config.grid

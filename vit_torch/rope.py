@@ -13,7 +13,7 @@ from torch import Tensor as Array
 from torch import nn
 
 from vit_core import rotations
-from vit_torch.masks import Places
+from vit_torch.masks import Positions
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -28,15 +28,17 @@ class MixedRope(nn.Module):
         self.config = config
         self.freqs = nn.Parameter(torch.zeros((2, config.heads, config.attention_dim // 2)))
 
-    def forward(self, places: Places) -> Places:
+    def forward(self, positions: Positions) -> Positions:
         """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
-        freqs_2TJ, xy_N2 = self.freqs.to(places["coordinates"].dtype), places["coordinates"]
+        freqs_2TJ, xy_N2 = self.freqs.to(positions["coordinates"].dtype), positions["coordinates"]
         angles_NTJ = xy_N2[..., 0, None, None] * freqs_2TJ[0] + xy_N2[..., 1, None, None] * freqs_2TJ[1]
         cos_NTK, sin_NTK = rotations.rotation("neighbours", angles_NTJ, torch)
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
-def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Array | None, traced: bool) -> Places:
+def positions(
+    config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Array | None, traced: bool
+) -> Positions:
     """The rotary tables that the blocks need for a grid (h, w) of patches, at least in float32; empty without rotary
     positions.
 
@@ -58,7 +60,7 @@ def places(config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Arr
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, torch).to(like.device)
     else:
         xy_N2 = like.new_tensor(rotations.coordinates(config.rope, grid, prefix))
-    return places_at(config, xy_N2, like, change_22)
+    return positions_at(config, xy_N2, like, change_22)
 
 
 @lru_cache(maxsize=16)
@@ -79,7 +81,7 @@ def kept_tables(
         return like.new_tensor(cos_N1K), like.new_tensor(sin_N1K)
 
 
-def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | None) -> Places:
+def positions_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | None) -> Positions:
     """The rotary tables that the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; tokens before the patches
     are not rotated."""
     rope, prefix = config.rope, config.prefix_tokens
@@ -96,10 +98,10 @@ def places_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | N
     return {"cos": cos_NK[..., None, :].to(like), "sin": sin_NK[..., None, :].to(like)}
 
 
-def rotate(x_BNTK: Array, places: Places, pairs: str) -> Array:
+def rotate(x_BNTK: Array, rotation: Positions, pairs: str) -> Array:
     """Queries or keys, rotated by the angles of their tokens in the angles' precision, and rounded once."""
     if pairs == "halves":
         swapped_BNTK = x_BNTK.roll(x_BNTK.shape[-1] // 2, dims=-1)
     else:
         swapped_BNTK = torch.stack([x_BNTK[..., 1::2], x_BNTK[..., ::2]], dim=-1).flatten(-2)
-    return torch.addcmul(x_BNTK * places["cos"], swapped_BNTK, places["sin"]).to(x_BNTK.dtype)
+    return torch.addcmul(x_BNTK * rotation["cos"], swapped_BNTK, rotation["sin"]).to(x_BNTK.dtype)
