@@ -239,8 +239,8 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
-        pos_1ND = self.position_embeddings((h, w), x_BND.dtype)
         change_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
+        pos_1ND = self.position_embeddings((h, w), x_BND.dtype, traced)
         prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
         x_BND = self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
@@ -265,12 +265,14 @@ class ViT(Classifier):
             tokens.append(self.reg_token[...])
         return tokens
 
-    def position_embeddings(self, grid: tuple[int, int], dtype: Any) -> Array:
-        """Position embeddings [1, N, D] for a grid of patches, resampled or computed if it is not the config's."""
+    def position_embeddings(self, grid: tuple[int, int], dtype: Any, traced: bool = False) -> Array:
+        """Position embeddings [1, N, D] for a grid (h, w) of patches; resampled or computed if it is not the config's.
+
+        traced: the sides may be symbols.
+        """
         config = self.config
         if config.position_embedding == "none":
             return jnp.zeros((1, 1, config.width), dtype)
-        traced = traced_positions.is_traced(grid)
         if config.position_embedding != "learned":
             if traced:
                 return traced_positions.sincos2d(config, grid).astype(dtype)[None]

@@ -250,8 +250,8 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = x_BhwD.reshape(B, h * w, D)
-        pos_1ND = self.position_embeddings((h, w) if interpolate or patch_size else None, x_BND)
         change_22, traced = (masks or {}).get(ROPE), interpolate and torch.compiler.is_compiling()
+        pos_1ND = self.position_embeddings((h, w), x_BND, traced)
         prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
         x_BND = self.norm_pre(drop(x_BND, POSITIONS, masks))
@@ -275,10 +275,12 @@ class ViT(Classifier):
             tokens.append(self.reg_token)
         return tokens
 
-    def position_embeddings(self, grid: tuple[int, int] | None, like: Array) -> Array:
-        """Position embeddings [1, N, D] for a grid of patches (None: the own); resampled or computed for others."""
-        config, traced = self.config, grid is not None and torch.compiler.is_compiling()  # then the sides are symbols
-        grid = grid or config.grid
+    def position_embeddings(self, grid: tuple[int, int], like: Array, traced: bool = False) -> Array:
+        """Position embeddings [1, N, D] for a grid (h, w) of patches; resampled or computed if it is not the config's.
+
+        traced: the sides may be symbols.
+        """
+        config = self.config
         if config.position_embedding == "none":
             return like.new_zeros((1, 1, config.width))
         if config.position_embedding != "learned":
