@@ -24,6 +24,9 @@ Attend = Literal["plain", "fused"]
 
 
 class Attention(nnx.Module):
+    """Multi-head self-attention over tokens [B, N, D] (arXiv:1706.03762, section 3.2), with the variations of later
+    ViTs: rotary positions, a relative position bias, norms of queries and keys, and a norm before the projection."""
+
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         self.attention, self.config = attention, config
         D, T, K = config.width, config.heads, config.attention_dim
@@ -72,17 +75,20 @@ class Attention(nnx.Module):
 
 
 def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> Array:
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias)
-    return (powers_BTNM / sums_BTN1).astype(q_BNTK.dtype)
+    """Attention weights [B, T, N, M]: the softmax over M of the scaled scores (arXiv:1706.03762, equation 1), computed
+    in float32 at least. bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M]."""
+    exp_BTNM, sums_BTN1 = softmax_terms(q_BNTK, k_BMTK, bias)
+    return (exp_BTNM / sums_BTN1).astype(q_BNTK.dtype)
 
 
-def softmax_powers(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> tuple[Array, Array]:
+def softmax_terms(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> tuple[Array, Array]:
+    """Numerators [B, T, N, M] and denominators [B, T, N, 1] of the attention weights, which are their quotients."""
     scores_BTNM = jnp.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
     scores_BTNM = scores_BTNM if bias is None else scores_BTNM + bias
     # At least float32 under a low-precision model, and float64 (which jax.nn.dot_product_attention lacks) in proofs.
     scores_BTNM = scores_BTNM.astype(jnp.promote_types(scores_BTNM.dtype, jnp.float32))
-    powers_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
-    return powers_BTNM, powers_BTNM.sum(axis=-1, keepdims=True)
+    exp_BTNM = jnp.exp(scores_BTNM - jax.lax.stop_gradient(scores_BTNM.max(axis=-1, keepdims=True)))
+    return exp_BTNM, exp_BTNM.sum(axis=-1, keepdims=True)
 
 
 def attend(
@@ -96,10 +102,10 @@ def attend(
     """Scaled dot-product attention [B, N, T, K]; the fused kernel accepts no mask for its weights."""
     if attention == "fused" and not (masks and "attn.attn_drop" in masks):
         return fused_attention(q_BNTK, k_BMTK, v_BMTK, bias)
-    powers_BTNM, sums_BTN1 = softmax_powers(q_BNTK, k_BMTK, bias)
-    powers_BTNM = drop(powers_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
+    exp_BTNM, sums_BTN1 = softmax_terms(q_BNTK, k_BMTK, bias)
+    exp_BTNM = drop(exp_BTNM.astype(v_BMTK.dtype), "attn.attn_drop", masks)
     # Divided after the product, which has fewer columns than there are scores: there is less to divide.
-    out_BNTK = jnp.einsum("btnm,bmtk->bntk", powers_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
+    out_BNTK = jnp.einsum("btnm,bmtk->bntk", exp_BTNM, v_BMTK) / sums_BTN1.swapaxes(1, 2)
     return out_BNTK.astype(v_BMTK.dtype)
 
 

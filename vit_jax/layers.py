@@ -52,6 +52,8 @@ def mean_of_heads(heads: list[tuple[Array, Array]], pre_logits: bool = False) ->
 
 
 class LayerScale(nnx.Module):
+    """Multiplies the output [B, N, D] of a residual branch by a learned factor for each channel (arXiv:2103.17239)."""
+
     def __init__(self, config: ViTConfig) -> None:
         self.gamma = nnx.Param(jnp.zeros(config.width))
 

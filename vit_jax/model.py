@@ -43,7 +43,11 @@ Patch = tuple[int, int]
 
 class PatchEmbed(nnx.Module):
     """Images [B, H, W, C] to one token for each patch [B, H/P, W/Q, D]: a convolution whose stride is the patch size,
-    after the ResNet of a hybrid model. patch_size: other than the config's, with the kernel resampled to it."""
+    after the ResNet of a hybrid model.
+
+    patch_size: (height, width) of the patches, if not the config's; the kernel is then resized to it (FlexiViT,
+    arXiv:2212.08013).
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         self.config = config
@@ -88,6 +92,8 @@ class Block(nnx.Module):
         return constrain(x_BND, "batch tokens width")
 
     def branch(self, norm: Layer, layer: Layer, x_BND: Array) -> Array:
+        """A layer and its norm [B, N, D], before the residual connection: the norm first, or last if branch_norm is
+        "after"."""
         return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
     def weights(self, x_BND: Array, positions: Positions) -> Array:
@@ -293,6 +299,7 @@ class ViT(Classifier):
         return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
 
     def pool(self, x_BND: Array, valid_BN: Array | None = None) -> Array:
+        """The features [B, pooled] of all tokens, by the config's pooling; valid_BN: False for padding tokens."""
         config = self.config
         if config.pooling in ("cls", "first"):
             return x_BND[:, 0]

@@ -51,6 +51,9 @@ class RelativeBias(nnx.Module):
 
 
 class RelativeMlp(nnx.Module):
+    """The network that computes the bias of each head from a displacement (Swin v2, arXiv:2111.09883, section 3.3;
+    timm's RelPosMlp in the mode "cr")."""
+
     def __init__(self, config: ViTConfig) -> None:
         self.fc1 = linear(2, config.relative_bias_dim)
         self.fc2 = linear(config.relative_bias_dim, config.heads)

@@ -23,6 +23,9 @@ Attend = Literal["plain", "fused"]
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention over tokens [B, N, D] (arXiv:1706.03762, section 3.2), with the variations of later
+    ViTs: rotary positions, a relative position bias, norms of queries and keys, and a norm before the projection."""
+
     def __init__(self, config: ViTConfig, attention: Attend) -> None:
         super().__init__()
         self.attention, self.config = attention, config
@@ -74,6 +77,8 @@ class Attention(nn.Module):
 
 
 def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> Array:
+    """Attention weights [B, T, N, M]: the softmax over M of the scaled scores (arXiv:1706.03762, equation 1), computed
+    in float32 at least. bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M]."""
     scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
     scores_BTNM = scores_BTNM if bias is None else scores_BTNM + bias
     # At least float32 under a low-precision model, and float64 in proofs.

@@ -50,6 +50,8 @@ def mean_of_heads(heads: list[tuple[Array, Array]], pre_logits: bool = False) ->
 
 
 class LayerScale(nn.Module):
+    """Multiplies the output [B, N, D] of a residual branch by a learned factor for each channel (arXiv:2103.17239)."""
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(config.width))

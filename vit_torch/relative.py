@@ -52,6 +52,9 @@ class RelativeBias(nn.Module):
 
 
 class RelativeMlp(nn.Module):
+    """The network that computes the bias of each head from a displacement (Swin v2, arXiv:2111.09883, section 3.3;
+    timm's RelPosMlp in the mode "cr")."""
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.fc1 = Linear(2, config.relative_bias_dim)
