@@ -20,14 +20,14 @@ from vit_jax.rope import MixedRope, rotate
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
-Attend = Literal["plain", "fused"]
+AttentionKind = Literal["plain", "fused"]
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention over tokens [B, N, D] (arXiv:1706.03762, section 3.2), with the variations of later
     ViTs: rotary positions, a relative position bias, norms of queries and keys, and a norm before the projection."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.attention, self.config = attention, config
         D, T, K = config.width, config.heads, config.attention_dim
         self.qkv = linear(D, (3, T, K), use_bias=config.qkv_bias and config.key_bias)
@@ -53,14 +53,15 @@ class Attention(nnx.Module):
         """Queries, keys and values [B, N, T, K] of the block's input after norm1; queries and keys are normed and
         rotated."""
         config = self.config
-        q_BNTK, k_BMTK, v_BMTK = to_heads(self.qkv, x_BND, None if config.key_bias else self.bias_without_keys())
+        q_BNTK, k_BMTK, v_BMTK = to_heads(self.qkv, x_BND, None if config.key_bias else self.qv_bias())
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
         if config.rope is not None:
             rotation = self.rope(positions or {})
             q_BNTK, k_BMTK = (rotate(x, rotation, config.rope.pairs) for x in (q_BNTK, k_BMTK))
         return q_BNTK, k_BMTK, v_BMTK
 
-    def bias_without_keys(self) -> Array:
+    def qv_bias(self) -> Array:
+        """The bias [3, T, K] of queries and values, with zeros in the place of the keys'."""
         return jnp.stack([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
 
     def bias(self, positions: Positions) -> Array | None:
@@ -68,7 +69,7 @@ class Attention(nnx.Module):
         own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
         return self.rel_pos(positions) if own else positions.get("bias")
 
-    def weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
         """Attention weights [B, T, N, M] of the block's input after norm1."""
         q_BNTK, k_BMTK, _ = self.heads(x_BND, positions)
         return softmax_weights(q_BNTK, k_BMTK, self.bias(positions or {}))
@@ -95,7 +96,7 @@ def attend(
     q_BNTK: Array,
     k_BMTK: Array,
     v_BMTK: Array,
-    attention: Attend,
+    attention: AttentionKind,
     masks: Masks | None = None,
     bias: Array | None = None,
 ) -> Array:
@@ -112,7 +113,7 @@ def attend(
 class AttentionPool(nnx.Module):
     """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.attention = attention
         D, T, K = config.width, config.pooling_heads, config.width // config.pooling_heads
         self.latent = nnx.Param(jnp.zeros((1, 1, D)))

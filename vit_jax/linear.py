@@ -32,12 +32,12 @@ def linear(*sizes: Any, **options: Any) -> Linear:
 @jax.custom_vjp
 def product(x_BND: Array, kernel: Array) -> Array:
     """Product [B, N, ...] over the first axis of a kernel [D, ...]. XLA for CPUs computes its gradient fast if the
-    kernel has more outputs than inputs, and in bfloat16 always (see `multiplied`)."""
-    return multiplied(x_BND, kernel, 1)
+    kernel has more outputs than inputs, and in bfloat16 always (see `matmul`)."""
+    return matmul(x_BND, kernel, 1)
 
 
 def _product_forward(x_BND: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return multiplied(x_BND, kernel, 1), (x_BND, kernel)  # not `product`: `remat` would not see what it may keep
+    return matmul(x_BND, kernel, 1), (x_BND, kernel)  # not `product`: `remat` would not see what it may keep
 
 
 # JAX writes the gradient of a kernel as a product whose first operand is `grad`. XLA transposes the first operand. It
@@ -47,23 +47,23 @@ def _product_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
     x_BND, kernel = saved
     batch = tuple(range(x_BND.ndim - 1))
     outputs = tuple(range(x_BND.ndim - 1, grad.ndim)), tuple(range(1, kernel.ndim))
-    grad_BND, grad_kernel = multiplied(grad, kernel, outputs), multiplied(x_BND, grad, (batch, batch))
+    grad_BND, grad_kernel = matmul(grad, kernel, outputs), matmul(x_BND, grad, (batch, batch))
     return grad_BND.astype(x_BND.dtype), grad_kernel.astype(kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def multiplied(a: Array, b: Array, axes: Any) -> Array:
+def matmul(a: Array, b: Array, axes: Any) -> Array:
     """jnp.tensordot. In bfloat16 on a CPU with instructions for it, the result is computed in float32 and rounded."""
-    if asks_for_float32(a, b):
+    if needs_float32_result(a, b):
         return jnp.tensordot(a, b, axes, preferred_element_type=jnp.float32).astype(a.dtype)
     return jnp.tensordot(a, b, axes)
 
 
-def asks_for_float32(a: Array, b: Array) -> bool:
-    """Whether `multiplied` asks for float32: XLA for CPUs multiplies bfloat16 as it is only for such a result; for one
-    in bfloat16 it converts both factors to float32, which takes twice as long (jax 0.10.2)."""
+def needs_float32_result(a: Array, b: Array) -> bool:
+    """Whether `matmul` computes the result in float32: XLA for CPUs multiplies bfloat16 as it is only for such a
+    result; for one in bfloat16 it converts both factors to float32, which takes twice as long (jax 0.10.2)."""
     return a.dtype == b.dtype == jnp.bfloat16 and platform() == "cpu" and cpu_multiplies_bfloat16()
 
 
@@ -77,14 +77,14 @@ def to_width(layer: Linear, x_BNF: Array, inputs: str) -> Array:
 
     If devices share the kernel, it is transposed, so that its first axis is the sharded one (D). XLA for TPUs then sums
     on each device only its own rows of the gradient; with the kernel as stored, every device would sum all of them.
-    Elsewhere the transposition would only cost time. Where `multiplied` asks for float32, the derivative is that of
+    Elsewhere the transposition would only cost time. Where `matmul` needs a float32 result, the derivative is that of
     `product`: JAX's own would multiply float32.
     """
     kernel_FD = layer.kernel[...].reshape(x_BNF.shape[-1], -1)
     if shares_kernels():
         x_BND = jnp.einsum("bnf,df->bnd", x_BNF, constrain(kernel_FD.T, f"width {inputs}"))
     else:
-        x_BND = product(x_BNF, kernel_FD) if asks_for_float32(x_BNF, kernel_FD) else x_BNF @ kernel_FD
+        x_BND = product(x_BNF, kernel_FD) if needs_float32_result(x_BNF, kernel_FD) else x_BNF @ kernel_FD
     if is_adapted(layer):
         x_BND += low_rank(layer, x_BNF)
     return x_BND if layer.bias is None else x_BND + layer.bias[...]

@@ -19,7 +19,7 @@ from vit_core.masks import PATCH_ORDER, of_layers
 from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.position_embeddings import sincos2d
 from vit_jax import arrays, stacking
-from vit_jax.attention import Attend
+from vit_jax.attention import AttentionKind
 from vit_jax.layers import norm_layer
 from vit_jax.linear import linear
 from vit_jax.masks import Masks
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Decoder(nnx.Module):
     """Computes predicted pixels of all patches [B, N, V] from the encoder's tokens."""
 
-    def __init__(self, encoder: ViTConfig, mae: Config, attention: Attend, *, scan: bool, remat: Remat) -> None:
+    def __init__(self, encoder: ViTConfig, mae: Config, attention: AttentionKind, *, scan: bool, remat: Remat) -> None:
         self.config, self.remat = mae.decoder(encoder), remat
         config = self.config
         self.embed = linear(encoder.width, config.width)
@@ -72,7 +72,7 @@ class MaskedAutoencoder(ViT):
         mae: Config,
         *,
         rngs: nnx.Rngs,
-        attention: Attend = "plain",
+        attention: AttentionKind = "plain",
         scan: bool = False,
         remat: Remat = "none",
     ) -> None:

@@ -21,7 +21,7 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, naflex, relative, rope, stacking, traced_positions
-from vit_jax.attention import Attend, Attention, AttentionPool
+from vit_jax.attention import Attention, AttentionKind, AttentionPool
 from vit_jax.classifier import Classifier
 from vit_jax.layers import LayerScale, conv, drop, identity, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
 from vit_jax.linear import linear
@@ -74,7 +74,7 @@ class Block(nnx.Module):
     """A transformer block: tokens [B, N, D] to tokens [B, N, D]. Attention, then MLP, each as a residual branch with a
     norm before it (arXiv:2010.11929, equations 2 and 3), or after it if branch_norm is "after"."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.after = config.branch_norm == "after"
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
@@ -96,15 +96,15 @@ class Block(nnx.Module):
         "after"."""
         return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
-    def weights(self, x_BND: Array, positions: Positions) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), positions)
+        return self.attn.attention_weights(x_BND if self.after else self.norm1(x_BND), positions)
 
 
 class ParallelBlock(nnx.Module):
     """A block whose attention and MLP get the same normed tokens (ViT-22B, arXiv:2302.05442)."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
         self.mlp = block_mlp(config)
@@ -116,9 +116,9 @@ class ParallelBlock(nnx.Module):
         x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
         return constrain(x_BND, "batch tokens width")
 
-    def weights(self, x_BND: Array, positions: Positions) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(self.norm1(x_BND), positions)
+        return self.attn.attention_weights(self.norm1(x_BND), positions)
 
 
 class PreLogits(nnx.Module):
@@ -148,11 +148,14 @@ class ViT(Classifier):
         config: ViTConfig,
         *,
         rngs: nnx.Rngs,
-        attention: Attend = "plain",
+        attention: AttentionKind = "plain",
         scan: bool = False,
         remat: Remat = "none",
     ) -> None:
-        for what, chosen, known in (("attention", attention, get_args(Attend)), ("remat", remat, get_args(Remat))):
+        for what, chosen, known in (
+            ("attention", attention, get_args(AttentionKind)),
+            ("remat", remat, get_args(Remat)),
+        ):
             if chosen not in known:
                 raise unknown_name(what, chosen, known)
         self.config, self.scan, self.remat = config, scan, remat
@@ -228,7 +231,7 @@ class ViT(Classifier):
         x_BND, positions = self.embed(x_BHWC, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(stacking.unstack(self.blocks, self.config.depth)):
-            stages[f"blocks.{i}.attn"] = block.weights(x_BND, positions)
+            stages[f"blocks.{i}.attn"] = block.attention_weights(x_BND, positions)
             stages[f"blocks.{i}"] = x_BND = block(x_BND, None, positions)
         stages["norm"] = x_BND = self.norm(x_BND)
         stages["pool"] = self.pool(x_BND)
@@ -245,13 +248,13 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
-        change_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
+        rope_augmentation_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
         pos_1ND = self.position_embeddings((h, w), x_BND.dtype, traced)
         prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
         x_BND = self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
         dtype = x_BND.dtype
-        positions = rope.positions(config, (h, w), dtype, change_22, traced)
+        positions = rope.positions(config, (h, w), dtype, rope_augmentation_22, traced)
         positions |= relative.positions(config, (h, w), dtype, traced)
         if config.relative_bias_shared:
             positions["bias"] = self.shared_rel_pos(positions)

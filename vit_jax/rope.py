@@ -32,18 +32,20 @@ class MixedRope(nnx.Module):
         return {"cos": cos_NTK, "sin": sin_NTK}
 
 
-def positions(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: Array | None, traced: bool) -> Positions:
+def positions(
+    config: ViTConfig, grid: tuple[Any, Any], dtype: Any, augmentation_22: Array | None, traced: bool
+) -> Positions:
     """The rotary tables that the blocks need for a grid (h, w) of patches, at least in float32; empty without rotary
     positions.
 
-    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), if training draws them. traced: the sides may
-    be symbols.
+    augmentation_22: shift and scale of both coordinates (vit_core.masks.ROPE), if training draws them.
+    traced: the sides may be symbols.
     """
     if config.rope is None:
         return {}
     dtype, prefix = jnp.promote_types(dtype, jnp.float32), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
-    if fixed and not traced and change_22 is None:
+    if fixed and not traced and augmentation_22 is None:
         sizes = grid, config.attention_dim, prefix, config.registers
         cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, *sizes)
         return {"cos": jnp.asarray(cos_N1K, dtype), "sin": jnp.asarray(sin_N1K, dtype)}
@@ -51,16 +53,16 @@ def positions(config: ViTConfig, grid: tuple[Any, Any], dtype: Any, change_22: A
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, jnp)
     else:
         xy_N2 = jnp.asarray(rotations.coordinates(config.rope, grid, prefix), dtype)
-    return positions_at(config, xy_N2, dtype, change_22)
+    return positions_at(config, xy_N2, dtype, augmentation_22)
 
 
-def positions_at(config: ViTConfig, xy_N2: Array, dtype: Any, change_22: Array | None) -> Positions:
+def positions_at(config: ViTConfig, xy_N2: Array, dtype: Any, augmentation_22: Array | None) -> Positions:
     """The rotary tables that the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; tokens before the patches
     are not rotated."""
     rope, prefix = config.rope, config.prefix_tokens
     assert rope is not None
-    if change_22 is not None:
-        shift_2, scale_2 = change_22.astype(xy_N2.dtype)
+    if augmentation_22 is not None:
+        shift_2, scale_2 = augmentation_22.astype(xy_N2.dtype)
         changed_N2 = (xy_N2[..., prefix:, :] + shift_2) * scale_2
         xy_N2 = jnp.concatenate([xy_N2[..., :prefix, :], changed_N2], axis=-2)
     if rope.frequencies == "mixed":

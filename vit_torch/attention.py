@@ -19,14 +19,14 @@ from vit_torch.rope import MixedRope, rotate
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
-Attend = Literal["plain", "fused"]
+AttentionKind = Literal["plain", "fused"]
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over tokens [B, N, D] (arXiv:1706.03762, section 3.2), with the variations of later
     ViTs: rotary positions, a relative position bias, norms of queries and keys, and a norm before the projection."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.attention, self.config = attention, config
         D, T, K = config.width, config.heads, config.attention_dim
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         config = self.config
         qkv_BNA = self.qkv(x_BND)  # called as a module: its adapter, peft's too, is a part of it
         if not config.key_bias:
-            qkv_BNA = qkv_BNA + self.bias_without_keys()
+            qkv_BNA = qkv_BNA + self.qv_bias()
         q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.attention_dim)).unbind(2)
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
         if config.rope is not None:
@@ -62,7 +62,8 @@ class Attention(nn.Module):
             q_BNTK, k_BMTK = (rotate(x, rotation, config.rope.pairs) for x in (q_BNTK, k_BMTK))
         return q_BNTK, k_BMTK, v_BMTK
 
-    def bias_without_keys(self) -> Array:
+    def qv_bias(self) -> Array:
+        """The bias [3 A] of queries and values, with zeros in the place of the keys'."""
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def bias(self, positions: Positions) -> Array | None:
@@ -70,7 +71,7 @@ class Attention(nn.Module):
         own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
         return self.rel_pos(positions) if own else positions.get("bias")
 
-    def weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
         """Attention weights [B, T, N, M] of the block's input after norm1."""
         q_BNTK, k_BMTK, _ = self.heads(x_BND, positions)
         return softmax_weights(q_BNTK, k_BMTK, self.bias(positions or {}))
@@ -90,7 +91,7 @@ def attend(
     q_BNTK: Array,
     k_BMTK: Array,
     v_BMTK: Array,
-    attention: Attend,
+    attention: AttentionKind,
     masks: Masks | None = None,
     bias: Array | None = None,
 ) -> Array:
@@ -104,7 +105,7 @@ def attend(
 class AttentionPool(nn.Module):
     """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.attention, self.config = attention, config
         D = config.width

@@ -18,7 +18,7 @@ from vit_core.masks import PATCH_ORDER, of_layers
 from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.position_embeddings import sincos2d
 from vit_torch import arrays, stacking
-from vit_torch.attention import Attend
+from vit_torch.attention import AttentionKind
 from vit_torch.layers import norm_layer
 from vit_torch.linear import Linear
 from vit_torch.masks import Masks
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Decoder(nn.Module):
     """Computes predicted pixels of all patches [B, N, V] from the encoder's tokens."""
 
-    def __init__(self, encoder: ViTConfig, mae: Config, attention: Attend, *, remat: Remat) -> None:
+    def __init__(self, encoder: ViTConfig, mae: Config, attention: AttentionKind, *, remat: Remat) -> None:
         super().__init__()
         self.config, self.remat = mae.decoder(encoder), remat
         config = self.config
@@ -70,7 +70,7 @@ class MaskedAutoencoder(ViT):
         mae: Config,
         *,
         generator: torch.Generator | None = None,
-        attention: Attend = "fused",
+        attention: AttentionKind = "fused",
         remat: Remat = "none",
     ) -> None:
         mae.check(config)

@@ -37,19 +37,19 @@ class MixedRope(nn.Module):
 
 
 def positions(
-    config: ViTConfig, grid: tuple[Any, Any], like: Array, change_22: Array | None, traced: bool
+    config: ViTConfig, grid: tuple[Any, Any], like: Array, augmentation_22: Array | None, traced: bool
 ) -> Positions:
     """The rotary tables that the blocks need for a grid (h, w) of patches, at least in float32; empty without rotary
     positions.
 
-    change_22: shift and scale of both coordinates (vit_core.masks.ROPE), if training draws them. traced: the sides may
-    be symbols.
+    augmentation_22: shift and scale of both coordinates (vit_core.masks.ROPE), if training draws them.
+    traced: the sides may be symbols.
     """
     if config.rope is None:
         return {}
     like, prefix = like.new_zeros((), dtype=torch.promote_types(like.dtype, torch.float32)), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
-    if fixed and not traced and change_22 is None:
+    if fixed and not traced and augmentation_22 is None:
         # What a program is traced with must not be kept: it may stand for a value, and a program has its own copy.
         plain = type(like) is Array and not torch.compiler.is_compiling()
         tables = kept_tables if plain else kept_tables.__wrapped__
@@ -60,7 +60,7 @@ def positions(
         xy_N2 = rotations.coordinates(config.rope, grid, prefix, torch).to(like.device)
     else:
         xy_N2 = like.new_tensor(rotations.coordinates(config.rope, grid, prefix))
-    return positions_at(config, xy_N2, like, change_22)
+    return positions_at(config, xy_N2, like, augmentation_22)
 
 
 @lru_cache(maxsize=16)
@@ -81,13 +81,13 @@ def kept_tables(
         return like.new_tensor(cos_N1K), like.new_tensor(sin_N1K)
 
 
-def positions_at(config: ViTConfig, xy_N2: Array, like: Array, change_22: Array | None) -> Positions:
+def positions_at(config: ViTConfig, xy_N2: Array, like: Array, augmentation_22: Array | None) -> Positions:
     """The rotary tables that the blocks need for tokens at coordinates [N, 2] or [B, N, 2]; tokens before the patches
     are not rotated."""
     rope, prefix = config.rope, config.prefix_tokens
     assert rope is not None
-    if change_22 is not None:
-        shift_2, scale_2 = change_22.to(xy_N2)
+    if augmentation_22 is not None:
+        shift_2, scale_2 = augmentation_22.to(xy_N2)
         changed_N2 = (xy_N2[..., prefix:, :] + shift_2) * scale_2
         xy_N2 = torch.cat([xy_N2[..., :prefix, :], changed_N2], dim=-2)
     if rope.frequencies == "mixed":

@@ -16,7 +16,7 @@ MODEL = ViTConfig(
 @pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("traced", [False, True])
 def test_everything_is_on_the_device_of_the_model(rope: object, change: bool, traced: bool) -> None:
-    change_22 = torch.ones(2, 2, device="meta") if change else None
-    found = positions(MODEL.replace(rope=rope), (2, 2), torch.zeros((), device="meta"), change_22, traced)
+    augmentation_22 = torch.ones(2, 2, device="meta") if change else None
+    found = positions(MODEL.replace(rope=rope), (2, 2), torch.zeros((), device="meta"), augmentation_22, traced)
     assert found
     assert all(table.is_meta and table.dtype == torch.float32 for table in found.values())
