@@ -29,7 +29,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.attention, self.config = attention, config
-        D, T, K = config.width, config.heads, config.attention_dim
+        D, T, K = config.width, config.heads, config.head_width
         self.qkv = linear(D, (3, T, K), use_bias=config.qkv_bias and config.key_bias)
         if config.qkv_bias and not config.key_bias:
             self.q_bias = nnx.Param(jnp.zeros((T, K)))
@@ -38,8 +38,7 @@ class Attention(nnx.Module):
         self.k_norm = norm_layer(config, K) if config.qk_norm else identity
         mixed = config.rope is not None and config.rope.frequencies == "mixed"
         self.rope = MixedRope(config) if mixed else identity
-        own_bias = config.relative_bias != "none" and not config.relative_bias_shared
-        self.rel_pos = RelativeBias(config) if own_bias else identity
+        self.rel_pos = RelativeBias(config) if config.relative_bias_per_block else identity
         self.norm = norm_layer(config, T * K) if config.attention_norm else identity
         self.proj = linear((T, K), D, axis=(-2, -1), use_bias=config.proj_bias)
 
@@ -66,8 +65,7 @@ class Attention(nnx.Module):
 
     def bias(self, positions: Positions) -> Array | None:
         """The bias of the scores, if there is one: [T, N, M], or [B, 1, 1, M] if keys are padding."""
-        own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
-        return self.rel_pos(positions) if own else positions.get("bias")
+        return self.rel_pos(positions) if self.config.relative_bias_per_block else positions.get("bias")
 
     def attention_weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
         """Attention weights [B, T, N, M] of the block's input after norm1."""

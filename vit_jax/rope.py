@@ -22,7 +22,7 @@ class MixedRope(nnx.Module):
     """Learned frequencies [2, T, K / 2] of one block for both coordinates (rope-vit, arXiv:2403.13298)."""
 
     def __init__(self, config: ViTConfig) -> None:
-        self.freqs = nnx.Param(jnp.zeros((2, config.heads, config.attention_dim // 2)))
+        self.freqs = nnx.Param(jnp.zeros((2, config.heads, config.head_width // 2)))
 
     def __call__(self, positions: Positions) -> Positions:
         """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
@@ -46,7 +46,7 @@ def positions(
     dtype, prefix = jnp.promote_types(dtype, jnp.float32), config.prefix_tokens
     fixed = config.rope.frequencies == "axial"
     if fixed and not traced and augmentation_22 is None:
-        sizes = grid, config.attention_dim, prefix, config.registers
+        sizes = grid, config.head_width, prefix, config.registers
         cos_N1K, sin_N1K = rotations.axial_rotation(config.rope, *sizes)
         return {"cos": jnp.asarray(cos_N1K, dtype), "sin": jnp.asarray(sin_N1K, dtype)}
     if traced:
@@ -67,7 +67,7 @@ def positions_at(config: ViTConfig, xy_N2: Array, dtype: Any, augmentation_22: A
         xy_N2 = jnp.concatenate([xy_N2[..., :prefix, :], changed_N2], axis=-2)
     if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.astype(dtype)}
-    angles_NJ = rotations.axial_angles(rope, xy_N2, config.attention_dim, jnp)
+    angles_NJ = rotations.axial_angles(rope, xy_N2, config.head_width, jnp)
     angles_NJ = rotations.with_registers(rope, angles_NJ, prefix, config.registers, jnp)
     cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NJ, jnp)
     return {"cos": cos_NK[..., None, :].astype(dtype), "sin": sin_NK[..., None, :].astype(dtype)}

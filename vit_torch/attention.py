@@ -29,7 +29,7 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.attention, self.config = attention, config
-        D, T, K = config.width, config.heads, config.attention_dim
+        D, T, K = config.width, config.heads, config.head_width
         self.qkv = Linear(D, 3 * T * K, bias=config.qkv_bias and config.key_bias)
         if config.qkv_bias and not config.key_bias:
             self.q_bias = nn.Parameter(torch.zeros(T * K))
@@ -38,8 +38,7 @@ class Attention(nn.Module):
         self.k_norm = norm_layer(config, K) if config.qk_norm else nn.Identity()
         mixed = config.rope is not None and config.rope.frequencies == "mixed"
         self.rope = MixedRope(config) if mixed else nn.Identity()
-        own_bias = config.relative_bias != "none" and not config.relative_bias_shared
-        self.rel_pos = RelativeBias(config) if own_bias else nn.Identity()
+        self.rel_pos = RelativeBias(config) if config.relative_bias_per_block else nn.Identity()
         self.norm = norm_layer(config, T * K) if config.attention_norm else nn.Identity()
         self.proj = Linear(T * K, D, bias=config.proj_bias)
 
@@ -55,7 +54,7 @@ class Attention(nn.Module):
         qkv_BNA = self.qkv(x_BND)  # called as a module: its adapter, peft's too, is a part of it
         if not config.key_bias:
             qkv_BNA = qkv_BNA + self.qv_bias()
-        q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.attention_dim)).unbind(2)
+        q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.head_width)).unbind(2)
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
         if config.rope is not None:
             rotation = self.rope(positions or {})
@@ -68,8 +67,7 @@ class Attention(nn.Module):
 
     def bias(self, positions: Positions) -> Array | None:
         """The bias of the scores, if there is one: [T, N, M], or [B, 1, 1, M] if keys are padding."""
-        own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
-        return self.rel_pos(positions) if own else positions.get("bias")
+        return self.rel_pos(positions) if self.config.relative_bias_per_block else positions.get("bias")
 
     def attention_weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
         """Attention weights [B, T, N, M] of the block's input after norm1."""

@@ -26,7 +26,7 @@ class MixedRope(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.freqs = nn.Parameter(torch.zeros((2, config.heads, config.attention_dim // 2)))
+        self.freqs = nn.Parameter(torch.zeros((2, config.heads, config.head_width // 2)))
 
     def forward(self, positions: Positions) -> Positions:
         """cos and sin [..., N, T, K] of the tokens' coordinates, in their precision."""
@@ -53,7 +53,7 @@ def positions(
         # What a program is traced with must not be kept: it may stand for a value, and a program has its own copy.
         plain = type(like) is Array and not torch.compiler.is_compiling()
         tables = kept_tables if plain else kept_tables.__wrapped__
-        sizes = grid, config.attention_dim, prefix, config.registers
+        sizes = grid, config.head_width, prefix, config.registers
         cos_N1K, sin_N1K = tables(config.rope, *sizes, like.dtype, like.device)
         return {"cos": cos_N1K, "sin": sin_N1K}
     if traced:
@@ -92,7 +92,7 @@ def positions_at(config: ViTConfig, xy_N2: Array, like: Array, augmentation_22: 
         xy_N2 = torch.cat([xy_N2[..., :prefix, :], changed_N2], dim=-2)
     if rope.frequencies == "mixed":
         return {"coordinates": xy_N2.to(like)}
-    angles_NJ = rotations.axial_angles(rope, xy_N2, config.attention_dim, torch)
+    angles_NJ = rotations.axial_angles(rope, xy_N2, config.head_width, torch)
     angles_NJ = rotations.with_registers(rope, angles_NJ, prefix, config.registers, torch)
     cos_NK, sin_NK = rotations.rotation(rope.pairs, angles_NJ, torch)
     return {"cos": cos_NK[..., None, :].to(like), "sin": sin_NK[..., None, :].to(like)}
