@@ -1,4 +1,4 @@
-"""Linear layers by XLA's fastest products. vit_torch/linear.py has the other twin's.
+"""Linear layers in JAX, by XLA's fastest products. Read it beside vit_torch/linear.py.
 
 model.py explains the names of arrays; I counts the inputs of a layer, R the rank of its adapter.
 """

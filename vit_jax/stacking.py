@@ -1,4 +1,5 @@
-"""Runs the blocks one by one or stacked along a layer axis, and defines what their backward pass recomputes."""
+"""Runs the blocks one after the other, and defines what their backward pass recomputes. Read it beside
+vit_torch/stacking.py, whose blocks are never stacked along a layer axis."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal

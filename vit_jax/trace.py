@@ -14,7 +14,7 @@ from vit_jax.model import ViT
 def trace(
     model: ViT, x_BHWC: np.ndarray, probe_BL: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
 ) -> dict[str, np.ndarray]:
-    """Stages of `forward_intermediates`, the logits of the call itself, and the gradient of sum(logits * probe).
+    """Stages of `forward_intermediates`, the output of the call itself, and the gradient of sum(output * probe).
 
     x_BHWC: images [B, H, W, C] of any float type. probe_BL: weights [B, classes] of the outputs in that sum. masks:
     apply to the output and the gradients, not to the stages. interpolate: accept another resolution than the config's.

@@ -1,4 +1,4 @@
-"""The PyTorch twin as a program that torch.export traces, with its preprocessing: what is written as .pt2 and ONNX."""
+"""The PyTorch twin as an exported program with its preprocessing, for .pt2 and ONNX files."""
 
 from collections import Counter
 from collections.abc import Callable

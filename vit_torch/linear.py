@@ -1,4 +1,4 @@
-"""Linear layers by the processor's fastest products. vit_jax/linear.py has the other twin's.
+"""Linear layers in PyTorch, by the processor's fastest products. Read it beside vit_jax/linear.py.
 
 I and O are the inputs and outputs of a layer; N counts all tokens of a batch.
 """

@@ -1,4 +1,5 @@
-"""Runs the blocks one after the other, and defines what their backward pass recomputes."""
+"""Runs the blocks one after the other, and defines what their backward pass recomputes. Read it beside
+vit_jax/stacking.py, whose blocks may be stacked along a layer axis."""
 
 from collections.abc import Iterable
 from functools import partial
