@@ -71,7 +71,7 @@ class Distilled(nn.Module):
         self.model, self.pretrained_cfg = model, UNUSED
 
     def forward(self, x_BCHW: torch.Tensor) -> Any:
-        (_, logits_BC), (_, token_logits_BC) = self.model(x_BCHW, ends=True)
+        (_, logits_BC), (_, token_logits_BC) = self.model(x_BCHW, return_heads=True)
         return logits_BC, token_logits_BC
 
     def set_distilled_training(self, enable: bool = True) -> None:

@@ -115,8 +115,8 @@ def test_the_loss_is_that_of_transformers(fields: dict[str, Any], changes: dict[
         losses_B = call(model, "__call__", x_BHWC, order_BN)
         # All images have as many hidden patches, so the mean over all patches is the mean of the images' losses.
         assert parity.difference(losses_B.mean(), expected.loss.detach().numpy())[1] < parity.FLOAT64_BOUND
-        predicted_BNP = call(model, "reconstruct", x_BHWC, order_BN)
-        assert parity.difference(predicted_BNP, expected.logits.detach().numpy())[1] < parity.FLOAT64_BOUND
+        predicted_BNV = call(model, "reconstruct", x_BHWC, order_BN)
+        assert parity.difference(predicted_BNV, expected.logits.detach().numpy())[1] < parity.FLOAT64_BOUND
 
 
 def test_a_base_model_has_the_parameters_of_transformers() -> None:

@@ -100,7 +100,7 @@ def test_padding_changes_nothing(kind: str) -> None:
     """Outputs depend neither on the amount of padding nor on its values."""
     model = vit_torch.load(checkpoint(MODEL.replace(**KINDS[kind])), dtype="float64")
     together = collate(images_of(SIZES), model.config, length=30)
-    together.patches_BNP[~together.valid_BN] = 1e3
+    together.patches_BNV[~together.valid_BN] = 1e3
     with torch.no_grad():
         found_BC = vit_torch.naflex.logits(model, in_torch(together)).numpy()
         alone = [vit_torch.naflex.logits(model, in_torch(collate([one], model.config))) for one in images_of(SIZES)]
@@ -130,7 +130,7 @@ def test_siglip2_of_transformers() -> None:
     batch = in_torch(collate(images_of(sizes), ours.config, length=16))
     grids_B2 = torch.tensor([(height // 4, width // 4) for height, width in sizes])
     with torch.no_grad():
-        expected_BD = theirs(batch.patches_BNP, batch.valid_BN.int(), grids_B2).pooler_output.numpy()
+        expected_BD = theirs(batch.patches_BNV, batch.valid_BN.int(), grids_B2).pooler_output.numpy()
         found_BD = vit_torch.naflex.logits(ours, batch).numpy()
     assert distance(found_BD, expected_BD) < 100 * 2**-24
 
@@ -145,7 +145,7 @@ def test_siglip2_of_transformers_with_the_same_positions(monkeypatch: pytest.Mon
     monkeypatch.setattr(embeddings, "resize_positional_embeddings", lambda *_, **__: pos_BND)
     grids_B2 = torch.tensor([(height // 4, width // 4) for height, width in sizes])
     with torch.no_grad():
-        expected_BD = theirs(batch.patches_BNP, batch.valid_BN.int(), grids_B2).pooler_output.numpy()
+        expected_BD = theirs(batch.patches_BNV, batch.valid_BN.int(), grids_B2).pooler_output.numpy()
         assert distance(vit_torch.naflex.logits(ours, batch).numpy(), expected_BD) < parity.FLOAT64_BOUND
 
 
@@ -221,7 +221,7 @@ def test_rotary_positions_of_timms_naflexvit(kind: str) -> None:
     padded_BN2 = np.stack([np.pad(each, ((0, 20 - len(each)), (0, 0))) for each in places])
     with torch.no_grad():
         expected_BC = theirs(
-            torch.from_numpy(batch.patches_BNP),
+            torch.from_numpy(batch.patches_BNV),
             patch_coord=torch.from_numpy(padded_BN2),
             patch_valid=torch.from_numpy(batch.valid_BN),
         ).numpy()
@@ -278,7 +278,7 @@ def test_patches_are_those_of_the_processor(options: dict[str, Any], tmp_path: P
         assert expected["spatial_shapes"].tolist() == [grid]
         np.testing.assert_array_equal(found.valid_BN, expected["pixel_attention_mask"] == 1)
         scale = 1 / min(preprocessing.std)
-        apart = np.abs(found.patches_BNP - expected["pixel_values"]).max()
+        apart = np.abs(found.patches_BNV - expected["pixel_values"]).max()
         assert apart <= 4 * 2.0**-24 * scale  # each value: a quotient, a difference and a product, rounded
 
 
@@ -292,3 +292,9 @@ def test_what_does_not_fit() -> None:
         collate([image], MODEL.replace(relative_bias="table"))
     with pytest.raises(InputError, match="max_patches: 0, expected 1 or more"):
         fit_grid(8, 8, (4, 4), 0)
+
+
+def test_heads_of_a_batch_of_patches() -> None:
+    model = vit_torch.from_seed(MODEL, 0, dtype="float64")
+    with pytest.raises(InputError, match="return_heads: is not available for a batch of patches"):
+        model(in_torch(collate(images_of(SIZES), MODEL)), return_heads=True)

@@ -27,9 +27,9 @@ LAYER = 0
 FEATURES = ("--layer", str(LAYER), "--compute-dtype", "float64", "--batch-size", "2")
 
 
-def after_layer(theirs: Siglip2VisionModel, patches_BNP: Any, valid_BN: Any, grids_B2: Any) -> np.ndarray:
+def after_layer(theirs: Siglip2VisionModel, patches_BNV: Any, valid_BN: Any, grids_B2: Any) -> np.ndarray:
     with torch.no_grad():
-        found = theirs(patches_BNP.double(), valid_BN, grids_B2, output_hidden_states=True)
+        found = theirs(patches_BNV.double(), valid_BN, grids_B2, output_hidden_states=True)
     tokens_BND: np.ndarray = found.hidden_states[LAYER + 1].numpy()
     return tokens_BND
 
@@ -48,7 +48,7 @@ def test_tokens_and_their_mean_are_transformers(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(embeddings, "resize_positional_embeddings", lambda *_, **__: pos_BND)
     grids_B2 = torch.tensor([(height // 4, width // 4) for height, width in sizes])
     tokens_BND = after_layer(
-        theirs, torch.from_numpy(batch.patches_BNP), torch.from_numpy(batch.valid_BN).int(), grids_B2
+        theirs, torch.from_numpy(batch.patches_BNV), torch.from_numpy(batch.valid_BN).int(), grids_B2
     )
     in_jax_too = vit_jax.load(checkpoint(ours.config), dtype="float64")
     for pool, expected in (("tokens", tokens_BND), ("gap", mean_of_valid(tokens_BND, batch.valid_BN))):

@@ -95,7 +95,7 @@ def test_twenty_steps_are_the_same(kind: str) -> None:
 def test_a_batch_is_a_function_of_the_seed_and_its_number() -> None:
     run = config(PLAIN)
     batches = Batches(of_many_aspects(), run)
-    lengths = [batches[step].images_BHWC.patches_BNP.shape[1] for step in range(12)]
+    lengths = [batches[step].images_BHWC.patches_BNV.shape[1] for step in range(12)]
     assert set(lengths) == {6, 12}
     again = Batches(of_many_aspects(), run, rows=np.arange(4, 8))
     for step in (5, 2):
@@ -137,7 +137,7 @@ def test_padding_changes_no_gradient(kind: str) -> None:
     weights, probe_BC = checkpoint(MODEL.replace(**KINDS[kind])), np.random.default_rng(1).standard_normal((3, 5))
     model = vit_torch.load(weights, dtype="float64")
     tight, padded = (collate(images_of(SIZES), model.config, length=length) for length in (16, 23))
-    padded.patches_BNP[~padded.valid_BN] = 1e3
+    padded.patches_BNV[~padded.valid_BN] = 1e3
     expected = gradients_in_torch(model, tight, probe_BC)
     found = gradients_in_torch(model, padded, probe_BC)
     graph, state = nnx.split(vit_jax.load(weights, dtype="float64"))

@@ -90,9 +90,9 @@ def test_bfloat16_has_the_tables_of_float32(rope: str) -> None:
     config = MODEL.replace(rope=ROTARY[rope], position_embedding="none", registers=2)
     prefix, like = config.prefix_tokens, torch.zeros(1, dtype=torch.bfloat16)
     assert config.rope is not None
-    expected = rotations.axial_rotation(config.rope, config.grid, config.attention_dim, prefix, config.registers)
-    in_torch = vit_torch.rope.places(config, config.grid, like, None, False)
-    in_jax = vit_jax.rope.places(config, config.grid, jnp.bfloat16, None, False)
+    expected = rotations.axial_rotation(config.rope, config.grid, config.head_width, prefix, config.registers)
+    in_torch = vit_torch.rope.positions(config, config.grid, like, None, False)
+    in_jax = vit_jax.rope.positions(config, config.grid, jnp.bfloat16, None, False)
     for name, table in zip(("cos", "sin"), expected, strict=True):
         np.testing.assert_array_equal(in_torch[name].numpy(), table.astype(np.float32))
         np.testing.assert_array_equal(np.asarray(in_jax[name]), table.astype(np.float32))

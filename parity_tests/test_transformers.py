@@ -157,7 +157,7 @@ def test_attention_weights(tmp_path: Path) -> None:
     with torch.no_grad():
         stages = ours.forward_intermediates(x_BCHW)
         q_BNTK, k_BMTK, _ = ours.blocks[0].attn.heads(ours.blocks[0].norm1(stages["embed"]))
-        largest = (torch.einsum("bntk,bmtk->btnm", q_BNTK, k_BMTK) * SMALL.attention_dim**-0.5).abs().max()
+        largest = (torch.einsum("bntk,bmtk->btnm", q_BNTK, k_BMTK) * SMALL.head_width**-0.5).abs().max()
         expected_BTNM = theirs(x_BCHW, output_attentions=True).attentions[0].numpy()
     bound = (6 * float(largest) + SMALL.tokens + 4) * 2.0**-24
     assert parity.difference(stages["blocks.0.attn"].numpy(), expected_BTNM)[1] <= bound

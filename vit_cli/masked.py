@@ -38,22 +38,22 @@ def prove(target: Location, expressed: Expressed) -> bool:
     x_BHWC, order_BN = parity.probe(model, 0)[0], draw_order(model, 2, np.random.default_rng(0))
     twin(framework)  # float64 from here on
     with console.working("running both sides"):
-        before_BNP = _predicted(framework, checkpoint, x_BHWC, order_BN)
-        differences = [difference("read back", _predicted(framework, written, x_BHWC, order_BN), before_BNP)]
+        before_BNV = _predicted(framework, checkpoint, x_BHWC, order_BN)
+        differences = [difference("read back", _predicted(framework, written, x_BHWC, order_BN), before_BNV)]
         if framework == "torch" and is_local(target) and find_spec("transformers") is not None:
             from vit_torch.references.transformers import masked_predictions
 
-            theirs_BNP = masked_predictions(target, x_BHWC, order_BN, _mae(checkpoint).mask_ratio)
+            theirs_BNV = masked_predictions(target, x_BHWC, order_BN, _mae(checkpoint).mask_ratio)
             # transformers' position tables have the stored type, ours the type of the computation.
             bound = parity.FLOAT64_BOUND if checkpoint.dtype == "float64" else parity.FLOAT32_BOUND
-            differences.append(difference("transformers itself", theirs_BNP, before_BNP, bound))
+            differences.append(difference("transformers itself", theirs_BNV, before_BNV, bound))
     for each in differences:
         console.say(str(each))
     return all(each.ok for each in differences)
 
 
 def _predicted(framework: str, checkpoint: Checkpoint, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
-    """The predicted pixels of all patches [B, N, P], in float64."""
+    """The predicted pixels of all patches [B, N, V], in float64."""
     assert checkpoint.decoder is not None, "it was written with one"
     package = importlib.import_module(f"vit_{framework}.masked_autoencoder")
     arrays = {**checkpoint.arrays.entries, **checkpoint.decoder.arrays.entries}

@@ -52,9 +52,9 @@ class ViTConfig(Schema):
     width: Positive
     """Token width D."""
     depth: Layers
-    """Number of blocks L."""
+    """Number of blocks."""
     heads: Positive
-    """Attention heads H."""
+    """Attention heads T."""
     head_dim: Positive | None = None
     """Width K of one head; none: width / heads."""
     mlp_dim: Positive
@@ -155,14 +155,14 @@ class ViTConfig(Schema):
 
     @model_validator(mode="before")
     @classmethod
-    def _position_wherever_it_can(cls, data: Any) -> Any:
+    def _default_class_token_position(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("class_token_position") is None:
             can = data.get("class_token", True) and data.get("position_embedding", "learned") == "learned"
             data = {**data, "class_token_position": bool(can)}
         return data
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_fields(self) -> Self:
         for name, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
             if image % patch:
                 near = max(round(image / patch), 1) * patch
@@ -171,9 +171,9 @@ class ViTConfig(Schema):
                 )
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}; change one, or set head_dim")
-        if self.rope is not None and self.attention_dim % 4:
-            near = max(round(self.attention_dim / 4), 1) * 4
-            raise ValueError(f"rope: heads of width {self.attention_dim} are not a multiple of 4; set head_dim {near}")
+        if self.rope is not None and self.head_width % 4:
+            near = max(round(self.head_width / 4), 1) * 4
+            raise ValueError(f"rope: heads of width {self.head_width} are not a multiple of 4; set head_dim {near}")
         if self.rope is not None and self.rope.register_base is not None and not is_square(self.registers):
             raise ValueError(f"rope.register_base: {self.registers} registers do not form a square grid; use 4")
         if self.relative_bias == "table" and self.prefix_tokens > self.class_token:
@@ -184,7 +184,7 @@ class ViTConfig(Schema):
             raise ValueError("parallel: true has one norm before both branches; set branch_norm 'before'")
         if not self.qkv_bias and not self.key_bias:
             raise ValueError("key_bias: false needs qkv_bias true; leave key_bias out where there is no bias at all")
-        if self.qk_norm and self.attention_dim == 1:
+        if self.qk_norm and self.head_width == 1:
             raise ValueError(
                 "qk_norm: a norm over heads of width 1 leaves nothing; set head_dim above 1, or fewer heads"
             )
@@ -202,7 +202,7 @@ class ViTConfig(Schema):
         return self
 
     @model_validator(mode="after")
-    def _tokens_possible(self) -> Self:
+    def _check_tokens(self) -> Self:
         if self.pooling in ("cls", "cls_gap") and not self.class_token:
             raise ValueError(
                 f"pooling: '{self.pooling}' needs class_token true; use 'gap', 'map' or 'first' without one"
@@ -226,7 +226,7 @@ class ViTConfig(Schema):
         return self
 
     @model_validator(mode="after")
-    def _stem_possible(self) -> Self:
+    def _check_stem(self) -> Self:
         if self.stem_layers is None:
             return self
         if self.stem_width % 32:
@@ -259,9 +259,14 @@ class ViTConfig(Schema):
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
-    def attention_dim(self) -> int:
-        """Width K of one attention head."""
+    def head_width(self) -> int:
+        """Width K of one head."""
         return self.head_dim or self.width // self.heads
+
+    @property
+    def relative_bias_per_block(self) -> bool:
+        """Whether each block has its own relative bias."""
+        return self.relative_bias != "none" and not self.relative_bias_shared
 
     @property
     def pooling_heads(self) -> int:

@@ -49,7 +49,7 @@ def _patch_embed(c: ViTConfig) -> int:
 
 def _blocks(c: ViTConfig, N: int) -> dict[str, int]:
     """Multiply-adds of all blocks for N tokens."""
-    A, D = c.heads * c.attention_dim, c.width
+    A, D = c.heads * c.head_width, c.width
     return {
         "attn": c.depth * (N * D * 3 * A + 2 * N * N * A + N * A * D),
         "mlp": c.depth * (3 if c.mlp == "swiglu" else 2) * N * D * c.mlp_dim,
@@ -83,7 +83,7 @@ def recomputed(config: ViTConfig, remat: Literal["none", "dots", "full"], mae: M
 
 
 def _recomputed(c: ViTConfig, N: int, remat: Literal["none", "dots", "full"]) -> int:
-    A = c.heads * c.attention_dim
+    A = c.heads * c.head_width
     if remat == "none":
         return 0
     if remat == "dots":

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class PatchedImages(NamedTuple):
-    """A batch of images as patches, independent of a model: B images, at most N patches, P values in a patch."""
+    """A batch of images as patches, independent of a model: B images, at most N patches, V values in a patch."""
 
-    patches_BNP: np.ndarray
+    patches_BNV: np.ndarray
     """Pixels: the patches of an image row by row, each flattened from (height, width, channels); zeros after the last
     one."""
     grids_B2: np.ndarray
@@ -31,7 +31,7 @@ class PatchedImages(NamedTuple):
 class Patches(NamedTuple):
     """A batch of images as patches, as the input of a model: h w is the config's grid."""
 
-    patches_BNP: Any
+    patches_BNV: Any
     """As in PatchedImages, but normalised."""
     rows_BNh: Any
     """For each patch, the weights of the rows of the position table."""
@@ -68,7 +68,7 @@ def fit_grid(height: int, width: int, patch_size: tuple[int, int], max_patches: 
 
 
 def patchify(image_HWC: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
-    """An image [H, W, C] as patches [h * w, P], row by row. Raises InputError for sides that are not multiples of the
+    """An image [H, W, C] as patches [h * w, V], row by row. Raises InputError for sides that are not multiples of the
     patch size."""
     (H, W, C), (P, Q) = image_HWC.shape, patch_size
     if H % P or W % Q:
@@ -84,22 +84,22 @@ def patched(images: Sequence[np.ndarray], patch_size: tuple[int, int], length: i
     images that do not fit.
     """
     flat = [patchify(image, patch_size) for image in images]
-    longest = max(len(patches_NP) for patches_NP in flat)
+    longest = max(len(patches_NV) for patches_NV in flat)
     N = longest if length is None else length
     if longest > N:
         raise InputError(f"length: {N} is less than the {longest} patches of the largest image")
-    patches_BNP = np.zeros((len(flat), N, flat[0].shape[1]), flat[0].dtype)
-    for i, patches_NP in enumerate(flat):
-        patches_BNP[i, : len(patches_NP)] = patches_NP
+    patches_BNV = np.zeros((len(flat), N, flat[0].shape[1]), flat[0].dtype)
+    for i, patches_NV in enumerate(flat):
+        patches_BNV[i, : len(patches_NV)] = patches_NV
     sizes_B2 = np.array([image.shape[:2] for image in images], np.int32)
-    return PatchedImages(patches_BNP, sizes_B2 // np.array(patch_size, np.int32))
+    return PatchedImages(patches_BNV, sizes_B2 // np.array(patch_size, np.int32))
 
 
 def placed(images: PatchedImages, config: ViTConfig, dtype: Any = np.float64) -> Patches:
     """A batch with the position weights and coordinates that a model needs, as `dtype`. Raises InputError as
     `check_model` does."""
     check_model(config)
-    (B, N, _), (h, w) = images.patches_BNP.shape, config.grid
+    (B, N, _), (h, w) = images.patches_BNV.shape, config.grid
     rows_BNh, columns_BNw = (np.zeros((B, N, side), dtype) for side in (h, w))
     coordinates_BN2 = None if config.rope is None else np.zeros((B, N, 2), dtype)
     for i, (down, across) in enumerate(images.grids_B2.tolist()):
@@ -109,7 +109,7 @@ def placed(images: PatchedImages, config: ViTConfig, dtype: Any = np.float64) ->
         if config.rope is not None and coordinates_BN2 is not None:
             coordinates_BN2[i, : down * across] = coordinates(config.rope, (down, across), 0)
     valid_BN = np.arange(N) < images.grids_B2.prod(axis=1)[:, None]
-    return Patches(images.patches_BNP, rows_BNh, columns_BNw, coordinates_BN2, valid_BN)
+    return Patches(images.patches_BNV, rows_BNh, columns_BNw, coordinates_BN2, valid_BN)
 
 
 def check_model(config: ViTConfig) -> None:

@@ -117,9 +117,9 @@ def filled_matrix(method: str, source: int, target: Any, xp: Any) -> Array:
 
 
 def axis_matrices(method: str, source: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The matrices for rows and columns, float64 [H, h] and [W, w], for a grid (h, w) that becomes (H, W).
+    """The matrices for rows and columns, float64 [y, h] and [x, w], for a grid (h, w) that becomes (y, x).
 
-    The resampled grid is einsum("Hh,Ww,hwD->HWD", rows, columns, grid). An equal grid gives two identities, with
+    The resampled grid is einsum("yh,xw,hwD->yxD", rows, columns, grid). An equal grid gives two identities, with
     every method: all the published code returns early there. Raises InputError as `resampling_matrix` does.
     """
     rows, columns = (resampling_matrix(method, old, new) for old, new in zip(source, target, strict=True))
@@ -128,26 +128,27 @@ def axis_matrices(method: str, source: tuple[int, int], target: tuple[int, int])
     return rows, columns
 
 
-def resample_grid(grid_HWD: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
-    """[h, w, D] -> [H, W, D] for `size` (H, W): computed in float64, returned in the input's dtype.
+def resample_grid(grid_hwD: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
+    """Resamples a grid [h, w, D] to [y, x, D] for `size` (y, x): computed in float64, returned in the input's dtype.
 
     An equal grid is returned unchanged. Raises InputError for another number of axes, and as `resampling_matrix` does.
     """
-    if grid_HWD.ndim != 3:
-        raise InputError(f"a position grid has 3 axes [h, w, D], found shape {grid_HWD.shape}")
-    height, width, _ = grid_HWD.shape
+    if grid_hwD.ndim != 3:
+        raise InputError(f"a position grid has 3 axes [h, w, D], found shape {grid_hwD.shape}")
+    height, width, _ = grid_hwD.shape
     rows, columns = axis_matrices(method, (height, width), size)
     if (height, width) == tuple(size):
-        return grid_HWD
+        return grid_hwD
     # One axis at a time: the product over both at once would cost h * w per output instead of h + w.
-    half = np.einsum("Hh,hwD->HwD", rows, grid_HWD.astype(np.float64), optimize=True)
-    return np.einsum("Ww,HwD->HWD", columns, half, optimize=True).astype(grid_HWD.dtype)
+    half_ywD = np.einsum("yh,hwD->ywD", rows, grid_hwD.astype(np.float64), optimize=True)
+    return np.einsum("xw,ywD->yxD", columns, half_ywD, optimize=True).astype(grid_hwD.dtype)
 
 
 def resample(
     pos_1ND: np.ndarray, source: tuple[int, int], target: tuple[int, int], method: str, prefix: int = 0
 ) -> np.ndarray:
-    """[1, prefix + h*w, D] -> [1, prefix + H*W, D] for `source` (h, w) and `target` (H, W), in the input's dtype.
+    """Resamples position embeddings [1, prefix + h * w, D] of the grid `source` (h, w) to [1, prefix + y * x, D] of the
+    grid `target` (y, x), in the input's dtype.
 
     The first `prefix` tokens (class token, registers) are not part of the grid and are not changed; the others are the
     grid in row-major order. Raises InputError for a wrong number of tokens, and as `resample_grid` does.
@@ -166,7 +167,7 @@ def resample(
 
 @lru_cache(maxsize=16)
 def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.ndarray:
-    """Fixed sine-cosine position embeddings of a `grid` (H, W): float64 [H*W, width], row-major, read-only.
+    """Fixed sine-cosine position embeddings of a `grid` (h, w): float64 [h * w, D], row-major, read-only.
 
     Each row is [sin x, cos x, sin y, cos y], a quarter of the width each, x the column and y the row: in both
     formulas, although MAE's code names its halves the other way round. They differ in the frequencies only, which
@@ -193,7 +194,7 @@ def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.nd
 
 
 def is_mae_table(pos_1ND: np.ndarray, grid: tuple[int, int], before: int) -> bool:
-    """Whether a table of positions [1, before + H*W, width] contains the values of MAE's formula, up to the rounding of
+    """Whether a table of positions [1, before + h * w, D] contains the values of MAE's formula, up to the rounding of
     its type (at least float32's), and zeros for the tokens before the grid."""
     width = pos_1ND.shape[2]
     if width % 4:

@@ -58,7 +58,7 @@ class Rope(Schema):
     """Training: both coordinates are scaled by one factor drawn log-uniformly from [1 / rescale, rescale]."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_fields(self) -> Self:
         if self.coordinates == "grid" and self.normalize != "separate":
             raise ValueError("normalize: grid coordinates are not normalized; leave it 'separate'")
         if self.coordinates == "centered" and self.reference:

@@ -1,6 +1,7 @@
 """The angles of rotary positions, the same numbers for both twins; vit_core/rope.py has their variants.
 
-The schema is imported for type checking only, so that importing a twin does not import pydantic.
+The schema is imported for type checking only, so that importing a twin does not import pydantic. N counts
+tokens, T heads, K the values of a head, J its pairs of values (K / 2), and R registers.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def _axis(rope: Rope, grid: tuple[Any, Any], axis: int, xp: Any) -> Array:
         smaller, larger = xp.minimum(*sides), xp.maximum(*sides)
         side = {"separate": sides[axis], "min": smaller, "max": larger}[rope.normalize]
         return 2.0 * ((numbers[axis] + 0.5 + rope.offset) / side) - 1.0
-    places = numbers[axis] + rope.offset
-    return places if rope.reference is None else places / sides[axis] * rope.reference[axis]
+    shifted = numbers[axis] + rope.offset
+    return shifted if rope.reference is None else shifted / sides[axis] * rope.reference[axis]
 
 
 @lru_cache(maxsize=64)
@@ -81,17 +82,19 @@ def axial_angles(rope: Rope, coordinates_N2: Array, head_dim: int, xp: Any = np)
     return xp.concatenate([first, second], -1)
 
 
-def with_registers(rope: Rope, angles_NA: Array, prefix: int, registers: int, xp: Any = np) -> Array:
+def with_registers(rope: Rope, angles_NJ: Array, prefix: int, registers: int, xp: Any = np) -> Array:
     """Angles [..., N, K / 2] with those of the registers, the last of `prefix` tokens, where they are rotated."""
     if rope.register_base is None:
-        return angles_NA
+        return angles_NJ
     own, side = rope.replace(base=rope.register_base), isqrt(registers)
-    places_R2 = np.stack(np.divmod(np.arange(registers, dtype=np.float64), side), 1)
-    table_RA = axial_angles(own, places_R2 if rope.axes == "yx" else places_R2[:, ::-1], 2 * angles_NA.shape[-1])
-    device = {"device": angles_NA.device} if hasattr(angles_NA, "new_tensor") else {}  # torch must be told
-    own_RA = xp.asarray(table_RA, dtype=angles_NA.dtype, **device)
-    own_RA = xp.broadcast_to(own_RA, (*angles_NA.shape[:-2], *own_RA.shape))
-    return xp.concatenate([angles_NA[..., : prefix - registers, :], own_RA, angles_NA[..., prefix:, :]], -2)
+    coordinates_R2 = np.stack(np.divmod(np.arange(registers, dtype=np.float64), side), 1)
+    table_RJ = axial_angles(
+        own, coordinates_R2 if rope.axes == "yx" else coordinates_R2[:, ::-1], 2 * angles_NJ.shape[-1]
+    )
+    device = {"device": angles_NJ.device} if hasattr(angles_NJ, "new_tensor") else {}  # torch must be told
+    own_RJ = xp.asarray(table_RJ, dtype=angles_NJ.dtype, **device)
+    own_RJ = xp.broadcast_to(own_RJ, (*angles_NJ.shape[:-2], *own_RJ.shape))
+    return xp.concatenate([angles_NJ[..., : prefix - registers, :], own_RJ, angles_NJ[..., prefix:, :]], -2)
 
 
 @lru_cache(maxsize=16)

@@ -55,8 +55,10 @@ def has_adapters(model: "ViT") -> bool:
 
 
 def initialize(model: "ViT", key: jax.Array) -> None:
-    """Draws new values of every parameter from its row's distribution, float32, with a key that depends only on its
-    name."""
+    """Draws new values of every parameter from its row's distribution, in float32.
+
+    key: each parameter's values depend on it and on the parameter's name only.
+    """
     write(model, lambda row: _draw(row.initializer, jax.random.fold_in(key, crc32(row.name.encode())), row.jax_shape))
 
 

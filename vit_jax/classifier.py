@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_core.parameters import Parameter, initial_value, parameters
-from vit_jax.layers import identity, linear
+from vit_jax.layers import identity
+from vit_jax.linear import linear
 
 if TYPE_CHECKING:
     from vit_core.checkpoints.checkpoint import CheckpointConfig

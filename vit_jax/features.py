@@ -25,11 +25,11 @@ def features(
     number = check_features(model.config, layer, pool)
     valid_BN: jax.Array | None = None
     if isinstance(x_BHWC, Patches):
-        x_BND, valid_BN, places = naflex.embed(model, x_BHWC)
+        x_BND, valid_BN, positions = naflex.embed(model, x_BHWC)
     else:
-        x_BND, places = model.embed(x_BHWC)
+        x_BND, positions = model.embed(x_BHWC)
     for block in islice(stacking.unstack(model.blocks, model.config.depth), number + 1):
-        x_BND = block(x_BND, None, places)
+        x_BND = block(x_BND, None, positions)
     if norm:
         x_BND = model.norm(x_BND)
     if pool == "tokens":

@@ -1,5 +1,7 @@
-"""Attention by kernels that do not store the matrix of weights, for hardware that has one; model.py explains the names
-of arrays."""
+"""Attention by the devices' fastest kernel. Read it beside vit_torch/fused.py.
+
+model.py explains the names of arrays.
+"""
 
 from __future__ import annotations
 

@@ -19,11 +19,13 @@ from vit_core.masks import PATCH_ORDER, of_layers
 from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.position_embeddings import sincos2d
 from vit_jax import arrays, stacking
-from vit_jax.attention import Attend
-from vit_jax.layers import linear, norm_layer
+from vit_jax.attention import AttentionKind
+from vit_jax.layers import norm_layer
+from vit_jax.linear import linear
+from vit_jax.masks import Masks
 from vit_jax.model import Block, ParallelBlock, ViT
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Remat
+from vit_jax.stacking import Remat
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 
 
 class Decoder(nnx.Module):
-    """Computes predicted pixels of all patches [B, N, P] from the encoder's tokens."""
+    """Computes predicted pixels of all patches [B, N, V] from the encoder's tokens."""
 
-    def __init__(self, encoder: ViTConfig, mae: Config, attention: Attend, *, scan: bool, remat: Remat) -> None:
+    def __init__(self, encoder: ViTConfig, mae: Config, attention: AttentionKind, *, scan: bool, remat: Remat) -> None:
         self.config, self.remat = mae.decoder(encoder), remat
         config = self.config
         self.embed = linear(encoder.width, config.width)
@@ -45,7 +47,7 @@ class Decoder(nnx.Module):
         self.pred = linear(config.width, mae.patch_values(encoder))
 
     def __call__(self, x_BMD: Array, order_BN: Array) -> Array:
-        """Predictions [B, N, P] from the encoder's tokens: those before the patches, then the first of the order."""
+        """Predictions [B, N, V] from the encoder's tokens: those before the patches, then the first of the order."""
         config, prefix, (B, N) = self.config, self.config.prefix_tokens, order_BN.shape
         x_BMD = self.embed(x_BMD)
         hidden_BmD = jnp.broadcast_to(self.mask_token[...], (B, N + prefix - x_BMD.shape[1], config.width))
@@ -70,7 +72,7 @@ class MaskedAutoencoder(ViT):
         mae: Config,
         *,
         rngs: nnx.Rngs,
-        attention: Attend = "plain",
+        attention: AttentionKind = "plain",
         scan: bool = False,
         remat: Remat = "none",
     ) -> None:
@@ -97,14 +99,14 @@ class MaskedAutoencoder(ViT):
         other options of ViT have no effect here.
         """
         order_BN, first = order_in(masks), self.mae.visible(self.config)
-        predicted_BNP = self.reconstruct(x_BHWC, masks)
-        precise = jnp.promote_types(predicted_BNP.dtype, jnp.float32)
-        target_BNP = self.target(x_BHWC.astype(precise))
-        errors_BN = jnp.square(predicted_BNP.astype(precise) - target_BNP).mean(axis=2)
+        predicted_BNV = self.reconstruct(x_BHWC, masks)
+        precise = jnp.promote_types(predicted_BNV.dtype, jnp.float32)
+        target_BNV = self.target(x_BHWC.astype(precise))
+        errors_BN = jnp.square(predicted_BNV.astype(precise) - target_BNV).mean(axis=2)
         return jnp.take_along_axis(errors_BN, order_BN[:, first:], axis=1).mean(axis=1)
 
     def reconstruct(self, x_BHWC: Array, masks: Masks | None) -> Array:
-        """Predicted pixels of all patches [B, N, P], as those of `target`; only the hidden ones are trained."""
+        """Predicted pixels of all patches [B, N, V], as those of `target`; only the hidden ones are trained."""
         order_BN = order_in(masks)
         return self.decoder(self.encode(x_BHWC, masks), order_BN)
 
@@ -118,15 +120,15 @@ class MaskedAutoencoder(ViT):
         return self.norm(stacking.run(self.blocks, x_BMD, of_layers(masks), {}, self.remat))
 
     def target(self, x_BHWC: Array) -> Array:
-        """The pixels of each patch [B, N, P], with the axes height, width, channels; normalised if the config says
+        """The pixels of each patch [B, N, V], with the axes height, width, channels; normalised if the config says
         so."""
         (P, Q), (B, H, W, C) = self.config.patch_size, x_BHWC.shape
         x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
-        x_BNP = x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * Q * C)
+        x_BNV = x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, -1, P * Q * C)
         if not self.mae.normalize_target:
-            return x_BNP
-        mean_BN1, variance_BN1 = x_BNP.mean(axis=2, keepdims=True), x_BNP.var(axis=2, ddof=1, keepdims=True)
-        return (x_BNP - mean_BN1) / jnp.sqrt(variance_BN1 + TARGET_EPSILON)
+            return x_BNV
+        mean_BN1, variance_BN1 = x_BNV.mean(axis=2, keepdims=True), x_BNV.var(axis=2, ddof=1, keepdims=True)
+        return (x_BNV - mean_BN1) / jnp.sqrt(variance_BN1 + TARGET_EPSILON)
 
 
 def order_in(masks: Masks | None) -> Array:

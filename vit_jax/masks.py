@@ -1,4 +1,7 @@
-"""Dropout and stochastic-depth masks drawn by JAX, for training without a host pipeline that draws them."""
+"""What the blocks get in addition to tokens: masks and positions.
+
+Masks of dropout and stochastic depth are drawn by JAX here, for training without a host pipeline that draws them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from vit_core import masks
 from vit_core.rotations import coordinate_change
@@ -13,14 +17,24 @@ from vit_core.rotations import coordinate_change
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
+Masks = dict[str, Array]
+"""Masks by site (vit_core.masks); inside a block without the layer axis."""
+Positions = dict[str, Array]
+"""What the blocks need to know about the positions of tokens.
 
-def draw_masks(config: ViTConfig, batch: int, key: jax.Array, tokens: int | None = None) -> dict[str, jax.Array]:
+Rotary: "cos" and "sin" [N, 1, K]; or, for learned frequencies, the "coordinates" [N, 2]. A batch of patches has a batch
+axis first. Relative: "index" [N, M], the row of the value of each pair of tokens; with the matrices "rows" and
+"columns" by which a table is resampled, or the "displacements" [R, 2] from which a network computes the values. "bias"
+of the scores: [T, N, M] where all blocks share the relative bias, or [B, 1, 1, M] where keys are padding."""
+
+
+def draw_masks(config: ViTConfig, batch: int, key: Array, tokens: int | None = None) -> Masks:
     """The masks of one training step by name (see vit_core.masks), float32: 0 for dropped values, 1 / (1 - rate) for
     the others. Pure: call it inside jax.jit.
 
     batch: number of images. tokens: sequence length, if it is not the config's (another resolution).
     """
-    drawn = {}
+    drawn: Masks = {}
     for i, (name, site) in enumerate(masks.sites(config, batch, tokens).items()):
         key_i = jax.random.fold_in(key, i)
         if name == masks.ROPE and config.rope is not None:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vit_jax.layers import drop, identity, linear, norm_layer, to_hidden, to_width
+from vit_jax.layers import drop, identity, norm_layer
+from vit_jax.linear import linear, to_hidden, to_width
+from vit_jax.masks import Masks
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -25,6 +26,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Mlp(nnx.Module):
+    """Two linear layers with a GELU between them, from tokens [B, N, D] to [B, N, D] (arXiv:2010.11929, section 3.1).
+
+    norm: a norm of the hidden values [B, N, F] before the second layer (NormFormer, arXiv:2110.09456).
+    """
+
     def __init__(self, config: ViTConfig, hidden: int, *, bias: bool = True, norm: bool = False) -> None:
         self.activation = config.activation
         self.fc1 = linear(config.width, hidden, use_bias=bias)

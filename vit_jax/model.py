@@ -1,8 +1,9 @@
 """The Vision Transformer in Flax NNX. Read it beside vit_torch/model.py: same classes, same order, same names.
 
-Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
-D width, T heads, K head width, F hidden width of the MLP, P values of a patch. Parameters stay in the table's JAX
-layout (kernels with the input's axes first, heads apart); images are NHWC.
+Array names carry their axes: B batch; H W C image height, width, channels; P Q patch height, width; V values of a patch
+(P Q C); h w patch grid; y x another grid; N M tokens (M: attended to); D width; T heads; K head width; A = T K; F
+hidden width of the MLP; L classes. Parameters stay in the table's JAX layout (kernels with the input's axes first,
+heads apart); images are NHWC.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_jax import arrays, naflex, relative, rope, stacking, traced_positions
-from vit_jax.attention import Attend, Attention, AttentionPool
+from vit_jax.attention import Attention, AttentionKind, AttentionPool
 from vit_jax.classifier import Classifier
-from vit_jax.layers import LayerScale, conv, drop, identity, linear, mean_of_tokens, norm_layer, padding_bias
+from vit_jax.layers import LayerScale, conv, drop, identity, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
+from vit_jax.linear import linear
+from vit_jax.masks import Masks, Positions
 from vit_jax.mlp import block_mlp
 from vit_jax.patch_kernels import resized
 from vit_jax.relative import RelativeBias
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Places, Remat
+from vit_jax.stacking import Remat
 from vit_jax.stem import backbone
 
 if TYPE_CHECKING:
@@ -40,7 +43,11 @@ Patch = tuple[int, int]
 
 class PatchEmbed(nnx.Module):
     """Images [B, H, W, C] to one token for each patch [B, H/P, W/Q, D]: a convolution whose stride is the patch size,
-    after the ResNet of a hybrid model. patch_size: other than the config's, with the kernel resampled to it."""
+    after the ResNet of a hybrid model.
+
+    patch_size: (height, width) of the patches, if not the config's; the kernel is then resized to it (FlexiViT,
+    arXiv:2212.08013).
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         self.config = config
@@ -58,8 +65,8 @@ class PatchEmbed(nnx.Module):
             return self.norm(self.proj(x_BHWC))
         (P, Q), (B, H, W, C) = kernel_PQCD.shape[:2], x_BHWC.shape
         x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
-        x_BhwP = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))
-        x_BhwD = x_BhwP @ kernel_PQCD.reshape(P * Q * C, -1)
+        x_BhwV = self.norm_in(x_BhPwQC.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // P, W // Q, P * Q * C))
+        x_BhwD = x_BhwV @ kernel_PQCD.reshape(P * Q * C, -1)
         return self.norm(x_BhwD if self.proj.bias is None else x_BhwD + self.proj.bias[...])
 
 
@@ -67,7 +74,7 @@ class Block(nnx.Module):
     """A transformer block: tokens [B, N, D] to tokens [B, N, D]. Attention, then MLP, each as a residual branch with a
     norm before it (arXiv:2010.11929, equations 2 and 3), or after it if branch_norm is "after"."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.after = config.branch_norm == "after"
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
@@ -77,39 +84,41 @@ class Block(nnx.Module):
         self.ls1 = LayerScale(config) if scaled else identity
         self.ls2 = LayerScale(config) if scaled else identity
 
-    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
-        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, places), x_BND)
+    def __call__(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
+        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, positions), x_BND)
         x_BND = x_BND + drop(self.ls1(attended_BND), "drop_path1", masks)
         hidden_BND = self.branch(self.norm2, lambda x_BND: self.mlp(x_BND, masks), x_BND)
         x_BND = x_BND + drop(self.ls2(hidden_BND), "drop_path2", masks)
         return constrain(x_BND, "batch tokens width")
 
     def branch(self, norm: Layer, layer: Layer, x_BND: Array) -> Array:
+        """A layer and its norm [B, N, D], before the residual connection: the norm first, or last if branch_norm is
+        "after"."""
         return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
+        return self.attn.attention_weights(x_BND if self.after else self.norm1(x_BND), positions)
 
 
 class ParallelBlock(nnx.Module):
     """A block whose attention and MLP get the same normed tokens (ViT-22B, arXiv:2302.05442)."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
         self.mlp = block_mlp(config)
         self.ls1 = LayerScale(config) if config.layer_scale is not None else identity
 
-    def __call__(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+    def __call__(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
         normed_BND = self.norm1(x_BND)
-        both_BND = self.attn(normed_BND, masks, places) + self.mlp(normed_BND, masks)
+        both_BND = self.attn(normed_BND, masks, positions) + self.mlp(normed_BND, masks)
         x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
         return constrain(x_BND, "batch tokens width")
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(self.norm1(x_BND), places)
+        return self.attn.attention_weights(self.norm1(x_BND), positions)
 
 
 class PreLogits(nnx.Module):
@@ -139,11 +148,14 @@ class ViT(Classifier):
         config: ViTConfig,
         *,
         rngs: nnx.Rngs,
-        attention: Attend = "plain",
+        attention: AttentionKind = "plain",
         scan: bool = False,
         remat: Remat = "none",
     ) -> None:
-        for what, chosen, known in (("attention", attention, get_args(Attend)), ("remat", remat, get_args(Remat))):
+        for what, chosen, known in (
+            ("attention", attention, get_args(AttentionKind)),
+            ("remat", remat, get_args(Remat)),
+        ):
             if chosen not in known:
                 raise unknown_name(what, chosen, known)
         self.config, self.scan, self.remat = config, scan, remat
@@ -194,8 +206,8 @@ class ViT(Classifier):
         self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
     ) -> Array:
         """All tokens [B, N, D] after the last block (and after the final norm, if it is applied before pooling)."""
-        x_BND, places = self.embed(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size)
-        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
+        x_BND, positions = self.embed(x_BHWC, masks, interpolate=interpolate, patch_size=patch_size)
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), positions, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns.
@@ -203,27 +215,24 @@ class ViT(Classifier):
         pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
         (vit_core.naflex).
         """
-        x_BC, *others = (ends[0 if pre_logits else 1] for ends in self.forward_ends(x_BND, valid_BN))
-        for other_BC in others:
-            x_BC = (x_BC + other_BC) / 2
-        return constrain(x_BC, "batch classes")
+        return constrain(mean_of_heads(self.forward_heads(x_BND, valid_BN), pre_logits), "batch classes")
 
-    def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
+    def forward_heads(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
         """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""
         x_BD = self.pre_logits(self.fc_norm(constrain(self.pool(x_BND, valid_BN), "batch width")))
-        ends = [(x_BD, self.head(x_BD))]
+        heads = [(x_BD, self.head(x_BD))]
         if self.config.distillation == "head":
-            ends.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
-        return ends
+            heads.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
+        return heads
 
     def forward_intermediates(self, x_BHWC: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention
         weights [B, T, N, M]), pool ([B, D]; [B, 2 D] with pooling 'cls_gap'), logits."""
-        x_BND, places = self.embed(x_BHWC, interpolate=interpolate)
+        x_BND, positions = self.embed(x_BHWC, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(stacking.unstack(self.blocks, self.config.depth)):
-            stages[f"blocks.{i}.attn"] = block.weights(x_BND, places)
-            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, places)
+            stages[f"blocks.{i}.attn"] = block.attention_weights(x_BND, positions)
+            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, positions)
         stages["norm"] = x_BND = self.norm(x_BND)
         stages["pool"] = self.pool(x_BND)
         stages["logits"] = self.forward_head(x_BND)
@@ -231,7 +240,7 @@ class ViT(Classifier):
 
     def embed(
         self, x_BHWC: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
-    ) -> tuple[Array, Places]:
+    ) -> tuple[Array, Positions]:
         """The tokens before the first block [B, N, D]: class, distillation and register tokens (if the model has them),
         then patch tokens with positions. The second value contains the positions that the blocks need (rotary,
         relative)."""
@@ -239,16 +248,17 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BHWC.astype(self.patch_embed.proj.kernel.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = constrain(x_BhwD.reshape(B, h * w, D), "batch tokens width")
-        pos_1ND = self.positions((h, w), x_BND.dtype)
-        change_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
+        rope_augmentation_22, traced = (masks or {}).get(ROPE), traced_positions.is_traced((h, w))
+        pos_1ND = self.position_embeddings((h, w), x_BND.dtype, traced)
         prefix = [jnp.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = jnp.concatenate([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], axis=1)
         x_BND = self.norm_pre(constrain(drop(x_BND, POSITIONS, masks), "batch tokens width"))
         dtype = x_BND.dtype
-        places = rope.places(config, (h, w), dtype, change_22, traced) | relative.places(config, (h, w), dtype, traced)
+        positions = rope.positions(config, (h, w), dtype, rope_augmentation_22, traced)
+        positions |= relative.positions(config, (h, w), dtype, traced)
         if config.relative_bias_shared:
-            places["bias"] = self.shared_rel_pos(places)
-        return x_BND, places
+            positions["bias"] = self.shared_rel_pos(positions)
+        return x_BND, positions
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
@@ -264,12 +274,14 @@ class ViT(Classifier):
             tokens.append(self.reg_token[...])
         return tokens
 
-    def positions(self, grid: tuple[int, int], dtype: Any) -> Array:
-        """Position embeddings [1, N, D] for a grid of patches, resampled or computed if it is not the config's."""
+    def position_embeddings(self, grid: tuple[int, int], dtype: Any, traced: bool = False) -> Array:
+        """Position embeddings [1, N, D] for a grid (h, w) of patches; resampled or computed if it is not the config's.
+
+        traced: the sides may be symbols.
+        """
         config = self.config
         if config.position_embedding == "none":
             return jnp.zeros((1, 1, config.width), dtype)
-        traced = traced_positions.is_traced(grid)
         if config.position_embedding != "learned":
             if traced:
                 return traced_positions.sincos2d(config, grid).astype(dtype)[None]
@@ -290,6 +302,7 @@ class ViT(Classifier):
         return jnp.concatenate([pos_1ND[:, :prefix], pos_ND[None]], axis=1)
 
     def pool(self, x_BND: Array, valid_BN: Array | None = None) -> Array:
+        """The features [B, pooled] of all tokens, by the config's pooling; valid_BN: False for padding tokens."""
         config = self.config
         if config.pooling in ("cls", "first"):
             return x_BND[:, 0]

@@ -1,4 +1,7 @@
-"""Images of any aspect in one batch, in JAX. Read it beside vit_torch/naflex.py; vit_core/naflex.py makes batches."""
+"""Images of any aspect in one batch, in JAX. Read it beside vit_torch/naflex.py; vit_core/naflex.py makes batches.
+
+model.py explains the names of arrays; S counts the pixels of a patch.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_jax import rope, stacking
 from vit_jax.layers import drop, padding_bias
+from vit_jax.masks import Masks, Positions
 from vit_jax.sharding import constrain
-from vit_jax.stacking import Masks, Places
 
 if TYPE_CHECKING:
     from vit_jax.model import ViT
@@ -26,19 +29,19 @@ def logits(model: ViT, batch: Patches, masks: Masks | None = None) -> Array:
 
 def tokens(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array]:
     """All tokens [B, N, D] after the last block, and which of them are no padding: bool [B, N]."""
-    x_BND, valid_BN, places = embed(model, batch, masks)
-    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), places, model.remat)
+    x_BND, valid_BN, positions = embed(model, batch, masks)
+    x_BND = stacking.run(model.blocks, x_BND, of_layers(masks), positions, model.remat)
     return model.norm(x_BND), valid_BN
 
 
-def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array, Places]:
+def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array, Array, Positions]:
     """All tokens [B, N, D] before the first block, which of them are no padding: bool [B, N], and what the blocks need
-    to know of their places."""
+    to know about their positions."""
     config, kernel_PQCD = model.config, model.patch_embed.proj.kernel[...]
-    kernel_PD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
-    x_BND, bias = batch.patches_BNP.astype(kernel_PD.dtype) @ kernel_PD, model.patch_embed.proj.bias
+    kernel_VD = kernel_PQCD.reshape(-1, kernel_PQCD.shape[-1])
+    x_BND, bias = batch.patches_BNV.astype(kernel_VD.dtype) @ kernel_VD, model.patch_embed.proj.bias
     x_BND = model.patch_embed.norm(x_BND if bias is None else x_BND + bias[...])
-    pos_1ND = model.positions(config.grid, x_BND.dtype)
+    pos_1ND = model.position_embeddings(config.grid, x_BND.dtype)
     if config.position_embedding != "none":
         x_BND = x_BND + resampled(pos_1ND[0, config.prefix_positions :].reshape(*config.grid, -1), batch)
     B = len(x_BND)
@@ -46,19 +49,19 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
     x_BND = drop(jnp.concatenate([*prefix, x_BND], axis=1), POSITIONS, masks)
     x_BND = model.norm_pre(constrain(x_BND, "batch tokens width"))
     valid_BN = jnp.pad(batch.valid_BN, ((0, 0), (config.prefix_tokens, 0)), constant_values=True)
-    places: Places = {"bias": padding_bias(valid_BN, x_BND.dtype)}
+    positions: Positions = {"bias": padding_bias(valid_BN, x_BND.dtype)}
     if config.rope is not None:
         precise = jnp.promote_types(x_BND.dtype, jnp.float32)
         xy_BN2 = jnp.pad(batch.coordinates_BN2.astype(precise), ((0, 0), (config.prefix_tokens, 0), (0, 0)))
-        places |= rope.places_at(config, xy_BN2, precise, (masks or {}).get(ROPE))
-    return x_BND, valid_BN, places
+        positions |= rope.positions_at(config, xy_BN2, precise, (masks or {}).get(ROPE))
+    return x_BND, valid_BN, positions
 
 
 def normalised(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:
     """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
-    x_BNP = batch.patches_BNP
-    x_BNPC = x_BNP.reshape(*x_BNP.shape[:2], -1, len(offset_C)).astype(jnp.float32)
-    return batch._replace(patches_BNP=((x_BNPC - offset_C) * scale_C).reshape(x_BNP.shape).astype(dtype))
+    x_BNV = batch.patches_BNV
+    x_BNSC = x_BNV.reshape(*x_BNV.shape[:2], -1, len(offset_C)).astype(jnp.float32)
+    return batch._replace(patches_BNV=((x_BNSC - offset_C) * scale_C).reshape(x_BNV.shape).astype(dtype))
 
 
 def resampled(pos_hwD: Array, batch: Patches) -> Array:

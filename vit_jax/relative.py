@@ -1,6 +1,7 @@
 """Relative position bias in JAX. Read it beside vit_torch/relative.py.
 
-vit_core/relative_positions.py has what both compute alike.
+vit_core/relative_positions.py has what both compute alike. model.py explains the names of arrays; R counts the values:
+one for each displacement, and those of pairs with the class token.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from jax import Array
 
 from vit_core import relative_positions
 from vit_core.errors import InputError
-from vit_jax.layers import linear
-from vit_jax.stacking import Places
+from vit_jax.linear import linear
+from vit_jax.masks import Positions
 
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
@@ -32,33 +33,38 @@ class RelativeBias(nnx.Module):
         else:
             self.mlp = RelativeMlp(config)
 
-    def __call__(self, places: Places) -> Array:
-        values_RT = self.table(places) if self.config.relative_bias == "table" else self.mlp(places["displacements"])
-        return values_RT[places["index"]].transpose(2, 0, 1)
+    def __call__(self, positions: Positions) -> Array:
+        values_RT = (
+            self.table(positions) if self.config.relative_bias == "table" else self.mlp(positions["displacements"])
+        )
+        return values_RT[positions["index"]].transpose(2, 0, 1)
 
-    def table(self, places: Places) -> Array:
+    def table(self, positions: Positions) -> Array:
         """The table of the images' grid, resampled where it is not the config's, at least in float32."""
         table_RT, (h, w) = self.relative_position_bias_table[...], self.config.grid
-        if "rows" not in places:
+        if "rows" not in positions:
             return table_RT
-        rows, columns, R = places["rows"], places["columns"], (2 * h - 1) * (2 * w - 1)
+        rows, columns, R = positions["rows"], positions["columns"], (2 * h - 1) * (2 * w - 1)
         grid_yxT = table_RT[:R].reshape(2 * h - 1, 2 * w - 1, -1).astype(rows.dtype)
         resampled_yxT = jnp.einsum("Yy,Xx,yxt->YXt", rows, columns, grid_yxT)
         return jnp.concatenate([resampled_yxT.reshape(-1, self.config.heads).astype(table_RT.dtype), table_RT[R:]])
 
 
 class RelativeMlp(nnx.Module):
+    """The network that computes the bias of each head from a displacement (Swin v2, arXiv:2111.09883, section 3.3;
+    timm's RelPosMlp in the mode "cr")."""
+
     def __init__(self, config: ViTConfig) -> None:
         self.fc1 = linear(2, config.relative_bias_dim)
         self.fc2 = linear(config.relative_bias_dim, config.heads)
 
     def __call__(self, displacements_R2: Array) -> Array:
-        """Values [R + 1, T] of displacements; the last row, of tokens without a place, is zero."""
+        """Values [R + 1, T] of displacements; the last row, of tokens before the patches, is zero."""
         values_RT = self.fc2(jax.nn.relu(self.fc1(displacements_R2.astype(self.fc1.kernel.dtype))))
         return jnp.pad(values_RT, ((0, 1), (0, 0)))
 
 
-def places(config: ViTConfig, grid: tuple[int, int], dtype: Any, traced: bool) -> Places:
+def positions(config: ViTConfig, grid: tuple[int, int], dtype: Any, traced: bool) -> Positions:
     """The indices that the blocks need for a grid (h, w) of patches; empty without a relative bias. Raises InputError
     for a grid whose sides may be symbols."""
     if config.relative_bias == "none":

@@ -1,4 +1,5 @@
-"""Runs the blocks one by one or stacked along a layer axis, and defines what their backward pass recomputes."""
+"""Runs the blocks one after the other, and defines what their backward pass recomputes. Read it beside
+vit_torch/stacking.py, whose blocks are never stacked along a layer axis."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,16 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.masks import Masks, Positions
+
 if TYPE_CHECKING:
     from vit_jax.model import Block
 
 Remat = Literal["none", "dots", "full"]
-
-Masks = dict[str, jax.Array]
-"""Masks by site (vit_core.masks); inside a block without the layer axis."""
-Places = dict[str, jax.Array]
-"""The positions of the tokens, for the blocks. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies, or
-the "coordinates" [N, 2] for learned ones."""
 
 CHEAP = {
     "abs", "add", "add_any", "and", "bitcast_convert_type", "broadcast_in_dim", "concatenate", "convert_element_type",
@@ -45,24 +42,28 @@ def unstack(blocks: "Block | nnx.List[Any]", depth: int) -> Iterator["Block"]:
         yield nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
 
 
-def run(blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, places: Places, remat: Remat) -> jax.Array:
-    """x through all blocks; the masks have a leading layer axis, the places are the same for all."""
+def run(
+    blocks: "Block | nnx.List[Any]", x_BND: jax.Array, masks: Masks, positions: Positions, remat: Remat
+) -> jax.Array:
+    """x through all blocks; the masks have a leading layer axis, the positions are the same for all."""
     if not isinstance(blocks, nnx.List):
         graph, stacked = nnx.split(blocks)
         apply = _call(graph, remat, scanned=True)
-        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1], places), None), x_BND, (stacked, masks))[0]
+        return jax.lax.scan(lambda x, layer: (apply(layer[0], x, layer[1], positions), None), x_BND, (stacked, masks))[
+            0
+        ]
     for i, block in enumerate(blocks):
         graph, state = nnx.split(block)
         own = {site: mask[i] for site, mask in masks.items()}
-        x_BND = _call(graph, remat)(state, x_BND, own, places)
+        x_BND = _call(graph, remat)(state, x_BND, own, positions)
     return x_BND
 
 
-def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax.Array, Masks, Places], jax.Array]:
+def _call(graph: Any, remat: Remat, scanned: bool = False) -> Callable[[Any, jax.Array, Masks, Positions], jax.Array]:
     """A block as a function of its state, as jax.checkpoint and jax.lax.scan need it."""
 
-    def call(state: Any, x_BND: jax.Array, masks: Masks, places: Places) -> jax.Array:
-        return nnx.merge(graph, state)(x_BND, masks, places)
+    def call(state: Any, x_BND: jax.Array, masks: Masks, positions: Positions) -> jax.Array:
+        return nnx.merge(graph, state)(x_BND, masks, positions)
 
     if remat == "none":
         # What a loop keeps for the backward pass is written into stacks of all layers and read again, where unrolled

@@ -64,6 +64,8 @@ class Root(nnx.Module):
 
 
 class Downsample(nnx.Module):
+    """The shortcut of a stage's first unit: a convolution of size 1 to the unit's channels and stride, and its norm."""
+
     def __init__(self, into: int, out: int, stride: int) -> None:
         self.conv = StdConv(into, out, 1, stride)
         self.norm = group_norm(out)
@@ -92,6 +94,8 @@ class Unit(nnx.Module):
 
 
 class Stage(nnx.Module):
+    """Bottleneck units on maps of one size; the first one has the stride (ResNet, arXiv:1512.03385, section 4.1)."""
+
     def __init__(self, units: int, into: int, inner: int, stride: int) -> None:
         first = Unit(into, inner, stride, first=True)
         self.blocks = nnx.List([first] + [Unit(4 * inner, inner, 1, first=False) for _ in range(units - 1)])

@@ -7,33 +7,33 @@ from flax import nnx
 
 from vit_core.parameters import parameters
 from vit_jax import arrays
+from vit_jax.masks import Masks
 from vit_jax.model import ViT
-from vit_jax.stacking import Masks
 
 
 def trace(
-    model: ViT, x_BHWC: np.ndarray, probe_BC: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
+    model: ViT, x_BHWC: np.ndarray, probe_BL: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
 ) -> dict[str, np.ndarray]:
-    """Stages of `forward_intermediates`, the logits of the call itself, and the gradient of sum(logits * probe).
+    """Stages of `forward_intermediates`, the output of the call itself, and the gradient of sum(output * probe).
 
-    x_BHWC: images [B, H, W, C] of any float type. probe_BC: weights [B, classes] of the outputs in that sum. masks:
+    x_BHWC: images [B, H, W, C] of any float type. probe_BL: weights [B, classes] of the outputs in that sum. masks:
     apply to the output and the gradients, not to the stages. interpolate: accept another resolution than the config's.
     Returns NumPy arrays by the names of the stages, "output", and "grad.<parameter>" in torch's layout.
     """
     graph, state = nnx.split(model)
 
     @jax.jit
-    def compute(state, x_BHWC, probe_BC, masks):  # type: ignore[no-untyped-def]
+    def compute(state, x_BHWC, probe_BL, masks):  # type: ignore[no-untyped-def]
         def probed(state):  # type: ignore[no-untyped-def]
-            output_BC = nnx.merge(graph, state)(x_BHWC, masks, interpolate=interpolate)
-            return (output_BC * probe_BC.astype(output_BC.dtype)).sum(), output_BC
+            output_BL = nnx.merge(graph, state)(x_BHWC, masks, interpolate=interpolate)
+            return (output_BL * probe_BL.astype(output_BL.dtype)).sum(), output_BL
 
-        gradients, output_BC = jax.grad(probed, has_aux=True)(state)
+        gradients, output_BL = jax.grad(probed, has_aux=True)(state)
         stages = nnx.merge(graph, state).forward_intermediates(x_BHWC, interpolate=interpolate)
-        return {**stages, "output": output_BC}, arrays.read(nnx.merge(graph, gradients))
+        return {**stages, "output": output_BL}, arrays.read(nnx.merge(graph, gradients))
 
     with jax.default_matmul_precision("highest"):
-        x, probe = jnp.asarray(x_BHWC), jnp.asarray(probe_BC)
+        x, probe = jnp.asarray(x_BHWC), jnp.asarray(probe_BL)
         stages, gradients = jax.device_get(compute(state, x, probe, masks))
     rows = parameters(model.config)
     return stages | {f"grad.{name}": arrays.to_numpy(rows[name], value) for name, value in gradients.items()}

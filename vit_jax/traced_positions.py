@@ -24,26 +24,26 @@ def is_traced(grid: tuple[Any, Any]) -> bool:
 
 
 def resampled(config: ViTConfig, grid: tuple[Any, Any], pos_hwD: Array) -> Array:
-    """Learned positions [h, w, D] of the config's grid for another one: [H, W, D]."""
+    """Learned positions [h, w, D] of the config's grid for another one: [y, x, D]."""
     rows, columns = (matrix.astype(pos_hwD.dtype) for matrix in _axis_matrices(config, grid))
     return jnp.einsum("xw,ywd->yxd", columns, jnp.einsum("yh,hwd->ywd", rows, pos_hwD))
 
 
 def sincos2d(config: ViTConfig, grid: tuple[Any, Any]) -> Array:
-    """The float64 table [H * W, width] of vit_core's `sincos2d`."""
+    """The float64 table [h * w, D] of vit_core's `sincos2d`."""
     table: Array = filled_sincos2d(grid, config.width, config.sincos_formula, jnp)
     return table
 
 
 def _axis_matrices(config: ViTConfig, grid: tuple[Any, Any]) -> list[Array]:
-    """The float64 matrices [H, h] and [W, w] of vit_core's `axis_matrices`, from the config's grid to another.
+    """The float64 matrices [y, h] and [x, w] of vit_core's `axis_matrices`, from the config's grid to another.
 
     An equal grid gives identities there whatever the method, which is chosen here when the program runs.
     """
-    numbers = [jnp.arange(side) for side in grid]
-    equal = (numbers[0][-1] + 1 == config.grid[0]) & (numbers[1][-1] + 1 == config.grid[1])
+    rows, columns = (jnp.arange(side) for side in grid)
+    equal = (rows[-1] + 1 == config.grid[0]) & (columns[-1] + 1 == config.grid[1])
     matrices = []
-    for source, target, numbers_T in zip(config.grid, grid, numbers, strict=True):
-        same = (numbers_T[:, None] == jnp.arange(source)).astype(jnp.float64)
+    for source, target, numbers in zip(config.grid, grid, (rows, columns), strict=True):
+        same = (numbers[:, None] == jnp.arange(source)).astype(jnp.float64)
         matrices.append(jnp.where(equal, same, filled_matrix(config.position_resampling, source, target, jnp)))
     return matrices

@@ -1,4 +1,4 @@
-"""The model's parameters by canonical name: what loading, saving, initialising and comparing go through."""
+"""The parameters of a model by canonical name, for loading, saving, initializing and comparing."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from vit_torch.model import ViT
 
 
+def write(model: "ViT", arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets every parameter to the array of its canonical name; the model takes the arrays' memory and dtype."""
+    tensors = {name: from_numpy(array) for name, array in arrays.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+
+
 def initialize(model: "ViT", generator: torch.Generator | None = None) -> None:
-    """Draws new values of every parameter from its row's distribution."""
+    """Draws new values of every parameter from its row's distribution, in the model's type.
+
+    generator: of the values; None: torch's own.
+    """
     table = model.table
     found = dict(model.named_parameters())
     if table.keys() != found.keys():
@@ -24,12 +33,6 @@ def initialize(model: "ViT", generator: torch.Generator | None = None) -> None:
     with torch.no_grad():
         for name, row in table.items():
             _draw(row.initializer, found[name], generator)
-
-
-def write(model: "ViT", arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets every parameter to the array of its canonical name; the model takes the arrays' memory and dtype."""
-    tensors = {name: from_numpy(array) for name, array in arrays.items()}
-    model.load_state_dict(tensors, strict=True, assign=True)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from vit_torch.fused import fused_attention
 from vit_torch.layers import drop, norm_layer
 from vit_torch.linear import Linear
-from vit_torch.masks import Masks, Places
+from vit_torch.masks import Masks, Positions
 from vit_torch.mlp import Mlp
 from vit_torch.relative import RelativeBias
 from vit_torch.rope import MixedRope, rotate
@@ -19,14 +19,17 @@ from vit_torch.rope import MixedRope, rotate
 if TYPE_CHECKING:
     from vit_core.config import ViTConfig
 
-Attend = Literal["plain", "fused"]
+AttentionKind = Literal["plain", "fused"]
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    """Multi-head self-attention over tokens [B, N, D] (arXiv:1706.03762, section 3.2), with the variations of later
+    ViTs: rotary positions, a relative position bias, norms of queries and keys, and a norm before the projection."""
+
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.attention, self.config = attention, config
-        D, T, K = config.width, config.heads, config.attention_dim
+        D, T, K = config.width, config.heads, config.head_width
         self.qkv = Linear(D, 3 * T * K, bias=config.qkv_bias and config.key_bias)
         if config.qkv_bias and not config.key_bias:
             self.q_bias = nn.Parameter(torch.zeros(T * K))
@@ -35,45 +38,46 @@ class Attention(nn.Module):
         self.k_norm = norm_layer(config, K) if config.qk_norm else nn.Identity()
         mixed = config.rope is not None and config.rope.frequencies == "mixed"
         self.rope = MixedRope(config) if mixed else nn.Identity()
-        own_bias = config.relative_bias != "none" and not config.relative_bias_shared
-        self.rel_pos = RelativeBias(config) if own_bias else nn.Identity()
+        self.rel_pos = RelativeBias(config) if config.relative_bias_per_block else nn.Identity()
         self.norm = norm_layer(config, T * K) if config.attention_norm else nn.Identity()
         self.proj = Linear(T * K, D, bias=config.proj_bias)
 
-    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
-        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, places)
-        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks, self.bias(places or {}))
+    def forward(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
+        q_BNTK, k_BMTK, v_BMTK = self.heads(x_BND, positions)
+        out_BNTK = attend(q_BNTK, k_BMTK, v_BMTK, self.attention, masks, self.bias(positions or {}))
         return drop(self.proj(self.norm(out_BNTK.flatten(2))), "attn.proj_drop", masks)
 
-    def heads(self, x_BND: Array, places: Places | None = None) -> tuple[Array, ...]:
+    def heads(self, x_BND: Array, positions: Positions | None = None) -> tuple[Array, ...]:
         """Queries, keys and values [B, N, T, K] of the block's input after norm1; queries and keys are normed and
         rotated."""
         config = self.config
         qkv_BNA = self.qkv(x_BND)  # called as a module: its adapter, peft's too, is a part of it
         if not config.key_bias:
-            qkv_BNA = qkv_BNA + self.bias_without_keys()
-        q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.attention_dim)).unbind(2)
+            qkv_BNA = qkv_BNA + self.qv_bias()
+        q_BNTK, k_BMTK, v_BMTK = qkv_BNA.unflatten(2, (3, config.heads, config.head_width)).unbind(2)
         q_BNTK, k_BMTK = self.q_norm(q_BNTK), self.k_norm(k_BMTK)
         if config.rope is not None:
-            turns = self.rope(places or {})
-            q_BNTK, k_BMTK = (rotate(x, turns, config.rope.pairs) for x in (q_BNTK, k_BMTK))
+            rotation = self.rope(positions or {})
+            q_BNTK, k_BMTK = (rotate(x, rotation, config.rope.pairs) for x in (q_BNTK, k_BMTK))
         return q_BNTK, k_BMTK, v_BMTK
 
-    def bias_without_keys(self) -> Array:
+    def qv_bias(self) -> Array:
+        """The bias [3 A] of queries and values, with zeros in the place of the keys'."""
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def bias(self, places: Places) -> Array | None:
+    def bias(self, positions: Positions) -> Array | None:
         """The bias of the scores, if there is one: [T, N, M], or [B, 1, 1, M] if keys are padding."""
-        own = self.config.relative_bias != "none" and not self.config.relative_bias_shared
-        return self.rel_pos(places) if own else places.get("bias")
+        return self.rel_pos(positions) if self.config.relative_bias_per_block else positions.get("bias")
 
-    def weights(self, x_BND: Array, places: Places | None = None) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions | None = None) -> Array:
         """Attention weights [B, T, N, M] of the block's input after norm1."""
-        q_BNTK, k_BMTK, _ = self.heads(x_BND, places)
-        return softmax_weights(q_BNTK, k_BMTK, self.bias(places or {}))
+        q_BNTK, k_BMTK, _ = self.heads(x_BND, positions)
+        return softmax_weights(q_BNTK, k_BMTK, self.bias(positions or {}))
 
 
 def softmax_weights(q_BNTK: Array, k_BMTK: Array, bias: Array | None = None) -> Array:
+    """Attention weights [B, T, N, M]: the softmax over M of the scaled scores (arXiv:1706.03762, equation 1), computed
+    in float32 at least. bias: added to the scores, [T, N, M] or [B, 1 or T, 1 or N, M]."""
     scores_BTNM = torch.einsum("bntk,bmtk->btnm", q_BNTK * q_BNTK.shape[-1] ** -0.5, k_BMTK)
     scores_BTNM = scores_BTNM if bias is None else scores_BTNM + bias
     # At least float32 under a low-precision model, and float64 in proofs.
@@ -85,7 +89,7 @@ def attend(
     q_BNTK: Array,
     k_BMTK: Array,
     v_BMTK: Array,
-    attention: Attend,
+    attention: AttentionKind,
     masks: Masks | None = None,
     bias: Array | None = None,
 ) -> Array:
@@ -99,7 +103,7 @@ def attend(
 class AttentionPool(nn.Module):
     """Attention pooling by one learned query (MAP, arXiv:2106.04560), under the names of timm's AttentionPoolLatent."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.attention, self.config = attention, config
         D = config.width

@@ -1,4 +1,4 @@
-"""The PyTorch twin as a program that torch.export traces, with its preprocessing: what is written as .pt2 and ONNX."""
+"""The PyTorch twin as an exported program with its preprocessing, for .pt2 and ONNX files."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -41,8 +41,8 @@ class Deployed(nn.Module):
             if self.deployment.input == "image":
                 images = resized_pixels(images.to(torch.float64), self.deployment.preprocessing, torch)
             x_BCHW = ((images.to(torch.float32) - self.offset) * self.scale).permute(0, 3, 1, 2)
-        output_BC: Tensor = self.model(x_BCHW, interpolate=self.deployment.any_size)
-        return output_BC.to(torch.float32)
+        output_BL: Tensor = self.model(x_BCHW, interpolate=self.deployment.any_size)
+        return output_BL.to(torch.float32)
 
 
 def traced_program(checkpoint: Checkpoint, deployment: Deployment) -> ExportedProgram:

@@ -23,11 +23,11 @@ def features(model: ViT, x_BCHW: Tensor | Patches, layer: int = -1, pool: Pool =
     number = check_features(model.config, layer, pool)
     valid_BN: Tensor | None = None
     if isinstance(x_BCHW, Patches):
-        x_BND, valid_BN, places = naflex.embed(model, x_BCHW)
+        x_BND, valid_BN, positions = naflex.embed(model, x_BCHW)
     else:
-        x_BND, places = model.embed(x_BCHW)
+        x_BND, positions = model.embed(x_BCHW)
     for block in islice(model.blocks, number + 1):
-        x_BND = block(x_BND, None, places)
+        x_BND = block(x_BND, None, positions)
     if norm:
         x_BND = model.norm(x_BND)
     if pool == "tokens":

@@ -1,4 +1,7 @@
-"""Attention by the device's fastest kernel. Read it beside vit_jax/fused.py; model.py explains the names of arrays."""
+"""Attention by the devices' fastest kernel. Read it beside vit_jax/fused.py.
+
+model.py explains the names of arrays.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor as Array
 from torch import nn
 
-from vit_torch.linear import Linear
 from vit_torch.masks import Masks
 
 if TYPE_CHECKING:
@@ -42,31 +41,17 @@ def mean_of_tokens(x_BND: Array, valid_BN: Array | None) -> Array:
     return torch.einsum("bn,bnd->bd", weights_BN, x_BND) / weights_BN.sum(dim=1, keepdim=True)
 
 
-def mean_of_heads(ends: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
-    """Mean [B, classes] of the logits in what forward_ends returns; pre_logits: of what the heads read, [B, D]."""
-    x_BC, *others = (end[0 if pre_logits else 1] for end in ends)
-    for other_BC in others:
-        x_BC = (x_BC + other_BC) / 2
-    return x_BC
-
-
-class AdaptedLinear(Linear):
-    """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
-
-    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
-        """Takes the parameters of a layer; those of the adapter have the same type and device, and no values yet."""
-        with torch.device("meta"):
-            super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
-        device, dtype = layer.weight.device, layer.weight.dtype
-        self.lora_A = Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
-        self.lora_B = Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
-
-    def forward(self, input: Array) -> Array:
-        return super().forward(input) + self.scale * self.lora_B(self.lora_A(input))
+def mean_of_heads(heads: list[tuple[Array, Array]], pre_logits: bool = False) -> Array:
+    """Mean of the logits [B, L] that `forward_heads` returns; pre_logits: of the heads' inputs [B, features]."""
+    x_BL, *others = (head[0 if pre_logits else 1] for head in heads)
+    for other_BL in others:
+        x_BL = (x_BL + other_BL) / 2
+    return x_BL
 
 
 class LayerScale(nn.Module):
+    """Multiplies the output [B, N, D] of a residual branch by a learned factor for each channel (arXiv:2103.17239)."""
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(config.width))

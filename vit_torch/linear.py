@@ -1,4 +1,7 @@
-"""Linear layers by the processor's fastest products. vit_jax/layers.py has the other twin's."""
+"""Linear layers in PyTorch, by the processor's fastest products. Read it beside vit_jax/linear.py.
+
+I and O are the inputs and outputs of a layer; N counts all tokens of a batch.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,22 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class AdaptedLinear(Linear):
+    """A linear layer with a low-rank adapter (vit_core.lora): W x + b + scale B A x."""
+
+    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
+        """Takes the parameters of a layer; those of the adapter have the same type and device, and no values yet."""
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
+        device, dtype = layer.weight.device, layer.weight.dtype
+        self.lora_A = Linear(layer.in_features, rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = Linear(rank, layer.out_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, input: Array) -> Array:
+        return super().forward(input) + self.scale * self.lora_B(self.lora_A(input))
+
+
 def linear(x: Array, weight_OI: Array, bias_O: Array | None) -> Array:
     """x [..., I] times the transposed weight, plus the bias: [..., O], as torch.nn.functional.linear computes it.
 
@@ -53,8 +72,8 @@ def linear_gelu(layer: nn.Module, x: Array, activation: str) -> Array | None:
         return None
     if x.dtype != torch.bfloat16 or not without_gradients() or not uses_onednn(x, layer.weight, layer.bias):
         return None
-    out_TO = product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, GELUS[activation])
-    return out_TO.view(*x.shape[:-1], layer.out_features)
+    out_NO = product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, GELUS[activation])
+    return out_NO.view(*x.shape[:-1], layer.out_features)
 
 
 def uses_onednn(x: Array, weight_OI: Array, bias_O: Array | None) -> bool:
@@ -64,21 +83,21 @@ def uses_onednn(x: Array, weight_OI: Array, bias_O: Array | None) -> bool:
     return usable and x.numel() * len(weight_OI) >= FEWEST_PRODUCTS
 
 
-def product(x_TI: Array, weight_OI: Array, bias_O: Array | None, gelu: str | None = None) -> Array:
+def product(x_NI: Array, weight_OI: Array, bias_O: Array | None, gelu: str | None = None) -> Array:
     """oneDNN's linear layer [T, O], followed by a GELU with an approximation by its name. It has no derivative."""
     activation = "none" if gelu is None else "gelu"
-    return cast(Array, torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, activation, [], gelu or ""))
+    return cast(Array, torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, activation, [], gelu or ""))
 
 
 @torch.library.custom_op("vit_parity::onednn_linear", mutates_args=(), device_types="cpu")
-def onednn_linear(x_TI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
+def onednn_linear(x_NI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
     """oneDNN's linear layer [T, O], as an operator that has a derivative and that torch.compile knows."""
-    return product(x_TI, weight_OI, bias_O)
+    return product(x_NI, weight_OI, bias_O)
 
 
 @onednn_linear.register_fake
-def _(x_TI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
-    return x_TI.new_empty((len(x_TI), len(weight_OI)))
+def _(x_NI: Array, weight_OI: Array, bias_O: Array | None) -> Array:
+    return x_NI.new_empty((len(x_NI), len(weight_OI)))
 
 
 @onednn_linear.register_vmap
@@ -91,14 +110,14 @@ def _save(ctx: Any, inputs: tuple[Array, Array, Array | None], output: Array) ->
     ctx.save_for_backward(*inputs[:2])
 
 
-def _gradients(ctx: Any, grad_TO: Array) -> tuple[Array | None, ...]:
+def _gradients(ctx: Any, grad_NO: Array) -> tuple[Array | None, ...]:
     """Two more products, which have derivatives again. Without a bias, torch's own in bfloat16 are as fast."""
-    (x_TI, weight_OI), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
-    multiply = onednn_linear if x_TI.dtype == torch.float32 else F.linear
+    (x_NI, weight_OI), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+    multiply = onednn_linear if x_NI.dtype == torch.float32 else F.linear
     return (
-        multiply(grad_TO, weight_OI.t(), None) if for_x else None,
-        multiply(grad_TO.t(), x_TI.t(), None) if for_weight else None,
-        grad_TO.sum(0) if for_bias else None,
+        multiply(grad_NO, weight_OI.t(), None) if for_x else None,
+        multiply(grad_NO.t(), x_NI.t(), None) if for_weight else None,
+        grad_NO.sum(0) if for_bias else None,
     )
 
 

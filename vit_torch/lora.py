@@ -7,7 +7,7 @@ import torch
 
 from vit_core.lora import Lora, adapter_rows, adapters
 from vit_torch import arrays
-from vit_torch.layers import AdaptedLinear
+from vit_torch.linear import AdaptedLinear
 from vit_torch.model import ViT
 
 

@@ -18,7 +18,7 @@ from vit_core.masks import PATCH_ORDER, of_layers
 from vit_core.parameters import Parameter, initial_value, parameters
 from vit_core.position_embeddings import sincos2d
 from vit_torch import arrays, stacking
-from vit_torch.attention import Attend
+from vit_torch.attention import AttentionKind
 from vit_torch.layers import norm_layer
 from vit_torch.linear import Linear
 from vit_torch.masks import Masks
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class Decoder(nn.Module):
-    """Computes predicted pixels of all patches [B, N, P] from the encoder's tokens."""
+    """Computes predicted pixels of all patches [B, N, V] from the encoder's tokens."""
 
-    def __init__(self, encoder: ViTConfig, mae: Config, attention: Attend, *, remat: Remat) -> None:
+    def __init__(self, encoder: ViTConfig, mae: Config, attention: AttentionKind, *, remat: Remat) -> None:
         super().__init__()
         self.config, self.remat = mae.decoder(encoder), remat
         config = self.config
@@ -45,7 +45,7 @@ class Decoder(nn.Module):
         self.pred = Linear(config.width, mae.patch_values(encoder))
 
     def forward(self, x_BMD: Array, order_BN: Array) -> Array:
-        """Predictions [B, N, P] from the encoder's tokens: those before the patches, then the first of the order."""
+        """Predictions [B, N, V] from the encoder's tokens: those before the patches, then the first of the order."""
         config, prefix, (B, N) = self.config, self.config.prefix_tokens, order_BN.shape
         x_BMD = self.embed(x_BMD)
         hidden_BmD = torch.broadcast_to(self.mask_token, (B, N + prefix - x_BMD.shape[1], config.width))
@@ -70,7 +70,7 @@ class MaskedAutoencoder(ViT):
         mae: Config,
         *,
         generator: torch.Generator | None = None,
-        attention: Attend = "fused",
+        attention: AttentionKind = "fused",
         remat: Remat = "none",
     ) -> None:
         mae.check(config)
@@ -94,7 +94,7 @@ class MaskedAutoencoder(ViT):
         *,
         interpolate: bool = False,
         patch_size: None = None,
-        ends: bool = False,
+        return_heads: bool = False,
     ) -> Array:
         """The loss of each image [B]: the mean squared error over its hidden patches, in float32 at least.
 
@@ -102,14 +102,14 @@ class MaskedAutoencoder(ViT):
         other options of ViT have no effect here.
         """
         order_BN, first = order_in(masks), self.mae.visible(self.config)
-        predicted_BNP = self.reconstruct(x_BCHW, masks)
-        precise = torch.promote_types(predicted_BNP.dtype, torch.float32)
-        target_BNP = self.target(x_BCHW.to(precise))
-        errors_BN = torch.square(predicted_BNP.to(precise) - target_BNP).mean(dim=2)
+        predicted_BNV = self.reconstruct(x_BCHW, masks)
+        precise = torch.promote_types(predicted_BNV.dtype, torch.float32)
+        target_BNV = self.target(x_BCHW.to(precise))
+        errors_BN = torch.square(predicted_BNV.to(precise) - target_BNV).mean(dim=2)
         return torch.take_along_dim(errors_BN, order_BN[:, first:], dim=1).mean(dim=1)
 
     def reconstruct(self, x_BCHW: Array, masks: Masks | None) -> Array:
-        """Predicted pixels of all patches [B, N, P], as those of `target`; only the hidden ones are trained."""
+        """Predicted pixels of all patches [B, N, V], as those of `target`; only the hidden ones are trained."""
         order_BN = order_in(masks)
         return self.decoder(self.encode(x_BCHW, masks), order_BN)
 
@@ -123,15 +123,15 @@ class MaskedAutoencoder(ViT):
         return self.norm(stacking.run(self.blocks, x_BMD, of_layers(masks), {}, self.remat))
 
     def target(self, x_BCHW: Array) -> Array:
-        """The pixels of each patch [B, N, P], with the axes height, width, channels; normalised if the config says
+        """The pixels of each patch [B, N, V], with the axes height, width, channels; normalised if the config says
         so."""
         (P, Q), (B, C, H, W) = self.config.patch_size, x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
-        x_BNP = x_BChPwQ.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, P * Q * C)
+        x_BNV = x_BChPwQ.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, P * Q * C)
         if not self.mae.normalize_target:
-            return x_BNP
-        mean_BN1, variance_BN1 = x_BNP.mean(dim=2, keepdim=True), x_BNP.var(dim=2, correction=1, keepdim=True)
-        return (x_BNP - mean_BN1) / torch.sqrt(variance_BN1 + TARGET_EPSILON)
+            return x_BNV
+        mean_BN1, variance_BN1 = x_BNV.mean(dim=2, keepdim=True), x_BNV.var(dim=2, correction=1, keepdim=True)
+        return (x_BNV - mean_BN1) / torch.sqrt(variance_BN1 + TARGET_EPSILON)
 
 
 def order_in(masks: Masks | None) -> Array:

@@ -1,4 +1,7 @@
-"""Dropout and stochastic-depth masks drawn by PyTorch, for training without a host pipeline that draws them."""
+"""What the blocks get in addition to tokens: masks and positions.
+
+Masks of dropout and stochastic depth are drawn by PyTorch here, for training without a host pipeline that draws them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,13 @@ if TYPE_CHECKING:
 
 Masks = dict[str, Tensor]
 """Masks by site (vit_core.masks); inside a block without the layer axis."""
-Places = dict[str, Tensor]
-"""The positions of the tokens, for the blocks. For rotary positions: "cos" and "sin" [N, 1, K] of fixed frequencies, or
-the "coordinates" [N, 2] for learned ones."""
+Positions = dict[str, Tensor]
+"""What the blocks need to know about the positions of tokens.
+
+Rotary: "cos" and "sin" [N, 1, K]; or, for learned frequencies, the "coordinates" [N, 2]. A batch of patches has a batch
+axis first. Relative: "index" [N, M], the row of the value of each pair of tokens; with the matrices "rows" and
+"columns" by which a table is resampled, or the "displacements" [R, 2] from which a network computes the values. "bias"
+of the scores: [T, N, M] where all blocks share the relative bias, or [B, 1, 1, M] where keys are padding."""
 
 
 def draw_masks(

@@ -25,6 +25,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, from tokens [B, N, D] to [B, N, D] (arXiv:2010.11929, section 3.1).
+
+    norm: a norm of the hidden values [B, N, F] before the second layer (NormFormer, arXiv:2110.09456).
+    """
+
     def __init__(self, config: ViTConfig, hidden: int, *, bias: bool = True, norm: bool = False) -> None:
         super().__init__()
         self.activation = config.activation

@@ -1,8 +1,9 @@
 """The Vision Transformer in PyTorch. Read it beside vit_jax/model.py: same classes, same order, same names.
 
-Array names carry their axes: B batch, H W C image height, width, channels; h w patch grid, N M tokens (M: attended to),
-D width, T heads, K head width, F hidden width of the MLP, P values of a patch. Parameters stay in the table's torch
-layout and under its names, which are timm's; images are NCHW.
+Array names carry their axes: B batch; H W C image height, width, channels; P Q patch height, width; V values of a patch
+(P Q C); h w patch grid; y x another grid; N M tokens (M: attended to); D width; T heads; K head width; A = T K; F
+hidden width of the MLP; L classes. Parameters stay in the table's torch layout and under its names, which are timm's;
+images are NCHW.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from vit_core.masks import POSITIONS, ROPE, of_layers
 from vit_core.naflex import Patches
 from vit_core.position_embeddings import axis_matrices, sincos2d
 from vit_torch import arrays, naflex, relative, rope, stacking, traced_positions
-from vit_torch.attention import Attend, Attention, AttentionPool
+from vit_torch.attention import Attention, AttentionKind, AttentionPool
 from vit_torch.classifier import Classifier
 from vit_torch.layers import LayerScale, drop, mean_of_heads, mean_of_tokens, norm_layer, padding_bias
 from vit_torch.linear import Linear, linear
-from vit_torch.masks import Masks, Places, draw_masks
+from vit_torch.masks import Masks, Positions, draw_masks
 from vit_torch.mlp import block_mlp
 from vit_torch.patch_kernels import resized
 from vit_torch.relative import RelativeBias
@@ -41,7 +42,11 @@ Patch = tuple[int, int]
 
 class PatchEmbed(nn.Module):
     """Images [B, C, H, W] to one token for each patch [B, H/P, W/Q, D]: a convolution whose stride is the patch size,
-    after the ResNet of a hybrid model. patch_size: other than the config's, with the kernel resampled to it."""
+    after the ResNet of a hybrid model.
+
+    patch_size: (height, width) of the patches, if not the config's; the kernel is then resized to it (FlexiViT,
+    arXiv:2212.08013).
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -60,15 +65,15 @@ class PatchEmbed(nn.Module):
             return self.norm(self.proj(x_BCHW).permute(0, 2, 3, 1))
         (P, Q), (B, C, H, W) = weight_DCPQ.shape[2:], x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
-        x_BhwP = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
-        return self.norm(linear(x_BhwP, weight_DCPQ.flatten(1), self.proj.bias))
+        x_BhwV = self.norm_in(x_BChPwQ.permute(0, 2, 4, 1, 3, 5).reshape(B, H // P, W // Q, C * P * Q))
+        return self.norm(linear(x_BhwV, weight_DCPQ.flatten(1), self.proj.bias))
 
 
 class Block(nn.Module):
     """A transformer block: tokens [B, N, D] to tokens [B, N, D]. Attention, then MLP, each as a residual branch with a
     norm before it (arXiv:2010.11929, equations 2 and 3), or after it if branch_norm is "after"."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.after = config.branch_norm == "after"
         self.norm1 = norm_layer(config)
@@ -79,40 +84,42 @@ class Block(nn.Module):
         self.ls1 = LayerScale(config) if scaled else nn.Identity()
         self.ls2 = LayerScale(config) if scaled else nn.Identity()
 
-    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
-        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, places), x_BND)
+    def forward(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
+        attended_BND = self.branch(self.norm1, lambda x_BND: self.attn(x_BND, masks, positions), x_BND)
         x_BND = x_BND + drop(self.ls1(attended_BND), "drop_path1", masks)
         hidden_BND = self.branch(self.norm2, lambda x_BND: self.mlp(x_BND, masks), x_BND)
         x_BND = x_BND + drop(self.ls2(hidden_BND), "drop_path2", masks)
         return x_BND
 
     def branch(self, norm: Layer, layer: Layer, x_BND: Array) -> Array:
+        """A layer and its norm [B, N, D], before the residual connection: the norm first, or last if branch_norm is
+        "after"."""
         return norm(layer(x_BND)) if self.after else layer(norm(x_BND))
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(x_BND if self.after else self.norm1(x_BND), places)
+        return self.attn.attention_weights(x_BND if self.after else self.norm1(x_BND), positions)
 
 
 class ParallelBlock(nn.Module):
     """A block whose attention and MLP get the same normed tokens (ViT-22B, arXiv:2302.05442)."""
 
-    def __init__(self, config: ViTConfig, attention: Attend) -> None:
+    def __init__(self, config: ViTConfig, attention: AttentionKind) -> None:
         super().__init__()
         self.norm1 = norm_layer(config)
         self.attn = Attention(config, attention)
         self.mlp = block_mlp(config)
         self.ls1 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
 
-    def forward(self, x_BND: Array, masks: Masks | None = None, places: Places | None = None) -> Array:
+    def forward(self, x_BND: Array, masks: Masks | None = None, positions: Positions | None = None) -> Array:
         normed_BND = self.norm1(x_BND)
-        both_BND = self.attn(normed_BND, masks, places) + self.mlp(normed_BND, masks)
+        both_BND = self.attn(normed_BND, masks, positions) + self.mlp(normed_BND, masks)
         x_BND = x_BND + drop(self.ls1(both_BND), "drop_path1", masks)
         return x_BND
 
-    def weights(self, x_BND: Array, places: Places) -> Array:
+    def attention_weights(self, x_BND: Array, positions: Positions) -> Array:
         """Attention weights [B, T, N, M] over the tokens that the block is given."""
-        return self.attn.weights(self.norm1(x_BND), places)
+        return self.attn.attention_weights(self.norm1(x_BND), positions)
 
 
 class PreLogits(nn.Module):
@@ -142,11 +149,14 @@ class ViT(Classifier):
         config: ViTConfig,
         *,
         generator: torch.Generator | None = None,
-        attention: Attend = "fused",
+        attention: AttentionKind = "fused",
         remat: Remat = "none",
     ) -> None:
         super().__init__()
-        for what, chosen, known in (("attention", attention, get_args(Attend)), ("remat", remat, get_args(Remat))):
+        for what, chosen, known in (
+            ("attention", attention, get_args(AttentionKind)),
+            ("remat", remat, get_args(Remat)),
+        ):
             if chosen not in known:
                 raise unknown_name(what, chosen, known)
         self.config, self.remat = config, remat
@@ -180,22 +190,23 @@ class ViT(Classifier):
         *,
         interpolate: bool = False,
         patch_size: Patch | None = None,
-        ends: bool = False,
+        return_heads: bool = False,
     ) -> Array | list[tuple[Array, Array]]:
         """Logits. In training mode with dropout or stochastic depth, masks are drawn unless they are passed in.
 
         interpolate: accept another resolution than the config's; the positions are resampled by the config's method.
         patch_size: (height, width) of the patches, if not the config's: the kernel is resized as in FlexiViT
-        (arXiv:2212.08013), the positions are resampled by the config's method. ends: return what `forward_ends` does,
-        in place of logits.
-        Raises InputError for images that do not fit. A batch of patches (vit_core.naflex.Patches) represents images of
-        any aspect.
+        (arXiv:2212.08013), the positions are resampled by the config's method. return_heads: return what
+        `forward_heads` does, in place of logits. A batch of patches (vit_core.naflex.Patches) represents images of any
+        aspect. Raises InputError for images that do not fit, and for return_heads with a batch of patches.
         """
         if isinstance(x_BCHW, Patches):
-            assert not ends, "of images of one size only"
+            if return_heads:
+                raise InputError("return_heads: is not available for a batch of patches (vit_core.naflex.Patches)")
             return naflex.logits(self, x_BCHW, masks)
         x_BND = self.forward_features(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
-        return self.forward_ends(x_BND) if ends else self.forward_head(x_BND)
+        # A flag, because DistributedDataParallel averages the gradients only of what is called through `forward`.
+        return self.forward_heads(x_BND) if return_heads else self.forward_head(x_BND)
 
     def forward_features(
         self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
@@ -206,8 +217,8 @@ class ViT(Classifier):
             P, Q = patch_size or self.config.patch_size
             tokens = self.config.prefix_tokens + (x_BCHW.shape[2] // P) * (x_BCHW.shape[3] // Q)
             masks = draw_masks(self.config, len(x_BCHW), tokens=tokens, device=x_BCHW.device)
-        x_BND, places = self.embed(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
-        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), places, self.remat))
+        x_BND, positions = self.embed(x_BCHW, masks, interpolate=interpolate, patch_size=patch_size)
+        return self.norm(stacking.run(self.blocks, x_BND, of_layers(masks), positions, self.remat))
 
     def forward_head(self, x_BND: Array, pre_logits: bool = False, *, valid_BN: Array | None = None) -> Array:
         """Logits [B, classes] from the tokens that forward_features returns.
@@ -215,24 +226,24 @@ class ViT(Classifier):
         pre_logits: return the head's inputs [B, features] instead. valid_BN: False for padding tokens
         (vit_core.naflex).
         """
-        return mean_of_heads(self.forward_ends(x_BND, valid_BN), pre_logits)
+        return mean_of_heads(self.forward_heads(x_BND, valid_BN), pre_logits)
 
-    def forward_ends(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
+    def forward_heads(self, x_BND: Array, valid_BN: Array | None = None) -> list[tuple[Array, Array]]:
         """(input [B, features], logits [B, classes]) of each head: one head, or two with distillation "head"."""
         x_BD = self.pre_logits(self.fc_norm(self.pool(x_BND, valid_BN)))
-        ends = [(x_BD, self.head(x_BD))]
+        heads = [(x_BD, self.head(x_BD))]
         if self.config.distillation == "head":
-            ends.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
-        return ends
+            heads.append((x_BND[:, 1], self.head_dist(x_BND[:, 1])))
+        return heads
 
     def forward_intermediates(self, x_BCHW: Array, *, interpolate: bool = False) -> dict[str, Array]:
         """The output of every stage by name: embed, blocks.i and norm (tokens [B, N, D]), blocks.i.attn (attention
         weights [B, T, N, M]), pool ([B, D]; [B, 2 D] with pooling 'cls_gap'), logits."""
-        x_BND, places = self.embed(x_BCHW, interpolate=interpolate)
+        x_BND, positions = self.embed(x_BCHW, interpolate=interpolate)
         stages = {"embed": x_BND}
         for i, block in enumerate(cast(list[Block], self.blocks)):
-            stages[f"blocks.{i}.attn"] = block.weights(x_BND, places)
-            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, places)
+            stages[f"blocks.{i}.attn"] = block.attention_weights(x_BND, positions)
+            stages[f"blocks.{i}"] = x_BND = block(x_BND, None, positions)
         stages["norm"] = x_BND = self.norm(x_BND)
         stages["pool"] = self.pool(x_BND)
         stages["logits"] = self.forward_head(x_BND)
@@ -240,7 +251,7 @@ class ViT(Classifier):
 
     def embed(
         self, x_BCHW: Array, masks: Masks | None = None, *, interpolate: bool = False, patch_size: Patch | None = None
-    ) -> tuple[Array, Places]:
+    ) -> tuple[Array, Positions]:
         """The tokens before the first block [B, N, D]: class, distillation and register tokens (if the model has them),
         then patch tokens with positions. The second value contains the positions that the blocks need (rotary,
         relative)."""
@@ -248,15 +259,16 @@ class ViT(Classifier):
         x_BhwD = self.patch_embed(x_BCHW.to(self.patch_embed.proj.weight.dtype), patch_size)
         (B, h, w, D), config = x_BhwD.shape, self.config
         x_BND = x_BhwD.reshape(B, h * w, D)
-        pos_1ND = self.positions((h, w) if interpolate or patch_size else None, x_BND)
-        change_22, traced = (masks or {}).get(ROPE), interpolate and torch.compiler.is_compiling()
+        rope_augmentation_22, traced = (masks or {}).get(ROPE), interpolate and torch.compiler.is_compiling()
+        pos_1ND = self.position_embeddings((h, w), x_BND, traced)
         prefix = [torch.broadcast_to(token_1ND, (B, *token_1ND.shape[1:])) for token_1ND in self.prefix(pos_1ND)]
         x_BND = torch.cat([*prefix, x_BND + pos_1ND[:, config.prefix_positions :]], dim=1)
         x_BND = self.norm_pre(drop(x_BND, POSITIONS, masks))
-        places = rope.places(config, (h, w), x_BND, change_22, traced) | relative.places(config, (h, w), x_BND, traced)
+        positions = rope.positions(config, (h, w), x_BND, rope_augmentation_22, traced)
+        positions |= relative.positions(config, (h, w), x_BND, traced)
         if config.relative_bias_shared:
-            places["bias"] = self.shared_rel_pos(places)
-        return x_BND, places
+            positions["bias"] = self.shared_rel_pos(positions)
+        return x_BND, positions
 
     def prefix(self, pos_1ND: Array) -> list[Array]:
         """The tokens before the patches, [1, 1, D] or [1, registers, D] each, with their positions added."""
@@ -272,10 +284,12 @@ class ViT(Classifier):
             tokens.append(self.reg_token)
         return tokens
 
-    def positions(self, grid: tuple[int, int] | None, like: Array) -> Array:
-        """Position embeddings [1, N, D] for a grid of patches (None: the own); resampled or computed for others."""
-        config, traced = self.config, grid is not None and torch.compiler.is_compiling()  # then the sides are symbols
-        grid = grid or config.grid
+    def position_embeddings(self, grid: tuple[int, int], like: Array, traced: bool = False) -> Array:
+        """Position embeddings [1, N, D] for a grid (h, w) of patches; resampled or computed if it is not the config's.
+
+        traced: the sides may be symbols.
+        """
+        config = self.config
         if config.position_embedding == "none":
             return like.new_zeros((1, 1, config.width))
         if config.position_embedding != "learned":
@@ -298,6 +312,7 @@ class ViT(Classifier):
         return torch.cat([pos_1ND[:, :prefix], pos_ND[None]], dim=1)
 
     def pool(self, x_BND: Array, valid_BN: Array | None = None) -> Array:
+        """The features [B, pooled] of all tokens, by the config's pooling; valid_BN: False for padding tokens."""
         config = self.config
         if config.pooling in ("cls", "first"):
             return x_BND[:, 0]

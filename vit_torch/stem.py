@@ -67,6 +67,8 @@ class Root(nn.Module):
 
 
 class Downsample(nn.Module):
+    """The shortcut of a stage's first unit: a convolution of size 1 to the unit's channels and stride, and its norm."""
+
     def __init__(self, into: int, out: int, stride: int) -> None:
         super().__init__()
         self.conv = StdConv(into, out, 1, stride)
@@ -97,6 +99,8 @@ class Unit(nn.Module):
 
 
 class Stage(nn.Module):
+    """Bottleneck units on maps of one size; the first one has the stride (ResNet, arXiv:1512.03385, section 4.1)."""
+
     def __init__(self, units: int, into: int, inner: int, stride: int) -> None:
         super().__init__()
         first = Unit(into, inner, stride, first=True)

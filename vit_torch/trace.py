@@ -9,24 +9,24 @@ from vit_torch.model import ViT
 
 
 def trace(
-    model: ViT, x_BHWC: np.ndarray, probe_BC: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
+    model: ViT, x_BHWC: np.ndarray, probe_BL: np.ndarray, masks: Masks | None = None, *, interpolate: bool = False
 ) -> dict[str, np.ndarray]:
     """Stages of `forward_intermediates`, the output of the call itself, and the gradient of sum(output * probe).
 
-    x_BHWC: images [B, H, W, C] of any float type (NHWC, as for vit_jax.trace). probe_BC: weights [B, classes] of the
+    x_BHWC: images [B, H, W, C] of any float type (NHWC, as for vit_jax.trace). probe_BL: weights [B, classes] of the
     outputs in that sum. masks: apply to the output and the gradients, not to the stages. interpolate: accept another
     resolution than the config's. Returns NumPy arrays by the names of the stages, "output", and "grad.<parameter>".
     """
     device = next(model.parameters()).device
     x_BCHW = torch.as_tensor(x_BHWC, device=device).permute(0, 3, 1, 2)
     model.zero_grad()
-    output_BC = model(x_BCHW, masks, interpolate=interpolate)
-    (output_BC * torch.as_tensor(probe_BC, device=device).to(output_BC.dtype)).sum().backward()
+    output_BL = model(x_BCHW, masks, interpolate=interpolate)
+    (output_BL * torch.as_tensor(probe_BL, device=device).to(output_BL.dtype)).sum().backward()
     gradients = {f"grad.{name}": arrays.to_numpy(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     with torch.no_grad():
         stages = model.forward_intermediates(x_BCHW, interpolate=interpolate)
-    return {name: arrays.to_numpy(stage) for name, stage in {**stages, "output": output_BC}.items()} | gradients
+    return {name: arrays.to_numpy(stage) for name, stage in {**stages, "output": output_BL}.items()} | gradients
 
 
 def predict(model: ViT, x_BHWC: np.ndarray, *, interpolate: bool = False) -> np.ndarray:

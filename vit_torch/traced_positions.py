@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def resampled(config: ViTConfig, grid: tuple[Any, Any], pos_hwD: Tensor) -> Tensor:
-    """Learned positions [h, w, D] of the config's grid for another one: [H, W, D].
+    """Learned positions [h, w, D] of the config's grid for another one: [y, x, D].
 
     One axis at a time: torch's einsum of three operands would ask for the sizes to choose an order.
     """
@@ -27,13 +27,13 @@ def resampled(config: ViTConfig, grid: tuple[Any, Any], pos_hwD: Tensor) -> Tens
 
 
 def sincos2d(config: ViTConfig, grid: tuple[Any, Any]) -> Tensor:
-    """The float64 table [H * W, width] of vit_core's `sincos2d`."""
+    """The float64 table [h * w, D] of vit_core's `sincos2d`."""
     table: Tensor = filled_sincos2d(grid, config.width, config.sincos_formula, torch)
     return table
 
 
 def _axis_matrices(config: ViTConfig, grid: tuple[Any, Any]) -> list[Tensor]:
-    """The float64 matrices [H, h] and [W, w] of vit_core's `axis_matrices`, from the config's grid to another.
+    """The float64 matrices [y, h] and [x, w] of vit_core's `axis_matrices`, from the config's grid to another.
 
     An equal grid gives identities there whatever the method, which is chosen here when the program runs.
     """

@@ -198,7 +198,7 @@ def test_a_model_of_transformers_without_its_pooler(tmp_path: Path) -> None:
 
 def google_arrays(config: ViTConfig, arrays: LazyArrays) -> dict[str, np.ndarray]:
     """The names and layouts of google-research/vision_transformer, big_vision's where there is no class token."""
-    D, T, K, big = config.width, config.heads, config.attention_dim, not config.class_token
+    D, T, K, big = config.width, config.heads, config.head_width, not config.class_token
     attention, mlp, norm = ("MultiHeadDotProductAttention_0", "MlpBlock_0", 1) if big else (
         "MultiHeadDotProductAttention_1", "MlpBlock_3", 2
     )  # fmt: skip

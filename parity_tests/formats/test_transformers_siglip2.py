@@ -89,8 +89,8 @@ def test_written_and_read(kind: str, tmp_path: Path) -> None:
     ours = collate(fitted, before.config.model, length=20)
     np.testing.assert_array_equal(ours.valid_BN, inputs["pixel_attention_mask"].numpy() == 1)
     # A quotient, a difference and a product of float32, each rounded; there they come in another order.
-    assert np.abs(ours.patches_BNP - inputs["pixel_values"].numpy()).max() <= 4 * 2.0**-24 / min(MADE.std)
-    batch = ours._replace(patches_BNP=inputs["pixel_values"].numpy())
+    assert np.abs(ours.patches_BNV - inputs["pixel_values"].numpy()).max() <= 4 * 2.0**-24 / min(MADE.std)
+    batch = ours._replace(patches_BNV=inputs["pixel_values"].numpy())
     in_pytorch = vit_torch.load(after, dtype="float64")
     with torch.no_grad():
         found = [in_pytorch(in_torch(batch)).numpy(), vit_jax.load(after, dtype="float64")(in_jax(batch))]

@@ -116,10 +116,10 @@ def expected_of(model: Any, x_BHWC: Any, pooling: str) -> Tensor:
     """Logits, image features, what the class pools, or else its tokens pooled."""
     inputs: dict[str, Any] = {"pixel_values": nchw(x_BHWC)}
     if "Siglip2" in type(model).__name__:
-        patches_BNP = torch.stack([torch.from_numpy(patchify(x_HWC, (4, 4))) for x_HWC in x_BHWC]).double()
-        ones_BN = torch.ones(patches_BNP.shape[:2], dtype=torch.long)
+        patches_BNV = torch.stack([torch.from_numpy(patchify(x_HWC, (4, 4))) for x_HWC in x_BHWC]).double()
+        ones_BN = torch.ones(patches_BNV.shape[:2], dtype=torch.long)
         grids_B2 = torch.tensor([[side // 4 for side in x_BHWC.shape[1:3]]] * len(x_BHWC))
-        inputs = {"pixel_values": patches_BNP, "pixel_attention_mask": ones_BN, "spatial_shapes": grids_B2}
+        inputs = {"pixel_values": patches_BNV, "pixel_attention_mask": ones_BN, "spatial_shapes": grids_B2}
     with torch.no_grad():
         if isinstance(model, hf.BeitForMaskedImageModeling):
             tokens: Tensor = model.layernorm(model.beit(**inputs).last_hidden_state)

@@ -97,30 +97,30 @@ def reconstructions(
     order_BN = evaluation_order(model, config.seed, range(len(x_BHWC)))
     predict = _in_torch if framework == "torch" else _in_jax
     values = {name: array.read().astype(np.float32) for name, array in arrays.items()}
-    predicted_BNP = predict(config, values, x_BHWC, order_BN)
+    predicted_BNV = predict(config, values, x_BHWC, order_BN)
     offset, scale = offset_and_scale(config.preprocessing)
     levels = float(np.iinfo(pixels_BHWC.dtype).max)
     found = []
-    for x_HWC, pixels_HWC, order_N, predicted_NP in zip(x_BHWC, pixels_BHWC, order_BN, predicted_BNP, strict=True):
-        hidden_M, true_NP = order_N[mae.visible(model) :], patchify(x_HWC, model.patch_size)
+    for x_HWC, pixels_HWC, order_N, predicted_NV in zip(x_BHWC, pixels_BHWC, order_BN, predicted_BNV, strict=True):
+        hidden_M, true_NV = order_N[mae.visible(model) :], patchify(x_HWC, model.patch_size)
         if mae.normalize_target:
-            deviation_N1 = np.sqrt(true_NP.var(axis=1, ddof=1, keepdims=True) + TARGET_EPSILON)
-            predicted_NP = predicted_NP * deviation_N1 + true_NP.mean(axis=1, keepdims=True)
-        completed_NP = true_NP.copy()
-        completed_NP[hidden_M] = predicted_NP[hidden_M]
-        visible_NP = patchify(pixels_HWC / levels, model.patch_size)
-        visible_NP[hidden_M] = 0.5
-        completed_HWC = (_unpatchified(completed_NP, model) / scale + offset) / levels
+            deviation_N1 = np.sqrt(true_NV.var(axis=1, ddof=1, keepdims=True) + TARGET_EPSILON)
+            predicted_NV = predicted_NV * deviation_N1 + true_NV.mean(axis=1, keepdims=True)
+        completed_NV = true_NV.copy()
+        completed_NV[hidden_M] = predicted_NV[hidden_M]
+        visible_NV = patchify(pixels_HWC / levels, model.patch_size)
+        visible_NV[hidden_M] = 0.5
+        completed_HWC = (_unpatchified(completed_NV, model) / scale + offset) / levels
         found.append(
-            Reconstruction(pixels_HWC / levels, _unpatchified(visible_NP, model), np.clip(completed_HWC, 0, 1))
+            Reconstruction(pixels_HWC / levels, _unpatchified(visible_NV, model), np.clip(completed_HWC, 0, 1))
         )
     return found
 
 
-def _unpatchified(patches_NP: np.ndarray, model: ViTConfig) -> np.ndarray:
+def _unpatchified(patches_NV: np.ndarray, model: ViTConfig) -> np.ndarray:
     """Patches put together to an image [H, W, C]."""
     (h, w), (P, Q) = model.grid, model.patch_size
-    x_hwPQC = patches_NP.reshape(h, w, P, Q, model.channels)
+    x_hwPQC = patches_NV.reshape(h, w, P, Q, model.channels)
     return x_hwPQC.transpose(0, 2, 1, 3, 4).reshape(*model.image_size, model.channels)
 
 

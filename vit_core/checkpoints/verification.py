@@ -89,7 +89,7 @@ def different(expected: ViTConfig, found: ViTConfig) -> dict[str, Any]:
 
 def _effective(config: ViTConfig) -> Mapping[str, Any]:
     fields = {name: getattr(config, name) for name in ViTConfig.model_fields if name not in TRAINING_ONLY}
-    return {**fields, "head_dim": config.attention_dim, "layer_scale": config.layer_scale is None}
+    return {**fields, "head_dim": config.head_width, "layer_scale": config.layer_scale is None}
 
 
 def probes(config: CheckpointConfig) -> list[np.ndarray]:

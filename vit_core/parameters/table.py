@@ -144,7 +144,7 @@ def _block(table: _Table, c: ViTConfig) -> None:
 
 def _attention(table: _Table, c: ViTConfig) -> None:
     # Xavier's fans are those of one of the three projections, which are separate in Google's code.
-    projection = _xavier_uniform(c.width, c.heads * c.attention_dim)
+    projection = _xavier_uniform(c.width, c.heads * c.head_width)
     table.linear("attn.qkv", ["qkv", "heads", "head_dim"], ["width"], init=projection, batch="qkv")
     if c.qkv_bias and c.key_bias:
         # A norm or a rotation of the keys makes their bias matter.
@@ -159,7 +159,7 @@ def _attention(table: _Table, c: ViTConfig) -> None:
         start = Initializer("rope", c.rope.base)
         layout = "coordinates heads pairs"
         table.add("attn.rope.freqs", layout, None, layout, init=start)
-    if c.relative_bias != "none" and not c.relative_bias_shared:
+    if c.relative_bias_per_block:
         _relative_bias(table, c, "attn.rel_pos")
     if c.attention_norm:
         table.norm("attn.norm", "(heads head_dim)")
@@ -239,13 +239,13 @@ class _Table:
         self.sizes = {
             "width": config.width,
             "heads": config.heads,
-            "head_dim": config.attention_dim,
+            "head_dim": config.head_width,
             "qkv": 3,
             "kv": 2,
             "coordinates": 2,
             "displacements": table_rows(config.grid, config.class_token),
             "relative_hidden": config.relative_bias_dim,
-            "pairs": config.attention_dim // 2,
+            "pairs": config.head_width // 2,
             "mlp": config.mlp_dim,
             "gate": 2,
             "channels": config.stem_channels,

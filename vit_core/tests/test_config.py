@@ -30,9 +30,9 @@ def test_names_of_the_package_are_those_of_its_modules() -> None:
 
 def test_sizes() -> None:
     c = ViTConfig(**FIELDS)
-    assert (c.grid, c.tokens, c.positions, c.attention_dim) == ((4, 3), 13, 13, 8)
+    assert (c.grid, c.tokens, c.positions, c.head_width) == ((4, 3), 13, 13, 8)
     assert ViTConfig(**{**FIELDS, "image_size": 32, "patch_size": 8}).image_size == (32, 32)
-    assert c.replace(head_dim=5).attention_dim == 5
+    assert c.replace(head_dim=5).head_width == 5
     assert c.replace(class_token_position=False).positions == 12
     full = c.replace(distillation="token", registers=4)
     assert (full.prefix_tokens, full.prefix_positions, full.tokens, full.positions) == (6, 2, 18, 14)
@@ -40,6 +40,8 @@ def test_sizes() -> None:
     assert (placeless.prefix_tokens, placeless.prefix_positions, placeless.positions) == (6, 0, 12)
     assert (c.pooled, c.features) == (24, 24)
     assert (c.replace(pooling="cls_gap").features, c.replace(representation=7, num_classes=0).features) == (48, 7)
+    biases = [{}, {"relative_bias": "table"}, {"relative_bias": "mlp", "relative_bias_shared": True}]
+    assert [c.replace(**fields).relative_bias_per_block for fields in biases] == [False, True, False]
     assert c.replace(stochastic_depth=0.2).drop_path_rates == (0.0, 0.1, 0.2)
     assert c.replace(depth=1, stochastic_depth=0.2).drop_path_rates == (0.0,)
 

@@ -9,21 +9,21 @@ import pytest
 from flax import nnx
 from jax import Array
 
-from vit_jax import layers
+from vit_jax import linear as module
 
 ROUNDING = 2.0**-8  # rounding to bfloat16, which has 8 significant bits, changes a value relatively by at most this
 
 
 def wide(x_BND: Array, kernel_DF: Array) -> Array:
-    layer = layers.linear(8, 24, use_bias=False)
+    layer = module.linear(8, 24, use_bias=False)
     layer.kernel = nnx.Param(kernel_DF)
-    return layers.to_hidden(layer, x_BND)
+    return module.to_hidden(layer, x_BND)
 
 
 def narrow(x_BND: Array, kernel_DF: Array) -> Array:
-    layer = layers.linear(8, 4, use_bias=False)
+    layer = module.linear(8, 4, use_bias=False)
     layer.kernel = nnx.Param(kernel_DF)
-    return layers.to_width(layer, x_BND, "mlp")
+    return module.to_width(layer, x_BND, "mlp")
 
 
 LAYERS: list[tuple[Callable[[Array, Array], Array], int]] = [(wide, 24), (narrow, 4)]
@@ -34,7 +34,7 @@ def test_results_and_gradients_are_rounded_once(
     layer: Callable[[Array, Array], Array], outputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compared with NumPy in float64: a sum of at most 24 products in float32 is off by far less than its rounding."""
-    monkeypatch.setattr(layers, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: True)
     rng = np.random.default_rng(0)
     x, kernel, grad = (
         jnp.asarray(rng.uniform(0.5, 1, shape), jnp.bfloat16) for shape in ((2, 6, 8), (8, outputs), (2, 6, outputs))
@@ -68,8 +68,8 @@ def test_where_results_are_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All three products of a layer, forward and backward, have factors of the layer's type."""
-    monkeypatch.setattr(layers, "cpu_multiplies_bfloat16", lambda: has_instructions)
-    monkeypatch.setattr(layers, "platform", lambda: platform)
+    monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: has_instructions)
+    monkeypatch.setattr(module, "platform", lambda: platform)
     x, kernel = jnp.ones((2, 6, 8), dtype), jnp.ones((8, outputs), dtype)
 
     def total(x: Array, kernel: Array) -> Array:
@@ -84,5 +84,5 @@ def test_where_results_are_in_float32(
 
 def test_the_processors_features(monkeypatch: pytest.MonkeyPatch) -> None:
     for features, expected in ({"avx512_bf16"}, True), ({"amx_bf16"}, True), ({"avx512f", "avx2"}, False):
-        monkeypatch.setattr(layers, "processor_lists", features.__contains__)
-        assert layers.cpu_multiplies_bfloat16() == expected
+        monkeypatch.setattr(module, "processor_lists", features.__contains__)
+        assert module.cpu_multiplies_bfloat16() == expected

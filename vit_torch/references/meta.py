@@ -27,12 +27,12 @@ def open_reference(path: Path, model: ViTConfig) -> Reference | None:
         return _backbone(state, model)
     prefixed = {name.removeprefix(_BACKBONE): x for name, x in state.items() if name.startswith(_BACKBONE)}
     backbone = _backbone(prefixed, model)
-    weight_CF, bias_C = (state[f"{_HEAD}{name}"] for name in ("weight", "bias"))
+    weight_LF, bias_L = (state[f"{_HEAD}{name}"] for name in ("weight", "bias"))
 
     def classify(x_BCHW: Tensor) -> Tensor:
         x_BND = backbone.forward_features(x_BCHW)
         mean_BD = x_BND[:, model.prefix_tokens :].mean(dim=1)
-        return nn.functional.linear(torch.cat([x_BND[:, 0], mean_BD], dim=1), weight_CF, bias_C)
+        return nn.functional.linear(torch.cat([x_BND[:, 0], mean_BD], dim=1), weight_LF, bias_L)
 
     return classify
 

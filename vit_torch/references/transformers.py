@@ -65,12 +65,12 @@ def _of_patches(opened: Any, x_BCHW: Tensor, patch_size: tuple[int, int]) -> Any
     module = importlib.import_module("transformers.models.siglip2.modeling_siglip2")
     (B, C, H, W), (P, Q) = x_BCHW.shape, patch_size
     x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
-    patches_BNP = x_BChPwQ.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, P * Q * C)
-    mask_BN = torch.ones(patches_BNP.shape[:2], dtype=torch.int32)
+    patches_BNV = x_BChPwQ.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, P * Q * C)
+    mask_BN = torch.ones(patches_BNV.shape[:2], dtype=torch.int32)
     grids_B2 = torch.tensor([[H // P, W // Q]] * B)
     with in_float64(module):
         result = opened(
-            nn.functional.pad(patches_BNP, (0, 0, 0, _PADDING), value=1.0),
+            nn.functional.pad(patches_BNV, (0, 0, 0, _PADDING), value=1.0),
             pixel_attention_mask=nn.functional.pad(mask_BN, (0, _PADDING)),
             spatial_shapes=grids_B2,
         )
@@ -80,7 +80,7 @@ def _of_patches(opened: Any, x_BCHW: Tensor, patch_size: tuple[int, int]) -> Any
 
 
 def masked_predictions(path: Path, x_BHWC: np.ndarray, order_BN: np.ndarray, mask_ratio: float) -> np.ndarray:
-    """What ViTMAEForPreTraining predicts for all patches [B, N, P] of images, in float64, where a share of the patches
+    """What ViTMAEForPreTraining predicts for all patches [B, N, V] of images, in float64, where a share of the patches
     is hidden, the last of the order. Raises InputError for a folder that it does not open as it is."""
     with contextlib.redirect_stderr(io.StringIO()):  # progress
         model = _opened(path, importlib.import_module("transformers").ViTMAEForPreTraining)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_torch import linear as module
-from vit_torch.layers import AdaptedLinear
-from vit_torch.linear import Linear, linear, linear_gelu
+from vit_torch.linear import AdaptedLinear, Linear, linear, linear_gelu
 
 ONEDNN = torch.backends.mkldnn.is_available()
 TYPES = [torch.float32] * ONEDNN + [torch.bfloat16] * (ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vit_core import ViTConfig
-from vit_torch.rope import places
+from vit_torch.rope import positions
 
 MODEL = ViTConfig(
     image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_dim=16, num_classes=2, rope={"jitter": 2.0},
@@ -16,7 +16,7 @@ MODEL = ViTConfig(
 @pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("traced", [False, True])
 def test_everything_is_on_the_device_of_the_model(rope: object, change: bool, traced: bool) -> None:
-    change_22 = torch.ones(2, 2, device="meta") if change else None
-    found = places(MODEL.replace(rope=rope), (2, 2), torch.zeros((), device="meta"), change_22, traced)
+    augmentation_22 = torch.ones(2, 2, device="meta") if change else None
+    found = positions(MODEL.replace(rope=rope), (2, 2), torch.zeros((), device="meta"), augmentation_22, traced)
     assert found
     assert all(table.is_meta and table.dtype == torch.float32 for table in found.values())

@@ -86,7 +86,7 @@ class Batch(NamedTuple):
     def size(self) -> str:
         """The drawn size on which the engine's program depends, as text for messages."""
         if isinstance(self.images_BHWC, PatchedImages):
-            return f"{self.images_BHWC.patches_BNP.shape[1]} patches"
+            return f"{self.images_BHWC.patches_BNV.shape[1]} patches"
         return f"patches of {'x'.join(map(str, self.patch_size))}" if self.patch_size else ""
 
     def fingerprint(self) -> str:

@@ -212,7 +212,7 @@ def rules(model: ViTConfig, names: Mapping[str, str] = _NAMES, layouts: Mapping[
 
 def allowed_values(model: ViTConfig) -> Mapping[str, Values]:
     """Field -> the values that vit-pytorch's ViT can express. Raises InputError for one head as wide as the model."""
-    if model.heads == 1 and model.attention_dim == model.width:
+    if model.heads == 1 and model.head_width == model.width:
         raise InputError("vit-pytorch has no attention projection for one head as wide as the model")
     mean = {"class_token": (False,), "class_token_position": (False,), "pooling": ("gap",)}
     return plain_vit_with(
@@ -246,7 +246,7 @@ def arguments(model: ViTConfig) -> dict[str, Any]:
         "dim": model.width,
         "depth": model.depth,
         "heads": model.heads,
-        "dim_head": model.attention_dim,
+        "dim_head": model.head_width,
         "mlp_dim": model.mlp_dim,
         "pool": "cls" if model.class_token else "mean",
         "channels": model.channels,

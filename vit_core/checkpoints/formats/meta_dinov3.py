@@ -252,7 +252,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     if model.qkv_bias and not model.key_bias:
         arrays = _with_masks(arrays, model, prefix)
     rope = model.rope or Rope()
-    periods = (2 * np.pi / frequencies(rope, model.attention_dim)).astype(np.float32)
+    periods = (2 * np.pi / frequencies(rope, model.head_width)).astype(np.float32)
     arrays = arrays.with_array(f"{prefix}{PERIODS}", convert(periods, rope.periods))
     arrays = arrays.with_array(f"{prefix}mask_token", convert(np.zeros((1, model.width)), dtype))
     notes = (f"opens in {opened_by(model)}", f"{prefix}mask_token: zeros, because it does not affect outputs")
@@ -261,7 +261,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
 
 def _with_masks(arrays: LazyArrays, model: ViTConfig, prefix: str) -> LazyArrays:
     """The arrays with zeros as biases of the keys, and masks that remove them."""
-    entries, inner = dict(arrays.entries), model.heads * model.attention_dim
+    entries, inner = dict(arrays.entries), model.heads * model.head_width
     for attn in (f"{prefix}blocks.{i}.attn.qkv." for i in range(model.depth)):
         entry = entries[f"{attn}bias"]
         entries[f"{attn}bias"] = entry.then(_zeros_between, (3 * inner,), entry.dtype)

@@ -157,7 +157,7 @@ def write_checkpoint(checkpoint: Checkpoint) -> Writing:
     rope, arrays = model.rope or Rope(), write_by_rules(_rules(model), model, checkpoint.arrays)
     for rotation, base in ((_PATCHES, rope.base), (_REGISTERS, rope.register_base)):
         for layer in range(model.depth if base is not None else 0):
-            values = convert(_frequencies(base or 1.0, model.attention_dim), "float32")
+            values = convert(_frequencies(base or 1.0, model.head_width), "float32")
             arrays = LazyArrays.with_array(arrays, _name(layer, rotation), values)
     notes = (f"opens in wangf3014/ViT-5: {call('vit_models', arguments(model))}, norm_layer its {_NORMS[model.norm]}",)
     return Writing(arrays, notes=(*notes, *not_carried(checkpoint, _RESAMPLING)))

@@ -16,7 +16,7 @@ from vit_core.naflex import Patches
 from vit_core.parameters import Parameter, Stack, parameters, stacks
 from vit_core.preprocess import Preprocessing, offset_and_scale
 from vit_jax import arrays, lora, masked_autoencoder, naflex, sharding
-from vit_jax.attention import Attend
+from vit_jax.attention import AttentionKind
 from vit_jax.stacking import Remat
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
@@ -43,7 +43,7 @@ class Forward:
         compute_dtype: str,
         *,
         scan: bool = True,
-        attention: Attend = "plain",
+        attention: AttentionKind = "plain",
         remat: Remat = "none",
         mixes: bool = False,
         adapters: Lora | None = None,
@@ -97,7 +97,7 @@ class Forward:
             mixes=config.augmentation.mixes,
         )
 
-    def ends(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def inputs_and_logits(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The head's inputs [B, features] and the logits [B, classes] of a training batch, in evaluation mode."""
         model, images_BHWC = self.model(params), self.normalise(batch.images_BHWC, batch)
         assert not isinstance(images_BHWC, Patches), "refused by the config"

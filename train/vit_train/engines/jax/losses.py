@@ -9,7 +9,7 @@ import optax
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 
-End = tuple[jax.Array, jax.Array]
+HeadValues = tuple[jax.Array, jax.Array]
 """The inputs of a head [B, features], and its logits [B, classes]."""
 
 
@@ -23,7 +23,9 @@ def total_loss(config: TrainConfig, outputs: jax.Array, batch: Batch) -> jax.Arr
     return (losses_B * batch.weights_B.astype(losses_B.dtype)).sum()
 
 
-def distillation_loss(config: TrainConfig, student: Sequence[End], teacher: End, batch: Batch) -> jax.Array:
+def distillation_loss(
+    config: TrainConfig, student: Sequence[HeadValues], teacher: HeadValues, batch: Batch
+) -> jax.Array:
     """`total_loss` of a run that also learns from a teacher (vit_train.config.Distillation). student: of each head."""
     distillation, (own, learning) = config.distillation, (student[0], student[-1])
     losses_B = own_losses(config, precise(own[1]), batch)

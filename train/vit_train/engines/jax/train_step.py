@@ -255,8 +255,8 @@ class TrainStep:
                 loss = total_loss(self.config, model(images_BHWC, part.masks, patch_size=patch_size), part)
             else:
                 assert not isinstance(images_BHWC, Patches), "refused by the config"
-                ends = model.forward_ends(model.forward_features(images_BHWC, part.masks, patch_size=patch_size))
-                loss = distillation_loss(self.config, ends, self.teacher.ends(taught, part), part)
+                heads = model.forward_heads(model.forward_features(images_BHWC, part.masks, patch_size=patch_size))
+                loss = distillation_loss(self.config, heads, self.teacher.inputs_and_logits(taught, part), part)
             return loss.astype(dtype) / count
 
         compute: Gradients = jax.value_and_grad(loss_of)

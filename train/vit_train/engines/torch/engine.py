@@ -295,9 +295,9 @@ class TorchEngine(Member):
             return total_loss(self.config, self.parallel(part.images_BHWC, part), part)
         with torch.no_grad():
             as_it_is = part._replace(masks={}, patch_size=None)
-            ends = self.teacher(part.images_BHWC, as_it_is, ends=True)
-        taught = mean_of_heads(ends, pre_logits=True), mean_of_heads(ends)
-        student = self.parallel(part.images_BHWC, part, ends=True)
+            heads = self.teacher(part.images_BHWC, as_it_is, return_heads=True)
+        taught = mean_of_heads(heads, pre_logits=True), mean_of_heads(heads)
+        student = self.parallel(part.images_BHWC, part, return_heads=True)
         return distillation_loss(self.config, student, taught, part)
 
     def _network_of(self, teacher: Checkpoint, mesh: Mesh, compute: torch.dtype) -> Network:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch
 
-End = tuple[Tensor, Tensor]
+HeadValues = tuple[Tensor, Tensor]
 """The inputs of a head [B, features], and its logits [B, classes]."""
 
 
@@ -23,7 +23,7 @@ def total_loss(config: TrainConfig, outputs: Tensor, batch: Batch) -> Tensor:
     return (losses_B * batch.weights_B.to(losses_B)).sum()
 
 
-def distillation_loss(config: TrainConfig, student: Sequence[End], teacher: End, batch: Batch) -> Tensor:
+def distillation_loss(config: TrainConfig, student: Sequence[HeadValues], teacher: HeadValues, batch: Batch) -> Tensor:
     """`total_loss` of a run that also learns from a teacher (vit_train.config.Distillation). student: of each head."""
     distillation, (own, learning) = config.distillation, (student[0], student[-1])
     losses_B = own_losses(config, precise(own[1]), batch)

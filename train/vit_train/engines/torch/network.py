@@ -30,11 +30,11 @@ class Network(nn.Module):
         for name, constants_C in zip(("offset", "scale"), offset_and_scale(preprocessing), strict=True):
             self.register_buffer(name, torch.from_numpy(constants_C), persistent=False)
 
-    def forward(self, images_BHWC: Tensor | Patches, batch: Batch | None = None, ends: bool = False) -> Any:
+    def forward(self, images_BHWC: Tensor | Patches, batch: Batch | None = None, return_heads: bool = False) -> Any:
         """Logits [B, classes] of uint8 images; batch: of training, with its masks, its patch size and how images are
-        mixed. ends: return what the model's `forward_ends` does."""
+        mixed. return_heads: return what the model's `forward_heads` does."""
         x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
-        options: dict[str, Any] = {"ends": True} if ends else {}
+        options: dict[str, Any] = {"return_heads": True} if return_heads else {}
         if batch is not None and batch.patch_size is not None:
             options["patch_size"] = batch.patch_size
         # FSDP casts as it gathers.
