@@ -31,6 +31,12 @@ PROSE = PAGES | {name: ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md
 README = PAGES["README.md"]
 AVOIDED = ("mend", "mends", "nothing tells", "blind to", "as ever", "spoken of", "whence", "thereof")
 """Archaic words and idioms, which readers with another first language have to read twice."""
+BRITISH = re.compile(
+    r"\b(?:colour|grey|neighbour|behaviour|favour|licence|labell|modell|towards|afterwards"
+    r"|(?:normal|recogn|initial|standard|optim|summar|general|special|real|random)is(?:e|ing|ation))\w*",
+    re.I,
+)
+"""Spellings other than the American ones, which the documentation uses outside of code."""
 EXECUTABLES = Path(sys.executable).parent
 VIT = re.compile(rf"(?:\bvit|-m vit_cli) ((?:{'|'.join(COMMANDS)})\b[^\"`]*)")
 
@@ -221,6 +227,8 @@ def test_words_are_plain(name: str) -> None:
     text = PROSE[name].read_text().lower()
     for word in AVOIDED:
         assert not re.search(rf"\b{re.escape(word)}\b", text), word
+    prose = re.sub(r"^ *```.*?^ *```$|`[^`]*`", "", text, flags=re.M | re.S)
+    assert BRITISH.findall(prose) == []
 
 
 class References(HTMLParser):
