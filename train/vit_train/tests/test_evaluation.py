@@ -50,7 +50,9 @@ def test_accuracy_and_loss_equal_numpys(name: str) -> None:
     assert found.top5 is None, "the model has four outputs: it would always be 1"
     assert "top5" not in found.values
     # float32 logits of batches of other sizes, of order one.
-    assert found.loss == pytest.approx(-np.log(probabilities_BC[np.arange(64), labels_B]).mean(), rel=1e-5)
+    assert found.loss == pytest.approx(
+        -np.log(probabilities_BC[np.arange(64), labels_B]).mean(), rel=parity.FLOAT32_BOUND
+    )
     # A training run's engine with the same weights predicts the same.
     engine = ENGINES[name](CONFIG.replace(ema=None), randomized())
     np.testing.assert_array_equal(engine.predict(pixels()), predictor.predict(pixels()))
@@ -74,7 +76,9 @@ def test_a_sigmoid_run_is_evaluated_by_its_own_loss() -> None:
     is_class_BC = np.eye(4)[np.arange(64) % 4]
     expected = sum(log_loss(is_class_BC[:, c], probabilities_BC[:, c]) for c in range(4))
     sigmoid = CONFIG.replace(loss="sigmoid").evaluation
-    assert evaluate(predictor, SPLIT, sigmoid).loss == pytest.approx(expected, rel=1e-5)  # float32 logits, as above
+    assert evaluate(predictor, SPLIT, sigmoid).loss == pytest.approx(
+        expected, rel=parity.FLOAT32_BOUND
+    )  # float32 logits, as above
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -124,7 +128,7 @@ def test_a_checkpoint_is_evaluated_without_a_training_config(tmp_path: Any, capl
     for result, framework in zip(results, ("jax", "torch"), strict=True):
         assert result.title == f"a checkpoint in memory on images (all images), {framework}"
         assert (result.images, result.process, result.accuracy.correct) == (64, 0, expected.correct)
-        assert result.accuracy.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert result.accuracy.loss == pytest.approx(expected.loss, rel=parity.FLOAT32_BOUND)
         found, wanted = result.accuracy.calibration, expected.calibration
         assert found is not None
         assert wanted is not None
