@@ -65,9 +65,8 @@ def test_the_most_probable_classes_come_first(how: str) -> None:
     logits_C = np.array([1.0, 3.0, 2.0])
     expected_C = special.softmax(logits_C) if how == "softmax" else special.expit(logits_C)
     assert found.labels == ("green", "blue", "red")
-    assert found.probabilities == pytest.approx(
-        expected_C[[1, 2, 0]], rel=2 * 20 * 2.0**-53
-    )  # as above, with exponents of order one
+    # As above, with exponents of order one.
+    assert found.probabilities == pytest.approx(expected_C[[1, 2, 0]], rel=2 * 20 * 2.0**-53)
     assert (found.label, found.probability) == (found.labels[0], found.probabilities[0])
     assert str(pipeline(weights=weights, top_k=2)(plain(64, 192, 128))).startswith("green ")
     assert pipeline(weights=weights, top_k=2)(plain(64, 192, 128)).labels == ("green", "blue")
