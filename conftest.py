@@ -1,7 +1,8 @@
-"""What all tests share: compiled programs, and how many examples a randomized test tries.
+"""Settings of all tests: the cache of compiled programs, and the number of examples of a randomized test.
 
-Programs that several tests compile are compiled once: a cache for all processes of the session. `make` keeps it in the
-virtual environment for the next session; where nothing is said it is gone with the session.
+All processes of a test session share one cache, so that a program of several tests is compiled once. `make` keeps the
+cache in the virtual environment for the next session. Without JAX_COMPILATION_CACHE_DIR the cache is a temporary
+folder, which is deleted when the session ends.
 """
 
 import atexit
@@ -12,14 +13,15 @@ import tempfile
 
 from hypothesis import settings
 
-import vit_core.checkpoints  # noqa: F401  # first by Python: pytest would make a second module of a test's package
+# Imported before any test: otherwise pytest creates a second module for a package that contains tests.
+import vit_core.checkpoints  # noqa: F401
 from vit_core.libtpu import silence_libtpu
 
 for profile, examples in {"quick": 100, "release": 400}.items():
     settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True)
-settings.load_profile("quick")  # `make test-release` asks for the other one
+settings.load_profile("quick")  # `make test-release` selects the other profile
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # nobody keeps one, and this is the first of the session's processes
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # only in the first process: it sets the variable
     cache = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
@@ -27,17 +29,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 silence_libtpu()
 
-# The libraries make some millions of objects that stay. To look through all of them for garbage, again and again, took
-# a tenth of the tests' time.
+# The libraries create millions of objects that live until the end. Each garbage collection would visit all of them,
+# which takes a tenth of the tests' time. Therefore collection is off during imports, and ignores these objects later.
 gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """All is imported: from now on only what tests make is looked through."""
+    """Excludes all objects that exist after the imports from garbage collection, and turns it on."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_unconfigure() -> None:
-    """Lets the libraries' objects go, of which some complain of others that are still there at the end."""
+    """Makes the libraries' objects collectable again: some libraries warn at exit about objects that remain."""
     gc.unfreeze()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from parity_tests import parallel
-from parity_tests.test_sharding import BOUND, MESHES, on_devices
+from parity_tests.test_sharding import MESHES, on_devices
 from parity_tests.test_torchrun import MESHES as PROCESSES
 from parity_tests.test_torchrun import TORCHRUN, of
 from parity_tests.twins import checkpoint
+from vit_core import parity
 from vit_core.checkpoints import Checkpoint, open_checkpoint
 from vit_core.lora import Lora, merged_arrays
 from vit_train.config import Distillation, TrainConfig
@@ -45,20 +46,20 @@ def test_every_mesh_is_one_device(tmp_path: Path) -> None:
         found = np.load(tmp_path / f"{mesh}.npz")
         assert set(found) == expected.keys()
         for name, array in expected.items():
-            assert parallel.parity.difference(found[name], array)[1] <= BOUND, (mesh, name)
+            assert parity.difference(found[name], array)[1] <= parity.SHARDED_BOUND, (mesh, name)
     # The step that eight devices saved is the merged network, and one goes on from it.
     run = Run(tmp_path, Request(config=RUN))
     resumed = engine_of(JaxEngine, saved=run.step_folder(parallel.STEPS))
     arrays = merged_arrays(resumed.export(), RUN.model, RUN.lora)
     assert_same_arrays(open_checkpoint(run.step_folder(parallel.STEPS)), arrays)
     for name, array in resumed.export().items():
-        assert parallel.parity.difference(array, expected[name])[1] <= BOUND, name
+        assert parity.difference(array, expected[name])[1] <= parity.SHARDED_BOUND, name
 
 
 def assert_same_arrays(found: Checkpoint, expected: dict[str, np.ndarray]) -> None:
     assert found.arrays.keys() == expected.keys()
     for name, array in expected.items():
-        assert parallel.parity.difference(found.arrays[name], array)[1] <= parallel.parity.FLOAT64_BOUND, name
+        assert parity.difference(found.arrays[name], array)[1] <= parity.FLOAT64_BOUND, name
 
 
 @pytest.mark.release

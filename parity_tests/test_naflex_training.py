@@ -175,7 +175,7 @@ def test_what_was_trained_evaluates_and_predicts_the_same(tmp_path: Path) -> Non
             logits_C = model(in_torch(collate([load_image(file, made).astype(np.float64)], PLAIN)))[0]
         expected = torch.softmax(logits_C, 0).sort(descending=True).values.numpy()
         for found in named:
-            assert distance(np.array(found[i].probabilities), expected) < 1e-12
+            assert distance(np.array(found[i].probabilities), expected) < parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ from vit_core.checkpoints.formats.transformers.image_processors import (
 from vit_core.preprocess import Preprocessing, resize_image
 
 LEVEL = 1e-4
-"""Bound of normalized values, in levels of 255: float32 rounds both."""
+"""Bound of normalized values, in levels of 255. A value of at most 2.7 has four roundings of 2**-24 on each side, times
+255 * 0.28: 9e-5."""
 
 
 def assert_same_pixels(theirs: Any, preprocessing: Preprocessing, image: Image.Image) -> None:

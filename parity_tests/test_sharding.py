@@ -44,8 +44,6 @@ MESHES = {
     "2 x 2 x 2": Mesh(data=2, fsdp=2, tensor=2),
     "tensor 8": Mesh(data=1, tensor=8),
 }
-BOUND = 1e-10
-"""Rounding of a gradient, 1e-16 of its scale, which AdamW divides by an epsilon of 1e-6 at least."""
 
 SHARDS: dict[str, list[tuple[int, ...]]] = {
     "params/blocks.0-1.attn.qkv.weight": [(2, 32, 3, 8, 4), (2, 4, 3, 8, 4), (2, 16, 3, 4, 4), (2, 32, 3, 1, 4)],
@@ -115,7 +113,7 @@ def test_losses_and_weights_are_a_single_devices(mesh: str, eight: Path, one: di
     found = np.load(eight / f"{mesh}.npz")
     assert set(found) == one.keys()
     for name, expected in one.items():
-        assert parity.difference(found[name], expected)[1] <= BOUND, name
+        assert parity.difference(found[name], expected)[1] <= parity.SHARDED_BOUND, name
 
 
 @pytest.mark.slow
@@ -147,7 +145,7 @@ def test_a_kind_is_a_single_devices_on_every_mesh(kind: str, tmp_path: Path) -> 
 def assert_same(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], what: str) -> None:
     assert set(found) == expected.keys()
     for name, array in expected.items():
-        assert parity.difference(found[name], array)[1] <= BOUND, (what, name)
+        assert parity.difference(found[name], array)[1] <= parity.SHARDED_BOUND, (what, name)
 
 
 @pytest.mark.release
@@ -170,7 +168,7 @@ def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray
     for step in range(3, parallel.STEPS):
         engine.train_step(batches[step], step)
     for name, array in (engine.export() | engine.statistics()).items():
-        assert parity.difference(array, one[name])[1] <= BOUND, name
+        assert parity.difference(array, one[name])[1] <= parity.SHARDED_BOUND, name
 
 
 @pytest.mark.slow
@@ -182,7 +180,7 @@ def test_a_run_goes_on_with_fewer_devices(eight: Path, one: dict[str, np.ndarray
 def test_storage_and_recomputation_change_no_result(change: dict[str, object], one: dict[str, np.ndarray]) -> None:
     found = trained(JaxEngine(RUN.replace(**change)))
     for name, expected in one.items():
-        assert parity.difference(found[name], expected)[1] <= BOUND, name
+        assert parity.difference(found[name], expected)[1] <= parity.SHARDED_BOUND, name
 
 
 def collectives(program: str) -> list[tuple[str, int]]:

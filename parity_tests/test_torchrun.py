@@ -105,8 +105,7 @@ def test_a_run_under_torchrun_is_the_run(tmp_path: Path) -> None:
         assert len(re.findall(r"^\d+ steps of \d+ images", done.stdout, re.MULTILINE)) == 1, "one process says it"
     one, two = (open_checkpoint(tmp_path / run / "checkpoint").arrays for run in ("one", "two"))
     for name in one:
-        # 300 steps amplify rounding; a batch shared wrongly is apart in the first digits.
-        assert parity.difference(two[name], one[name])[1] < 1e-8, name
+        assert parity.difference(two[name], one[name])[1] <= parity.SHARDED_BOUND, name
     ends = [read_metrics(tmp_path / run / "metrics.jsonl")[-1] for run in ("one", "two")]
     assert ends[0]["top1"] == ends[1]["top1"]
 

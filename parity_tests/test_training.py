@@ -225,8 +225,9 @@ def test_bfloat16_compute_is_comparable() -> None:
         found = np.sqrt(np.asarray(engine.train_step(batch, 0).squared_norms, np.float64))
         errors.append(float(np.linalg.norm(found - exact) / np.linalg.norm(exact)))
         assert all(array.dtype == np.float32 for array in engine.export().values())
-    # Rounding to 8 bits at each of a few dozen operations in depth: about sqrt(40) * 2**-9 of the scale; at least one.
-    assert all(2**-11 < error < 0.05 for error in errors), errors
+    # Rounding to 8 bits at each of 40 operations in depth, which add up like a random walk; four for the gain of the
+    # backward pass. At least one rounding, a quarter of its bound.
+    assert all(2**-11 < error < 4 * np.sqrt(40) * 2**-9 for error in errors), errors
     assert max(errors) <= parity.COMPARABLE * min(errors), errors
 
 

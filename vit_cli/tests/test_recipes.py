@@ -113,10 +113,10 @@ def test_recipes_say_what_papers_say() -> None:
     """Values that are easily lost, from the sources the recipes name."""
     plain = recipes.load("imagenet_s16", "pretrain")
     assert (plain.batch_size, plain.optimizer.decay, plain.optimizer.weight_decay) == (1024, "independent", 1e-4)
-    assert plain.steps * plain.batch_size / 1_281_167 / 0.99 == pytest.approx(90, rel=1e-2)
+    assert plain.steps * plain.batch_size / 1_281_167 / 0.99 == pytest.approx(90, abs=1024 / 1_281_167)  # whole steps
     long = recipes.load("imagenet_s16_300", "pretrain")
     assert long == plain.replace(steps=long.steps)
-    assert long.steps == pytest.approx(300 * 1_281_167 * 0.99 / 1024, rel=1e-4)
+    assert long.steps == pytest.approx(300 * 1_281_167 * 0.99 / 1024, abs=1)
     google = recipes.load("vit_imagenet1k", "pretrain"), recipes.load("vit_imagenet21k", "pretrain")
     assert [(each.loss, each.model.head_bias_init) for each in google] == [("sigmoid", -10.0)] * 2
     assert google[0].optimizer.weight_decay == 0.3
@@ -137,6 +137,6 @@ def test_recipes_say_what_papers_say() -> None:
     low_rank = recipes.load("lora", "finetune", CheckpointConfig(model=variant("B/16", 224, 1000)))
     assert (low_rank.lora.rank, low_rank.lora.scale, low_rank.schedule.warmup_steps) == (8, 1.0, 120)
     cifar = recipes.load("cifar10", "pretrain")
-    assert cifar.steps * cifar.batch_size / 50_000 == pytest.approx(280, rel=1e-3)
+    assert cifar.steps * cifar.batch_size / 50_000 == pytest.approx(280, abs=100 * 128 / 50_000)  # hundreds of steps
     assert 3 * sum(flops.forward(cifar.model).values()) * cifar.steps * cifar.batch_size <= 16e15
     assert count(cifar.model) <= 4_000_000

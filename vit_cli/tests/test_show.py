@@ -100,13 +100,13 @@ def test_answers_are_the_models() -> None:
     accuracies, confidences = calibration_curve(right_N, probabilities_N, n_bins=BINS, strategy="uniform")
     found = answers.calibration
     full = found.counts_K > 0
-    np.testing.assert_allclose(found.correct_K[full] / found.counts_K[full], accuracies, rtol=1e-13)
+    np.testing.assert_allclose(found.correct_K[full] / found.counts_K[full], accuracies, rtol=2.0**-52)  # one quotient
     # The logits of one batch and of several differ in their last bits of float32, here and in the losses.
-    np.testing.assert_allclose(found.confidences_K[full] / found.counts_K[full], confidences, rtol=1e-5)
+    np.testing.assert_allclose(found.confidences_K[full] / found.counts_K[full], confidences, rtol=parity.FLOAT32_BOUND)
     losses_N = np.log(np.exp(logits_NC).sum(axis=1)) - logits_NC[np.arange(24), classes_N]
     wrong = np.sort(losses_N[logits_NC.argmax(axis=1) != classes_N])[::-1]
     assert len(wrong) > 3
-    np.testing.assert_allclose([each.loss for each in answers.worst(3)], wrong[:3], rtol=1e-5)
+    np.testing.assert_allclose([each.loss for each in answers.worst(3)], wrong[:3], rtol=parity.FLOAT32_BOUND)
     pair = answers.confused(1, 2)[0]
     off = expected - np.diag(np.diag(expected))
     assert off[LABELS.index(pair.label), LABELS.index(pair.answer)] == off.max()

@@ -159,11 +159,15 @@ def xla_flops(config: ViTConfig, remat: str) -> float:
 def test_flops_equal_what_xla_counts() -> None:
     """XLA counts softmax, norms and GELU too; the arithmetic counts a gradient of the images, which is not needed."""
     config = variant("S/16", 224, 1000).replace(depth=2)
+    # Operations on each value of a block that are no matrix product, at most: 9 for each of two norms, 12 for GELU, one
+    # for each bias and residual; 5 for each score in the softmax. The backward pass has twice as many.
+    D, N = config.width, config.tokens
+    others = config.depth * N * ((2 * 9 + 9 + 2) * D + 12 * config.mlp_dim + 5 * config.heads * N)
     forward, plain = sum(flops.forward(config).values()), xla_flops(config, "none")
-    assert plain + flops.forward(config)["patch_embed"] == pytest.approx(3 * forward, rel=0.02)
-    for remat, excess in (("dots", 0.15), ("full", 0.02)):
+    assert 0 < plain + flops.forward(config)["patch_embed"] - 3 * forward < 3 * others
+    for remat in ("dots", "full"):
         again = xla_flops(config, remat) - plain
-        assert 1 <= again / flops.recomputed(config, remat) < 1 + excess  # type: ignore[arg-type]
+        assert 0 <= again - flops.recomputed(config, remat) < others  # type: ignore[arg-type]
     assert flops.recomputed(config, "none") == 0
 
 
