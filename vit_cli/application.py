@@ -66,7 +66,7 @@ COMMANDS = {
         Command(
             "export", "Write a checkpoint as a program for other runtimes, and check that it is the same model.", "Use"
         ),
-        Command("show", "Draw a model's filters, attention and wrong answers.", "Use"),
+        Command("show", "Draw a model's filters, attention and wrong predictions.", "Use"),
         Command("push", "Upload a checkpoint to the Hugging Face Hub, with a model card.", "Checkpoints"),
         Command("schema", "Print the JSON schema of a checkpoint's config.json.", "Checkpoints"),
         Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),

@@ -56,7 +56,7 @@ class RandomImages:
 
 @dataclass
 class OnData:
-    """Answers of a program and of its twin on the same images."""
+    """Predictions of a program and of its twin on the same images."""
 
     title: str
     twin: list[np.ndarray] = field(default_factory=list)
@@ -74,7 +74,7 @@ class OnData:
 
     @property
     def changed(self) -> int:
-        """Number of images whose first answer differs from the twin's."""
+        """Number of images whose predicted class differs from the twin's."""
         return int((np.concatenate(self.twin).argmax(-1) != np.concatenate(self.file).argmax(-1)).sum())
 
     @property
@@ -89,14 +89,14 @@ class OnData:
 
     @property
     def margins(self) -> np.ndarray:
-        """For each image the difference between the twin's first and second output, ascending."""
+        """For each image the difference between the twin's two largest outputs, ascending."""
         ordered = np.sort(np.concatenate(self.twin), axis=-1)
         return np.sort(ordered[:, -1] - ordered[:, -2])
 
     def accuracy(self, which: str) -> float | None:
         """Top-1 accuracy of "twin" or "file"; None if images may have several classes."""
-        answers = np.concatenate(self.twin if which == "twin" else self.file).argmax(-1)
-        return float((answers == self.wanted).mean()) if self.wanted else None
+        predictions = np.concatenate(self.twin if which == "twin" else self.file).argmax(-1)
+        return float((predictions == self.wanted).mean()) if self.wanted else None
 
 
 def on_random_images(checkpoint: Checkpoint, deployment: Deployment, program: Runner) -> list[RandomImages]:
@@ -126,12 +126,12 @@ def on_data(
     count: int,
     display: "Display",
 ) -> OnData:
-    """Answers of a program and its twin to `count` images of a split, evenly spaced, from the files' bytes.
+    """Predictions of a program and its twin for `count` images of a split, evenly spaced, from the files' bytes.
 
     outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
     read are named and left out. Raises InputError if none can be read.
     """
-    from vit_train.answers import spread_over
+    from vit_train.predictions import spread_over
 
     ids = spread_over(split, count)
     alone = deployment.input == "image" or deployment.any_size
@@ -163,7 +163,7 @@ def _add(
     images: Sequence[DecodedImage],
     size: int,
 ) -> None:
-    """Adds the answers to some images; a fixed batch is filled up with its last image."""
+    """Adds the predictions for some images; a fixed batch is filled up with its last image."""
     padded = [*images, *[images[-1]] * (size - len(images))] if deployment.batch else images
     begin = time.perf_counter()
     made = Images(deployment.preprocessing, len(padded))

@@ -77,7 +77,7 @@ def match_labels(
     order = tuple(position[name] for name in data_names)
     if len(order) < outputs:
         note = (
-            f"labels: the data set has {len(order)} of the model's {outputs} classes; an answer of another class "
+            f"labels: the data set has {len(order)} of the model's {outputs} classes; a prediction of another class "
             "counts as wrong"
         )
     else:

@@ -77,7 +77,9 @@ def evaluate_checkpoint(
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
     if one_class and examples.multilabel:
-        raise InputError(f"{examples.title}: images may have several classes; --against compares answers of one each")
+        raise InputError(
+            f"{examples.title}: images may have several classes; --against compares predictions of one each"
+        )
     examples.make_ready(display)
     if real_labels is not None:
         real_labels.check(examples)

@@ -81,7 +81,7 @@ def evaluate(
             matched by position. By position: class i is output i. By number: the class named 7 is output 7.
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
         real_labels: The file real.json of ImageNet-ReaL: also print the accuracy on ImageNet's validation images by
-            their reassessed labels. An answer is correct if it is any of them; images without one are not counted.
+            their reassessed labels. A prediction is correct if it is any of them; images without one are not counted.
         against: Another checkpoint to evaluate on the same images, with its own settings (options for opening, size and
             preprocessing apply to the first): also print the difference of the two accuracies, with the 95 % interval
             of the paired differences.

@@ -236,7 +236,7 @@ def _comparison(checkpoint: Checkpoint, data: "Data", images: int, labels: Label
 def _compare(
     name: str, checkpoint: Checkpoint, deployment: Deployment, program: Runner, comparison: _Comparison
 ) -> None:
-    """Prints the answers of a program and of the model to images of a data set."""
+    """Prints the predictions of a program and of the model for images of a data set."""
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.frameworks import predictor_class
 

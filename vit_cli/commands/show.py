@@ -30,9 +30,9 @@ from vit_core.storage import Location, absolute, check_new_folder, local_copy, l
 
 if TYPE_CHECKING:
     from vit_cli.shown_figures import Shown
-    from vit_train.answers import Answers
     from vit_train.data.sources import Split
     from vit_train.display import Display
+    from vit_train.predictions import Predictions
 
 PAGE = "index.html"
 
@@ -53,12 +53,12 @@ def show(
     reading: ReadingOptions = AS_RECORDED,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Draw a model's filters, attention and wrong answers.
+    """Draw a model's filters, attention and wrong predictions.
 
     Writes PNG files and index.html, a page with all of them that needs no other file: patch filters and position
     embeddings; for an image, attention by head and layer, attention rollout, mean attention distance and the attention
-    of registers; for a training run the curves; for its data set the confusion matrix and the worst wrong answers, or,
-    for a masked autoencoder, images that it completes. Figures that cannot be drawn are listed.
+    of registers; for a training run the curves; for its data set the confusion matrix and the worst wrong predictions,
+    or, for a masked autoencoder, images that it completes. Figures that cannot be drawn are listed.
 
     Examples:
         vit show runs/cifar10
@@ -95,12 +95,14 @@ def show(
     drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))
     display = TerminalDisplay()
     examples = _examples(checkpoint, data, data_dir, split, display)
-    answers = None
+    predictions = None
     if examples is not None:
-        answers = _answers(opened, preprocessing, examples, framework, images, labels, display)
+        predictions = _predictions(opened, preprocessing, examples, framework, images, labels, display)
     if drawn_for is None and examples is not None:
-        drawn_for = _first_readable(examples, answers, preprocessing)
-    shown = Shown(opened, preprocessing, framework, display, drawn_for, run_containing(checkpoint), examples, answers)
+        drawn_for = _first_readable(examples, predictions, preprocessing)
+    shown = Shown(
+        opened, preprocessing, framework, display, drawn_for, run_containing(checkpoint), examples, predictions
+    )
     _write(folder, str(checkpoint), shown)
     return 0
 
@@ -127,12 +129,12 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _first_readable(
-    examples: "Split", answers: "Answers | None", preprocessing: Preprocessing
+    examples: "Split", predictions: "Predictions | None", preprocessing: Preprocessing
 ) -> tuple[str, np.ndarray]:
     """Name and pixels of the first image that can be read. Raises InputError if there is none."""
-    from vit_train.answers import readable_among
+    from vit_train.predictions import readable_among
 
-    ids = range(len(examples)) if answers is None else answers.ids_N
+    ids = range(len(examples)) if predictions is None else predictions.ids_N
     for i, pixels_HWC, _ in readable_among(examples, ids, preprocessing):
         return examples.name(i), pixels_HWC
     raise InputError(f"{examples.title}: no image can be read; see the lines above")
@@ -161,7 +163,7 @@ def _examples(
     return examples
 
 
-def _answers(
+def _predictions(
     checkpoint: Checkpoint,
     preprocessing: Preprocessing,
     examples: "Split",
@@ -169,12 +171,12 @@ def _answers(
     images: int,
     labels: LabelMatching,
     display: "Display",
-) -> "Answers | None":
-    """The model's answers to a data set. If images may have several classes or the model has no head, None, with a
+) -> "Predictions | None":
+    """The model's predictions for a data set. If images may have several classes or the model has no head, None, with a
     printed reason."""
-    from vit_train.answers import answers_to
     from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.frameworks import predictor_class
+    from vit_train.predictions import predictions_for
 
     if examples.multilabel:
         console.say("not drawn: confusion matrix and worst images; images may have several classes")
@@ -185,7 +187,7 @@ def _answers(
     outputs = matched_outputs(checkpoint, examples, labels)
     own = checkpoint.with_config(checkpoint.config.replace(preprocessing=preprocessing))
     predictor = predictor_class(framework, "float32")(own)
-    return answers_to(predictor, examples, preprocessing, outputs, images, display)
+    return predictions_for(predictor, examples, preprocessing, outputs, images, display)
 
 
 def _write(folder: Location, title: str, shown: "Shown") -> None:

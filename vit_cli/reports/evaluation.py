@@ -111,7 +111,7 @@ def _json_of_difference(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _json_of_calibration(found: Calibration) -> dict[str, Any]:
-    bins = {"answers": found.counts_K, "confidences": found.confidences_K, "correct": found.correct_K}
+    bins = {"predictions": found.counts_K, "confidences": found.confidences_K, "correct": found.correct_K}
     return {
         "calibration_error": found.expected_error,
         "mean_confidence": found.confidence,

@@ -148,7 +148,7 @@ def test_another_model_is_not_written(
 
 
 @pytest.mark.slow
-def test_answers_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
+def test_predictions_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
     """Accuracy, changes and margins are those of the outputs; the last images of a fixed batch are counted once."""
     from vit_train.tests.small_run import CONFIG, LABELS, folder_of_images
     from vit_train.tests.small_run import MODEL as SMALL

@@ -31,7 +31,7 @@ def test_fewer_classes_than_the_model_has():
     found = match_labels(("ant", "bee", "cat", "dog"), 4, ("dog", "bee"))
     assert found.outputs == (3, 1)
     assert found.notes == (
-        "labels: the data set has 2 of the model's 4 classes; an answer of another class counts as wrong",
+        "labels: the data set has 2 of the model's 4 classes; a prediction of another class counts as wrong",
     )
 
 

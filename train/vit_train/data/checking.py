@@ -173,7 +173,7 @@ def imbalance_line(training: Split, evaluation: Split) -> str | None:
     share = held_C[evaluation.labels.index(frequent)] / held_C.sum() if frequent in evaluation.labels else 0.0
     return (
         f"{training.title}: {counts_C[most]:,} images of {frequent}, {counts_C[rarest]:,} of {rare}; "
-        f"always answering {frequent} is right for {share:.1%} of {evaluation.title}; --class-weights balanced and "
+        f"always predicting {frequent} is right for {share:.1%} of {evaluation.title}; --class-weights balanced and "
         "--sampling balanced count rare classes more"
     )
 

@@ -1,4 +1,4 @@
-"""A predictor's answers to the images of a split: the worst ones, and the classes that are confused."""
+"""Predictions for the images of a split: the worst ones, and the classes that are confused."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from vit_core.errors import InputError
 from vit_core.image_batches import Images
 from vit_core.preprocess import Preprocessing
 from vit_train.calibration import Calibration, calibration
-from vit_train.classification import OTHER, ClassReport, report_of_answers
+from vit_train.classification import OTHER, ClassReport, report_of_predictions
 from vit_train.data.batches import evaluation_pixels
 from vit_train.data.sources import Split
 from vit_train.display import SILENT, Display
@@ -25,20 +25,20 @@ BATCH = 50
 
 
 @dataclass(frozen=True)
-class Answered:
+class PredictedImage:
     """An image of a data set, and the predicted class."""
 
     pixels_HWC: np.ndarray
     label: str
-    answer: str
+    prediction: str
     probability: float
-    """Probability of the answer."""
+    """Probability of the prediction."""
     loss: float
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A predictor's answers to N images of a split, each of which has one class."""
+class Predictions:
+    """Predictions for N images of a split, each of which has one class."""
 
     split: Split
     preprocessing: Preprocessing
@@ -52,7 +52,7 @@ class Answers:
     """Logarithm of the probability of each output of the model, float64."""
 
     @cached_property
-    def answers_N(self) -> np.ndarray:
+    def predictions_N(self) -> np.ndarray:
         """int64 [N]: the predicted class; the number of classes, if the output is no class of the split."""
         class_of_output = np.full(self.log_probabilities_NO.shape[1], len(self.outputs))
         class_of_output[self.outputs] = np.arange(len(self.outputs))
@@ -66,37 +66,37 @@ class Answers:
     @property
     def report(self) -> ClassReport:
         """The report of accuracy by class."""
-        return report_of_answers(self.split.labels, self.classes_N, self.answers_N)
+        return report_of_predictions(self.split.labels, self.classes_N, self.predictions_N)
 
     @property
     def calibration(self) -> Calibration:
-        """How well the probabilities of the answers, by softmax, agree with their accuracy."""
-        return calibration(np.exp(self.log_probabilities_NO.max(axis=1)), self.answers_N == self.classes_N)
+        """How well the probabilities of the predictions, by softmax, agree with their accuracy."""
+        return calibration(np.exp(self.log_probabilities_NO.max(axis=1)), self.predictions_N == self.classes_N)
 
-    def worst(self, count: int) -> list[Answered]:
-        """The images that were answered wrongly with the largest loss, worst first."""
-        wrong_W = np.flatnonzero(self.answers_N != self.classes_N)
+    def worst(self, count: int) -> list[PredictedImage]:
+        """The images with a wrong prediction and the largest losses, worst first."""
+        wrong_W = np.flatnonzero(self.predictions_N != self.classes_N)
         order = np.argsort(-self.losses_N[wrong_W], kind="stable")
         return [self._image(n) for n in wrong_W[order][:count]]
 
-    def confused(self, pairs: int, images: int) -> list[Answered]:
-        """Images of those pairs (class, answer) that occur most often, each pair's with the largest loss first."""
+    def confused(self, pairs: int, images: int) -> list[PredictedImage]:
+        """Images of those pairs (class, prediction) that occur most often, each pair's with the largest loss first."""
         found = []
-        wrong_W = np.flatnonzero(self.answers_N != self.classes_N)
-        both_W2 = np.stack([self.classes_N[wrong_W], self.answers_N[wrong_W]], axis=1)
+        wrong_W = np.flatnonzero(self.predictions_N != self.classes_N)
+        both_W2 = np.stack([self.classes_N[wrong_W], self.predictions_N[wrong_W]], axis=1)
         kinds_K2, counts_K = np.unique(both_W2, axis=0, return_counts=True)
         for kind_2 in kinds_K2[np.argsort(-counts_K, kind="stable")][:pairs]:
             of_kind = wrong_W[(both_W2 == kind_2).all(axis=1)]
             found += [self._image(n) for n in of_kind[np.argsort(-self.losses_N[of_kind], kind="stable")][:images]]
         return found
 
-    def _image(self, n: int) -> Answered:
+    def _image(self, n: int) -> PredictedImage:
         names = (*self.split.labels, OTHER)
         example = self.split.examples[int(self.ids_N[n])]
-        return Answered(
+        return PredictedImage(
             pixels_HWC=evaluation_pixels(example, self.preprocessing),
             label=names[self.classes_N[n]],
-            answer=names[self.answers_N[n]],
+            prediction=names[self.predictions_N[n]],
             probability=float(np.exp(self.log_probabilities_NO[n].max())),
             loss=float(self.losses_N[n]),
         )
@@ -123,21 +123,21 @@ def readable_among(
         yield i, pixels_HWC, label
 
 
-def answers_to(
+def predictions_for(
     predictor: Predictor,
     split: Split,
     preprocessing: Preprocessing,
     outputs: Sequence[int],
     count: int,
     display: Display = SILENT,
-) -> Answers:
-    """A predictor's answers to `count` images of a split, evenly spaced.
+) -> Predictions:
+    """A predictor's predictions for `count` images of a split, evenly spaced.
 
     outputs: class of the split -> output of the model. Images that cannot be read are named and left out; InputError
     where none can be.
     """
     ids_N, kept, classes, logits = spread_over(split, count), [], [], []
-    with display.task("answers", len(ids_N)) as task:
+    with display.task("predictions", len(ids_N)) as task:
         for begin in range(0, len(ids_N), BATCH):
             ids = ids_N[begin : begin + BATCH]
             found = list(readable_among(split, ids, preprocessing))
@@ -152,4 +152,4 @@ def answers_to(
     if not kept:
         raise InputError(f"{split.title}: none of {len(ids_N)} images can be read; see the lines above")
     probabilities = log_softmax(np.concatenate(logits), axis=-1)
-    return Answers(split, preprocessing, np.array(kept), np.array(classes), np.array(outputs), probabilities)
+    return Predictions(split, preprocessing, np.array(kept), np.array(classes), np.array(outputs), probabilities)
