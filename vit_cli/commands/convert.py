@@ -5,9 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli import console, conversion_proof
-from vit_cli.masked import open_with_decoder
-from vit_cli.masked import prove as prove_masked
+from vit_cli import console, conversion_check
+from vit_cli.masked import compare_decoders, open_with_decoder
 from vit_cli.option_types import AS_RECORDED, OptionalSize, Place, ReadingOptions, Target, WrittenFormat
 from vit_core.checkpoints import Checkpoint, save_checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
@@ -86,8 +85,8 @@ def convert(
         return 0
     with warnings.catch_warnings(action="ignore"):  # they were printed when the source was read
         if decoder:
-            return int(not prove_masked(target, expressed))
-        return int(not conversion_proof.prove(checkpoint, target, to, expressed).ok)
+            return int(not compare_decoders(target, expressed))
+        return int(not conversion_check.compare_with_source(checkpoint, target, to, expressed).ok)
 
 
 def _with_source(checkpoint: Checkpoint, name: str) -> Checkpoint:

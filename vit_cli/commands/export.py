@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from vit_cli import console
 from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
-from vit_cli.export_proof import on_data, on_random_images
+from vit_cli.export_check import on_data, on_random_images
 from vit_cli.exported_files import (
     Runner,
     names_of_files,

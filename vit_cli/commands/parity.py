@@ -73,7 +73,7 @@ def _compare_twins(
     random, constant = randomize_constants(checkpoint, seed)
     if constant:
         names = abbreviate(constant, most=4)
-        console.say(f"constant, so given random values (they would prove nothing): {names}")
+        console.say(f"constant parameters, given random values so that they affect the outputs: {names}")
     title = f"{name}: {' and '.join(TITLES[each] for each in twins)}"
     with console.working("running both twins"):
         first, second = trace_twins(random, packages, dtype, seed)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vit_cli.console import console, say, table, verdict
-from vit_cli.export_proof import OnData, RandomImages
+from vit_cli.export_check import OnData, RandomImages
 from vit_core.deployment import Deployment
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import vit_torch
-from vit_cli import export_proof, exported_files
+from vit_cli import export_check, exported_files
 from vit_cli.tests.printed import Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random, set_to
 from vit_core import CheckpointConfig, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
@@ -177,7 +177,7 @@ def test_predictions_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
 
 
 def test_on_data_counts_what_changes() -> None:
-    found = export_proof.OnData("images")
+    found = export_check.OnData("images")
     found.twin = [np.array([[3.0, 1.0, 0.0], [0.0, 5.0, 4.5]]), np.array([[0.0, 0.0, 2.0]])]
     found.file = [np.array([[3.0, 1.5, 0.0], [0.0, 4.0, 4.5]]), np.array([[0.0, 0.0, 2.0]])]
     found.wanted = [0, 1, 0]
@@ -248,7 +248,7 @@ def test_missing_packages_are_named(
     ],
 )
 def test_kinds_of_models_in_onnxruntime(vit: Vit, tmp_path: Path, fields: dict[str, Any], words: list[str]) -> None:
-    """The command's own proof, which compares with the PyTorch model: within 1e-5 of the scale in float32."""
+    """The command's own check, which compares with the PyTorch model: within 1e-5 of the scale in float32."""
     save_labelled(tmp_path / "checkpoint", MODEL.replace(**fields))
     out = vit("export", tmp_path / "checkpoint", tmp_path / "a.onnx", *words)
     lines = [line for line in out.splitlines() if line.startswith("random images")]
