@@ -94,13 +94,6 @@ def warnings_said() -> Iterator[None]:
             console.say(f"warning: {warning.message}")
 
 
-def positive(**options: int | None) -> None:
-    """Raises InputError for an option that is below 1."""
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
-
-
 def fitting_batch(named: NamedImages, batch_size: int) -> int:
     """The batch size; smaller for few images, because the last batch is padded."""
     return batch_size if named.count is None else min(batch_size, 1 << (named.count - 1).bit_length())

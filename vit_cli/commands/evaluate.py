@@ -13,6 +13,7 @@ from vit_cli.option_types import (
     OptionalTarget,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.training import require_training, stopped_by_signal
 from vit_cli.twins import Framework
@@ -88,8 +89,7 @@ def evaluate(
         json: File for all results: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: expected 1 or more")
+    at_least(1, batch_size=batch_size)
     from vit_cli.reports.evaluation import WRITTEN, print_difference, print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import evaluate_checkpoint

@@ -24,6 +24,7 @@ from vit_cli.option_types import (
     OptionalSize,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.option_types import Target as WrittenPlace
 from vit_cli.reports.export import print_on_data, print_program, print_random_images
@@ -112,8 +113,7 @@ def export(
     require_packages(to)
     if data is not None:
         require("train", *TRAINING)
-    if images < 1:
-        raise InputError(f"--images {images}: expected 1 or more")
+    at_least(1, images=images)
     if opset is not None and to != "onnx":
         raise InputError(f"--opset {opset}: is for ONNX files; {to} has none")
     opened = reading.open_and_report(source)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, Place, ReadingOptions, Target
+from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, Place, ReadingOptions, Target, at_least
 from vit_cli.requirements import require
 from vit_core.features import Pool
 from vit_core.field_text import parse_preprocessing
@@ -56,11 +56,11 @@ def features(
         reading: How the checkpoint is opened.
     """
     from vit_cli.console import say
-    from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, warnings_said
     from vit_cli.named_images import named_images, text_of
     from vit_core.feature_files import check_target, feature_file, table_beside
 
-    positive(batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, batch_size=computing.batch_size, threads=computing.threads)
     check_target(out)
     if out.suffix == ".parquet":
         require("parquet", "pyarrow")

@@ -12,6 +12,7 @@ from vit_cli.option_types import (
     OptionalTarget,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.reports.prediction import Kind
 from vit_core.errors import InputError
@@ -58,11 +59,11 @@ def predict(
         compute_dtype: Type of the weights and the computation.
         reading: How the checkpoint is opened.
     """
-    from vit_cli.inference import each_image, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.inference import each_image, fitting_batch, import_twin, warnings_said
     from vit_cli.named_images import named_images
     from vit_cli.reports.prediction import kind_of, writing
 
-    positive(top_k=top_k, batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, top_k=top_k, batch_size=computing.batch_size, threads=computing.threads)
     twin, kind, named = import_twin(computing.framework), kind_of(to, out), named_images(images, stdin)
     with writing(kind, out) as write:
         with warnings_said():

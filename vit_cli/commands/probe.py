@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
-from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, OptionalPlace, Place, ReadingOptions
+from vit_cli.option_types import (
+    AS_RECORDED,
+    IN_BATCHES,
+    ComputingOptions,
+    OptionalPlace,
+    Place,
+    ReadingOptions,
+    at_least,
+)
 from vit_cli.requirements import require
 from vit_core.errors import InputError
 
@@ -65,13 +73,10 @@ def probe(
         compute_dtype: Type of the weights and the computation.
         reading: How the checkpoint is opened.
     """
-    from vit_cli.inference import positive
-
-    positive(neighbours=neighbours, max_steps=max_steps, batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, neighbours=neighbours, max_steps=max_steps, shots=min(shots, default=None))
+    at_least(1, batch_size=computing.batch_size, threads=computing.threads)
     if not 0 < held_out < 1:
         raise InputError(f"--held-out {held_out:g}: expected more than 0 and less than 1")
-    if any(count < 1 for count in shots):
-        raise InputError(f"--shots {min(shots)}: expected 1 or more")
     if not c > 0:
         raise InputError(f"--c {c:g}: expected more than 0")
     if data is not None and test is not None:

@@ -17,6 +17,7 @@ from vit_cli.option_types import (
     OptionalTarget,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.reports.page import GENERATOR, page
 from vit_cli.training import require_training
@@ -81,8 +82,7 @@ def show(
         overwrite: Write into a folder that contains other files, and replace files of the same names.
     """
     require_training(framework)
-    if images < 1:
-        raise InputError(f"--images {images}: expected 1 or more")
+    at_least(1, images=images)
     from vit_cli.reports.training import TerminalDisplay
     from vit_cli.shown_figures import Shown
 

@@ -322,8 +322,6 @@ def test_names(folder: str, name: str) -> None:
     ("options", "message"),
     [
         ({"name": "My Photos"}, "--name 'My Photos': expected lower-case letters, digits and _, as 'my_photos'"),
-        ({"shard_size_mib": 0}, "--shard-size-mib 0: expected 1 or more"),
-        ({"workers": 0}, "--workers 0: expected 1 or more"),
         ({"held_out": 1.5}, "held_out: expected at most 1, found 1.5"),
         ({"held_out": 1.0}, "leaves nothing to train on"),
     ],
