@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_cli import console
-from vit_cli.console import say
+from vit_cli.console import say, say_wrote
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.run_folder import saved_steps
@@ -42,7 +42,7 @@ def compare_runs(a: Location, b: Location, out: Path) -> None:
         equal = sum(hashes[0][step] == hashes[1][step] for step in common)
         say(f"batches with equal fingerprints: {equal} of {len(common)}")
     _compare_weights(a, b)
-    say(f"figure {figures.compared_curves([(str(a), a / METRICS), (str(b), b / METRICS)], out)}")
+    say_wrote(figures.compared_curves([(str(a), a / METRICS), (str(b), b / METRICS)], out))
 
 
 def _compare_weights(a: Location, b: Location) -> None:

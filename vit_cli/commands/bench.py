@@ -102,7 +102,7 @@ def model(
         from vit_cli.reports.speed_chart import draw
 
         draw([part for part in report.parts if part.setting in settings], png)
-        console.say(f"chart {png}")
+        console.say_wrote(png)
     return 0
 
 

@@ -80,7 +80,7 @@ def convert(
         notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite, decoder=decoder)
     for note in notes:
         console.say(note)
-    console.say(f"wrote {target} ({to})")
+    console.say_wrote(target, contents=to)
     if not check:
         return 0
     with warnings.catch_warnings(action="ignore"):  # they were printed when the source was read

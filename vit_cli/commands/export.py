@@ -152,7 +152,7 @@ def export(
     except _DiffersError:
         console.say(f"{target}: not written, because its outputs are not those of the model")
         return 1
-    console.say(f"wrote {', '.join(str(target.parent / name) for name in reversed(names))}")
+    console.say_wrote(*(target.parent / name for name in reversed(names)))
     return 0
 
 

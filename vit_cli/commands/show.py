@@ -204,7 +204,7 @@ def _write(folder: Location, title: str, shown: "Shown") -> None:
                 shutil.copyfile(file, stage / file.name)
             (stage / PAGE).write_text(page(title, _facts(shown.checkpoint), drawn), encoding="utf-8")
     for name in names:
-        console.say(f"wrote {folder / name}")
+        console.say_wrote(folder / name)
 
 
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, object]]:

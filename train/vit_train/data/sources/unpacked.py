@@ -17,7 +17,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vit_core.errors import InputError
-from vit_core.storage import staged_files
+from vit_core.storage import staged_files, unwritable
 from vit_core.storage.locks import locked
 from vit_train.data.sources.prepared import record_reader
 from vit_train.display import SILENT, Display
@@ -86,7 +86,7 @@ def _waiting_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror}); set --data.directory") from None
+        raise unwritable(folder, error, "--data.directory") from None
     while True:
         lock = locked(folder)
         try:

@@ -283,7 +283,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/photos: cannot write there \(Not a directory\); choose another"):
+    with pytest.raises(InputError, match=r"file/photos: cannot write there \(Not a directory\); set --out to"):
         packed(photos, tmp_path / "file")
     (tmp_path / "out/photos").mkdir(parents=True)
     descriptor = os.open(tmp_path / "out/photos", os.O_RDONLY)
