@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
+from vit_cli.evaluation_data import NO_DATA, DataOptions, data_of_run
 from vit_cli.export_check import on_data, on_random_images
 from vit_cli.exported_files import (
     Runner,
@@ -58,10 +58,7 @@ def export(
     image_size: OptionalSize = None,
     opset: int | None = None,
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOptions = NO_DATA,
     images: int = 1000,
     labels: LabelMatching = "by-name",
     reading: ReadingOptions = AS_RECORDED,
@@ -98,11 +95,7 @@ def export(
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         opset: Opset of an ONNX file (default: 20).
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
-        data: Images to compare on: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar
-            file; the name of a tensorflow-datasets set; or digits.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        columns: Columns of the data.
-        split: Split of the data set. Default: test if there is one, else a validation split.
+        data: The images to compare on.
         images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         reading: How the checkpoint is opened.
@@ -111,8 +104,9 @@ def export(
     """
     to = to or target_of(target)
     require_packages(to)
-    if data is not None:
+    if data.name is not None:
         require("train", *TRAINING)
+    data.check_columns()
     at_least(1, images=images)
     if opset is not None and to != "onnx":
         raise InputError(f"--opset {opset}: is for ONNX files; {to} has none")
@@ -121,7 +115,7 @@ def export(
     check_outside_runs(target)
     checkpoint = opened.adapt(image_size=image_size)
     made = _preprocessing_of(checkpoint, preprocessing, any_size)
-    if any_size and data is not None and made.max_patches is None:
+    if any_size and data.name is not None and made.max_patches is None:
         raise InputError("--data: images are brought to one size, so --any-size cannot be compared on them; remove one")
     if batch is None:
         batch = 1 if to == "stablehlo" else "any"
@@ -137,9 +131,8 @@ def export(
     names = names_of_files(target.name, checkpoint, deployment)
     _check_free(target, names, overwrite)
     comparison = None
-    if data is not None:
-        compared = other_data(data, data_of_run(source, required=False), columns, data_dir)
-        comparison = _comparison(checkpoint, compared.replace(eval_split=split, held_out=1.0), images, labels)
+    if (compared := data.of(data_of_run(source, required=False), held_out=1.0)) is not None:
+        comparison = _comparison(checkpoint, compared, images, labels)
     try:
         with staged_files(target.parent, names) as stage:
             path = stage / target.name

@@ -9,7 +9,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.evaluation_data import data_of_run, other_data, run_containing
+from vit_cli.evaluation_data import DATA_OF_RUN, DataOrRunOptions, GivenOrRunData, data_of_run, run_containing
 from vit_cli.option_types import (
     AS_RECORDED,
     OptionalPlace,
@@ -44,9 +44,7 @@ def show(
     /,
     *,
     out: Annotated[OptionalTarget, Parameter(metavar="FOLDER")] = None,
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOrRunOptions = DATA_OF_RUN,
     images: int = 1000,
     labels: LabelMatching = "by-name",
     framework: Framework = "torch",
@@ -70,10 +68,7 @@ def show(
         checkpoint: Checkpoint of any format, training run or saved step.
         image: Image for the figures of attention. Default: the first of the data set.
         out: Folder to write (default: the checkpoint's name followed by _figures).
-        data: A folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar file; the name of a
-            tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        split: Split of the data set. Default: test if there is one, else a validation split.
+        data: The data whose images are used.
         images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         framework: Framework that computes.
@@ -83,6 +78,7 @@ def show(
     """
     require_training(framework)
     at_least(1, images=images)
+    data.check_columns()
     from vit_cli.reports.training import TerminalDisplay
     from vit_cli.shown_figures import Shown
 
@@ -94,7 +90,7 @@ def show(
     preprocessing = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
     drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))
     display = TerminalDisplay()
-    examples = _examples(checkpoint, data, data_dir, split, display)
+    examples = _examples(checkpoint, data, display)
     predictions = None
     if examples is not None:
         predictions = _predictions(opened, preprocessing, examples, framework, images, labels, display)
@@ -140,22 +136,16 @@ def _first_readable(
     raise InputError(f"{examples.title}: no image can be read; see the lines above")
 
 
-def _examples(
-    checkpoint: Location, data: str | None, data_dir: str | None, split: str | None, display: "Display"
-) -> "Split | None":
+def _examples(checkpoint: Location, data: GivenOrRunData, display: "Display") -> "Split | None":
     """The images of --data or, without it, of the run. If there are none, None, with a printed reason."""
     from vit_train.data.sources import open_split
 
-    of_run = data_of_run(checkpoint)
-    if data is None and of_run is None:
+    if (source := data.of(data_of_run(checkpoint), held_out=1.0)) is None:
         return None
-    source = of_run if data is None else other_data(data, of_run, directory=data_dir).replace(held_out=1.0)
-    assert source is not None
-    source = source.replace(directory=data_dir or source.directory, eval_split=split or source.eval_split)
     try:
         examples = open_split(source, "test")
     except InputError as error:
-        if data is not None:
+        if data.name is not None:
             raise
         console.say(f"not drawn: confusion matrix and worst images; the data of the run: {error}")
         return None
