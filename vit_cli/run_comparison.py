@@ -52,10 +52,10 @@ def _compare_weights(a: Location, b: Location) -> None:
         return
     step = max(common)
     first, second = (open_checkpoint(steps[step]).arrays for steps in saved)
-    apart = {name: parity.difference(first[name], second[name])[1] for name in first}
-    worst = max(apart, key=lambda name: apart[name])
+    relative = {name: parity.difference(first[name], second[name])[1] for name in first}
+    worst = max(relative, key=lambda name: relative[name])
     same = sum(np.array_equal(first[name], second[name]) for name in first)
     say(
-        f"weights after step {step}: {same} of {len(apart)} parameters equal bit for bit; furthest apart "
-        f"{apart[worst]:.1e} of its scale ({worst}), median {np.median(list(apart.values())):.1e}"
+        f"weights after step {step}: {same} of {len(relative)} parameters equal bit for bit; largest "
+        f"difference {relative[worst]:.1e} of its scale ({worst}), median {np.median(list(relative.values())):.1e}"
     )

@@ -285,7 +285,10 @@ def _finish_stage(run: Run, result: FitResult) -> Location | None:
     if result.signal is not None:
         if result.step < run.request.steps:
             logger.info(
-                "stopped after step %d, saved in %s; vit resume %s goes on", result.step, result.folders[0], run.folder
+                "stopped after step %d, saved in %s; vit resume %s continues it",
+                result.step,
+                result.folders[0],
+                run.folder,
             )
         else:
             logger.info("stopped in evaluation; the run is finished, its checkpoint is %s", result.folders[0])

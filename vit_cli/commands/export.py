@@ -109,7 +109,7 @@ def export(
     data.check_columns()
     at_least(1, images=images)
     if opset is not None and to != "onnx":
-        raise InputError(f"--opset {opset}: is for ONNX files; {to} has none")
+        raise InputError(f"--opset {opset}: only ONNX files have an opset; leave it out for {to}")
     opened = reading.open_and_report(source)
     check_apart(target, source, location(opened.origin))
     check_outside_runs(target)

@@ -198,7 +198,7 @@ def test_on_data_counts_what_changes() -> None:
             ["a.onnx", "--input", "image", "--preprocessing", "interpolation=nearest"],
             "input: 'image' cannot be resized in the program (interpolation nearest: Pillow adds up its coordinates",
         ),
-        (["a.pt2", "--opset", "20"], "--opset 20: is for ONNX files; torch-export has none"),
+        (["a.pt2", "--opset", "20"], "--opset 20: only ONNX files have an opset; leave it out for torch-export"),
         (["a.pt2", "--any-size", "--data", "digits"], "so --any-size cannot be compared on them; remove one"),
         (["taken.onnx"], "already has taken.onnx; choose another name, or add --overwrite"),
         (["taken"], "no target has this extension"),
