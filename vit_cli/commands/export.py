@@ -80,9 +80,9 @@ def export(
 
     Args:
         source: Checkpoint of any format, training run or saved step.
-        target: File to write. Its ending selects the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
+        target: File to write. Its extension selects the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
             (stablehlo).
-        to: Target, if the file has another ending.
+        to: Target, if the file has another extension.
         input: The input of the program. image: decoded uint8 images of any size, which it resizes by the checkpoint's
             preprocessing. pixels: uint8 images of the model's size, which it normalises. normalised: float32. Default:
             image, if the target can express it.

@@ -51,7 +51,7 @@ def predict(
             with a column of paths, relative to their folder.
         stdin: Read the paths of images from standard input, one in each line; - is short for it.
         to: Form of the output: a table, CSV or parquet with a row for each class, JSON lines with one line for each
-            image. Default: by the ending of the file; without a file, a table.
+            image. Default: by the extension of the file; without a file, a table.
         out: File to write. Default: standard output; with --to csv or jsonl, nothing else is written there.
         top_k: Number of classes for each image.
         class_names: Text file with the names of the classes, one in each line, for a checkpoint without them.
