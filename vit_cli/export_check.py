@@ -1,10 +1,9 @@
 """Compares an exported program with the model: on random images, and on a data set, from image file to label."""
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from vit_train.data.sources import Split
     from vit_train.display import Display
     from vit_train.engine import Predictor
-
-logger = logging.getLogger("vit")
 
 BOUNDS: dict[Precision, float | None] = {
     "float32": parity.FLOAT32_BOUND,
@@ -131,27 +128,18 @@ def on_data(
     outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
     read are named and left out. Raises InputError if none can be read.
     """
-    from vit_train.predictions import spread_over
+    from vit_train.predictions import readable_batches
 
-    ids = spread_over(split, count)
     alone = deployment.input == "image" or deployment.any_size
     found, size = OnData(split.title), deployment.batch or (1 if alone else CHUNK)
-    with display.task("from file to label", len(ids)) as task:
-        for begin in range(0, len(ids), size):
-            images = []
-            for i in ids[begin : begin + size]:
-                try:
-                    example = split.examples[int(i)]
-                    images.append(decode(example["image"], deployment.preprocessing))
-                except InputError as error:
-                    logger.warning("skipped: %s; fix or remove it", split.fault(int(i), error))
-                    continue
-                found.wanted += [outputs[int(example["label"])]] if outputs is not None else []
-            if images:
-                _add(found, twin, deployment, program, images, size)
-            task.update(min(begin + size, len(ids)), split.title)
-    if not found.images:
-        raise InputError(f"{split.title}: none of {len(ids)} images can be read; see the lines above")
+
+    def decoded(example: Any) -> DecodedImage:
+        return decode(example["image"], deployment.preprocessing)
+
+    for readable in readable_batches(split, count, size, decoded, "from file to label", display):
+        if outputs is not None:
+            found.wanted += [outputs[int(label)] for _, _, label in readable]
+        _add(found, twin, deployment, program, [image for _, image, _ in readable], size)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
 from vit_train import attention_figures, figures, prediction_figures, reconstruction, reconstruction_figures
+from vit_train.data.batches import evaluation_pixels
 from vit_train.data.sources import Split
 from vit_train.display import Display
 from vit_train.metrics import METRICS
@@ -85,8 +86,7 @@ class Shown:
             return
         if self.split is not None:
             ids = spread_over(self.split, COMPLETED)
-            found = readable_among(self.split, ids, config.preprocessing, named=self.predictions is None)
-            if not (pixels := [pixels_HWC for _, pixels_HWC, _ in found]):
+            if not (pixels := list(self._pixels(self.split, ids, config.preprocessing))):
                 say(f"not drawn: completed images; none of {len(ids)} images can be read")
                 return
         elif self.image is not None and self.image[1].shape[:2] == config.model.image_size:
@@ -234,6 +234,12 @@ class Shown:
     def _attention(self, pixels_HWC: np.ndarray) -> list[np.ndarray]:
         return self._twin(normalise(pixels_HWC[None], self.preprocessing))
 
+    def _pixels(self, split: Split, ids: np.ndarray, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
+        """The pixels of images of the split, without those that cannot be read."""
+        read = partial(evaluation_pixels, preprocessing=preprocessing)
+        found = readable_among(split, ids, read, named=self.predictions is None)
+        return (pixels_HWC for _, pixels_HWC, _ in found)
+
     def _distances(self, model: ViTConfig, of_image: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
         """Mean attention distance [layers, heads], and the number of images: those of the split, or the one image."""
         if self.split is None:
@@ -241,7 +247,7 @@ class Shown:
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
         with self.display.task("attention", len(ids)) as task:
             done = 0
-            for _, pixels_HWC, _ in readable_among(self.split, ids, self.preprocessing, named=self.predictions is None):
+            for pixels_HWC in self._pixels(self.split, ids, self.preprocessing):
                 weights_LTNN = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
                 total = total + _distances_of(self._model_at(pixels_HWC), weights_LTNN)
                 done += 1

@@ -1,10 +1,10 @@
 """Predictions for the images of a split: the worst ones, and the classes that are confused."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import log_softmax
@@ -20,6 +20,8 @@ from vit_train.display import SILENT, Display
 from vit_train.engine import Predictor
 
 logger = logging.getLogger("vit")
+
+Image = TypeVar("Image")
 
 BATCH = 50
 
@@ -108,19 +110,40 @@ def spread_over(split: Split, count: int) -> np.ndarray:
 
 
 def readable_among(
-    split: Split, ids: Iterable[int], preprocessing: Preprocessing, named: bool = True
-) -> Iterator[tuple[int, np.ndarray, Any]]:
-    """Those of some images of a split that can be read: the index, the pixels after the evaluation transform (uint8 or
-    uint16 [H, W, C]) and the label. The others are named in warnings, unless that was done before."""
+    split: Split, ids: Iterable[int], read: Callable[[Any], Image], named: bool = True
+) -> Iterator[tuple[int, Image, Any]]:
+    """Those of some images of a split that can be read: the index, what `read` makes of the example, and the label. The
+    others are named in warnings, unless that was done before.
+
+    read: for example `evaluation_pixels` with a preprocessing; raises InputError for an image that cannot be read.
+    """
     for i in map(int, ids):
         try:
             example = split.examples[i]
-            pixels_HWC, label = evaluation_pixels(example, preprocessing), example["label"]
+            image, label = read(example), example["label"]
         except InputError as error:
             if named:
                 logger.warning("skipped: %s; fix or remove it", split.fault(i, error))
             continue
-        yield i, pixels_HWC, label
+        yield i, image, label
+
+
+def readable_batches(
+    split: Split, count: int, size: int, read: Callable[[Any], Image], title: str, display: Display
+) -> Iterator[list[tuple[int, Image, Any]]]:
+    """Those of `count` images of a split, evenly spaced, that can be read, as in `readable_among`: a list for each
+    `size` of them, without empty lists. The display shows the progress. Raises InputError at the end if none can be
+    read."""
+    ids_N, some = spread_over(split, count), False
+    with display.task(title, len(ids_N)) as task:
+        for begin in range(0, len(ids_N), size):
+            ids = ids_N[begin : begin + size]
+            if found := list(readable_among(split, ids, read)):
+                some = True
+                yield found
+            task.update(begin + len(ids), split.title)
+    if not some:
+        raise InputError(f"{split.title}: none of {len(ids_N)} images can be read; see the lines above")
 
 
 def predictions_for(
@@ -136,20 +159,14 @@ def predictions_for(
     outputs: class of the split -> output of the model. Images that cannot be read are named and left out; InputError
     where none can be.
     """
-    ids_N, kept, classes, logits = spread_over(split, count), [], [], []
-    with display.task("predictions", len(ids_N)) as task:
-        for begin in range(0, len(ids_N), BATCH):
-            ids = ids_N[begin : begin + BATCH]
-            found = list(readable_among(split, ids, preprocessing))
-            images = Images(preprocessing, len(found))
-            for row, (i, pixels_HWC, label) in enumerate(found):
-                images[row] = pixels_HWC
-                kept.append(i)
-                classes.append(int(label))
-            if found:
-                logits.append(predictor.predict(images.batch()).astype(np.float64))
-            task.update(begin + len(ids), split.title)
-    if not kept:
-        raise InputError(f"{split.title}: none of {len(ids_N)} images can be read; see the lines above")
+    kept, classes, logits = [], [], []
+    read = partial(evaluation_pixels, preprocessing=preprocessing)
+    for found in readable_batches(split, count, BATCH, read, "predictions", display):
+        images = Images(preprocessing, len(found))
+        for row, (i, pixels_HWC, label) in enumerate(found):
+            images[row] = pixels_HWC
+            kept.append(i)
+            classes.append(int(label))
+        logits.append(predictor.predict(images.batch()).astype(np.float64))
     probabilities = log_softmax(np.concatenate(logits), axis=-1)
     return Predictions(split, preprocessing, np.array(kept), np.array(classes), np.array(outputs), probabilities)

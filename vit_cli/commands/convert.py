@@ -11,7 +11,7 @@ from vit_cli.option_types import AS_RECORDED, OptionalSize, Place, ReadingOption
 from vit_core.checkpoints import Checkpoint, save_checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
 from vit_core.checkpoints.saving import express_for
-from vit_core.checkpoints.verification import check_apart
+from vit_core.checkpoints.verification import check_not_source
 from vit_core.storage import location
 
 
@@ -65,7 +65,7 @@ def convert(
         check: Open the written checkpoint and compare its outputs.
     """
     opened = open_with_decoder(source, reading) if decoder else reading.open_and_report(source)
-    check_apart(target, source, location(opened.origin))
+    check_not_source(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(
         image_size=image_size, patch_size=patch_size, num_classes=num_classes, position_embedding_method=method

@@ -31,7 +31,7 @@ from vit_cli.reports.export import print_on_data, print_program, print_random_im
 from vit_cli.requirements import TRAINING, require
 from vit_core.checkpoints import Checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
-from vit_core.checkpoints.verification import check_apart
+from vit_core.checkpoints.verification import check_not_source
 from vit_core.deployment import Deployment, Input, Precision, Target
 from vit_core.errors import InputError, abbreviate
 from vit_core.field_text import parse_preprocessing
@@ -111,7 +111,7 @@ def export(
     if opset is not None and to != "onnx":
         raise InputError(f"--opset {opset}: only ONNX files have an opset; leave it out for {to}")
     opened = reading.open_and_report(source)
-    check_apart(target, source, location(opened.origin))
+    check_not_source(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(image_size=image_size)
     made = _preprocessing_of(checkpoint, preprocessing, any_size)

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,10 +129,11 @@ def _first_readable(
     examples: "Split", predictions: "Predictions | None", preprocessing: Preprocessing
 ) -> tuple[str, np.ndarray]:
     """Name and pixels of the first image that can be read. Raises InputError if there is none."""
+    from vit_train.data.batches import evaluation_pixels
     from vit_train.predictions import readable_among
 
     ids = range(len(examples)) if predictions is None else predictions.ids_N
-    for i, pixels_HWC, _ in readable_among(examples, ids, preprocessing):
+    for i, pixels_HWC, _ in readable_among(examples, ids, partial(evaluation_pixels, preprocessing=preprocessing)):
         return examples.name(i), pixels_HWC
     raise InputError(f"{examples.title}: no image can be read; see the lines above")
 

@@ -240,7 +240,7 @@ def _bytes(split: Split, i: int) -> bytes:
         return b""
 
 
-def check_apart(out: Location, data: Data) -> None:
+def check_outside_data(out: Location, data: Data) -> None:
     """Raises InputError for an output folder inside the data folder: its files would become images of the next run."""
     folder = data_path(data)
     if folder is None or not folder.is_dir() or not is_local(out):

@@ -31,7 +31,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
 from vit_core.storage import exclusive, staged_files
 from vit_train.config import Data
-from vit_train.data.checking import check_apart
+from vit_train.data.checking import check_outside_data
 from vit_train.data.sources import Groups, Split, open_split
 from vit_train.data.sources.opening import FILES, split_names_of
 from vit_train.data.sources.prepared import GROUPS, LABELS, PREPARED
@@ -114,7 +114,7 @@ def prepare(
     """
     where = str(source) if _is_file(source) else f"{source}{os.sep}"
     data = Data(name=where, held_out=held_out, split_seed=split_seed, **columns)
-    check_apart(out, data)
+    check_outside_data(out, data)
     name = valid_name(source, name)
     set_folder = out / name / VERSION
     work = set_folder.with_name(f"{VERSION}.incomplete")
