@@ -42,7 +42,7 @@ def unpack(
         return str(target)
     with _waiting_lock(folder):
         if not target.exists():
-            _check_room(file, folder)
+            _check_free_space(file, folder)
             logger.info("%s: unpacking %s images once into %s, for fast reading", file, f"{count:,}", folder)
             with (
                 display.task(f"unpack {Path(file).name}", count) as task,
@@ -100,7 +100,7 @@ def _waiting_lock(folder: Path) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _check_room(file: str, folder: Path) -> None:
+def _check_free_space(file: str, folder: Path) -> None:
     needed, free = os.path.getsize(file), shutil.disk_usage(folder).free
     if free < 1.05 * needed:
         raise InputError(
