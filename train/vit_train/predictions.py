@@ -112,8 +112,8 @@ def spread_over(split: Split, count: int) -> np.ndarray:
 def readable_among(
     split: Split, ids: Iterable[int], read: Callable[[Any], Image], named: bool = True
 ) -> Iterator[tuple[int, Image, Any]]:
-    """Those of some images of a split that can be read: the index, what `read` makes of the example, and the label. The
-    others are named in warnings, unless that was done before.
+    """The readable ones among the images of a split with the indices `ids`: for each its index, what `read` makes of
+    the example, and its label. The others are named in warnings if `named` is true.
 
     read: for example `evaluation_pixels` with a preprocessing; raises InputError for an image that cannot be read.
     """
@@ -131,8 +131,8 @@ def readable_among(
 def readable_batches(
     split: Split, count: int, size: int, read: Callable[[Any], Image], title: str, display: Display
 ) -> Iterator[list[tuple[int, Image, Any]]]:
-    """Those of `count` images of a split, evenly spaced, that can be read, as in `readable_among`: a list for each
-    `size` of them, without empty lists. The display shows the progress. Raises InputError at the end if none can be
+    """The readable ones among `count` images of a split, evenly spaced: a list of what `readable_among` gives for each
+    `size` images, without empty lists. The display shows the progress. Raises InputError at the end if no image can be
     read."""
     ids_N, some = spread_over(split, count), False
     with display.task(title, len(ids_N)) as task:

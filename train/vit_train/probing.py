@@ -38,7 +38,8 @@ class Labelled:
     def of(
         cls, values_N: np.ndarray, labels: Sequence[str] | None, title: str, groups: "Groups | None" = None
     ) -> "Labelled":
-        """Raises InputError for features without labels, of several tokens, or that are not finite."""
+        """Features of N images with their labels. Raises InputError for features without labels, of several tokens, or
+        that are not finite."""
         if labels is None:
             raise InputError(
                 f"{title}: not all of its images have labels; write the features of a folder that has a folder for "

@@ -44,7 +44,8 @@ class RealLabels:
 
     @classmethod
     def read(cls, path: Location) -> "RealLabels":
-        """Those in the file real.json of google-research/reassessed-imagenet. Raises InputError for any other file."""
+        """The labels in the file real.json of google-research/reassessed-imagenet. Raises InputError for any other
+        file."""
         try:
             lists = json.loads(path.read_text())
             valid = all(type(number) is int and 0 <= number < CLASSES for numbers in lists for number in numbers)
