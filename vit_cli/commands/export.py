@@ -141,7 +141,7 @@ def export(
             size = sum((stage / name).stat().st_size for name in names)
             print_program(target.name, deployment, size, *operators_of(path, deployment))
             if check:
-                _prove(path, checkpoint, deployment, comparison)
+                _check_outputs(path, checkpoint, deployment, comparison)
     except _DiffersError:
         console.say(f"{target}: not written, because its outputs are not those of the model")
         return 1
@@ -201,7 +201,7 @@ def _check_free(target: Location, names: Sequence[str], overwrite: bool) -> None
         raise InputError(f"{target.parent}: already has {abbreviate(there)}; choose another name, or add --overwrite")
 
 
-def _prove(path: Path, checkpoint: Checkpoint, deployment: Deployment, comparison: _Comparison | None) -> None:
+def _check_outputs(path: Path, checkpoint: Checkpoint, deployment: Deployment, comparison: _Comparison | None) -> None:
     """Runs a written program and the model on random images, and prints the differences. Raises _DiffersError if one
     exceeds its bound."""
     with console.working("running it"):

@@ -51,9 +51,9 @@ def rand_augmented(
 
     draws: LAYER_DRAWS for each layer, uniform in [0, 1).
     """
-    operations, fitting = tuple(OPERATIONS[settings.operations].values()), settings_of(preprocessing)
+    operations, common = tuple(OPERATIONS[settings.operations].values()), settings_of(preprocessing)
     if settings.operations == "big_vision":
-        fitting = OperationSettings(
+        common = OperationSettings(
             (128,) * preprocessing.channels if preprocessing.channels > 1 else 128, Image.Resampling.NEAREST
         )
     for i in range(0, LAYER_DRAWS * settings.layers, LAYER_DRAWS):
@@ -65,7 +65,7 @@ def rand_augmented(
             magnitude += settings.deviation * float(ndtri(deviation))
         magnitude = max(0.0, min(magnitude, settings.limit))
         change, strength = operations[int(which * len(operations))]
-        placed = OperationSettings(fitting.fill, fitting.resampling, (place[0], place[1]))
+        placed = OperationSettings(common.fill, common.resampling, (place[0], place[1]))
         image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), placed)
     return image
 

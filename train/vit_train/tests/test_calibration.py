@@ -60,9 +60,9 @@ def test_an_evaluation_has_the_calibration_of_its_predictions(loss: Any) -> None
 
     logits_BC = predictor.predict(EvaluationBatches(split, CONFIG.preprocessing, 64)[0].images_BHWC)
     probabilities_BC = torch.tensor(logits_BC).softmax(-1) if loss == "softmax" else torch.tensor(logits_BC).sigmoid()
-    best_B, answer_B = probabilities_BC.max(dim=-1)
+    best_B, predicted_B = probabilities_BC.max(dim=-1)
     np.testing.assert_allclose(confidences(logits_BC, loss), best_B.numpy(), rtol=1e-14)
-    expected = calibration(best_B.numpy().astype(np.float32), answer_B.numpy() == np.arange(64) % 4)
+    expected = calibration(best_B.numpy().astype(np.float32), predicted_B.numpy() == np.arange(64) % 4)
     assert found.calibration is not None
     for name in ("counts_K", "confidences_K", "correct_K"):
         np.testing.assert_array_equal(getattr(found.calibration, name), getattr(expected, name))
