@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
 
-from parity_tests.formats.foreign import apart, images, nchw, opened, randomized
+from parity_tests.formats.foreign import images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.errors import InputError
 
@@ -25,7 +25,7 @@ def assert_opens(path: Path, model: nn.Module, left_out: tuple[str, ...], **fiel
     found = opened(path, **fields)
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert f"left out: {', '.join(left_out)}" in found.notes
 
 
@@ -57,7 +57,7 @@ def test_the_image_tower_of_a_dual_encoder(tmp_path: Path) -> None:
     found = opened(tmp_path / "x.pth", heads=3)
     with torch.no_grad():
         expected = model.vision_model(nchw(images(found.config.model))).pooler_output
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def test_a_model_without_a_last_norm(tmp_path: Path) -> None:
@@ -69,4 +69,4 @@ def test_a_model_without_a_last_norm(tmp_path: Path) -> None:
     found = opened(tmp_path / "x.pth", heads=3, final_norm="none")
     with torch.no_grad():
         assert (expected := model(nchw(images(found.config.model)))).shape == (len(expected), 5)
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND

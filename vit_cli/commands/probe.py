@@ -4,8 +4,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
-from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, OptionalPlace, Place, ReadingOptions
+from vit_cli.evaluation_data import NO_DATA, DataOptions, data_of_run
+from vit_cli.option_types import (
+    AS_RECORDED,
+    IN_BATCHES,
+    ComputingOptions,
+    OptionalPlace,
+    Place,
+    ReadingOptions,
+    at_least,
+)
 from vit_cli.requirements import require
 from vit_core.errors import InputError
 
@@ -15,10 +23,7 @@ def probe(
     test: OptionalPlace = None,
     /,
     *,
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOptions = NO_DATA,
     held_out: float = 0.2,
     split_seed: int = 0,
     neighbours: int = 20,
@@ -47,11 +52,7 @@ def probe(
     Args:
         source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
         test: File of the test images' features. Default: a fraction of each class in the first file is held out.
-        data: Images whose features are computed: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a
-            .parquet or .tar file; the name of a tensorflow-datasets set; or digits.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        columns: Columns of the data.
-        split: Split of the data to test on. Default: test if there is one, else a validation split.
+        data: The images whose features are computed.
         held_out: Fraction of each class for testing, if there is no test file or split.
         split_seed: Seed that selects these images, and those of --shots.
         neighbours: Number of neighbours that vote.
@@ -65,30 +66,24 @@ def probe(
         compute_dtype: Type of the weights and the computation.
         reading: How the checkpoint is opened.
     """
-    from vit_cli.inference import positive
-
-    positive(neighbours=neighbours, max_steps=max_steps, batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, neighbours=neighbours, max_steps=max_steps, shots=min(shots, default=None))
+    at_least(1, batch_size=computing.batch_size, threads=computing.threads)
     if not 0 < held_out < 1:
         raise InputError(f"--held-out {held_out:g}: expected more than 0 and less than 1")
-    if any(count < 1 for count in shots):
-        raise InputError(f"--shots {min(shots)}: expected 1 or more")
     if not c > 0:
         raise InputError(f"--c {c:g}: expected more than 0")
-    if data is not None and test is not None:
-        raise InputError(f"{test}: with --data the images are those of {data}; leave out the second file")
-    if data is None and columns.group is not None:
-        raise InputError(f"--data.group {columns.group}: is for the data of --data; files of features have no groups")
+    if data.name is not None and test is not None:
+        raise InputError(f"{test}: with --data the images are those of {data.name}; leave out the second file")
+    data.check_columns()
     require("train", "sklearn", "scipy")
     from vit_cli import probing
     from vit_train.probing import probe as probes
 
-    if data is None:
+    images = data.of(data_of_run(source, required=False), held_out=held_out, split_seed=split_seed)
+    if images is None:
         train, tested = probing.from_files(source, test, held_out, split_seed)
     else:
         model = probing.Model(source, reading, computing, compute_dtype)
-        images = probing.Images(
-            other_data(data, data_of_run(source, required=False), columns, data_dir), split, held_out, split_seed
-        )
         train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
     found = probes(train, tested, neighbours=neighbours, c=c, steps=max_steps, shots=shots, seed=split_seed)
     probing.print_probes(train, tested, found)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vit_cli.console import console, say, table, verdict
-from vit_cli.export_proof import OnData, RandomImages
+from vit_cli.export_check import OnData, RandomImages
 from vit_core.deployment import Deployment
 
 
@@ -53,6 +53,6 @@ def print_on_data(name: str, deployment: Deployment, found: OnData) -> None:
     )
     margins = found.margins
     say(
-        f"margins between the twin's first and second answer: smallest {margins[0]:.2g}, median "
+        f"margins between the twin's two largest outputs: smallest {margins[0]:.2g}, median "
         f"{margins[len(margins) // 2]:.2g}; the largest difference of an output is {found.largest:.2g}"
     )
