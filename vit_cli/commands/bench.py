@@ -1,22 +1,23 @@
 """`vit bench`: one command for each measurement."""
 
-import os
 from collections.abc import Sequence
 from itertools import product
-from statistics import median
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from vit_cli import console
 from vit_cli.benchmarks.contestants import NAMES, Contestant, Dtype, Setting, contestants
 from vit_cli.benchmarks.options import at_least, checkouts
-from vit_cli.commands.bench_program import program as program  # a command of this group in its own file
+from vit_cli.commands.bench_program import program as program  # commands of this group in their own files
+from vit_cli.commands.bench_training import input as input
+from vit_cli.commands.bench_training import scaling as scaling
+from vit_cli.commands.bench_training import train as train
 from vit_cli.option_types import OptionalTarget, Target
 from vit_cli.reports.formats import print_costs
 from vit_cli.requirements import TRAINING, require
 from vit_cli.training import require_training
-from vit_cli.twins import TITLES, Framework
+from vit_cli.twins import Framework
 from vit_core.errors import InputError, unknown_name
 from vit_core.storage import check_new_file, check_writable, location, require_local
 
@@ -87,7 +88,7 @@ def model(
         machine = this_machine()
     report = model_speed.open_report(json, machine)
     speed.print_machine(machine)
-    _warn_if_busy()
+    speed.warn_if_busy()
     for setting in settings:
         part = model_speed.finished(report, setting, wanted, rounds)
         if part is None:
@@ -145,58 +146,6 @@ def convert(
     return 0
 
 
-def train(
-    *,
-    framework: tuple[Framework, ...] = ("jax", "torch"),
-    variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
-    batch_size: int = 8,
-    dtype: Dtype = "float32",
-    steps: int = 10,
-    rounds: int = 3,
-    threads: int = 2,
-    workers: int = 0,
-) -> int:
-    """Measure the training loop with its input and log, compared with the bare step.
-
-    The run trains on generated JPEG files of 500 x 375 pixels. It is timed from its first log line to its last, so
-    without its start and without the saved step at its end.
-
-    Examples:
-        vit bench train
-        vit bench train --framework torch --variant B/16 --batch-size 256 --dtype bfloat16 --steps 100 --workers 14
-
-    Args:
-        framework: Framework that trains. May be repeated.
-        variant: Published architecture.
-        batch_size: Images of a step.
-        dtype: Type of the forward and backward pass.
-        steps: Number of steps in each round; at least four for each worker process.
-        rounds: Number of turns of the bare step and of the loop.
-        threads: Threads that make batches.
-        workers: Processes that make batches, each with `threads` threads; on a GPU or TPU, use about the number of
-            cores. 0: no processes.
-    """
-    for name in framework:
-        require_training(name)
-    from vit_cli.benchmarks import loop_speed
-
-    at_least(1, batch_size=batch_size, rounds=rounds, threads=threads)
-    at_least(0, workers=workers)
-    at_least(loop_speed.FEWEST_STEPS * max(1, workers), steps=steps)  # each begins with batches in store
-    _warn_if_busy()
-    config = loop_speed.config_of(variant, batch_size, dtype, steps, rounds, threads, workers)
-    rows = []
-    for name in framework:
-        with console.working(name) as status:
-            found = loop_speed.measure(name, config, rounds, status.update)
-        bare, loop = (f"{median(speeds):,.2f}" for speeds in (found.bare, found.loop))
-        shares = f"{found.ratio:.0%}", f"{found.data_wait:.1%}", f"{found.mfu:.0%}"
-        rows.append((TITLES[name], found.hardware, bare, loop, *shares))
-    columns = ("", "on", "bare step", "loop", "loop / bare", "waits for data", "MFU")
-    console.table(f"{variant}, batch {batch_size}, {dtype}; images/s", columns, rows)
-    return 0
-
-
 def predict(
     *,
     framework: Framework = "torch",
@@ -216,53 +165,15 @@ def predict(
     """
     require_training(framework)
     from vit_cli.benchmarks import prediction
+    from vit_cli.reports import speed
     from vit_cli.reports.prediction import print_rates
 
     at_least(1, repeats=repeats)
-    _warn_if_busy()
+    speed.warn_if_busy()
     config = prediction.model_of(variant)
     with console.working(f"predicting with {variant}"):
         found = prediction.measure(config, framework, repeats)
     print_rates(f"predict with {variant} in float32, {found.hardware}", found)
-    return 0
-
-
-def input(
-    *,
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-    images: int = 64,
-    rounds: int = 5,
-) -> int:
-    """Measure how fast training images are made, compared with torchvision.
-
-    Measured on one core: generated JPEG files of 500 x 375 pixels become random crops of 224 x 224, half of them
-    flipped; and batches are made of a set like CIFAR-10, whose decoded images are in memory, with random crops, flips
-    and mixup, and with the augmentations of the recipe cifar10 (mirrored crops, flips, RandAugment, erasing, Mixup or
-    CutMix).
-
-    Examples:
-        vit bench input
-        vit bench input --interpolation bicubic
-
-    Args:
-        interpolation: Filter that resizes the JPEG files, also in torchvision.
-        images: Number of files in a round.
-        rounds: How often each has its turn; medians are shown.
-    """
-    require("train", *TRAINING)
-    from vit_cli.benchmarks import input_speed
-    from vit_cli.reports import speed
-
-    at_least(1, images=images, rounds=rounds)
-    _warn_if_busy()
-    with console.working("decoding"):
-        large = input_speed.measure(interpolation, images, rounds)
-    speed.print_input(f"JPEG to a crop of 224, {interpolation}", large)
-    with console.working("a small set"):
-        small = input_speed.measure_small(rounds)
-        recipe = input_speed.measure_recipe(rounds)
-    speed.print_input("32 x 32 in memory: crop, flip, mixup", small)
-    speed.print_input("32 x 32 in memory: as the recipe cifar10", recipe)
     return 0
 
 
@@ -282,41 +193,10 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
 
     at_least(2, images=images)  # one for each of two classes
     at_least(1, rounds=rounds)
-    _warn_if_busy()
+    speed.warn_if_busy()
     with console.working("writing and reading"):
         speeds = source_speed.measure(images, rounds)
     speed.print_sources(images, speeds, {name: source_speed.times_prepared(speeds, name) for name in speeds})
-    return 0
-
-
-def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int = 5) -> int:
-    """Measure how the cost of a train step grows with batch, depth, width and tokens, and the host's share of a step.
-
-    With an exponent of 1, doubling the size doubles the cost. The exponents of the FLOPs are shown too.
-
-    Examples:
-        vit bench scaling
-        vit bench scaling --framework torch
-
-    Args:
-        framework: Framework that trains. May be repeated.
-        rounds: How often each size has its turn; medians are shown.
-    """
-    for name in framework:
-        require_training(name)
-    from vit_cli.benchmarks import scaling
-    from vit_cli.reports import speed
-
-    at_least(1, rounds=rounds)
-    _warn_if_busy()
-    rows = {"FLOPs": scaling.exponents_of_flops()}
-    with console.working("scaling") as status:
-        for name in framework:
-            rows[TITLES[name]] = scaling.exponents(name, rounds, status.update)
-    speed.print_exponents(rows)
-    with console.working("24 layers") as status:
-        host = scaling.host_seconds(framework, rounds, status.update)
-    speed.print_host_seconds(host)
     return 0
 
 
@@ -387,10 +267,3 @@ def startup(*, repeats: int = 5) -> int:
             f"{twin.beyond_seconds:.2f} s"
         )
     return int(False in (found.ok, *(twin.ok for twin in twins)))
-
-
-def _warn_if_busy() -> None:
-    """Warns if other programs use a quarter of the cores or more: then only ratios are meaningful, not images/s."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 4:
-        console.say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")

@@ -1,13 +1,18 @@
-"""Prints the results of `vit bench model`, `input`, `sources` and `scaling`."""
+"""Prints the results of `vit bench model`, `train`, `input`, `sources` and `scaling`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
 from vit_cli.benchmarks.contestants import KINDS
 from vit_cli.benchmarks.machine import Machine
 from vit_cli.benchmarks.model_speed import Part
 from vit_cli.console import say, table
 from vit_cli.twins import TITLES
+
+if TYPE_CHECKING:
+    from vit_cli.benchmarks.loop_speed import LoopSpeed
 
 
 def print_machine(machine: Machine) -> None:
@@ -16,6 +21,13 @@ def print_machine(machine: Machine) -> None:
     devices = "; ".join(f"{TITLES[framework]} on {device}" for framework, device in machine.devices.items())
     say(f"machine    {machine.processor}, {cores}; {devices}")
     say(f"versions   Python {machine.python}, {', '.join(f'{name} {v}' for name, v in machine.versions.items())}")
+
+
+def warn_if_busy() -> None:
+    """Warns if other programs use a quarter of the cores or more: then only ratios are meaningful, not images/s."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 4:
+        say(f"warning: the machine is busy (load {load:.1f} on {cores} cores): compare ratios, not images/s")
 
 
 def print_part(part: Part) -> None:
@@ -41,6 +53,22 @@ def print_part(part: Part) -> None:
                 if found
             )
             say(f"{one.contestant}: {', '.join(shown)}")
+
+
+def print_loops(title: str, speeds: "Mapping[str, LoopSpeed]") -> None:
+    """Prints the speed of a run's loop beside that of its step, for each framework. Warns if a loop is faster."""
+    rows = []
+    for name, found in speeds.items():
+        spread = f"{found.ratio:.0%} ({min(found.ratios):.0%} to {max(found.ratios):.0%})"
+        shares = spread, f"{found.data_wait:.1%}", f"{found.saving:.1%}", f"{found.mfu:.0%}"
+        rows.append((name, found.hardware, f"{median(found.bare):,.2f}", f"{median(found.loop):,.2f}", *shares))
+    table(title, ("", "on", "bare step", "loop", "loop / bare", "waits for data", "saving", "MFU"), rows)
+    for name, found in speeds.items():
+        if found.ratio > 1:
+            say(
+                f"warning: {name}: the loop was faster than its own step, so other programs disturbed the measurement; "
+                "repeat it with more --steps and --rounds"
+            )
 
 
 def print_input(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
