@@ -1,4 +1,4 @@
-"""JAX's contestants of `vit bench model`: a model, its forward pass and its train step with optax's AdamW, jitted."""
+"""The models in JAX of `vit bench model`: each with its forward pass and its train step with optax's AdamW, jitted."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 import vit_jax
-from vit_cli.benchmarks.contestants import CLASSES, Contestant, Kind, Setting, Stopwatch, Turn
+from vit_cli.benchmarks.implementations import CLASSES, Implementation, Kind, Setting, Stopwatch, Turn
 from vit_cli.requirements import missing
 from vit_core.errors import InputError
 from vit_train.engines.jax.peak import matmul_flops
@@ -32,15 +32,15 @@ State = tuple[Any, Any]
 
 
 class JaxRunner:
-    """A model of a JAX library on the default device; see contestants.Runner.
+    """A model of a JAX library on the default device; see implementations.Runner.
 
     With bfloat16, the parameters of the forward pass are bfloat16; training keeps them in float32 and casts them.
     """
 
-    def __init__(self, contestant: Contestant, setting: Setting) -> None:
+    def __init__(self, implementation: Implementation, setting: Setting) -> None:
         if setting.dtype == "float32":  # as in PyTorch: no TF32 on GPUs, no single bfloat16 pass on TPUs
             jax.config.update("jax_default_matmul_precision", "highest")
-        self.contestant, self.setting, self.dtype = contestant, setting, jnp.dtype(setting.dtype)
+        self.implementation, self.setting, self.dtype = implementation, setting, jnp.dtype(setting.dtype)
         size = setting.batch_size, *setting.model.image_size, setting.model.channels
         self.images_BHWC = jax.random.normal(jax.random.key(0), size, self.dtype)
         self.labels_B = jax.random.randint(jax.random.key(1), size[:1], 0, CLASSES)
@@ -49,7 +49,7 @@ class JaxRunner:
     def run(self, kind: Kind, calls: int) -> Turn:
         if kind not in self.prepared:
             prepare = self._prepare_forward if kind == "forward" else self._prepare_train
-            apply, initial = open_network(self.contestant, self.setting)
+            apply, initial = open_network(self.implementation, self.setting)
             self.prepared[kind] = prepare(apply, initial())
         call = self.prepared[kind]
         watch, result = Stopwatch(calls), None
@@ -89,7 +89,7 @@ class JaxRunner:
 def train_step(
     apply: Apply, dtype: Any
 ) -> tuple[Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]], Any]:
-    """The step (state, images_BHWC, labels_B) -> (state, loss) with AdamW, the same for every contestant; and the
+    """The step (state, images_BHWC, labels_B) -> (state, loss) with AdamW, the same for every implementation; and the
     function that makes the optimizer's part of the state from the parameters."""
     optimizer = optax.adamw(1e-3, weight_decay=0.05)
 
@@ -112,14 +112,14 @@ def cast(params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def open_network(contestant: Contestant, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
-    """A contestant's forward pass, and the function that makes its parameters, which jax.eval_shape can trace."""
-    if contestant.name == "big_vision":
-        assert contestant.checkout is not None
-        return _big_vision(contestant.checkout, setting)
+def open_network(implementation: Implementation, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
+    """An implementation's forward pass, and the function that makes its parameters, which jax.eval_shape can trace."""
+    if implementation.name == "big_vision":
+        assert implementation.checkout is not None
+        return _big_vision(implementation.checkout, setting)
 
     def build() -> vit_jax.ViT:
-        return vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=contestant.name.endswith("scanned"))
+        return vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=implementation.name.endswith("scanned"))
 
     graph, _ = nnx.split(nnx.eval_shape(build))
     return lambda params, images_BHWC: nnx.merge(graph, params)(images_BHWC), lambda: nnx.state(build())

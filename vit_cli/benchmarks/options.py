@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from vit_cli.benchmarks.contestants import CHECKOUTS
+from vit_cli.benchmarks.implementations import CHECKOUTS
 from vit_core.errors import InputError
 from vit_core.storage import location, require_local
 
 
 def checkouts(words: tuple[str, ...]) -> dict[str, str]:
-    """Contestant -> folder, from words such as big_vision=PATH."""
+    """Implementation -> folder, from words such as big_vision=PATH."""
     found = {}
     for word in words:
         name, equals, path = word.partition("=")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.benchmarks.contestants import NAMES, Contestant, Dtype, Setting, contestants
+from vit_cli.benchmarks.implementations import NAMES, Dtype, Implementation, Setting, implementations
 from vit_cli.benchmarks.options import at_least, checkouts
 from vit_cli.commands.bench_program import program as program  # commands of this group in their own files
 from vit_cli.commands.bench_training import input as input
@@ -55,9 +55,9 @@ def model(
         batch_size: Number of images in a batch.
         dtype: Type of the computation. May be repeated.
         compiled: Compile PyTorch's models with torch.compile.
-        threads: CPU threads of each contestant. Default: one for each core.
-        rounds: Number of turns of each contestant.
-        only: Measure this contestant. May be repeated. Default: all.
+        threads: CPU threads of each implementation. Default: one for each core.
+        rounds: Number of turns of each implementation.
+        only: Measure this implementation. May be repeated. Default: all.
         peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
         json: File for all figures. Results in it from the same machine and versions are not measured again.
         png: File for a chart.
@@ -66,10 +66,10 @@ def model(
     from vit_cli.benchmarks.machine import available_cores, this_machine
     from vit_cli.reports import speed
 
-    wanted = [c for c in contestants(checkouts(peer)) if not only or c.name in only]
+    wanted = [c for c in implementations(checkouts(peer)) if not only or c.name in only]
     for name in only:
         if name not in NAMES:
-            raise InputError(f"--only: {unknown_name('contestant', name, NAMES)}")
+            raise InputError(f"--only: {unknown_name('implementation', name, NAMES)}")
     threads = threads or available_cores()
     at_least(1, batch_size=batch_size, threads=threads, rounds=rounds)
     settings = [
@@ -107,7 +107,7 @@ def model(
     return 0
 
 
-def _measured(setting: Setting, wanted: Sequence[Contestant], rounds: int, together: bool) -> "Part":
+def _measured(setting: Setting, wanted: Sequence[Implementation], rounds: int, together: bool) -> "Part":
     """Measures a setting under a progress bar."""
     from vit_cli.benchmarks.model_speed import measure, number_of_calls
 

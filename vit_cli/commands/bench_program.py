@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.benchmarks.contestants import Dtype, Setting
+from vit_cli.benchmarks.implementations import Dtype, Setting
 from vit_cli.benchmarks.options import at_least, checkouts
 from vit_cli.option_types import OptionalTarget
 from vit_cli.requirements import require

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.benchmarks.contestants import Dtype
+from vit_cli.benchmarks.implementations import Dtype
 from vit_cli.benchmarks.options import at_least
 from vit_cli.requirements import TRAINING, require
 from vit_cli.training import require_training
