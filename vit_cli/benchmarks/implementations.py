@@ -115,18 +115,34 @@ class Implementation:
     def ours(self) -> bool:
         return self.name.startswith("vit_")
 
-    def why_absent(self, model: ViTConfig) -> str | None:
-        """The reason why it cannot be measured with a network; None if it can."""
-        if model.rope is not None and not (self.ours or self.name == "timm"):
+    def why_absent(self, setting: Setting) -> str | None:
+        """The reason why it cannot be measured in a setting; None if it can."""
+        if setting.model.rope is not None and not (self.ours or self.name == "timm"):
             return "not measured with rotary positions"
         if self.name in CHECKOUTS and self.checkout is None:
-            return f"no package index has it: --peer {self.name}=PATH to a checkout of {CHECKOUTS[self.name]}"
+            return (
+                f"no package index has it: --peer {self.name}=PATH to a checkout of {CHECKOUTS[self.name].repository}"
+            )
+        if self.name == "vision_transformer" and setting.dtype != "float32":
+            return "its model computes in float32 only"
         absent = missing(self.packages)
         return f"not installed: {', '.join(absent)}" if absent else None
 
 
-CHECKOUTS = {"big_vision": "google-research/big_vision"}
-"""Implementations that are imported from a checkout, and its repository."""
+class Checkout(NamedTuple):
+    """Source code of an implementation that no package index has."""
+
+    repository: str
+    """Owner and name on GitHub."""
+    package: str
+    """The folder in it that is imported."""
+
+
+CHECKOUTS = {
+    "big_vision": Checkout("google-research/big_vision", "big_vision"),
+    "vision_transformer": Checkout("google-research/vision_transformer", "vit_jax"),
+}
+"""Implementations that are imported from a checkout."""
 
 _ALL = (
     Implementation("vit_torch", "torch", ("torch",)),
@@ -136,6 +152,7 @@ _ALL = (
     Implementation("vit_jax", "jax", ("jax", "flax", "optax")),
     Implementation("vit_jax scanned", "jax", ("jax", "flax", "optax")),
     Implementation("big_vision", "jax", ("jax", "flax", "optax", "scipy")),
+    Implementation("vision_transformer", "jax", ("jax", "flax", "optax")),
 )
 NAMES = tuple(one.name for one in _ALL)
 

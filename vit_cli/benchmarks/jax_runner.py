@@ -1,10 +1,6 @@
 """The models in JAX of `vit bench model`: each with its forward pass and its train step with optax's AdamW, jitted."""
 
-import importlib
-import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
 from typing import Any
 
 import jax
@@ -14,19 +10,9 @@ from flax import nnx
 
 import vit_jax
 from vit_cli.benchmarks.implementations import CLASSES, Implementation, Kind, Setting, Stopwatch, Turn
-from vit_cli.requirements import missing
-from vit_core.errors import InputError
+from vit_cli.benchmarks.jax_peers import PEERS, Apply
 from vit_train.engines.jax.peak import matmul_flops
 
-_UNUSED = {
-    "ml_collections": ("ml_collections",),
-    "tensorflow": ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"),
-}
-"""Modules that big_vision imports but its model does not use: those that are not installed are replaced by empty
-modules."""
-
-Apply = Callable[[Any, jax.Array], jax.Array]
-"""Function (parameters, images_BHWC) -> logits, with parameters in the type of the computation."""
 State = tuple[Any, Any]
 """Parameters, and the optimizer's statistics."""
 
@@ -114,42 +100,12 @@ def cast(params: Any, dtype: Any) -> Any:
 
 def open_network(implementation: Implementation, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
     """An implementation's forward pass, and the function that makes its parameters, which jax.eval_shape can trace."""
-    if implementation.name == "big_vision":
+    if (open_peer := PEERS.get(implementation.name)) is not None:
         assert implementation.checkout is not None
-        return _big_vision(implementation.checkout, setting)
+        return open_peer(implementation.checkout, setting)
 
     def build() -> vit_jax.ViT:
         return vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=implementation.name.endswith("scanned"))
 
     graph, _ = nnx.split(nnx.eval_shape(build))
     return lambda params, images_BHWC: nnx.merge(graph, params)(images_BHWC), lambda: nnx.state(build())
-
-
-def _big_vision(checkout: str, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
-    """big_vision's Linen model, from a checkout of its repository."""
-    sys.path.insert(0, checkout)
-    importlib.import_module("flax.training.checkpoints")  # it uses TensorFlow where there is one
-    for package in missing(tuple(_UNUSED)):
-        for name in _UNUSED[package]:
-            sys.modules[name] = module_from_spec(ModuleSpec(name, None))
-    try:
-        library = importlib.import_module("big_vision.models.vit")
-    except ImportError as error:
-        raise InputError(f"--peer big_vision={checkout}: it cannot be imported from there ({error})") from None
-    config = setting.model
-    model = library.Model(
-        config.num_classes,
-        patch_size=config.patch_size,
-        width=config.width,
-        depth=config.depth,
-        mlp_dim=config.mlp_dim,
-        num_heads=config.heads,
-        pool_type="tok",
-        head_zeroinit=False,
-        dtype_mm=setting.dtype,
-    )
-    images_BHWC = jnp.zeros((1, *config.image_size, config.channels))
-    return (
-        lambda params, images_BHWC: model.apply(params, images_BHWC)[0],
-        jax.jit(lambda: model.init(jax.random.key(0), images_BHWC)),
-    )

@@ -141,7 +141,7 @@ def finished(report: Report, setting: Setting, wanted: Sequence[Implementation],
         if part.setting == setting and all(
             rounds_of.get(c.name, 0) >= rounds
             or c.name in part.failed
-            or c.why_absent(setting.model) == part.absent.get(c.name, "")
+            or c.why_absent(setting) == part.absent.get(c.name, "")
             for c in wanted
         ):
             return part
@@ -159,7 +159,7 @@ def measure(
 
     together: let them take turns; otherwise one after another. progress: called with the next action.
     """
-    absent = {c.name: why for c in wanted if (why := c.why_absent(setting.model)) is not None}
+    absent = {c.name: why for c in wanted if (why := c.why_absent(setting)) is not None}
     failed: dict[str, str] = {}
     present = [c for c in wanted if c.name not in absent]
     groups = [present] if together else [[c] for c in present]
@@ -190,7 +190,7 @@ def measure(
 
 def number_of_calls(setting: Setting, wanted: Sequence[Implementation], rounds: int) -> int:
     """Largest number of progress reports of `measure` for a setting."""
-    return (2 * (rounds + 1) + 1) * sum(c.why_absent(setting.model) is None for c in wanted)
+    return (2 * (rounds + 1) + 1) * sum(c.why_absent(setting) is None for c in wanted)
 
 
 def _calls(measurements: Sequence["_Measurement"], rounds: int) -> Iterator[tuple["_Measurement", str]]:

@@ -15,8 +15,9 @@ def checkouts(words: tuple[str, ...]) -> dict[str, str]:
         if not equals or name not in CHECKOUTS:
             raise InputError(f"--peer {word}: expected NAME=PATH, where NAME is one of {', '.join(CHECKOUTS)}")
         folder: Any = require_local(location(path), "--peer")
-        if not (folder / name).is_dir():
-            raise InputError(f"--peer {word}: {folder} has no folder {name}; give a checkout of {CHECKOUTS[name]}")
+        repository, package = CHECKOUTS[name]
+        if not (folder / package).is_dir():
+            raise InputError(f"--peer {word}: {folder} has no folder {package}; give a checkout of {repository}")
         found[name] = str(folder.resolve())
     return found
 

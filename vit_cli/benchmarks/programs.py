@@ -66,7 +66,7 @@ def steps(
     absent = {}
     for implementation in implementations(checkouts):
         if implementation.framework == "jax":
-            why = implementation.why_absent(setting.model)
+            why = implementation.why_absent(setting)
             if why is None:
                 found[f"plain, {implementation.name}"] = partial(_plain, implementation, setting, target)
             else:

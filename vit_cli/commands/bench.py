@@ -58,7 +58,7 @@ def model(
         threads: CPU threads of each implementation. Default: one for each core.
         rounds: Number of turns of each implementation.
         only: Measure this implementation. May be repeated. Default: all.
-        peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
+        peer: Checkout of a project that no package index has: big_vision=PATH or vision_transformer=PATH.
         json: File for all figures. Results in it from the same machine and versions are not measured again.
         png: File for a chart.
     """

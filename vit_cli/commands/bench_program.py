@@ -43,7 +43,7 @@ def program(
         dtype: Type of the computation.
         fsdp: Chips that share the parameters in the trainer's step.
         only: Compile this step. May be repeated. Default: all.
-        peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
+        peer: Checkout of a project that no package index has: big_vision=PATH or vision_transformer=PATH.
         json: File for all results.
     """
     slice_of = topologies.parse(topology)

@@ -2,14 +2,18 @@
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import vit_jax
 from vit_cli.benchmarks.implementations import Implementation, Setting, Turn, implementations
+from vit_cli.benchmarks.jax_peers import vision_transformer
 from vit_cli.benchmarks.machine import Machine, available_cores, this_machine
 from vit_cli.benchmarks.model_speed import Measured, Part, Report, Timing, finished, measure, open_report, write_report
 from vit_cli.benchmarks.torch_runner import BUILDERS
@@ -129,8 +133,48 @@ def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_p
     assert "expected an image size after the @" in refused("bench", "model", "--variant", "S/16@big")
     assert "expected NAME=PATH" in refused("bench", "model", "--peer", "timm=x")
     assert "has no folder big_vision" in refused("bench", "model", "--peer", f"big_vision={tmp_path}")
+    said = refused("bench", "model", "--peer", f"vision_transformer={tmp_path}")
+    assert "has no folder vit_jax; give a checkout of google-research/vision_transformer" in said
     assert "--rounds 0: expected 1 or more" in refused("bench", "model", "--rounds", "0")
     assert "expected one of model" in refused("bench")
+
+
+def test_a_peer_with_the_name_of_a_twin_is_imported_beside_it(tmp_path: Path) -> None:
+    """vision_transformer's package is called vit_jax too, and one of its modules imports another from there. The model
+    is replaced by one that shows its arguments; `factor` comes from the other module."""
+    (tmp_path / "vit_jax").mkdir()
+    (tmp_path / "vit_jax" / "models_resnet.py").write_text("factor = 3.0\n")
+    (tmp_path / "vit_jax" / "models_vit.py").write_text(
+        "from typing import Any\n"
+        "import flax.linen as nn\n"
+        "from vit_jax import models_resnet\n"
+        "class VisionTransformer(nn.Module):\n"
+        "    num_classes: int\n"
+        "    patches: Any\n"
+        "    hidden_size: int\n"
+        "    transformer: Any\n"
+        "    def __call__(self, x, *, train):\n"
+        "        t = dict(self.transformer)\n"
+        "        shown = [self.num_classes, *self.patches.size, self.hidden_size, t['num_layers'], t['num_heads']]\n"
+        "        return models_resnet.factor * x.sum() + 0 * train, shown, t['mlp_dim'], t['dropout_rate']\n"
+    )
+    apply, initial = vision_transformer(str(tmp_path), SETTING)
+    total, shown, mlp_dim, dropout = apply(initial(), jax.numpy.ones((1, 2, 2, 1)))
+    config = SETTING.model
+    assert (total, mlp_dim, dropout) == (12.0, config.mlp_dim, 0)
+    assert shown == [1000, 16, 16, config.width, config.depth, config.heads]
+    assert sys.modules["vit_jax"] is vit_jax
+    (tmp_path / "vit_jax" / "models_resnet.py").write_text("import no_such_package\n")
+    with pytest.raises(InputError, match=r"--peer vision_transformer=.* cannot be imported .*no_such_package"):
+        vision_transformer(str(tmp_path), SETTING)
+    assert sys.modules["vit_jax"] is vit_jax
+
+
+def test_a_peer_is_left_out_where_it_computes_something_else() -> None:
+    (peer,) = (one for one in implementations({"vision_transformer": "x"}) if one.name == "vision_transformer")
+    assert peer.why_absent(SETTING) is None
+    assert peer.why_absent(SETTING.replace(dtype="bfloat16")) == "its model computes in float32 only"
+    assert peer.why_absent(SETTING.replace(variant="dinov3-S/16")) == "not measured with rotary positions"
 
 
 def test_wrong_words_are_refused_before_anything_is_compiled(refused: Vit, tmp_path: Path) -> None:
