@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from vit_cli import console
 from vit_cli.benchmarks.implementations import NAMES, Dtype, Implementation, Setting, implementations
 from vit_cli.benchmarks.options import at_least, checkouts
+from vit_cli.benchmarks.results import JsonFile, check_results_file, write_results
 from vit_cli.commands.bench_program import program as program  # commands of this group in their own files
 from vit_cli.commands.bench_training import input as input
 from vit_cli.commands.bench_training import scaling as scaling
@@ -121,6 +122,7 @@ def convert(
     variant: Annotated[str, Parameter(metavar="NAME")] = "L/16",
     folder: Target = HERE,
     repeats: int = 5,
+    json: JsonFile = None,
 ) -> int:
     """Measure the time and memory of converting a checkpoint, compared with a copy of the file.
 
@@ -134,15 +136,18 @@ def convert(
         variant: Published architecture: L/16, H/14, ...
         folder: Where the files are made, about five times the checkpoint's size, and removed again.
         repeats: How often each is measured; the best is shown.
+        json: File for all figures.
     """
     from vit_cli.benchmarks import conversion
 
     at_least(1, repeats=repeats)
+    check_results_file(json)
     config = conversion.model_of(variant)
     check_writable(folder, "--folder")
     with console.working(f"making {variant} in several formats, and converting"):
         costs = list(conversion.measure(config, require_local(folder, "--folder"), repeats))
     print_costs(f"convert {variant} in float32, {costs[0].bytes / 1e6:,.0f} MB", costs)
+    write_results(json, "convert", {"variant": variant, "repeats": repeats}, {"costs": costs})
     return 0
 
 
@@ -151,6 +156,7 @@ def predict(
     framework: Framework = "torch",
     variant: Annotated[str, Parameter(metavar="NAME")] = "S/16",
     repeats: int = 5,
+    json: JsonFile = None,
 ) -> int:
     """Measure `vit predict` on generated images, compared with the model and decoding alone.
 
@@ -162,6 +168,7 @@ def predict(
         framework: Framework that computes.
         variant: Published architecture, with new weights in float32.
         repeats: How often each has its turn; medians are shown.
+        json: File for all figures.
     """
     require_training(framework)
     from vit_cli.benchmarks import prediction
@@ -169,15 +176,18 @@ def predict(
     from vit_cli.reports.prediction import print_rates
 
     at_least(1, repeats=repeats)
+    check_results_file(json)
     speed.warn_if_busy()
     config = prediction.model_of(variant)
     with console.working(f"predicting with {variant}"):
         found = prediction.measure(config, framework, repeats)
     print_rates(f"predict with {variant} in float32, {found.hardware}", found)
+    settings = {"framework": framework, "variant": variant, "repeats": repeats}
+    write_results(json, "predict", settings, {"rates": found})
     return 0
 
 
-def sources(*, images: int = 2000, rounds: int = 7) -> int:
+def sources(*, images: int = 2000, rounds: int = 7, json: JsonFile = None) -> int:
     """Measure how fast each kind of source is read, on one thread, in random order.
 
     Examples:
@@ -186,6 +196,7 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
     Args:
         images: Number of examples; about 100 kB each.
         rounds: How often each has its turn; medians are shown.
+        json: File for all figures.
     """
     require("train", "tensorflow_datasets", "array_record", "pyarrow")
     from vit_cli.benchmarks import source_speed
@@ -193,10 +204,12 @@ def sources(*, images: int = 2000, rounds: int = 7) -> int:
 
     at_least(2, images=images)  # one for each of two classes
     at_least(1, rounds=rounds)
+    check_results_file(json)
     speed.warn_if_busy()
     with console.working("writing and reading"):
         speeds = source_speed.measure(images, rounds)
     speed.print_sources(images, speeds, {name: source_speed.times_prepared(speeds, name) for name in speeds})
+    write_results(json, "sources", {"images": images, "rounds": rounds}, {"examples_per_second": speeds})
     return 0
 
 
@@ -243,7 +256,7 @@ def all(
     return int(bool(missing))
 
 
-def startup(*, repeats: int = 5) -> int:
+def startup(*, repeats: int = 5, json: JsonFile = None) -> int:
     """Measure how long `vit --help` takes, and the import of each twin.
 
     Each is measured in a new process. The exit status is 1 if one takes longer than its limit.
@@ -253,10 +266,12 @@ def startup(*, repeats: int = 5) -> int:
 
     Args:
         repeats: How often each is measured; the best is shown.
+        json: File for all figures.
     """
     from vit_cli.benchmarks.startup import help_startup, import_startups
 
     at_least(1, repeats=repeats)
+    check_results_file(json)
     found = help_startup(repeats)
     imported = ", ".join(found.imported) or "none of the large packages"
     console.say(f"vit --help: {found.seconds:.2f} s (limit {found.limit} s), imports {imported}")
@@ -266,4 +281,5 @@ def startup(*, repeats: int = 5) -> int:
             f"import {twin.package}: {twin.seconds:.2f} s beyond {twin.beyond} (limit {twin.limit} s), which takes "
             f"{twin.beyond_seconds:.2f} s"
         )
+    write_results(json, "startup", {"repeats": repeats}, {"help": found, "imports": twins})
     return int(False in (found.ok, *(twin.ok for twin in twins)))

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from vit_cli import console
 from vit_cli.benchmarks.implementations import Dtype
 from vit_cli.benchmarks.options import at_least
+from vit_cli.benchmarks.results import JsonFile, check_results_file, write_results
 from vit_cli.requirements import TRAINING, require
 from vit_cli.training import require_training
 from vit_cli.twins import TITLES, Framework
@@ -22,6 +23,7 @@ def train(
     rounds: int = 3,
     threads: int = 2,
     workers: int = 0,
+    json: JsonFile = None,
 ) -> int:
     """Measure the training loop with its input, log and saved steps, compared with the bare step.
 
@@ -43,6 +45,7 @@ def train(
         threads: Threads that make batches.
         workers: Processes that make batches, each with `threads` threads; on a GPU or TPU, use about the number of
             cores. 0: no processes.
+        json: File for all figures.
     """
     for name in framework:
         require_training(name)
@@ -51,6 +54,7 @@ def train(
 
     at_least(1, batch_size=batch_size, rounds=rounds, threads=threads)
     at_least(0, workers=workers)
+    check_results_file(json)
     at_least(loop_speed.FEWEST_STEPS * max(1, workers), steps=steps)  # each begins with batches in store
     speed.warn_if_busy()
     config = loop_speed.config_of(variant, batch_size, dtype, steps, rounds, threads, workers)
@@ -59,6 +63,8 @@ def train(
         with console.working(name) as status:
             found[TITLES[name]] = loop_speed.measure(name, config, rounds, status.update)
     speed.print_loops(f"{variant}, batch {batch_size}, {dtype}; images/s", found)
+    settings = {"variant": variant, "batch_size": batch_size, "dtype": dtype, "steps": steps, "rounds": rounds}
+    write_results(json, "train", {**settings, "threads": threads, "workers": workers}, found)
     return 0
 
 
@@ -67,6 +73,7 @@ def input(
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     images: int = 64,
     rounds: int = 5,
+    json: JsonFile = None,
 ) -> int:
     """Measure how fast training images are made, compared with torchvision.
 
@@ -83,12 +90,14 @@ def input(
         interpolation: Filter that resizes the JPEG files, also in torchvision.
         images: Number of files in a round.
         rounds: How often each has its turn; medians are shown.
+        json: File for all figures.
     """
     require("train", *TRAINING)
     from vit_cli.benchmarks import input_speed
     from vit_cli.reports import speed
 
     at_least(1, images=images, rounds=rounds)
+    check_results_file(json)
     speed.warn_if_busy()
     with console.working("decoding"):
         large = input_speed.measure(interpolation, images, rounds)
@@ -98,10 +107,17 @@ def input(
         recipe = input_speed.measure_recipe(rounds)
     speed.print_input("32 x 32 in memory: crop, flip, mixup", small)
     speed.print_input("32 x 32 in memory: as the recipe cifar10", recipe)
+    settings = {"interpolation": interpolation, "images": images, "rounds": rounds}
+    write_results(json, "input", settings, {"jpeg": large, "small_set": small, "cifar10": recipe})
     return 0
 
 
-def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int = 5) -> int:
+def scaling(
+    *,
+    framework: tuple[Framework, ...] = ("jax", "torch"),
+    rounds: int = 5,
+    json: JsonFile = None,
+) -> int:
     """Measure how the cost of a train step grows with batch, depth, width and tokens, and the host's share of a step.
 
     With an exponent of 1, doubling the size doubles the cost. The exponents of the FLOPs are shown too.
@@ -113,6 +129,7 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     Args:
         framework: Framework that trains. May be repeated.
         rounds: How often each size has its turn; medians are shown.
+        json: File for all figures.
     """
     for name in framework:
         require_training(name)
@@ -120,6 +137,7 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     from vit_cli.reports import speed
 
     at_least(1, rounds=rounds)
+    check_results_file(json)
     speed.warn_if_busy()
     rows = {"FLOPs": scaling.exponents_of_flops()}
     with console.working("scaling") as status:
@@ -129,4 +147,5 @@ def scaling(*, framework: tuple[Framework, ...] = ("jax", "torch"), rounds: int 
     with console.working("24 layers") as status:
         host = scaling.host_seconds(framework, rounds, status.update)
     speed.print_host_seconds(host)
+    write_results(json, "scaling", {"rounds": rounds}, {"exponents": rows, "host_seconds": host})
     return 0

@@ -1,14 +1,18 @@
 """`vit bench train`, `input` and `sources`: what is compared, and how it is shown."""
 
 import io
+import json
 import statistics
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_cli.benchmarks import generated_jpegs, input_speed, loop_speed, source_speed
+from vit_cli.application import COMMANDS
+from vit_cli.benchmarks import generated_jpegs, input_speed, loop_speed, machine, source_speed
+from vit_cli.commands import bench
 from vit_cli.tests.printed import Printing, Vit
 
 
@@ -73,6 +77,41 @@ def test_a_loop_that_is_faster_than_its_step_is_an_error_of_the_measurement(
     assert ("100% (75% to 180%)" if not warned else "120% (75% to 180%)") in said
     (row,) = (line.split() for line in said.splitlines() if "1 x cpu" in line)
     assert row[-3:] == ["50.0%", "25.0%", "12%"]
+
+
+def test_figures_are_written_to_a_file(
+    printed: Printing, refused: Vit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As given, with settings and machine; the file of an earlier run is replaced, that of somebody else is not."""
+    found = loop_speed.LoopSpeed((4.0, 5.0), (3.0, 5.0), 0.25, 0.5, 0.125, "1 x cpu")
+    monkeypatch.setattr(loop_speed, "measure", lambda *given: found)
+    monkeypatch.setattr(machine, "_devices", lambda framework: "cpu")
+    file = tmp_path / "loop.json"
+    for steps in (4, 6):
+        printed("bench", "train", "--framework", "torch", "--steps", steps, "--json", file)
+        report = json.loads(file.read_text())
+        assert report["command"] == "vit bench train"
+        assert report["settings"]["steps"] == steps
+        assert report["machine"] == machine.this_machine().model_dump(mode="json")
+        assert report["results"] == {
+            "PyTorch": {
+                "bare": [4.0, 5.0],
+                "loop": [3.0, 5.0],
+                "saving": 0.25,
+                "data_wait": 0.5,
+                "mfu": 0.125,
+                "hardware": "1 x cpu",
+            }
+        }
+    file.write_text('{"results": "mine"}')
+    said = refused("bench", "train", "--framework", "torch", "--json", file)
+    assert "exists and is not a file of vit bench, so it is not replaced" in said
+
+
+def test_every_measurement_can_be_written_to_a_file() -> None:
+    (group,) = (command for command in COMMANDS.values() if command.name == "bench")
+    for part in set(group.parts) - {"all"}:  # which has a folder
+        assert "json" in signature(getattr(bench, part)).parameters, part
 
 
 def test_input_is_measured(printed: Printing, monkeypatch: pytest.MonkeyPatch) -> None:
