@@ -218,12 +218,14 @@ def all(
     folder: Target = HERE / "speed",
     minutes: float = 25,
     quick: Annotated[bool, Parameter(negative=())] = False,
+    peer: Annotated[tuple[str, ...], Parameter(metavar="NAME=PATH")] = (),
 ) -> int:
     """Measure everything, in parts of a few minutes; repeat it after an interruption.
 
-    Each part is one of the other `vit bench` commands, with sizes for the machine's devices, and writes its output to a
-    file in the folder. The same command continues after an interruption. Training reads generated JPEG files of 500 x
-    375 pixels. The exit status is 1 if a part is still missing.
+    Each part is one of the other `vit bench` commands or `vit parity`, with sizes for the machine's devices. It writes
+    its output, its figures (JSON) and the charts of models to files in the folder. The same command continues after an
+    interruption. Training reads generated JPEG files of 500 x 375 pixels. The exit status is 1 if a part is still
+    missing.
 
     Examples:
         vit bench all --quick
@@ -234,12 +236,14 @@ def all(
         minutes: Time for the whole command. A part that could take longer than the remaining time is not started; each
             part gets at most 8 minutes.
         quick: Use small sizes, to check that everything works on this machine.
+        peer: Checkout of a project that no package index has: big_vision=PATH or vision_transformer=PATH.
     """
     require("train", *TRAINING)
     from vit_cli.benchmarks import everything
     from vit_cli.benchmarks.machine import this_machine
     from vit_cli.reports import speed
 
+    checkouts(peer)
     if minutes <= 0:
         raise InputError(f"--minutes {minutes:g}: expected more than 0")
     local = require_local(folder, "--folder")
@@ -249,7 +253,8 @@ def all(
         machine = this_machine()
     speed.print_machine(machine)
     everything.keep_machine(machine, local)
-    parts = everything.parts(local, machine.has_accelerator, quick)
+    everything.keep_checkpoint(local, quick)
+    parts = everything.parts(local, machine.has_accelerator, quick, peer)
     missing = everything.measure_missing(parts, local, minutes, console.say)
     if missing:
         console.say(f"missing: {', '.join(missing)}; the same command continues")
