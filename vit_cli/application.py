@@ -78,7 +78,7 @@ COMMANDS = {
             "Verify",
             parts={
                 "model": "Measure the models' forward pass and train step, compared with other libraries.",
-                "train": "Measure the training loop with its input and log, compared with the bare step.",
+                "train": "Measure the training loop with its input, log and saved steps, compared with the bare step.",
                 "input": "Measure how fast training images are made, compared with torchvision.",
                 "sources": "Measure how fast each kind of source is read, on one thread, in random order.",
                 "scaling": "Measure how the cost of a train step grows with batch, depth, width and tokens, and the "

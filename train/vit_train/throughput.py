@@ -1,9 +1,11 @@
 """Speed of training between two log lines.
 
 MFU, the model FLOP utilisation, is the FLOPs that the model needs divided by those that the devices could compute in
-the same time, at the speed of a product of two large matrices of the compute dtype, measured when training begins. The
-model needs three forward passes for each image, independent of frozen parameters and recomputation (of a masked
-autoencoder for the visible patches; the mean if patch sizes are drawn), and one forward pass of a teacher, if any.
+the same time, at the speed of a product of two large matrices of the compute dtype, measured when training begins. If
+training itself reaches a higher speed later, because other programs slowed the measurement, that speed takes its place,
+so MFU is at most 1. The model needs three forward passes for each image, independent of frozen parameters and
+recomputation (of a masked autoencoder for the visible patches; the mean if patch sizes are drawn), and one forward pass
+of a teacher, if any.
 """
 
 import logging
@@ -25,7 +27,7 @@ MOST_WORKERS = 32
 class Throughput:
     """Measures the time of a step, the fraction of it that training waited for data, and MFU, between log lines.
 
-    peak: FLOP/s of all devices. teacher: FLOPs of a teacher's forward pass of one image.
+    peak: FLOP/s of all devices, as measured. teacher: FLOPs of a teacher's forward pass of one image.
     """
 
     def __init__(self, config: TrainConfig, peak: float, teacher: int = 0) -> None:
@@ -54,11 +56,13 @@ class Throughput:
         """The values since the last call, for a log line; `seconds` is the time since the beginning."""
         now = time.perf_counter()
         passed = now - self.since
+        reached = self.step_flops * self.steps / passed
+        self.peak = max(self.peak, reached)
         values = {
             "images_per_second": round(self.batch_size * self.steps / passed, 2),
             "step_seconds": round(passed / self.steps, 6),
             "data_wait": round(self.waited / passed, 4),
-            "mfu": round(self.step_flops * self.steps / passed / self.peak, 4),
+            "mfu": round(reached / self.peak, 4),
             "seconds": round(now - self.start, 3),
         }
         self.since, self.waited, self.steps = now, 0.0, 0

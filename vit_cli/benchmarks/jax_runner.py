@@ -1,10 +1,6 @@
-"""JAX's contestants of `vit bench model`: a model, its forward pass and its train step with optax's AdamW, jitted."""
+"""The models in JAX of `vit bench model`: each with its forward pass and its train step with optax's AdamW, jitted."""
 
-import importlib
-import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
 from typing import Any
 
 import jax
@@ -13,34 +9,24 @@ import optax
 from flax import nnx
 
 import vit_jax
-from vit_cli.benchmarks.contestants import CLASSES, Contestant, Kind, Setting, Stopwatch, Turn
-from vit_cli.requirements import missing
-from vit_core.errors import InputError
+from vit_cli.benchmarks.implementations import CLASSES, Implementation, Kind, Setting, Stopwatch, Turn
+from vit_cli.benchmarks.jax_peers import PEERS, Apply
 from vit_train.engines.jax.peak import matmul_flops
 
-_UNUSED = {
-    "ml_collections": ("ml_collections",),
-    "tensorflow": ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"),
-}
-"""Modules that big_vision imports but its model does not use: those that are not installed are replaced by empty
-modules."""
-
-Apply = Callable[[Any, jax.Array], jax.Array]
-"""Function (parameters, images_BHWC) -> logits, with parameters in the type of the computation."""
 State = tuple[Any, Any]
 """Parameters, and the optimizer's statistics."""
 
 
 class JaxRunner:
-    """A model of a JAX library on the default device; see contestants.Runner.
+    """A model of a JAX library on the default device; see implementations.Runner.
 
     With bfloat16, the parameters of the forward pass are bfloat16; training keeps them in float32 and casts them.
     """
 
-    def __init__(self, contestant: Contestant, setting: Setting) -> None:
+    def __init__(self, implementation: Implementation, setting: Setting) -> None:
         if setting.dtype == "float32":  # as in PyTorch: no TF32 on GPUs, no single bfloat16 pass on TPUs
             jax.config.update("jax_default_matmul_precision", "highest")
-        self.contestant, self.setting, self.dtype = contestant, setting, jnp.dtype(setting.dtype)
+        self.implementation, self.setting, self.dtype = implementation, setting, jnp.dtype(setting.dtype)
         size = setting.batch_size, *setting.model.image_size, setting.model.channels
         self.images_BHWC = jax.random.normal(jax.random.key(0), size, self.dtype)
         self.labels_B = jax.random.randint(jax.random.key(1), size[:1], 0, CLASSES)
@@ -49,7 +35,7 @@ class JaxRunner:
     def run(self, kind: Kind, calls: int) -> Turn:
         if kind not in self.prepared:
             prepare = self._prepare_forward if kind == "forward" else self._prepare_train
-            apply, initial = open_network(self.contestant, self.setting)
+            apply, initial = open_network(self.implementation, self.setting)
             self.prepared[kind] = prepare(apply, initial())
         call = self.prepared[kind]
         watch, result = Stopwatch(calls), None
@@ -89,7 +75,7 @@ class JaxRunner:
 def train_step(
     apply: Apply, dtype: Any
 ) -> tuple[Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]], Any]:
-    """The step (state, images_BHWC, labels_B) -> (state, loss) with AdamW, the same for every contestant; and the
+    """The step (state, images_BHWC, labels_B) -> (state, loss) with AdamW, the same for every implementation; and the
     function that makes the optimizer's part of the state from the parameters."""
     optimizer = optax.adamw(1e-3, weight_decay=0.05)
 
@@ -112,44 +98,14 @@ def cast(params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def open_network(contestant: Contestant, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
-    """A contestant's forward pass, and the function that makes its parameters, which jax.eval_shape can trace."""
-    if contestant.name == "big_vision":
-        assert contestant.checkout is not None
-        return _big_vision(contestant.checkout, setting)
+def open_network(implementation: Implementation, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
+    """An implementation's forward pass, and the function that makes its parameters, which jax.eval_shape can trace."""
+    if (open_peer := PEERS.get(implementation.name)) is not None:
+        assert implementation.checkout is not None
+        return open_peer(implementation.checkout, setting)
 
     def build() -> vit_jax.ViT:
-        return vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=contestant.name.endswith("scanned"))
+        return vit_jax.ViT(setting.model, rngs=nnx.Rngs(0), scan=implementation.name.endswith("scanned"))
 
     graph, _ = nnx.split(nnx.eval_shape(build))
     return lambda params, images_BHWC: nnx.merge(graph, params)(images_BHWC), lambda: nnx.state(build())
-
-
-def _big_vision(checkout: str, setting: Setting) -> tuple[Apply, Callable[[], Any]]:
-    """big_vision's Linen model, from a checkout of its repository."""
-    sys.path.insert(0, checkout)
-    importlib.import_module("flax.training.checkpoints")  # it uses TensorFlow where there is one
-    for package in missing(tuple(_UNUSED)):
-        for name in _UNUSED[package]:
-            sys.modules[name] = module_from_spec(ModuleSpec(name, None))
-    try:
-        library = importlib.import_module("big_vision.models.vit")
-    except ImportError as error:
-        raise InputError(f"--peer big_vision={checkout}: it cannot be imported from there ({error})") from None
-    config = setting.model
-    model = library.Model(
-        config.num_classes,
-        patch_size=config.patch_size,
-        width=config.width,
-        depth=config.depth,
-        mlp_dim=config.mlp_dim,
-        num_heads=config.heads,
-        pool_type="tok",
-        head_zeroinit=False,
-        dtype_mm=setting.dtype,
-    )
-    images_BHWC = jnp.zeros((1, *config.image_size, config.channels))
-    return (
-        lambda params, images_BHWC: model.apply(params, images_BHWC)[0],
-        jax.jit(lambda: model.init(jax.random.key(0), images_BHWC)),
-    )

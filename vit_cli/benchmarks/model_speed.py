@@ -1,8 +1,8 @@
 """`vit bench model`: the speed of the forward pass and the train step of both twins and of other libraries' models.
 
-The contestants of a setting take turns, so that other programs on the machine affect all of them. Each round begins
-with another contestant, so that none always follows the same one. A turn is one call that is not measured, then several
-that are. Medians over rounds are compared.
+The implementations of a setting take turns, so that other programs on the machine affect all of them. Each round begins
+with another implementation, so that none always follows the same one. A turn is one call that is not measured, then
+several that are. Medians over rounds are compared.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from math import ceil
 
-from vit_cli.benchmarks.contestants import KINDS, Contestant, Kind, Setting, Turn
+from vit_cli.benchmarks.implementations import KINDS, Implementation, Kind, Setting, Turn
 from vit_cli.benchmarks.machine import Machine
 from vit_cli.benchmarks.workers import Failed, Worker
 from vit_core.errors import InputError
@@ -47,9 +47,9 @@ class Timing(Schema):
 
 
 class Measured(Schema):
-    """The measurements of one contestant."""
+    """The measurements of one implementation."""
 
-    contestant: str
+    implementation: str
     framework: str
     forward: Timing
     train: Timing
@@ -63,18 +63,18 @@ class Measured(Schema):
 
 
 class Part(Schema):
-    """All contestants under one setting."""
+    """All implementations under one setting."""
 
     setting: Setting
     peak: Real
-    """FLOP/s of a matrix product of 1024 x 1024 (on accelerators 8192 x 8192), the best that a contestant measured."""
+    """FLOP/s of a matrix product of at most 1024 x 1024 (on accelerators 8192 x 8192), the best of all processes."""
     interleaved: Flag
-    """Whether the contestants took turns. (A TPU serves one process only.)"""
+    """Whether the implementations took turns. (A TPU serves one process only.)"""
     measured: tuple[Measured, ...]
     absent: dict[str, str]
-    """Contestant -> the reason why it was not measured."""
+    """Implementation -> the reason why it was not measured."""
     failed: dict[str, str]
-    """Contestant -> its error."""
+    """Implementation -> its error."""
 
     def images_per_second(self, one: Measured, kind: Kind) -> float:
         """The median over the rounds."""
@@ -85,8 +85,8 @@ class Part(Schema):
         return self.images_per_second(one, kind) * self.setting.flops[kind] / self.peak
 
     def of(self, framework: str, ours: bool) -> list[Measured]:
-        """The contestants of one framework: ours, or the peers."""
-        return [m for m in self.measured if m.framework == framework and m.contestant.startswith("vit_") == ours]
+        """The implementations of one framework: ours, or the peers."""
+        return [m for m in self.measured if m.framework == framework and m.implementation.startswith("vit_") == ours]
 
     def times_fastest_peer(self, one: Measured, kind: Kind) -> tuple[float, float, str] | None:
         """Speed relative to the fastest peer of its framework, the same in processor time, and the peer's name; medians
@@ -96,7 +96,7 @@ class Part(Schema):
             return None
         peer = min(peers, key=lambda m: m.timing(kind).median)
         theirs, ours = peer.timing(kind), one.timing(kind)
-        return _times(theirs.turns, ours.turns), _times(theirs.processor, ours.processor), peer.contestant
+        return _times(theirs.turns, ours.turns), _times(theirs.processor, ours.processor), peer.implementation
 
 
 WRITTEN = json_report("a file of vit bench model", "machine", "parts")
@@ -134,14 +134,14 @@ def write_report(file: Location, report: Report) -> None:
         (stage / file.name).write_text(json.dumps(report.model_dump(mode="json"), indent=1) + "\n")
 
 
-def finished(report: Report, setting: Setting, wanted: Sequence[Contestant], rounds: int) -> Part | None:
-    """The part of a report with all wanted contestants of a setting and `rounds` rounds; None if there is none."""
+def finished(report: Report, setting: Setting, wanted: Sequence[Implementation], rounds: int) -> Part | None:
+    """The part of a report with all wanted implementations of a setting and `rounds` rounds; None if there is none."""
     for part in report.parts:
-        rounds_of = {m.contestant: len(m.forward.turns) for m in part.measured}
+        rounds_of = {m.implementation: len(m.forward.turns) for m in part.measured}
         if part.setting == setting and all(
             rounds_of.get(c.name, 0) >= rounds
             or c.name in part.failed
-            or c.why_absent(setting.model) == part.absent.get(c.name, "")
+            or c.why_absent(setting) == part.absent.get(c.name, "")
             for c in wanted
         ):
             return part
@@ -150,16 +150,16 @@ def finished(report: Report, setting: Setting, wanted: Sequence[Contestant], rou
 
 def measure(
     setting: Setting,
-    wanted: Sequence[Contestant],
+    wanted: Sequence[Implementation],
     rounds: int,
     together: bool,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Part:
-    """Measures the contestants that are installed, and records for the others why they are missing.
+    """Measures the implementations that are installed, and records for the others why they are missing.
 
     together: let them take turns; otherwise one after another. progress: called with the next action.
     """
-    absent = {c.name: why for c in wanted if (why := c.why_absent(setting.model)) is not None}
+    absent = {c.name: why for c in wanted if (why := c.why_absent(setting)) is not None}
     failed: dict[str, str] = {}
     present = [c for c in wanted if c.name not in absent]
     groups = [present] if together else [[c] for c in present]
@@ -167,13 +167,13 @@ def measure(
     peaks: list[float] = []
     for group in groups:
         with ExitStack() as stack:
-            racers = [_Racer(stack.enter_context(closing(Worker(c, setting)))) for c in group]
-            for racer, what in _calls(racers, rounds):
-                progress(f"{racer.name}, {what}")
-                racer.call(what)
-            failed |= {racer.name: racer.failure for racer in racers if racer.failure}
-            measured += [racer.measured() for racer in racers if not racer.failure]
-            peaks += [peak for racer in racers for peak in racer.peaks]
+            running = [_Measurement(stack.enter_context(closing(Worker(c, setting)))) for c in group]
+            for measurement, what in _calls(running, rounds):
+                progress(f"{measurement.name}, {what}")
+                measurement.call(what)
+            failed |= {one.name: one.failure for one in running if one.failure}
+            measured += [one.measured() for one in running if not one.failure]
+            peaks += [peak for one in running for peak in one.peaks]
     if not measured:
         raise InputError(
             f"{setting}: nothing could be measured: {'; '.join(map(': '.join, (absent | failed).items()))}"
@@ -188,28 +188,28 @@ def measure(
     )
 
 
-def number_of_calls(setting: Setting, wanted: Sequence[Contestant], rounds: int) -> int:
+def number_of_calls(setting: Setting, wanted: Sequence[Implementation], rounds: int) -> int:
     """Largest number of progress reports of `measure` for a setting."""
-    return (2 * (rounds + 1) + 1) * sum(c.why_absent(setting.model) is None for c in wanted)
+    return (2 * (rounds + 1) + 1) * sum(c.why_absent(setting) is None for c in wanted)
 
 
-def _calls(racers: Sequence["_Racer"], rounds: int) -> Iterator[tuple["_Racer", str]]:
-    """The actions in order; a contestant that has failed is left out afterwards."""
-    # The peak is not measured first, because other contestants' processes are still importing then.
+def _calls(measurements: Sequence["_Measurement"], rounds: int) -> Iterator[tuple["_Measurement", str]]:
+    """The actions in order; an implementation that has failed is left out afterwards."""
+    # The peak is not measured first, because other implementations' processes are still importing then.
     for what in (*(f"first {kind}" for kind in KINDS), "peak"):
-        yield from ((racer, what) for racer in racers if not racer.failure)
-    order = deque(racers)
+        yield from ((measurement, what) for measurement in measurements if not measurement.failure)
+    order = deque(measurements)
     for _ in range(rounds):
         for kind in KINDS:
-            yield from ((racer, kind) for racer in tuple(order) if not racer.failure)
+            yield from ((measurement, kind) for measurement in tuple(order) if not measurement.failure)
         order.rotate(-1)
 
 
-class _Racer:
-    """A contestant's worker and its measurements."""
+class _Measurement:
+    """An implementation's worker and its measurements."""
 
     def __init__(self, worker: Worker) -> None:
-        self.worker, self.name, self.failure = worker, worker.contestant.name, ""
+        self.worker, self.name, self.failure = worker, worker.implementation.name, ""
         self.peaks: list[float] = []
         self.first: dict[Kind, float] = {}
         self.turns: dict[Kind, list[Turn]] = {kind: [] for kind in KINDS}
@@ -242,8 +242,8 @@ class _Racer:
         }
         memory = self.worker.memory()
         return Measured(
-            contestant=self.name,
-            framework=self.worker.contestant.framework,
+            implementation=self.name,
+            framework=self.worker.implementation.framework,
             memory_bytes=memory.bytes,
             memory_on_device=memory.on_device,
             **timings,

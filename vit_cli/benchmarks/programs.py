@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_cli.benchmarks.contestants import Contestant, Setting, contestants
+from vit_cli.benchmarks.implementations import Implementation, Setting, implementations
 from vit_cli.benchmarks.jax_runner import open_network, train_step
 from vit_core.errors import InputError
 from vit_core.schema import Positive, Schema
@@ -64,13 +64,13 @@ def steps(
         f"{TRAINER} --no-scan": partial(_trainer, setting, fsdp, target, scan=False),
     }
     absent = {}
-    for contestant in contestants(checkouts):
-        if contestant.framework == "jax":
-            why = contestant.why_absent(setting.model)
+    for implementation in implementations(checkouts):
+        if implementation.framework == "jax":
+            why = implementation.why_absent(setting)
             if why is None:
-                found[f"plain, {contestant.name}"] = partial(_plain, contestant, setting, target)
+                found[f"plain, {implementation.name}"] = partial(_plain, implementation, setting, target)
             else:
-                absent[contestant.name] = why
+                absent[implementation.name] = why
     return found, absent
 
 
@@ -123,11 +123,11 @@ def _trainer(setting: Setting, fsdp: int, target: Target, scan: bool) -> jax.sta
     return TrainStep(run, make_mesh(run.mesh, run.model, target.devices)).lower()
 
 
-def _plain(contestant: Contestant, setting: Setting, target: Target) -> jax.stages.Lowered:
+def _plain(implementation: Implementation, setting: Setting, target: Target) -> jax.stages.Lowered:
     """A plain data-parallel step: every chip has all parameters and its part of the batch."""
     mesh = Mesh(np.array(target.devices), ("batch",))
     whole, by_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
-    apply, initial = open_network(contestant, setting)
+    apply, initial = open_network(implementation, setting)
     step, begin = train_step(apply, jnp.dtype(setting.dtype))
     params = jax.eval_shape(initial)
     state = jax.tree.map(

@@ -51,10 +51,13 @@ class ImportStartup:
     """The time of importing a twin: the shortest of several runs."""
 
     package: str
+    """The twin."""
     beyond: str
+    """The module that is imported before it, such as torch."""
     beyond_seconds: float
+    """Seconds of importing that module."""
     seconds: float
-    """On top of what it is measured beyond."""
+    """Seconds of importing the twin itself, in a process that has already imported the module `beyond`."""
     limit: float = 0.1
 
     @property

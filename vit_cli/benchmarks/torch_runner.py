@@ -1,4 +1,4 @@
-"""PyTorch's contestants of `vit bench model`: a model, its forward pass and its train step with torch's AdamW."""
+"""The models in PyTorch of `vit bench model`: each with its forward pass and its train step with torch's AdamW."""
 
 import importlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import vit_torch
-from vit_cli.benchmarks.contestants import CLASSES, Kind, Setting, Stopwatch, Turn
+from vit_cli.benchmarks.implementations import CLASSES, Kind, Setting, Stopwatch, Turn
 from vit_core.checkpoints.formats.lucidrains import arguments
 from vit_core.config import ViTConfig
 from vit_torch.references.timm import registered_model, timm_model
@@ -20,11 +20,11 @@ from vit_train.engines.torch.peak import matmul_flops
 
 
 class TorchRunner:
-    """A model of a PyTorch library on the GPU, or on the CPU without one; see contestants.Runner.
+    """A model of a PyTorch library on the GPU, or on the CPU without one; see implementations.Runner.
 
     With bfloat16, the parameters of the forward pass are bfloat16. Training keeps them in float32: the twin casts them
     and uses torch's fused AdamW, as in the trainer; other libraries run under autocast with torch's default AdamW, as
-    their users would. GELU is exact, because vit-pytorch has no other (JAX's contestants use the tanh approximation,
+    their users would. GELU is exact, because vit-pytorch has no other (models in JAX use the tanh approximation,
     because big_vision has no other).
     """
 
@@ -126,4 +126,4 @@ BUILDERS: dict[str, Callable[[ViTConfig], nn.Module]] = {
     "transformers": _transformers,
     "vit-pytorch": lambda config: importlib.import_module("vit_pytorch").ViT(**arguments(config)),
 }
-"""Contestant -> its network for a config."""
+"""Implementation -> its network for a config."""

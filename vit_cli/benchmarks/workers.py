@@ -1,4 +1,4 @@
-"""A process for each contestant, so that the threads, memory and libraries of one do not affect the others."""
+"""A process for each implementation, so that the threads, memory and libraries of one do not affect the others."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_cli.benchmarks.contestants import Contestant, Kind, Runner, Setting, Turn
+from vit_cli.benchmarks.implementations import Implementation, Kind, Runner, Setting, Turn
 from vit_core.errors import shortened
 from vit_train.freed_memory import keep_freed_memory
 
@@ -24,17 +24,17 @@ class Memory(NamedTuple):
 
 
 class Failed(Exception):
-    """A contestant failed; the message gives the reason."""
+    """An implementation failed; the message gives the reason."""
 
 
 class Worker:
-    """A contestant in its own process. Its methods raise Failed if the contestant's library raises an error."""
+    """An implementation in its own process. Its methods raise Failed if its library raises an error."""
 
-    def __init__(self, contestant: Contestant, setting: Setting) -> None:
-        self.contestant = contestant
+    def __init__(self, implementation: Implementation, setting: Setting) -> None:
+        self.implementation = implementation
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(contestant, setting, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(implementation, setting, theirs), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -73,7 +73,7 @@ class Worker:
         return answer
 
 
-def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
+def _serve(implementation: Implementation, setting: Setting, pipe: Connection) -> None:
     """Answers the requests from the pipe until it is closed."""
     _limit_threads(setting.threads)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share a GPU
@@ -82,23 +82,23 @@ def _serve(contestant: Contestant, setting: Setting, pipe: Connection) -> None:
         while True:
             question, *words = pipe.recv()
             try:
-                runner = runner or _open_runner(contestant, setting)
+                runner = runner or _open_runner(implementation, setting)
                 pipe.send((_answer(runner, question, words), False))
             except Exception as error:  # of any kind: it is another project's code
                 pipe.send((f"{type(error).__name__}: {shortened(str(error))}", True))
 
 
-def _open_runner(contestant: Contestant, setting: Setting) -> Runner:
-    """The contestant's model in this process; for the twins with the trainer's memory setting."""
-    if contestant.ours:
+def _open_runner(implementation: Implementation, setting: Setting) -> Runner:
+    """The implementation's model in this process; for the twins with the trainer's memory setting."""
+    if implementation.ours:
         keep_freed_memory()
-    if contestant.framework == "torch":
+    if implementation.framework == "torch":
         from vit_cli.benchmarks.torch_runner import TorchRunner
 
-        return TorchRunner(contestant.name, setting)
+        return TorchRunner(implementation.name, setting)
     from vit_cli.benchmarks.jax_runner import JaxRunner
 
-    return JaxRunner(contestant, setting)
+    return JaxRunner(implementation, setting)
 
 
 def _answer(runner: Runner, question: str, words: Sequence[Any]) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.benchmarks.contestants import Dtype, Setting
+from vit_cli.benchmarks.implementations import Dtype, Setting
 from vit_cli.benchmarks.options import checkouts
 from vit_cli.option_types import OptionalTarget, at_least
 from vit_cli.requirements import require
@@ -43,7 +43,7 @@ def program(
         dtype: Type of the computation.
         fsdp: Chips that share the parameters in the trainer's step.
         only: Compile this step. May be repeated. Default: all.
-        peer: Checkout of a project that no package index has, such as big_vision=../big_vision.
+        peer: Checkout of a project that no package index has: big_vision=PATH or vision_transformer=PATH.
         json: File for all results.
     """
     slice_of = topologies.parse(topology)

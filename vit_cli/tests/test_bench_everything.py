@@ -1,5 +1,6 @@
 """`vit bench all` and `scaling`: parts, limits of time, and how costs grow."""
 
+import inspect
 import json
 import shlex
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from vit_cli.application import build
+from vit_cli.application import COMMANDS, build
 from vit_cli.benchmarks import everything, loop_speed, machine, scaling
 from vit_cli.benchmarks.everything import Part
+from vit_cli.requirements import missing
 from vit_cli.tests.printed import Printing, Vit
+from vit_core.checkpoints import open_checkpoint
 from vit_core.errors import InputError
+from vit_core.variants import variant
 
 
 @pytest.fixture
@@ -68,15 +72,41 @@ def test_results_of_two_machines_are_kept_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_accelerator", [True, False])
 @pytest.mark.parametrize("quick", [True, False])
 def test_every_part_is_a_command(on_accelerator: bool, quick: bool, tmp_path: Path) -> None:
-    parts = everything.parts(tmp_path, on_accelerator, quick)
-    assert len({part.name for part in parts}) == len(parts) <= 25
+    peers = ("big_vision=x", "vision_transformer=y")
+    parts = everything.parts(tmp_path, on_accelerator, quick, peers)
+    assert len({part.name for part in parts}) == len(parts)
     app = build()
     for part in parts:
         command, bound, _ = app.parse_args(shlex.split(shlex.join(part.words)), print_error=False, exit_on_error=False)
-        assert command.__module__ == "vit_cli.commands.bench"
+        assert command.__module__.startswith(("vit_cli.commands.bench", "vit_cli.commands.parity"))
+        if "peer" in inspect.signature(command).parameters:
+            assert bound.arguments["peer"] == peers
+        if "json" in inspect.signature(command).parameters:
+            assert bound.arguments["json"].parent == tmp_path
         if command.__name__ == "train":  # whose steps have to be more than the warm-up
             options = bound.arguments
             loop_speed.config_of("mu/16", 4, "float32", options["steps"], options["rounds"], threads=1)
+
+
+def test_everything_is_measured() -> None:
+    """Each command of `vit bench` is a part, on an accelerator also at 512 and 1,024 pixels, and B/16 on CPUs."""
+    (group,) = (command for command in COMMANDS.values() if command.name == "bench")
+    names = {False: {"model-S16-float32", "model-B16-float32", "model-B16-bfloat16"}}
+    names[True] = {"model-B16-512-bfloat16-compiled", "model-B16-1024-bfloat16-compiled", "model-L16-bfloat16"}
+    for on_accelerator in (False, True):
+        parts = everything.parts(Path("x"), on_accelerator, False)
+        of_bench = {part.words[1] for part in parts if part.words[0] == "bench"}
+        optional = {"sources": ("tensorflow_datasets", "array_record", "pyarrow"), "program": ("libtpu",)}
+        assert of_bench == set(group.parts) - {"all"} - {name for name in optional if missing(optional[name])}
+        assert names[on_accelerator] < {part.name for part in parts}
+
+
+def test_the_checkpoint_of_the_proofs_is_written_once(tmp_path: Path) -> None:
+    everything.keep_checkpoint(tmp_path, quick=True)
+    (part,) = (part for part in everything.parts(tmp_path, False, True) if part.name == "parity-float64")
+    assert open_checkpoint(Path(part.words[1])).config.model == variant("mu/16", 224, 1000)
+    everything.keep_checkpoint(tmp_path, quick=False)
+    assert open_checkpoint(Path(part.words[1])).config.model == variant("mu/16", 224, 1000)
 
 
 @pytest.mark.parametrize(

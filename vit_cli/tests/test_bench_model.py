@@ -2,14 +2,18 @@
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_cli.benchmarks.contestants import Contestant, Setting, Turn, contestants
+import vit_jax
+from vit_cli.benchmarks.implementations import Implementation, Setting, Turn, implementations
+from vit_cli.benchmarks.jax_peers import vision_transformer
 from vit_cli.benchmarks.machine import Machine, available_cores, this_machine
 from vit_cli.benchmarks.model_speed import Measured, Part, Report, Timing, finished, measure, open_report, write_report
 from vit_cli.benchmarks.torch_runner import BUILDERS
@@ -23,7 +27,7 @@ MACHINE = Machine(processor="x", cores=1, devices={"torch": "cpu"}, python="3", 
 def measured(name: str, *turns: float) -> Measured:
     timing = Timing(first=9.0, turns=turns, host=turns, processor=turns)
     return Measured(
-        contestant=name, framework="torch", forward=timing, train=timing, memory_bytes=1, memory_on_device=False
+        implementation=name, framework="torch", forward=timing, train=timing, memory_bytes=1, memory_on_device=False
     )
 
 
@@ -73,34 +77,35 @@ def test_a_report_is_read_again_on_the_same_machine_only(tmp_path: Path) -> None
 
 def test_a_part_is_finished_once_all_that_can_be_measured_is() -> None:
     present, absent = (
-        Contestant(name, "torch", packages) for name, packages in (("a", ()), ("b", ("absent_package",)))
+        Implementation(name, "torch", packages) for name, packages in (("a", ()), ("b", ("absent_package",)))
     )
     missing = {"absent": {"b": "not installed: absent_package"}, "failed": {"c": "ValueError: no"}}
     report = Report(machine=MACHINE, parts=(part(measured("a", 1.0, 1.0), **missing),))
     assert finished(report, SETTING, [present, absent], rounds=2) is report.parts[0]
-    assert finished(report, SETTING, [Contestant("c", "torch", ())], rounds=2) is report.parts[0], "it would fail again"
+    fails = Implementation("c", "torch", ())
+    assert finished(report, SETTING, [fails], rounds=2) is report.parts[0], "it would fail again"
     assert finished(report, SETTING, [present], rounds=3) is None, "more rounds are wanted"
     assert finished(report, SETTING.replace(batch_size=5), [present], rounds=2) is None
-    assert finished(report, SETTING, [Contestant("b", "torch", ())], rounds=2) is None, "it is installed now"
+    assert finished(report, SETTING, [Implementation("b", "torch", ())], rounds=2) is None, "it is installed now"
 
 
-def test_contestants_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_implementations_take_turns_and_one_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str, int]] = []
 
     class FakeWorker:
-        def __init__(self, contestant: Contestant, setting: Setting) -> None:
-            self.contestant = contestant
+        def __init__(self, implementation: Implementation, setting: Setting) -> None:
+            self.implementation = implementation
 
         def run(self, kind: Any, number: int) -> Turn:
             from vit_cli.benchmarks.workers import Failed
 
-            calls.append((self.contestant.name, kind, number))
-            if self.contestant.name == "bad" and kind == "train":
+            calls.append((self.implementation.name, kind, number))
+            if self.implementation.name == "bad" and kind == "train":
                 raise Failed("out of memory")
             return Turn(0.2, 0.1, 0.2)
 
         def peak(self) -> float:
-            return {"a": 1.0, "b": 3.0, "bad": 2.0}[self.contestant.name]
+            return {"a": 1.0, "b": 3.0, "bad": 2.0}[self.implementation.name]
 
         def memory(self) -> Any:
             from vit_cli.benchmarks.workers import Memory
@@ -108,13 +113,13 @@ def test_contestants_take_turns_and_one_that_fails_is_left_out(monkeypatch: pyte
             return Memory(7, on_device=True)
 
         def close(self) -> None:
-            calls.append((self.contestant.name, "closed", 0))
+            calls.append((self.implementation.name, "closed", 0))
 
     monkeypatch.setattr("vit_cli.benchmarks.model_speed.Worker", FakeWorker)
-    wanted = [Contestant(name, "torch", ()) for name in ("a", "bad", "b")]
+    wanted = [Implementation(name, "torch", ()) for name in ("a", "bad", "b")]
     found = measure(SETTING, wanted, rounds=2, together=True)
     assert found.failed == {"bad": "out of memory"}
-    assert [one.contestant for one in found.measured] == ["a", "b"]
+    assert [one.implementation for one in found.measured] == ["a", "b"]
     assert found.peak == 3.0
     # Once that does not count, then as often as half a second needs; each round begins with another one.
     turns = [(name, number) for name, kind, number in calls if kind == "train"]
@@ -124,12 +129,52 @@ def test_contestants_take_turns_and_one_that_fails_is_left_out(monkeypatch: pyte
 
 
 def test_wrong_words_are_refused_before_anything_is_measured(refused: Vit, tmp_path: Path) -> None:
-    assert "unknown contestant 'tim'; did you mean 'timm'?" in refused("bench", "model", "--only", "tim")
+    assert "unknown implementation 'tim'; did you mean 'timm'?" in refused("bench", "model", "--only", "tim")
     assert "expected an image size after the @" in refused("bench", "model", "--variant", "S/16@big")
     assert "expected NAME=PATH" in refused("bench", "model", "--peer", "timm=x")
     assert "has no folder big_vision" in refused("bench", "model", "--peer", f"big_vision={tmp_path}")
+    said = refused("bench", "model", "--peer", f"vision_transformer={tmp_path}")
+    assert "has no folder vit_jax; give a checkout of google-research/vision_transformer" in said
     assert "--rounds 0: expected 1 or more" in refused("bench", "model", "--rounds", "0")
     assert "expected one of model" in refused("bench")
+
+
+def test_a_peer_with_the_name_of_a_twin_is_imported_beside_it(tmp_path: Path) -> None:
+    """vision_transformer's package is called vit_jax too, and one of its modules imports another from there. The model
+    is replaced by one that shows its arguments; `factor` comes from the other module."""
+    (tmp_path / "vit_jax").mkdir()
+    (tmp_path / "vit_jax" / "models_resnet.py").write_text("factor = 3.0\n")
+    (tmp_path / "vit_jax" / "models_vit.py").write_text(
+        "from typing import Any\n"
+        "import flax.linen as nn\n"
+        "from vit_jax import models_resnet\n"
+        "class VisionTransformer(nn.Module):\n"
+        "    num_classes: int\n"
+        "    patches: Any\n"
+        "    hidden_size: int\n"
+        "    transformer: Any\n"
+        "    def __call__(self, x, *, train):\n"
+        "        t = dict(self.transformer)\n"
+        "        shown = [self.num_classes, *self.patches.size, self.hidden_size, t['num_layers'], t['num_heads']]\n"
+        "        return models_resnet.factor * x.sum() + 0 * train, shown, t['mlp_dim'], t['dropout_rate']\n"
+    )
+    apply, initial = vision_transformer(str(tmp_path), SETTING)
+    total, shown, mlp_dim, dropout = apply(initial(), jax.numpy.ones((1, 2, 2, 1)))
+    config = SETTING.model
+    assert (total, mlp_dim, dropout) == (12.0, config.mlp_dim, 0)
+    assert shown == [1000, 16, 16, config.width, config.depth, config.heads]
+    assert sys.modules["vit_jax"] is vit_jax
+    (tmp_path / "vit_jax" / "models_resnet.py").write_text("import no_such_package\n")
+    with pytest.raises(InputError, match=r"--peer vision_transformer=.* cannot be imported .*no_such_package"):
+        vision_transformer(str(tmp_path), SETTING)
+    assert sys.modules["vit_jax"] is vit_jax
+
+
+def test_a_peer_is_left_out_where_it_computes_something_else() -> None:
+    (peer,) = (one for one in implementations({"vision_transformer": "x"}) if one.name == "vision_transformer")
+    assert peer.why_absent(SETTING) is None
+    assert peer.why_absent(SETTING.replace(dtype="bfloat16")) == "its model computes in float32 only"
+    assert peer.why_absent(SETTING.replace(variant="dinov3-S/16")) == "not measured with rotary positions"
 
 
 def test_wrong_words_are_refused_before_anything_is_compiled(refused: Vit, tmp_path: Path) -> None:
@@ -195,7 +240,7 @@ def test_both_twins_beside_their_peers(printed: Printing, tmp_path: Path) -> Non
     assert "vit_torch: forward" in text
     assert chart.read_bytes().startswith(b"\x89PNG")
     (saved,) = json.loads(file.read_text())["parts"]
-    assert [one["contestant"] for one in saved["measured"]] == list(names[:3])
+    assert [one["implementation"] for one in saved["measured"]] == list(names[:3])
     for one in saved["measured"]:
         assert len(one["train"]["turns"]) == 2
         assert one["train"]["first"] > statistics.median(one["train"]["turns"]) > 0
@@ -203,11 +248,11 @@ def test_both_twins_beside_their_peers(printed: Printing, tmp_path: Path) -> Non
     assert "measured before" in printed(*words).out
 
 
-def test_every_contestant_is_the_network_of_the_setting() -> None:
+def test_every_implementation_is_the_network_of_the_setting() -> None:
     """The number of parameters by the peers' own modules. vit-pytorch's has norms at its patches, and lacks biases."""
     config = SETTING.model
     count = {name: sum(p.numel() for p in build(config).parameters()) for name, build in BUILDERS.items()}
     assert count["vit_torch"] == count["timm"] == count["transformers"]
     patch, width = 3 * 16 * 16, config.width
     assert count["vit-pytorch"] == count["timm"] + 2 * (patch + width) - 3 * width * config.depth
-    assert [c.name for c in contestants({}) if c.framework == "torch"] == list(BUILDERS)
+    assert [c.name for c in implementations({}) if c.framework == "torch"] == list(BUILDERS)

@@ -1,14 +1,18 @@
 """`vit bench train`, `input` and `sources`: what is compared, and how it is shown."""
 
 import io
+import json
 import statistics
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_cli.benchmarks import generated_jpegs, input_speed, loop_speed, source_speed
+from vit_cli.application import COMMANDS
+from vit_cli.benchmarks import generated_jpegs, input_speed, loop_speed, machine, source_speed
+from vit_cli.commands import bench
 from vit_cli.tests.printed import Printing, Vit
 
 
@@ -36,8 +40,78 @@ def test_ratios_are_of_the_same_round() -> None:
     speeds = {input_speed.OURS: [3.0, 8.0, 5.0], input_speed.PILLOW: [2.0, 2.0, 5.0]}
     assert input_speed.times_pillow(speeds, input_speed.OURS) == 1.5
     assert input_speed.times_pillow({input_speed.OURS: [1.0]}, input_speed.OURS) is None
-    found = loop_speed.LoopSpeed((4.0, 5.0, 2.0), (3.0, 5.0, 1.0), 0.0, 0.0, "")
-    assert found.ratio == 0.75
+    found = loop_speed.LoopSpeed((4.0, 5.0, 2.0), (3.0, 5.0, 1.0), 0.0, 0.0, 0.0, "")
+    assert (found.ratio, found.ratios) == (0.75, (0.75, 1.0, 0.5))
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7, 10, 11, 25, 200])
+def test_a_step_is_saved_in_the_measured_part_of_each_round(steps: int) -> None:
+    """Saving follows the log line of the same step, so a step saved at the last line is not in the measured part."""
+    rounds = 5
+    config = loop_speed.config_of("mu/16", 4, "float32", steps, rounds, threads=1)
+    for i in range(rounds):
+        of_round = range(i * steps + 1, (i + 1) * steps + 1)
+        first = next(step for step in of_round if step % config.log_every == 0)
+        assert any(step % config.save_every == 0 for step in range(first, of_round[-1])), i
+
+
+def test_saving_is_the_time_beside_the_steps() -> None:
+    """Two steps of 0.5 s and two of 1 s between the lines, and 1 s of saving."""
+    lines = (
+        {"step": 2, "seconds": 10.0, "step_seconds": 9.0},
+        {"step": 4, "seconds": 12.0, "step_seconds": 0.5},
+        {"step": 6, "seconds": 14.0, "step_seconds": 1.0},
+    )
+    window = loop_speed.Window(lines)
+    assert (window.steps, window.seconds, window.saving) == (4, 4.0, 0.25)
+
+
+@pytest.mark.parametrize(("loop", "warned"), [((3.0, 5.0, 9.0), False), ((3.0, 6.0, 9.0), True)])
+def test_a_loop_that_is_faster_than_its_step_is_an_error_of_the_measurement(
+    loop: tuple[float, ...], warned: bool, printed: Printing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = loop_speed.LoopSpeed((4.0, 5.0, 5.0), loop, 0.25, 0.5, 0.125, "1 x cpu")
+    monkeypatch.setattr(loop_speed, "measure", lambda *given: found)
+    said = printed("bench", "train", "--framework", "torch").out
+    assert ("warning: PyTorch: the loop was faster than its own step" in said) == warned
+    assert ("100% (75% to 180%)" if not warned else "120% (75% to 180%)") in said
+    (row,) = (line.split() for line in said.splitlines() if "1 x cpu" in line)
+    assert row[-3:] == ["50.0%", "25.0%", "12%"]
+
+
+def test_figures_are_written_to_a_file(
+    printed: Printing, refused: Vit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As given, with settings and machine; the file of an earlier run is replaced, that of somebody else is not."""
+    found = loop_speed.LoopSpeed((4.0, 5.0), (3.0, 5.0), 0.25, 0.5, 0.125, "1 x cpu")
+    monkeypatch.setattr(loop_speed, "measure", lambda *given: found)
+    monkeypatch.setattr(machine, "_devices", lambda framework: "cpu")
+    file = tmp_path / "loop.json"
+    for steps in (4, 6):
+        printed("bench", "train", "--framework", "torch", "--steps", steps, "--json", file)
+        report = json.loads(file.read_text())
+        assert report["command"] == "vit bench train"
+        assert report["settings"]["steps"] == steps
+        assert report["machine"] == machine.this_machine().model_dump(mode="json")
+        assert report["results"] == {
+            "PyTorch": {
+                "bare": [4.0, 5.0],
+                "loop": [3.0, 5.0],
+                "saving": 0.25,
+                "data_wait": 0.5,
+                "mfu": 0.125,
+                "hardware": "1 x cpu",
+            }
+        }
+    file.write_text('{"results": "mine"}')
+    said = refused("bench", "train", "--framework", "torch", "--json", file)
+    assert "exists and is not a file of vit bench, so it is not replaced" in said
+
+
+def test_every_measurement_can_be_written_to_a_file() -> None:
+    (group,) = (command for command in COMMANDS.values() if command.name == "bench")
+    for part in set(group.parts) - {"all"}:  # which has a folder
+        assert "json" in signature(getattr(bench, part)).parameters, part
 
 
 def test_input_is_measured(printed: Printing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +155,5 @@ def test_the_loop_is_measured_beside_the_step(framework: str, tmp_path: Path, mo
     assert len(found.bare) == len(found.loop) == 3
     assert 0 < statistics.median(found.loop) < statistics.median(found.bare), "it decodes and logs"
     assert 0 < found.data_wait < 1
+    assert 0 < found.saving < 1
     assert not list(tmp_path.glob("bench-*")), "the run is removed"

@@ -1,6 +1,7 @@
 """Metrics of a run that resumes: lines, TensorBoard's curves, and speed."""
 
 import timeit
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.flop_counter import FlopCounterMode
 
 import vit_torch
+from vit_train.engines.torch import peak as torch_peak
+from vit_train.matmul_peak import measured_flops
 from vit_train.metrics import Metrics, read_metrics
 from vit_train.tests.small_run import CONFIG, ENGINES
 from vit_train.throughput import Throughput
@@ -60,6 +63,54 @@ def test_speed_between_two_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         assert values["images_per_second"] == 2 * CONFIG.batch_size
         assert values["mfu"] == round(3 * total * CONFIG.batch_size / 0.5 / 1e9, 4) > 0
     assert values["seconds"] == 2 * (4 * 0.5 + 60)
+
+
+def test_a_device_cannot_do_more_than_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training at twice the measured peak shows that the measurement was slowed: what it reaches is then the peak."""
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    throughput = Throughput(CONFIG, peak=1.0)
+    throughput.peak = throughput.step_flops / 2  # one step in two seconds
+    found = []
+    for seconds in (4, 1, 2):
+        with throughput.waiting():
+            now += seconds
+        found.append(throughput.values()["mfu"])
+    assert found == [0.5, 1.0, 0.5]
+
+
+def test_slow_first_products_do_not_decide_about_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of 400 GFLOP/s at the largest size and half of it at smaller ones, whose first five products are
+    interrupted for 10 ms by another program; and a slow device, on which only the smallest size is tried."""
+    now, calls, sizes = 0.0, 0, []
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    def square_of(matrix: np.ndarray, speed: float = 4e11) -> Callable[[], None]:
+        n = len(matrix)
+        sizes.append(n)
+
+        def multiply() -> None:
+            nonlocal now, calls
+            calls += 1
+            now += 2 * n**3 / (speed if n == 1024 else speed / 2) + (0.01 if calls <= 5 else 0)
+
+        return multiply
+
+    assert measured_flops(square_of, largest=1024) == pytest.approx(4e11, rel=1e-9)  # the clock's sums are rounded
+    assert (sizes, now < 0.3) == ([256, 512, 1024], True)
+    before = now
+    assert measured_flops(lambda matrix: square_of(matrix, 1e10), 1024) == pytest.approx(5e9, rel=1e-9)
+    assert (sizes[3:], now - before < 0.3) == ([256], True)
+
+
+def test_measuring_the_peak_keeps_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch_peak.matmul_flops("float32", torch.device("cpu")) > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -1,14 +1,14 @@
-"""The implementations that `vit bench model` measures ("contestants"), the settings, and the required packages.
+"""The implementations that `vit bench model` measures, the settings, and the required packages.
 
-All contestants are the same network if their library allows: class token, learned positions, GELU (exact in PyTorch,
-tanh approximation in JAX), a head for 1000 classes. (vit-pytorch's has two more norms at the patches and no bias on
-queries, keys and values.)
+All implementations are the same network if their library allows: class token, learned positions, GELU (exact in
+PyTorch, tanh approximation in JAX), a head for 1000 classes. (vit-pytorch's has two more norms at the patches and no
+bias on queries, keys and values.)
 Variants with rotary positions, such as dinov3-S/16, are compared with timm's class for them.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from vit_cli.requirements import missing
@@ -37,7 +37,7 @@ class Setting(Schema):
     compiled: Flag
     """Whether PyTorch's models use torch.compile. (JAX's are always compiled.)"""
     threads: Positive
-    """CPU threads of each contestant."""
+    """CPU threads of each implementation."""
 
     @property
     def model(self) -> ViTConfig:
@@ -101,7 +101,7 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     """One implementation of the Vision Transformer."""
 
     name: str
@@ -115,31 +115,48 @@ class Contestant:
     def ours(self) -> bool:
         return self.name.startswith("vit_")
 
-    def why_absent(self, model: ViTConfig) -> str | None:
-        """The reason why it cannot be measured with a network; None if it can."""
-        if model.rope is not None and not (self.ours or self.name == "timm"):
+    def why_absent(self, setting: Setting) -> str | None:
+        """The reason why it cannot be measured in a setting; None if it can."""
+        if setting.model.rope is not None and not (self.ours or self.name == "timm"):
             return "not measured with rotary positions"
         if self.name in CHECKOUTS and self.checkout is None:
-            return f"no package index has it: --peer {self.name}=PATH to a checkout of {CHECKOUTS[self.name]}"
+            return (
+                f"no package index has it: --peer {self.name}=PATH to a checkout of {CHECKOUTS[self.name].repository}"
+            )
+        if self.name == "vision_transformer" and setting.dtype != "float32":
+            return "its model computes in float32 only"
         absent = missing(self.packages)
         return f"not installed: {', '.join(absent)}" if absent else None
 
 
-CHECKOUTS = {"big_vision": "google-research/big_vision"}
-"""Contestants that are imported from a checkout, and its repository."""
+class Checkout(NamedTuple):
+    """Source code of an implementation that no package index has."""
+
+    repository: str
+    """Owner and name on GitHub."""
+    package: str
+    """The folder in it that is imported."""
+
+
+CHECKOUTS = {
+    "big_vision": Checkout("google-research/big_vision", "big_vision"),
+    "vision_transformer": Checkout("google-research/vision_transformer", "vit_jax"),
+}
+"""Implementations that are imported from a checkout."""
 
 _ALL = (
-    Contestant("vit_torch", "torch", ("torch",)),
-    Contestant("timm", "torch", ("torch", "timm")),
-    Contestant("transformers", "torch", ("torch", "transformers")),
-    Contestant("vit-pytorch", "torch", ("torch", "vit_pytorch")),
-    Contestant("vit_jax", "jax", ("jax", "flax", "optax")),
-    Contestant("vit_jax scanned", "jax", ("jax", "flax", "optax")),
-    Contestant("big_vision", "jax", ("jax", "flax", "optax", "scipy")),
+    Implementation("vit_torch", "torch", ("torch",)),
+    Implementation("timm", "torch", ("torch", "timm")),
+    Implementation("transformers", "torch", ("torch", "transformers")),
+    Implementation("vit-pytorch", "torch", ("torch", "vit_pytorch")),
+    Implementation("vit_jax", "jax", ("jax", "flax", "optax")),
+    Implementation("vit_jax scanned", "jax", ("jax", "flax", "optax")),
+    Implementation("big_vision", "jax", ("jax", "flax", "optax", "scipy")),
+    Implementation("vision_transformer", "jax", ("jax", "flax", "optax")),
 )
-NAMES = tuple(contestant.name for contestant in _ALL)
+NAMES = tuple(one.name for one in _ALL)
 
 
-def contestants(checkouts: Mapping[str, str]) -> list[Contestant]:
-    """All contestants. checkouts: name -> folder, for those of CHECKOUTS."""
-    return [Contestant(c.name, c.framework, c.packages, checkouts.get(c.name)) for c in _ALL]
+def implementations(checkouts: Mapping[str, str]) -> list[Implementation]:
+    """All implementations. checkouts: name -> folder, for those of CHECKOUTS."""
+    return [replace(one, checkout=checkouts.get(one.name)) for one in _ALL]
