@@ -1,6 +1,7 @@
 """JPEG files by libjpeg-turbo without Pillow around it, where the pixels are Pillow's."""
 
 import io
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,11 +14,16 @@ _SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
 """simplejpeg's name of how much smaller the colours are stored -> Pillow's number; other ones Pillow decodes."""
 
 
-def decode_jpeg(content: bytes) -> np.ndarray | None:
+Smallest = Callable[[int, int], tuple[int, int]]
+"""(height, width) of an image -> the smallest (height, width) that is needed of it, in pixels."""
+
+
+def decode_jpeg(content: bytes, smallest: Smallest | None = None) -> np.ndarray | None:
     """uint8 [H, W, 3] of an RGB or grayscale JPEG; None where Pillow has to decode it, or to say what is wrong with it.
 
     That is: without simplejpeg; for CMYK, rare kinds of subsampling, images beyond Pillow's limit, and files in which
-    libjpeg finds anything to complain of.
+    libjpeg finds anything to complain of. smallest: libjpeg may then compute an image of 1/2, 1/4 or 1/8 of
+    the sides, rounded up, which is at least as large as this (a scaled inverse DCT).
     """
     if not content.startswith(START) or (simplejpeg := _simplejpeg_like_pillow()) is None:
         return None
@@ -27,9 +33,18 @@ def decode_jpeg(content: bytes) -> np.ndarray | None:
             return None
         if colours != "Gray" and (colours != "YCbCr" or subsampling not in _SUBSAMPLINGS):
             return None
-        return np.asarray(simplejpeg.decode_jpeg(content, "RGB"))
+        scale = 1 if smallest is None else _scale((height, width), smallest(height, width))
+        least = {"min_height": -(-height // scale), "min_width": -(-width // scale)} if scale > 1 else {}
+        return np.asarray(simplejpeg.decode_jpeg(content, "RGB", **least))
     except ValueError:
         return None
+
+
+def _scale(size: tuple[int, int], least: tuple[int, int]) -> int:
+    """The largest divisor of both sides that leaves at least this size. Other fractions that libjpeg offers (7/8, 5/8)
+    take longer than the whole image."""
+    fits = (k for k in (8, 4, 2) if all(-(-side // k) >= need for side, need in zip(size, least, strict=True)))
+    return next(fits, 1)
 
 
 @cache

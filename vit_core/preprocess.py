@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from vit_core.config import Size
 from vit_core.errors import InputError
-from vit_core.jpeg import START, decode_jpeg
+from vit_core.jpeg import START, Smallest, decode_jpeg
 from vit_core.naflex import fit_grid
 from vit_core.pixels import Pixels
 from vit_core.planes import LEVELS, NUMPY, TYPES, Planes, checked_pixels, image_pixels, read_pixels
@@ -191,11 +191,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def decode(source: ImageSource, preprocessing: Preprocessing) -> DecodedImage:
+def decode(source: ImageSource, preprocessing: Preprocessing, smallest: Smallest | None = None) -> DecodedImage:
     """The image in a file (or in the bytes of one, or in memory), with the channels and bits of `preprocessing`.
 
     8-bit grayscale and RGB: as `decode_image`. Others: from TIFF, NumPy (.npy, [H, W, C]), arrays and what Pillow
-    reads; their number of channels has to be that of `preprocessing`. Raises InputError as `decode_image` does.
+    reads; their number of channels has to be that of `preprocessing`. smallest: the size that is needed of a JPEG file,
+    which may then be decoded smaller than it is. Raises InputError as `decode_image` does.
     """
     ordinary = preprocessing.bit_depth == 8 and preprocessing.channels in MODES
     if not isinstance(source, str | os.PathLike | bytes):
@@ -203,7 +204,7 @@ def decode(source: ImageSource, preprocessing: Preprocessing) -> DecodedImage:
     if ordinary and not _is_numpy(source):
         content = source if isinstance(source, bytes) else _jpeg_file(source)
         if content is not None and preprocessing.channels == 3 and not preprocessing.exif_rotation:
-            pixels_HWC = decode_jpeg(content)
+            pixels_HWC = decode_jpeg(content, smallest)
             if pixels_HWC is not None:
                 return Pixels(pixels_HWC)
         return Pixels.of(decode_image(source, preprocessing.channels, preprocessing.exif_rotation))

@@ -11,17 +11,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
-from vit_cli.benchmarks.generated_jpegs import jpegs
+from vit_cli.benchmarks.generated_jpegs import SIZE, jpegs
 from vit_cli.requirements import missing
 from vit_core import ViTConfig
 from vit_core.preprocess import Preprocessing, decode
 from vit_train.config import Augmentation, TrainConfig
-from vit_train.data.augmentation import augmented
+from vit_train.data.augmentation import DRAWS, augmented, smallest_decoded
 from vit_train.data.batches import Batches
+from vit_train.data.draws import peek
 from vit_train.data.sources import Split
 from vit_train.recipes import load
 
-OURS, PILLOW, TENSORS = "ours", "torchvision on PIL", "torchvision on tensors"
+OURS, REDUCED = "ours", "ours, reduced_decode"
+PILLOW, TENSORS = "torchvision on PIL", "torchvision on tensors"
 CROP_AREA = 0.08, 1.0
 SMALL_SET, SMALL_BATCHES = 50_000, 8
 """Number of images of the small set (like CIFAR-10), and number of its batches in a round."""
@@ -35,9 +37,10 @@ Transforms: TypeAlias = tuple[Any, Any]
 """torchvision's transforms of a Pillow image, and of a batch of images and labels."""
 
 
-def measure(interpolation: Filter, images: int, rounds: int) -> dict[str, list[float]]:
-    """For each way of preparing images from JPEG files: its name, and images/s in each round."""
-    files = jpegs(images)
+def measure(interpolation: Filter, images: int, rounds: int, size: tuple[int, int] = SIZE) -> dict[str, list[float]]:
+    """For each way of preparing images from JPEG files: its name, and images/s in each round. size: width and height of
+    the files, pixels."""
+    files = jpegs(images, size)
     ways = {name: partial(_prepare_all, prepare, files) for name, prepare in prepared_by(interpolation).items()}
     return _in_turns(ways, images, rounds)
 
@@ -100,8 +103,15 @@ def prepared_by(interpolation: Filter) -> dict[str, Prepare]:
     """The compared functions by name; torchvision's only if it is installed."""
     preprocessing = Preprocessing(image_size=224, interpolation=interpolation)
     augmentation, rng = Augmentation(crop_area=CROP_AREA, flip=0.5), np.random.default_rng(0)
+
+    def reduced(file: bytes) -> object:  # as vit_train.data.batches
+        draws = peek(rng, DRAWS)
+        image = decode(file, preprocessing, lambda h, w: smallest_decoded(h, w, preprocessing, augmentation, draws))
+        return augmented(image, preprocessing, augmentation, rng)
+
     ways: dict[str, Prepare] = {
-        OURS: lambda file: augmented(decode(file, preprocessing), preprocessing, augmentation, rng)
+        OURS: lambda file: augmented(decode(file, preprocessing), preprocessing, augmentation, rng),
+        REDUCED: reduced,
     }
     return ways if missing(("torch", "torchvision")) else ways | _torchvision(interpolation)
 

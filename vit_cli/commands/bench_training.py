@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from vit_cli import console
 from vit_cli.benchmarks.implementations import Dtype
 from vit_cli.benchmarks.results import JsonFile, check_results_file, write_results
-from vit_cli.option_types import at_least
+from vit_cli.option_types import OptionalSize, at_least
 from vit_cli.requirements import TRAINING, require
 from vit_cli.training import require_training
 from vit_cli.twins import TITLES, Framework
@@ -71,6 +71,7 @@ def train(
 def input(
     *,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    file_size: OptionalSize = None,
     images: int = 64,
     rounds: int = 5,
     json: JsonFile = None,
@@ -78,36 +79,41 @@ def input(
     """Measure how fast training images are made, compared with torchvision.
 
     Measured on one core: generated JPEG files of 500 x 375 pixels become random crops of 224 x 224, half of them
-    flipped; and batches are made of a set like CIFAR-10, whose decoded images are in memory, with random crops, flips
-    and mixup, and with the augmentations of the recipe cifar10 (mirrored crops, flips, RandAugment, erasing, Mixup or
-    CutMix).
+    flipped, with `--augmentation.reduced-decode` too; and batches are made of a set like CIFAR-10, whose decoded images
+    are in memory, with random crops, flips and mixup, and with the augmentations of the recipe cifar10 (mirrored crops,
+    flips, RandAugment, erasing, Mixup or CutMix).
 
     Examples:
         vit bench input
         vit bench input --interpolation bicubic
+        vit bench input --file-size 3024x4032 --images 4
 
     Args:
         interpolation: Filter that resizes the JPEG files, also in torchvision.
+        file_size: Size of the JPEG files in pixels, height x width.
         images: Number of files in a round.
         rounds: How often each has its turn; medians are shown.
         json: File for all figures.
     """
     require("train", *TRAINING)
-    from vit_cli.benchmarks import input_speed
+    from vit_cli.benchmarks import generated_jpegs, input_speed
     from vit_cli.reports import speed
 
     at_least(1, images=images, rounds=rounds)
     check_results_file(json)
     speed.warn_if_busy()
     with console.working("decoding"):
-        large = input_speed.measure(interpolation, images, rounds)
-    speed.print_input(f"JPEG to a crop of 224, {interpolation}", large)
+        height, width = (
+            (file_size, file_size) if isinstance(file_size, int) else file_size or generated_jpegs.SIZE[::-1]
+        )
+        large = input_speed.measure(interpolation, images, rounds, (width, height))
+    speed.print_input(f"JPEG of {height} x {width} to a crop of 224, {interpolation}", large)
     with console.working("a small set"):
         small = input_speed.measure_small(rounds)
         recipe = input_speed.measure_recipe(rounds)
     speed.print_input("32 x 32 in memory: crop, flip, mixup", small)
     speed.print_input("32 x 32 in memory: as the recipe cifar10", recipe)
-    settings = {"interpolation": interpolation, "images": images, "rounds": rounds}
+    settings = {"interpolation": interpolation, "size": [height, width], "images": images, "rounds": rounds}
     write_results(json, "input", settings, {"jpeg": large, "small_set": small, "cifar10": recipe})
     return 0
 

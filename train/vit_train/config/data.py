@@ -87,6 +87,10 @@ class Augmentation(Schema):
     transform."""
     crop_ratio: tuple[Above0, Above0] = (3 / 4, 4 / 3)
     """Smallest and largest width over height of the crop; with preprocessing.max_patches relative to the image's."""
+    reduced_decode: Flag = False
+    """With crop_area: decodes a JPEG file at 1/2, 1/4 or 1/8 of its size, if its crop is then at least as large as the
+    training image. Faster for photographs of several megapixels; other pixels than those of the whole image, in
+    training only."""
     random_crop: Flag = False
     """Without crop_area: the evaluation transform with a crop at a random position (big_vision's resize_small and
     random_crop; with crop_padding 4, DeiT III's simple random crop, and the usual one for CIFAR)."""
@@ -136,6 +140,8 @@ class Augmentation(Schema):
             raise ValueError(
                 "random_crop: crop_area makes a crop of random size; set crop_area none, or random_crop false"
             )
+        if self.reduced_decode and not self.crop_area:
+            raise ValueError("reduced_decode: is for random crops; set crop_area, or reduced_decode false")
         if self.crop_padding and not self.random_crop:
             raise ValueError("crop_padding: is for random_crop; set it, or leave the padding out")
         if self.auto_augment and self.rand_augment.layers:

@@ -120,7 +120,7 @@ def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.nda
     found_B4 = np.stack((top_B, left_B, h_B, w_B), axis=1).astype(np.int64)
     fits_B = (w_B > 0) & (w_B <= width) & (h_B > 0) & (h_B <= height)
     for b in np.flatnonzero(~fits_B):
-        found_B4[b] = _crop(height, width, augmentation, draws_BF[b].tolist(), 1.0)
+        found_B4[b] = _crop(height, width, augmentation, draws_BF[b].tolist(), None)
     return found_B4
 
 
@@ -171,22 +171,37 @@ def _random_resized_crop(
 
     draws: uniform in [0, 1), for each try its area, ratio, top and left.
     """
-    aspect = 1.0 if preprocessing.max_patches is None else image.width / image.height
-    top, left, height, width = _crop(image.height, image.width, augmentation, draws, aspect)
+    top, left, height, width = _crop(image.height, image.width, augmentation, draws, preprocessing)
     rows, columns = preprocessing.fitted(height, width).image_size
     # The `box` argument of resize is not used: its filter reads pixels outside the crop; torchvision's does not.
     image = image.crop((left, top, left + width, top + height))
     return image.resize((columns, rows), Image.Resampling[preprocessing.interpolation.upper()])
 
 
+def smallest_decoded(
+    height: int, width: int, preprocessing: Preprocessing, augmentation: Augmentation, draws: Sequence[float]
+) -> tuple[int, int]:
+    """The smallest (height, width) to which an image of height x width may be reduced before `augmented` crops it, so
+    that the crop is not enlarged. Only for configs with a crop_area.
+
+    draws: the first `DRAWS` uniform draws of the image. The reduced image has the same crop, relative to its size, up
+    to a pixel.
+    """
+    *_, h, w = _crop(height, width, augmentation, draws[: 4 * CROP_TRIES], preprocessing)
+    rows, columns = preprocessing.fitted(h, w).image_size
+    factor = max(1.0, min(h / rows, w / columns))
+    return math.ceil(height / factor), math.ceil(width / factor)
+
+
 def _crop(
-    height: int, width: int, augmentation: Augmentation, draws: Sequence[float], aspect: float
+    height: int, width: int, augmentation: Augmentation, draws: Sequence[float], preprocessing: Preprocessing | None
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop in an image of height x width, in pixels: the first try that fits into it.
 
-    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64. aspect: factor of
-    the ratios.
+    The area and the logarithm of the ratio are uniform, computed as in torchvision, but in float64. With max_patches
+    the ratios are relative to that of the image.
     """
+    aspect = 1.0 if preprocessing is None or preprocessing.max_patches is None else width / height
     smallest, largest = augmentation.crop_area or (1.0, 1.0)
     narrowest, widest = (ratio * aspect for ratio in augmentation.crop_ratio)
     log_narrowest, log_widest = math.log(narrowest), math.log(widest)

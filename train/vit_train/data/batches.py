@@ -16,14 +16,23 @@ import numpy as np
 from vit_core import ViTConfig, masks
 from vit_core.errors import InputError
 from vit_core.image_batches import Images
+from vit_core.jpeg import Smallest
 from vit_core.masked_autoencoder import draw_order
 from vit_core.naflex import PatchedImages
 from vit_core.preprocess import Preprocessing, decode, resize_image
 from vit_train.config import Loss, TrainConfig
-from vit_train.data.augmentation import DRAWS, Mix, augment_together, augmented, crops_only, draw_mixes
+from vit_train.data.augmentation import (
+    DRAWS,
+    Mix,
+    augment_together,
+    augmented,
+    crops_only,
+    draw_mixes,
+    smallest_decoded,
+)
 from vit_train.data.classes import BalancedOrder, Occurrences, balanced_weights, check_classes, classes_of
 from vit_train.data.decoded_images import Decoded, DecodedImages
-from vit_train.data.draws import generators, uniforms
+from vit_train.data.draws import generators, peek, uniforms
 from vit_train.data.mapped_images import MappedImages, cache_folder
 from vit_train.data.repeats import RepeatedOrder
 from vit_train.data.shuffled_order import ShuffledOrder
@@ -159,8 +168,9 @@ class Batches:
 
     @cached_property
     def decoded(self) -> DecodedImages | MappedImages:
-        """Cache of decoded images."""
-        folder, limit = self.config.image_cache_folder, self.config.image_cache * 2**20
+        """Cache of decoded images; empty with reduced_decode, where the size of an image depends on its crop."""
+        reduced = self.config.augmentation.reduced_decode
+        folder, limit = self.config.image_cache_folder, 0 if reduced else self.config.image_cache * 2**20
         if folder is not None and limit:
             return MappedImages(cache_folder(folder), self.split, self.config.preprocessing, limit)
         return DecodedImages(len(self.split), limit)
@@ -194,7 +204,7 @@ class Batches:
                 readable_B[part] = True
                 return
             for row, rng in zip(chosen, generators(config.seed, IMAGE_STREAM, numbers[part]), strict=True):
-                image, classes_B[row] = self._example(int(ids_B[row]))
+                image, classes_B[row] = self._example(int(ids_B[row]), rng)
                 if image is not None:
                     with suppress(InputError):  # its weight is 0, and the training loop reports it
                         images[row] = augmented(image, preprocessing, config.augmentation, rng)
@@ -239,19 +249,26 @@ class Batches:
         result_BHWC = images.pixels_BHWC[chosen.start : chosen.stop]
         return augment_together(decoded, config.preprocessing, config.augmentation, draws_BF, result_BHWC)
 
-    def _example(self, i: int) -> Decoded:
-        """Example i of the split; without an image if it cannot be read."""
+    def _example(self, i: int, rng: np.random.Generator) -> Decoded:
+        """Example i of the split; without an image if it cannot be read. rng: of its augmentation, not changed."""
         if (found := self.decoded.get(i)) is not None:
             return found
         image, classes = None, classes_of(0)
         with suppress(InputError):
             example = self.split.examples[i]
             classes = classes_of(example["label"])
-            image = decode(example["image"], self.config.preprocessing)
+            smallest = self._smallest(rng) if self.config.augmentation.reduced_decode else None
+            image = decode(example["image"], self.config.preprocessing, smallest)
         check_classes(classes, self.split, i)
         found = Decoded(image, classes)
         self.decoded.keep(i, found)
         return found
+
+    def _smallest(self, rng: np.random.Generator) -> Smallest:
+        """The smallest size of an image that is enough for the crop that the generator will draw."""
+        draws = peek(rng, DRAWS)
+        preprocessing, augmentation = self.config.preprocessing, self.config.augmentation
+        return lambda height, width: smallest_decoded(height, width, preprocessing, augmentation, draws)
 
     def _weights(self, classes_B: Sequence[np.ndarray]) -> np.ndarray:
         """float64 [B]: the mean weight of each example's classes."""

@@ -27,6 +27,14 @@ def generators(seed: int, stream: int, numbers: Sequence[int]) -> Iterator[Gener
     return (Generator(PCG64(_Ready(state))) for state in _states(pool_PN))  # type: ignore[arg-type]
 
 
+def peek(rng: Generator, count: int) -> list[float]:
+    """The next uniform draws of a generator, which draws them again afterwards."""
+    state = rng.bit_generator.state
+    draws = rng.random(count).tolist()
+    rng.bit_generator.state = state
+    return draws
+
+
 def uniforms(seed: int, stream: int, numbers: Sequence[int], count: int) -> np.ndarray:
     """float64 [N, count]: for each number the same as `default_rng([seed, stream, number]).random(count)`."""
     pool_PN = _pool(seed, stream, numbers)
