@@ -69,10 +69,10 @@ def evaluate_checkpoint(
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that
     replace the checkpoint's. trained_on: the data of the checkpoint's run, if known: the title then says how many of
-    the images were training images. ranked: see `evaluate`. one_class: refuse a data set whose images may have several
-    classes. real_labels: also compute the accuracy by these labels of ImageNet's validation images. Logs assumptions.
-    Raises InputError if the model does not have a class of the data set, or if an image cannot be read; StoppedBySignal
-    after SIGINT or SIGTERM.
+    the images were training images, unless training compared the same two splits. ranked: see `evaluate`. one_class:
+    refuse a data set whose images may have several classes. real_labels: also compute the accuracy by these labels of
+    ImageNet's validation images. Logs assumptions. Raises InputError if the model does not have a class of the data
+    set, or if an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
@@ -96,17 +96,21 @@ def evaluate_checkpoint(
     with stop_signals() as stop:
         predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
         accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
-    title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
+    own_split = split is None and data == trained_on
+    title = examples.title + (_trained_share(trained_on, examples, own_split) if trained_on else "")
     real = None
     if real_labels is not None and accuracy.ids_N is not None and accuracy.classes and accuracy.classes.pairs:
         real = real_labels.accuracy(examples, accuracy.ids_N, accuracy.classes.pairs[1])
     return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process, real)
 
 
-def _trained_share(trained_on: Data, examples: Split) -> str:
+def _trained_share(trained_on: Data, examples: Split, own_split: bool) -> str:
     """How many of the examples a run was trained on, in words for a title, with a warning; nothing where none is, or
-    the run's data are not here."""
+    the run's data are not here. own_split: the examples are a split of the run's data, which need no comparison if they
+    are those on which training evaluated: it has compared them (preflight.check_data)."""
     try:
+        if own_split and open_split(trained_on, "eval").title == examples.title:
+            return ""
         count = images_in_common(open_split(trained_on, "train"), examples)
     except InputError as error:
         logger.info("whether these are images that the run was trained on is not known: %s", error)
@@ -114,7 +118,7 @@ def _trained_share(trained_on: Data, examples: Split) -> str:
     if not count:
         return ""
     logger.warning(
-        "the run was trained on %d of these %d images: the accuracy is not that on new images", count, len(examples)
+        "the run was trained on %d of these %d images: on new images its accuracy can be lower", count, len(examples)
     )
     return f" ({count:,} of {len(examples):,} trained on)"
 

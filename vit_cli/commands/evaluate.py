@@ -125,7 +125,7 @@ def evaluate(
             framework,
             image_size=image_size,
             preprocessing=parse_preprocessing(preprocessing),
-            trained_on=_here(of_run, source) if data or split else None,
+            trained_on=_here(of_run, source),
             ranked=json is not None,
             real_labels=None if real_labels is None else RealLabels.read(real_labels),
             one_class=against is not None,

@@ -92,6 +92,24 @@ def test_scores_of_training_images_are_named_as_that(vit: Vit, recipe: str, imag
     assert "whether these are images that the run was trained on is not known" in " ".join(text.split())
 
 
+def test_training_images_in_a_test_split_are_named(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    """Training compares its images with those of val only, so `vit evaluate` compares those of test."""
+    for seed, split in enumerate(("train", "val", "test")):
+        folder_of_images(tmp_path / "photos" / split, 16, seed)
+    trained = tmp_path / "photos/train/northeast/0000.png"
+    (tmp_path / "photos/val/northeast/0000.png").write_bytes(trained.read_bytes())
+    assert "1 of the 16 images of photos/val are in photos/train too" in vit(
+        *pretrain(recipe, tmp_path / "photos", tmp_path / "run")
+    )
+    assert "trained on" not in vit("evaluate", tmp_path / "run")
+    (tmp_path / "photos/test/northeast/0000.png").write_bytes(trained.read_bytes())
+    text = " ".join(vit("evaluate", tmp_path / "run").split())
+    assert "the run was trained on 1 of these 16 images: on new images its accuracy can be lower" in text
+    assert "photos/test (1 of 16 trained on)" in text
+    (tmp_path / "photos/test").rename(tmp_path / "photos/others")
+    assert "trained on" not in vit("evaluate", tmp_path / "run"), "the images of val, which training compared"
+
+
 def test_a_prepared_set_that_was_moved_is_the_set_of_the_run(
     vit: Vit, recipe: str, images: Path, tmp_path: Path
 ) -> None:
