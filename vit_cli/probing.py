@@ -75,7 +75,9 @@ class Images:
         from vit_cli.reports.training import TerminalDisplay
         from vit_train.data.sources import open_split
 
-        data = self.data.replace(eval_split=self.split, held_out=self.held_out, split_seed=self.seed)
+        data = self.data.replace(
+            eval_split=self.split or self.data.eval_split, held_out=self.held_out, split_seed=self.seed
+        )
         train, test = open_split(data, "train"), open_split(data, "test")
         for split in (train, test):
             if split.multilabel:

@@ -11,7 +11,7 @@ from vit_core.errors import InputError
 from vit_core.labels import LabelMatching, match_labels
 from vit_core.preprocess import Preprocessing, assumed_preprocessing
 from vit_train.config import Data, EvaluationOptions
-from vit_train.data.checking import images_in_common
+from vit_train.data.checking import DECODED, check_split, images_in_common, unreadable_line
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Framework
@@ -95,13 +95,29 @@ def evaluate_checkpoint(
     join_processes(framework)
     with stop_signals() as stop:
         predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
-        accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
+        try:
+            accuracy = evaluate(
+                predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display
+            )
+        except InputError:
+            _refuse_unreadable(examples, made, display)
+            raise
     own_split = split is None and data == trained_on
     title = examples.title + (_trained_share(trained_on, examples, own_split) if trained_on else "")
     real = None
     if real_labels is not None and accuracy.ids_N is not None and accuracy.classes and accuracy.classes.pairs:
         real = real_labels.accuracy(examples, accuracy.ids_N, accuracy.classes.pairs[1])
     return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process, real)
+
+
+def _refuse_unreadable(examples: Split, preprocessing: Preprocessing, display: Display) -> None:
+    """Raises InputError if images of a split cannot be read, with their number and the option that skips them; only for
+    a split whose images can all be tried in a short time."""
+    if len(examples) > DECODED:
+        return
+    checked = check_split(examples, preprocessing, display)
+    if checked.unreadable:
+        raise InputError(f"{unreadable_line(checked)}; fix or remove them, or add --allow-undecodable") from None
 
 
 def _trained_share(trained_on: Data, examples: Split, own_split: bool) -> str:

@@ -42,13 +42,16 @@ def probe(
     Examples:
         vit probe train.npy test.npy
         vit probe ViT-B_16.npz --data ./photos
+        vit probe runs/photos
         vit probe train.npy test.npy --shots 1 --shots 10
 
     Args:
-        source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
+        source: File of features, as `vit features` writes them from class folders; or a training run; with --data, any
+            checkpoint.
         test: File of the test images' features. Default: a fraction of each class in the first file is held out.
         data: Images whose features are computed: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a
-            .parquet or .tar file; the name of a tensorflow-datasets set; or digits.
+            .parquet or .tar file; the name of a tensorflow-datasets set; or digits. Default, for a run: its data, of
+            which the images are held out that the run held out.
         data_dir: Folder in which tensorflow-datasets sets are prepared.
         columns: Columns of the data.
         split: Split of the data to test on. Default: test if there is one, else a validation split.
@@ -82,13 +85,17 @@ def probe(
     from vit_cli import probing
     from vit_train.probing import probe as probes
 
-    if data is None:
+    of_run = data_of_run(source, required=False)
+    if data is None and of_run is not None and test is None:
+        of_run = of_run.replace(directory=data_dir or of_run.directory)
+        images = probing.Images(of_run, split, of_run.held_out, of_run.split_seed)
+        model = probing.Model(source, reading, computing, compute_dtype)
+        train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
+    elif data is None:
         train, tested = probing.from_files(source, test, held_out, split_seed)
     else:
         model = probing.Model(source, reading, computing, compute_dtype)
-        images = probing.Images(
-            other_data(data, data_of_run(source, required=False), columns, data_dir), split, held_out, split_seed
-        )
+        images = probing.Images(other_data(data, of_run, columns, data_dir), split, held_out, split_seed)
         train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
     found = probes(train, tested, neighbours=neighbours, c=c, steps=max_steps, shots=shots, seed=split_seed)
     probing.print_probes(train, tested, found)
