@@ -1,4 +1,4 @@
-"""The proof runs in float64, and in true float32 on accelerators, which default to TF32."""
+"""The comparisons run in float64, and in true float32 on accelerators, which default to TF32."""
 
 import jax
 import torch

@@ -43,7 +43,7 @@ class Processor:
     """The model it is the processor of, for people."""
     model_type: str
     kind: str
-    """Class without its ending: "Bit"."""
+    """Class without its suffix: "Bit"."""
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:

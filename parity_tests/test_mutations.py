@@ -119,7 +119,7 @@ ROWS = {
 CASES = [(of, what, mutant) for of, row in ROWS.items() if not blind(row) for what, mutant in mutations(row)]
 
 
-class Proof:
+class Comparison:
     """For one config: what PyTorch computes, and whether the JAX twin with given parameters computes something else."""
 
     def __init__(self, config: ViTConfig) -> None:
@@ -146,19 +146,21 @@ class Proof:
 
 
 @pytest.fixture(scope="module")
-def proofs() -> dict[str, Proof]:
-    return {model: Proof(config) for model, config in MODELS.items()}
+def comparisons() -> dict[str, Comparison]:
+    return {model: Comparison(config) for model, config in MODELS.items()}
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_true_table_is_green(model: str, proofs: dict[str, Proof]) -> None:
-    assert not proofs[model].red()
+def test_the_true_table_is_green(model: str, comparisons: dict[str, Comparison]) -> None:
+    assert not comparisons[model].red()
 
 
 @pytest.mark.parametrize(("of", "what", "mutant"), CASES, ids=[f"{' '.join(of)}: {what}" for of, what, _ in CASES])
-def test_a_mutated_row_is_red(of: tuple[str, str], what: str, mutant: Mutant, proofs: dict[str, Proof]) -> None:
+def test_a_mutated_row_is_red(
+    of: tuple[str, str], what: str, mutant: Mutant, comparisons: dict[str, Comparison]
+) -> None:
     model, name = of
-    assert proofs[model].red(**{name: mutant(proofs[model].weights.arrays[name])})
+    assert comparisons[model].red(**{name: mutant(comparisons[model].weights.arrays[name])})
 
 
 def test_every_row_is_mutated() -> None:
@@ -167,14 +169,14 @@ def test_every_row_is_mutated() -> None:
 
 
 @pytest.mark.parametrize("of", ROWS, ids=" ".join)
-def test_a_dropped_parameter_is_red(of: tuple[str, str], proofs: dict[str, Proof]) -> None:
+def test_a_dropped_parameter_is_red(of: tuple[str, str], comparisons: dict[str, Comparison]) -> None:
     """Except for a key bias, to which softmax is invariant."""
     (model, name), row = of, ROWS[of]
-    loaded = proofs[model].loaded[name]
+    loaded = comparisons[model].loaded[name]
     dropped = np.full_like(loaded, 1.0 if row.jax_name.endswith(("scale", "gamma")) else 0.0)
     if row.key_bias is not None:
         dropped[row.key_bias] = loaded[row.key_bias]
-    assert proofs[model].red(**{name: dropped}) != blind(row)
+    assert comparisons[model].red(**{name: dropped}) != blind(row)
 
 
 @pytest.mark.slow
@@ -195,13 +197,13 @@ def test_a_dropped_parameter_is_red(of: tuple[str, str], proofs: dict[str, Proof
         {"qkv_bias": False},
     ],
 )
-def test_another_config_is_red(fields: dict[str, object], proofs: dict[str, Proof]) -> None:
-    other, proof = MODEL.replace(**fields), proofs["MODEL"]
-    weights = {**proof.weights.arrays, "fc_norm.weight": np.ones(16), "fc_norm.bias": np.zeros(16)}
+def test_another_config_is_red(fields: dict[str, object], comparisons: dict[str, Comparison]) -> None:
+    other, comparison = MODEL.replace(**fields), comparisons["MODEL"]
+    weights = {**comparison.weights.arrays, "fc_norm.weight": np.ones(16), "fc_norm.bias": np.zeros(16)}
     weights["pos_embed"] = weights["pos_embed"][:, -other.positions :]
     model = vit_jax.load(checkpoint(other, {name: weights[name] for name in parameters.parameters(other)}))
-    output = np.asarray(model(proof.images[0]))
-    assert parity.difference(output, proof.in_torch["output"])[1] > parity.FLOAT64_BOUND
+    output = np.asarray(model(comparison.images[0]))
+    assert parity.difference(output, comparison.in_torch["output"])[1] > parity.FLOAT64_BOUND
 
 
 @pytest.mark.slow
@@ -216,13 +218,15 @@ def test_another_config_is_red(fields: dict[str, object], proofs: dict[str, Proo
         {"patch_norms": False},
     ],
 )
-def test_another_config_of_the_descendants_is_red(fields: dict[str, object], proofs: dict[str, Proof]) -> None:
-    other, proof = OTHER.replace(**fields), proofs["OTHER"]
-    weights = dict(proof.weights.arrays)
+def test_another_config_of_the_descendants_is_red(
+    fields: dict[str, object], comparisons: dict[str, Comparison]
+) -> None:
+    other, comparison = OTHER.replace(**fields), comparisons["OTHER"]
+    weights = dict(comparison.weights.arrays)
     weights["pos_embed"] = weights["pos_embed"][:, -other.positions :]
     model = vit_jax.load(checkpoint(other, {name: weights[name] for name in parameters.parameters(other)}))
-    output = np.asarray(model(proof.images[0]))
-    assert parity.difference(output, proof.in_torch["output"])[1] > parity.FLOAT64_BOUND
+    output = np.asarray(model(comparison.images[0]))
+    assert parity.difference(output, comparison.in_torch["output"])[1] > parity.FLOAT64_BOUND
 
 
 ROTARY = ViTConfig(

@@ -112,4 +112,4 @@ def test_fused_attention_is_the_plain_path(twin: ModuleType, dtype: str, pooling
     }[dtype]
     assert parity.difference(fused, plain)[1] <= bound
     if (twin, dtype) == (vit_jax, "float64"):
-        assert parity.difference(fused, plain)[1] > parity.FLOAT64_BOUND, "use it in proofs: it has become exact"
+        assert parity.difference(fused, plain)[1] > parity.FLOAT64_BOUND, "use it in comparisons: it has become exact"

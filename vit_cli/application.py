@@ -66,16 +66,16 @@ COMMANDS = {
         Command(
             "export", "Write a checkpoint as a program for other runtimes, and check that it is the same model.", "Use"
         ),
-        Command("show", "Draw a model's filters, attention and wrong answers.", "Use"),
+        Command("show", "Draw a model's filters, attention and wrong predictions.", "Use"),
         Command("push", "Upload a checkpoint to the Hugging Face Hub, with a model card.", "Checkpoints"),
         Command("schema", "Print the JSON schema of a checkpoint's config.json.", "Checkpoints"),
-        Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Proofs"),
-        Command("compare", "Show how far two training runs of one config differ.", "Proofs"),
-        Command("formats", "Check every checkpoint format on small random models.", "Proofs"),
+        Command("parity", "Compare the JAX and the PyTorch model on one checkpoint, layer by layer.", "Verify"),
+        Command("compare", "Show how far two training runs of one config differ.", "Verify"),
+        Command("formats", "Check every checkpoint format on small random models.", "Verify"),
         Command(
             "bench",
             "Measure speed and memory, compared with other libraries.",
-            "Proofs",
+            "Verify",
             parts={
                 "model": "Measure the models' forward pass and train step, compared with other libraries.",
                 "train": "Measure the training loop with its input and log, compared with the bare step.",

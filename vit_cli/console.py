@@ -32,6 +32,11 @@ def say(text: str) -> None:
     console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
+def say_wrote(*files: object, contents: str = "") -> None:
+    """Prints that a command wrote some files or folders. contents: what is in them."""
+    say(f"wrote {', '.join(map(str, files))}{f' ({contents})' if contents else ''}")
+
+
 def say_in(text: str, style: str) -> None:
     """Prints a line in a style of rich, without markup or wrapping."""
     console.print(Text(one_line(text), style=style), soft_wrap=True)

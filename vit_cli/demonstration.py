@@ -62,7 +62,7 @@ def demonstrate(out: Path, seed: int = 0) -> bool:
     first = train("pretrain", pretrain, None, training, evaluation, out / "pretrain")
     checkpoint = open_checkpoint(out / "pretrain" / FINISHED)
 
-    same_model = prove_parity(checkpoint, pretrain, training)
+    same_model = check_parity(checkpoint, pretrain, training)
 
     finetune = digits.finetune(checkpoint.config).replace(seed=seed, data=pretrain.data)
     untuned, finetune, changes = adapted(checkpoint, finetune, training.labels)
@@ -101,7 +101,7 @@ def train(
     return Stage(title, engine, fitted.accuracy, time.perf_counter() - begin)
 
 
-def prove_parity(checkpoint: Checkpoint, config: TrainConfig, split: Split) -> bool:
+def check_parity(checkpoint: Checkpoint, config: TrainConfig, split: Split) -> bool:
     """Prints the differences between the twins on a checkpoint in float64 (stages, gradients and one optimizer step),
     and returns whether all are within their bounds."""
     with jax.enable_x64(True), console.working("running both twins in float64"):

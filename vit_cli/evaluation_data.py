@@ -1,7 +1,7 @@
 """The data on which a command evaluates a checkpoint: the data of its run, or other data with chosen columns."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 
@@ -9,6 +9,16 @@ from vit_cli.console import say
 from vit_core.errors import InputError
 from vit_core.storage import Location, absolute
 from vit_train.config import Data
+
+_GROUP = (
+    "Column of groups, such as patients: images of one group are held out together or not at all, and intervals allow "
+    "for their dependence. Default: as in the run, if the data have this column."
+)
+_KINDS_OF_DATA = (
+    "Images: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar file; the name of a "
+    "tensorflow-datasets set; or digits."
+)
+_RUN = "Default: the data of the run that the checkpoint belongs to."
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,59 @@ class Columns:
     """Columns with 1 or 0, one for each class, instead of a column of labels. Default: as in the run."""
     split_column: Annotated[str | None, Parameter(name="--data.split-column", metavar="NAME")] = None
     """Column with the split of each image. Default: as in the run, otherwise split, if there is one."""
-    group: Annotated[str | None, Parameter(name="--data.group", metavar="NAME")] = None
-    """Column of groups, such as patients: images of one group are held out together or not at all, and intervals allow
-    for their dependence. Default: as in the run, if the data have this column."""
+    group: Annotated[str | None, Parameter(name="--data.group", metavar="NAME", help=_GROUP)] = None
 
 
-DEFAULT_COLUMNS = Columns()
+ALL_DEFAULT = Columns()
 
 
-def other_data(
-    name: str, of_run: Data | None, columns: Columns = DEFAULT_COLUMNS, directory: str | None = None
-) -> Data:
+@dataclass(frozen=True)
+class GivenData:
+    """The data that a command is given: options of every command that uses a checkpoint on data."""
+
+    name: Annotated[str | None, Parameter(name="--data", metavar="DATA", help=_KINDS_OF_DATA)] = None
+    directory: Annotated[str | None, Parameter(name="--data-dir", metavar="FOLDER")] = None
+    """Folder in which tensorflow-datasets sets are prepared."""
+    columns: Annotated[Columns, Parameter(name="*")] = ALL_DEFAULT
+    """Columns of the data."""
+    split: Annotated[str | None, Parameter(name="--split", metavar="NAME")] = None
+    """Split of the data. Default: test if there is one, else a validation split."""
+
+    def check_columns(self) -> None:
+        """Raises InputError for columns without --data."""
+        given = next((name for name, value in asdict(self.columns).items() if value), None)
+        if given is not None and self.name is None:
+            raise InputError(f"--data.{given.replace('_', '-')}: needs --data; without it, no other columns are read")
+
+    def of(self, of_run: Data | None, **fields: Any) -> Data | None:
+        """The data of --data, with the columns of the run that they have; None without --data. fields: other fields,
+        such as held_out."""
+        if self.name is None:
+            return None
+        found = other_data(self.name, of_run, self.columns, self.directory)
+        return found.replace(eval_split=self.split, **fields)
+
+
+@dataclass(frozen=True)
+class GivenOrRunData(GivenData):
+    """The data that a command is given; without --data, those of the checkpoint's run."""
+
+    name: Annotated[str | None, Parameter(name="--data", metavar="DATA", help=f"{_KINDS_OF_DATA} {_RUN}")] = None
+
+    def of(self, of_run: Data | None, **fields: Any) -> Data | None:
+        """The data of --data, as in `GivenData.of`; without it, those of the run with the given folder and split."""
+        if self.name is not None or of_run is None:
+            return super().of(of_run, **fields)
+        return of_run.replace(directory=self.directory or of_run.directory, eval_split=self.split or of_run.eval_split)
+
+
+NO_DATA = GivenData()
+DATA_OF_RUN = GivenOrRunData()
+DataOptions: TypeAlias = Annotated[GivenData, Parameter(name="*")]
+DataOrRunOptions: TypeAlias = Annotated[GivenOrRunData, Parameter(name="*")]
+
+
+def other_data(name: str, of_run: Data | None, columns: Columns = ALL_DEFAULT, directory: str | None = None) -> Data:
     """Data with another name, with the given columns, or else those of the run that they have."""
     given = {column: value for column, value in asdict(columns).items() if value}
     labels_given = any(column.startswith("label") for column in given)

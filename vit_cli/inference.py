@@ -59,8 +59,12 @@ class Extraction:
         dtype: str = "float32",
         preprocessing: Mapping[str, Any] | None = None,
     ) -> Self:
-        """pool: None is the class token if there is one, otherwise the mean of the patch tokens. Raises InputError for
-        a layer or a token that the model does not have."""
+        """The features after block `layer` (from 0; -1 is the last) of a checkpoint's model.
+
+        twin: the package that computes. pool: None is the class token if there is one, otherwise the mean of the patch
+        tokens. norm: apply the model's last norm first. dtype: of the weights and the computation. preprocessing:
+        fields that replace the checkpoint's. Raises InputError for a layer or a token that the model does not have.
+        """
         model = checkpoint.config.model
         pool = pool or ("cls" if model.class_token else "gap")
         check_features(model, layer, pool)
@@ -92,13 +96,6 @@ def warnings_said() -> Iterator[None]:
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             console.say(f"warning: {warning.message}")
-
-
-def positive(**options: int | None) -> None:
-    """Raises InputError for an option that is below 1."""
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
 
 def fitting_batch(named: NamedImages, batch_size: int) -> int:

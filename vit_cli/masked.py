@@ -27,7 +27,7 @@ def open_with_decoder(source: Location, reading: Reading) -> Checkpoint:
     return reading.open_and_report(source).with_fixed_positions()
 
 
-def prove(target: Location, expressed: Expressed) -> bool:
+def compare_decoders(target: Location, expressed: Expressed) -> bool:
     """Compares the pixels predicted by the files in transformers' format with those of the checkpoint; prints the
     difference, and returns whether it is within the bounds."""
     checkpoint, written = expressed.checkpoint, open_checkpoint(target).with_fixed_positions()

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from vit_cli.console import say
-from vit_cli.conversion_proof import Proof
+from vit_cli.conversion_check import ConversionCheck
 from vit_cli.evaluation_data import run_containing
 from vit_cli.hub_repository import WRITTEN_BY_US, HubRepository
 from vit_cli.requirements import TRAINING, missing
@@ -52,12 +52,12 @@ def model_card(
     format: str,
     target: HubRepository,
     notes: Sequence[str],
-    proof: Proof,
+    check: ConversionCheck,
     license: str | None = None,
 ) -> str:
     """The text of README.md for a checkpoint that was opened at `path` and written in a format for a repository.
 
-    notes, proof: notes of the conversion, and the differences that it caused. license: license of the weights, by its
+    notes, check: notes of the conversion, and the differences that it caused. license: license of the weights, by its
     name in the Hub.
     """
     run = _run_facts(path, checkpoint)
@@ -67,7 +67,7 @@ def model_card(
         ("Images", _preprocessing(checkpoint)),
         ("Evaluation", _evaluation(run)),
         ("Training", _training(checkpoint, run)),
-        ("Conversion", _conversion(checkpoint, format, notes, proof)),
+        ("Conversion", _conversion(checkpoint, format, notes, check)),
         ("Classes", _labels(checkpoint.config.labels)),
     )
     title = target.name.partition("/")[2]
@@ -218,12 +218,12 @@ def _described(config: "TrainConfig") -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
 
 
-def _conversion(checkpoint: Checkpoint, format: str, notes: Sequence[str], proof: Proof) -> list[str]:
+def _conversion(checkpoint: Checkpoint, format: str, notes: Sequence[str], check: ConversionCheck) -> list[str]:
     intro = (
         f"These files (`{format}`) were opened again before they were uploaded, and run in float64 on random images "
         "together with the checkpoint that they were made from."
     )
-    lines = [*proof.lines, *notes]
+    lines = [*check.lines, *notes]
     return [intro, "\n".join(f"- {_text(line)}" for line in lines)]
 
 

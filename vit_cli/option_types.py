@@ -110,8 +110,9 @@ IN_BATCHES = Computing()
 ComputingOptions: TypeAlias = Annotated[Computing, Parameter(name="*")]
 
 
-def not_negative(option: str, value: int) -> int:
-    """The value. Raises InputError, with the option's name, for a value below 0."""
-    if value < 0:
-        raise InputError(f"{option} {value}: expected 0 or more")
-    return value
+def at_least(least: int, **values: int | None) -> None:
+    """Raises InputError for an option with a value below `least`; None is allowed. values: the options, by their names
+    in Python: top_k for --top-k."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more")

@@ -97,7 +97,7 @@ _RECIPE_HINTS = {
     "--config": "the recipe is the first word: vit pretrain RECIPE, the name of one or a Python file",
     "--torchcompile": "write --compile (PyTorch; on by default on a GPU); JAX compiles always",
 }  # fmt: skip
-_NUMBERS = "write --json FILE for all numbers; vit predict writes the answers for each image"
+_NUMBERS = "write --json FILE for all numbers; vit predict writes the predictions for each image"
 _WRITTEN = "write --to csv, jsonl or parquet; with --out FILE its name says which"
 HINTS: dict[str, dict[str, str]] = {
     **dict.fromkeys(RECIPE_COMMANDS, _RECIPE_HINTS),

@@ -10,7 +10,8 @@ from vit_train.planning.topologies import Topology
 
 
 def run(recipe: str, config: TrainConfig, topology: Topology | None, search: bool) -> bool:
-    """Returns whether the recipe fits on a slice (None: on this machine); with `search`, whether any batch fits."""
+    """Compiles a recipe for a slice (None: for this machine), prints the plan, and returns whether it fits; with
+    `search`, prints the largest batch that fits, and returns whether any does."""
     devices = target(topology)
     if search:
         return _search(recipe, config, devices)

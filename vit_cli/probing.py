@@ -60,40 +60,26 @@ class Model:
             )
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images whose features are computed, from the options of the command line."""
-
-    data: "Data"
-    split: str | None
-    held_out: float
-    seed: int
-
-    def splits(self) -> "tuple[Split, Split]":
-        """Training and test images. Raises InputError if images may have several classes."""
-        require("train", *TRAINING)
-        from vit_cli.reports.training import TerminalDisplay
-        from vit_train.data.sources import open_split
-
-        data = self.data.replace(
-            eval_split=self.split or self.data.eval_split, held_out=self.held_out, split_seed=self.seed
-        )
-        train, test = open_split(data, "train"), open_split(data, "test")
-        for split in (train, test):
-            if split.multilabel:
-                raise InputError(f"{split.title}: its images may have several classes; a probe expects one for each")
-            split.make_ready(TerminalDisplay())
-        for note in dict.fromkeys((*train.notes, *test.notes)):
-            console.say(note)
-        return train, test
-
-
-def from_images(
-    model: Model, images: Images, *, layer: int, pool: Pool | None, norm: bool
-) -> tuple[Labelled, Labelled]:
+def from_images(model: Model, data: "Data", *, layer: int, pool: Pool | None, norm: bool) -> tuple[Labelled, Labelled]:
     """Training and test features of the images of a data set."""
-    splits, extraction = images.splits(), model.extraction(layer, pool, norm)
+    splits, extraction = _splits(data), model.extraction(layer, pool, norm)
     train, test = (_features_of(split, model.computing, extraction) for split in splits)
+    return train, test
+
+
+def _splits(data: "Data") -> "tuple[Split, Split]":
+    """Training and test images. Raises InputError if images may have several classes."""
+    require("train", *TRAINING)
+    from vit_cli.reports.training import TerminalDisplay
+    from vit_train.data.sources import open_split
+
+    train, test = open_split(data, "train"), open_split(data, "test")
+    for split in (train, test):
+        if split.multilabel:
+            raise InputError(f"{split.title}: its images may have several classes; a probe expects one for each")
+        split.make_ready(TerminalDisplay())
+    for note in dict.fromkeys((*train.notes, *test.notes)):
+        console.say(note)
     return train, test
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_cli import console
-from vit_cli.console import say
+from vit_cli.console import say, say_wrote
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.run_folder import saved_steps
@@ -42,7 +42,7 @@ def compare_runs(a: Location, b: Location, out: Path) -> None:
         equal = sum(hashes[0][step] == hashes[1][step] for step in common)
         say(f"batches with equal fingerprints: {equal} of {len(common)}")
     _compare_weights(a, b)
-    say(f"figure {figures.compared_curves([(str(a), a / METRICS), (str(b), b / METRICS)], out)}")
+    say_wrote(figures.compared_curves([(str(a), a / METRICS), (str(b), b / METRICS)], out))
 
 
 def _compare_weights(a: Location, b: Location) -> None:
@@ -52,10 +52,10 @@ def _compare_weights(a: Location, b: Location) -> None:
         return
     step = max(common)
     first, second = (open_checkpoint(steps[step]).arrays for steps in saved)
-    apart = {name: parity.difference(first[name], second[name])[1] for name in first}
-    worst = max(apart, key=lambda name: apart[name])
+    relative = {name: parity.difference(first[name], second[name])[1] for name in first}
+    worst = max(relative, key=lambda name: relative[name])
     same = sum(np.array_equal(first[name], second[name]) for name in first)
     say(
-        f"weights after step {step}: {same} of {len(apart)} parameters equal bit for bit; furthest apart "
-        f"{apart[worst]:.1e} of its scale ({worst}), median {np.median(list(apart.values())):.1e}"
+        f"weights after step {step}: {same} of {len(relative)} parameters equal bit for bit; largest "
+        f"difference {relative[worst]:.1e} of its scale ({worst}), median {np.median(list(relative.values())):.1e}"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from vit_core.config import ViTConfig
 from vit_core.errors import InputError
 from vit_core.preprocess import Preprocessing, normalise
 from vit_core.storage import Location
-from vit_train import answer_figures, attention_figures, figures, reconstruction, reconstruction_figures
-from vit_train.answers import Answers, readable_among, spread_over
+from vit_train import attention_figures, figures, prediction_figures, reconstruction, reconstruction_figures
+from vit_train.data.batches import evaluation_pixels
 from vit_train.data.sources import Split
 from vit_train.display import Display
 from vit_train.metrics import METRICS
+from vit_train.predictions import Predictions, readable_among, spread_over
 from vit_train.run import RUN, read_request
 
 DISTANCE_IMAGES = 128
@@ -55,15 +56,15 @@ class Shown:
     """The folder of the training run."""
     split: Split | None = None
     """Images of a data set."""
-    answers: Answers | None = None
-    """Answers to images of the split, if each has one class."""
+    predictions: Predictions | None = None
+    """Predictions for images of the split, if each has one class."""
 
     def figures(self) -> Iterator[Figure]:
         """All figures that can be drawn; prints the others with the reasons."""
         if self.run is not None and (self.run / METRICS).is_file():
             yield self._curves(self.run)
             yield from self._reconstructions(self.run)
-        yield from self._of_answers()
+        yield from self._of_predictions()
         yield from self._of_weights()
         if self.image is None:
             say("not drawn: attention; give an IMAGE, or --data")
@@ -85,8 +86,7 @@ class Shown:
             return
         if self.split is not None:
             ids = spread_over(self.split, COMPLETED)
-            found = readable_among(self.split, ids, config.preprocessing, named=self.answers is None)
-            if not (pixels := [pixels_HWC for _, pixels_HWC, _ in found]):
+            if not (pixels := list(self._pixels(self.split, ids, config.preprocessing))):
                 say(f"not drawn: completed images; none of {len(ids)} images can be read")
                 return
         elif self.image is not None and self.image[1].shape[:2] == config.model.image_size:
@@ -174,45 +174,46 @@ class Shown:
                 lambda path: attention_figures.register_attention(model, of_image, path),
             )
 
-    def _of_answers(self) -> Iterator[Figure]:
-        if (answers := self.answers) is None or self.split is None:
+    def _of_predictions(self) -> Iterator[Figure]:
+        if (predictions := self.predictions) is None or self.split is None:
             return
-        report, images = answers.report, f"{len(answers.ids_N):,} of {len(self.split):,} images of {self.split.title}"
+        report = predictions.report
+        images = f"{len(predictions.ids_N):,} of {len(self.split):,} images of {self.split.title}"
         matrix = report.confusion_matrix
         assert matrix is not None
         columns = [*self.split.labels, "other"][: matrix.shape[1]]
         yield Figure(
             "confusion_matrix.png",
             "Confusion matrix",
-            f"{images}: how often each class (row) was answered as which (column). Accuracy "
-            f"{(answers.answers_N == answers.classes_N).mean():.2%}, macro F1 {report.macro_f1:.2%}.",
-            lambda path: answer_figures.confusion_matrix(matrix, self.split.labels, columns, path),  # type: ignore[union-attr]
+            f"{images}: how often each class (row) was predicted as which (column). Accuracy "
+            f"{(predictions.predictions_N == predictions.classes_N).mean():.2%}, macro F1 {report.macro_f1:.2%}.",
+            lambda path: prediction_figures.confusion_matrix(matrix, self.split.labels, columns, path),  # type: ignore[union-attr]
         )
-        calibration = answers.calibration
+        calibration = predictions.calibration
         yield Figure(
             "reliability.png",
             "Calibration",
-            f"{images}: how often predictions of each confidence are right. Points below the line are right less "
+            f"{images}: how often predictions of each confidence are correct. Points below the line are correct less "
             "often than their probability says. The expected calibration error is "
             f"{calibration.expected_error:.2%}.",
-            lambda path: answer_figures.reliability(calibration, path),
+            lambda path: prediction_figures.reliability(calibration, path),
         )
-        if not (worst := answers.worst(WORST)):
-            say("not drawn: worst and confused images; all answers are right")
+        if not (worst := predictions.worst(WORST)):
+            say("not drawn: worst and confused images; all predictions are correct")
             return
         yield Figure(
             "worst.png",
             "Worst images",
-            f"{images}: wrong answers with the largest loss, worst first: the class, the answer and its probability. "
-            "Labels that are wrong are often among them.",
-            lambda path: answer_figures.answered_images(worst, path),
+            f"{images}: wrong predictions with the largest loss, worst first: the class, the prediction and its "
+            "probability. Labels that are wrong are often among them.",
+            lambda path: prediction_figures.predicted_images(worst, path),
         )
         yield Figure(
             "confused.png",
             "Most confused classes",
-            f"{images}: the {PAIRS} pairs of class and answer that occur most often, the most frequent first, with "
+            f"{images}: the {PAIRS} pairs of class and prediction that occur most often, the most frequent first, with "
             f"up to {IMAGES_OF_A_PAIR} images each.",
-            lambda path: answer_figures.answered_images(answers.confused(PAIRS, IMAGES_OF_A_PAIR), path),
+            lambda path: prediction_figures.predicted_images(predictions.confused(PAIRS, IMAGES_OF_A_PAIR), path),
         )
 
     @cached_property
@@ -236,6 +237,12 @@ class Shown:
     def _attention(self, pixels_HWC: np.ndarray) -> list[np.ndarray]:
         return self._twin(normalise(pixels_HWC[None], self.preprocessing))
 
+    def _pixels(self, split: Split, ids: np.ndarray, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
+        """The pixels of images of the split, without those that cannot be read."""
+        read = partial(evaluation_pixels, preprocessing=preprocessing)
+        found = readable_among(split, ids, read, named=self.predictions is None)
+        return (pixels_HWC for _, pixels_HWC, _ in found)
+
     def _distances(self, model: ViTConfig, of_image: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
         """Mean attention distance [layers, heads], and the number of images: those of the split, or the one image."""
         if self.split is None:
@@ -243,7 +250,7 @@ class Shown:
         ids, total = spread_over(self.split, DISTANCE_IMAGES), np.zeros(())
         with self.display.task("attention", len(ids)) as task:
             done = 0
-            for _, pixels_HWC, _ in readable_among(self.split, ids, self.preprocessing, named=self.answers is None):
+            for pixels_HWC in self._pixels(self.split, ids, self.preprocessing):
                 weights_LTNN = [weights_1TNN[0] for weights_1TNN in self._attention(pixels_HWC)]
                 total = total + _distances_of(self._model_at(pixels_HWC), weights_LTNN)
                 done += 1

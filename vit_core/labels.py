@@ -39,11 +39,6 @@ class LabelMatch:
     notes: tuple[str, ...] = ()
     """Notes for the user on how they were matched; empty if the names are the same in the same order."""
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether class i is output i for every class; there may be outputs without a class."""
-        return self.outputs == tuple(range(len(self.outputs)))
-
 
 def match_labels(
     model_labels: Sequence[str] | None, outputs: int, data_labels: Sequence[str], how: LabelMatching = "by-name"
@@ -77,7 +72,7 @@ def match_labels(
     order = tuple(position[name] for name in data_names)
     if len(order) < outputs:
         note = (
-            f"labels: the data set has {len(order)} of the model's {outputs} classes; an answer of another class "
+            f"labels: the data set has {len(order)} of the model's {outputs} classes; a prediction of another class "
             "counts as wrong"
         )
     else:

@@ -76,8 +76,14 @@ def images(config: ViTConfig) -> np.ndarray:
     return parity.probe(config, 1)[0]
 
 
-def apart(checkpoint: Checkpoint, expected: torch.Tensor, dtype: str = "float64", *, jax: bool = False) -> float:
-    """How far the outputs of a twin are from those of the model that the checkpoint came from or went to."""
+def largest_difference(
+    checkpoint: Checkpoint, expected: torch.Tensor, dtype: str = "float64", *, jax: bool = False
+) -> float:
+    """The largest difference between the outputs of a twin and the expected ones, relative to the scale of these.
+
+    checkpoint: what the twin loads. expected: the outputs of the model that the checkpoint came from or went to, for
+    the images of `parity.probe` with seed 1.
+    """
     twin: Any = vit_jax if jax else vit_torch
     model = checkpoint.config.model
     found = twin.trace(twin.load(checkpoint, dtype=dtype), *parity.probe(model, 1))["output"]

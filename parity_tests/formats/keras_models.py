@@ -47,8 +47,8 @@ class Recorded:
 
     def path(self, folder: Path, name: str) -> Path:
         """The path of its file or folder."""
-        endings = {"preset": "", "weights": ".weights.h5", "sharded": ".weights.json", "archive": ".keras"}
-        return folder / f"{name}{endings[self.kind]}"
+        extensions = {"preset": "", "weights": ".weights.h5", "sharded": ".weights.json", "archive": ".keras"}
+        return folder / f"{name}{extensions[self.kind]}"
 
 
 TOWERS = ("SigLIP", "CLIP")

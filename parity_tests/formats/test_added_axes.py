@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint
 
@@ -19,7 +19,7 @@ SIZES: dict[str, Any] = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth
 def assert_same(found: Checkpoint, model: nn.Module) -> None:
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("key", ["", "model"], ids=["timm", "meta"])

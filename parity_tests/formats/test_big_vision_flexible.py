@@ -87,7 +87,7 @@ def test_naflex(kind: str, scanned: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_naflex_is_written(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every bit of theirs, by the command, which proves it for two sizes of images."""
+    """Every bit of theirs, by the command, which checks it for two sizes of images."""
     file = prefixed(naflex_file(random_arrays(shapes_of(**KINDS[kind]), dtype=np.float32)), "params/")
     path, again = save(tmp_path / "file.npz", file), tmp_path / "again.npz"
     assert run(["convert", str(path), str(again), "--to", "big_vision"]) == 0

@@ -17,7 +17,7 @@ from flax import serialization
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from parity_tests.formats.foreign import apart, images, nchw, opened, randomized
+from parity_tests.formats.foreign import images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.errors import InputError
 
@@ -77,8 +77,8 @@ def test_a_folder(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             expected = model(nchw(images(found.config.model)))
         assert found.format == "transformers"
-        assert apart(found, expected) <= parity.FLOAT64_BOUND
-    assert apart(found, expected, jax=True) <= parity.FLOAT64_BOUND
+        assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected, jax=True) <= parity.FLOAT64_BOUND
 
 
 def test_both_towers_of_clip(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_both_towers_of_clip(tmp_path: Path) -> None:
     with torch.no_grad():
         features = model.vision_model(pixel_values=nchw(images(found.config.model))).pooler_output
         expected = model.visual_projection(features)
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert any("left out" in note and "text_model" in note for note in found.notes)
 
 
@@ -106,7 +106,7 @@ def test_without_a_config_its_fields_are_assumed(tmp_path: Path) -> None:
     found = opened(tmp_path / "flax_model.msgpack", heads=3)
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert {one.field for one in found.assumptions} == {"image_size", "activation", "norm_epsilon", "pooling"}
 
 
@@ -122,7 +122,7 @@ def test_under_params_and_in_safetensors(tmp_path: Path) -> None:
         found = opened(tmp_path / name, heads=3)
         with torch.no_grad():
             expected = model(nchw(images(found.config.model)))
-        assert apart(found, expected) <= parity.FLOAT64_BOUND, name
+        assert largest_difference(found, expected) <= parity.FLOAT64_BOUND, name
     assert any("model found under 'params'" in note for note in opened(tmp_path / "state.msgpack").notes)
 
 

@@ -14,7 +14,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from parity_tests.formats.foreign import apart, assumed, images, nchw, other_notes, randomized
+from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, other_notes, randomized
 from vit_core import parity
 from vit_core.checkpoints import Checkpoint, open_checkpoint
 from vit_core.errors import InputError
@@ -44,7 +44,7 @@ def assert_is(found: Checkpoint, model: nn.Module) -> None:
     """The checkpoint's outputs equal those of the library's model."""
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 # Under keys.

@@ -12,7 +12,7 @@ import torch
 import transformers
 from timm.models.vision_transformer import VisionTransformer
 
-from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def projector(prefix: str, names: tuple[str, ...], width: int = 24) -> State:
 def assert_same(found: Checkpoint, there: Any) -> None:
     with torch.no_grad():
         expected = there(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def moco_v3(state: State) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def test_a_head_beside_a_model_with_a_pooler(reads_pooler: bool, tmp_path: Path)
     with torch.no_grad():
         out = tower(pixel_values=nchw(images(found.config.model)))
         expected = fc(out.pooler_output if reads_pooler else out.last_hidden_state[:, 0])
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 OTHERS: dict[str, tuple[str, tuple[int, ...], str]] = {

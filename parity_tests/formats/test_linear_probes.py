@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from parity_tests.formats.foreign import apart, images, nchw, randomized
+from parity_tests.formats.foreign import images, largest_difference, nchw, randomized
 from parity_tests.formats.test_found_in_trees import HEADS, in_file, vit
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
@@ -43,7 +43,7 @@ def test_maes_linear_probe(pool: str, keys: tuple[str, ...], tmp_path: Path) -> 
     assert f"{what} (epsilon 1e-06 assumed)" in found.notes
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= ROUNDED
+    assert largest_difference(found, expected) <= ROUNDED
 
 
 def test_beside_a_backbone(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_beside_a_backbone(tmp_path: Path) -> None:
     found = open_checkpoint(in_file(tmp_path, model.state_dict()), fields=HEADS)
     with torch.no_grad():
         expected = model["fc"](model["backbone"](nchw(images(found.config.model))))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def test_a_layer_without_arrays_between_the_two_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
 import vit_torch
-from parity_tests.formats.foreign import apart, images, nchw, randomized, save
+from parity_tests.formats.foreign import images, largest_difference, nchw, randomized, save
 from parity_tests.formats.timm_models import with_googles_epsilons
 from parity_tests.formats.torch_models import hollow
 from vit_core import parity
@@ -171,7 +171,7 @@ def test_an_argument_that_changes_no_array_is_assumed_or_read(case: str, pickled
     found = open_checkpoint(tmp_path / "x.pth", fields={} if pickled else fields)
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assumed_fields = {one.field for one in open_checkpoint(tmp_path / "x.pth").assumptions}
     assert (assumed_fields >= fields.keys()) == (not pickled)
 

@@ -13,10 +13,10 @@ from vit_pytorch.simple_vit import posemb_sincos_2d
 
 from parity_tests.formats.foreign import (
     SMALL,
-    apart,
     assert_same_bits,
     assumed,
     images,
+    largest_difference,
     nchw,
     opened,
     other_notes,
@@ -79,7 +79,7 @@ def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
     found = opened(path, **said)
     assert found.config.model == CONFIG.replace(**fields)
     assert found.config.provenance.source_format == "lucidrains"
-    assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
     save_checkpoint(tmp_path / f"ours{suffix}", found, format="lucidrains")
     assert_same_bits(open_container(tmp_path / f"ours{suffix}").arrays, open_container(path).arrays)
 
@@ -110,14 +110,14 @@ def test_what_is_assumed_is_noted(tmp_path: Path) -> None:
 def test_jax(pool: str, tmp_path: Path) -> None:
     model = theirs(pool=pool, dim_head=16)
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
-    assert apart(found, model(nchw(images(CONFIG))), jax=True) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG))), jax=True) <= parity.FLOAT64_BOUND
 
 
 def test_float32(tmp_path: Path) -> None:
     model = theirs().float()
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
     expected = model(nchw(images(CONFIG), torch.float32))
-    assert apart(found, expected, "float32") <= parity.FLOAT32_BOUND
+    assert largest_difference(found, expected, "float32") <= parity.FLOAT32_BOUND
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -127,7 +127,7 @@ def test_without_a_head(pool: str, tmp_path: Path) -> None:
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
     assert found.config.model == CONFIG.replace(num_classes=0, **(MEAN if pool == "mean" else {}))
     x_BND = model(nchw(images(CONFIG)))
-    assert apart(found, x_BND[:, 0] if pool == "cls" else x_BND.mean(dim=1)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, x_BND[:, 0] if pool == "cls" else x_BND.mean(dim=1)) <= parity.FLOAT64_BOUND
     save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
     assert_same_bits(open_container(tmp_path / "ours.pth").arrays, open_container(tmp_path / "theirs.pth").arrays)
 
@@ -181,12 +181,12 @@ def test_before_1_4(patch_norms: bool, tmp_path: Path) -> None:
     assert assumed(found) == {"image_size": (12, 12), "patch_size": (4, 4), "channels": 3, "pooling": "cls"}
     assert "pool='mean' before version 1.16 has the same arrays" in found.assumptions[-1].why
     assert other_notes(found) == ()
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     if patch_norms:
         save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
         newest = ViT(**SIZES).double().eval()
         newest.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
-        assert apart(found, newest(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+        assert largest_difference(found, newest(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -195,7 +195,7 @@ def test_positions_with_a_batch_axis(pool: str, tmp_path: Path) -> None:
     model = theirs(pool=pool)
     state = {name: x[None] if name in ("cls_token", "pos_embedding") else x for name, x in model.state_dict().items()}
     found = opened(save(tmp_path / "theirs.pth", state), heads=3)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 def test_positions_of_patches_alone(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_positions_of_patches_alone(tmp_path: Path) -> None:
     model = randomized(vit_with_patch_dropout.ViT(**SIZES))
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
     assert found.config.model == CONFIG.replace(patch_norms=False, class_token_position=False)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 def test_a_mean_over_the_class_token_is_refused(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_another_activation_in_a_pickled_model(tmp_path: Path) -> None:
     torch.save(model, tmp_path / "theirs.pt")
     found = opened(tmp_path / "theirs.pt")
     assert found.config.model.activation == "gelu_tanh"
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 def test_one_head_as_wide_as_the_model(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_one_head_as_wide_as_the_model(tmp_path: Path) -> None:
     model = theirs(heads=1, dim_head=24)
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()))
     assert found.config.model == CONFIG.replace(heads=1)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     with pytest.raises(InputError, match="no attention projection for one head as wide as the model"):
         save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
 
@@ -247,12 +247,12 @@ def test_simple_vit(tmp_path: Path) -> None:
     model.pos_embedding = torch.from_numpy(sincos2d((3, 3), 24, "big_vision").copy())
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3, image_size=12)
     assert found.config.model == CONFIG.replace(**MEAN, position_embedding="sincos2d_big_vision")
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     notes = save_checkpoint(tmp_path / "ours.pth", found, format="lucidrains")
     assert "positions: the table of 'sincos2d_big_vision'" in notes
     vit = ViT(**SIZES, pool="mean").double().eval()
     vit.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
-    assert apart(found, vit(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, vit(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 def test_the_table_of_simple_vit() -> None:
@@ -288,7 +288,9 @@ def test_written_opens_there_and_comes_back(fields: dict[str, Any], tmp_path: Pa
     model = ViT(**lineage.arguments(ours.config.model)).double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
     expected = model(nchw(images(ours.config.model)))
-    assert apart(ours, expected if ours.config.model.num_classes else expected[:, 0]) <= parity.FLOAT64_BOUND
+    assert (
+        largest_difference(ours, expected if ours.config.model.num_classes else expected[:, 0]) <= parity.FLOAT64_BOUND
+    )
     said = {name: fields[name] for name in ("image_size", "patch_size") if name in fields}
     back = opened(tmp_path / "vit.pth", heads=3, **said)
     assert back.config.model == ours.config.model
@@ -310,7 +312,7 @@ def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
     assert note in save_checkpoint(tmp_path / "vit.pth", ours, format="lucidrains")
     model = ViT(**SIZES, pool="cls" if ours.config.model.class_token else "mean").double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
-    assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize(

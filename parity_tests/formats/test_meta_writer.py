@@ -12,7 +12,7 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from parity_tests.formats.foreign import SMALL, apart, images, nchw, opened
+from parity_tests.formats.foreign import SMALL, images, largest_difference, nchw, opened
 from parity_tests.formats.meta_layouts import layout
 from parity_tests.twins import checkpoint
 from vit_core import parity
@@ -79,9 +79,9 @@ def test_a_backbone(name: str, tmp_path: Path) -> None:
     assert {key: tuple(x.shape) for key, x in state.items()} == names_of(weights)
     with torch.no_grad():
         expected = in_timm(state, MODELS[name])(nchw(images(weights.config.model)))
-    assert apart(weights, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(weights, expected) <= parity.FLOAT64_BOUND
     found = opened(tmp_path / "a.pth", heads=3)
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert found.format == ("timm" if name.startswith("DINO ") or name == "DINO" else "meta")
 
 
@@ -99,8 +99,8 @@ def test_a_head_becomes_dinov2s_linear_classifier(pooling: str, tmp_path: Path) 
         tokens = model.forward_features(nchw(images(weights.config.model)))
         both = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
         expected = both @ state["linear_head.weight"].T + state["linear_head.bias"]
-    assert apart(weights, expected) <= parity.FLOAT64_BOUND
-    assert apart(opened(tmp_path / "a.pth", heads=3), expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(weights, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(opened(tmp_path / "a.pth", heads=3), expected) <= parity.FLOAT64_BOUND
 
 
 def test_the_entry_of_the_hub_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from parity_tests.formats.foreign import apart, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import images, largest_difference, nchw, opened, randomized, save
 from vit_core import parity
 from vit_core.errors import InputError
 
@@ -63,7 +63,7 @@ def checked(path: Path, model: Any, **fields: Any) -> Any:
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
     assert found.format == "mmpretrain"
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     return found
 
 
@@ -164,7 +164,7 @@ def test_a_hidden_layer_in_the_head(tmp_path: Path) -> None:
         features = model.forward_head(model.forward_features(nchw(images(found.config.model))), pre_logits=True)
         expected = outer(torch.tanh(inner(features)))
     assert found.config.model.representation == 16
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def test_distilled_deit(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.utils import prune
 
-from parity_tests.formats.foreign import apart, images, nchw, opened, other_notes, randomized, save
+from parity_tests.formats.foreign import images, largest_difference, nchw, opened, other_notes, randomized, save
 from vit_core import open_checkpoint, parity
 from vit_core.errors import InputError
 
@@ -36,7 +36,7 @@ def assert_same(path: Path, model: Any, **fields: Any) -> None:
     found = opened(path, **fields)
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 class Normalize(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
 
-from parity_tests.formats.foreign import SMALL, apart, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import SMALL, images, largest_difference, nchw, opened, randomized, save
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, parity
 from vit_core.checkpoints import save_checkpoint
@@ -59,7 +59,7 @@ def test_a_state_dict(vision: dict[str, Any], fields: dict[str, Any], suffix: st
     path = save(tmp_path / f"clip{suffix}", model.state_dict())
     found = opened(path, **HEADS, **fields)
     assert (found.format, found.config.model.num_classes) == ("open_clip", 5)
-    assert apart(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
     assert any("left out" in note and "transformer" in note and "token_embedding" in note for note in found.notes)
 
 
@@ -77,14 +77,14 @@ def test_a_state_dict_of_openai(tmp_path: Path) -> None:
     numbers = {name: torch.tensor(7) for name in ("input_resolution", "context_length", "vocab_size")}
     found = opened(save(tmp_path / "ViT-B-32.pt", {**model.state_dict(), **numbers}), **HEADS)
     assert found.config.model.activation == "quick_gelu"
-    assert apart(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
     assert any(one.field == "activation" and "OpenAI" in one.why for one in found.assumptions)
 
 
 def test_openai_s_weights_without_the_numbers_need_the_activation(tmp_path: Path) -> None:
     model = model_of(quick_gelu=True)
     found = opened(save(tmp_path / "clip.pt", model.state_dict()), **HEADS, activation="quick_gelu")
-    assert apart(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
@@ -98,7 +98,7 @@ def test_a_folder_with_its_config(quick_gelu: bool, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         found = opened(path)
         assert found.assumptions == ()
-        assert apart(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
+        assert largest_difference(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
         assert found.config.model.layer_scale == 0.3
         seen = found.config.preprocessing
         assert seen is not None
@@ -109,7 +109,7 @@ def test_both_towers_of_a_custom_text_model(tmp_path: Path) -> None:
     model: Any = randomized(CustomTextCLIP(5, CLIPVisionCfg(**VISION), TEXT))
     torch.save({"state_dict": {f"module.{n}": x for n, x in model.state_dict().items()}}, tmp_path / "clip.pt")
     found = opened(tmp_path / "clip.pt", **HEADS)
-    assert apart(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, visual(model, found.config.model)) <= parity.FLOAT64_BOUND
 
 
 TRUNK: dict[str, Any] = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -141,7 +141,7 @@ def test_a_tower_of_timm(proj: str, pool: str, tmp_path: Path) -> None:
         5 if proj == "linear" else 0,
         "gap" if pool == "avg" else "cls",
     )
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert found.config.preprocessing is not None
     assert found.config.preprocessing.mean == (0.5, 0.4, 0.3)
 
@@ -239,8 +239,8 @@ def test_written_files_open_in_open_clip(fields: dict[str, Any], suffix: str, tm
     model.load_state_dict(state)
     with torch.no_grad():
         expected = model(nchw(images(config)))
-    assert apart(weights, expected) <= parity.FLOAT64_BOUND
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(weights, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def state_of(path: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import torch
 import torchvision  # type: ignore[import-untyped]
 import transformers
 
-from parity_tests.formats.foreign import SMALL, apart, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import SMALL, images, largest_difference, nchw, opened, randomized, save
 from parity_tests.twins import checkpoint
 from vit_core import parity
 from vit_core.checkpoints import open_checkpoint
@@ -167,7 +167,7 @@ def test_deepspeed_with_the_weights_in_one_file(tmp_path: Path) -> None:
         found = opened(path, heads=3)
         with torch.no_grad():
             expected = model(nchw(images(found.config.model)))
-        assert apart(found, expected) <= parity.FLOAT64_BOUND
+        assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
         assert any("model found under 'module'" in note for note in found.notes)
 
 

@@ -22,7 +22,7 @@ from transformers import (
     ViTPreTrainedModel,
 )
 
-from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.checkpoints.formats.transformers import config_json
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 def assert_same(found: Checkpoint, model: nn.Module) -> None:
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [("vit", "gap"), ("dinov2", "gap"), ("dinov2", "cls_gap")])
@@ -80,7 +80,7 @@ def test_a_head_that_was_replaced_without_its_labels(tmp_path: Path) -> None:
     found = opened(tmp_path)
     with torch.no_grad():
         expected = model(nchw(images(found.config.model))).logits
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert found.config.labels is None
     assert "left out: labels, because id2label has 7 names for 5 classes" in found.notes
 
@@ -161,7 +161,7 @@ def test_a_head_on_a_distilled_backbone(named: bool, tmp_path: Path) -> None:
     found = opened(tmp_path / "x.ckpt", heads=3)
     with torch.no_grad():
         expected = model["fc"](model["backbone"](nchw(images(found.config.model))))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 class MeanClassifier(ViTPreTrainedModel):
@@ -214,4 +214,4 @@ def test_a_model_under_the_name_of_another_family(
     found = opened(tmp_path / "x.pth", heads=1, pooling="cls")
     with torch.no_grad():
         expected = model["fc"](model[name](nchw(images(found.config.model))).last_hidden_state[:, 0])
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND

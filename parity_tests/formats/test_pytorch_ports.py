@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from parity_tests.formats.foreign import (
-    apart,
     assert_same_bits,
     assumed,
     images,
+    largest_difference,
     nchw,
     opened,
     other_notes,
@@ -68,8 +68,8 @@ def test_it_is_read_and_written(format: str, tmp_path: Path) -> None:
     assert (read.config.provenance.source_format, read.config.model) == (format, CONFIG)
     assert assumed(read) == {"image_size": (12, 12), "heads": 2}
     expected = model(nchw(images(CONFIG)))
-    assert apart(read, expected) <= parity.FLOAT64_BOUND
-    assert apart(read, expected, jax=True) <= parity.FLOAT64_BOUND
+    assert largest_difference(read, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(read, expected, jax=True) <= parity.FLOAT64_BOUND
     save_checkpoint(tmp_path / "again.pth", read, format=format)
     again = torch.load(tmp_path / "again.pth")
     assert_same_bits({k: v.numpy() for k, v in again.items()}, {k: v.numpy() for k, v in state.items()})
@@ -86,7 +86,7 @@ def test_an_epsilon_that_the_file_states(case: str, tmp_path: Path) -> None:
     torch.save(stated if case == "stated" else model, tmp_path / "theirs.pt")
     found = opened(tmp_path / "theirs.pt")
     assert found.format == "lukemelas"
-    assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("format", ["lukemelas", "jeonsworld"])
@@ -94,7 +94,7 @@ def test_without_a_head(format: str, tmp_path: Path) -> None:
     model = randomized(build(CONFIG.replace(num_classes=0)))
     read = opened(save(tmp_path / "vit.bin", state_of(format, model)))
     assert read.config.model.num_classes == 0
-    assert apart(read, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(read, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     written = save_checkpoint(tmp_path / "again.pth", read, format=format)
     head = "fc" if format == "lukemelas" else "head"
     assert f"it has no head: set model.{head} = torch.nn.Identity() before loading" in written
@@ -109,7 +109,7 @@ def test_wrapped_and_with_another_head(format: str, tmp_path: Path) -> None:
     path = tmp_path / "wrapped.pth"
     torch.save({"net": {f"module.{name}": x for name, x in moved.items()}, "epoch": 3}, path)
     read = opened(path)
-    assert apart(read, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(read, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     assert any(f"{head}.1" in note for note in other_notes(read))
 
 

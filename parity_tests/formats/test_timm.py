@@ -224,10 +224,10 @@ def test_preprocessing_and_labels_as_timm_sees_them(tmp_path: Path) -> None:
     assert theirs.pretrained_cfg["label_names"] == list("abcde")
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_files(ending: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("extension", [".safetensors", ".pth"])
+def test_files(extension: str, tmp_path: Path) -> None:
     """timm's own loader takes them."""
-    mine, file = ours_of(CLIP), tmp_path / f"model{ending}"
+    mine, file = ours_of(CLIP), tmp_path / f"model{extension}"
     notes = save_checkpoint(file, mine.with_config(mine.config.replace(labels=tuple("vwxyz"))), format="timm")
     assert "a state dict does not contain preprocessing or labels" in notes
     theirs = timm.create_model("vit_base_patch16_clip_quickgelu_224", **OBLONG, checkpoint_path=str(file))

@@ -172,9 +172,9 @@ def test_written_as_it_is(name: str, tmp_path: Path) -> None:
     assert_same_checkpoint(open_checkpoint(tmp_path / "ours"), mine)
 
     save_checkpoint(tmp_path / "ours.pth", mine, format="timm")
-    proof = reference(tmp_path / "ours.pth", "timm", mine.config.model)
-    assert proof is not None
-    assert distance(expected, proof(x_BCHW).numpy()) <= parity.FLOAT64_BOUND
+    opened = reference(tmp_path / "ours.pth", "timm", mine.config.model)
+    assert opened is not None
+    assert distance(expected, opened(x_BCHW).numpy()) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -13,10 +13,10 @@ from torchvision.models.vision_transformer import ConvStemConfig, VisionTransfor
 
 from parity_tests.formats.foreign import (
     SMALL,
-    apart,
     assert_same_bits,
     assumed,
     images,
+    largest_difference,
     nchw,
     opened,
     other_notes,
@@ -86,7 +86,7 @@ def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
     assert found.config.model == CONFIG.replace(**FIELDS[name])
     assert (found.config.provenance.source_format, found.config.preprocessing) == ("torchvision", None)
     assert (assumed(found), other_notes(found)) == ({"norm_epsilon": 1e-6}, ())
-    assert apart(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
     save_checkpoint(tmp_path / f"ours{suffix}", found, format="torchvision")
     assert_same_bits(open_container(tmp_path / f"ours{suffix}").arrays, open_container(path).arrays)
 
@@ -94,14 +94,14 @@ def test_read_and_written_back(name: str, suffix: str, tmp_path: Path) -> None:
 def test_jax(tmp_path: Path) -> None:
     model = theirs(representation_size=16)
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
-    assert apart(found, model(nchw(images(CONFIG))), jax=True) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG))), jax=True) <= parity.FLOAT64_BOUND
 
 
 def test_float32(tmp_path: Path) -> None:
     model = theirs().float()
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
     expected = model(nchw(images(CONFIG), torch.float32))
-    assert apart(found, expected, "float32") <= parity.FLOAT32_BOUND
+    assert largest_difference(found, expected, "float32") <= parity.FLOAT32_BOUND
 
 
 @pytest.mark.parametrize("case", ["stated", "pickled"])
@@ -112,7 +112,7 @@ def test_an_epsilon_that_the_file_states(case: str, tmp_path: Path) -> None:
     torch.save(stated if case == "stated" else model, tmp_path / "theirs.pt")
     found = opened(tmp_path / "theirs.pt")
     assert not assumed(found)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize("case", ["stated", "pickled"])
@@ -133,7 +133,7 @@ def test_older_names_of_the_mlp(tmp_path: Path) -> None:
     model = VisionTransformer(**SIZES).double().eval()
     model.load_state_dict(dict(state), strict=True)
     found = opened(save(tmp_path / "older.pth", state), heads=3)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_an_averaged_model_in_a_training_checkpoint(tmp_path: Path) -> None:
         "other models in the file: model; choose one with --part NAME",
         "left out: n_averaged, epoch",
     )
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 def test_without_heads(tmp_path: Path) -> None:
     model = headless(theirs())
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3)
     assert found.config.model == CONFIG.replace(num_classes=0)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     notes = save_checkpoint(tmp_path / "ours.pth", found, format="torchvision")
     assert notes[1] == "it has no head: set model.heads = torch.nn.Identity() before loading"
     headless(theirs()).load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
@@ -169,7 +169,9 @@ def test_a_representation_without_a_head(tmp_path: Path) -> None:
     model: Any = VisionTransformer(**lineage.arguments(config)).double().eval()
     model.heads.head = nn.Identity()
     model.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
-    assert apart(opened(tmp_path / "ours.pth", heads=3), model(nchw(images(config)))) <= parity.FLOAT64_BOUND
+    assert (
+        largest_difference(opened(tmp_path / "ours.pth", heads=3), model(nchw(images(config)))) <= parity.FLOAT64_BOUND
+    )
 
 
 @pytest.mark.parametrize("fields", [{}, {"representation": 16}, {"heads": 6}, {"head_dim": 8}], ids=str)
@@ -179,7 +181,7 @@ def test_written_opens_there_and_comes_back(fields: dict[str, Any], tmp_path: Pa
     assert note.startswith("opens in torchvision.models.VisionTransformer(image_size=12, patch_size=4, num_layers=2, ")
     model = VisionTransformer(**lineage.arguments(ours.config.model)).double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
-    assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     back = opened(tmp_path / "vit.pth", **{"heads": 3, **fields})
     assert back.config.model == ours.config.model
     assert_same_bits(back.arrays, ours.arrays)
@@ -200,7 +202,7 @@ def test_filled_in_where_it_changes_no_value(name: str, tmp_path: Path) -> None:
     assert note in save_checkpoint(tmp_path / "vit.pth", ours, format="torchvision")
     model = VisionTransformer(**SIZES).double().eval()
     model.load_state_dict(torch.load(tmp_path / "vit.pth"), strict=True)
-    assert apart(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(ours, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_positions_at_another_resolution(tmp_path: Path) -> None:
     bigger = theirs(image_size=20)
     bigger.load_state_dict(interpolate_embeddings(20, 4, dict(state)))
     resized = found.adapt(image_size=20)
-    assert apart(resized, bigger(nchw(images(resized.config.model)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(resized, bigger(nchw(images(resized.config.model)))) <= parity.FLOAT64_BOUND
     grid_1Dhw = state["encoder.pos_embedding"][:, 1:].permute(0, 2, 1).reshape(1, 24, 3, 3)
     expected = nn.functional.interpolate(grid_1Dhw, size=(2, 7), mode="bicubic", align_corners=True)
     there = found.adapt(image_size=(8, 28)).arrays["pos_embed"][:, 1:]
@@ -319,9 +321,9 @@ def test_heads_of_the_published_architectures() -> None:
 def test_what_the_user_says_wins(tmp_path: Path) -> None:
     model = randomized(VisionTransformer(**SIZES, norm_layer=partial(nn.LayerNorm, eps=1e-3)))
     found = opened(save(tmp_path / "theirs.pth", model.state_dict()), heads=3, norm_epsilon=1e-3)
-    assert apart(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, model(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
     wrong = opened(tmp_path / "theirs.pth", heads=3)
-    assert apart(wrong, model(nchw(images(CONFIG)))) > 1e-6
+    assert largest_difference(wrong, model(nchw(images(CONFIG)))) > 1e-6
     assert np.array_equal(wrong.arrays["head.bias"], found.arrays["head.bias"])
 
 

@@ -17,7 +17,7 @@ from timm.layers import GELUTanh, QuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.errors import InputError
@@ -40,7 +40,7 @@ def saved(folder: Path, beside: dict[str, Any], **options: Any) -> Path:
 def assert_same(found: Checkpoint, **options: Any) -> None:
     with torch.no_grad():
         expected = model(**options)(nchw(images(found.config.model)))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 HEARD: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 from timm.layers.mlp import SwiGLUPacked
 
-from parity_tests.formats.foreign import apart, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import images, largest_difference, nchw, opened, randomized, save
 from vit_core import parity
 from vit_core.errors import InputError
 
@@ -62,7 +62,7 @@ def expected_of(name: str, model: Any, x_BCHW: torch.Tensor) -> torch.Tensor:
 def test_a_folder(name: str, tmp_path: Path) -> None:
     model = saved(name, tmp_path)
     found = opened(tmp_path)
-    assert apart(found, expected_of(name, model, nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected_of(name, model, nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
     assert [one.field for one in found.assumptions] == (["pooling"] if name == "IJepaModel" else [])
 
 
@@ -72,7 +72,7 @@ def test_a_state_dict_of_i_jepa_without_its_config(name: str, tmp_path: Path) ->
     model = saved(name, tmp_path / "folder")
     path = save(tmp_path / "jepa.pth", load_file(tmp_path / "folder" / "model.safetensors"))
     found = opened(path, heads=3)
-    assert apart(found, expected_of(name, model, nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected_of(name, model, nchw(images(found.config.model)))) <= parity.FLOAT64_BOUND
     assert {one.field for one in found.assumptions} >= {"image_size", "activation", "norm_epsilon"}
 
 
@@ -83,7 +83,7 @@ def test_a_state_dict_of_vit_msn_without_its_config(tmp_path: Path) -> None:
     assert any(one.field == "norm_epsilon" and one.value == 1e-12 for one in opened(path).assumptions)
     found = opened(path, heads=3, norm_epsilon=1e-6)
     x_BCHW = nchw(images(found.config.model))
-    assert apart(found, expected_of("ViTMSNForImageClassification", model, x_BCHW)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected_of("ViTMSNForImageClassification", model, x_BCHW)) <= parity.FLOAT64_BOUND
 
 
 def test_vit_msn_with_the_names_of_transformers_4(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_vit_msn_with_the_names_of_transformers_4(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", older)
     found = opened(tmp_path)
     x_BCHW = nchw(images(found.config.model))
-    assert apart(found, expected_of("ViTMSNForImageClassification", model, x_BCHW)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected_of("ViTMSNForImageClassification", model, x_BCHW)) <= parity.FLOAT64_BOUND
 
 
 TIMM: dict[str, Any] = {"img_size": 12, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -121,7 +121,7 @@ def test_timm_wrapper(architecture: str, labels: list[str] | None, tmp_path: Pat
         expected = model(pixel_values=nchw(images(found.config.model))).logits
     assert found.format == "timm"
     assert found.config.labels == (None if labels is None else tuple(labels))
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def test_timm_wrapper_of_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -145,6 +145,6 @@ def test_a_folder_of_timm_that_returns_every_token(tmp_path: Path) -> None:
         tokens = model(nchw(images(found.config.model)))
     assert any("global_pool: the file states ''" in note for note in found.notes)
     assert [one.value for one in found.assumptions if one.field == "pooling"] == ["cls"]
-    assert apart(found, tokens[:, 0]) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, tokens[:, 0]) <= parity.FLOAT64_BOUND
     both = opened(tmp_path, pooling="cls_gap")
-    assert apart(both, torch.cat([tokens[:, 0], tokens[:, 5:].mean(dim=1)], dim=1)) <= parity.FLOAT64_BOUND
+    assert largest_difference(both, torch.cat([tokens[:, 0], tokens[:, 5:].mean(dim=1)], dim=1)) <= parity.FLOAT64_BOUND

@@ -19,7 +19,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 import vit_jax
 import vit_torch
-from parity_tests.formats.foreign import apart, assert_same_bits, images, nchw, opened, randomized
+from parity_tests.formats.foreign import assert_same_bits, images, largest_difference, nchw, opened, randomized
 from parity_tests.formats.transformers_models import FIVE, MLP, SDPA, SIZES, TEXT, opened_there
 from parity_tests.pixel_sweep import picture
 from parity_tests.test_naflex import in_jax, in_torch
@@ -144,7 +144,7 @@ def test_siglip_2_for_one_size(tmp_path: Path) -> None:
     assert again.config.preprocessing == found.config.preprocessing
     with torch.no_grad():
         outputs = [tower(nchw(images(MODEL))).pooler_output for tower in (there, model.vision_model)]
-    assert all(apart(again, expected) <= parity.FLOAT64_BOUND for expected in outputs)
+    assert all(largest_difference(again, expected) <= parity.FLOAT64_BOUND for expected in outputs)
 
 
 def test_the_command_proves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from transformers.models.aimv2.modeling_aimv2 import Aimv2RMSNorm
 from transformers.models.internvl.modeling_internvl import InternVLVisionRMSNorm
 
-from parity_tests.formats.foreign import apart, assert_same_bits, assumed, images, nchw, opened, randomized, save
+from parity_tests.formats.foreign import (
+    assert_same_bits,
+    assumed,
+    images,
+    largest_difference,
+    nchw,
+    opened,
+    randomized,
+    save,
+)
 from parity_tests.formats.transformers_models import FIVE, MLP, SDPA, SIZES, TEXT, opened_there
 from vit_core import parity, save_checkpoint
 from vit_core.errors import InputError
@@ -142,7 +151,7 @@ def test_a_folder(case: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     found = opened(tmp_path)
     expected = expected_of(model, images(found.config.model), found.config.model.pooling)
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
     assert set(assumed(found)) <= {"pooling"}
 
 
@@ -153,7 +162,7 @@ def test_their_own_norms(case: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     found = opened(tmp_path)
     expected = expected_of(model, images(found.config.model), found.config.model.pooling)
-    assert parity.FLOAT64_BOUND < apart(found, expected) <= parity.FLOAT32_BOUND
+    assert parity.FLOAT64_BOUND < largest_difference(found, expected) <= parity.FLOAT32_BOUND
 
 
 @pytest.mark.parametrize("case", BY_HAND)
@@ -167,7 +176,7 @@ def test_a_state_dict_saved_by_hand(case: str, tmp_path: Path) -> None:
     told |= {"position_embedding": whole.position_embedding}
     path = save(tmp_path / "model.pth", model.state_dict())
     found = opened(path, **told)
-    assert apart(found, expected_of(model, images(whole), whole.pooling)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected_of(model, images(whole), whole.pooling)) <= parity.FLOAT64_BOUND
     assert assumed(opened(path, image_size=16)).keys() >= {"activation", "norm_epsilon"}
 
 
@@ -266,7 +275,7 @@ def test_a_language_model_with_an_image_tower(prefix: str, tmp_path: Path) -> No
     found = opened(tmp_path, heads=4)
     with torch.no_grad():
         expected = tower(pixel_values=nchw(images(found.config.model))).pooler_output
-    assert apart(found, expected) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
 
 
 def test_a_file_of_beit_has_the_names_of_old_versions(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from scipy.special import erf, softmax
 
 import vit_torch
-from parity_tests.formats.foreign import apart, assert_same_bits, assumed, images, opened
+from parity_tests.formats.foreign import assert_same_bits, assumed, images, largest_difference, opened
 from vit_cli.application import run
 from vit_core import ViTConfig, open_checkpoint, parity, save_checkpoint, variant
 from vit_core.errors import InputError
@@ -136,8 +136,8 @@ def test_read(registers: int, tmp_path: Path) -> None:
     logits_BC, of_float32_BC = (
         torch.from_numpy(np.stack([logits_of(one, x_HWC) for x_HWC in x_BHWC])) for one in (exact(state), state)
     )
-    assert apart(found, logits_BC) <= parity.FLOAT64_BOUND
-    assert parity.FLOAT64_BOUND < apart(found, of_float32_BC) <= parity.FLOAT32_BOUND
+    assert largest_difference(found, logits_BC) <= parity.FLOAT64_BOUND
+    assert parity.FLOAT64_BOUND < largest_difference(found, of_float32_BC) <= parity.FLOAT32_BOUND
 
 
 @pytest.mark.parametrize("change", ["order", "base", "registers not rotated"])
@@ -151,7 +151,7 @@ def test_another_rotation_is_red(change: str, tmp_path: Path) -> None:
             wrong[f"blocks.{i}.attn.{rotation}.freqs"] = frequencies(50.0) * (change == "base")
     found = opened(training_file(tmp_path / "checkpoint.pth", state))
     logits_BC = np.stack([logits_of(wrong, x_HWC) for x_HWC in images(found.config.model)])
-    assert apart(found, torch.from_numpy(logits_BC)) > 1e-6
+    assert largest_difference(found, torch.from_numpy(logits_BC)) > 1e-6
 
 
 def test_written(tmp_path: Path) -> None:

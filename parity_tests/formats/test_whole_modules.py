@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 from transformers import ViTConfig, ViTForImageClassification
 
-from parity_tests.formats.foreign import apart, assumed, images, nchw, opened, randomized
+from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, opened, randomized
 from vit_core import parity
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.checkpoints.module_facts import module_facts
@@ -39,7 +39,7 @@ def timm_model(seed: int = 0, **options: Any) -> nn.Module:
 def assert_same(found: Checkpoint, model: nn.Module, *, shown: set[str] = SHOWN) -> None:
     with torch.no_grad():
         expected = model(nchw(images(found.config.model)))
-    assert apart(found, getattr(expected, "logits", expected)) <= parity.FLOAT64_BOUND
+    assert largest_difference(found, getattr(expected, "logits", expected)) <= parity.FLOAT64_BOUND
     assert not shown & set(assumed(found))
 
 

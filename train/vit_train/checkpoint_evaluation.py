@@ -77,7 +77,9 @@ def evaluate_checkpoint(
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
     if one_class and examples.multilabel:
-        raise InputError(f"{examples.title}: images may have several classes; --against compares answers of one each")
+        raise InputError(
+            f"{examples.title}: images may have several classes; --against compares predictions of one each"
+        )
     examples.make_ready(display)
     if real_labels is not None:
         real_labels.check(examples)
@@ -121,9 +123,10 @@ def _refuse_unreadable(examples: Split, preprocessing: Preprocessing, display: D
 
 
 def _trained_share(trained_on: Data, examples: Split, own_split: bool) -> str:
-    """How many of the examples a run was trained on, in words for a title, with a warning; nothing where none is, or
-    the run's data are not here. own_split: the examples are a split of the run's data, which need no comparison if they
-    are those on which training evaluated: it has compared them (preflight.check_data)."""
+    """Text for the title of an evaluation: the number of its images that the run was trained on, which is also logged
+    as a warning. Empty if there are none, and if the run's data are not on this machine, which is logged. own_split:
+    the examples are a split of the run's data; they need no comparison if training evaluated on them, because it has
+    compared them itself (preflight.check_data)."""
     try:
         if own_split and open_split(trained_on, "eval").title == examples.title:
             return ""

@@ -1,7 +1,7 @@
 """Metrics of classification: accuracy by class, confusion matrix, F1 and average precision, in float64.
 
 The numbers equal scikit-learn's (with zero_division=nan). They are computed here because the processes of a run add up
-counts, and scikit-learn needs the answers of all examples in one process.
+counts, and scikit-learn needs the predictions of all examples in one process.
 """
 
 from dataclasses import dataclass
@@ -26,45 +26,45 @@ class ClassReport:
     labels: tuple[str, ...]
     examples_C: np.ndarray
     """int64: examples that have the class."""
-    answers_C: np.ndarray
-    """int64: examples for which the class was answered."""
+    predictions_C: np.ndarray
+    """int64: examples for which the class was predicted."""
     correct_C: np.ndarray
-    """int64: examples that have the class and for which it was answered."""
+    """int64: examples that have the class and for which it was predicted."""
     average_precision_C: np.ndarray | None = None
     """float64: area under precision over recall, summed as steps (sklearn.metrics.average_precision_score); nan for a
     class without examples. None: not computed."""
     best_f1: "BestF1 | None" = None
     """The thresholds with the largest F1, if examples may have any number of classes."""
     pairs: tuple[np.ndarray, np.ndarray] | None = None
-    """int64 (class, answer) of each example; the answer len(labels) is no class of the split. None if examples may have
-    any number of classes, and so have no single answer."""
+    """int64 (class, prediction) of each example; the prediction len(labels) is no class of the split. None if examples
+    may have any number of classes, and so have no single prediction."""
 
     @property
     def recall_C(self) -> np.ndarray:
-        """Fraction of the examples of each class for which the class was answered. With one class for each example,
+        """Fraction of the examples of each class for which the class was predicted. With one class for each example,
         this is the accuracy within the class."""
         return _quotient(self.correct_C, self.examples_C)
 
     @property
     def precision_C(self) -> np.ndarray:
-        """Fraction of the answers of each class that were right."""
-        return _quotient(self.correct_C, self.answers_C)
+        """Fraction of the predictions of each class that were right."""
+        return _quotient(self.correct_C, self.predictions_C)
 
     @property
     def f1_C(self) -> np.ndarray:
         """Harmonic mean of precision and recall."""
-        return _quotient(2 * self.correct_C, self.examples_C + self.answers_C)
+        return _quotient(2 * self.correct_C, self.examples_C + self.predictions_C)
 
     @property
     def macro_f1(self) -> float:
-        """Mean of F1 over the classes that occur or were answered."""
+        """Mean of F1 over the classes that occur or were predicted."""
         return _mean(self.f1_C)
 
     @property
     def micro_f1(self) -> float:
-        """F1 of all decisions together. With one class for each example and no answers outside the classes, this is the
-        accuracy."""
-        return float(_quotient(2 * self.correct_C.sum(), self.examples_C.sum() + self.answers_C.sum()))
+        """F1 of all decisions together. With one class for each example and no predictions outside the classes, this is
+        the accuracy."""
+        return float(_quotient(2 * self.correct_C.sum(), self.examples_C.sum() + self.predictions_C.sum()))
 
     @property
     def mean_average_precision(self) -> float | None:
@@ -73,20 +73,20 @@ class ClassReport:
 
     @cached_property
     def confusion_matrix(self) -> np.ndarray | None:
-        """int64 [classes, answers]: number of examples of each class by answered class. If there are answers that are
-        no class of the split, a last column counts them. None if examples may have any number of classes."""
+        """int64 [classes, predictions]: number of examples of each class by predicted class. If there are predictions
+        that are no class of the split, a last column counts them. None if examples may have any number of classes."""
         if self.pairs is None:
             return None
-        classes_N, answers_N = self.pairs
+        classes_N, predictions_N = self.pairs
         rows = len(self.labels)
-        columns = rows + bool((answers_N >= rows).any())
-        return np.bincount(classes_N * columns + answers_N, minlength=rows * columns).reshape(rows, columns)
+        columns = rows + bool((predictions_N >= rows).any())
+        return np.bincount(classes_N * columns + predictions_N, minlength=rows * columns).reshape(rows, columns)
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, for a JSON file; null for nan and for numbers that were not computed."""
         columns: dict[str, np.ndarray | None] = {
             "examples": self.examples_C,
-            "answers": self.answers_C,
+            "predictions": self.predictions_C,
             "recall": self.recall_C,
             "precision": self.precision_C,
             "f1": self.f1_C,
@@ -105,42 +105,42 @@ class ClassReport:
             "classes": classes,
         }
         if (matrix := self.confusion_matrix) is not None:
-            answers = [*self.labels, OTHER][: matrix.shape[1]]
-            found["confusion_matrix"] = {"rows": [*self.labels], "columns": answers, "counts": matrix.tolist()}
+            predictions = [*self.labels, OTHER][: matrix.shape[1]]
+            found["confusion_matrix"] = {"rows": [*self.labels], "columns": predictions, "counts": matrix.tolist()}
         return found
 
 
-def report_of_answers(
-    labels: tuple[str, ...], classes_N: np.ndarray, answers_N: np.ndarray, scores_NC: np.ndarray | None = None
+def report_of_predictions(
+    labels: tuple[str, ...], classes_N: np.ndarray, predictions_N: np.ndarray, scores_NC: np.ndarray | None = None
 ) -> ClassReport:
     """The report for examples of one class each.
 
-    classes_N, answers_N: int64, indices of labels; the answer len(labels) is no class of the split. scores_NC: score of
-    each class (log probability), by which examples are ranked; None: without average precision.
+    classes_N, predictions_N: int64, indices of labels; the prediction len(labels) is no class of the split. scores_NC:
+    score of each class (log probability), by which examples are ranked; None: without average precision.
     """
     count = len(labels)
     return ClassReport(
         labels,
         examples_C=np.bincount(classes_N, minlength=count),
-        answers_C=np.bincount(answers_N, minlength=count)[:count],
-        correct_C=np.bincount(classes_N[classes_N == answers_N], minlength=count),
+        predictions_C=np.bincount(predictions_N, minlength=count)[:count],
+        correct_C=np.bincount(classes_N[classes_N == predictions_N], minlength=count),
         average_precision_C=None if scores_NC is None else average_precision(one_hot(classes_N, count), scores_NC),
-        pairs=(classes_N, answers_N),
+        pairs=(classes_N, predictions_N),
     )
 
 
 def report_of_sets(labels: tuple[str, ...], has_NC: np.ndarray, logits_NC: np.ndarray) -> ClassReport:
-    """The report for examples of any number of classes: a class is answered where its probability, the sigmoid of its
+    """The report for examples of any number of classes: a class is predicted where its probability, the sigmoid of its
     logit, is above 0.5.
 
     has_NC: bool, whether an example has a class.
     """
-    answered_NC = logits_NC > 0
+    predicted_NC = logits_NC > 0
     return ClassReport(
         labels,
         examples_C=has_NC.sum(axis=0, dtype=np.int64),
-        answers_C=answered_NC.sum(axis=0, dtype=np.int64),
-        correct_C=(has_NC & answered_NC).sum(axis=0, dtype=np.int64),
+        predictions_C=predicted_NC.sum(axis=0, dtype=np.int64),
+        correct_C=(has_NC & predicted_NC).sum(axis=0, dtype=np.int64),
         average_precision_C=average_precision(has_NC, logits_NC),
         best_f1=BestF1.of(has_NC, logits_NC),
     )
@@ -148,7 +148,7 @@ def report_of_sets(labels: tuple[str, ...], has_NC: np.ndarray, logits_NC: np.nd
 
 @dataclass(frozen=True, eq=False)
 class BestF1:
-    """For each class the threshold of its probability with the largest F1 on the examples: the class is answered where
+    """For each class the threshold of its probability with the largest F1 on the examples: the class is predicted where
     its probability is at least the threshold. Chosen on the same examples, this F1 is too high for new ones."""
 
     thresholds_C: np.ndarray
@@ -165,11 +165,11 @@ class BestF1:
 
 
 def _best_f1(has_N: np.ndarray, logits_N: np.ndarray) -> tuple[float, float]:
-    """The smallest logit of the answers with the largest F1, and this F1; nan without examples of the class."""
+    """The smallest logit of the predictions with the largest F1, and this F1; nan without examples of the class."""
     if not has_N.any():
         return float("nan"), float("nan")
-    logits_T, found_T, answers_T = _by_threshold(has_N, logits_N)
-    f1_T = 2 * found_T / (answers_T + found_T[-1])
+    logits_T, found_T, predictions_T = _by_threshold(has_N, logits_N)
+    f1_T = 2 * found_T / (predictions_T + found_T[-1])
     best = int(f1_T.argmax())
     return float(logits_T[best]), float(f1_T[best])
 
@@ -198,8 +198,8 @@ def one_hot(classes_N: np.ndarray, count: int) -> np.ndarray:
 def _average_precision(has_N: np.ndarray, scores_N: np.ndarray) -> float:
     if not has_N.any():
         return float("nan")
-    _, found_T, answers_T = _by_threshold(has_N, scores_N)
-    recalls, precisions = found_T / found_T[-1], found_T / answers_T
+    _, found_T, predictions_T = _by_threshold(has_N, scores_N)
+    recalls, precisions = found_T / found_T[-1], found_T / predictions_T
     return float((np.diff(recalls, prepend=0.0) * precisions).sum())
 
 

@@ -33,7 +33,7 @@ def variance_of_mean(values_N: np.ndarray, group_N: np.ndarray) -> float:
 
 
 def effective_number(right_N: np.ndarray, group_N: np.ndarray) -> float:
-    """The number of independent images that would give a fraction of right answers with the same variance.
+    """The number of independent images that would give a fraction of correct predictions with the same variance.
 
     right_N: bool [N]; group_N: int [N]. It is N / deff * (z / t) ** 2. deff is Kish's design effect (Survey Sampling,
     1965): the cluster-robust variance of the fraction p, divided by p (1 - p) / N, its variance for independent images;

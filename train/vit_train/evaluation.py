@@ -10,7 +10,7 @@ from scipy.special import expit, log_softmax
 
 from vit_core.errors import InputError
 from vit_train.calibration import Calibration, calibration
-from vit_train.classification import ClassReport, one_hot, report_of_answers, report_of_sets, wilson_interval
+from vit_train.classification import ClassReport, one_hot, report_of_predictions, report_of_sets, wilson_interval
 from vit_train.clustered import effective_number
 from vit_train.config import EvaluationOptions, Loss
 from vit_train.data.batches import EvaluationBatch, EvaluationBatches, check_loss
@@ -62,12 +62,12 @@ class Accuracy:
 
     @cached_property
     def right_N(self) -> np.ndarray:
-        """bool [N]: whether the answer to each evaluated image is right, in the order of `ids_N`. Only of a split whose
-        images have one class each."""
+        """bool [N]: whether the prediction for each evaluated image is right, in the order of `ids_N`. Only of a split
+        whose images have one class each."""
         assert self.classes is not None
         assert self.classes.pairs is not None
-        classes_N, answers_N = self.classes.pairs
-        return classes_N == answers_N
+        classes_N, predictions_N = self.classes.pairs
+        return classes_N == predictions_N
 
     @cached_property
     def effective(self) -> float | None:
@@ -113,7 +113,7 @@ def evaluate(
     size = -(-options.batch_size // predictor.batch_shards) * predictor.batch_shards
     rows = predictor.rows(size)
     batches = EvaluationBatches(split, options.preprocessing, size, options.allow_undecodable, rows)
-    answers = _Answers(
+    predictions = _Predictions(
         split, options.loss, np.arange(len(split.labels)) if outputs is None else np.array(outputs), ranked
     )
     shown = display if predictor.process == 0 else SILENT
@@ -121,13 +121,13 @@ def evaluate(
         for i, batch in enumerate(stream(batches, slice(None), options.threads, options.workers)):
             if (number := signal_in_any_process(predictor, stop())) is not None:
                 raise StoppedBySignal(number)
-            answers.add(batch, predictor.predict(batch.images_BHWC).astype(np.float64))
+            predictions.add(batch, predictor.predict(batch.images_BHWC).astype(np.float64))
             task.update(i + 1, split.title)
-    return answers.accuracy(predictor)
+    return predictions.accuracy(predictor)
 
 
-class _Answers:
-    """The answers of a predictor for the examples of a split: first for those of this process, then for all.
+class _Predictions:
+    """The predictions for the examples of a split: first for those of this process, then for all.
 
     Scores are kept in float32, because the float64 logits of both engines round to the same values: otherwise their
     last bits would decide the order of equal images.
@@ -141,7 +141,7 @@ class _Answers:
         self.few_outputs = False
         self.counted_N = np.zeros(N, np.uint8)
         self.labels_N = np.zeros((N, C), np.uint8) if split.multilabel else np.zeros(N, np.int64)
-        self.answers_N, self.confidences_N = np.zeros(N, np.int64), np.zeros(N, np.float32)
+        self.predictions_N, self.confidences_N = np.zeros(N, np.int64), np.zeros(N, np.float32)
         self.scores_NC = np.zeros((N, C), np.float32) if ranked or split.multilabel else None
 
     def add(self, batch: EvaluationBatch, logits_BO: np.ndarray) -> None:
@@ -160,7 +160,7 @@ class _Answers:
             correct_B, correct5_B = hits_B5[:, 0], hits_B5.any(axis=-1)
             class_of_output = np.full(logits_BO.shape[1], len(self.outputs))
             class_of_output[self.outputs] = np.arange(len(self.outputs))
-            self.answers_N[ids] = class_of_output[first_B5[:, 0]]
+            self.predictions_N[ids] = class_of_output[first_B5[:, 0]]
             self.confidences_N[ids] = confidences(logits_BO, self.loss)
         self.sums += correct_B.sum(), correct5_B.sum(), len(ids), cross_entropy(logits_BO, wanted, self.loss)
         self.counted_N[ids], self.labels_N[ids] = 1, labels
@@ -186,9 +186,9 @@ class _Answers:
             assert scores_NC is not None
             report = report_of_sets(self.split.labels, labels_N > 0, scores_NC)
         else:
-            answers_N, confidences_N = (total(x)[counted_N] for x in (self.answers_N, self.confidences_N))
-            report = report_of_answers(self.split.labels, labels_N, answers_N, scores_NC)
-            calibrated = calibration(confidences_N, answers_N == labels_N)
+            predictions_N, confidences_N = (total(x)[counted_N] for x in (self.predictions_N, self.confidences_N))
+            report = report_of_predictions(self.split.labels, labels_N, predictions_N, scores_NC)
+            calibrated = calibration(confidences_N, predictions_N == labels_N)
         ids_N = np.flatnonzero(counted_N)
         among5 = None if self.few_outputs else int(correct5)
         groups = None if self.split.groups is None else self.split.groups.take(ids_N)

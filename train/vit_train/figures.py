@@ -182,8 +182,8 @@ def patch_filters(kernels: Sequence[tuple[str, np.ndarray]], path: Location, cou
 
 
 def check_new_figure(path: Location, option: str) -> None:
-    """Raises InputError, with the name of the option, if no figure can be written at a location: the ending of its name
-    is of another format, another file is there, or the file system refuses. Call it before a long computation."""
+    """Raises InputError, with the name of the option, if no figure can be written at a location: the extension of its
+    name is of another format, another file is there, or the file system refuses. Call it before a long computation."""
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):  # in which matplotlib writes its name
         raise InputError(f"{option} {path}: expected a name that ends in .png, or in .pdf or .svg")
     check_new_file(path, option, Replaceable("a figure of matplotlib", _is_figure))

@@ -8,7 +8,7 @@ from vit_core.checkpoints.decoder import decoder_rows
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
 from vit_train.config.changeable import FREE_MODEL_FIELDS
-from vit_train.data.checking import check_apart
+from vit_train.data.checking import check_outside_data
 from vit_train.data.sources import Split
 from vit_train.stages import Launch, StageResult, adapted, train
 
@@ -36,7 +36,7 @@ def pretrain_from(
     If the checkpoint has no decoder, or one of another size than the config's, a new decoder is made. Raises InputError
     for another network than the config's.
     """
-    check_apart(out, config.data)
+    check_outside_data(out, config.data)
     weights, config, changes = adapted(init, config, None)
     rows, decoder = decoder_rows(config.model, config.mae), init.decoder
     if decoder is None:

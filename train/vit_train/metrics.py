@@ -15,8 +15,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from vit_core.errors import InputError
-from vit_core.storage import Location, StorageError, StorePath, is_local
+from vit_core.storage import Location, StorageError, StorePath, is_local, unwritable
 from vit_train.loggers import Logger, LoggerError, open_loggers
 from vit_train.loggers.interface import LoggedRun
 from vit_train.loggers.tensorboard import EVENTS
@@ -75,7 +74,7 @@ class Metrics:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self._log({"step": step, **values})
         except OSError as error:
-            raise InputError(f"{self.file.name}: cannot write there ({error.strerror}); free some space") from None
+            raise unwritable(self.file.name, error) from None
         if time.monotonic() - self.uploaded > UPLOAD_SECONDS:
             with suppress(StorageError):  # it is uploaded again before a step is saved
                 self.upload()

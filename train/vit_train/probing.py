@@ -38,7 +38,8 @@ class Labelled:
     def of(
         cls, values_N: np.ndarray, labels: Sequence[str] | None, title: str, groups: "Groups | None" = None
     ) -> "Labelled":
-        """Raises InputError for features without labels, of several tokens, or that are not finite."""
+        """Features of N images with their labels. Raises InputError for features without labels, of several tokens, or
+        that are not finite."""
         if labels is None:
             raise InputError(
                 f"{title}: not all of its images have labels; write the features of a folder that has a folder for "
@@ -68,7 +69,7 @@ class Probed:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the test images whose class was answered."""
+        """Fraction of the test images whose class was predicted."""
         return self.correct / self.total
 
     @property
@@ -77,9 +78,9 @@ class Probed:
         return wilson_interval(self.correct, self.total, self.effective)
 
     @classmethod
-    def of(cls, title: str, answers_N: np.ndarray, test: Labelled, note: str = "") -> "Probed":
-        """The accuracy of the answers to the test images."""
-        right_N = answers_N == test.labels_N
+    def of(cls, title: str, predictions_N: np.ndarray, test: Labelled, note: str = "") -> "Probed":
+        """The accuracy of the predictions for the test images."""
+        right_N = predictions_N == test.labels_N
         effective = None if test.groups is None else effective_number(right_N, test.groups.group_N)
         return cls(title, int(right_N.sum()), len(test), note, effective)
 
@@ -116,7 +117,7 @@ def probe(
     shots: Sequence[int] = (),
     seed: int = 0,
 ) -> Iterator[Probed]:
-    """Measures the probes, one after the other: each is fitted to `train`, and answers to `test`.
+    """Measures the probes, one after the other: each is fitted to `train`, and predicts the classes of `test`.
 
     neighbours: the k nearest by cosine, which vote (KNeighborsClassifier). c, steps: LogisticRegression's C, the
     inverse of its regularization, and its largest number of steps; features are standardized before it. shots, seed:
@@ -144,7 +145,7 @@ def probe(
 
 def few_shot(train: Labelled, test: Labelled, shots: int, seed: int) -> Probed:
     """big_vision's few-shot probe (evaluators/fewshot_lsr.py): ridge regression on `shots` images of each class, drawn
-    by the seed, towards 1 for the class and -1 for the others; the largest value answers.
+    by the seed, towards 1 for the class and -1 for the others; the class with the largest value is predicted.
 
     Features are standardized by the drawn images, and a constant feature of 100 represents the bias. Of a class with
     fewer images, all are used.
@@ -162,10 +163,10 @@ def few_shot(train: Labelled, test: Labelled, shots: int, seed: int) -> Probed:
 
     wanted_MC = 2.0 * (labels_N[drawn, None] == np.arange(len(classes))) - 1
     ridge = Ridge(alpha=RIDGE, fit_intercept=False, solver="cholesky").fit(prepared(values_MD), wanted_MC)
-    answers_N = classes[ridge.predict(prepared(test.values_ND)).argmax(axis=1)]
+    predictions_N = classes[ridge.predict(prepared(test.values_ND)).argmax(axis=1)]
     smallest = int(np.bincount(labels_N[drawn]).min())
     note = f"{shots}-shot: some class has {smallest} images only" if smallest < shots else ""
-    return Probed.of(f"{shots}-shot ridge", answers_N, test, note)
+    return Probed.of(f"{shots}-shot ridge", predictions_N, test, note)
 
 
 def _probed(title: str, classifier: Any, train: Labelled, test: Labelled) -> Probed:

@@ -27,7 +27,7 @@ class RealAccuracy:
 
     @property
     def top1(self) -> float:
-        """Fraction of the images whose answer is one of their labels."""
+        """Fraction of the images whose prediction is one of their labels."""
         return self.correct / self.total
 
     @property
@@ -44,7 +44,8 @@ class RealLabels:
 
     @classmethod
     def read(cls, path: Location) -> "RealLabels":
-        """Those in the file real.json of google-research/reassessed-imagenet. Raises InputError for any other file."""
+        """The labels in the file real.json of google-research/reassessed-imagenet. Raises InputError for any other
+        file."""
         try:
             lists = json.loads(path.read_text())
             valid = all(type(number) is int and 0 <= number < CLASSES for numbers in lists for number in numbers)
@@ -73,12 +74,12 @@ class RealLabels:
             )
         return self.classes_of[int(found[1]) - 1]
 
-    def accuracy(self, split: Split, ids_N: np.ndarray, answers_N: np.ndarray) -> RealAccuracy:
-        """The accuracy of answers (numbers of the split's classes) to images of these indices in the split. InputError
-        where none of them has a label."""
+    def accuracy(self, split: Split, ids_N: np.ndarray, predictions_N: np.ndarray) -> RealAccuracy:
+        """The accuracy of predictions (numbers of the split's classes) for images of these indices in the split.
+        InputError where none of them has a label."""
         right = {
-            int(i): int(answer) in classes
-            for i, answer in zip(ids_N, answers_N, strict=True)
+            int(i): int(prediction) in classes
+            for i, prediction in zip(ids_N, predictions_N, strict=True)
             if (classes := self.of(split, int(i)))
         }
         if not right:

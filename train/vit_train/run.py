@@ -20,7 +20,7 @@ from vit_core.lora import merged_arrays
 from vit_core.schema import Schema
 from vit_core.storage import Location, absolute, is_local, location, staged_files
 from vit_train.config import TrainConfig, field_value, flatten
-from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME, FIXED_ON_RESUME
+from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
 from vit_train.engine import Engine, Framework, MakeEngine, Saver
 from vit_train.metrics import METRICS, read_metrics
 from vit_train.segments import Segment, config_at, with_change
@@ -75,23 +75,7 @@ class Request(Schema):
 
 
 CHANGEABLE = {"init", "framework", *(f"config.{name}" for name in CHANGEABLE_ON_RESUME)}
-"""Fields of a request that may be changed when a run is resumed."""
-
-FIXED = {
-    "format_version",
-    "labels",
-    "provenance.run",
-    "provenance.step",
-    "provenance.source",
-    "provenance.source_format",
-    "provenance.position_resampling",
-    "examples",
-    "teacher",
-    "segments",
-    *(f"config.{name}" for name in FIXED_ON_RESUME),
-}
-"""Fields of a request that cannot change within a run. Every field is in one of the two sets; a field in neither counts
-as fixed."""
+"""Fields of a request that may be changed when a run is resumed; all others are fixed."""
 
 
 @dataclass(frozen=True)

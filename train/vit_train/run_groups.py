@@ -137,7 +137,7 @@ class Group:
         return self.runs[0].training_flops
 
     def same_evaluation(self, first: "Group") -> bool:
-        """Whether both were evaluated on the same images, so that their accuracies can be compared."""
+        """Whether this group and `first` were evaluated on the same images, so that accuracies can be compared."""
         return self.runs[0].request.examples[1:] == first.runs[0].request.examples[1:]
 
     def changes_from(self, first: "Group") -> dict[str, object]:
@@ -193,8 +193,8 @@ class PowerLaw:
 
     @classmethod
     def fitted(cls, costs: Sequence[float], errors: Sequence[float]) -> "PowerLaw":
-        """Raises InputError for fewer than three different costs (through two points any line passes), or an error of
-        0."""
+        """The power law of points, each the cost of a run in FLOPs and its error from 0 to 1. Raises InputError for
+        fewer than three different costs (through two points any line passes), or an error of 0."""
         if len(set(costs)) < 3 or min(errors) <= 0:
             raise InputError(
                 f"{len(set(costs))} different costs: a power law is fitted to three or more, and to errors above 0"

@@ -43,7 +43,7 @@ def with_change(
     for name in wanted:
         if name not in CHANGEABLE_IN_SEGMENTS:
             raise InputError(
-                f"{name}: would make it another run; only {', '.join(sorted(CHANGEABLE_IN_SEGMENTS))} change"
+                f"{name}: cannot change within a run; only {', '.join(sorted(CHANGEABLE_IN_SEGMENTS))} can"
             )
     now = config_at(begun, segments, step)
     wanted = {name: value for name, value in wanted.items() if value != field_value(now, name)}

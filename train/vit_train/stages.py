@@ -15,7 +15,7 @@ from vit_core.storage import Location, exclusive
 from vit_train.config import Data, TrainConfig, with_fields
 from vit_train.config.changeable import CHANGEABLE_IN_SEGMENTS, CHANGEABLE_ON_RESUME
 from vit_train.data.batches import Batches
-from vit_train.data.checking import check_apart
+from vit_train.data.checking import check_outside_data
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Engine, Framework
@@ -60,7 +60,7 @@ def pretrain(
 
     splits: the training and evaluation examples, where the caller has opened them already.
     """
-    check_apart(out, config.data)
+    check_outside_data(out, config.data)
     if config.lora.rank:
         raise InputError("lora.rank: adapters need trained weights; use vit finetune RECIPE --init CHECKPOINT")
     training, evaluation = splits or open_splits(config.data)
@@ -75,7 +75,7 @@ def finetune(
 
     splits: the training and evaluation examples, where the caller has opened them already.
     """
-    check_apart(out, config.data)
+    check_outside_data(out, config.data)
     if config.masked is not None:
         raise InputError("mae.mask_ratio: fine-tuning learns from labels; leave it 0, or use vit pretrain")
     training, evaluation = splits or open_splits(config.data)
@@ -287,7 +287,10 @@ def _finish_stage(run: Run, result: FitResult) -> Location | None:
     if result.signal is not None:
         if result.step < run.request.steps:
             logger.info(
-                "stopped after step %d, saved in %s; vit resume %s goes on", result.step, result.folders[0], run.folder
+                "stopped after step %d, saved in %s; vit resume %s continues it",
+                result.step,
+                result.folders[0],
+                run.folder,
             )
         else:
             logger.info("stopped in evaluation; the run is finished, its checkpoint is %s", result.folders[0])

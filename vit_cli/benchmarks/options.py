@@ -19,10 +19,3 @@ def checkouts(words: tuple[str, ...]) -> dict[str, str]:
             raise InputError(f"--peer {word}: {folder} has no folder {name}; give a checkout of {CHECKOUTS[name]}")
         found[name] = str(folder.resolve())
     return found
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raises InputError for an option with a smaller value."""
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected {least} or more")

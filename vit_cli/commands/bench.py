@@ -10,9 +10,9 @@ from cyclopts import Parameter
 
 from vit_cli import console
 from vit_cli.benchmarks.contestants import NAMES, Contestant, Dtype, Setting, contestants
-from vit_cli.benchmarks.options import at_least, checkouts
+from vit_cli.benchmarks.options import checkouts
 from vit_cli.commands.bench_program import program as program  # a command of this group in its own file
-from vit_cli.option_types import OptionalTarget, Target
+from vit_cli.option_types import OptionalTarget, Target, at_least
 from vit_cli.reports.formats import print_costs
 from vit_cli.requirements import TRAINING, require
 from vit_cli.training import require_training
@@ -102,7 +102,7 @@ def model(
         from vit_cli.reports.speed_chart import draw
 
         draw([part for part in report.parts if part.setting in settings], png)
-        console.say(f"chart {png}")
+        console.say_wrote(png)
     return 0
 
 

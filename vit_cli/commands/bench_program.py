@@ -7,8 +7,8 @@ from cyclopts import Parameter
 
 from vit_cli import console
 from vit_cli.benchmarks.contestants import Dtype, Setting
-from vit_cli.benchmarks.options import at_least, checkouts
-from vit_cli.option_types import OptionalTarget
+from vit_cli.benchmarks.options import checkouts
+from vit_cli.option_types import OptionalTarget, at_least
 from vit_cli.requirements import require
 from vit_core.errors import InputError, unknown_name
 from vit_core.storage import check_new_file

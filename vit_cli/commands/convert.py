@@ -5,14 +5,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from vit_cli import console, conversion_proof
-from vit_cli.masked import open_with_decoder
-from vit_cli.masked import prove as prove_masked
+from vit_cli import console, conversion_check
+from vit_cli.masked import compare_decoders, open_with_decoder
 from vit_cli.option_types import AS_RECORDED, OptionalSize, Place, ReadingOptions, Target, WrittenFormat
 from vit_core.checkpoints import Checkpoint, save_checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
 from vit_core.checkpoints.saving import express_for
-from vit_core.checkpoints.verification import check_apart
+from vit_core.checkpoints.verification import check_not_source
 from vit_core.storage import location
 
 
@@ -66,7 +65,7 @@ def convert(
         check: Open the written checkpoint and compare its outputs.
     """
     opened = open_with_decoder(source, reading) if decoder else reading.open_and_report(source)
-    check_apart(target, source, location(opened.origin))
+    check_not_source(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(
         image_size=image_size, patch_size=patch_size, num_classes=num_classes, position_embedding_method=method
@@ -81,13 +80,13 @@ def convert(
         notes = save_checkpoint(target, expressed.checkpoint, format=to, overwrite=overwrite, decoder=decoder)
     for note in notes:
         console.say(note)
-    console.say(f"wrote {target} ({to})")
+    console.say_wrote(target, contents=to)
     if not check:
         return 0
     with warnings.catch_warnings(action="ignore"):  # they were printed when the source was read
         if decoder:
-            return int(not prove_masked(target, expressed))
-        return int(not conversion_proof.prove(checkpoint, target, to, expressed).ok)
+            return int(not compare_decoders(target, expressed))
+        return int(not conversion_check.compare_with_source(checkpoint, target, to, expressed).ok)
 
 
 def _with_source(checkpoint: Checkpoint, name: str) -> Checkpoint:

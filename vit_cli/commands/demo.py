@@ -1,6 +1,6 @@
 """`vit demo`"""
 
-from vit_cli.option_types import Target, not_negative
+from vit_cli.option_types import Target, at_least
 from vit_cli.requirements import require
 from vit_cli.training import stopped_by_signal
 from vit_core.storage import check_writable, location, require_local
@@ -22,7 +22,7 @@ def demo(*, out: Target = DEMO, seed: int = 0) -> int:
         out: Folder for checkpoints, metrics and figures; the files of an earlier demo in it are replaced.
         seed: Seed of all random numbers.
     """
-    not_negative("--seed", seed)
+    at_least(0, seed=seed)
     folder = require_local(out, "--out")
     check_writable(folder)
     require("train", "jax", "torch", "grain", "tensorflow_datasets", "sklearn", "matplotlib")

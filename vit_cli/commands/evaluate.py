@@ -1,11 +1,12 @@
 """`vit evaluate`"""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
+from vit_cli.evaluation_data import DATA_OF_RUN, DataOrRunOptions, data_of_run
 from vit_cli.option_types import (
     AS_RECORDED,
     OptionalPlace,
@@ -13,6 +14,7 @@ from vit_cli.option_types import (
     OptionalTarget,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.training import require_training, stopped_by_signal
 from vit_cli.twins import Framework
@@ -29,10 +31,7 @@ def evaluate(
     checkpoint: Place,
     /,
     *,
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOrRunOptions = DATA_OF_RUN,
     held_out: float = 1.0,
     split_seed: int = 0,
     reading: ReadingOptions = AS_RECORDED,
@@ -65,11 +64,7 @@ def evaluate(
 
     Args:
         checkpoint: Checkpoint of any format, training run or saved step.
-        data: A folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar file; the name of a
-            tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        columns: Columns of the data.
-        split: Split of the data set. Default: test if there is one, else a validation split.
+        data: The data to evaluate on.
         held_out: Fraction of a folder without splits. Default: all of it; without --data, as in the run.
         split_seed: Seed that selects these images.
         reading: How the checkpoint is opened.
@@ -82,15 +77,15 @@ def evaluate(
             matched by position. By position: class i is output i. By number: the class named 7 is output 7.
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
         real_labels: The file real.json of ImageNet-ReaL: also print the accuracy on ImageNet's validation images by
-            their reassessed labels. An answer is correct if it is any of them; images without one are not counted.
+            their reassessed labels. A prediction is correct if it is any of them; images without one are not counted.
         against: Another checkpoint to evaluate on the same images, with its own settings (options for opening, size and
             preprocessing apply to the first): also print the difference of the two accuracies, with the 95 % interval
             of the paired differences.
         json: File for all results: all classes, their average precision, the confusion matrix.
     """
     require_training(framework)
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: expected 1 or more")
+    at_least(1, batch_size=batch_size)
+    data.check_columns()
     from vit_cli.reports.evaluation import WRITTEN, print_difference, print_evaluation, write_json
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.checkpoint_evaluation import evaluate_checkpoint
@@ -98,45 +93,36 @@ def evaluate(
 
     if json is not None:
         check_new_file(json, "--json", WRITTEN)
-    if data is None and columns.group is not None:
-        raise InputError(
-            f"--data.group {columns.group}: is for the data of --data; without it, the groups are those of the run"
-        )
-    of_run = data_of_run(checkpoint, required=data is None)
-    source = of_run
-    if data:
-        source = other_data(data, of_run, columns, data_dir).replace(held_out=held_out, split_seed=split_seed)
+    of_run = data_of_run(checkpoint, required=data.name is None)
+    source = data.of(of_run, held_out=held_out, split_seed=split_seed)
     opened = reading.open_and_report(checkpoint)
     if source is None:
         raise InputError(f"{checkpoint}: not in the folder of a training run, which would name its data; add --data")
-    options: dict[str, Any] = {
-        "split": split,
-        "batch_size": batch_size,
-        "compute_dtype": compute_dtype,
-        "allow_undecodable": allow_undecodable,
-        "labels": labels,
-        "display": TerminalDisplay(),
-    }
-    source = source.replace(directory=data_dir or source.directory)
     other = None if against is None else AS_RECORDED.open_and_report(against)
+    measure = partial(
+        evaluate_checkpoint,
+        data=source,
+        framework=framework,
+        batch_size=batch_size,
+        compute_dtype=compute_dtype,
+        allow_undecodable=allow_undecodable,
+        labels=labels,
+        display=TerminalDisplay(),
+    )
     with stopped_by_signal():
-        found = evaluate_checkpoint(
+        found = measure(
             opened,
-            source,
-            framework,
             image_size=image_size,
             preprocessing=parse_preprocessing(preprocessing),
             trained_on=_here(of_run, source),
             ranked=json is not None,
             real_labels=None if real_labels is None else RealLabels.read(real_labels),
             one_class=against is not None,
-            **options,
         )
         print_evaluation(found)
         if against is not None and other is not None:
             trained_on = _here(data_of_run(against, required=False), source)
-            compared = evaluate_checkpoint(other, source, framework, trained_on=trained_on, **options)
-            found = replace(found, other=compared)
+            found = replace(found, other=measure(other, trained_on=trained_on))
         print_difference(found)
     if json is not None:
         write_json(json, found)

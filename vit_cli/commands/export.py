@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
-from vit_cli.export_proof import on_data, on_random_images
+from vit_cli.evaluation_data import NO_DATA, DataOptions, data_of_run
+from vit_cli.export_check import on_data, on_random_images
 from vit_cli.exported_files import (
     Runner,
     names_of_files,
@@ -24,13 +24,14 @@ from vit_cli.option_types import (
     OptionalSize,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.option_types import Target as WrittenPlace
 from vit_cli.reports.export import print_on_data, print_program, print_random_images
 from vit_cli.requirements import TRAINING, require
 from vit_core.checkpoints import Checkpoint
 from vit_core.checkpoints.overwriting import check_outside_runs
-from vit_core.checkpoints.verification import check_apart
+from vit_core.checkpoints.verification import check_not_source
 from vit_core.deployment import Deployment, Input, Precision, Target
 from vit_core.errors import InputError, abbreviate
 from vit_core.field_text import parse_preprocessing
@@ -57,10 +58,7 @@ def export(
     image_size: OptionalSize = None,
     opset: int | None = None,
     preprocessing: Annotated[tuple[str, ...], Parameter(metavar="FIELD=VALUE")] = (),
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOptions = NO_DATA,
     images: int = 1000,
     labels: LabelMatching = "by-name",
     reading: ReadingOptions = AS_RECORDED,
@@ -82,9 +80,9 @@ def export(
 
     Args:
         source: Checkpoint of any format, training run or saved step.
-        target: File to write. Its ending selects the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
+        target: File to write. Its extension selects the target: .onnx, .pt2 (torch-export), .jaxexport or .mlirbc
             (stablehlo).
-        to: Target, if the file has another ending.
+        to: Target, if the file has another extension.
         input: The input of the program. image: decoded uint8 images of any size, which it resizes by the checkpoint's
             preprocessing. pixels: uint8 images of the model's size, which it normalises. normalised: float32. Default:
             image, if the target can express it.
@@ -97,11 +95,7 @@ def export(
         image_size: Resample the position embeddings for another image size: 384, or height x width as 384x512.
         opset: Opset of an ONNX file (default: 20).
         preprocessing: A field to use instead of the checkpoint's, such as mean=0.485,0.456,0.406. May be repeated.
-        data: Images to compare on: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar
-            file; the name of a tensorflow-datasets set; or digits.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        columns: Columns of the data.
-        split: Split of the data set. Default: test if there is one, else a validation split.
+        data: The images to compare on.
         images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         reading: How the checkpoint is opened.
@@ -110,18 +104,18 @@ def export(
     """
     to = to or target_of(target)
     require_packages(to)
-    if data is not None:
+    if data.name is not None:
         require("train", *TRAINING)
-    if images < 1:
-        raise InputError(f"--images {images}: expected 1 or more")
+    data.check_columns()
+    at_least(1, images=images)
     if opset is not None and to != "onnx":
-        raise InputError(f"--opset {opset}: is for ONNX files; {to} has none")
+        raise InputError(f"--opset {opset}: only ONNX files have an opset; leave it out for {to}")
     opened = reading.open_and_report(source)
-    check_apart(target, source, location(opened.origin))
+    check_not_source(target, source, location(opened.origin))
     check_outside_runs(target)
     checkpoint = opened.adapt(image_size=image_size)
     made = _preprocessing_of(checkpoint, preprocessing, any_size)
-    if any_size and data is not None and made.max_patches is None:
+    if any_size and data.name is not None and made.max_patches is None:
         raise InputError("--data: images are brought to one size, so --any-size cannot be compared on them; remove one")
     if batch is None:
         batch = 1 if to == "stablehlo" else "any"
@@ -137,9 +131,8 @@ def export(
     names = names_of_files(target.name, checkpoint, deployment)
     _check_free(target, names, overwrite)
     comparison = None
-    if data is not None:
-        compared = other_data(data, data_of_run(source, required=False), columns, data_dir)
-        comparison = _comparison(checkpoint, compared.replace(eval_split=split, held_out=1.0), images, labels)
+    if (compared := data.of(data_of_run(source, required=False), held_out=1.0)) is not None:
+        comparison = _comparison(checkpoint, compared, images, labels)
     try:
         with staged_files(target.parent, names) as stage:
             path = stage / target.name
@@ -148,11 +141,11 @@ def export(
             size = sum((stage / name).stat().st_size for name in names)
             print_program(target.name, deployment, size, *operators_of(path, deployment))
             if check:
-                _prove(path, checkpoint, deployment, comparison)
+                _check_outputs(path, checkpoint, deployment, comparison)
     except _DiffersError:
         console.say(f"{target}: not written, because its outputs are not those of the model")
         return 1
-    console.say(f"wrote {', '.join(str(target.parent / name) for name in reversed(names))}")
+    console.say_wrote(*(target.parent / name for name in reversed(names)))
     return 0
 
 
@@ -208,7 +201,7 @@ def _check_free(target: Location, names: Sequence[str], overwrite: bool) -> None
         raise InputError(f"{target.parent}: already has {abbreviate(there)}; choose another name, or add --overwrite")
 
 
-def _prove(path: Path, checkpoint: Checkpoint, deployment: Deployment, comparison: _Comparison | None) -> None:
+def _check_outputs(path: Path, checkpoint: Checkpoint, deployment: Deployment, comparison: _Comparison | None) -> None:
     """Runs a written program and the model on random images, and prints the differences. Raises _DiffersError if one
     exceeds its bound."""
     with console.working("running it"):
@@ -235,7 +228,7 @@ def _comparison(checkpoint: Checkpoint, data: "Data", images: int, labels: Label
 def _compare(
     name: str, checkpoint: Checkpoint, deployment: Deployment, program: Runner, comparison: _Comparison
 ) -> None:
-    """Prints the answers of a program and of the model to images of a data set."""
+    """Prints the predictions of a program and of the model for images of a data set."""
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.frameworks import predictor_class
 

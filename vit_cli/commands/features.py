@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, Place, ReadingOptions, Target
+from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, Place, ReadingOptions, Target, at_least
 from vit_cli.requirements import require
 from vit_core.features import Pool
 from vit_core.field_text import parse_preprocessing
@@ -55,12 +55,12 @@ def features(
         compute_dtype: Type of the weights and the computation. Features are stored in float32, or in float64.
         reading: How the checkpoint is opened.
     """
-    from vit_cli.console import say
-    from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.console import say, say_wrote
+    from vit_cli.inference import Extraction, each_image, fitting_batch, import_twin, warnings_said
     from vit_cli.named_images import named_images, text_of
     from vit_core.feature_files import check_target, feature_file, table_beside
 
-    positive(batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, batch_size=computing.batch_size, threads=computing.threads)
     check_target(out)
     if out.suffix == ".parquet":
         require("parquet", "pyarrow")
@@ -91,6 +91,6 @@ def features(
     except KeyboardInterrupt:
         say(f"{out}: not written; the next command starts again (for many images, write several files)")
         raise
-    beside = "" if out.suffix == ".parquet" else f", images in {table_beside(out)}"
-    say(f"written: {out}, {' x '.join(map(str, (used, *extraction.shape)))}{beside}")
+    shape = " x ".join(map(str, (used, *extraction.shape)))
+    say_wrote(out, contents=shape if out.suffix == ".parquet" else f"{shape}, images in {table_beside(out)}")
     return 0

@@ -31,19 +31,19 @@ def formats(
             ...), and print a row for each family, with the formats that read and write it and the largest differences.
     """
     require("test", "torch", "timm", "transformers", "torchvision", "vit_pytorch")
-    from vit_cli.format_proofs import examples, of_families, proofs, read_only_formats
-    from vit_cli.reports.formats import print_families, print_proofs
+    from vit_cli.format_checks import checks, examples, of_families, read_only_formats
+    from vit_cli.reports.formats import print_checks, print_families
     from vit_cli.twins import twin
 
     found, packages = [], [twin("jax"), twin("torch")] if twins or families else []
     chosen = of_families() if families else examples()
     with console.progress() as bar:
         task = bar.add_task("formats", total=sum(map(len, chosen.values())), note="starting")
-        for proof in proofs(chosen, packages):
-            found.append(proof)
-            bar.update(task, advance=1, note=f"{proof.format}: {proof.model}")
+        for check in checks(chosen, packages):
+            found.append(check)
+            bar.update(task, advance=1, note=f"{check.format}: {check.model}")
     if families:
         print_families(found)
     else:
-        print_proofs(found, read_only_formats())
-    return int(not all(proof.ok for proof in found))
+        print_checks(found, read_only_formats())
+    return int(not all(check.ok for check in found))

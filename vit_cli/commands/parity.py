@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.option_types import AS_RECORDED, OptionalPlace, Place, Reading, ReadingOptions, not_negative
+from vit_cli.option_types import AS_RECORDED, OptionalPlace, Place, Reading, ReadingOptions, at_least
 from vit_cli.reports.parity import print_oracle_report, print_parity
 from vit_cli.twins import TITLES, Framework, twin
 from vit_core import parity as measures
@@ -50,7 +50,7 @@ def parity(
         every_parameter: Print the gradient of each parameter (float64), instead of the worst one of each block.
         reading: How the checkpoint is opened.
     """
-    not_negative("--seed", seed)
+    at_least(0, seed=seed)
     if other is not None and dtype != "float64":
         raise InputError(f"--dtype {dtype}: two checkpoints are compared in float64; leave out --dtype")
     opened = [reading.open_and_report(checkpoint)]
@@ -73,7 +73,7 @@ def _compare_twins(
     random, constant = randomize_constants(checkpoint, seed)
     if constant:
         names = abbreviate(constant, most=4)
-        console.say(f"constant, so given random values (they would prove nothing): {names}")
+        console.say(f"constant parameters, given random values so that they affect the outputs: {names}")
     title = f"{name}: {' and '.join(TITLES[each] for each in twins)}"
     with console.working("running both twins"):
         first, second = trace_twins(random, packages, dtype, seed)

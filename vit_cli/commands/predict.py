@@ -12,6 +12,7 @@ from vit_cli.option_types import (
     OptionalTarget,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.reports.prediction import Kind
 from vit_core.errors import InputError
@@ -51,7 +52,7 @@ def predict(
             with a column of paths, relative to their folder.
         stdin: Read the paths of images from standard input, one in each line; - is short for it.
         to: Form of the output: a table, CSV or parquet with a row for each class, JSON lines with one line for each
-            image. Default: by the ending of the file; without a file, a table.
+            image. Default: by the extension of the file; without a file, a table.
         out: File to write. Default: standard output; with --to csv or jsonl, nothing else is written there.
         top_k: Number of classes for each image.
         threshold: For a model of images with several classes: the table marks the classes whose probability is above
@@ -61,11 +62,11 @@ def predict(
         compute_dtype: Type of the weights and the computation.
         reading: How the checkpoint is opened.
     """
-    from vit_cli.inference import each_image, fitting_batch, import_twin, positive, warnings_said
+    from vit_cli.inference import each_image, fitting_batch, import_twin, warnings_said
     from vit_cli.named_images import named_images
     from vit_cli.reports.prediction import kind_of, writing
 
-    positive(top_k=top_k, batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, top_k=top_k, batch_size=computing.batch_size, threads=computing.threads)
     twin, kind, named = import_twin(computing.framework), kind_of(to, out), named_images(images, stdin)
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"--threshold {threshold:g}: expected a probability from 0 to 1")

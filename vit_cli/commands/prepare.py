@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from vit_cli.console import say
-from vit_cli.option_types import Place, Target
+from vit_cli.option_types import Place, Target, at_least
 from vit_cli.requirements import require
 from vit_core.storage import require_local
 
@@ -51,6 +51,7 @@ def prepare(
         group: Column of groups, such as patients: the images of one group are held out together or not at all. The
             group of each image is stored, so that `vit evaluate` allows for it in its intervals.
     """
+    at_least(1, workers=workers, shard_size_mib=shard_size_mib)
     require("train", "tensorflow_datasets", "array_record")
     from vit_cli.reports.training import TerminalDisplay
     from vit_train.data.prepare import prepare as pack

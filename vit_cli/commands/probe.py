@@ -4,8 +4,16 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.evaluation_data import DEFAULT_COLUMNS, Columns, data_of_run, other_data
-from vit_cli.option_types import AS_RECORDED, IN_BATCHES, ComputingOptions, OptionalPlace, Place, ReadingOptions
+from vit_cli.evaluation_data import DATA_OF_RUN, DataOrRunOptions, data_of_run
+from vit_cli.option_types import (
+    AS_RECORDED,
+    IN_BATCHES,
+    ComputingOptions,
+    OptionalPlace,
+    Place,
+    ReadingOptions,
+    at_least,
+)
 from vit_cli.requirements import require
 from vit_core.errors import InputError
 
@@ -15,10 +23,7 @@ def probe(
     test: OptionalPlace = None,
     /,
     *,
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    columns: Annotated[Columns, Parameter(name="*")] = DEFAULT_COLUMNS,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOrRunOptions = DATA_OF_RUN,
     held_out: float = 0.2,
     split_seed: int = 0,
     neighbours: int = 20,
@@ -49,12 +54,7 @@ def probe(
         source: File of features, as `vit features` writes them from class folders; or a training run; with --data, any
             checkpoint.
         test: File of the test images' features. Default: a fraction of each class in the first file is held out.
-        data: Images whose features are computed: a folder, written with a slash; a table (.csv, .tsv, .jsonl); a
-            .parquet or .tar file; the name of a tensorflow-datasets set; or digits. Default, for a run: its data, of
-            which the images are held out that the run held out.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        columns: Columns of the data.
-        split: Split of the data to test on. Default: test if there is one, else a validation split.
+        data: The images whose features are computed. Of a run's own data, the test images are those that it held out.
         held_out: Fraction of each class for testing, if there is no test file or split.
         split_seed: Seed that selects these images, and those of --shots.
         neighbours: Number of neighbours that vote.
@@ -68,34 +68,25 @@ def probe(
         compute_dtype: Type of the weights and the computation.
         reading: How the checkpoint is opened.
     """
-    from vit_cli.inference import positive
-
-    positive(neighbours=neighbours, max_steps=max_steps, batch_size=computing.batch_size, threads=computing.threads)
+    at_least(1, neighbours=neighbours, max_steps=max_steps, shots=min(shots, default=None))
+    at_least(1, batch_size=computing.batch_size, threads=computing.threads)
     if not 0 < held_out < 1:
         raise InputError(f"--held-out {held_out:g}: expected more than 0 and less than 1")
-    if any(count < 1 for count in shots):
-        raise InputError(f"--shots {min(shots)}: expected 1 or more")
     if not c > 0:
         raise InputError(f"--c {c:g}: expected more than 0")
-    if data is not None and test is not None:
-        raise InputError(f"{test}: with --data the images are those of {data}; leave out the second file")
-    if data is None and columns.group is not None:
-        raise InputError(f"--data.group {columns.group}: is for the data of --data; files of features have no groups")
+    if data.name is not None and test is not None:
+        raise InputError(f"{test}: with --data the images are those of {data.name}; leave out the second file")
+    data.check_columns()
     require("train", "sklearn", "scipy")
     from vit_cli import probing
     from vit_train.probing import probe as probes
 
-    of_run = data_of_run(source, required=False)
-    if data is None and of_run is not None and test is None:
-        of_run = of_run.replace(directory=data_dir or of_run.directory)
-        images = probing.Images(of_run, split, of_run.held_out, of_run.split_seed)
-        model = probing.Model(source, reading, computing, compute_dtype)
-        train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
-    elif data is None:
+    of_run = None if test is not None else data_of_run(source, required=False)
+    images = data.of(of_run, held_out=held_out, split_seed=split_seed)
+    if images is None:
         train, tested = probing.from_files(source, test, held_out, split_seed)
     else:
         model = probing.Model(source, reading, computing, compute_dtype)
-        images = probing.Images(other_data(data, of_run, columns, data_dir), split, held_out, split_seed)
         train, tested = probing.from_images(model, images, layer=layer, pool=pool, norm=norm)
     found = probes(train, tested, neighbours=neighbours, c=c, steps=max_steps, shots=shots, seed=split_seed)
     probing.print_probes(train, tested, found)

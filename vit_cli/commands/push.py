@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli import console, conversion_proof
+from vit_cli import console, conversion_check
 from vit_cli.hub_repository import MODEL_CARD, HubRepository
 from vit_cli.option_types import AS_RECORDED, Place, ReadingOptions
 from vit_core.checkpoints import save_checkpoint
@@ -70,13 +70,13 @@ def push(
         for note in (*expressed.notes, *notes):
             console.say(note)
         with warnings.catch_warnings(action="ignore"):  # they were printed when it was read
-            proof = conversion_proof.prove(opened, folder, to, expressed)
-        if not proof.ok:
+            found = conversion_check.compare_with_source(opened, folder, to, expressed)
+        if not found.ok:
             console.say(f"not the same model as a {to} checkpoint; nothing was uploaded")
             return 1
         from vit_cli.model_card import model_card
 
-        card = model_card(checkpoint, opened, to, there, (*expressed.notes, *notes), proof, license)
+        card = model_card(checkpoint, opened, to, there, (*expressed.notes, *notes), found, license)
         (folder / MODEL_CARD).write_text(card)
         done = there.push(plan, folder, message or f"Upload {opened.config.provenance.run or checkpoint.name} ({to})")
     console.say(f"uploaded {there.address} as commit {done.commit[:12]}: {done.url}")

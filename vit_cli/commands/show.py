@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from vit_cli import console
-from vit_cli.evaluation_data import data_of_run, other_data, run_containing
+from vit_cli.evaluation_data import DATA_OF_RUN, DataOrRunOptions, GivenOrRunData, data_of_run, run_containing
 from vit_cli.option_types import (
     AS_RECORDED,
     OptionalPlace,
@@ -17,6 +18,7 @@ from vit_cli.option_types import (
     OptionalTarget,
     Place,
     ReadingOptions,
+    at_least,
 )
 from vit_cli.reports.page import GENERATOR, page
 from vit_cli.training import require_training
@@ -30,9 +32,9 @@ from vit_core.storage import Location, absolute, check_new_folder, local_copy, l
 
 if TYPE_CHECKING:
     from vit_cli.shown_figures import Shown
-    from vit_train.answers import Answers
     from vit_train.data.sources import Split
     from vit_train.display import Display
+    from vit_train.predictions import Predictions
 
 PAGE = "index.html"
 
@@ -43,9 +45,7 @@ def show(
     /,
     *,
     out: Annotated[OptionalTarget, Parameter(metavar="FOLDER")] = None,
-    data: Annotated[str, Parameter(metavar="DATA")] | None = None,
-    data_dir: Annotated[str, Parameter(metavar="FOLDER")] | None = None,
-    split: Annotated[str, Parameter(metavar="NAME")] | None = None,
+    data: DataOrRunOptions = DATA_OF_RUN,
     images: int = 1000,
     labels: LabelMatching = "by-name",
     framework: Framework = "torch",
@@ -53,12 +53,12 @@ def show(
     reading: ReadingOptions = AS_RECORDED,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Draw a model's filters, attention and wrong answers.
+    """Draw a model's filters, attention and wrong predictions.
 
     Writes PNG files and index.html, a page with all of them that needs no other file: patch filters and position
     embeddings; for an image, attention by head and layer, attention rollout, mean attention distance and the attention
-    of registers; for a training run the curves; for its data set the confusion matrix and the worst wrong answers, or,
-    for a masked autoencoder, images that it completes. Figures that cannot be drawn are listed.
+    of registers; for a training run the curves; for its data set the confusion matrix and the worst wrong predictions,
+    or, for a masked autoencoder, images that it completes. Figures that cannot be drawn are listed.
 
     Examples:
         vit show runs/cifar10
@@ -69,10 +69,7 @@ def show(
         checkpoint: Checkpoint of any format, training run or saved step.
         image: Image for the figures of attention. Default: the first of the data set.
         out: Folder to write (default: the checkpoint's name followed by _figures).
-        data: A folder, written with a slash; a table (.csv, .tsv, .jsonl); a .parquet or .tar file; the name of a
-            tensorflow-datasets set; or digits. Default: the data of the run that the checkpoint belongs to.
-        data_dir: Folder in which tensorflow-datasets sets are prepared.
-        split: Split of the data set. Default: test if there is one, else a validation split.
+        data: The data whose images are used.
         images: Largest number of images of the data set, evenly spaced.
         labels: How the data set's classes are matched with the model's, as for vit evaluate.
         framework: Framework that computes.
@@ -81,8 +78,8 @@ def show(
         overwrite: Write into a folder that contains other files, and replace files of the same names.
     """
     require_training(framework)
-    if images < 1:
-        raise InputError(f"--images {images}: expected 1 or more")
+    at_least(1, images=images)
+    data.check_columns()
     from vit_cli.reports.training import TerminalDisplay
     from vit_cli.shown_figures import Shown
 
@@ -94,13 +91,15 @@ def show(
     preprocessing = recorded or Preprocessing(image_size=model.image_size, channels=model.channels)
     drawn_for = None if image is None else (image.name, _pixels(image, preprocessing))
     display = TerminalDisplay()
-    examples = _examples(checkpoint, data, data_dir, split, display)
-    answers = None
+    examples = _examples(checkpoint, data, display)
+    predictions = None
     if examples is not None:
-        answers = _answers(opened, preprocessing, examples, framework, images, labels, display)
+        predictions = _predictions(opened, preprocessing, examples, framework, images, labels, display)
     if drawn_for is None and examples is not None:
-        drawn_for = _first_readable(examples, answers, preprocessing)
-    shown = Shown(opened, preprocessing, framework, display, drawn_for, run_containing(checkpoint), examples, answers)
+        drawn_for = _first_readable(examples, predictions, preprocessing)
+    shown = Shown(
+        opened, preprocessing, framework, display, drawn_for, run_containing(checkpoint), examples, predictions
+    )
     _write(folder, str(checkpoint), shown)
     return 0
 
@@ -127,33 +126,28 @@ def _pixels(image: Location, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _first_readable(
-    examples: "Split", answers: "Answers | None", preprocessing: Preprocessing
+    examples: "Split", predictions: "Predictions | None", preprocessing: Preprocessing
 ) -> tuple[str, np.ndarray]:
     """Name and pixels of the first image that can be read. Raises InputError if there is none."""
-    from vit_train.answers import readable_among
+    from vit_train.data.batches import evaluation_pixels
+    from vit_train.predictions import readable_among
 
-    ids = range(len(examples)) if answers is None else answers.ids_N
-    for i, pixels_HWC, _ in readable_among(examples, ids, preprocessing):
+    ids = range(len(examples)) if predictions is None else predictions.ids_N
+    for i, pixels_HWC, _ in readable_among(examples, ids, partial(evaluation_pixels, preprocessing=preprocessing)):
         return examples.name(i), pixels_HWC
     raise InputError(f"{examples.title}: no image can be read; see the lines above")
 
 
-def _examples(
-    checkpoint: Location, data: str | None, data_dir: str | None, split: str | None, display: "Display"
-) -> "Split | None":
+def _examples(checkpoint: Location, data: GivenOrRunData, display: "Display") -> "Split | None":
     """The images of --data or, without it, of the run. If there are none, None, with a printed reason."""
     from vit_train.data.sources import open_split
 
-    of_run = data_of_run(checkpoint)
-    if data is None and of_run is None:
+    if (source := data.of(data_of_run(checkpoint), held_out=1.0)) is None:
         return None
-    source = of_run if data is None else other_data(data, of_run, directory=data_dir).replace(held_out=1.0)
-    assert source is not None
-    source = source.replace(directory=data_dir or source.directory, eval_split=split or source.eval_split)
     try:
         examples = open_split(source, "test")
     except InputError as error:
-        if data is not None:
+        if data.name is not None:
             raise
         console.say(f"not drawn: confusion matrix and worst images; the data of the run: {error}")
         return None
@@ -161,7 +155,7 @@ def _examples(
     return examples
 
 
-def _answers(
+def _predictions(
     checkpoint: Checkpoint,
     preprocessing: Preprocessing,
     examples: "Split",
@@ -169,12 +163,12 @@ def _answers(
     images: int,
     labels: LabelMatching,
     display: "Display",
-) -> "Answers | None":
-    """The model's answers to a data set. If images may have several classes or the model has no head, None, with a
+) -> "Predictions | None":
+    """The model's predictions for a data set. If images may have several classes or the model has no head, None, with a
     printed reason."""
-    from vit_train.answers import answers_to
     from vit_train.checkpoint_evaluation import matched_outputs
     from vit_train.frameworks import predictor_class
+    from vit_train.predictions import predictions_for
 
     if examples.multilabel:
         console.say("not drawn: confusion matrix and worst images; images may have several classes")
@@ -185,7 +179,7 @@ def _answers(
     outputs = matched_outputs(checkpoint, examples, labels)
     own = checkpoint.with_config(checkpoint.config.replace(preprocessing=preprocessing))
     predictor = predictor_class(framework, "float32")(own)
-    return answers_to(predictor, examples, preprocessing, outputs, images, display)
+    return predictions_for(predictor, examples, preprocessing, outputs, images, display)
 
 
 def _write(folder: Location, title: str, shown: "Shown") -> None:
@@ -202,7 +196,7 @@ def _write(folder: Location, title: str, shown: "Shown") -> None:
                 shutil.copyfile(file, stage / file.name)
             (stage / PAGE).write_text(page(title, _facts(shown.checkpoint), drawn), encoding="utf-8")
     for name in names:
-        console.say(f"wrote {folder / name}")
+        console.say_wrote(folder / name)
 
 
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, object]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_cli.console import say, table
+from vit_cli.console import say, say_wrote, table
 from vit_cli.reports.groups import groups_line
 from vit_core.errors import one_line
 from vit_core.storage import Location, json_report, staged_files
@@ -75,7 +75,7 @@ def write_json(path: Location, evaluation: Evaluation) -> None:
         return
     with staged_files(path.parent, (path.name,)) as stage:
         (stage / path.name).write_text(json.dumps(_json_of(evaluation), indent=1, allow_nan=False) + "\n")
-    say(f"written: {path}")
+    say_wrote(path)
 
 
 def _json_of(evaluation: Evaluation) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _json_of_difference(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _json_of_calibration(found: Calibration) -> dict[str, Any]:
-    bins = {"answers": found.counts_K, "confidences": found.confidences_K, "correct": found.correct_K}
+    bins = {"predictions": found.counts_K, "confidences": found.confidences_K, "correct": found.correct_K}
     return {
         "calibration_error": found.expected_error,
         "mean_confidence": found.confidence,
@@ -161,7 +161,7 @@ def _print_classes(report: ClassReport) -> None:
 
 
 def _threshold(value: float) -> str:
-    """A threshold of a probability with four decimals, rounded down so that no answer is lost; "-" for nan."""
+    """A threshold of a probability with four decimals, rounded down so that no prediction is lost; "-" for nan."""
     return "-" if np.isnan(value) else f"{np.floor(value * 1e4) / 1e4:.4f}"
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vit_cli.console import console, say, table, verdict
-from vit_cli.export_proof import OnData, RandomImages
+from vit_cli.export_check import OnData, RandomImages
 from vit_core.deployment import Deployment
 
 
@@ -44,7 +44,7 @@ def print_on_data(name: str, deployment: Deployment, found: OnData) -> None:
         between = "each output of the twin and 0, where its class is decided"
     else:
         score, what, changed, margins = "top-1", "top-1 changed", found.changed, found.margins
-        between = "the twin's first and second answer"
+        between = "the twin's two largest outputs"
     of_twin, of_file = (f"{found.accuracy(which):.2%}" for which in ("twin", "file"))
     difference = f"{found.relative:.1e} of the scale"
     table(

@@ -7,44 +7,44 @@ from vit_cli.console import table, verdict
 
 if TYPE_CHECKING:
     from vit_cli.benchmarks.conversion import Cost
-    from vit_cli.format_proofs import Proof
+    from vit_cli.format_checks import FormatCheck
 
 
-def print_proofs(proofs: "Sequence[Proof]", read_only: Iterable[str]) -> None:
+def print_checks(checks: "Sequence[FormatCheck]", read_only: Iterable[str]) -> None:
     """Prints the results for each model in each format, with a column for the twins if they were compared."""
     rows: list[tuple[str, ...]] = []
-    twins = any(proof.twins for proof in proofs)
-    for proof in proofs:
-        same = "equal bits" if proof.same_bits and proof.same_file else "[bold red]CHANGED[/]"
-        of_twins = () if proof.twins is None else (f"{proof.twins.worst.relative:.1e}",)
-        rows.append((proof.format, proof.model, same, _distance(proof), *of_twins, verdict(proof.ok)))
+    twins = any(check.twins for check in checks)
+    for check in checks:
+        same = "equal bits" if check.same_bits and check.same_file else "[bold red]CHANGED[/]"
+        of_twins = () if check.twins is None else (f"{check.twins.worst.relative:.1e}",)
+        rows.append((check.format, check.model, same, _distance(check), *of_twins, verdict(check.ok)))
     rows += [(format, "", "read only", "see parity_tests/formats", *[""] * twins, "") for format in read_only]
     columns = ("format", "model", "there and back", "from its own library", *["twins, gradients"] * twins, "")
     table("float64, relative to the largest output", columns, rows)
 
 
-def print_families(proofs: "Sequence[Proof]") -> None:
+def print_families(checks: "Sequence[FormatCheck]") -> None:
     """Prints for each family the formats and references, and the largest differences among its models."""
     from vit_cli.families import FAMILIES, family_of
 
     facts: list[tuple[str, ...]] = []
     figures: list[tuple[str, ...]] = []
     for family in FAMILIES:
-        own = [proof for proof in proofs if family_of(proof.config) is family]
-        foreign = [proof for proof in own if proof.format != "vit"]
-        written = ", ".join(dict.fromkeys(proof.format for proof in foreign))
-        by_library = {proof.format: proof.difference for proof in foreign if proof.difference is not None}
+        own = [check for check in checks if family_of(check.config) is family]
+        foreign = [check for check in own if check.format != "vit"]
+        written = ", ".join(dict.fromkeys(check.format for check in foreign))
+        by_library = {check.format: check.difference for check in foreign if check.difference is not None}
         libraries = ", ".join(dict.fromkeys(_LIBRARY.get(format, format) for format in by_library))
         facts.append((family.name, family.fields, written, family.also_read, libraries or family.reference))
-        rows = [row for proof in own if proof.twins for row in proof.twins.rows]
+        rows = [row for check in own if check.twins for row in check.twins.rows]
         stages, gradients = ([row for row in rows if row.name.startswith("grad.") is which] for which in (False, True))
-        apart = [proof.difference.relative for proof in foreign if proof.difference is not None]
+        apart = [check.difference.relative for check in foreign if check.difference is not None]
         distances = (
             max(apart) if apart else None,
             *(max(row.relative for row in each) for each in (stages, gradients)),
         )
         shown = ("" if distance is None else f"{distance:.1e}" for distance in distances)
-        figures.append((family.name, *shown, verdict(all(proof.ok for proof in own))))
+        figures.append((family.name, *shown, verdict(all(check.ok for check in own))))
     table("families", ("family", "config", "read and written", "read only", "reference"), facts)
     columns = ("family", "from the reference", "twins, stages", "twins, gradients", "")
     table("float64, the largest differences, relative to the largest output", columns, figures)
@@ -54,10 +54,10 @@ _LIBRARY = {"meta": "timm", "google": "timm", "big_vision": "timm"}
 """Format -> the library that opens its files, if that has another name."""
 
 
-def _distance(proof: "Proof") -> str:
-    if proof.format == "vit":
+def _distance(check: "FormatCheck") -> str:
+    if check.format == "vit":
         return ""
-    return "not compared" if proof.difference is None else f"{proof.difference.relative:.1e}"
+    return "not compared" if check.difference is None else f"{check.difference.relative:.1e}"
 
 
 def print_costs(title: str, costs: "Iterable[Cost]") -> None:

@@ -44,4 +44,4 @@ def print_oracle_report(title: str, rows: Iterable[OracleRow], twins: Sequence[s
     for row in rows:
         shown = verdict(row.ok) if row.name == "output" else ""
         cells.append((row.name, f"{row.error_a:.1e}", f"{row.error_b:.1e}", f"{row.apart:.1e}", shown))
-    table(title, ("tensor", *(f"{name} error" for name in twins), "apart", ""), cells)
+    table(title, ("tensor", *(f"{name} error" for name in twins), "difference", ""), cells)

@@ -14,12 +14,12 @@ def print_plan(plan: Plan, recipe: str) -> None:
     chip = plan.target.chip
     devices = "1 device" if plan.devices == 1 else f"{plan.devices} devices"
     table(f"{recipe} on {plan.target.name}, {devices}", ("the step", ""), step_rows(plan), notes=True)
-    table("memory of a device", ("", "size", "by"), memory_rows(plan), notes=True)
+    table("memory per device", ("", "size", "by"), memory_rows(plan), notes=True)
     if plan.compiled.collectives:
-        columns = ("collectives, on a device", "times", "results", "received", "the biggest")
+        columns = ("collectives, per device", "times", "results", "received", "largest")
         table("", columns, collective_rows(plan), notes=True)
     if plan.executed_share is not None:
-        table("", ("the program, on a device", "", ""), program_rows(plan), notes=True)
+        table("", ("the program, per device", "", ""), program_rows(plan), notes=True)
     for loop in plan.compiled.uncounted:
         say(f"loop {loop}: its collectives are counted once, because its number of iterations is not known")
     if plan.bounds:

@@ -32,13 +32,13 @@ def print_recipe(title: str, config: TrainConfig, examples: int | None = None, e
     forward = config.forward_flops
     total = sum(forward.values())
     each = ", ".join(str(network.tokens) for network in config.networks)
-    tokens = f"{f'one of {each}' if len(config.networks) > 1 else each} tokens an image"
+    tokens = f"{f'one of {each}' if len(config.networks) > 1 else each} tokens per image"
     if config.masked is not None:
         seen = config.model.prefix_tokens + config.masked.visible(config.model)
         tokens += f", of which the encoder sees {seen}"
     say(f"{sum(row.size for row in config.table.values()):,} parameters, {tokens}")
     shares = ", ".join(f"{name} {part / total:.0%}" for name, part in forward.items())
-    say(f"{total / 1e9:.3f} GFLOPs an image forward ({shares}), {3 * total / 1e9:.3f} in training")
+    say(f"{total / 1e9:.3f} GFLOPs per image for the forward pass ({shares}), {3 * total / 1e9:.3f} for training")
     images = config.steps * config.batch_size
     say(f"the run: {images:,} images, {3 * total * images:.2e} FLOPs")
 
@@ -55,7 +55,7 @@ def _print_groups(config: TrainConfig) -> None:
         )
         for group in groups(config)
     )
-    columns = ("parameters of", "decayed", "tensors", "values", "peak rate", "decay a step")
+    columns = ("parameters of", "decayed", "tensors", "values", "peak rate", "decay per step")
     table("parameter groups", columns, rows)
 
 

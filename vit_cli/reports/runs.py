@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_cli.console import say, table
+from vit_cli.console import say, say_wrote, table
 from vit_cli.field_options import value_text
 from vit_core.errors import one_line
 from vit_core.storage import Location
@@ -120,4 +120,4 @@ def draw_runs(groups: Sequence[Group], law: PowerLaw | None, cost: float | None,
         for name, group in zip(names, groups, strict=True)
     ]
     line = None if law is None or cost is None else (law.error, law.error_interval(cost), cost)
-    say(f"figure {figures.errors_by_cost(points, line, path)}")
+    say_wrote(figures.errors_by_cost(points, line, path))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.progress import Progress, TaskID
 
 from vit_cli import console
-from vit_cli.console import say, table
+from vit_cli.console import say, say_wrote, table
 from vit_cli.reports.evaluation import print_accuracies
 from vit_train.display import Display, Task
 from vit_train.preflight import PreflightReport
@@ -83,4 +83,4 @@ def print_stage(result: StageResult) -> None:
     for folder in fit.folders:
         say(f"checkpoint {folder}")
     if result.curves is not None:
-        say(f"curves     {result.curves}")
+        say_wrote(result.curves)

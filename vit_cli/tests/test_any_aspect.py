@@ -50,11 +50,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_exported_program_takes_images_as_they_are_resized(
     vit: Vit, checkpoint: Path, photos: Path, tmp_path: Path, target: str
 ) -> None:
-    """From each file to its label: the answers of the twin, which gets padded batches of patches."""
+    """From each file to its label: the predictions of the twin, which gets padded batches of patches."""
     out = vit("export", checkpoint, tmp_path / target, "--any-size", "--data", f"{photos}/")
     assert "8 images, from file to label" in out
     (line,) = (line.split() for line in out.splitlines() if line.startswith(f" {target}"))
-    assert line[2] == "0", "no answer changes"
+    assert line[2] == "0", "no prediction changes"
     assert float(line[3]) <= parity.FLOAT32_BOUND
 
 

@@ -72,11 +72,11 @@ def test_what_was_assumed_is_not_proved(vit: Vit, tmp_path: Path) -> None:
     vit("convert", tmp_path / "ours", tmp_path / "t.pth", "--to", "timm")
     given = ("--set", "activation=gelu_tanh", "--set", "heads=2", "--set", "norm_epsilon=1e-6")
     out = vit("convert", tmp_path / "t.pth", tmp_path / "a", *given)
-    (line,) = (line for line in out.splitlines() if line.startswith("not proved: "))
+    (line,) = (line for line in out.splitlines() if line.startswith("not verified: "))
     fields = "image_size=8x8 pooling=cls position_resampling=bicubic_antialias branch_norm=before"
-    assert line.startswith(f"not proved: {fields}; the source")
+    assert line.startswith(f"not verified: {fields}; the source")
     out = vit("convert", tmp_path / "a", tmp_path / "b")
-    assert "not proved" not in out
+    assert "not verified" not in out
 
 
 def test_parity_of_two_files(vit: Vit, folder: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_parity_says_no(vit: Vit, folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_zero_head_is_randomised_and_printed(vit: Vit, tmp_path: Path) -> None:
     save_random(tmp_path / "zero", head_weight=set_to(0))
     out = vit("parity", tmp_path / "zero")
-    assert "constant, so given random values (they would prove nothing): head.weight" in out
+    assert "constant parameters, given random values so that they affect the outputs: head.weight" in out
 
 
 def test_convert(vit: Vit, folder: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_options_that_a_checkpoint_of_ours_does_not_need_are_refused(
 
 
 def test_sincos_positions_become_learned_ones(vit: Vit, tmp_path: Path) -> None:
-    """Rounded to float32, which is noted, and the proof allows for it."""
+    """Rounded to float32, which is noted, and the check allows for it."""
     model = MODEL.replace(position_embedding="sincos2d_mae", class_token_position=False, activation="gelu")
     save_random(tmp_path / "checkpoint", model)
     out = vit("convert", tmp_path / "checkpoint", tmp_path / "timm", "--to", "timm")

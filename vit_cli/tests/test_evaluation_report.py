@@ -14,7 +14,7 @@ from vit_core import CheckpointConfig, parity, save_checkpoint
 from vit_core.checkpoints import Checkpoint
 from vit_core.storage import check_new_file
 from vit_train.checkpoint_evaluation import Evaluation
-from vit_train.classification import report_of_answers, report_of_sets
+from vit_train.classification import report_of_predictions, report_of_sets
 from vit_train.data.batches import EvaluationBatches
 from vit_train.engines.torch.predictor import TorchPredictor
 from vit_train.evaluation import Accuracy
@@ -37,14 +37,14 @@ def test_json_has_what_scikit_learn_finds(vit: Vit, weights: Checkpoint, tmp_pat
     found = json.loads((tmp_path / "report.json").read_text())
     # Files of a class stand together in a folder; the images are those of `quadrants`.
     pixels_BHWC = EvaluationBatches(quadrants(40), CONFIG.preprocessing, 40)[0].images_BHWC
-    classes_N, answers_N = np.arange(40) % 4, TorchPredictor(weights).predict(pixels_BHWC).argmax(axis=1)
-    matrix = metrics.confusion_matrix(classes_N, answers_N, labels=range(5))[:4]
-    assert len(set(answers_N)) > 2, "a test of more than one answer"
+    classes_N, predictions_N = np.arange(40) % 4, TorchPredictor(weights).predict(pixels_BHWC).argmax(axis=1)
+    matrix = metrics.confusion_matrix(classes_N, predictions_N, labels=range(5))[:4]
+    assert len(set(predictions_N)) > 2, "a test of more than one prediction"
     columns = len(found["confusion_matrix"]["columns"])
     assert found["confusion_matrix"]["counts"] == matrix[:, :columns].tolist()
-    assert found["top1"] == metrics.accuracy_score(classes_N, answers_N)
+    assert found["top1"] == metrics.accuracy_score(classes_N, predictions_N)
     assert found["top1_interval"][0] < found["top1"] < found["top1_interval"][1]
-    f1 = metrics.f1_score(classes_N, answers_N, labels=range(4), average=None, zero_division=np.nan)
+    f1 = metrics.f1_score(classes_N, predictions_N, labels=range(4), average=None, zero_division=np.nan)
     assert [each["f1"] for each in found["classes"]] == [None if np.isnan(x) else pytest.approx(x) for x in f1]
     assert (found["images"], found["skipped"], len(found["classes"])) == (40, 0, 4)
     assert 0 < found["mean_average_precision"] < 1
@@ -92,12 +92,14 @@ def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str])
     """The names of the classes are those that are recognised worse and worse; the last has no images."""
     labels, rng = tuple(f"class {i:02d}" for i in range(31)), np.random.default_rng(0)
     classes_N = np.repeat(np.arange(30), 100)
-    answers_N = np.where(rng.random(3000) < (30 - classes_N) / 30, classes_N, 0)
-    report.print_evaluation(of(Accuracy(1500, 2000, 3000, 1.0, report_of_answers(labels, classes_N, answers_N))))
+    predictions_N = np.where(rng.random(3000) < (30 - classes_N) / 30, classes_N, 0)
+    report.print_evaluation(
+        of(Accuracy(1500, 2000, 3000, 1.0, report_of_predictions(labels, classes_N, predictions_N)))
+    )
     out = capsys.readouterr().out
     shown = [line.split()[1] for line in out.splitlines() if line.startswith(" class ") and "images" not in line]
     assert len(shown) == 10
-    assert "00" in shown, "its images are right, its answers mostly wrong"
+    assert "00" in shown, "its images are right, its predictions mostly wrong"
     assert set(shown) - {"00"} == {f"{i:02d}" for i in range(21, 30)}
     assert "31 classes, macro F1 " in out
     assert "; shown are the 10 with the lowest F1, --json FILE has all\n" in out
@@ -136,7 +138,7 @@ def test_several_classes_for_each_image(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_two_checkpoints_on_the_same_images(vit: Vit, refused: Vit, weights: Checkpoint, tmp_path: Path) -> None:
-    """The difference's interval is scipy's, of paired answers."""
+    """The difference's interval is scipy's, of paired predictions."""
     other = Checkpoint.of(weights.config, parity.randomized(weights.config.model, 1))
     for name, each in (("first", weights), ("second", other)):
         save_checkpoint(tmp_path / name, each)
@@ -159,4 +161,4 @@ def test_two_checkpoints_on_the_same_images(vit: Vit, refused: Vit, weights: Che
     several.write_text("image,label\n" + "".join(f"{p},{p.parent.name}|{LABELS[0]}\n" for p in images.rglob("*.png")))
     text = refused("evaluate", tmp_path / "first", "--against", tmp_path / "second", "--data", several,
                    "--data.label-separator", "|")  # fmt: skip
-    assert "images may have several classes; --against compares answers of one each" in text
+    assert "images may have several classes; --against compares predictions of one each" in text

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import vit_torch
-from vit_cli import export_proof, exported_files
+from vit_cli import export_check, exported_files
 from vit_cli.tests.printed import Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random, set_to
 from vit_core import CheckpointConfig, Provenance, ViTConfig, open_checkpoint, parity, save_checkpoint
@@ -150,7 +150,7 @@ def test_another_model_is_not_written(
 
 
 @pytest.mark.slow
-def test_answers_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
+def test_predictions_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
     """Accuracy, changes and margins are those of the outputs; the last images of a fixed batch are counted once."""
     from vit_train.tests.small_run import CONFIG, LABELS, folder_of_images
     from vit_train.tests.small_run import MODEL as SMALL
@@ -179,7 +179,7 @@ def test_answers_from_file_to_label(vit: Vit, tmp_path: Path) -> None:
 
 
 def test_on_data_counts_what_changes() -> None:
-    found = export_proof.OnData("images")
+    found = export_check.OnData("images")
     found.twin = [np.array([[3.0, 1.0, 0.0], [0.0, 5.0, 4.5]]), np.array([[0.0, 0.0, 2.0]])]
     found.file = [np.array([[3.0, 1.5, 0.0], [0.0, 4.0, 4.5]]), np.array([[0.0, 0.0, 2.0]])]
     found.wanted = [0, 1, 0]
@@ -193,7 +193,7 @@ def test_on_data_counts_decisions_where_images_have_several_classes() -> None:
     rng = np.random.default_rng(0)
     outputs_NO, sets_NO = rng.normal(size=(40, 4)).round(1) + 0.05, rng.random((40, 4)) < 0.3
     sets_NO[:, 3] = False
-    found = export_proof.OnData("images", [outputs_NO[:30], outputs_NO[30:]], [-outputs_NO[:30], outputs_NO[30:]])
+    found = export_check.OnData("images", [outputs_NO[:30], outputs_NO[30:]], [-outputs_NO[:30], outputs_NO[30:]])
     found.sets = list(sets_NO)
     expected = average_precision_score(sets_NO[:, :3], outputs_NO[:, :3], average="macro")
     assert found.accuracy("twin") == pytest.approx(expected, rel=1e-12)
@@ -213,7 +213,7 @@ def test_on_data_counts_decisions_where_images_have_several_classes() -> None:
             ["a.onnx", "--input", "image", "--preprocessing", "interpolation=nearest"],
             "input: 'image' cannot be resized in the program (interpolation nearest: Pillow adds up its coordinates",
         ),
-        (["a.pt2", "--opset", "20"], "--opset 20: is for ONNX files; torch-export has none"),
+        (["a.pt2", "--opset", "20"], "--opset 20: only ONNX files have an opset; leave it out for torch-export"),
         (["a.pt2", "--any-size", "--data", "digits"], "so --any-size cannot be compared on them; remove one"),
         (["taken.onnx"], "already has taken.onnx; choose another name, or add --overwrite"),
         (["taken"], "no target has this extension"),
@@ -263,7 +263,7 @@ def test_missing_packages_are_named(
     ],
 )
 def test_kinds_of_models_in_onnxruntime(vit: Vit, tmp_path: Path, fields: dict[str, Any], words: list[str]) -> None:
-    """The command's own proof, which compares with the PyTorch model: within 1e-5 of the scale in float32."""
+    """The command's own check, which compares with the PyTorch model: within 1e-5 of the scale in float32."""
     save_labelled(tmp_path / "checkpoint", MODEL.replace(**fields))
     out = vit("export", tmp_path / "checkpoint", tmp_path / "a.onnx", *words)
     lines = [line for line in out.splitlines() if line.startswith("random images")]

@@ -4,7 +4,7 @@ import pytest
 
 import vit_cli.twins
 import vit_torch
-from vit_cli import format_proofs
+from vit_cli import format_checks
 from vit_cli.families import FAMILIES, family_of
 from vit_cli.tests.printed import Vit
 from vit_core import CheckpointConfig
@@ -33,7 +33,7 @@ def test_published_rotations_and_variants_have_their_family() -> None:
 
 def test_every_family_has_an_example() -> None:
     found = [
-        family_of(example(fields)) for models in format_proofs.of_families().values() for fields in models.values()
+        family_of(example(fields)) for models in format_checks.of_families().values() for fields in models.values()
     ]
     assert set(found) == set(FAMILIES)
 
@@ -42,7 +42,7 @@ def test_the_table(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a model for each family, few of them, and one twin in the place of both."""
     few = {"timm": {"parallel blocks": {"parallel": True, "activation": "gelu"}}, "vit5": {"ViT-5": {"rope": "vit5"}}}
     few["vit5"]["ViT-5"] |= {"registers": 1, "class_token_position": False, "norm": "rms_norm", "activation": "gelu"}
-    monkeypatch.setattr(format_proofs, "of_families", lambda: few)
+    monkeypatch.setattr(format_checks, "of_families", lambda: few)
     monkeypatch.setattr(vit_cli.twins, "twin", lambda framework: vit_torch)
     monkeypatch.setattr("vit_cli.families.FAMILIES", [f for f in FAMILIES if f.name in ("parallel blocks", "ViT-5")])
     lines = [line.split() for line in vit("formats", "--families").splitlines()]

@@ -29,7 +29,7 @@ def test_rows_have_the_names_and_folders_of_their_images(printed: Printing, phot
     shown = printed("features", model, photos, "--out", out)
     assert "warning: preprocessing: the checkpoint does not record how its images were made" in shown.out
     assert f"skipped: cannot decode image '{photos}/b/broken.png': " in shown.out
-    assert f"written: {out}, 3 x {MODEL.width}, images in {tmp_path}/x.csv" in shown.out
+    assert f"wrote {out} (3 x {MODEL.width}, images in {tmp_path}/x.csv)" in shown.out
     names = ["a/deeper/0.png,a", "alone.png,", "b/0.png,b"]
     assert (tmp_path / "x.csv").read_text().splitlines() == ["image,label", *(f"{photos}/{name}" for name in names)]
     found = read_features(out)

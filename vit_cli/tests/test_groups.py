@@ -61,4 +61,15 @@ def test_an_evaluation_states_and_writes_the_groups(vit: Vit, refused: Vit, tabl
     found = json.loads((tmp_path / "x.json").read_text())
     assert (found["group"], found["groups"]) == ("patient", 8)
     assert 0 < found["effective_images"] <= 24
-    assert "--data.group patient: is for the data of --data" in refused("evaluate", model, "--data.group", "patient")
+
+
+@pytest.mark.parametrize("words", [("evaluate",), ("show",), ("probe",), ("export", "x.onnx")])
+def test_columns_are_those_of_given_data(
+    words: tuple[str, ...], refused: Vit, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = save_random(tmp_path / "model")
+    words = (words[0], str(model), *words[1:])
+    assert "--data.group: needs --data" in refused(*words, "--data.group", "patient")
+    text = refused(*words, "--data", table, "--data.label-column", "site")
+    assert "t.csv: data.label_column: no column 'site'; found: path, label, patient" in text

@@ -87,7 +87,7 @@ def test_one_name_for_a_thing_in_all_commands() -> None:
     with pytest.raises(InputError):
         parse(["evaluate", "x", "--image-size", "big"])
     for words in (["--data.name", "./photos"], ["--data", "./photos"]):
-        assert parse(["evaluate", "x", *words]).arguments.kwargs["data"] == "./photos"
+        assert parse(["evaluate", "x", *words]).arguments.kwargs["data"].name == "./photos"
     assert parse(["convert", "a", "b", "--model.image-size", "48", "96"]).arguments.kwargs["image_size"] == (48, 96)
 
 

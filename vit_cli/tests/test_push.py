@@ -174,7 +174,7 @@ def test_without_the_hub(refused: Vit, folder: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_not_the_same_model_is_not_uploaded(
     vit: Vit, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vit_cli.conversion_proof.Proof.ok", False)
+    monkeypatch.setattr("vit_cli.conversion_check.ConversionCheck.ok", False)
     assert "nothing was uploaded" in vit("push", folder, "u/m", status=1)
     assert hub.repositories == {}
 

@@ -29,25 +29,25 @@ USERS = [
 CLASSES = tuple(f"class {i}" for i in range(2000))  # a line of more than 64 KiB
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_predictions(ending: str, tmp_path: Path) -> None:
-    file = tmp_path / f"found.{ending}"
+@pytest.mark.parametrize("extension", ["csv", "jsonl", "parquet"])
+def test_predictions(extension: str, tmp_path: Path) -> None:
+    file = tmp_path / f"found.{extension}"
     prediction.kind_of(None, file)
-    with prediction.writing(ending, file) as write:  # type: ignore[arg-type]
+    with prediction.writing(extension, file) as write:  # type: ignore[arg-type]
         write("a.jpg", Prediction(CLASSES, (0.0005,) * len(CLASSES)))
-    assert prediction.kind_of(None, file) == ending
+    assert prediction.kind_of(None, file) == extension
     for content in USERS:
         file.write_text(content)
-        with pytest.raises(InputError, match=rf"--out .*found\.{ending}: exists and is not a file of predictions"):
+        with pytest.raises(InputError, match=rf"--out .*found\.{extension}: exists and is not a file of predictions"):
             prediction.kind_of(None, file)
         assert file.read_text() == content
     file.write_text("")
-    assert prediction.kind_of(None, file) == ending
+    assert prediction.kind_of(None, file) == extension
 
 
-@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
-def test_figures(ending: str, tmp_path: Path) -> None:
-    file = tmp_path / f"drawn.{ending}"
+@pytest.mark.parametrize("extension", ["png", "pdf", "svg"])
+def test_figures(extension: str, tmp_path: Path) -> None:
+    file = tmp_path / f"drawn.{extension}"
     check_new_figure(file, "--png")
     figure, axes = plt.subplots()
     axes.imshow(np.random.default_rng(0).random((200, 200)))  # more than the bytes that are looked at
@@ -64,21 +64,21 @@ def test_a_photograph_is_never_a_figure(tmp_path: Path) -> None:
         check_new_figure(tmp_path / "photo.jpg", "--out")
 
 
-@pytest.mark.parametrize("ending", ["npy", "safetensors", "parquet"])
-def test_features(ending: str, tmp_path: Path) -> None:
-    file = tmp_path / f"of_photos.{ending}"
+@pytest.mark.parametrize("extension", ["npy", "safetensors", "parquet"])
+def test_features(extension: str, tmp_path: Path) -> None:
+    file = tmp_path / f"of_photos.{extension}"
     check_target(file)
     with feature_file(file, (3,), "float32") as add:
         add("a.jpg", None, np.ones(3, "float32"))
     check_target(file)
     for header in ("image,label,age", "image,labels", "x"):  # a table of the user's, also beside an array
         file.with_suffix(".csv").write_text(f"{header}\n")
-        if ending == "parquet":
+        if extension == "parquet":
             pyarrow.parquet.write_table(pyarrow.table({"image": ["a"], "features": [[1.0]]}), file)
         with pytest.raises(InputError, match=r"--out .* exists and is not a file of features"):
             check_target(file)
     file.unlink()
-    if ending != "parquet":
+    if extension != "parquet":
         with pytest.raises(InputError, match=r"--out .*: its table of images would replace .*of_photos\.csv"):
             check_target(file)
 

@@ -19,10 +19,10 @@ from vit_cli.tests.printed import Vit
 from vit_cli.tests.random_checkpoints import MODEL, save_random
 from vit_core import CheckpointConfig, open_checkpoint, parity, save_checkpoint
 from vit_core.checkpoints import Checkpoint
-from vit_train.answers import answers_to
 from vit_train.calibration import BINS
 from vit_train.data.batches import EvaluationBatches
 from vit_train.engines.torch.predictor import TorchPredictor
+from vit_train.predictions import predictions_for
 from vit_train.tests.small_run import CONFIG, LABELS, folder_of_images, quadrants
 from vit_train.tests.small_run import MODEL as SMALL
 
@@ -85,20 +85,20 @@ def test_of_a_data_set(vit: Vit, tmp_path: Path) -> None:
     assert "not drawn: attention; give an IMAGE, or --data" in again
 
 
-def test_answers_are_the_models() -> None:
+def test_predictions_are_the_models() -> None:
     """Confusion matrix and calibration are those of scikit-learn; the worst images are those with the largest loss
     among the wrong ones."""
     arrays = {name: array.astype(np.float32) for name, array in parity.randomized(SMALL, 0).items()}
     weights = Checkpoint.of(CheckpointConfig(model=SMALL, preprocessing=CONFIG.preprocessing), arrays)
     split, predictor = quadrants(24), TorchPredictor(weights)
-    answers = answers_to(predictor, split, CONFIG.preprocessing, range(4), 24)
+    predictions = predictions_for(predictor, split, CONFIG.preprocessing, range(4), 24)
     logits_NC = predictor.predict(EvaluationBatches(split, CONFIG.preprocessing, 24)[0].images_BHWC).astype(np.float64)
     classes_N = np.array([split.examples[i]["label"] for i in range(24)])
     expected = confusion_matrix(classes_N, logits_NC.argmax(axis=1), labels=range(4))
-    assert answers.report.confusion_matrix.tolist() == expected.tolist()
+    assert predictions.report.confusion_matrix.tolist() == expected.tolist()
     probabilities_N, right_N = softmax(logits_NC, axis=1).max(axis=1), logits_NC.argmax(axis=1) == classes_N
     accuracies, confidences = calibration_curve(right_N, probabilities_N, n_bins=BINS, strategy="uniform")
-    found = answers.calibration
+    found = predictions.calibration
     full = found.counts_K > 0
     np.testing.assert_allclose(found.correct_K[full] / found.counts_K[full], accuracies, rtol=1e-13)
     # The logits of one batch and of several differ in their last bits of float32, here and in the losses.
@@ -106,10 +106,10 @@ def test_answers_are_the_models() -> None:
     losses_N = np.log(np.exp(logits_NC).sum(axis=1)) - logits_NC[np.arange(24), classes_N]
     wrong = np.sort(losses_N[logits_NC.argmax(axis=1) != classes_N])[::-1]
     assert len(wrong) > 3
-    np.testing.assert_allclose([each.loss for each in answers.worst(3)], wrong[:3], rtol=1e-5)
-    pair = answers.confused(1, 2)[0]
+    np.testing.assert_allclose([each.loss for each in predictions.worst(3)], wrong[:3], rtol=1e-5)
+    pair = predictions.confused(1, 2)[0]
     off = expected - np.diag(np.diag(expected))
-    assert off[LABELS.index(pair.label), LABELS.index(pair.answer)] == off.max()
+    assert off[LABELS.index(pair.label), LABELS.index(pair.prediction)] == off.max()
 
 
 def test_both_frameworks_give_the_same_attention(tmp_path: Path) -> None:

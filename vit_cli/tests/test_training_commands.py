@@ -116,7 +116,7 @@ def test_explain_shows_what_will_run(vit: Vit, recipe: str, tmp_path: Path) -> N
     assert re.search(r"^ embeddings +yes +1 +768 +3.750e-04 +3.8e-05 $", out, re.M)
     assert re.search(r"^ head +yes +1 +64 +3.000e-03 +3.0e-04 $", out, re.M)
     config = recipes.load(recipe, "pretrain").model.replace(image_size=(16, 8))
-    assert f"{sum(row.size for row in parameters(config).values()):,} parameters, 9 tokens an image" in out
+    assert f"{sum(row.size for row in parameters(config).values()):,} parameters, 9 tokens per image" in out
     assert not (tmp_path / "runs").exists()
 
 

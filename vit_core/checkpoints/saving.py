@@ -15,7 +15,7 @@ from vit_core.errors import InputError, unknown_name
 from vit_core.storage import Location, staged_files, writable_location
 
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
-"""A target with one of these endings is meant to be a file, not a folder."""
+"""A target with one of these extensions is meant to be a file, not a folder."""
 
 
 def express_for(checkpoint: Checkpoint, format: str, allow_lossy: bool = False, *, decoder: bool = False) -> Expressed:
@@ -92,8 +92,8 @@ def _masked_writer(checkpoint: Checkpoint, format: str) -> Writer:
 
 
 def _container(target: Location, format: str) -> str:
-    """The kind of target that a name asks for: "folder" or the ending of a file. Raises InputError if the format is not
-    written as such a kind."""
+    """The kind of target that a name asks for: "folder" or the extension of a file. Raises InputError if the format is
+    not written as such a kind."""
     containers = ("folder",) if format == "vit" else WRITERS[format].containers
     container = target.suffix if target.suffix in containers else containers[0]
     if target.suffix != container and (container != "folder" or target.suffix in _FILE_SUFFIXES):

@@ -11,8 +11,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from math import prod
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 from vit_core.arrays import LazyArray
 from vit_core.checkpoints.checkpoint import Assumption
@@ -57,6 +58,8 @@ _SHOWN = {
 _ACTIVATIONS: tuple[str, ...] = get_args(ViTConfig.model_fields["activation"].annotation)
 _POOLINGS = (*dict.fromkeys(_POOLING.values()), "cls_gap")
 """Stated poolings that are read. (`first` may be the class token or the first patch.)"""
+_Mappings: TypeAlias = list[tuple[tuple[str, ...], Mapping[Any, Any]]]
+"""Mappings of a file with the keys that lead to each."""
 _LABELS = (
     *("classes", "class_names", "labels", "label_names", "class_to_idx", "idx_to_class", "id2label", "label2id"),
     *("idx2label", "label2idx", "idx_to_label", "label_to_idx", "idx2class", "class2idx", "label_map"),
@@ -89,54 +92,76 @@ def read_with_facts(read: Callable[[Source, Fields], Reading], source: Source, f
     """
     mappings = list(stated_mappings(source.facts))
     facts = list(_facts(mappings))
-    reading, failure = _attempt(read, source, fields)
-    taken: dict[str, Any] = {}
-    notes, used = list[str](), set[str]()
-    about_it = [(path, values) for path, values in mappings if reading is None or _is_about(values, reading)]
-    own, first = list(_facts(about_it)), reading
+    first, failure = _attempt(read, source, fields)
+    about_it = [(path, values) for path, values in mappings if first is None or _is_about(values, first)]
+    own, taken = list(_facts(about_it)), _Taken(first)
     for field in _ASSUMED:
         found = None if field in fields else _fact_of(field, own if field in _OF_MANY_MODELS else facts)
         if found is None or not _is_open(first, field, *found):
             continue
-        fact, value = found
-        if field == "activation" and (value not in _ACTIVATIONS or _is_of_gate(reading, fact)):
-            _check_activation(reading, source, fact, value)
-            continue
-        if field == "pooling" and value not in _POOLINGS:
+        if field == "pooling" and found[1] not in _POOLINGS:
             _check_pooling(source, _fact_of(field, own))
-            continue
-        better, why_not = _attempt(read, source, {**taken, field: value, **fields}, whole=reading is not None)
-        if better is None:
-            if field == "image_size" and reading:
-                check_overlap(reading.config.model, about_it, value, source.path)
-            stated = f"{fact.where} states {field_text(field, value)}"
-            if isinstance(why_not, InexpressibleError):
-                raise InputError(
-                    f"{source.path}: {stated}, but {_reason(why_not)}; use --set {field}=VALUE for another"
-                )
-            notes.append(f"{stated}, ignored because the arrays contradict it ({_reason(why_not)})")
-            continue
-        reading, taken[field] = better, value
-        used.add(fact.key)
-        notes.append(f"{field_text(field, value)}: stated by {fact.where}")
+        elif field == "activation" and (found[1] not in _ACTIVATIONS or _is_of_gate(taken.reading, found[0])):
+            _check_activation(taken.reading, source, *found)
+        else:
+            taken.take(read, source, fields, field, *found, about_it)
+    reading = taken.reading
     if reading is None:
         assert failure is not None
         raise failure
-    if not {"heads"} & {*fields, *taken}:
+    if not {"heads"} & {*fields, *taken.values}:
         reading = _with_doubt(reading, _fact_of("heads", facts))
-    model = reading.config.model
-    if "image_size" not in fields and "image_size" not in taken:
-        check_overlap(model, about_it, None, source.path)
-    shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
-    notes += [note for field, (fact, value) in shown if (note := _apart(field, fact, value, model))]
+    if "image_size" not in fields and "image_size" not in taken.values:
+        check_overlap(reading.config.model, about_it, None, source.path)
+    contradictions = _contradictions(facts, reading.config.model)
     reading, label_note, label_key = _with_labels(reading, facts)
     reading, image_note, image_keys = with_preprocessing(reading, mappings, source.beside)
     return replace(
         reading,
-        notes=(*reading.notes, *notes, *label_note, *image_note),
-        used=reading.used | used | label_key | image_keys,
-        stated=reading.stated | set(taken),
+        notes=(*reading.notes, *taken.notes, *contradictions, *label_note, *image_note),
+        used=reading.used | taken.used | label_key | image_keys,
+        stated=reading.stated | set(taken.values),
     )
+
+
+@dataclass
+class _Taken:
+    """A reading (None as long as the file cannot be read), and the stated values that it was made with."""
+
+    reading: Reading | None
+    values: dict[str, Any] = dataclass_field(default_factory=dict)
+    notes: list[str] = dataclass_field(default_factory=list)
+    used: set[str] = dataclass_field(default_factory=set)
+    """The top-level keys of the values."""
+
+    def take(
+        self,
+        read: Callable[[Source, Fields], Reading],
+        source: Source,
+        fields: Fields,
+        field: str,
+        fact: Fact,
+        value: Any,
+        about_it: _Mappings,
+    ) -> None:
+        """Reads the file again with a stated value of a field. If the arrays contradict it, notes that it is ignored.
+        Raises InputError for a value that ViTConfig cannot express, and for patches that overlap.
+
+        about_it: the mappings that may be about the model of the arrays.
+        """
+        wanted = {**self.values, field: value, **fields}
+        better, why_not = _attempt(read, source, wanted, whole=self.reading is not None)
+        if better is not None:
+            self.reading, self.values[field] = better, value
+            self.used.add(fact.key)
+            self.notes.append(f"{field_text(field, value)}: stated by {fact.where}")
+            return
+        if field == "image_size" and self.reading:
+            check_overlap(self.reading.config.model, about_it, value, source.path)
+        stated = f"{fact.where} states {field_text(field, value)}"
+        if isinstance(why_not, InexpressibleError):
+            raise InputError(f"{source.path}: {stated}, but {_reason(why_not)}; use --set {field}=VALUE for another")
+        self.notes.append(f"{stated}, ignored because the arrays contradict it ({_reason(why_not)})")
 
 
 def _is_open(reading: Reading | None, field: str, fact: Fact, value: Any) -> bool:
@@ -274,7 +299,14 @@ def _last_part(said: Any) -> str:
     return text.rpartition(".")[2].replace("_", "").lower() if isinstance(text, str) else ""
 
 
-def _apart(field: str, fact: Fact, value: Any, model: ViTConfig) -> str | None:
+def _contradictions(facts: list[Fact], model: ViTConfig) -> list[str]:
+    """A note for each field of which the arrays have another value than the file states."""
+    shown = [(field, found) for field in _SHOWN if (found := _fact_of(field, facts)) is not None]
+    notes = (_contradiction_note(field, fact, value, model) for field, (fact, value) in shown)
+    return [note for note in notes if note is not None]
+
+
+def _contradiction_note(field: str, fact: Fact, value: Any, model: ViTConfig) -> str | None:
     """A note if the arrays have another value than the file states. The number of classes is not compared for a model
     without a head."""
     there = getattr(model, field)

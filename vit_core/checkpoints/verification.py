@@ -54,7 +54,7 @@ class Difference:
         )
 
 
-def check_apart(target: Location, *sources: Location) -> None:
+def check_not_source(target: Location, *sources: Location) -> None:
     """Raises InputError if `target` is one of the sources, or writing it would replace files of one."""
     target = absolute(target)
     for source in map(absolute, sources):

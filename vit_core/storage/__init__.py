@@ -14,6 +14,7 @@ from vit_core.storage.locations import (
     location,
     remove_tree,
     require_local,
+    unwritable,
     writable_location,
 )
 from vit_core.storage.locks import exclusive
@@ -38,5 +39,6 @@ __all__ = [
     "remove_tree",
     "require_local",
     "staged_files",
+    "unwritable",
     "writable_location",
 ]

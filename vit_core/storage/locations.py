@@ -132,6 +132,17 @@ def _is_own(path: Path, replaceable: Replaceable) -> bool:
         return False
 
 
+def unwritable(place: object, cause: BaseException | str, option: str | None = None) -> InputError:
+    """The error for a place where files cannot be written.
+
+    place: a path, or an option and its path. cause: the error of the system or the store. option: the option that sets
+    the place, unless `place` names it.
+    """
+    text = (isinstance(cause, OSError) and cause.strerror) or cause
+    fix = "choose" if option is None else f"set {option} to"
+    return InputError(f"{place}: cannot write there ({text}); {fix} a writable folder with enough space")
+
+
 def check_new_folder(path: Location, option: str) -> None:
     """Raises InputError, with the name of the option, if no files can be written in a folder, which is not created: the
     folder or, if it is missing, the nearest one above it refuses new files. Call it before a long computation."""
@@ -147,9 +158,7 @@ def _check_takes_files(folder: Path, asked: str) -> None:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(b"0")  # a full disk may take an empty file
     except OSError as error:
-        raise InputError(
-            f"{asked}: cannot write there ({error.strerror}); choose a writable folder with room"
-        ) from None
+        raise unwritable(asked, error) from None
 
 
 def check_writable(folder: Location, option: str = "--out") -> None:
@@ -161,6 +170,4 @@ def check_writable(folder: Location, option: str = "--out") -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot write there ({error.strerror}); choose another folder with {option}"
-        ) from None
+        raise unwritable(folder, error, option) from None

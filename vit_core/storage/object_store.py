@@ -91,7 +91,7 @@ class StorePath:
 
     @property
     def suffix(self) -> str:
-        """The ending of the last part, with its dot."""
+        """The extension of the last part, with its dot."""
         return PurePosixPath(self.key).suffix
 
     @property

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vit_core.errors import InputError
-from vit_core.storage.locations import Location, is_local
+from vit_core.storage.locations import Location, is_local, unwritable
 from vit_core.storage.locks import HAS_LOCKS, locked
 from vit_core.storage.object_store import StorePath
 
@@ -65,9 +65,7 @@ def _local_stage(folder: Path, names: Sequence[str]) -> Iterator[Path]:
             yield stage
             _publish(stage, folder, names)
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot write there ({error.strerror or error}); choose a writable folder with enough space"
-        ) from None
+        raise unwritable(folder, error) from None
     finally:
         if created:
             with suppress(OSError):  # fails if the files were written, because it is not empty

@@ -39,10 +39,11 @@ class Data(Schema):
     """Column of a table, or field of the JSON in shards: images with the same value are held out together or not at
     all, and intervals do not count them as independent."""
     image_column: str | None = None
-    """Column of the paths or images (default: path, image, file or a similar name); in shards the ending of the
+    """Column of the paths or images (default: path, image, file or a similar name); in shards the extension of the
     images."""
     label_column: str | None = None
-    """Column of the labels (default: label, class, category or a similar name); in shards the ending or JSON field."""
+    """Column of the labels (default: label, class, category or a similar name); in shards the extension or JSON
+    field."""
     label_separator: str | None = None
     """Separator of several labels in one cell, such as ";"; every image may then have any number of classes
     (multi-label)."""

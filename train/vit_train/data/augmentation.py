@@ -234,7 +234,7 @@ class Mix(NamedTuple):
 
 
 def draw_mixes(augmentation: Augmentation, image_size: tuple[int, int], draws_P4: np.ndarray) -> list[Mix]:
-    """`draw_mix` for the draws of many pairs."""
+    """A mixture for each of P pairs of images, by four uniform draws each; see `draw_mix`."""
     if augmentation.cutmix:
         return [mix_of(augmentation, image_size, draws) for draws in draws_P4.tolist()]
     weights_P = betaincinv(augmentation.mixup, augmentation.mixup, draws_P4[:, 1])

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
-from vit_train.data.rand_augment import OPERATIONS, way_of
+from vit_train.data.rand_augment import OPERATIONS, settings_of
 
 POLICY_DRAWS = 5
 """Number of uniform draws for an image: the pair of operations, then for both whether it is applied, then their
@@ -90,13 +90,13 @@ def auto_augmented(image: Pixels, policy: str, preprocessing: Preprocessing, dra
     draws: POLICY_DRAWS, uniform in [0, 1).
     """
     which, *rest = draws
-    way, pairs = way_of(preprocessing), POLICIES[policy]
+    settings, pairs = settings_of(preprocessing), POLICIES[policy]
     for (name, probability, level), whether, sign in zip(
         pairs[int(which * len(pairs))], rest[:2], rest[2:], strict=True
     ):
         if whether <= probability:
             strength = _strength(name, level, -1 if sign < 0.5 else 1, (image.width, image.height))
-            image = _CHANGES[name](image, strength, way)
+            image = _CHANGES[name](image, strength, settings)
     return image
 
 

@@ -32,7 +32,7 @@ COMPARED = 20_000
 """Largest number of images that are read to find images common to two data sets."""
 
 
-class Look(NamedTuple):
+class ImageCheck(NamedTuple):
     """Result of checking one image file."""
 
     digest: int
@@ -81,14 +81,14 @@ def check_split(
     found.digests_N = np.zeros(count, np.int64)
     mine = np.arange(share[0], limit, share[1])
     with display.task(f"check {split.title}", len(mine)) as task, ThreadPoolExecutor(os.cpu_count()) as threads:
-        looks = _in_threads(threads, split, preprocessing, [(int(order[n]), bool(n < DECODED)) for n in mine], task)
-        for i, whole, look in looks:
-            found.digests_N[i] = look.digest
+        checks = _in_threads(threads, split, preprocessing, [(int(order[n]), bool(n < DECODED)) for n in mine], task)
+        for i, whole, check in checks:
+            found.digests_N[i] = check.digest
             found.decoded += whole
             found.headers += not whole
-            found.turned += look.turned
-            if look.reason is not None:
-                found.unreadable[i] = look.reason
+            found.turned += check.turned
+            if check.reason is not None:
+                found.unreadable[i] = check.reason
     return found
 
 
@@ -98,19 +98,19 @@ def _in_threads(
     preprocessing: Preprocessing,
     wanted: Sequence[tuple[int, bool]],
     task: Task,
-) -> Iterator[tuple[int, bool, Look]]:
+) -> Iterator[tuple[int, bool, ImageCheck]]:
     """(example, whether its pixels were decoded, result) for each wanted example."""
     done = 0
     for start in range(0, len(wanted), 256):  # in small groups, so that an interrupt takes effect soon
         some = wanted[start : start + 256]
         with warnings.catch_warnings(action="ignore"):
-            found = list(threads.map(lambda one: _look(split, one[0], one[1], preprocessing), some))
+            found = list(threads.map(lambda one: _check_image(split, one[0], one[1], preprocessing), some))
         done += len(some)
         task.update(done, "")
-        yield from ((i, whole, look) for (i, whole), look in zip(some, found, strict=True))
+        yield from ((i, whole, check) for (i, whole), check in zip(some, found, strict=True))
 
 
-def _look(split: Split, i: int, whole: bool, preprocessing: Preprocessing) -> Look:
+def _check_image(split: Split, i: int, whole: bool, preprocessing: Preprocessing) -> ImageCheck:
     """Reads example i: the whole image, or only its first bytes if they suffice."""
     digest = 0
     try:
@@ -118,13 +118,13 @@ def _look(split: Split, i: int, whole: bool, preprocessing: Preprocessing) -> Lo
             head = split.examples.head(i, HEAD)
             digest, orientation = _digest(head), _orientation(head)
             if orientation is not None:
-                return Look(digest, orientation > 1)
+                return ImageCheck(digest, orientation > 1)
         image = split.examples[i]["image"]
         digest = _digest(image)
         decode(image, preprocessing)
     except InputError as error:
-        return Look(digest, reason=str(error))
-    return Look(digest, (_orientation(image[:HEAD]) or 1) > 1)
+        return ImageCheck(digest, reason=str(error))
+    return ImageCheck(digest, (_orientation(image[:HEAD]) or 1) > 1)
 
 
 def _digest(image: bytes) -> int:
@@ -173,7 +173,7 @@ def imbalance_line(training: Split, evaluation: Split) -> str | None:
     share = held_C[evaluation.labels.index(frequent)] / held_C.sum() if frequent in evaluation.labels else 0.0
     return (
         f"{training.title}: {counts_C[most]:,} images of {frequent}, {counts_C[rarest]:,} of {rare}; "
-        f"always answering {frequent} is right for {share:.1%} of {evaluation.title}; --class-weights balanced and "
+        f"always predicting {frequent} is right for {share:.1%} of {evaluation.title}; --class-weights balanced and "
         "--sampling balanced count rare classes more"
     )
 
@@ -240,7 +240,7 @@ def _bytes(split: Split, i: int) -> bytes:
         return b""
 
 
-def check_apart(out: Location, data: Data) -> None:
+def check_outside_data(out: Location, data: Data) -> None:
     """Raises InputError for an output folder inside the data folder: its files would become images of the next run."""
     folder = data_path(data)
     if folder is None or not folder.is_dir() or not is_local(out):

@@ -31,7 +31,7 @@ from vit_core.errors import InputError
 from vit_core.preprocess import decode_image
 from vit_core.storage import exclusive, staged_files
 from vit_train.config import Data
-from vit_train.data.checking import check_apart
+from vit_train.data.checking import check_outside_data
 from vit_train.data.sources import Groups, Split, open_split
 from vit_train.data.sources.opening import FILES, split_names_of
 from vit_train.data.sources.prepared import GROUPS, LABELS, PREPARED
@@ -109,15 +109,12 @@ def prepare(
     """Packs the splits of a source (or train and a drawn test split) into OUT/name/1.0.0; continues if it was killed.
 
     source: class folders, a table, parquet files, a saved `datasets` folder or tar shards; also a pattern of files.
-    workers: processes (default: one for each core). columns: fields of `Data` that name columns, such as label_column.
-    Raises InputError if something cannot be packed or written, and if another set exists at the target.
+    workers: processes, 1 or more (default: one for each core). columns: fields of `Data` that name columns, such as
+    label_column. Raises InputError if something cannot be packed or written, and if another set exists at the target.
     """
-    for option, number in (("workers", workers), ("shard-size-mib", shard_size_mib)):
-        if number is not None and number < 1:
-            raise InputError(f"--{option} {number}: expected 1 or more")
     where = str(source) if _is_file(source) else f"{source}{os.sep}"
     data = Data(name=where, held_out=held_out, split_seed=split_seed, **columns)
-    check_apart(out, data)
+    check_outside_data(out, data)
     name = valid_name(source, name)
     set_folder = out / name / VERSION
     work = set_folder.with_name(f"{VERSION}.incomplete")

@@ -29,7 +29,7 @@ LAYER_DRAWS = 6
 of Cutout."""
 
 
-class Way(NamedTuple):
+class OperationSettings(NamedTuple):
     """Settings of an operation on an image, apart from its strength."""
 
     fill: Any
@@ -39,7 +39,7 @@ class Way(NamedTuple):
     """Two uniform draws, for a random position."""
 
 
-Change: TypeAlias = Callable[[Pixels, float, Way], Pixels]
+Change: TypeAlias = Callable[[Pixels, float, OperationSettings], Pixels]
 Strength: TypeAlias = Callable[[float, int], float]
 """Function from the magnitude over 10 and a random sign to the argument of an operation."""
 
@@ -51,9 +51,11 @@ def rand_augmented(
 
     draws: LAYER_DRAWS for each layer, uniform in [0, 1).
     """
-    operations, way = tuple(OPERATIONS[settings.operations].values()), way_of(preprocessing)
+    operations, common = tuple(OPERATIONS[settings.operations].values()), settings_of(preprocessing)
     if settings.operations == "big_vision":
-        way = Way((128,) * preprocessing.channels if preprocessing.channels > 1 else 128, Image.Resampling.NEAREST)
+        common = OperationSettings(
+            (128,) * preprocessing.channels if preprocessing.channels > 1 else 128, Image.Resampling.NEAREST
+        )
     for i in range(0, LAYER_DRAWS * settings.layers, LAYER_DRAWS):
         which, whether, deviation, sign, *place = draws[i : i + LAYER_DRAWS]
         if whether > settings.probability:
@@ -63,67 +65,69 @@ def rand_augmented(
             magnitude += settings.deviation * float(ndtri(deviation))
         magnitude = max(0.0, min(magnitude, settings.limit))
         change, strength = operations[int(which * len(operations))]
-        placed = Way(way.fill, way.resampling, (place[0], place[1]))
+        placed = OperationSettings(common.fill, common.resampling, (place[0], place[1]))
         image = change(image, strength(magnitude / 10, -1 if sign > 0.5 else 1), placed)
     return image
 
 
-def way_of(preprocessing: Preprocessing) -> Way:
+def settings_of(preprocessing: Preprocessing) -> OperationSettings:
     """timm's settings: pixels from outside are the mean of the preprocessing, with its interpolation, but at most
     bicubic, because Pillow rotates and shears with no larger filter."""
-    return _way(preprocessing.mean, preprocessing.interpolation)
+    return _settings(preprocessing.mean, preprocessing.interpolation)
 
 
 @lru_cache(maxsize=8)
-def _way(mean: tuple[float, ...], interpolation: str) -> Way:
+def _settings(mean: tuple[float, ...], interpolation: str) -> OperationSettings:
     fill = tuple(min(255, round(255 * each)) for each in mean)
     name = "bicubic" if interpolation == "lanczos" else interpolation
-    return Way(fill if len(fill) > 1 else fill[0], Image.Resampling[name.upper()])
+    return OperationSettings(fill if len(fill) > 1 else fill[0], Image.Resampling[name.upper()])
 
 
-def _affine(image: Pixels, matrix: tuple[float, ...], way: Way) -> Pixels:
+def _affine(image: Pixels, matrix: tuple[float, ...], settings: OperationSettings) -> Pixels:
     size = image.width, image.height
-    moved = image.image().transform(size, Image.Transform.AFFINE, matrix, way.resampling, fillcolor=way.fill)
+    moved = image.image().transform(size, Image.Transform.AFFINE, matrix, settings.resampling, fillcolor=settings.fill)
     return Pixels.of(moved)
 
 
-def _shear_x(image: Pixels, share: float, way: Way) -> Pixels:
-    return _affine(image, (1, share, 0, 0, 1, 0), way)
+def _shear_x(image: Pixels, share: float, settings: OperationSettings) -> Pixels:
+    return _affine(image, (1, share, 0, 0, 1, 0), settings)
 
 
-def _shear_y(image: Pixels, share: float, way: Way) -> Pixels:
-    return _affine(image, (1, 0, 0, share, 1, 0), way)
+def _shear_y(image: Pixels, share: float, settings: OperationSettings) -> Pixels:
+    return _affine(image, (1, 0, 0, share, 1, 0), settings)
 
 
-def _move_x(image: Pixels, pixels: float, way: Way) -> Pixels:
-    return _affine(image, (1, 0, pixels, 0, 1, 0), way)
+def _move_x(image: Pixels, pixels: float, settings: OperationSettings) -> Pixels:
+    return _affine(image, (1, 0, pixels, 0, 1, 0), settings)
 
 
-def _move_y(image: Pixels, pixels: float, way: Way) -> Pixels:
-    return _affine(image, (1, 0, 0, 0, 1, pixels), way)
+def _move_y(image: Pixels, pixels: float, settings: OperationSettings) -> Pixels:
+    return _affine(image, (1, 0, 0, 0, 1, pixels), settings)
 
 
-def _rotate(image: Pixels, degrees: float, way: Way) -> Pixels:
-    return Pixels.of(image.image().rotate(degrees, way.resampling, fillcolor=way.fill))
+def _rotate(image: Pixels, degrees: float, settings: OperationSettings) -> Pixels:
+    return Pixels.of(image.image().rotate(degrees, settings.resampling, fillcolor=settings.fill))
 
 
-def _color(image: Pixels, factor: float, way: Way) -> Pixels:
+def _color(image: Pixels, factor: float, settings: OperationSettings) -> Pixels:
     return Pixels.of(ImageEnhance.Color(image.image()).enhance(factor))
 
 
-def _sharpness(image: Pixels, factor: float, way: Way) -> Pixels:
+def _sharpness(image: Pixels, factor: float, settings: OperationSettings) -> Pixels:
     return Pixels.of(ImageEnhance.Sharpness(image.image()).enhance(factor))
 
 
-def _contrast_of_big_vision(image: Pixels, factor: float, way: Way) -> Pixels:
+def _contrast_of_big_vision(image: Pixels, factor: float, settings: OperationSettings) -> Pixels:
     return levels.faded(image, min(image.width * image.height // 256, 255), factor)
 
 
-def _cutout(image: Pixels, half: float, way: Way) -> Pixels:
+def _cutout(image: Pixels, half: float, settings: OperationSettings) -> Pixels:
     """A grey square with sides of twice `half` pixels, cut off at the border of the image."""
-    down, across = int(way.place[0] * image.height), int(way.place[1] * image.width)
+    down, across = int(settings.place[0] * image.height), int(settings.place[1] * image.width)
     pixels_HWC = image.pixels_HWC.copy()
-    pixels_HWC[max(0, down - int(half)) : down + int(half), max(0, across - int(half)) : across + int(half)] = way.fill
+    pixels_HWC[max(0, down - int(half)) : down + int(half), max(0, across - int(half)) : across + int(half)] = (
+        settings.fill
+    )
     return Pixels(pixels_HWC)
 
 
@@ -146,30 +150,30 @@ def _enhanced_more(share: float, sign: int) -> float:
 def _enhancing(strength: Strength) -> dict[str, tuple[Change, Strength]]:
     return {
         "Color": (_color, strength),
-        "Contrast": (lambda image, factor, way: levels.contrasted(image, factor), strength),
-        "Brightness": (lambda image, factor, way: levels.brightened(image, factor), strength),
+        "Contrast": (lambda image, factor, settings: levels.contrasted(image, factor), strength),
+        "Brightness": (lambda image, factor, settings: levels.brightened(image, factor), strength),
         "Sharpness": (_sharpness, strength),
     }
 
 
 def _levels(posterize: Strength, solarize: Strength, add: Strength) -> dict[str, tuple[Change, Strength]]:
     return {
-        "Posterize": (lambda image, bits, way: levels.posterized(image, int(bits)), posterize),
-        "Solarize": (lambda image, level, way: levels.solarized(image, int(level)), solarize),
-        "SolarizeAdd": (lambda image, added, way: levels.brightened_below_half(image, int(added)), add),
+        "Posterize": (lambda image, bits, settings: levels.posterized(image, int(bits)), posterize),
+        "Solarize": (lambda image, level, settings: levels.solarized(image, int(level)), solarize),
+        "SolarizeAdd": (lambda image, added, settings: levels.brightened_below_half(image, int(added)), add),
     }
 
 
 _PLAIN: dict[str, tuple[Change, Strength]] = {
-    "AutoContrast": (lambda image, _, way: levels.stretched(image), _none),
-    "Equalize": (lambda image, _, way: levels.equalized(image), _none),
-    "Invert": (lambda image, _, way: levels.inverted(image), _none),
+    "AutoContrast": (lambda image, _, settings: levels.stretched(image), _none),
+    "Equalize": (lambda image, _, settings: levels.equalized(image), _none),
+    "Invert": (lambda image, _, settings: levels.inverted(image), _none),
     "Rotate": (_rotate, _signed(30.0)),
 }
 _SHEARS: dict[str, tuple[Change, Strength]] = {"ShearX": (_shear_x, _signed(0.3)), "ShearY": (_shear_y, _signed(0.3))}
 _MOVES: dict[str, tuple[Change, Strength]] = {
-    "TranslateXRel": (lambda image, share, way: _move_x(image, share * image.width, way), _signed(0.45)),
-    "TranslateYRel": (lambda image, share, way: _move_y(image, share * image.height, way), _signed(0.45)),
+    "TranslateXRel": (lambda image, share, settings: _move_x(image, share * image.width, settings), _signed(0.45)),
+    "TranslateYRel": (lambda image, share, settings: _move_y(image, share * image.height, settings), _signed(0.45)),
 }
 
 OPERATIONS: Mapping[str, Mapping[str, tuple[Change, Strength]]] = {

@@ -1,6 +1,6 @@
 """B/16 on ImageNet-1k for 300 epochs from a teacher, after DeiT (arXiv:2012.12877, table 9; its section 4).
 
-A distillation token learns the teacher's answers (hard distillation), the class token the labels; the result is the
+A distillation token learns the teacher's predictions (hard distillation), the class token the labels; the result is the
 mean of both heads. Values are those of table 9 and of main.py of facebookresearch/deit; its run_with_submitit.py
 trains on 16 GPUs with 64 images each. Expected: 81.9 % top-1 with DeiT-B as the teacher (table 2), 83.4 % with
 RegNetY-16GF (README_deit.md), a convolutional network, which is no teacher here.

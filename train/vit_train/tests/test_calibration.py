@@ -52,7 +52,7 @@ def test_the_error_is_that_of_scikit_learns_curve(seed: int) -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_an_evaluation_has_the_calibration_of_its_answers(loss: Any) -> None:
+def test_an_evaluation_has_the_calibration_of_its_predictions(loss: Any) -> None:
     """Of every image once, in batches that do not divide the split; float32 confidences."""
     split, predictor = quadrants(64), Logits()
     found = evaluate(predictor, split, CONFIG.evaluation.replace(batch_size=24, loss=loss))  # type: ignore[arg-type]
@@ -60,9 +60,9 @@ def test_an_evaluation_has_the_calibration_of_its_answers(loss: Any) -> None:
 
     logits_BC = predictor.predict(EvaluationBatches(split, CONFIG.preprocessing, 64)[0].images_BHWC)
     probabilities_BC = torch.tensor(logits_BC).softmax(-1) if loss == "softmax" else torch.tensor(logits_BC).sigmoid()
-    best_B, answer_B = probabilities_BC.max(dim=-1)
+    best_B, predicted_B = probabilities_BC.max(dim=-1)
     np.testing.assert_allclose(confidences(logits_BC, loss), best_B.numpy(), rtol=1e-14)
-    expected = calibration(best_B.numpy().astype(np.float32), answer_B.numpy() == np.arange(64) % 4)
+    expected = calibration(best_B.numpy().astype(np.float32), predicted_B.numpy() == np.arange(64) % 4)
     assert found.calibration is not None
     for name in ("counts_K", "confidences_K", "correct_K"):
         np.testing.assert_array_equal(getattr(found.calibration, name), getattr(expected, name))
@@ -80,12 +80,12 @@ def test_real_accuracy_is_timms(tmp_path: Path) -> None:
     lists = [rng.choice(5, rng.integers(0, 4), replace=False).tolist() for _ in range(60)]
     (tmp_path / "real.json").write_text(json.dumps(lists))
     names = [f"val/n01440764/ILSVRC2012_val_{i + 1:08d}.JPEG" for i in rng.permutation(60)]
-    answers_N = rng.integers(0, 5, 60)
+    predictions_N = rng.integers(0, 5, 60)
     theirs = RealLabelsImagenet(names, str(tmp_path / "real.json"))
-    theirs.add_result(torch.eye(1000)[torch.tensor(answers_N)])
+    theirs.add_result(torch.eye(1000)[torch.tensor(predictions_N)])
     labels, split = RealLabels.read(tmp_path / "real.json"), split_of(names)
     labels.check(split)
-    found = labels.accuracy(split, np.arange(60), answers_N)
+    found = labels.accuracy(split, np.arange(60), predictions_N)
     assert (found.total, 0 < found.correct < found.total) == (sum(map(bool, lists)), True)
     assert 100 * found.top1 == pytest.approx(theirs.get_accuracy(1), rel=1e-12)
 

@@ -10,7 +10,7 @@ from sklearn import metrics
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.preprocessing import label_binarize
 
-from vit_train.classification import ClassReport, average_precision, one_hot, report_of_answers, report_of_sets
+from vit_train.classification import ClassReport, average_precision, one_hot, report_of_predictions, report_of_sets
 
 EXACT = 1e-12
 """Sums of a few hundred float64 terms of order one: far below, unless a term is missing."""
@@ -27,24 +27,26 @@ def single(seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 
 def report(classes_N: np.ndarray, logits_NC: np.ndarray) -> ClassReport:
-    return report_of_answers(LABELS, classes_N, logits_NC.argmax(axis=1), log_softmax(logits_NC, axis=1))
+    return report_of_predictions(LABELS, classes_N, logits_NC.argmax(axis=1), log_softmax(logits_NC, axis=1))
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_class_each(seed: int, ties: bool) -> None:
     classes_N, logits_NC = single(seed, ties)
-    found, answers_N = report(classes_N, logits_NC), logits_NC.argmax(axis=1)
+    found, predictions_N = report(classes_N, logits_NC), logits_NC.argmax(axis=1)
     every = {"labels": range(C), "zero_division": np.nan}
     np.testing.assert_array_equal(
-        found.confusion_matrix, metrics.confusion_matrix(classes_N, answers_N, labels=range(C))
+        found.confusion_matrix, metrics.confusion_matrix(classes_N, predictions_N, labels=range(C))
     )
     for ours, theirs in ((found.recall_C, metrics.recall_score), (found.precision_C, metrics.precision_score)):
-        np.testing.assert_allclose(ours, theirs(classes_N, answers_N, average=None, **every), rtol=EXACT)
-    np.testing.assert_allclose(found.f1_C, metrics.f1_score(classes_N, answers_N, average=None, **every), rtol=EXACT)
+        np.testing.assert_allclose(ours, theirs(classes_N, predictions_N, average=None, **every), rtol=EXACT)
+    np.testing.assert_allclose(
+        found.f1_C, metrics.f1_score(classes_N, predictions_N, average=None, **every), rtol=EXACT
+    )
     for ours, mean in ((found.macro_f1, "macro"), (found.micro_f1, "micro")):
-        assert ours == pytest.approx(metrics.f1_score(classes_N, answers_N, average=mean, **every), rel=EXACT)
-    assert found.micro_f1 == pytest.approx(metrics.accuracy_score(classes_N, answers_N), rel=EXACT)
+        assert ours == pytest.approx(metrics.f1_score(classes_N, predictions_N, average=mean, **every), rel=EXACT)
+    assert found.micro_f1 == pytest.approx(metrics.accuracy_score(classes_N, predictions_N), rel=EXACT)
     # By probability, or where rounding would break ties apart, by its logarithm.
     is_class_NC, scores_NC = (
         label_binarize(classes_N, classes=range(C)),
@@ -65,13 +67,13 @@ def test_any_number_of_classes(seed: int, ties: bool) -> None:
     assert (has_NC.sum(axis=1) == 0).any()
     logits_NC = rng.normal(size=(N, C)) + has_NC - 0.5
     logits_NC = np.round(logits_NC) if ties else logits_NC
-    found, answered_NC = report_of_sets(LABELS, has_NC, logits_NC), expit(logits_NC) > 0.5
+    found, predicted_NC = report_of_sets(LABELS, has_NC, logits_NC), expit(logits_NC) > 0.5
     np.testing.assert_array_equal(
-        np.stack([found.examples_C - found.correct_C, found.correct_C, found.answers_C - found.correct_C]).T,
-        metrics.multilabel_confusion_matrix(has_NC, answered_NC)[:, [1, 1, 0], [0, 1, 1]],
+        np.stack([found.examples_C - found.correct_C, found.correct_C, found.predictions_C - found.correct_C]).T,
+        metrics.multilabel_confusion_matrix(has_NC, predicted_NC)[:, [1, 1, 0], [0, 1, 1]],
     )
     for ours, mean in ((found.f1_C, None), (found.macro_f1, "macro"), (found.micro_f1, "micro")):
-        expected = metrics.f1_score(has_NC, answered_NC, average=mean, zero_division=np.nan)
+        expected = metrics.f1_score(has_NC, predicted_NC, average=mean, zero_division=np.nan)
         np.testing.assert_allclose(ours, expected, rtol=EXACT)
     for ours, mean in ((found.average_precision_C, None), (found.mean_average_precision, "macro")):
         expected = metrics.average_precision_score(has_NC, expit(logits_NC), average=mean)
@@ -99,17 +101,17 @@ def test_equal_scores_share_a_threshold() -> None:
         assert average_precision(has_N1[order], np.zeros((5, 1))) == pytest.approx([0.4])
 
 
-def test_answers_that_are_no_class_of_the_split() -> None:
+def test_predictions_that_are_no_class_of_the_split() -> None:
     """The model has an eighth output: a last column; scikit-learn's matrix of eight classes without its last row."""
     classes_N, logits_NC = single()
-    answers_N = np.append(logits_NC, np.full((N, 1), 1.0), axis=1).argmax(axis=1)
-    assert (answers_N == C).sum() > 50
-    found = report_of_answers(LABELS, classes_N, answers_N)
-    expected = metrics.confusion_matrix(classes_N, answers_N, labels=range(C + 1))
+    predictions_N = np.append(logits_NC, np.full((N, 1), 1.0), axis=1).argmax(axis=1)
+    assert (predictions_N == C).sum() > 50
+    found = report_of_predictions(LABELS, classes_N, predictions_N)
+    expected = metrics.confusion_matrix(classes_N, predictions_N, labels=range(C + 1))
     np.testing.assert_array_equal(found.confusion_matrix, expected[:C])
     f1 = {"labels": range(C), "zero_division": np.nan}
-    assert found.macro_f1 == pytest.approx(metrics.f1_score(classes_N, answers_N, average="macro", **f1), rel=EXACT)
-    assert found.micro_f1 == pytest.approx(metrics.f1_score(classes_N, answers_N, average="micro", **f1), rel=EXACT)
+    assert found.macro_f1 == pytest.approx(metrics.f1_score(classes_N, predictions_N, average="macro", **f1), rel=EXACT)
+    assert found.micro_f1 == pytest.approx(metrics.f1_score(classes_N, predictions_N, average="micro", **f1), rel=EXACT)
     assert found.mean_average_precision is None
     assert found.to_json()["confusion_matrix"]["columns"][-1] == "(no class of the data set)"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from vit_train.classification import report_of_answers, wilson_interval
+from vit_train.classification import report_of_predictions, wilson_interval
 from vit_train.clustered import effective_number, mean_interval, variance_of_mean
 from vit_train.data.sources import Groups
 from vit_train.evaluation import Accuracy
@@ -60,7 +60,8 @@ def test_without_variance_the_groups_are_counted() -> None:
 
 
 def test_intervals_contain_the_truth_as_often_as_they_say() -> None:
-    """Patients whose probability of right answers differs: the interval for independent images contains it seldom."""
+    """Patients whose probability of correct predictions differs: the interval for independent images contains it
+    seldom."""
     rng, hits = np.random.default_rng(0), np.zeros(3)
     for _ in range(400):
         group_N = np.repeat(np.arange(40), rng.integers(2, 6, 40))
@@ -79,13 +80,13 @@ def test_intervals_contain_the_truth_as_often_as_they_say() -> None:
 def test_accuracies_and_their_difference_know_the_groups() -> None:
     """The evaluations lack different images; the groups follow those that both have."""
     groups, classes_N = Groups.of("patient", list("aaabbbccddd")), np.arange(11) % 2
-    answers = [np.array([0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0]), np.array([0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0])]
+    predictions = [np.array([0, 1, 0, 1, 1, 0, 0, 0, 0, 1, 0]), np.array([0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0])]
     found = []
-    for answers_N, ids_N in zip(answers, (np.arange(1, 11), np.arange(10)), strict=True):
-        report = report_of_answers(("x", "y"), classes_N[ids_N], answers_N[ids_N])
-        right = int((classes_N == answers_N)[ids_N].sum())
+    for predictions_N, ids_N in zip(predictions, (np.arange(1, 11), np.arange(10)), strict=True):
+        report = report_of_predictions(("x", "y"), classes_N[ids_N], predictions_N[ids_N])
+        right = int((classes_N == predictions_N)[ids_N].sum())
         found.append(Accuracy(right, None, 10, 0.0, report, None, ids_N, groups.take(ids_N)))
-    right_N, other_N = (classes_N == each for each in answers)
+    right_N, other_N = (classes_N == each for each in predictions)
     assert found[0].effective == effective_number(right_N[1:], groups.group_N[1:])
     assert found[0].interval == wilson_interval(int(right_N[1:].sum()), 10, found[0].effective)
     difference = PairedDifference.of(*found)

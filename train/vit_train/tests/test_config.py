@@ -6,18 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from vit_core import InputError, ViTConfig
+from vit_core import InputError
 from vit_core.parameters import parameters
 from vit_core.preprocess import Preprocessing
-from vit_train import run
-from vit_train.config import Augmentation, Mesh, Optimizer, Schedule, TrainConfig, leaf_fields
-from vit_train.config.changeable import (
-    CHANGEABLE_ON_RESUME,
-    FIXED_MODEL_FIELDS,
-    FIXED_ON_RESUME,
-    FREE_MODEL_FIELDS,
-)
-from vit_train.run import CHANGEABLE, FIXED, Request, differences
+from vit_train.config import Augmentation, Mesh, Optimizer, Schedule, TrainConfig
 from vit_train.tests.small_run import CONFIG, MODEL
 
 PEAK = CONFIG.optimizer.learning_rate
@@ -181,25 +173,3 @@ def test_a_batch_that_devices_cannot_share_is_refused() -> None:
     with pytest.raises(InputError, match=r"batch_size: 32 cannot be shared by 16 devices x 2 parts.*multiple of 64$"):
         config.replace(accumulation=2).check_batch_shards(16)
     config.replace(accumulation=2, augmentation=Augmentation()).check_batch_shards(16)
-
-
-@pytest.mark.parametrize(
-    ("schema", "one", "other"),
-    [
-        (TrainConfig, CHANGEABLE_ON_RESUME, FIXED_ON_RESUME),
-        (Request, CHANGEABLE, FIXED),
-        (ViTConfig, FREE_MODEL_FIELDS, FIXED_MODEL_FIELDS),
-    ],
-    ids=["resuming a run", "resuming by run.json", "a model with given weights"],
-)
-def test_it_is_decided_for_every_field_whether_it_may_be_changed(schema: Any, one: set[str], other: set[str]) -> None:
-    """A new field makes this test fail until it is in one of the sets; until then it counts as fixed."""
-    assert one | other == set(leaf_fields(schema))
-    assert not one & other
-
-
-def test_a_field_that_is_not_decided_counts_as_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, there = (Request(config=CONFIG.replace(threads=threads)) for threads in (1, 2))
-    assert differences(here, there) == []
-    monkeypatch.setattr(run, "CHANGEABLE", CHANGEABLE - {"config.threads"})
-    assert differences(here, there) == ["threads is 2 there and 1 here"]

@@ -13,8 +13,8 @@ from matplotlib import font_manager
 from PIL import Image
 
 from vit_train import figures
-from vit_train.answer_figures import answered_images, confusion_matrix
-from vit_train.answers import Answered
+from vit_train.prediction_figures import confusion_matrix, predicted_images
+from vit_train.predictions import PredictedImage
 
 LABELS = ["\u84dd\u8272", "cat"]
 
@@ -61,8 +61,8 @@ def test_characters_are_drawn_with_an_installed_font(tmp_path: Path, monkeypatch
 
 
 def test_few_images_leave_no_empty_columns(tmp_path: Path) -> None:
-    image = Answered(np.zeros((8, 8, 3), np.uint8), "cat", "dog", 0.5, 1.0)
-    widths = [Image.open(answered_images([image] * count, tmp_path / "a.png")).width for count in (2, 8, 9)]
+    image = PredictedImage(np.zeros((8, 8, 3), np.uint8), "cat", "dog", 0.5, 1.0)
+    widths = [Image.open(predicted_images([image] * count, tmp_path / "a.png")).width for count in (2, 8, 9)]
     assert widths[0] * 4 == widths[1] == widths[2]
 
 

@@ -87,7 +87,7 @@ def test_without_names_by_position_and_said(images: Data, caplog: pytest.LogCapt
 
 
 def test_a_data_set_of_fewer_classes(images: Data, caplog: pytest.LogCaptureFixture) -> None:
-    """The model has a fifth class, in the middle; answering it counts as wrong."""
+    """The model has a fifth class, in the middle; predicting it counts as wrong."""
     caplog.set_level(logging.INFO, "vit")
     names = ("southwest", "southeast", "north", "northwest", "northeast")
     weights, outputs = randomized(names, 5), (4, 3, 1, 0)
@@ -100,7 +100,7 @@ def test_a_data_set_of_fewer_classes(images: Data, caplog: pytest.LogCaptureFixt
     likelihoods_B = np.exp(logits_BC[np.arange(12), expected_B]) / np.exp(logits_BC).sum(axis=1)
     assert found.loss == pytest.approx(-np.log(likelihoods_B).mean(), rel=1e-5)
     assert any(
-        "has 4 of the model's 5 classes; an answer of another class counts as wrong" in m for m in caplog.messages
+        "has 4 of the model's 5 classes; a prediction of another class counts as wrong" in m for m in caplog.messages
     )
 
 

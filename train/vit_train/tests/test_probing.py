@@ -23,9 +23,9 @@ def test_probes_are_scikit_learns() -> None:
     unit_train, unit_test = (x.values_ND / np.linalg.norm(x.values_ND, axis=1, keepdims=True) for x in (train, test))
     nearest = np.argsort(-unit_test @ unit_train.T, axis=1)[:, :5]
     votes = [Counter(train.labels_N[row].tolist()) for row in nearest]
-    # Where two classes have equally many of the five, the first in the order of text is answered.
-    answers = [min(count, key=lambda name: (-count[name], name)) for count in votes]
-    assert neighbours.correct == sum(a == b for a, b in zip(answers, test.labels_N, strict=True))
+    # Where two classes have equally many of the five, the first in the order of text is predicted.
+    predictions = [min(count, key=lambda name: (-count[name], name)) for count in votes]
+    assert neighbours.correct == sum(a == b for a, b in zip(predictions, test.labels_N, strict=True))
     mean, std = train.values_ND.mean(0), train.values_ND.std(0)
     std[std == 0] = 1
     fitted = LogisticRegression(C=0.1, max_iter=1000).fit((train.values_ND - mean) / std, train.labels_N)
@@ -57,8 +57,8 @@ def test_the_few_shot_probe_is_big_visions(shots: int) -> None:
         values, q = np.linalg.eigh(x @ x.T)
         left, right = x.T @ q, q.T @ y
     weights = left / (values + 2.0**10) @ right
-    answers = (x_test @ weights).argmax(axis=1)
-    assert found.correct == sum(f"digit {a}" == name for a, name in zip(answers, test.labels_N, strict=True))
+    predictions = (x_test @ weights).argmax(axis=1)
+    assert found.correct == sum(f"digit {a}" == name for a, name in zip(predictions, test.labels_N, strict=True))
     assert (found.title, found.total, bool(found.note)) == (f"{shots}-shot ridge", 400, shots == 200)
     assert found.accuracy > (0.3 if shots in (1, 200) else 0.6)
 

@@ -191,7 +191,8 @@ def test_errors_are_one_line(store: Store, recipe: Path, vit: Vit, monkeypatch: 
         return vit(*words, status=2).removeprefix("vit: error: ").strip()
 
     assert line("pretrain", recipe, "--out", "gs://nowhere/run") == (
-        "gs://nowhere/run: cannot write there (no such object, or no such bucket); choose another folder with --out"
+        "gs://nowhere/run: cannot write there (no such object, or no such bucket); set --out to a writable folder with "
+        "enough space"
     )
     assert line("convert", "gs://nowhere/run", "here") == (
         "gs://nowhere/run: no such checkpoint; expected a run, a folder with config.json and model.safetensors, "

@@ -73,7 +73,7 @@ def test_changes_at_one_step_are_one_segment() -> None:
     ("fields", "message"),
     [
         ({"steps": 6}, "steps: 6, but the run has gone further: 6 steps are done"),
-        ({"seed": 1}, "seed: would make it another run"),
+        ({"seed": 1}, "seed: cannot change within a run; only accumulation"),
         ({"batch_size": 7}, "batch_size: 7 examples taken at once cannot be paired"),
         ({"steps": 2**30}, "steps"),
     ],

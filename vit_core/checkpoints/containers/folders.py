@@ -20,7 +20,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 """Names that libraries give to a folder's weights. If a folder has several, the first in this order is read."""
-_ENDINGS = (
+_EXTENSIONS = (
     *(".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar", ".msgpack", ".index.json"),
     *(".weights.h5", ".weights.json", ".keras"),
 )
@@ -28,7 +28,7 @@ _NO_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|spiece|tokenizer|merges|events"
     r"|(bf16_)?zero_pp_rank_)[\w.-]*"
 )
-"""Names, with the same endings, of other files that training scripts save beside the weights."""
+"""Names, with the same extensions, of other files that training scripts save beside the weights."""
 _ANOTHER_MODEL = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")
 """Names that accelerate's save_state gives to the second model and later ones."""
 _SHARD = re.compile(r"((?:open_clip_)?(?:pytorch_)?model|flax_model)-[0-9]{5}-of-[0-9]{5}(\.\w+)")
@@ -109,7 +109,7 @@ def _names(folder: Location) -> set[str]:
 
 
 def _looks_like_weights(name: str) -> bool:
-    return name.endswith(_ENDINGS) and not _NO_WEIGHTS.match(name) and not name.startswith(".")
+    return name.endswith(_EXTENSIONS) and not _NO_WEIGHTS.match(name) and not name.startswith(".")
 
 
 def _is_preset(names: Iterable[str]) -> bool:

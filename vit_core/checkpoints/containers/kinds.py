@@ -75,7 +75,7 @@ _TEXT_STARTS: tuple[tuple[str, Kind], ...] = (
     (r"<\?xml", Kind("an XML file", "", "give the file of the weights")),
     (r"[{\[]", Kind("a JSON file", "", "give the folder that it is in, or the file of the weights")),
 )
-_ENDINGS: dict[str, Kind] = {
+_EXTENSIONS: dict[str, Kind] = {
     ".onnx": Kind("an ONNX model"),
     ".pb": Kind("a TensorFlow graph or SavedModel"),
     ".tflite": Kind("a TensorFlow Lite model"),
@@ -106,7 +106,7 @@ def file_kind(head: bytes, name: str, source: FileRange | None = None) -> Kind:
     if head[257:262] == b"ustar":
         return Kind("a tar archive (packed files, or PyTorch's format before 0.2)", "", _UNPACK)
     if head[4:8] == b"TFL3":
-        return _ENDINGS[".tflite"]
+        return _EXTENSIONS[".tflite"]
     if is_msgpack(head):
         return MSGPACK
     if not any(head):
@@ -152,7 +152,7 @@ def _kind_by_name(head: bytes, name: str, source: FileRange | None) -> Kind:
     if source is not None and source.length >= 8 and source.read(source.length - 8, 8) == _TABLE_MAGIC:
         return Kind("a TensorFlow checkpoint")
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a"):
-        return _ENDINGS[".onnx"]
-    return _ENDINGS.get(
+        return _EXTENSIONS[".onnx"]
+    return _EXTENSIONS.get(
         PurePosixPath(name).suffix, Kind("a file of an unknown kind", "", "give the file of the weights")
     )

@@ -24,7 +24,8 @@ NO_CLASSES = ("__MACOSX", "@eaDir")
 """Folders without images: macOS adds the first to archives, Synology's file servers add the second to folders."""
 HEIC = (b".heic", b".heif")
 NUMPY = b".npy"
-"""Ending of arrays. They count as images only if a class has no other images, because they may be features of them."""
+"""Extension of arrays. They count as images only if a class has no other images, because they may be features of
+them."""
 
 
 @dataclass(frozen=True, eq=False)

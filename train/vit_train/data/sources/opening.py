@@ -15,7 +15,7 @@ from vit_train.data.sources.prepared import prepared_split
 from vit_train.data.sources.split import Split, Which
 
 FILES = (*tables.SUFFIXES, *columns.SUFFIXES, *shards.SUFFIXES)
-"""Endings of files that may be a data set."""
+"""Extensions of files that may be a data set."""
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz")
 
 

@@ -19,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vit_core.errors import InputError, unknown_name
+from vit_core.storage import unwritable
 from vit_train.config import Data
 from vit_train.data import digits
 from vit_train.data.sources.folders import subfolders
@@ -117,9 +118,7 @@ def digits_set(data: Data) -> Path:
     try:
         return digits.prepare_set(directory)
     except OSError as error:
-        raise InputError(
-            f"digits: cannot write to {directory} ({error.strerror or error}); set --data.directory to another folder"
-        ) from None
+        raise unwritable(directory, error, "--data.directory") from None
 
 
 def find_set(data: Data) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_core.errors import InputError, abbreviate
 from vit_train.config import Data
-from vit_train.data.sources.endings import with_endings
+from vit_train.data.sources.extensions import with_extensions
 from vit_train.data.sources.folders import Files
 from vit_train.data.sources.listing import Listing, column, optional_column
 from vit_train.data.sources.several_labels import columns_of_flags, names_of_columns, names_of_list, split_cell
@@ -67,7 +67,7 @@ def table(file: Path, data: Data) -> Listing:
 
 def listed_images(file: Path, label_column: str | None = None) -> list[tuple[str, str | None]]:
     """The path and the label of each image that a table lists. The path has the folder of the table before it, and is
-    completed by the ending of the file; the label is None without a column of labels, and where its cell is empty.
+    completed by the extension of the file; the label is None without a column of labels, and where its cell is empty.
 
     Raises InputError, which names the line, for a row without a path; and for a table none of whose images exists, or
     without the column that is asked for.
@@ -93,7 +93,7 @@ def listed_images(file: Path, label_column: str | None = None) -> list[tuple[str
 
 
 def _paths(folder: Path, cells: list[str], lines: list[str]) -> tuple[list[str], list[str]]:
-    """Paths as they are written, with this system's separators; and completed by the endings of the files. Raises
+    """Paths as they are written, with this system's separators; and completed by the extensions of the files. Raises
     InputError for a cell that can be no path."""
     for path, line in zip(cells, lines, strict=True):
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
@@ -103,7 +103,7 @@ def _paths(folder: Path, cells: list[str], lines: list[str]) -> tuple[list[str],
     windows = next((path for path in cells if "\\" in path), None)
     slashed = windows is not None and not os.path.exists(folder / windows)
     written = [os.path.normpath(_slashed(path) if slashed else path) for path in cells]
-    return written, with_endings(folder, written, lines)
+    return written, with_extensions(folder, written, lines)
 
 
 def _slashed(path: str) -> str:
@@ -254,9 +254,9 @@ def _check_repeated(file: Path, paths: list[str], lines: list[int], values: list
 
 
 def _completed_note(file: Path, written: list[str], paths: list[str]) -> tuple[str, ...]:
-    """A line on the names without endings."""
+    """A line on the names without extensions."""
     changed = [(old, new) for old, new in zip(written, paths, strict=True) if old != new]
     if not changed:
         return ()
     example = " is read as ".join(changed[0])
-    return (f"{file}: {len(changed):,} names without endings are those of the images beside them: {example}",)
+    return (f"{file}: {len(changed):,} names without extensions are those of the images beside them: {example}",)

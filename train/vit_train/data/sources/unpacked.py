@@ -17,7 +17,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vit_core.errors import InputError
-from vit_core.storage import staged_files
+from vit_core.storage import staged_files, unwritable
 from vit_core.storage.locks import locked
 from vit_train.data.sources.prepared import record_reader
 from vit_train.display import SILENT, Display
@@ -42,7 +42,7 @@ def unpack(
         return str(target)
     with _waiting_lock(folder):
         if not target.exists():
-            _check_room(file, folder)
+            _check_free_space(file, folder)
             logger.info("%s: unpacking %s images once into %s, for fast reading", file, f"{count:,}", folder)
             with (
                 display.task(f"unpack {Path(file).name}", count) as task,
@@ -86,7 +86,7 @@ def _waiting_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror}); set --data.directory") from None
+        raise unwritable(folder, error, "--data.directory") from None
     while True:
         lock = locked(folder)
         try:
@@ -100,7 +100,7 @@ def _waiting_lock(folder: Path) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _check_room(file: str, folder: Path) -> None:
+def _check_free_space(file: str, folder: Path) -> None:
     needed, free = os.path.getsize(file), shutil.disk_usage(folder).free
     if free < 1.05 * needed:
         raise InputError(

@@ -184,7 +184,7 @@ def test_uneven_classes(photos: Path) -> None:
     for path in sorted(photos.glob("val/b/*.jpg"))[2:]:
         path.unlink()
     assert checking.imbalance_line(*splits(photos)) == (
-        f"{photos.name}/train: 20 images of a, 2 of b; always answering a is right for 75.0% of {photos.name}/val; "
+        f"{photos.name}/train: 20 images of a, 2 of b; always predicting a is right for 75.0% of {photos.name}/val; "
         "--class-weights balanced and --sampling balanced count rare classes more"
     )
 

@@ -35,5 +35,5 @@ def test_two_processes_prepare_digits_at_once(tmp_path: Path, monkeypatch: pytes
 
 def test_digits_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"digits: cannot write to .*file/x \(.*\); set --data\.directory"):
+    with pytest.raises(InputError, match=r"file/x: cannot write there \(.*\); set --data\.directory to"):
         open_split(Data(name="digits", directory=str(tmp_path / "file/x")), "train")

@@ -12,7 +12,7 @@ from vit_core.pixels import Pixels
 from vit_core.preprocess import Preprocessing
 from vit_train.config import Augmentation, RandAugment
 from vit_train.data.augmentation import augmented
-from vit_train.data.rand_augment import LAYER_DRAWS, OPERATIONS, Way, rand_augmented
+from vit_train.data.rand_augment import LAYER_DRAWS, OPERATIONS, OperationSettings, rand_augmented
 from vit_train.data.tests.fixed_draws import FEW_OR_MANY, PythonRandom, picture
 from vit_train.tests.small_run import CONFIG
 
@@ -119,18 +119,18 @@ def test_big_visions_cutout_and_contrast() -> None:
     pixels_HWC = np.array(picture(3))
     image, kept_HWC = Pixels(pixels_HWC), pixels_HWC.copy()
     height, width = pixels_HWC.shape[:2]
-    way = Way((128, 128, 128), Image.Resampling.NEAREST, (0.5, 0.25))
+    settings = OperationSettings((128, 128, 128), Image.Resampling.NEAREST, (0.5, 0.25))
     change, _ = OPERATIONS["big_vision"]["Cutout"]
     expected = pixels_HWC.copy()
     y, x = height // 2, width // 4
     expected[max(0, y - 3) : y + 3, max(0, x - 3) : x + 3] = 128
-    np.testing.assert_array_equal(change(image, 3, way).pixels_HWC, expected)
+    np.testing.assert_array_equal(change(image, 3, settings).pixels_HWC, expected)
     np.testing.assert_array_equal(pixels_HWC, kept_HWC, err_msg="the image itself was changed")
     change, _ = OPERATIONS["big_vision"]["Contrast"]
     grey = height * width // 256
     for factor in (0.25, 1.5):
         expected = np.trunc(grey + np.float32(factor) * (pixels_HWC.astype(np.float32) - grey)).clip(0, 255)
-        np.testing.assert_array_equal(change(image, factor, way).pixels_HWC, expected)
+        np.testing.assert_array_equal(change(image, factor, settings).pixels_HWC, expected)
 
 
 @pytest.mark.parametrize("operations", OPERATIONS)

@@ -48,7 +48,7 @@ def test_a_file_with_the_name_of_a_column(tmp_path: Path) -> None:
     assert read(opened(tmp_path / "t.csv")) == [(b"0.png", "a"), (b"1.png", "b")]
 
 
-def test_names_without_endings(tmp_path: Path) -> None:
+def test_names_without_extensions(tmp_path: Path) -> None:
     """Each is the only image of this name; a file of exactly the name comes first, and whole names stay."""
     fill(tmp_path, "s/a.12.JPG", "s/b.png", "s/b.txt", "c", "c.png", "d.png")
     (tmp_path / "t.csv").write_text("image_id,label\ns/a.12,x\ns/b,y\nc,x\nd.png,y\n")
@@ -56,7 +56,7 @@ def test_names_without_endings(tmp_path: Path) -> None:
     assert read(split) == [(b"c", "x"), (b"s/a.12.JPG", "x"), (b"d.png", "y"), (b"s/b.png", "y")]
     file = tmp_path / "t.csv"
     assert split.notes == (
-        f"{file}: 2 names without endings are those of the images beside them: s/a.12 is read as s/a.12.JPG",
+        f"{file}: 2 names without extensions are those of the images beside them: s/a.12 is read as s/a.12.JPG",
     )
 
 
@@ -74,7 +74,7 @@ def test_notes_of_the_tables_of_splits(tmp_path: Path) -> None:
     fill(tmp_path, "photos/train/a.png", "photos/train/b.png", "photos/val/a.png")
     for name, text in (("train", "a,x\nb,y\n"), ("val", "a.png,x\n")):
         (tmp_path / "photos" / name / "metadata.csv").write_text("file_name,label\n" + text)
-    assert "metadata.csv: 2 names without endings" in opened(tmp_path / "photos").notes[0]
+    assert "metadata.csv: 2 names without extensions" in opened(tmp_path / "photos").notes[0]
 
 
 def test_a_backslash_in_a_name_is_kept(tmp_path: Path) -> None:

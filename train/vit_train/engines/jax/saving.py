@@ -35,7 +35,7 @@ from vit_core.checkpoints.formats.vit.step import (
     step_files,
 )
 from vit_core.errors import InputError
-from vit_core.storage import Location, StorageError, StorePath, absolute, is_local, location, remove_tree
+from vit_core.storage import Location, StorageError, StorePath, absolute, is_local, location, remove_tree, unwritable
 from vit_train.engines.jax.processes import joined_processes
 from vit_train.processes import read_together
 
@@ -121,9 +121,7 @@ class OrbaxSaver:
                 with suppress(Exception):  # a folder that refuses to be written may refuse to be removed
                     _remove_incomplete(folder)
             if is_local(folder) and _is_unwritable(error):
-                raise InputError(
-                    f"{folder}: cannot write there ({one_line_cause(error)}); choose a writable folder with room"
-                ) from None
+                raise unwritable(folder, one_line_cause(error)) from None
             if not is_local(folder) and _is_of_store(error):
                 raise StorageError(f"{folder}: cannot write there ({one_line_cause(error)})") from error
             raise

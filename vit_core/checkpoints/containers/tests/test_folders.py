@@ -132,30 +132,30 @@ def test_hub_cache(tmp_path: Path) -> None:
     assert open_container(cache).arrays["w"][0, 0] == 2
 
 
-@pytest.mark.parametrize("ending", ["bin", "msgpack", "safetensors"])
-def test_shards_of_every_kind(tmp_path: Path, ending: str) -> None:
-    stem = {"bin": "pytorch_model", "msgpack": "flax_model", "safetensors": "model"}[ending]
+@pytest.mark.parametrize("extension", ["bin", "msgpack", "safetensors"])
+def test_shards_of_every_kind(tmp_path: Path, extension: str) -> None:
+    stem = {"bin": "pytorch_model", "msgpack": "flax_model", "safetensors": "model"}[extension]
     weight_map = {}
     for i in range(2):
-        shard = tmp_path / f"{stem}-0000{i + 1}-of-00002.{ending}"
+        shard = tmp_path / f"{stem}-0000{i + 1}-of-00002.{extension}"
         arrays = {f"layer{i}.w": np.full(2, i, np.float32), f"layer{i}.b": np.ones(1, np.float32)}
         names = [*arrays]
-        if ending == "bin":
+        if extension == "bin":
             torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, shard)
-        elif ending == "msgpack":
+        elif extension == "msgpack":
             tree = {f"layer{i}": {"w": arrays[names[0]], "b": arrays[names[1]]}}
             shard.write_bytes(flax.serialization.msgpack_serialize(tree))
             names = [f"layer{i}/w", f"layer{i}/b"]
         else:
             safetensors.numpy.save_file(arrays, shard)
         weight_map |= dict.fromkeys(names, shard.name)
-    (tmp_path / f"{stem}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (tmp_path / f"{stem}.{extension}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     opened = open_container(tmp_path)
-    assert opened.kind == {"bin": "pth", "msgpack": "msgpack", "safetensors": "safetensors"}[ending] + " shards"
+    assert opened.kind == {"bin": "pth", "msgpack": "msgpack", "safetensors": "safetensors"}[extension] + " shards"
     assert set(opened.arrays) == set(weight_map)
     assert [opened.arrays[name].tolist() for name in weight_map] == [[0, 0], [1], [1, 1], [1]]
-    (tmp_path / f"{stem}-00002-of-00002.{ending}").unlink()
-    index = f"{stem}.{ending}.index.json"
+    (tmp_path / f"{stem}-00002-of-00002.{extension}").unlink()
+    index = f"{stem}.{extension}.index.json"
     with pytest.raises(InputError, match=rf"00002-of-00002.* no such file; {index} names it as one of 2 shards"):
         open_container(tmp_path)
 

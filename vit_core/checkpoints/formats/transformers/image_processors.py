@@ -113,7 +113,7 @@ class _Unsaid(Exception):
 
 
 def _kind(file: Mapping[str, Any], model_type: str) -> str:
-    """The name of the processor in a file, or of the model's default one, without endings such as "ImageProcessor"."""
+    """The name of the processor in a file, or of the model's default one, without suffixes such as "ImageProcessor"."""
     kind = file.get("image_processor_type") or file.get("feature_extractor_type") or _OF_MODEL.get(model_type, "ViT")
     for end in ("Pil", "Fast", "ImageProcessor", "FeatureExtractor"):
         kind = str(kind).removesuffix(end)

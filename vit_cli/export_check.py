@@ -1,10 +1,9 @@
 """Compares an exported program with the model: on random images, and on a data set, from image file to label."""
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from vit_train.data.sources import Split
     from vit_train.display import Display
     from vit_train.engine import Predictor
-
-logger = logging.getLogger("vit")
 
 BOUNDS: dict[Precision, float | None] = {
     "float32": parity.FLOAT32_BOUND,
@@ -56,7 +53,7 @@ class RandomImages:
 
 @dataclass
 class OnData:
-    """Answers of a program and of its twin on the same images."""
+    """Predictions of a program and of its twin on the same images."""
 
     title: str
     twin: list[np.ndarray] = field(default_factory=list)
@@ -76,7 +73,7 @@ class OnData:
 
     @property
     def changed(self) -> int:
-        """Number of images whose first answer differs from the twin's."""
+        """Number of images whose predicted class differs from the twin's."""
         return int((np.concatenate(self.twin).argmax(-1) != np.concatenate(self.file).argmax(-1)).sum())
 
     @property
@@ -96,7 +93,7 @@ class OnData:
 
     @property
     def margins(self) -> np.ndarray:
-        """For each image the difference between the twin's first and second output, ascending."""
+        """For each image the difference between the twin's two largest outputs, ascending."""
         ordered = np.sort(np.concatenate(self.twin), axis=-1)
         return np.sort(ordered[:, -1] - ordered[:, -2])
 
@@ -144,35 +141,26 @@ def on_data(
     count: int,
     display: "Display",
 ) -> OnData:
-    """Answers of a program and its twin to `count` images of a split, evenly spaced, from the files' bytes.
+    """Predictions of a program and its twin for `count` images of a split, evenly spaced, from the files' bytes.
 
     outputs: class of the split -> output of the model. Images that cannot be read are named and left out. Raises
     InputError if none can be read.
     """
-    from vit_train.answers import spread_over
+    from vit_train.predictions import readable_batches
 
-    ids = spread_over(split, count)
     alone = deployment.input == "image" or deployment.any_size
     found, size = OnData(split.title), deployment.batch or (1 if alone else CHUNK)
-    with display.task("from file to label", len(ids)) as task:
-        for begin in range(0, len(ids), size):
-            images = []
-            for i in ids[begin : begin + size]:
-                try:
-                    example = split.examples[int(i)]
-                    images.append(decode(example["image"], deployment.preprocessing))
-                except InputError as error:
-                    logger.warning("skipped: %s; fix or remove it", split.fault(int(i), error))
-                    continue
-                if split.multilabel:
-                    found.sets.append(_set_of(example["label"], outputs, deployment.model.num_classes))
-                else:
-                    found.wanted.append(outputs[int(example["label"])])
-            if images:
-                _add(found, twin, deployment, program, images, size)
-            task.update(min(begin + size, len(ids)), split.title)
-    if not found.images:
-        raise InputError(f"{split.title}: none of {len(ids)} images can be read; see the lines above")
+
+    def decoded(example: Any) -> DecodedImage:
+        return decode(example["image"], deployment.preprocessing)
+
+    for readable in readable_batches(split, count, size, decoded, "from file to label", display):
+        labels = [label for _, _, label in readable]
+        if split.multilabel:
+            found.sets += [_set_of(label, outputs, deployment.model.num_classes) for label in labels]
+        else:
+            found.wanted += [outputs[int(label)] for label in labels]
+        _add(found, twin, deployment, program, [image for _, image, _ in readable], size)
     return found
 
 
@@ -191,7 +179,7 @@ def _add(
     images: Sequence[DecodedImage],
     size: int,
 ) -> None:
-    """Adds the answers to some images; a fixed batch is filled up with its last image."""
+    """Adds the predictions for some images; a fixed batch is filled up with its last image."""
     padded = [*images, *[images[-1]] * (size - len(images))] if deployment.batch else images
     begin = time.perf_counter()
     made = Images(deployment.preprocessing, len(padded))

@@ -32,7 +32,7 @@ _OWN_EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Proof:
+class FormatCheck:
     """The results for one model in one format."""
 
     format: str
@@ -71,17 +71,19 @@ def of_families() -> dict[str, Mapping[str, Mapping[str, Any]]]:
     }
 
 
-def proofs(
+def checks(
     chosen: Mapping[str, Mapping[str, Mapping[str, Any]]], twins: Sequence[Any] = (), seed: int = 0
-) -> Iterator[Proof]:
-    """One proof for each example, as soon as it is complete. twins: both packages, if they are compared too."""
+) -> Iterator[FormatCheck]:
+    """One check for each example, as soon as it is complete. twins: both packages, if they are compared too."""
     for format, models in chosen.items():
         for what, fields in models.items():
             with TemporaryDirectory() as folder:
-                yield _proof(format, what, example(fields), Path(folder), twins, seed)
+                yield _check(format, what, example(fields), Path(folder), twins, seed)
 
 
-def _proof(format: str, what: str, config: CheckpointConfig, folder: Path, twins: Sequence[Any], seed: int) -> Proof:
+def _check(
+    format: str, what: str, config: CheckpointConfig, folder: Path, twins: Sequence[Any], seed: int
+) -> FormatCheck:
     model = config.model
     checkpoint = Checkpoint(config, LazyArrays.of(parity.randomized(model, seed)).as_type("float32"))
     container = "folder" if format == "vit" else WRITERS[format].containers[0]
@@ -92,7 +94,7 @@ def _proof(format: str, what: str, config: CheckpointConfig, folder: Path, twins
     opened = open_checkpoint(first, format=format, fields=missing)
     save_checkpoint(second, opened, format=format)
     same_config = not different(model, opened.config.model)
-    return Proof(
+    return FormatCheck(
         format,
         what,
         config,

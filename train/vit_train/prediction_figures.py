@@ -6,37 +6,43 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vit_core.storage import Location
-from vit_train.answers import Answered
 from vit_train.attention_figures import draw_image
 from vit_train.calibration import Calibration
 from vit_train.classification import wilson_interval
 from vit_train.figures import save_figure
+from vit_train.predictions import PredictedImage
 
 MOST_CLASSES = 40
 """Largest number of rows of the confusion matrix in a figure; of more classes, the most confused ones are drawn."""
 
 
-def confusion_matrix(counts_CA: np.ndarray, labels: Sequence[str], answers: Sequence[str], path: Location) -> Location:
+def confusion_matrix(
+    counts_CP: np.ndarray, labels: Sequence[str], predictions: Sequence[str], path: Location
+) -> Location:
     """Draws the confusion matrix: classes (rows) by predicted classes (columns), each row as shares of its images. Of
     many classes, those that occur in the most wrong predictions are drawn. Returns the path of the PNG file."""
-    wrong_CA = counts_CA.copy()
-    np.fill_diagonal(wrong_CA, 0)
+    wrong_CP = counts_CP.copy()
+    np.fill_diagonal(wrong_CP, 0)
     if len(labels) > MOST_CLASSES:
-        by_class = wrong_CA.sum(axis=1) + wrong_CA[:, : len(labels)].sum(axis=0)
+        by_class = wrong_CP.sum(axis=1) + wrong_CP[:, : len(labels)].sum(axis=0)
         kept = np.sort(np.argsort(-by_class, kind="stable")[:MOST_CLASSES])
-        counts_CA, labels, answers = counts_CA[np.ix_(kept, kept)], [labels[i] for i in kept], [labels[i] for i in kept]
-    shares_CA = counts_CA / np.maximum(counts_CA.sum(axis=1, keepdims=True), 1)
+        counts_CP, labels, predictions = (
+            counts_CP[np.ix_(kept, kept)],
+            [labels[i] for i in kept],
+            [labels[i] for i in kept],
+        )
+    shares_CP = counts_CP / np.maximum(counts_CP.sum(axis=1, keepdims=True), 1)
     side = max(4.0, 0.42 * len(labels) + 2)
     figure, panel = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    image = panel.imshow(shares_CA, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts_CA):
+    image = panel.imshow(shares_CP, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts_CP):
         if count and len(labels) <= 20:
-            dark = shares_CA[row, column] > 0.5
+            dark = shares_CP[row, column] > 0.5
             panel.text(column, row, count, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    names = [[_text(name, 26) for name in each] for each in (answers, labels)]
-    panel.set_xticks(range(len(answers)), names[0], rotation=90, fontsize=8)
+    names = [[_text(name, 26) for name in each] for each in (predictions, labels)]
+    panel.set_xticks(range(len(predictions)), names[0], rotation=90, fontsize=8)
     panel.set_yticks(range(len(labels)), names[1], fontsize=8)
-    panel.set(xlabel="answer", ylabel="class")
+    panel.set(xlabel="prediction", ylabel="class")
     figure.colorbar(image, ax=panel, shrink=0.8, label="share of the class")
     return save_figure(figure, path)
 
@@ -70,7 +76,7 @@ def reliability(found: Calibration, path: Location) -> Location:
     return save_figure(figure, path)
 
 
-def answered_images(images: Sequence[Answered], path: Location, columns: int = 8) -> Location:
+def predicted_images(images: Sequence[PredictedImage], path: Location, columns: int = 8) -> Location:
     """Draws images with their class, the predicted class and its probability. Returns the path of the PNG file."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -79,7 +85,7 @@ def answered_images(images: Sequence[Answered], path: Location, columns: int = 8
         panel.axis("off")
     for panel, image in zip(panels.flat, images, strict=False):
         draw_image(panel, image.pixels_HWC)
-        title = f"{_text(image.label, 20)}\n→ {_text(image.answer, 16)} {image.probability:.0%}"
+        title = f"{_text(image.label, 20)}\n→ {_text(image.prediction, 16)} {image.probability:.0%}"
         panel.set_title(title, fontsize=7)
     return save_figure(figure, path)
 

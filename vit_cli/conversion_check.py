@@ -22,7 +22,7 @@ Outputs = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Proof:
+class ConversionCheck:
     """The differences between the outputs of the written checkpoint and those of its source."""
 
     differences: tuple[Difference, ...]
@@ -40,29 +40,29 @@ class Proof:
         return (*map(str, self.differences), *self.notes)
 
 
-def prove(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> Proof:
+def compare_with_source(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> ConversionCheck:
     """Compares the files written in a format with the checkpoint, and prints the result."""
-    proof = _proof(checkpoint, target, format, expressed)
-    for line in proof.lines:
+    found = _check(checkpoint, target, format, expressed)
+    for line in found.lines:
         console.say(line)
-    return proof
+    return found
 
 
-def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> Proof:
+def _check(checkpoint: Checkpoint, target: Location, format: str, expressed: Expressed) -> ConversionCheck:
     written, missing = read_back(target, format, expressed.checkpoint.config.model)
     notes = []
     if missing:
         words = " ".join(f"--set {field_text(name, value)}" for name, value in missing.items())
         notes.append(f"the file alone does not contain: {words}")
     if (framework := installed_twin()) is None:
-        return Proof((), (*notes, "not run: neither PyTorch nor JAX is installed"))
+        return ConversionCheck((), (*notes, "not run: neither PyTorch nor JAX is installed"))
     batches, differences = probes(checkpoint.config), list[Difference]()
     with console.working("running both sides"):
         package = twin(framework)
         before, after = outputs_of(package, checkpoint, batches), outputs_of(package, written, batches)
         differences += _differences("read back", after, before, batches, expressed.bound)
         if framework == "torch":
-            from vit_cli.format_proofs import outputs_by_library
+            from vit_cli.format_checks import outputs_by_library
             from vit_torch.references import NotInstalled, bound_of
 
             try:
@@ -75,8 +75,8 @@ def _proof(checkpoint: Checkpoint, target: Location, format: str, expressed: Exp
             except NotInstalled as error:
                 notes.append(str(error))
     if assumed := assumed_on_both_sides(checkpoint):
-        notes.append(f"not proved: {assumed}; the source does not contain that, and both sides used the same value")
-    return Proof(tuple(differences), tuple(notes))
+        notes.append(f"not verified: {assumed}; the source does not contain that, and both sides used the same value")
+    return ConversionCheck(tuple(differences), tuple(notes))
 
 
 def _differences(
