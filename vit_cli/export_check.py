@@ -61,6 +61,8 @@ class OnData:
     file: list[np.ndarray] = field(default_factory=list)
     wanted: list[int] = field(default_factory=list)
     """For each image the output of its class; empty if images may have several classes."""
+    sets: list[np.ndarray] = field(default_factory=list)
+    """For each image which outputs its classes are, bool [outputs]; empty if images have one class each."""
     seconds: dict[str, float] = field(default_factory=lambda: {"twin": 0.0, "file": 0.0})
     """Seconds of all batches except the first, from decoded images to outputs."""
 
@@ -73,6 +75,11 @@ class OnData:
     def changed(self) -> int:
         """Number of images whose predicted class differs from the twin's."""
         return int((np.concatenate(self.twin).argmax(-1) != np.concatenate(self.file).argmax(-1)).sum())
+
+    @property
+    def decisions_changed(self) -> int:
+        """Number of decisions on one class of one image (whether its logit is above 0) that differ from the twin's."""
+        return int(((np.concatenate(self.twin) > 0) != (np.concatenate(self.file) > 0)).sum())
 
     @property
     def relative(self) -> float:
@@ -90,10 +97,21 @@ class OnData:
         ordered = np.sort(np.concatenate(self.twin), axis=-1)
         return np.sort(ordered[:, -1] - ordered[:, -2])
 
-    def accuracy(self, which: str) -> float | None:
-        """Top-1 accuracy of "twin" or "file"; None if images may have several classes."""
-        predictions = np.concatenate(self.twin if which == "twin" else self.file).argmax(-1)
-        return float((predictions == self.wanted).mean()) if self.wanted else None
+    @property
+    def decision_margins(self) -> np.ndarray:
+        """For each decision on a class the distance of the twin's output from 0, ascending."""
+        return np.sort(np.abs(np.concatenate(self.twin)), axis=None)
+
+    def accuracy(self, which: str) -> float:
+        """Top-1 accuracy of "twin" or "file"; mean average precision, if images may have several classes (nan if they
+        have none)."""
+        outputs_NO = np.concatenate(self.twin if which == "twin" else self.file)
+        if not self.sets:
+            return float((outputs_NO.argmax(-1) == self.wanted).mean())
+        from vit_train.classification import average_precision
+
+        each_O = average_precision(np.stack(self.sets), outputs_NO)
+        return float(each_O[~np.isnan(each_O)].mean()) if not np.isnan(each_O).all() else float("nan")
 
 
 def on_random_images(checkpoint: Checkpoint, deployment: Deployment, program: Runner) -> list[RandomImages]:
@@ -119,14 +137,14 @@ def on_data(
     deployment: Deployment,
     program: Runner,
     split: "Split",
-    outputs: Sequence[int] | None,
+    outputs: Sequence[int],
     count: int,
     display: "Display",
 ) -> OnData:
     """Predictions of a program and its twin for `count` images of a split, evenly spaced, from the files' bytes.
 
-    outputs: class of the split -> output of the model; None: images may have several classes. Images that cannot be
-    read are named and left out. Raises InputError if none can be read.
+    outputs: class of the split -> output of the model. Images that cannot be read are named and left out. Raises
+    InputError if none can be read.
     """
     from vit_train.predictions import readable_batches
 
@@ -137,10 +155,20 @@ def on_data(
         return decode(example["image"], deployment.preprocessing)
 
     for readable in readable_batches(split, count, size, decoded, "from file to label", display):
-        if outputs is not None:
-            found.wanted += [outputs[int(label)] for _, _, label in readable]
+        labels = [label for _, _, label in readable]
+        if split.multilabel:
+            found.sets += [_set_of(label, outputs, deployment.model.num_classes) for label in labels]
+        else:
+            found.wanted += [outputs[int(label)] for label in labels]
         _add(found, twin, deployment, program, [image for _, image, _ in readable], size)
     return found
+
+
+def _set_of(classes: Sequence[int], outputs: Sequence[int], count: int) -> np.ndarray:
+    """bool [count]: which outputs of the model are an image's classes."""
+    has_O = np.zeros(count, bool)
+    has_O[[outputs[int(number)] for number in classes]] = True
+    return has_O
 
 
 def _add(

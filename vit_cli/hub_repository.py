@@ -46,8 +46,13 @@ class HubRepository:
     """The branch; None: the default branch."""
 
     @classmethod
-    def of(cls, name: str, revision: str | None) -> Self:
-        """The repository with a name. Raises InputError for an invalid name, and if no user is logged in."""
+    def of(cls, name: str, revision: str | None, login: bool = True) -> Self:
+        """The repository with a name. Raises InputError for an invalid name, and if no user is logged in. login: False
+        checks only that the name has two parts, which needs no package."""
+        if not login:
+            if name.removeprefix("hf://").count("/") != 1:
+                raise InputError(f"{name}: expected USER/MODEL")
+            return cls(name.removeprefix("hf://"), revision)
         require_hub("vit push")
         from huggingface_hub import get_token
         from huggingface_hub.errors import HFValidationError

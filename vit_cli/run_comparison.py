@@ -24,7 +24,7 @@ def compare_runs(a: Location, b: Location, out: Path) -> None:
     if found := differences(read_request(a), read_request(b)):
         raise InputError(
             f"{a} (here) and {b} (there) are runs of different configs: {abbreviate(found, '; ')}; expected runs that "
-            "differ only in the framework"
+            f"differ only in the framework; vit runs {a} {b} compares the accuracy of other runs"
         )
     metrics = [read_metrics(run / METRICS) for run in (a, b)]
     losses = [dict(zip(*curve(lines, "loss"), strict=True)) for lines in metrics]

@@ -99,7 +99,10 @@ class Shown:
         except InputError as error:
             say(f"not drawn: completed images; {error}")
             return
-        added = " Each hidden patch has its true mean and contrast, which are not predicted."
+        added = (
+            " Each hidden patch has its true mean and deviation, which the decoder does not predict; the last image of "
+            "each has the true means alone, so that the difference is what the decoder adds."
+        )
         yield Figure(
             "completed.png",
             "Completed images",

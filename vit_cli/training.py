@@ -113,7 +113,7 @@ class Wish:
         """The recipe's config with the user's changes, and with the remaining fields fitted to the training images;
         prints the fitted values. An existing run in the folder `out` keeps the values that were fitted when it
         began."""
-        from vit_train.fitting import KEPT_ON_RESUME, TrainingSet, fitted_fields
+        from vit_train.fitting import KEPT_ON_RESUME, TrainingSet, decoder_note, fitted_fields
         from vit_train.run import RUN, read_request
 
         chosen, data, config = self.chosen, TrainingSet.of(training), self._config()
@@ -144,6 +144,8 @@ class Wish:
             say(f"fitted to {training.title}: {counted(training)}: {' '.join(options)}")
         epochs = result.steps * result.batch_size / len(training)
         say(f"{result.steps} steps of {result.batch_size} images: {epochs:.3g} epochs")
+        if (note := decoder_note(result)) is not None:
+            say(note)
         if self._begins_with_few(training) and (out is None or not (out / RUN).exists()):
             say(
                 f"{len(training):,} images are few for random weights; a published checkpoint usually reaches more: "

@@ -46,6 +46,9 @@ class Deployment(Schema):
     """How images become input; what `input` leaves out, the program does."""
     labels: tuple[str, ...] | None = None
     """Name of each output."""
+    probabilities: Literal["softmax", "sigmoid"] | None = None
+    """What makes probabilities of the logits: softmax, if an image has one class; sigmoid, if each class is decided by
+    itself. None: the outputs are features."""
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -71,6 +74,7 @@ class Deployment(Schema):
             model=config.model,
             preprocessing=preprocessing,
             labels=config.labels,
+            probabilities=(config.probabilities or "softmax") if config.model.num_classes else None,
             provenance=config.provenance,
             **fields,
         )

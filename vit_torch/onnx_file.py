@@ -23,7 +23,7 @@ OPSET = 20
 """The first opset with Gelu; all other operators need older ones."""
 EMBEDDED_BYTES = 2**31 - 2**27
 """Weights with more bytes are in a file beside the ONNX file, because protobuf is limited to 2 GiB."""
-METADATA = ("labels", "preprocessing", "provenance", "model", "program")
+METADATA = ("labels", "probabilities", "preprocessing", "provenance", "model", "program")
 """Fields of the description that are entries of the file's metadata, as JSON."""
 
 
@@ -37,8 +37,8 @@ def write_onnx(
 ) -> None:
     """Writes an ONNX file of float32, float16 or int8 weights; external: write the weights to a separate file.
 
-    Labels, preprocessing, provenance, model and the shapes of input and output are in its metadata, as JSON. InputError
-    if ONNX has no operator for an operation.
+    Labels, the kind of probabilities, preprocessing, provenance, model and the shapes of input and output are in its
+    metadata, as JSON. InputError if ONNX has no operator for an operation.
     """
     program = traced_program(checkpoint, deployment)
     try:

@@ -11,7 +11,7 @@ from vit_core.errors import InputError
 from vit_core.labels import LabelMatching, match_labels
 from vit_core.preprocess import Preprocessing, assumed_preprocessing
 from vit_train.config import Data, EvaluationOptions
-from vit_train.data.checking import images_in_common
+from vit_train.data.checking import DECODED, check_split, images_in_common, unreadable_line
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Framework
@@ -69,10 +69,10 @@ def evaluate_checkpoint(
 
     labels: how the data set's classes are matched with the model's (vit_core.labels). preprocessing: fields that
     replace the checkpoint's. trained_on: the data of the checkpoint's run, if known: the title then says how many of
-    the images were training images. ranked: see `evaluate`. one_class: refuse a data set whose images may have several
-    classes. real_labels: also compute the accuracy by these labels of ImageNet's validation images. Logs assumptions.
-    Raises InputError if the model does not have a class of the data set, or if an image cannot be read; StoppedBySignal
-    after SIGINT or SIGTERM.
+    the images were training images, unless training compared the same two splits. ranked: see `evaluate`. one_class:
+    refuse a data set whose images may have several classes. real_labels: also compute the accuracy by these labels of
+    ImageNet's validation images. Logs assumptions. Raises InputError if the model does not have a class of the data
+    set, or if an image cannot be read; StoppedBySignal after SIGINT or SIGTERM.
     """
     checkpoint = checkpoint.adapt(image_size=image_size)
     examples = open_split(data.replace(eval_split=split) if split else data, "test")
@@ -97,18 +97,39 @@ def evaluate_checkpoint(
     join_processes(framework)
     with stop_signals() as stop:
         predictor = predictor_class(framework, "float32")(checkpoint, compute_dtype=compute_dtype)
-        accuracy = evaluate(predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display)
-    title = examples.title + (_trained_share(trained_on, examples) if trained_on else "")
+        try:
+            accuracy = evaluate(
+                predictor, examples, options, outputs=outputs, ranked=ranked, stop=stop, display=display
+            )
+        except InputError:
+            _refuse_unreadable(examples, made, display)
+            raise
+    own_split = split is None and data == trained_on
+    title = examples.title + (_trained_share(trained_on, examples, own_split) if trained_on else "")
     real = None
     if real_labels is not None and accuracy.ids_N is not None and accuracy.classes and accuracy.classes.pairs:
         real = real_labels.accuracy(examples, accuracy.ids_N, accuracy.classes.pairs[1])
     return Evaluation(f"{checkpoint.origin} on {title}, {framework}", accuracy, len(examples), predictor.process, real)
 
 
-def _trained_share(trained_on: Data, examples: Split) -> str:
+def _refuse_unreadable(examples: Split, preprocessing: Preprocessing, display: Display) -> None:
+    """Raises InputError if images of a split cannot be read, with their number and the option that skips them; only for
+    a split whose images can all be tried in a short time."""
+    if len(examples) > DECODED:
+        return
+    checked = check_split(examples, preprocessing, display)
+    if checked.unreadable:
+        raise InputError(f"{unreadable_line(checked)}; fix or remove them, or add --allow-undecodable") from None
+
+
+def _trained_share(trained_on: Data, examples: Split, own_split: bool) -> str:
     """Text for the title of an evaluation: the number of its images that the run was trained on, which is also logged
-    as a warning. Empty if there are none, and if the run's data are not on this machine, which is logged."""
+    as a warning. Empty if there are none, and if the run's data are not on this machine, which is logged. own_split:
+    the examples are a split of the run's data; they need no comparison if training evaluated on them, because it has
+    compared them itself (preflight.check_data)."""
     try:
+        if own_split and open_split(trained_on, "eval").title == examples.title:
+            return ""
         count = images_in_common(open_split(trained_on, "train"), examples)
     except InputError as error:
         logger.info("whether these are images that the run was trained on is not known: %s", error)
@@ -116,7 +137,7 @@ def _trained_share(trained_on: Data, examples: Split) -> str:
     if not count:
         return ""
     logger.warning(
-        "the run was trained on %d of these %d images: the accuracy is not that on new images", count, len(examples)
+        "the run was trained on %d of these %d images: on new images its accuracy can be lower", count, len(examples)
     )
     return f" ({count:,} of {len(examples):,} trained on)"
 

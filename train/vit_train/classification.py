@@ -4,14 +4,13 @@ The numbers equal scikit-learn's (with zero_division=nan). They are computed her
 counts, and scikit-learn needs the predictions of all examples in one process.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import expit, ndtri
 
 OTHER = "(no class of the data set)"
 """Name of the column of the confusion matrix for outputs of the model that are no class of the data set."""
@@ -34,6 +33,8 @@ class ClassReport:
     average_precision_C: np.ndarray | None = None
     """float64: area under precision over recall, summed as steps (sklearn.metrics.average_precision_score); nan for a
     class without examples. None: not computed."""
+    best_f1: "BestF1 | None" = None
+    """The thresholds with the largest F1, if examples may have any number of classes."""
     pairs: tuple[np.ndarray, np.ndarray] | None = None
     """int64 (class, prediction) of each example; the prediction len(labels) is no class of the split. None if examples
     may have any number of classes, and so have no single prediction."""
@@ -83,7 +84,7 @@ class ClassReport:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, for a JSON file; null for nan and for numbers that were not computed."""
-        columns: Mapping[str, np.ndarray | None] = {
+        columns: dict[str, np.ndarray | None] = {
             "examples": self.examples_C,
             "predictions": self.predictions_C,
             "recall": self.recall_C,
@@ -91,6 +92,8 @@ class ClassReport:
             "f1": self.f1_C,
             "average_precision": self.average_precision_C,
         }
+        if self.best_f1 is not None:
+            columns |= {"best_f1_threshold": self.best_f1.thresholds_C, "best_f1": self.best_f1.f1_C}
         classes = [
             {"label": label} | {name: None if x is None else _number(x[i]) for name, x in columns.items()}
             for i, label in enumerate(self.labels)
@@ -139,7 +142,44 @@ def report_of_sets(labels: tuple[str, ...], has_NC: np.ndarray, logits_NC: np.nd
         predictions_C=predicted_NC.sum(axis=0, dtype=np.int64),
         correct_C=(has_NC & predicted_NC).sum(axis=0, dtype=np.int64),
         average_precision_C=average_precision(has_NC, logits_NC),
+        best_f1=BestF1.of(has_NC, logits_NC),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class BestF1:
+    """For each class the threshold of its probability with the largest F1 on the examples: the class is predicted where
+    its probability is at least the threshold. Chosen on the same examples, this F1 is too high for new ones."""
+
+    thresholds_C: np.ndarray
+    """float64: the largest such threshold, which is the probability of an example; nan for a class without examples."""
+    f1_C: np.ndarray
+    """float64: F1 at this threshold; nan for a class without examples."""
+
+    @classmethod
+    def of(cls, has_NC: np.ndarray, logits_NC: np.ndarray) -> Self:
+        """has_NC: bool, whether an example has a class; probabilities are the sigmoid of the logits."""
+        found = [_best_f1(has_N, logits_N) for has_N, logits_N in zip(has_NC.T, logits_NC.T, strict=True)]
+        logits_C, f1_C = np.array(found, np.float64).reshape(-1, 2).T
+        return cls(expit(logits_C), f1_C)
+
+
+def _best_f1(has_N: np.ndarray, logits_N: np.ndarray) -> tuple[float, float]:
+    """The smallest logit of the predictions with the largest F1, and this F1; nan without examples of the class."""
+    if not has_N.any():
+        return float("nan"), float("nan")
+    logits_T, found_T, predictions_T = _by_threshold(has_N, logits_N)
+    f1_T = 2 * found_T / (predictions_T + found_T[-1])
+    best = int(f1_T.argmax())
+    return float(logits_T[best]), float(f1_T[best])
+
+
+def _by_threshold(has_N: np.ndarray, scores_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each different score, from the largest: the score, and of the examples with at least this score the number
+    that have the class and the number of all."""
+    order = np.argsort(-scores_N, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores_N[order])), len(order) - 1)
+    return scores_N[order][last], np.cumsum(has_N[order])[last], last + 1
 
 
 def average_precision(has_NC: np.ndarray, scores_NC: np.ndarray) -> np.ndarray:
@@ -158,10 +198,8 @@ def one_hot(classes_N: np.ndarray, count: int) -> np.ndarray:
 def _average_precision(has_N: np.ndarray, scores_N: np.ndarray) -> float:
     if not has_N.any():
         return float("nan")
-    order = np.argsort(-scores_N, kind="stable")
-    found_N = np.cumsum(has_N[order])
-    last = np.append(np.flatnonzero(np.diff(scores_N[order])), len(order) - 1)
-    recalls, precisions = found_N[last] / found_N[-1], found_N[last] / (last + 1)
+    _, found_T, predictions_T = _by_threshold(has_N, scores_N)
+    recalls, precisions = found_T / found_T[-1], found_T / predictions_T
     return float((np.diff(recalls, prepend=0.0) * precisions).sum())
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from math import ceil
+from math import ceil, lcm
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -38,6 +38,8 @@ KEPT_ON_RESUME = (IMAGE_SIZE, PATCH_SIZE, BATCH, STEPS, WARMUP, COOLDOWN, *INTER
 SMALLEST_BATCH, BATCHES_OF_AN_EPOCH = 8, 8
 """For a small set: the smallest batch, and the smallest number of batches in an epoch. The batch is the largest power
 of two that gives as many."""
+LARGE_DECODER = 4
+"""A note is made if the decoder of a masked autoencoder has this many times more FLOPs than the encoder."""
 SMALLEST_GRID = 8
 """For small images: the patch size is reduced until there are this many patches along the shorter side."""
 SAMPLE = 64
@@ -103,8 +105,9 @@ def fitted_fields(
     """The fields of a recipe that are changed for its training images, except those that the user has chosen.
 
     Every recipe: the number of classes (0 for a masked autoencoder); the sigmoid loss, where images may have several
-    classes; a batch that is larger than the set; the steps, where `epochs` are asked for; a warm-up and cooldown that
-    are longer than the run.
+    classes; a batch that is larger than the set; a masked autoencoder's batch (the paper's has 4096 images) that leaves
+    an epoch only a few batches; the steps, where `epochs` are asked for; a warm-up and cooldown that are longer than
+    the run.
     A recipe that states the most epochs of a run (Recipe.most_epochs): the steps; for small sets the batch, the
     warm-up and the intervals of evaluation and saving; for small images the image and patch size of new weights.
     """
@@ -116,7 +119,8 @@ def fitted_fields(
         fit[LOSS] = "sigmoid"
     if most_epochs and new_weights and data.side:
         _fit_image_size(fit, data.side)
-    _fit_batch(fit, data.examples, small=most_epochs is not None)
+    few = bool(fit[MASK_RATIO]) and fit[BATCH] * BATCHES_OF_AN_EPOCH > data.examples
+    _fit_batch(fit, data.examples, small=few or most_epochs is not None)
     if epochs is not None:
         fit[STEPS] = max(1, round(epochs * data.examples / fit[BATCH]))
     elif most_epochs:
@@ -156,3 +160,24 @@ def _fit_schedule(fit: _Fit, small: bool) -> None:
     for path in INTERVALS if small else ():
         if fit[path] > steps // 5:
             fit[path] = steps // 10 if steps >= 100 else 0
+
+
+def decoder_note(config: TrainConfig) -> str | None:
+    """Advice on a smaller decoder, for a masked autoencoder whose decoder has `LARGE_DECODER` times more FLOPs than its
+    encoder; None for any other. The papers' decoder, of 8 blocks of width 512, is small beside B/16, not beside
+    smaller models.
+    """
+    if config.masked is None:
+        return None
+    parts, model = config.forward_flops, config.model
+    decoder = sum(count for name, count in parts.items() if name.startswith("decoder."))
+    encoder = sum(parts.values()) - decoder
+    if decoder <= LARGE_DECODER * encoder:
+        return None
+    unit = lcm(4, model.heads)  # of the positions, and of the heads
+    width = max(model.width // 2 // unit, 1) * unit
+    return (
+        f"the decoder has {decoder / encoder:.0f} times the FLOPs of the encoder, so that most of the time is spent on "
+        f"it; a smaller one: --mae.decoder-width {width} --mae.decoder-depth {max(model.depth * 2 // 3, 1)} "
+        f"--mae.decoder-heads {model.heads}"
+    )

@@ -18,6 +18,11 @@ def join_processes(framework: Framework, distributed: str | None = None) -> Proc
     return cast(Processes, processes.join(distributed) if framework == "jax" else processes.join())
 
 
+def device_count(framework: Framework, processes: Processes) -> int:
+    """Number of devices of all processes of a run. processes: those that this process has joined."""
+    return processes.count if framework == "torch" else int(importlib.import_module("jax").device_count())
+
+
 def engine_class(framework: Framework, dtype: str) -> MakeEngine:
     """The class of a framework's engine. JAX is configured to allow 64-bit types if `dtype` is one, and to cache
     compiled programs."""

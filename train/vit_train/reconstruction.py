@@ -76,6 +76,9 @@ class Reconstruction(NamedTuple):
     """Grey where patches are hidden."""
     completed_HWC: np.ndarray
     """The image with the predicted hidden patches."""
+    means_HWC: np.ndarray | None = None
+    """The image with the true mean of each hidden patch in its place: what is shown without any prediction, because the
+    run predicts normalised patches. None for a run that predicts pixels."""
 
 
 def reconstructions(
@@ -85,7 +88,7 @@ def reconstructions(
 
     Raises InputError if the run has no saved step.
     If the run predicts normalised patches, the true mean and deviation of each hidden patch are used, because the
-    decoder does not predict them.
+    decoder does not predict them; the images with the means alone are then returned too.
     """
     mae, model = config.masked, config.model
     if mae is None or not (steps := saved_steps(run)):
@@ -98,23 +101,30 @@ def reconstructions(
     predict = _in_torch if framework == "torch" else _in_jax
     values = {name: array.read().astype(np.float32) for name, array in arrays.items()}
     predicted_BNV = predict(config, values, x_BHWC, order_BN)
-    offset, scale = offset_and_scale(config.preprocessing)
-    levels = float(np.iinfo(pixels_BHWC.dtype).max)
     found = []
     for x_HWC, pixels_HWC, order_N, predicted_NV in zip(x_BHWC, pixels_BHWC, order_BN, predicted_BNV, strict=True):
         hidden_M, true_NV = order_N[mae.visible(model) :], patchify(x_HWC, model.patch_size)
+        levels, means_HWC = float(np.iinfo(pixels_HWC.dtype).max), None
         if mae.normalize_target:
+            mean_N1 = true_NV.mean(axis=1, keepdims=True)
             deviation_N1 = np.sqrt(true_NV.var(axis=1, ddof=1, keepdims=True) + TARGET_EPSILON)
-            predicted_NV = predicted_NV * deviation_N1 + true_NV.mean(axis=1, keepdims=True)
-        completed_NV = true_NV.copy()
-        completed_NV[hidden_M] = predicted_NV[hidden_M]
+            predicted_NV = predicted_NV * deviation_N1 + mean_N1
+            means_HWC = _completed(config, true_NV, np.broadcast_to(mean_N1, true_NV.shape), hidden_M, levels)
         visible_NV = patchify(pixels_HWC / levels, model.patch_size)
         visible_NV[hidden_M] = 0.5
-        completed_HWC = (_unpatchified(completed_NV, model) / scale + offset) / levels
-        found.append(
-            Reconstruction(pixels_HWC / levels, _unpatchified(visible_NV, model), np.clip(completed_HWC, 0, 1))
-        )
+        completed_HWC = _completed(config, true_NV, predicted_NV, hidden_M, levels)
+        found.append(Reconstruction(pixels_HWC / levels, _unpatchified(visible_NV, model), completed_HWC, means_HWC))
     return found
+
+
+def _completed(
+    config: TrainConfig, true_NV: np.ndarray, other_NV: np.ndarray, hidden_M: np.ndarray, levels: float
+) -> np.ndarray:
+    """Normalised patches, with other ones in the place of the hidden ones, as an image [H, W, C] from 0 to 1."""
+    offset, scale = offset_and_scale(config.preprocessing)
+    x_NV = true_NV.copy()
+    x_NV[hidden_M] = other_NV[hidden_M]
+    return np.clip((_unpatchified(x_NV, config.model) / scale + offset) / levels, 0, 1)
 
 
 def _unpatchified(patches_NV: np.ndarray, model: ViTConfig) -> np.ndarray:

@@ -12,7 +12,7 @@ from vit_core.storage import Location, absolute
 from vit_train.config import TrainConfig, flatten
 from vit_train.config.changeable import CHANGEABLE_ON_RESUME
 from vit_train.metrics import METRICS, curve, read_metrics
-from vit_train.run import RUN, Request, read_request
+from vit_train.run import RUN, SCORES, Request, read_request
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,18 @@ class FinishedRun:
     engine: str
     """The framework that logged its last step."""
     top1: float
-    interval: tuple[float, float]
-    """95 % interval of top1, from the number of images that it was evaluated on, and their groups if they have some."""
+    """Top-1 accuracy; mean average precision, if images may have several classes (`multilabel`)."""
+    interval: tuple[float, float] | None
+    """95 % interval of top1, from the number of images that it was evaluated on, and their groups if they have some.
+    None for mean average precision."""
     average_top1: float | None
     """The same of the moving average, of a run that has one."""
     evaluations: tuple[tuple[int, float], ...] = ()
     """Step and top-1 accuracy of every evaluation, the last one too."""
     interval_from: str | None = None
     """The numbers of images and of groups from which the interval comes, as text, if the images have groups."""
+    multilabel: bool = False
+    """Whether images may have several classes."""
 
     @property
     def config(self) -> TrainConfig:
@@ -60,24 +64,28 @@ class FinishedRun:
 
 
 class UnfinishedError(InputError):
-    """A run was not evaluated after its last step by top-1 accuracy."""
+    """A run was not evaluated after its last step, or not by classes."""
 
 
 def read_finished_run(folder: Location) -> FinishedRun:
     """A run's request and last evaluation. Raises InputError for a folder that holds no run; UnfinishedError for a run
-    that was not evaluated after its last step by top-1 accuracy."""
+    that was not evaluated after its last step, or not by classes."""
     request, lines = read_request(folder), read_metrics(folder / METRICS)
-    last = [line for line in lines if line["step"] == request.steps and {"top1", "top1_interval"} <= line.keys()]
+    last = [line for line in lines if line["step"] == request.steps and any(name in line for name in SCORES)]
     engines = [line["engine"] for line in lines if "engine" in line]
     if not last or not engines:
-        raise UnfinishedError(
-            f"{folder}: no top-1 accuracy after its last step, {request.steps}: it is not finished (see `vit resume`), "
-            "or its images have several classes or none"
-        )
-    low, high = last[-1]["top1_interval"]
-    evaluations = tuple(zip(*curve(lines, "top1"), strict=True))
-    average, interval_from = last[-1].get("top1_ema"), last[-1].get("top1_interval_from")
-    return FinishedRun(folder, request, engines[-1], last[-1]["top1"], (low, high), average, evaluations, interval_from)
+        reason = "it is not finished (see `vit resume`)"
+        if request.config.masked is not None:
+            reason = "it is a masked autoencoder"
+        raise UnfinishedError(f"{folder}: no accuracy after its last step, {request.steps}: {reason}")
+    end = last[-1]
+    score = next(name for name in SCORES if name in end)
+    evaluations = tuple(zip(*curve(lines, score), strict=True))
+    interval = tuple(end["top1_interval"]) if "top1_interval" in end else None
+    average, interval_from = end.get(f"{score}_ema"), end.get("top1_interval_from")
+    return FinishedRun(
+        folder, request, engines[-1], end[score], interval, average, evaluations, interval_from, score != "top1"
+    )
 
 
 def runs_under(folder: Location) -> list[Location]:

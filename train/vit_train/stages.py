@@ -19,7 +19,7 @@ from vit_train.data.checking import check_outside_data
 from vit_train.data.sources import Split, open_split
 from vit_train.display import SILENT, Display
 from vit_train.engine import Engine, Framework
-from vit_train.frameworks import engine_class, join_processes
+from vit_train.frameworks import device_count, engine_class, join_processes
 from vit_train.loop import FitResult, batches_for, fit
 from vit_train.metrics import METRICS
 from vit_train.preflight import check_agreement, check_data, check_options, check_space, preflight
@@ -129,7 +129,8 @@ def _with_head_for(weights: Checkpoint, config: TrainConfig, labels: tuple[str, 
     adapted, dropped = weights.with_outputs(order), classes - (len(labels) - len(new))
     if not new and not dropped:
         return adapted, "the head is kept: its outputs are put in the order of the data set's classes, by name"
-    kept = f"the head is kept for the {len(labels) - len(new)} classes of the same name"
+    same = len(labels) - len(new)
+    kept = f"the head is kept for the {f'{same} classes' if same > 1 else 'one class'} of the same name"
     added = f"; {len(new)} new, {start} ({abbreviate(new, most=4)})" if new else ""
     return adapted, f"{kept}{added}{f'; {dropped} of the checkpoint are dropped' if dropped else ''}"
 
@@ -226,6 +227,7 @@ def _train(
     processes = join_processes(launch.framework, launch.distributed)
     # Of several processes, one locks the folder.
     with end_together(processes), exclusive(run.folder) if processes.index == 0 else nullcontext():
+        run.request.config.mesh.over(device_count(launch.framework, processes), run.request.config.model)
         teacher, notes = open_teacher(run.request.config, training.labels)
         run, changed = run.taught_by(teacher).resumed().with_change(segment or {})
         check_agreement(processes, run)

@@ -50,10 +50,11 @@ def evaluate(
 
     Every image counts once. Images are prepared by the checkpoint's own preprocessing. The first table shows top-1
     accuracy with its 95 % interval, top-5 accuracy if the model has more than five classes, and the loss; if images may
-    have several classes, mean average precision and F1 (a class is predicted if its probability is above 0.5). A line
-    compares the mean confidence with the accuracy (calibration). The second table shows each class. If the checkpoint's
-    run was trained on some of these images, this is reported. Where the data have groups (--data.group), such as the
-    images of one patient, the intervals do not count the images of a group as independent.
+    have several classes, mean average precision and F1 (a class is predicted if its probability is above 0.5), and for
+    each class the threshold with the best F1. A line compares the mean confidence with the accuracy (calibration). The
+    second table shows each class. If the checkpoint's run was trained on some of these images, this is reported. Where
+    the data have groups (--data.group), such as the images of one patient, the intervals do not count the images of a
+    group as independent.
 
     Examples:
         vit evaluate runs/cifar10
@@ -113,7 +114,7 @@ def evaluate(
             opened,
             image_size=image_size,
             preprocessing=parse_preprocessing(preprocessing),
-            trained_on=_here(of_run, source) if data.name or data.split else None,
+            trained_on=_here(of_run, source),
             ranked=json is not None,
             real_labels=None if real_labels is None else RealLabels.read(real_labels),
             one_class=against is not None,

@@ -154,8 +154,8 @@ class _Comparison:
     """The images of a data set that a program is compared on."""
 
     split: "Split"
-    outputs: tuple[int, ...] | None
-    """Class of the split -> output of the model; None if images may have several classes."""
+    outputs: tuple[int, ...]
+    """Class of the split -> output of the model."""
     images: int
 
 
@@ -222,8 +222,7 @@ def _comparison(checkpoint: Checkpoint, data: "Data", images: int, labels: Label
 
     examples = open_split(data, "test")
     examples.make_ready(TerminalDisplay())
-    outputs = None if examples.multilabel else matched_outputs(checkpoint, examples, labels)
-    return _Comparison(examples, outputs, images)
+    return _Comparison(examples, matched_outputs(checkpoint, examples, labels), images)
 
 
 def _compare(

@@ -29,6 +29,7 @@ def predict(
     to: Kind | None = None,
     out: Annotated[OptionalTarget, Parameter(metavar="FILE")] = None,
     top_k: int = 5,
+    threshold: float | None = None,
     class_names: Annotated[OptionalPlace, Parameter(metavar="FILE")] = None,
     computing: ComputingOptions = IN_BATCHES,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -54,6 +55,8 @@ def predict(
             image. Default: by the extension of the file; without a file, a table.
         out: File to write. Default: standard output; with --to csv or jsonl, nothing else is written there.
         top_k: Number of classes for each image.
+        threshold: For a model of images with several classes: the table marks the classes whose probability is above
+            this number (default: 0.5; `vit evaluate` shows those with the best F1). Other outputs have no marks.
         class_names: Text file with the names of the classes, one in each line, for a checkpoint without them.
         computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation.
@@ -65,7 +68,14 @@ def predict(
 
     at_least(1, top_k=top_k, batch_size=computing.batch_size, threads=computing.threads)
     twin, kind, named = import_twin(computing.framework), kind_of(to, out), named_images(images, stdin)
-    with writing(kind, out) as write:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--threshold {threshold:g}: expected a probability from 0 to 1")
+    if threshold is not None and kind != "table":
+        raise InputError(
+            f"--threshold {threshold:g}: marks classes in the table; compare the probabilities in a {kind}"
+        )
+    marked_above: float | None = None
+    with writing(kind, out, lambda: marked_above) as write:
         with warnings_said():
             pipeline = twin.pipeline(
                 reading.open_and_report(checkpoint),
@@ -77,6 +87,10 @@ def predict(
                 dtype=compute_dtype,
                 threads=computing.threads,
             )
+        if pipeline.probabilities == "sigmoid":
+            marked_above = 0.5 if threshold is None else threshold
+        elif threshold is not None:
+            raise InputError(f"--threshold {threshold:g}: each image has one class here, the most probable")
         each_image(
             f"predict ({computing.framework})",
             named.paths,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from vit_cli.evaluation_data import NO_DATA, DataOptions, data_of_run
+from vit_cli.evaluation_data import DATA_OF_RUN, DataOrRunOptions, data_of_run
 from vit_cli.option_types import (
     AS_RECORDED,
     IN_BATCHES,
@@ -23,7 +23,7 @@ def probe(
     test: OptionalPlace = None,
     /,
     *,
-    data: DataOptions = NO_DATA,
+    data: DataOrRunOptions = DATA_OF_RUN,
     held_out: float = 0.2,
     split_seed: int = 0,
     neighbours: int = 20,
@@ -47,12 +47,14 @@ def probe(
     Examples:
         vit probe train.npy test.npy
         vit probe ViT-B_16.npz --data ./photos
+        vit probe runs/photos
         vit probe train.npy test.npy --shots 1 --shots 10
 
     Args:
-        source: File of features, as `vit features` writes them from class folders; with --data a checkpoint.
+        source: File of features, as `vit features` writes them from class folders; or a training run; with --data, any
+            checkpoint.
         test: File of the test images' features. Default: a fraction of each class in the first file is held out.
-        data: The images whose features are computed.
+        data: The images whose features are computed. Of a run's own data, the test images are those that it held out.
         held_out: Fraction of each class for testing, if there is no test file or split.
         split_seed: Seed that selects these images, and those of --shots.
         neighbours: Number of neighbours that vote.
@@ -79,7 +81,8 @@ def probe(
     from vit_cli import probing
     from vit_train.probing import probe as probes
 
-    images = data.of(data_of_run(source, required=False), held_out=held_out, split_seed=split_seed)
+    of_run = None if test is not None else data_of_run(source, required=False)
+    images = data.of(of_run, held_out=held_out, split_seed=split_seed)
     if images is None:
         train, tested = probing.from_files(source, test, held_out, split_seed)
     else:

@@ -30,6 +30,7 @@ def push(
     reading: ReadingOptions = AS_RECORDED,
     allow_lossy: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Upload a checkpoint to the Hugging Face Hub, with a model card.
 
@@ -44,6 +45,7 @@ def push(
         vit push runs/cifar10 USER/MODEL
         vit push runs/cifar10 USER/MODEL --to transformers --private
         vit push runs/cifar10/steps/000100 USER/MODEL --revision step-100
+        vit push runs/cifar10 USER/MODEL --dry-run
 
     Args:
         checkpoint: Checkpoint file or folder of any format, training run or saved step.
@@ -59,11 +61,12 @@ def push(
         allow_lossy: Accept a format that has a slightly different activation or epsilon; the outputs change a little.
         overwrite: Replace what is in the repository, if vit push has not written it. Weights and configs of another
             checkpoint there are removed, other files stay.
+        dry_run: Print the files that would be uploaded, and the model card, and upload nothing; the Hub is not asked.
     """
-    there = HubRepository.of(repository, revision)
+    there = HubRepository.of(repository, revision, login=not dry_run)
     opened = reading.open_and_report(checkpoint)
     expressed = express_for(opened, to, allow_lossy)
-    plan = there.plan(to, private=private, overwrite=overwrite)
+    plan = None if dry_run else there.plan(to, private=private, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="vit-") as scratch:
         folder = Path(scratch) / "model"
         notes = save_checkpoint(folder, expressed.checkpoint, format=to)
@@ -78,6 +81,18 @@ def push(
 
         card = model_card(checkpoint, opened, to, there, (*expressed.notes, *notes), found, license)
         (folder / MODEL_CARD).write_text(card)
+        if plan is None:
+            _print_dry_run(there, folder, card)
+            return 0
         done = there.push(plan, folder, message or f"Upload {opened.config.provenance.run or checkpoint.name} ({to})")
     console.say(f"uploaded {there.address} as commit {done.commit[:12]}: {done.url}")
     return 0
+
+
+def _print_dry_run(there: HubRepository, folder: Path, card: str) -> None:
+    """Prints the files of a folder with their sizes, and the model card."""
+    sizes = [(file.name, f"{file.stat().st_size:,}") for file in sorted(folder.iterdir())]
+    console.table(f"files for {there.address}", ("file", "bytes"), sizes)
+    for line in card.splitlines():
+        console.say(line)
+    console.say(f"dry run: nothing was uploaded to {there.address}")

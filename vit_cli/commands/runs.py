@@ -22,7 +22,8 @@ def runs(
     """Compare the accuracy of finished runs, over their seeds and by their cost.
 
     Runs that differ only in the seed share a line, with their mean top-1 accuracy, its 95 % interval and the difference
-    from the first line. The fields that differ from the first line are listed.
+    from the first line; mean average precision, where images may have several classes. The fields that differ from the
+    first line are listed.
 
     Examples:
         vit runs runs/ablations

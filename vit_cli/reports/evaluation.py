@@ -142,12 +142,27 @@ def _print_classes(report: ClassReport) -> None:
     columns = {recall: report.recall_C, "precision": report.precision_C, "F1": f1_C}
     if report.average_precision_C is not None:
         columns["average precision"] = report.average_precision_C
-    rows = (
-        (one_line(report.labels[i]), report.examples_C[i], *(_percent(values_C[i]) for values_C in columns.values()))
+    best = report.best_f1
+    if best is not None:
+        columns["best F1"] = best.f1_C
+    rows = [
+        [one_line(report.labels[i]), report.examples_C[i], *(_percent(values_C[i]) for values_C in columns.values())]
         for i in shown
-    )
-    table("classes", ("class", "images", *columns), rows)
+    ]
+    if best is not None:
+        rows = [[*row, _threshold(best.thresholds_C[i])] for row, i in zip(rows, shown, strict=True)]
+    table("classes", ("class", "images", *columns, *(["at"] if best is not None else [])), rows)
+    if best is not None:
+        say(
+            "F1: with a class predicted above a probability of 0.5; best F1: from the probability beside it on, which "
+            "is chosen on these images, so that F1 on new images is lower"
+        )
     say(f"{count} classes, macro F1 {_percent(report.macro_f1)}, micro F1 {_percent(report.micro_f1)}{which}")
+
+
+def _threshold(value: float) -> str:
+    """A threshold of a probability with four decimals, rounded down so that no prediction is lost; "-" for nan."""
+    return "-" if np.isnan(value) else f"{np.floor(value * 1e4) / 1e4:.4f}"
 
 
 def _percent(value: float | None) -> str:

@@ -33,26 +33,29 @@ def print_random_images(found: Sequence[RandomImages]) -> None:
 
 
 def print_on_data(name: str, deployment: Deployment, found: OnData) -> None:
-    """Prints the accuracy, differences and speed of a program and of its twin on a data set."""
-
-    def percent(which: str) -> str:
-        accuracy = found.accuracy(which)
-        return "-" if accuracy is None else f"{accuracy:.2%}"
-
+    """Prints the accuracy, differences and speed of a program and of its twin on a data set: top-1 accuracy and first
+    answers; mean average precision and the decisions on each class, if images may have several classes."""
     rates = {
         which: (found.images - len(found.twin[0])) / seconds if seconds else 0.0
         for which, seconds in found.seconds.items()
     }
+    if found.sets:
+        score, what, changed, margins = "mean AP", "decisions changed", found.decisions_changed, found.decision_margins
+        between = "each output of the twin and 0, where its class is decided"
+    else:
+        score, what, changed, margins = "top-1", "top-1 changed", found.changed, found.margins
+        between = "the twin's two largest outputs"
+    of_twin, of_file = (f"{found.accuracy(which):.2%}" for which in ("twin", "file"))
+    difference = f"{found.relative:.1e} of the scale"
     table(
         f"{found.title}: {found.images:,} images, from file to label",
-        ("", "top-1", "top-1 changed", "largest difference", "images/s"),
+        ("", score, what, "largest difference", "images/s"),
         [
-            (f"twin ({deployment.framework}, float32)", percent("twin"), "", "", f"{rates['twin']:,.0f}"),
-            (name, percent("file"), found.changed, f"{found.relative:.1e} of the scale", f"{rates['file']:,.0f}"),
+            (f"twin ({deployment.framework}, float32)", of_twin, "", "", f"{rates['twin']:,.0f}"),
+            (name, of_file, changed, difference, f"{rates['file']:,.0f}"),
         ],
     )
-    margins = found.margins
     say(
-        f"margins between the twin's two largest outputs: smallest {margins[0]:.2g}, median "
+        f"margins between {between}: smallest {margins[0]:.2g}, median "
         f"{margins[len(margins) // 2]:.2g}; the largest difference of an output is {found.largest:.2g}"
     )

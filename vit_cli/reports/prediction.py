@@ -64,12 +64,15 @@ def _is_of_predictions(path: Path) -> bool:
 
 
 @contextmanager
-def writing(kind: Kind, out: Location | None) -> Iterator[Write]:
+def writing(
+    kind: Kind, out: Location | None, marked_above: Callable[[], float | None] = lambda: None
+) -> Iterator[Write]:
     """Context in which predictions are written to a file, which appears at the end and only if nothing failed, or to
-    standard output; messages then go to standard error."""
+    standard output; messages then go to standard error. marked_above: called at the end, returns the probability above
+    which the table marks a class as predicted; None marks none."""
     with ExitStack() as stack:
         if kind == "table":
-            yield stack.enter_context(_table())
+            yield stack.enter_context(_table(marked_above))
             return
         if out is None:
             stack.enter_context(console.messages_on_stderr())
@@ -85,18 +88,26 @@ def writing(kind: Kind, out: Location | None) -> Iterator[Write]:
 
 
 @contextmanager
-def _table() -> Iterator[Write]:
-    rows: list[tuple[str, ...]] = []
+def _table(marked_above: Callable[[], float | None]) -> Iterator[Write]:
+    rows: list[tuple[str, str, float]] = []
 
     def write(path: str, prediction: Prediction) -> None:
         image = one_line(text_of(path))
         for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
-            rows.append((image, one_line(label), f"{probability:.2%}"))
+            rows.append((image, one_line(label), probability))
             image = ""
 
     yield write
-    if rows:
-        console.table("predictions", ("image", "class", "probability"), rows, names=2)
+    if not rows:
+        return
+    above, columns = marked_above(), ("image", "class", "probability")
+    cells = [(image, label, f"{probability:.2%}") for image, label, probability in rows]
+    if above is None:
+        console.table("predictions", columns, cells, names=2)
+        return
+    marks = ["yes" if probability > above else "" for *_, probability in rows]
+    marked = [(*row, mark) for row, mark in zip(cells, marks, strict=True)]
+    console.table("predictions", (*columns, f"above {above:g}"), marked, names=2)
 
 
 def _csv(file: TextIO) -> Write:

@@ -14,24 +14,27 @@ from vit_train.run_groups import Group, PowerLaw, half_width
 
 def print_runs(groups: Sequence[Group]) -> None:
     """Prints a line for each group of runs that differ only in the seed, and the meaning of the intervals; then, if
-    known, the accuracy of their moving averages, and the steps at which they had the first group's accuracy."""
+    known, the accuracy of their moving averages, and the steps at which they had the first group's accuracy. Where
+    images may have several classes, mean average precision takes the place of top-1 accuracy."""
     first, names, rows = groups[0], short_names(groups), list[tuple[object, ...]]()
     accuracies = [group.top1 for group in groups]
     for name, group in zip(names, groups, strict=True):
         runs, width = group.runs, half_width(accuracies, len(group.runs))
-        low, high = runs[0].interval if width is None else (max(group.mean - width, 0.0), min(group.mean + width, 1.0))
-        reached = f"{group.mean:.2%} ({low:.1%} - {high:.1%})"
+        ends = runs[0].interval if width is None else (max(group.mean - width, 0.0), min(group.mean + width, 1.0))
+        reached = f"{group.mean:.2%}" + ("" if ends is None else f" ({ends[0]:.1%} - {ends[1]:.1%})")
         width = half_width(accuracies, len(runs), len(first.runs))
         apart = "" if group is first else _points(group.mean - first.mean, width)
         apart = apart if group.same_evaluation(first) else "other images"
         rows.append((name, len(runs), f"{runs[0].images:,}", f"{group.training_flops:.2e}", reached, apart))
-    table("finished runs", ("runs", "seeds", "images", "FLOPs", "top-1 (95 %)", "from the first"), rows)
+    table("finished runs", ("runs", "seeds", "images", "FLOPs", f"{_score(groups)} (95 %)", "from the first"), rows)
     for name, group in zip(names[1:], groups[1:], strict=True):
         changes = group.changes_from(first)
         words = [f"{field} {value_text(value)}" for field, value in changes.items() if field != "examples"]
         words += ["other images or labels"] if "examples" in changes else []
         say(f"{name}: {', '.join(words)}")
-    if half_width(accuracies, 1) is None:
+    if half_width(accuracies, 1) is None and all(run.multilabel for group in groups for run in group.runs):
+        say("no intervals: that of a mean AP needs runs of several seeds")
+    elif half_width(accuracies, 1) is None:
         found = dict.fromkeys(run.interval_from for group in groups for run in group.runs if run.interval_from)
         images = "the number of images" if not found else one_line(" and ".join(found))
         say(f"intervals: of one run's accuracy, from {images}; they do not include differences between seeds")
@@ -39,6 +42,12 @@ def print_runs(groups: Sequence[Group]) -> None:
         say("intervals: of the mean over seeds, with one spread between seeds for all lines (Student's t)")
     _print_averages(groups, names)
     _print_steps(groups, names)
+
+
+def _score(groups: Sequence[Group]) -> str:
+    """The names of the values by which runs are compared."""
+    kinds = dict.fromkeys(run.multilabel for group in groups for run in group.runs)
+    return " or ".join("mean AP" if multilabel else "top-1" for multilabel in kinds)
 
 
 def _print_averages(groups: Sequence[Group], names: Sequence[str]) -> None:
@@ -50,7 +59,7 @@ def _print_averages(groups: Sequence[Group], names: Sequence[str]) -> None:
         for (name, group), gain in zip(having, gains, strict=True)
     ]
     if rows:
-        table("moving averages of the weights", ("runs", "top-1", "from the last weights"), rows)
+        table("moving averages of the weights", ("runs", _score(groups), "from the last weights"), rows)
 
 
 def _print_steps(groups: Sequence[Group], names: Sequence[str]) -> None:

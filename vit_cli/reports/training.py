@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic
 
 from rich.progress import Progress, TaskID
 
@@ -11,6 +13,9 @@ from vit_cli.reports.evaluation import print_accuracies
 from vit_train.display import Display, Task
 from vit_train.preflight import PreflightReport
 from vit_train.stages import StageResult
+
+LINE_EVERY = 60.0
+"""Seconds between two lines of progress where the output is no terminal."""
 
 
 class _BarTask(Task):
@@ -22,6 +27,27 @@ class _BarTask(Task):
     def update(self, completed: int, note: str | None = None) -> None:
         fields = {} if note is None else {"note": note}
         self.bar.update(self.task, completed=completed, **fields)  # type: ignore[arg-type]
+
+
+class _LineTask(_BarTask):
+    """A task that also prints a line about once a minute, because a bar is written to a file only at its end."""
+
+    def __init__(self, bar: Progress, task: TaskID, completed: int) -> None:
+        super().__init__(bar, task)
+        self.first, self.begin = completed, monotonic()
+        self.last = self.begin
+
+    def update(self, completed: int, note: str | None = None) -> None:
+        super().update(completed, note)
+        now, shown = monotonic(), self.bar.tasks[0]
+        if now - self.last < LINE_EVERY or not self.first < completed < (shown.total or 0):
+            return
+        self.last = now
+        left = (now - self.begin) / (completed - self.first) * ((shown.total or 0) - completed)
+        say(
+            f"{shown.description}: {completed:,} of {shown.total:,.0f}, {shown.fields['note']}, "
+            f"{timedelta(seconds=round(left))} left".replace(", , ", ", ")
+        )
 
 
 class TerminalDisplay(Display):
@@ -39,7 +65,8 @@ class TerminalDisplay(Display):
         with console.progress(passing=self._bars > 0) as bar:
             self._bars += 1
             try:
-                yield _BarTask(bar, bar.add_task(title, total=total, completed=completed, note="starting"))
+                task = bar.add_task(title, total=total, completed=completed, note="starting")
+                yield _BarTask(bar, task) if console.console.is_terminal else _LineTask(bar, task, completed)
             finally:
                 self._bars -= 1
 

@@ -93,6 +93,58 @@ def test_scores_of_training_images_are_named_as_that(vit: Vit, recipe: str, imag
     assert "whether these are images that the run was trained on is not known" in " ".join(text.split())
 
 
+def test_training_images_in_a_test_split_are_named(vit: Vit, recipe: str, tmp_path: Path) -> None:
+    """Training compares its images with those of val only, so `vit evaluate` compares those of test."""
+    for seed, split in enumerate(("train", "val", "test")):
+        folder_of_images(tmp_path / "photos" / split, 16, seed)
+    trained = tmp_path / "photos/train/northeast/0000.png"
+    (tmp_path / "photos/val/northeast/0000.png").write_bytes(trained.read_bytes())
+    assert "1 of the 16 images of photos/val are in photos/train too" in vit(
+        *pretrain(recipe, tmp_path / "photos", tmp_path / "run")
+    )
+    assert "trained on" not in vit("evaluate", tmp_path / "run")
+    (tmp_path / "photos/test/northeast/0000.png").write_bytes(trained.read_bytes())
+    text = " ".join(vit("evaluate", tmp_path / "run").split())
+    assert "the run was trained on 1 of these 16 images: on new images its accuracy can be lower" in text
+    assert "photos/test (1 of 16 trained on)" in text
+    (tmp_path / "photos/test").rename(tmp_path / "photos/others")
+    assert "trained on" not in vit("evaluate", tmp_path / "run"), "the images of val, which training compared"
+
+
+def test_unreadable_images_of_an_evaluation_are_counted(vit: Vit, recipe: str, images: Path, tmp_path: Path) -> None:
+    vit(*pretrain(recipe, images, tmp_path / "run"))
+    held_out = open_split(Data(name=f"{images}/"), "eval")
+    for i in (2, 5):
+        Path(held_out.name(i)).write_bytes(b"no image")
+    text = " ".join(vit("evaluate", tmp_path / "run", status=2).split())
+    assert f"2 images of photos (held out) cannot be read: {held_out.name(2)}: cannot decode" in text
+    assert "fix or remove them, or add --allow-undecodable" in text
+    assert "2 of 8 images" in vit("evaluate", tmp_path / "run", "--allow-undecodable")
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_mesh_of_too_many_devices_is_refused_before_images_are_read(
+    vit: Vit, recipe: str, images: Path, framework: str, tmp_path: Path
+) -> None:
+    Path(open_split(Data(name=f"{images}/"), "eval").name(0)).write_bytes(b"no image")
+    text = vit(*pretrain(recipe, images, tmp_path / "run", framework), "--mesh.fsdp", 97, status=2)
+    assert "mesh: data -1 x fsdp 97 x tensor 1 needs a multiple of 97 devices" in text
+
+
+def test_runs_of_other_seeds_and_their_features(vit: Vit, recipe: str, images: Path, tmp_path: Path) -> None:
+    """`vit compare` names the command that compares them; `vit probe` uses the data of the run."""
+    for seed in (0, 1):
+        vit(*pretrain(recipe, images, tmp_path / f"run{seed}"), "--seed", seed)
+    runs = [tmp_path / "run0", tmp_path / "run1"]
+    assert f"vit runs {runs[0]} {runs[1]} compares the accuracy of other runs" in vit("compare", *runs, status=2)
+    words = ["--framework", "torch", "--neighbours", 3]
+    text = " ".join(vit("probe", runs[0], *words).split())
+    assert "fitted to 56 images of 4 classes (photos), tested on 8" in text
+    share = ["--held-out", Data(name="x").held_out]
+    other = " ".join(vit("probe", runs[0], "--data", f"{images}/", *share, *words).split())
+    assert text.partition("nearest neighbours")[2] == other.partition("nearest neighbours")[2] != ""
+
+
 def test_a_prepared_set_that_was_moved_is_the_set_of_the_run(
     vit: Vit, recipe: str, images: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import average_precision_score
 
 import vit_torch
 from vit_cli import export_check, exported_files
@@ -29,6 +30,7 @@ from PIL import Image
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+assert json.loads(session.get_modelmeta().custom_metadata_map["probabilities"]) == "softmax"
 image = np.asarray(Image.open(sys.argv[2]).convert("RGB"))
 (logits,) = session.run(None, {"images": image[None]})
 ours = [name for name in sys.modules if name.startswith(("vit_", "torch", "jax"))]
@@ -184,6 +186,19 @@ def test_on_data_counts_what_changes() -> None:
     assert (found.images, found.changed, found.largest, found.relative) == (3, 1, 1.0, 0.2)
     assert found.margins.tolist() == [0.5, 2.0, 2.0]
     assert (found.accuracy("twin"), found.accuracy("file")) == (2 / 3, 1 / 3)
+
+
+def test_on_data_counts_decisions_where_images_have_several_classes() -> None:
+    """mAP is scikit-learn's; a class that no image has is left out."""
+    rng = np.random.default_rng(0)
+    outputs_NO, sets_NO = rng.normal(size=(40, 4)).round(1) + 0.05, rng.random((40, 4)) < 0.3
+    sets_NO[:, 3] = False
+    found = export_check.OnData("images", [outputs_NO[:30], outputs_NO[30:]], [-outputs_NO[:30], outputs_NO[30:]])
+    found.sets = list(sets_NO)
+    expected = average_precision_score(sets_NO[:, :3], outputs_NO[:, :3], average="macro")
+    assert found.accuracy("twin") == pytest.approx(expected, rel=1e-12)
+    assert found.decisions_changed == 30 * 4
+    assert found.decision_margins.tolist() == sorted(np.abs(outputs_NO).ravel().tolist())
 
 
 @pytest.mark.parametrize(

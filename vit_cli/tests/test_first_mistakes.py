@@ -41,7 +41,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("pretrain folder --data ./photos --model vit_tiny_patch16_224", "timm's is called Ti/16 here"),
         (
             "pretrain folder --data ./photos --mae.mask-ratio 0.75",
-            "augmentation.cutmix: set both to 0; mae.mask_ratio uses no classes",
+            "augmentation.cutmix: mae.mask_ratio uses no classes; set --augmentation.mixup 0 --augmentation.cutmix 0",
         ),
         ("predict x photos --json", "--json: write --to csv, jsonl or parquet; with --out FILE its name says which"),
         ("explain folder --data ./photo", "photo: No such file or directory; expected a readable folder"),

@@ -234,3 +234,21 @@ def test_the_benchmark_says_what_the_slower_part_allows(vit: Vit) -> None:
     model, decoding, predict = rates
     (share,) = re.findall(r"^(\d+)% of the rate that the slower", shown, re.M)
     assert int(share) == pytest.approx(100 * predict / min(model, decoding), abs=1)  # all are printed rounded
+
+
+def test_classes_above_the_threshold_are_marked(vit: Vit, checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    """Only of a model whose classes are decided one by one."""
+    several = saved(tmp_path / "several", labels=LABELS, probabilities="sigmoid")
+    image = photos / "0.png"
+    found = vit_torch.pipeline(several, top_k=4)(str(image))
+    between = float(np.mean(found.probabilities[1:3]))
+    for words, threshold in (((), 0.5), (("--threshold", between), between)):
+        lines = vit("predict", several, image, *words).splitlines()
+        assert any(f"above {threshold:g}" in line for line in lines)
+        marked = [label for label in LABELS if any(label in line and line.endswith(" yes ") for line in lines)]
+        above = [label for label, p in zip(found.labels, found.probabilities, strict=True) if p > threshold]
+        assert sorted(marked) == sorted(above)
+    assert "above" not in vit("predict", checkpoint, image)
+    assert "each image has one class here" in vit("predict", checkpoint, image, "--threshold", 0.3, status=2)
+    assert "expected a probability from 0 to 1" in vit("predict", several, image, "--threshold", 30, status=2)
+    assert "marks classes in the table" in vit("predict", several, image, "--threshold", 0.3, "--to", "csv", status=2)

@@ -238,3 +238,20 @@ def test_commands_take_addresses(vit: Vit, refused: Vit, hub: Hub, folder: Path,
     else:
         assert contents(target[0]) == contents(folder)
         assert "run vit push CHECKPOINT u/m" in refused("convert", folder, "hf://u/m")
+
+
+def test_a_dry_run_prints_what_would_be_uploaded(
+    vit: Vit, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a login and without a request; the files and the card are those that are uploaded then."""
+    monkeypatch.delenv("HF_TOKEN")
+    out = vit("push", folder, "u/m", "--to", "transformers", "--allow-lossy", "--dry-run")
+    assert not hub.log
+    assert "dry run: nothing was uploaded to hf://u/m" in out
+    assert "expected USER/MODEL" in vit("push", folder, "m", "--dry-run", status=2)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    vit("push", folder, "u/m", "--to", "transformers", "--allow-lossy")
+    files = hub.repositories["u/m"].files()
+    for name in files.keys() - {".gitattributes"}:
+        assert f" {name} " in out, name
+    assert files["README.md"].decode().strip() in out

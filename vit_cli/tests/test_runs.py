@@ -55,12 +55,22 @@ def test_a_run_that_is_not_finished_is_left_out_of_a_folder(vit: Vit, folder: Pa
     write_run(folder / "begun", config, 0.5)
     (folder / "begun/metrics.jsonl").write_text("")
     out = vit("runs", folder)
-    assert f"left out: {folder}/begun: no top-1 accuracy after its last step, 12" in out
+    assert f"left out: {folder}/begun: no accuracy after its last step, 12" in out
     assert "smooth: label_smoothing 0.2" in out
-    assert "no top-1 accuracy" in vit("runs", folder / "begun", status=2)
+    assert "no accuracy" in vit("runs", folder / "begun", status=2)
     (folder / "only").mkdir()
     (folder / "begun").rename(folder / "only/begun")
     assert f"{folder}/only: no finished run" in vit("runs", folder / "only", status=2)
+
+
+def test_mean_average_precision_takes_the_place_of_accuracy(vit: Vit, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "sets", CONFIG.replace(loss="sigmoid"), 0.5)
+    text = (folder / "metrics.jsonl").read_text().replace("top1", "mean_average_precision")
+    (folder / "metrics.jsonl").write_text(text)
+    out = vit("runs", folder)
+    assert "mean AP (95 %)" in out
+    assert " 50.00% " in out
+    assert "no intervals: that of a mean AP needs runs of several seeds" in out
 
 
 def test_averages_and_steps_to_the_first_lines_accuracy(vit: Vit, tmp_path: Path) -> None:

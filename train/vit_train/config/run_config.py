@@ -154,7 +154,10 @@ class TrainConfig(RunFields):
     def _check_masked(self, mae: MaskedAutoencoder) -> None:
         mae.check(self.model)
         if self.augmentation.mixes:
-            raise ValueError("augmentation.mixup, augmentation.cutmix: set both to 0; mae.mask_ratio uses no classes")
+            raise ValueError(
+                "augmentation.mixup, augmentation.cutmix: mae.mask_ratio uses no classes; set --augmentation.mixup 0 "
+                "--augmentation.cutmix 0"
+            )
         if self.class_weights:
             raise ValueError("class_weights: weigh classes, and mae.mask_ratio uses none; leave them out")
         for name, on in (

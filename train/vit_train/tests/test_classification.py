@@ -80,6 +80,19 @@ def test_any_number_of_classes(seed: int, ties: bool) -> None:
         expected = metrics.average_precision_score(has_NC, expit(logits_NC), average=mean)
         np.testing.assert_allclose(ours, expected, rtol=EXACT)
     assert found.confusion_matrix is None
+    assert found.best_f1 is not None
+    for c in range(C):
+        precision_T, recall_T, thresholds_T = metrics.precision_recall_curve(has_NC[:, c], expit(logits_NC[:, c]))
+        with np.errstate(invalid="ignore"):
+            f1_T = np.nan_to_num(2 * precision_T * recall_T / (precision_T + recall_T))[:-1]
+        assert found.best_f1.f1_C[c] == pytest.approx(f1_T.max(), rel=EXACT)
+        # Of equally good thresholds the largest.
+        best = np.flatnonzero(f1_T > f1_T.max() * (1 - EXACT))[-1]
+        assert found.best_f1.thresholds_C[c] == pytest.approx(thresholds_T[best], rel=EXACT)
+        at_threshold = expit(logits_NC[:, c]) >= found.best_f1.thresholds_C[c]
+        assert metrics.f1_score(has_NC[:, c], at_threshold) == pytest.approx(f1_T.max(), rel=EXACT)
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))["classes"]
+    assert [each["best_f1_threshold"] for each in written] == found.best_f1.thresholds_C.tolist()
 
 
 def test_equal_scores_share_a_threshold() -> None:
@@ -119,6 +132,7 @@ def test_a_split_in_which_nothing_occurs() -> None:
     nothing = report_of_sets(LABELS, np.zeros((4, C), bool), np.full((4, C), -1.0))
     assert np.isnan([nothing.macro_f1, nothing.micro_f1, nothing.mean_average_precision]).all()
     assert nothing.to_json()["macro_f1"] is None
+    assert nothing.to_json()["classes"][0]["best_f1"] is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         reference = metrics.f1_score(np.zeros((4, C)), np.zeros((4, C)), average="micro", zero_division=np.nan)

@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_core import variant
 from vit_core.config import ViTConfig
 from vit_train import recipes
 from vit_train.config import Schedule, TrainConfig
 from vit_train.data.sources import Split
-from vit_train.fitting import BATCH, CLASSES, IMAGE_SIZE, PATCH_SIZE, STEPS, WARMUP, TrainingSet, fitted_fields
+from vit_train.fitting import (
+    BATCH,
+    CLASSES,
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    STEPS,
+    WARMUP,
+    TrainingSet,
+    decoder_note,
+    fitted_fields,
+)
 from vit_train.tests.small_run import CONFIG, LABELS, quadrants
 
 FOLDER = recipes.load("folder", "pretrain")
@@ -78,6 +89,43 @@ def test_other_recipes_are_fitted_only_where_they_would_fail() -> None:
         "model.num_classes": 3,
         "schedule.cooldown_steps": 20,
     }
+
+
+def test_a_masked_autoencoder_gets_several_batches_an_epoch() -> None:
+    """Its recipe's batch of 4,096 images is more than many sets have."""
+    recipe = recipes.load("imagenet_mae", "pretrain")
+    asked: dict[str, Any] = {"recipe": recipe, "most_epochs": None, "chosen": {"steps": 200}}
+    assert fitted(360, **asked)["batch_size"] == 32, "11 batches; 64 would be 5"
+    assert fitted(20_000, **asked)["batch_size"] == 2048
+    assert "batch_size" not in fitted(8 * 4096, **asked)
+    assert fitted(8 * 4096 - 1, **asked)["batch_size"] == 2048
+    assert "batch_size" not in fitted(360, **{**asked, "chosen": {"batch_size": 300}})
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "advice"),
+    [
+        ("mu/4", 48, "--mae.decoder-width 16 --mae.decoder-depth 1 --mae.decoder-heads 2"),
+        ("Ti/16", 224, "--mae.decoder-width 96 --mae.decoder-depth 8 --mae.decoder-heads 3"),
+        ("B/16", 224, None),
+        ("L/16", 224, None),
+    ],
+)
+def test_a_decoder_that_is_larger_than_the_encoder_is_named(name: str, size: int, advice: str | None) -> None:
+    """The advice is followed, so it has to be a decoder that is possible and that needs no other advice."""
+    recipe = recipes.load("imagenet_mae", "pretrain")
+    model = variant(name, image_size=size, num_classes=0, position_embedding="sincos2d_mae")
+    config = recipe.replace(model=model, preprocessing=recipe.preprocessing.replace(image_size=size))
+    note = decoder_note(config)
+    assert (note is None) if advice is None else (note is not None and note.endswith(f"a smaller one: {advice}"))
+    if advice is not None:
+        width, depth, heads = map(int, advice.split()[1::2])
+        smaller = recipe.mae.replace(decoder_width=width, decoder_depth=depth, decoder_heads=heads)
+        assert decoder_note(config.replace(mae=smaller)) is None
+        parts = config.replace(mae=smaller).forward_flops
+        decoder = sum(count for part, count in parts.items() if "decoder" in part)
+        assert 0.5 < decoder / (sum(parts.values()) - decoder) < 4
+    assert decoder_note(FOLDER) is None
 
 
 def test_every_fitted_config_is_valid() -> None:

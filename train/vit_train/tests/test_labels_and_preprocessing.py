@@ -148,6 +148,7 @@ KEPT = {
         "east",
     ): "3 classes of the same name; 1 new, zero-initialized (east); 1 of the checkpoint are dropped",
     LABELS[1:3]: "2 classes of the same name; 2 of the checkpoint are dropped",
+    ("east", LABELS[3]): "one class of the same name; 1 new, zero-initialized (east); 3 of the checkpoint are dropped",
     ("east", LABELS[3], LABELS[3]): "",  # two classes of one name cannot be told apart
 }
 

@@ -14,6 +14,7 @@ from vit_train.data.batches import evaluation_pixels
 from vit_train.engines.torch.engine import TorchEngine
 from vit_train.loop import batches_for
 from vit_train.reconstruction import evaluation_order, reconstruction_loss, reconstructions, unlabelled_batch
+from vit_train.reconstruction_figures import titles_of
 from vit_train.run import Run
 from vit_train.tests.small_run import CONFIG, MODEL, quadrants, run_in, save_step, train_steps
 
@@ -71,6 +72,16 @@ def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalize:
             patches_hPwQ = x_BHWC[i, ..., 0].reshape(4, 2, 4, 2).transpose(0, 2, 1, 3).reshape(4, 4, 4)
             deviation_hw = np.sqrt(patches_hPwQ.var(axis=-1, ddof=1) + 1e-6)
             error_HWC = error_HWC / np.kron(deviation_hw, np.ones((2, 2)))[..., None]
+        assert (found.means_HWC is not None) == normalize
+        if found.means_HWC is not None:
+            means_hw = pixels_BHWC[i, ..., 0].reshape(4, 2, 4, 2).mean(axis=(1, 3)) / 255
+            means_HWC = np.kron(means_hw, np.ones((2, 2)))[..., None]
+            # As above, and one rounding for each of the 4 values of a patch.
+            np.testing.assert_allclose(
+                found.means_HWC, np.where(seen_HWC, found.original_HWC, means_HWC), atol=4 * 2**-22
+            )
+        assert titles_of(found).get("means_HWC") == ("true mean only" if normalize else None)
+        assert ("true\nmean and deviation" in titles_of(found)["completed_HWC"]) == normalize
         assert 0 < found.completed_HWC.min() < found.completed_HWC.max() < 1
         # float32 models, whose predictions differ by 1e-5 of their scale (parity.FLOAT32_BOUND) at most.
         np.testing.assert_allclose(np.square(error_HWC[~seen_HWC]).mean(), expected[i], rtol=1e-4)

@@ -136,10 +136,23 @@ def test_the_cost_counts_the_images_of_every_segment(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", CONFIG, 0.5)
     (folder / METRICS).write_text('{"step": 5, "top1": 0.5, "engine": "jax"}\n')
-    with pytest.raises(InputError, match=f"no top-1 accuracy after its last step, {CONFIG.steps}: it is not finished"):
+    with pytest.raises(InputError, match=f"no accuracy after its last step, {CONFIG.steps}: it is not finished"):
         read_finished_run(folder)
     with pytest.raises(InputError, match="no training run, and no folder of training runs"):
         runs_under(tmp_path / "nothing")
+
+
+def test_a_run_of_images_with_several_classes_is_compared_by_its_mean_average_precision(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", CONFIG.replace(loss="sigmoid"), 0.5)
+    lines = [
+        {"step": 1, "loss": 1.0, "engine": "torch"},
+        {"step": 4, "mean_average_precision": 0.6, "macro_f1": 0.5},
+        {"step": CONFIG.steps, "mean_average_precision": 0.8, "mean_average_precision_ema": 0.9, "exact": 0.4},
+    ]
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_finished_run(folder)
+    assert (run.top1, run.average_top1, run.interval, run.multilabel) == (0.8, 0.9, None, True)
+    assert run.evaluations == ((4, 0.6), (CONFIG.steps, 0.8))
 
 
 def test_one_seed_is_not_counted_twice(tmp_path: Path) -> None:

@@ -168,7 +168,10 @@ def _image_files(folder: Path, split: str, labels: Sequence[str]) -> tuple[Files
         names += found
         numbers += [label] * len(found)
     if not names:
-        raise InputError(f"{root}: no class folders; expected {root}/CLASS/image files")
+        raise InputError(
+            f"{root}: no class folders; expected {root}/CLASS/image files; to train a masked autoencoder "
+            "(--mae.mask-ratio 0.75) on images without classes, add --data.no-labelled"
+        )
     return Files(str(folder), np.array(names), np.array(numbers, np.int32)), (
         *beside,
         *_ignored_notes(str(root), ignored),

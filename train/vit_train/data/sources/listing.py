@@ -51,7 +51,8 @@ def split_of(listing: Listing, data: Data, which: Which) -> Split:
     name = train if which == "train" or evaluation is None else evaluation
     training_N, chosen_N = _rows(listing, train), _rows(listing, name)
     listing = replace(listing, classes=listing.classes or _classes_in_keys(listing))
-    multilabel = data.label_separator is not None or bool(data.label_columns)
+    options = data.label_separator is not None or bool(data.label_columns)
+    multilabel = options or isinstance(listing.cells[0], tuple)
     if multilabel:
         listing = replace(listing, cells=_name_sets(listing, data))
     labels = listing.classes or _classes(listing, training_N)
@@ -104,12 +105,17 @@ def _separator_note(title: str, labels: Sequence[str]) -> tuple[str, ...]:
         times = Counter(part for names in parts for part in names)
         found = [i for i, names in enumerate(parts) if len(names) > 1 and enough(times[name] > 1 for name in names)]
         if found:
-            which = abbreviate([labels[i] for i in found])
             return (
-                f"{title}: {len(found)} labels contain '{separator}' and are used as single classes: {which}; if it "
-                f"separates several classes of an image, set --data.label-separator '{separator}'",
+                f"{title}: {len(found)} labels contain '{separator}' and are used as single classes: "
+                f"{_quoted([labels[i] for i in found])}; if it separates several classes of an image, set "
+                f"--data.label-separator '{separator}'",
             )
     return ()
+
+
+def _quoted(labels: Sequence[str]) -> str:
+    """Labels in quotation marks, because they may contain commas and semicolons."""
+    return abbreviate([f"'{label}'" for label in labels])
 
 
 def _name_sets(listing: Listing, data: Data) -> list[tuple[str, ...]]:
@@ -157,9 +163,11 @@ def _numbers(listing: Listing, labels: tuple[str, ...], rows_M: np.ndarray, spli
     number_of = numbers_by_name(labels)
     number = {name: number_of(name) for name in {name for each in names for name in each}}
     if unknown := sorted(name for name, known in number.items() if known is None):
+        notes = () if isinstance(cells[0], tuple) else _separator_note(listing.title, [*labels, *unknown])
+        hint = "".join(f"; {note.removeprefix(f'{listing.title}: ')}" for note in notes)
         raise InputError(
-            f"{listing.title}/{split}: training has no class of this name: {abbreviate(unknown)}; expected one of "
-            f"its {len(labels)} classes"
+            f"{listing.title}/{split}: training has no class of this name: {_quoted(unknown)}; expected one of "
+            f"its {len(labels)} classes{hint}"
         )
     return [tuple(cast(int, number[name]) for name in each) for each in names]
 

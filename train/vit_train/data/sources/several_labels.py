@@ -76,6 +76,28 @@ def split_cell(cell: str, separator: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in cell.split(separator) if (name := part.strip())))
 
 
+def names_of_list(where: str, column: str, cell: Sequence[object]) -> tuple[str, ...]:
+    """The names in a cell that is a list: ["cat", 7] -> ("cat", "7"). Raises InputError for an entry that is no text or
+    integer, and for one that is there twice, as in a list of 1 and 0."""
+    if other := [
+        one for one in cell if isinstance(one, bool) or not isinstance(one, str | int) or not str(one).strip()
+    ]:
+        raise InputError(f"{where}: {column} has {other[0]!r} in its list; expected names or numbers of classes")
+    names = tuple(str(one).strip() for one in cell)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"{where}: {column} has {twice[0]} twice in its list; expected the names or numbers of the image's "
+            "classes, each once (for 1 or 0 for each class, use a table with a column for each: --data.label-columns)"
+        )
+    return names
+
+
+def columns_of_flags(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The columns of a table whose every cell is true or false, such as 1 or 0."""
+    words = {*_TRUE, *_FALSE} - {""}
+    return [name for i, name in enumerate(names) if all(row[i].strip().lower() in words for row in rows)]
+
+
 def names_of_columns(where: str, columns: Sequence[str], cells: Sequence[str]) -> tuple[str, ...]:
     """The columns whose cells in a row are true, that is, the classes of the image. Raises InputError for a cell that
     is neither true nor false."""

@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import re
+import shlex
 from pathlib import Path
+from typing import Self, cast
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from vit_train.config import Data
 from vit_train.data.sources.extensions import with_extensions
 from vit_train.data.sources.folders import Files
 from vit_train.data.sources.listing import Listing, column, optional_column
-from vit_train.data.sources.several_labels import names_of_columns
+from vit_train.data.sources.several_labels import columns_of_flags, names_of_columns, names_of_list, split_cell
 
 JSON_LINES = ".jsonl"
 SUFFIXES = (".csv", ".tsv", JSON_LINES)
@@ -34,14 +36,14 @@ def table(file: Path, data: Data) -> Listing:
         _check_first_line(file, names)
     image = column(where, names, data.image_column, PATHS, "image_column")
     classes = [column(where, names, name, (), "label_columns") for name in data.label_columns]
-    label = None if classes else column(where, names, data.label_column, LABELS, "label_column")
+    label = None if classes else _label_column(where, names, [row for _, row in rows], data)
     split = optional_column(where, names, data.split_column, SPLITS, "split_column")
     group = None if data.group is None else column(where, names, data.group, (), "group")
     wanted = [name for name in (image, label, split, group, *classes) if name is not None]
     may_be_empty = {*classes, label} if data.label_separator is not None else {*classes}
     needed = [names.index(name) for name in wanted if name not in may_be_empty]
     _check_rows(file, names, rows, needed, None if label is None else names.index(label))
-    _check_text(file, rows, {name: names.index(name) for name in wanted}, label)
+    _check_text(file, rows, {name: names.index(name) for name in wanted}, lists=label)
     cells = {name: [row[names.index(name)].strip() for _, row in rows] for name in wanted}
     lines = [f"{file}, line {line}" for line, _ in rows]
     written, paths = _paths(file.parent, cells[image], lines)
@@ -57,7 +59,7 @@ def table(file: Path, data: Data) -> Listing:
             for where, *row in zip(lines, *(cells[name] for name in classes), strict=True)
         ]
     else:
-        named = cells[label]
+        named = _labels(label, lines, [row[names.index(label)] for _, row in rows], data.label_separator)
     splits, groups = (cells[name] if name else None for name in (split, group))
     notes = _completed_note(file, written, paths)
     return Listing(file.stem, images, named, tuple(classes) or None, splits, groups, notes)
@@ -78,7 +80,7 @@ def listed_images(file: Path, label_column: str | None = None) -> list[tuple[str
     label = optional_column(str(file), names, label_column, LABELS, "label_column")
     i = names.index(image)
     _check_rows(file, names, rows, [i], None)
-    _check_text(file, rows, {name: names.index(name) for name in (image, label) if name is not None}, label)
+    _check_text(file, rows, {name: names.index(name) for name in (image, label) if name is not None})
     cells, lines = [row[i].strip() for _, row in rows], [f"{file}, line {line}" for line, _ in rows]
     paths = [str(file.parent / path) for path in _paths(file.parent, cells, lines)[1]]
     if not any(map(os.path.isfile, paths)):
@@ -110,15 +112,54 @@ def _slashed(path: str) -> str:
 
 
 class _Nested(str):
-    """The text of a cell that is a list or an object in JSON."""
+    """The text of a cell that is a list or an object in JSON, with its value."""
+
+    value: object
+
+    def __new__(cls, value: object) -> Self:
+        """The text of a value."""
+        text = super().__new__(cls, value)
+        text.value = value
+        return text
 
 
-def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int], label: str | None) -> None:
-    """Raises InputError for a list or an object in a column that is used. label: the column of classes."""
+def _check_text(file: Path, rows: list[tuple[int, list[str]]], used: dict[str, int], lists: str | None = None) -> None:
+    """Raises InputError for a list or an object in a column that is used. lists: a column that may have lists."""
     for line, row in rows:
-        if found := [name for name, i in used.items() if isinstance(row[i], _Nested)]:
-            fix = '; write several classes as "cat|dog", and set --data.label-separator' if found[0] == label else ""
-            raise InputError(f"{file}, line {line}: {found[0]} is a list or an object; expected text or a number{fix}")
+        for name, i in used.items():
+            cell = row[i]
+            if isinstance(cell, _Nested) and not (name == lists and isinstance(cell.value, list)):
+                fix = ", or a list of these for an image of several classes" if name == lists else ""
+                raise InputError(f"{file}, line {line}: {name} is a list or an object; expected text or a number{fix}")
+
+
+def _label_column(where: str, names: list[str], rows: list[list[str]], data: Data) -> str:
+    """The column of labels. Raises InputError, which names columns of 1 and 0 if there are some, if there is none."""
+    try:
+        return column(where, names, data.label_column, LABELS, "label_column")
+    except InputError as error:
+        flags = columns_of_flags(names, rows) if data.label_column is None else []
+        if len(flags) < 2:
+            raise
+        options = " ".join(map(shlex.quote, flags[:6])) + (" ..." if len(flags) > 6 else "")
+        raise InputError(
+            f"{error}; or, for the {len(flags)} columns that have 1 or 0 in every line, --data.label-columns {options}"
+        ) from None
+
+
+def _labels(
+    column: str, lines: list[str], cells: list[str], separator: str | None
+) -> list[str] | list[tuple[str, ...]]:
+    """The label of each row; if a row has a list, the names of the classes of each."""
+    if not any(isinstance(cell, _Nested) for cell in cells):
+        return [cell.strip() for cell in cells]
+    found = []
+    for line, cell in zip(lines, cells, strict=True):
+        if isinstance(cell, _Nested):
+            found.append(names_of_list(line, column, cast("list[object]", cell.value)))
+        else:
+            found.append(split_cell(cell, separator) if separator else (cell.strip(),))
+    return found
 
 
 def _check_first_line(file: Path, names: list[str]) -> None:

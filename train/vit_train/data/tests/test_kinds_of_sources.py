@@ -243,7 +243,7 @@ FAULTY_TABLES = [
     ('path,label\n"a.png,cat\n', {}, "t.csv: cannot be read as a table"),
     ("path,label\na.png,\udcff\n", {}, "t.csv: cannot be read as a table .*; expected UTF-8 text: save it again"),
     ("path,label\na.png,cat\nb.png,cat\n", {"held_out": 0.0}, "t: classes: cat; expected two or more"),
-    ("path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,eel,val\n", {}, "t/val: training has no class .*: eel"),
+    ("path,label,split\na.png,cat,train\nb.png,dog,train\nc.png,eel,val\n", {}, "t/val: training has no .*: 'eel'"),
     ("path,label,split\na.png,cat,x\nb.png,dog,x\n", {}, "no split 'train'; found: x"),
     ("path,label\na.png,cat\nb.png,dog\n", {"train_split": "train"}, "t: no split 'train'; found: no splits"),
 ]  # fmt: skip

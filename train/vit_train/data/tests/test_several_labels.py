@@ -1,5 +1,7 @@
 """Images with several classes each, from a cell with a separator and from a column for each class."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,46 @@ def test_both_tables_give_the_same_multi_hot_targets(folder: Path) -> None:
     np.testing.assert_array_equal(found.labels_B, indicators(SETS).astype(bool))
 
 
+def test_lists_in_json_lines_give_the_same_split(folder: Path) -> None:
+    lines = [json.dumps({"path": f"{i}.png", "label": list(names)}) for i, names in enumerate(SETS)]
+    (folder / "lists.jsonl").write_text("\n".join(lines))
+    lists, cells = opened(folder / "lists.jsonl"), opened(folder / "cells.csv", **SEPARATED)
+    assert lists.multilabel
+    assert lists.fingerprint() == cells.fingerprint()
+    lines[5] = json.dumps({"path": "5.png", "label": "cat"})
+    (folder / "lists.jsonl").write_text("\n".join(lines))
+    assert opened(folder / "lists.jsonl").fingerprint() == cells.fingerprint(), "text is one class"
+    numbers = [{"path": f"{i}.png", "label": [CLASSES.index(name) for name in names]} for i, names in enumerate(SETS)]
+    (folder / "numbers.jsonl").write_text("\n".join(map(json.dumps, numbers)))
+    found = opened(folder / "numbers.jsonl")
+    assert found.labels == ("0", "1", "2")
+    assert [found.examples[i]["label"] for i in range(8)] == [cells.examples[i]["label"] for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("[1, 0, 0]", "line 1: label has 0 twice in its list; expected the names or numbers of the image's classes"),
+        ('["cat", 0.5]', "line 1: label has 0.5 in its list; expected names or numbers of classes"),
+        ("[true]", "line 1: label has True in its list"),
+        ('[["cat"]]', r"line 1: label has \['cat'\] in its list"),
+        ('["cat", " "]', "line 1: label has ' ' in its list"),
+    ],
+)
+def test_lists_that_are_refused(label: str, message: str, folder: Path) -> None:
+    lines = [f'{{"path": "{i}.png", "label": {one}}}' for i, one in enumerate([label, *['["dog"]'] * 7])]
+    (folder / "lists.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message):
+        opened(folder / "lists.jsonl")
+
+
+def test_columns_of_flags_are_named_where_there_are_no_labels(folder: Path) -> None:
+    message = "no column label or labels or class; found: path, cat, dog, eel; set --data.label-column; or, for the 3 "
+    message += "columns that have 1 or 0 in every line, --data.label-columns cat dog eel"
+    with pytest.raises(InputError, match=f"{re.escape(message)}$"):
+        opened(folder / "columns.csv")
+
+
 def test_a_part_of_all_images_is_held_out(folder: Path) -> None:
     data = Data(name=str(folder / "cells.csv"), held_out=0.25, label_separator=";")
     train, evaluation = open_split(data, "train"), open_split(data, "eval")
@@ -101,9 +143,27 @@ def test_an_unknown_class_in_evaluation(folder: Path) -> None:
     table.loc[7, "label"] = "cat;fox"
     table.to_csv(folder / "cells.csv", index=False)
     with pytest.raises(
-        InputError, match="cells/val: training has no class of this name: fox; expected one of its 3 classes"
+        InputError, match="cells/val: training has no class of this name: 'fox'; expected one of its 3 classes"
     ):
         opened(folder / "cells.csv", "eval", **SEPARATED)
+
+
+def test_a_forgotten_separator_is_named_with_the_combination_that_training_lacks(folder: Path) -> None:
+    rows = [
+        (f"{i}.png", label, split)
+        for i, (label, split) in enumerate(
+            [("cat", "train"), ("dog", "train"), ("cat; dog", "train"), ("dog; cat", "val")]
+        )
+    ]
+    pandas.DataFrame(rows, columns=["path", "label", "split"]).to_csv(folder / "few.csv", index=False)
+    message = (
+        "few/val: training has no class of this name: 'dog; cat'; expected one of its 3 classes; 2 labels contain ';' "
+        "and are used as single classes: 'cat; dog', 'dog; cat'; if it separates several classes of an image, set "
+        "--data.label-separator ';'"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        opened(folder / "few.csv", "eval")
+    assert len(opened(folder / "few.csv", "eval", **SEPARATED)) == 1
 
 
 def test_one_way_to_say_it() -> None:
