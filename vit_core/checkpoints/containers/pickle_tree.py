@@ -37,7 +37,7 @@ _ARE_MAPPINGS = {
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning.pytorch.utilities.parsing.AttributeDict",
 }
-"""Classes of dictionaries: listed here so that empty ones are recognised too."""
+"""Classes of dictionaries: listed here so that empty ones are recognized too."""
 _CONTENT = {
     "omegaconf": ("_content", "_val"),
     "ml_collections": ("_fields", "_value"),
