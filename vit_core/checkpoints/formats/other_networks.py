@@ -170,7 +170,7 @@ def unrecognized(source: Source, formats: tuple[str, ...]) -> InputError:
     first = ", ".join(names[:3]) or "none"
     more = ", ..." if len(names) > 3 else ""
     looks, step = _look_alike(names)
-    unread = [note for note in source.notes if note.startswith("left out, because") or ".quantized." in note]
+    unread = [note for note in source.notes if note.startswith("left out, because")]
     found = f"found {len(names)} arrays ({first}{more}){looks}" + "".join(f" ({note})" for note in unread)
     return InputError(
         f"{source.path}: {found}, but no Vision Transformer with the names of {', '.join(formats)}; {step}"
