@@ -20,7 +20,7 @@ from vit_core import ViTConfig
 from vit_core.arrays import LazyArrays
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.transformers.image_processors import FILE, read_preprocessing
-from vit_core.preprocess import Preprocessing, normalise, resize_image
+from vit_core.preprocess import Preprocessing, normalize, resize_image
 
 IMAGE_SIZES = [
     *((height, 40) for height in range(17, 41)),
@@ -123,7 +123,7 @@ def picture(height: int, width: int, channels: int = 3) -> Image.Image:
 def ours(image: Image.Image, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
     """An image as we make it an array: uint8 [H, W, C] after resize and crop, and float32 [H, W, C] normalized."""
     pixels_HWC = resize_image(image, preprocessing)
-    return pixels_HWC, normalise(pixels_HWC, preprocessing)
+    return pixels_HWC, normalize(pixels_HWC, preprocessing)
 
 
 def levels(normalized_HWC: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

@@ -15,7 +15,7 @@ from parity_tests.test_training import ADAMW, MODEL, assert_trained_alike, batch
 from parity_tests.twins import checkpoint
 from vit_core import ViTConfig, flops, parity
 from vit_core.checkpoints import Checkpoint
-from vit_core.preprocess import Preprocessing, normalise
+from vit_core.preprocess import Preprocessing, normalize
 from vit_train.config import Augmentation, TrainConfig
 from vit_train.engines.jax.engine import JaxEngine
 from vit_train.engines.torch.engine import TorchEngine
@@ -35,7 +35,7 @@ ONE_OF_EACH_KIND = ("hard, distillation token", "features")
 """Targets of the teacher's for a head, and for the tokens; the others are run before a release."""
 
 UNUSED = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-"""Mean and standard deviation with which timm would normalise the teacher's images."""
+"""Mean and standard deviation with which timm would normalize the teacher's images."""
 
 
 def run_of(name: str, **fields: Any) -> TrainConfig:
@@ -79,11 +79,11 @@ class Distilled(nn.Module):
 
 
 def expected_loss(run: TrainConfig, weights: Checkpoint, teacher: Checkpoint, batch: Any) -> float:
-    """By timm's tasks, which normalise images for the teacher by themselves; by torch's cosine for features."""
+    """By timm's tasks, which normalize images for the teacher by themselves; by torch's cosine for features."""
     student, other = (vit_torch.load(each, dtype="float64").eval() for each in (weights, teacher))
 
     def pixels(preprocessing: Preprocessing) -> torch.Tensor:
-        x_BHWC = normalise(batch.images_BHWC, preprocessing).astype(np.float64)
+        x_BHWC = normalize(batch.images_BHWC, preprocessing).astype(np.float64)
         return torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)
 
     ours, theirs = pixels(run.preprocessing), pixels(teacher.config.preparation()[0])
@@ -100,7 +100,7 @@ def expected_loss(run: TrainConfig, weights: Checkpoint, teacher: Checkpoint, ba
             return float((1 - distillation.weight) * own + distillation.weight * (1 - cosine_B).mean())
 
         class Teacher(DistillationTeacher):
-            """Its images are normalised from bytes, once, as the engines do it."""
+            """Its images are normalized from bytes, once, as the engines do it."""
 
             def normalize_input(self, *_: Any) -> torch.Tensor:
                 return theirs

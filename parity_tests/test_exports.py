@@ -87,6 +87,6 @@ def test_stablehlo(tmp_path: Path) -> None:
     deployment = Deployment.of(checkpoint, PREPROCESSING, target="stablehlo", input="pixels", batch=3)
     write_stablehlo(tmp_path / "a.mlirbc", checkpoint, deployment)
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
-    normalised = deployment.replace(input="normalised").input_of_pixels(pixels_BHWC)
-    expected = vit_torch.predict(vit_torch.load(checkpoint), normalised)
+    normalized = deployment.replace(input="normalised").input_of_pixels(pixels_BHWC)
+    expected = vit_torch.predict(vit_torch.load(checkpoint), normalized)
     assert_close(open_stablehlo(tmp_path / "a.mlirbc", deployment)(pixels_BHWC), expected)

@@ -30,7 +30,7 @@ from vit_core.checkpoints.formats.transformers.image_processors import FILE, rea
 from vit_core.errors import InputError
 from vit_core.naflex import Patches, collate, fit_grid, patchify
 from vit_core.parameters import parameters
-from vit_core.preprocess import normalise, resize_image
+from vit_core.preprocess import normalize, resize_image
 from vit_core.rope import PUBLISHED
 
 MODEL = ViTConfig(
@@ -273,7 +273,7 @@ def test_patches_are_those_of_the_processor(options: dict[str, Any], tmp_path: P
         (25, 24),
     ):
         image, most = picture(height, width), options["max_num_patches"]
-        fitted_HWC = normalise(resize_image(image, preprocessing), preprocessing)
+        fitted_HWC = normalize(resize_image(image, preprocessing), preprocessing)
         found, expected = collate([fitted_HWC], model, length=most), theirs(image, return_tensors="np")
         grid = [side // patch for side, patch in zip(fitted_HWC.shape[:2], model.patch_size, strict=True)]
         assert expected["spatial_shapes"].tolist() == [grid]

@@ -74,7 +74,7 @@ def siglip2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Siglip2VisionMode
 def test_the_command_gives_siglip2s_from_image_files(framework: str, siglip2: Any, tmp_path: Path) -> None:
     """Of five images in batches of two, the last one filled up.
 
-    Positions are resampled in float32 there, and pixels normalised in it by both, in another order: values of order one
+    Positions are resampled in float32 there, and pixels normalized in it by both, in another order: values of order one
     are off by up to 2**-24, and by 4 roundings times 1 / std = 2. Fewer than 10 layers pass that on.
     """
     theirs, folder = siglip2

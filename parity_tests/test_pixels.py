@@ -39,11 +39,11 @@ def test_one_file_one_array(jpeg: Path, statistics: dict[str, tuple[float, ...]]
     pixels_BHWC = np.asarray(cropped)[None]
     np.testing.assert_array_equal(resize_image(image, preprocessing), pixels_BHWC[0])
 
-    # The engines normalise on the device, from uint8; float32 first, whatever the model's type.
+    # The engines normalize on the device, from uint8; float32 first, whatever the model's type.
     with jax.enable_x64(False):
         run = TrainConfig(model=MODEL, preprocessing=preprocessing, steps=1, batch_size=1)
-        in_jax = np.asarray(jax.jit(JaxEngine(run).step.forward.normalise)(pixels_BHWC))
-        in_torch = TorchEngine(run).network.normalise(torch.tensor(pixels_BHWC)).permute(0, 2, 3, 1).cpu().numpy()
+        in_jax = np.asarray(jax.jit(JaxEngine(run).step.forward.normalize)(pixels_BHWC))
+        in_torch = TorchEngine(run).network.normalize(torch.tensor(pixels_BHWC)).permute(0, 2, 3, 1).cpu().numpy()
     np.testing.assert_array_equal(in_jax[0], expected_HWC)
     np.testing.assert_array_equal(in_torch[0], expected_HWC)
     assert in_jax.dtype == in_torch.dtype == expected_HWC.dtype == np.float32
@@ -54,8 +54,8 @@ def test_every_level_of_every_channel_in_float64_too() -> None:
     levels_BHWC = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=-1)
     model = MODEL.replace(image_size=16)
     run = TrainConfig(model=model, preprocessing=preprocessing, steps=1, batch_size=1, dtype="float64")
-    in_jax = np.asarray(jax.jit(JaxEngine(run).step.forward.normalise)(levels_BHWC))
-    in_torch = TorchEngine(run).network.normalise(torch.tensor(levels_BHWC))
+    in_jax = np.asarray(jax.jit(JaxEngine(run).step.forward.normalize)(levels_BHWC))
+    in_torch = TorchEngine(run).network.normalize(torch.tensor(levels_BHWC))
     assert in_torch.dtype == torch.float64
     np.testing.assert_array_equal(in_jax, in_torch.permute(0, 2, 3, 1).cpu().numpy())
     np.testing.assert_allclose(

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from timm.data.transforms_factory import create_transform
 from torchvision import datasets, transforms
 
-from vit_core.preprocess import Preprocessing, decode_image, normalise, offset_and_scale, resize_image
+from vit_core.preprocess import Preprocessing, decode_image, normalize, offset_and_scale, resize_image
 from vit_core.tests.images import Jpegs, pixels_of, write_jpegs
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -58,7 +58,7 @@ def test_geometry_is_timms(jpegs: Jpegs, interpolation: Any, mode: Any, size: An
     theirs = create_transform(
         (3, *preprocessing.image_size),
         is_training=False,
-        use_prefetcher=True,  # stops at uint8, before normalisation
+        use_prefetcher=True,  # stops at uint8, before normalization
         crop_pct=crop_fraction,
         crop_mode={"crop": "center"}.get(mode, mode),
         mean=preprocessing.mean,
@@ -87,11 +87,11 @@ def test_who_turns_images_by_their_exif_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("constants", [{}, IMAGENET, CLIP, {"mean": (0.1, 0.2, 0.3), "std": (1.0, 0.3, 0.7)}])
-def test_normalise_is_the_same_in_both_frameworks(constants: Any) -> None:
+def test_normalize_is_the_same_in_both_frameworks(constants: Any) -> None:
     preprocessing = Preprocessing(image_size=32, **constants)
     every_value = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 3))
     pixels = np.random.default_rng(0).permuted(every_value, axis=0).reshape(4, 8, 8, 3)
-    ours = normalise(pixels, preprocessing)
+    ours = normalize(pixels, preprocessing)
     assert ours.shape == (4, 8, 8, 3)
     assert ours.dtype == np.float32
 

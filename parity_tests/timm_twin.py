@@ -44,7 +44,7 @@ def embed(config: ViTConfig, bias: bool, **options: Any) -> nn.Module:
 
 
 class GoogleConv(StdConv2dSame):
-    """timm's convolution, its weights as google-research/vision_transformer standardises them."""
+    """timm's convolution, its weights as google-research/vision_transformer standardizes them."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.weight.mean((1, 2, 3), keepdim=True)

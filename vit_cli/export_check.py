@@ -15,7 +15,7 @@ from vit_core.errors import InputError
 from vit_core.image_batches import Images
 from vit_core.pixels import Pixels
 from vit_core.planes import Planes
-from vit_core.preprocess import MODES, DecodedImage, decode, normalise, pixels_of, resize_image
+from vit_core.preprocess import MODES, DecodedImage, decode, normalize, pixels_of, resize_image
 
 if TYPE_CHECKING:
     from vit_train.data.sources import Split
@@ -126,7 +126,7 @@ def on_random_images(checkpoint: Checkpoint, deployment: Deployment, program: Ru
         else:
             pixels_BHWC = np.stack([pixels_of(image) for image in images])
             inputs = np.ascontiguousarray(deployment.input_of_pixels(pixels_BHWC))
-        expected_BC = twin(normalise(pixels_BHWC, deployment.preprocessing))
+        expected_BC = twin(normalize(pixels_BHWC, deployment.preprocessing))
         _, relative = parity.difference(program(inputs), expected_BC)
         found.append(RandomImages(inputs.shape, relative, BOUNDS[deployment.precision]))
     return found
@@ -213,7 +213,7 @@ def _run(program: Runner, inputs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _twin(checkpoint: Checkpoint, deployment: Deployment) -> Runner:
-    """The float32 model of the deployment's framework, from normalised images [B, H, W, C]."""
+    """The float32 model of the deployment's framework, from normalized images [B, H, W, C]."""
     if deployment.framework == "torch":
         import vit_torch
 

@@ -59,7 +59,7 @@ class Reading:
     """How a checkpoint is opened: options of every command that opens checkpoints of any format."""
 
     format: Annotated[str | None, _choice("--from", FORMATS)] = None
-    """Format of the checkpoint, if it is not recognised."""
+    """Format of the checkpoint, if it is not recognized."""
     fields: Annotated[tuple[str, ...], Parameter(name="--set", metavar="FIELD=VALUE")] = ()
     """A field of the model's config that the checkpoint does not contain, such as heads=6. May be repeated."""
     part: Annotated[str | None, Parameter(metavar="NAME")] = None

@@ -119,7 +119,7 @@ HINTS: dict[str, dict[str, str]] = {
     "convert": {
         **dict.fromkeys(("--out", "--output", "--output-dir"), _FORMAT),
         **dict.fromkeys(("--to peft", "--to lora"), _ADAPTERS),
-        "--from peft": "leave it out: a folder of adapters is recognised, and --base PATH names what they belong to",
+        "--from peft": "leave it out: a folder of adapters is recognized, and --base PATH names what they belong to",
         "--to onnx": "write vit export SOURCE TARGET.onnx",
     },
 }

@@ -13,7 +13,7 @@ from vit_core import attention_maps
 from vit_core.checkpoints import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.errors import InputError
-from vit_core.preprocess import Preprocessing, normalise
+from vit_core.preprocess import Preprocessing, normalize
 from vit_core.storage import Location
 from vit_train import attention_figures, figures, prediction_figures, reconstruction, reconstruction_figures
 from vit_train.data.batches import evaluation_pixels
@@ -218,7 +218,7 @@ class Shown:
 
     @cached_property
     def _twin(self) -> Callable[[np.ndarray], list[np.ndarray]]:
-        """The attention weights of each layer for normalised images."""
+        """The attention weights of each layer for normalized images."""
         any_size = self.preprocessing.max_patches is not None
         if self.framework == "torch":
             import vit_torch
@@ -235,7 +235,7 @@ class Shown:
         return self.checkpoint.config.model.replace(image_size=pixels_HWC.shape[:2])
 
     def _attention(self, pixels_HWC: np.ndarray) -> list[np.ndarray]:
-        return self._twin(normalise(pixels_HWC[None], self.preprocessing))
+        return self._twin(normalize(pixels_HWC[None], self.preprocessing))
 
     def _pixels(self, split: Split, ids: np.ndarray, preprocessing: Preprocessing) -> Iterator[np.ndarray]:
         """The pixels of images of the split, without those that cannot be read."""

@@ -181,7 +181,7 @@ class Wish:
         return recipes.open_recipe(self.recipe)
 
     def _begins_with_few(self, training: "Split") -> bool:
-        """Whether a recipe that is fitted to small sets trains random weights towards classes with few images."""
+        """Whether a recipe that is fitted to small sets trains random weights toward classes with few images."""
         new = self.stage == "pretrain" and self.init is None and not self._mask_ratio
         return new and self._most_epochs() is not None and len(training) < FEW_IMAGES
 

@@ -8,13 +8,13 @@ from pydantic import model_validator
 
 from vit_core.checkpoints import Checkpoint, Provenance
 from vit_core.config import ViTConfig
-from vit_core.preprocess import DecodedImage, Preprocessing, normalise, pixels_of, resize_image
+from vit_core.preprocess import DecodedImage, Preprocessing, normalize, pixels_of, resize_image
 from vit_core.schema import Flag, Positive, Schema
 from vit_core.traced_pixels import why_not_traceable
 
 Target = Literal["onnx", "torch-export", "jax-export", "stablehlo"]
 Input = Literal["image", "pixels", "normalised"]
-"""Decoded images of any size, resized by the program; images of the model's size; those, normalised."""
+"""Decoded images of any size, resized by the program; images of the model's size; those, normalized."""
 Precision = Literal["float32", "float16", "int8"]
 """Type of the weights and the computation; int8: weights and the inputs of matrix products are rounded to 8 bits."""
 SUFFIXES: dict[str, Target] = {
@@ -32,7 +32,7 @@ class Deployment(Schema):
     target: Target
     input: Input
     """"image": uint8 [batch, height, width, C] of any height and width, decoded but not resized. "pixels": the same, of
-    the model's size. "normalised": float32, pixels that were normalised: [batch, C, height, width] for onnx and
+    the model's size. "normalised": float32, pixels that were normalized: [batch, C, height, width] for onnx and
     torch-export, [batch, height, width, C] for the others."""
     batch: Positive | None = None
     """Number of images; none: any."""
@@ -117,8 +117,8 @@ class Deployment(Schema):
         """The program's input for pixels [..., H, W, C] of the model's size."""
         if self.input != "normalised":
             return pixels
-        normalised = normalise(pixels, self.preprocessing)
-        return np.moveaxis(normalised, -1, -3) if self.channels_first else normalised
+        normalized = normalize(pixels, self.preprocessing)
+        return np.moveaxis(normalized, -1, -3) if self.channels_first else normalized
 
     def to_json(self) -> str:
         """The description as JSON, with the type and shape of input and output."""

@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 class InexpressibleError(InputError):
-    """A model that was recognised, but that computes what ViTConfig cannot express."""
+    """A model that was recognized, but that computes what ViTConfig cannot express."""
 
 
 class DamagedError(InputError):

@@ -1,4 +1,4 @@
-"""Image files below a folder, recognised by their extensions; no file is opened."""
+"""Image files below a folder, recognized by their extensions; no file is opened."""
 
 import os
 from collections.abc import Iterator

@@ -11,7 +11,7 @@ from PIL import Image, features
 START = b"\xff\xd8\xff"
 """First bytes of a JPEG file."""
 _SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
-"""simplejpeg's name of how much smaller the colours are stored -> Pillow's number; other ones Pillow decodes."""
+"""simplejpeg's name of how much smaller the colors are stored -> Pillow's number; other ones Pillow decodes."""
 
 
 Smallest = Callable[[int, int], tuple[int, int]]
@@ -28,10 +28,10 @@ def decode_jpeg(content: bytes, smallest: Smallest | None = None) -> np.ndarray 
     if not content.startswith(START) or (simplejpeg := _simplejpeg_like_pillow()) is None:
         return None
     try:
-        height, width, colours, subsampling = simplejpeg.decode_jpeg_header(content)
+        height, width, colors, subsampling = simplejpeg.decode_jpeg_header(content)
         if height * width > (Image.MAX_IMAGE_PIXELS or float("inf")):
             return None
-        if colours != "Gray" and (colours != "YCbCr" or subsampling not in _SUBSAMPLINGS):
+        if colors != "Gray" and (colors != "YCbCr" or subsampling not in _SUBSAMPLINGS):
             return None
         scale = 1 if smallest is None else _scale((height, width), smallest(height, width))
         least = {"min_height": -(-height // scale), "min_width": -(-width // scale)} if scale > 1 else {}

@@ -13,7 +13,7 @@ from vit_core.errors import InputError
 from vit_core.schema import Flag, Positive, Rate, Schema
 
 TARGET_EPSILON = 1e-6
-"""Added to the variance of a patch when its pixels are normalised."""
+"""Added to the variance of a patch when its pixels are normalized."""
 
 
 class MaskedAutoencoder(Schema):

@@ -32,7 +32,7 @@ class Patches(NamedTuple):
     """A batch of images as patches, as the input of a model: h w is the config's grid."""
 
     patches_BNV: Any
-    """As in PatchedImages, but normalised."""
+    """As in PatchedImages, but normalized."""
     rows_BNh: Any
     """For each patch, the weights of the rows of the position table."""
     columns_BNw: Any

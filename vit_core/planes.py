@@ -144,7 +144,7 @@ def _from_tiff(content: bytes) -> np.ndarray:
 def _from_pillow(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         if image.format == "PNG" and len(content) > 25 and content[24] == 16 and content[25] != 0:
-            raise InputError("it is a PNG of 16-bit colours, which Pillow reads as 8 bits; save it as TIFF")
+            raise InputError("it is a PNG of 16-bit colors, which Pillow reads as 8 bits; save it as TIFF")
         return image_pixels(image)
 
 
@@ -152,6 +152,6 @@ def image_pixels(image: Image.Image) -> np.ndarray:
     """The pixels of a Pillow image, [H, W] or [H, W, C]. Raises InputError if they are indices into a palette."""
     image.load()
     if image.mode == "P":
-        raise InputError("its colours are in a palette; expected one value for each channel")
+        raise InputError("its colors are in a palette; expected one value for each channel")
     pixels = np.asarray(image)
     return pixels.astype(np.uint16) if image.mode.startswith("I") else pixels

@@ -55,7 +55,7 @@ def _cubic(distance: Array, xp: Any, a: float) -> Array:
 class _Rule(NamedTuple):
     kernel: Callable[[Array, Any], Array]
     corners: bool = False  # True: first and last points coincide; False: the outer edges of the cells coincide
-    antialias: bool = False  # True: widen the kernel when shrinking, and renormalise what is left at the border
+    antialias: bool = False  # True: widen the kernel when shrinking, and renormalize what is left at the border
     offset: float = 0.0  # added to the target size, in the step between samples only
 
 
@@ -101,19 +101,19 @@ def filled_matrix(method: str, source: int, target: Any, xp: Any) -> Array:
     rule, numbers = _RULES[method], xp.arange(target, dtype=xp.float64)
     size = numbers[-1] + 1.0  # the target as an array
     if rule.corners:
-        centres = numbers * ((source - 1) / xp.clip(size - 1, 1.0, None))  # a single point is the first one
+        centers = numbers * ((source - 1) / xp.clip(size - 1, 1.0, None))  # a single point is the first one
     else:
-        centres = (numbers + 0.5) * (source / (size + rule.offset)) - 0.5
+        centers = (numbers + 0.5) * (source / (size + rule.offset)) - 0.5
 
     if rule.antialias:
         points = xp.arange(source, dtype=xp.float64)
-        matrix = rule.kernel((points - centres[:, None]) / xp.clip(source / size, 1.0, None), xp)
+        matrix = rule.kernel((points - centers[:, None]) / xp.clip(source / size, 1.0, None), xp)
         return matrix / matrix.sum(axis=1, keepdims=True)
-    # A kernel reaches 2 points beyond a centre, and a centre half a point beyond the grid: 3 cover both.
+    # A kernel reaches 2 points beyond a center, and a center half a point beyond the grid: 3 cover both.
     # Weights that fall outside go to the border point, as if it were repeated.
     points = xp.arange(-3, source + 3, dtype=xp.float64)
     repeated = xp.clip(points, 0, source - 1)[:, None] == xp.arange(source, dtype=xp.float64)
-    return rule.kernel(points - centres[:, None], xp) @ xp.asarray(repeated, dtype=xp.float64)
+    return rule.kernel(points - centers[:, None], xp) @ xp.asarray(repeated, dtype=xp.float64)
 
 
 def axis_matrices(method: str, source: tuple[int, int], target: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +171,7 @@ def sincos2d(grid: tuple[int, int], width: int, formula: SincosFormula) -> np.nd
 
     Each row is [sin x, cos x, sin y, cos y], a quarter of the width each, x the column and y the row: in both
     formulas, although MAE's code names its halves the other way round. They differ in the frequencies only, which
-    fall from 1 towards 1/10000 as a power: "mae" (facebookresearch/mae) divides the exponent by width/4, so that
+    fall from 1 toward 1/10000 as a power: "mae" (facebookresearch/mae) divides the exponent by width/4, so that
     1/10000 is never reached; "big_vision" (google-research/big_vision, after MoCo v3) by width/4 - 1, so that the last
     frequency is 1/10000.
 

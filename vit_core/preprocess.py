@@ -78,7 +78,7 @@ class Preprocessing(Schema):
 
     @property
     def pixel_type(self) -> np.dtype[Any]:
-        """Type of the pixels before they are normalised: uint8 or uint16."""
+        """Type of the pixels before they are normalized: uint8 or uint16."""
         return np.dtype(TYPES[self.bit_depth])
 
     @model_validator(mode="after")
@@ -145,7 +145,7 @@ def register_formats() -> None:
 def decode_image(source: str | os.PathLike[str] | bytes, channels: int = 3, exif_rotation: bool = False) -> Image.Image:
     """The image in a file (or in the bytes of one), mode "RGB" or "L" by `channels`: its first frame, in full.
 
-    As in torchvision's and timm's data sets: Pillow's `convert`, which drops alpha (the hidden colours show), ignores
+    As in torchvision's and timm's data sets: Pillow's `convert`, which drops alpha (the hidden colors show), ignores
     ICC profiles and turns CMYK to RGB. Other than there, 16-bit grayscale is scaled to 8 bits rather than clipped.
     InputError, in one line with the file's name, for whatever is not a whole image of known range.
     """
@@ -374,7 +374,7 @@ def offset_and_scale(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarr
     return offset.astype(np.float32), scale.astype(np.float32)
 
 
-def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def normalize(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """float32 [..., H, W, C] from uint8 [..., H, W, C]: (x / 255 - mean) / std, as one subtraction and one product.
     From uint16 and with 65535, where `preprocessing` has 16 bits.
 
@@ -385,7 +385,7 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """
     if pixels.dtype != preprocessing.pixel_type or pixels.shape[-1:] != (preprocessing.channels,):
         raise InputError(
-            f"cannot normalise {pixels.dtype} {list(pixels.shape)}: expected {preprocessing.pixel_type} "
+            f"cannot normalize {pixels.dtype} {list(pixels.shape)}: expected {preprocessing.pixel_type} "
             f"[..., {preprocessing.channels}]"
         )
     offset, scale = offset_and_scale(preprocessing)
@@ -394,6 +394,6 @@ def normalise(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def load_image(source: ImageSource, preprocessing: Preprocessing) -> np.ndarray:
-    """float32 [H, W, C], ready for either twin: decode, resize, normalise. Errors are those of the three."""
+    """float32 [H, W, C], ready for either twin: decode, resize, normalize. Errors are those of the three."""
     image = decode(source, preprocessing)
-    return normalise(resize_image(image, preprocessing), preprocessing)
+    return normalize(resize_image(image, preprocessing), preprocessing)

@@ -32,7 +32,7 @@ class Rope(Schema):
     """"axial": half of a head's pairs rotate with y, half with x, by fixed frequencies. "mixed": learned frequencies
     for both, in every block and head (rope-vit)."""
     coordinates: Literal["centered", "grid"] = "centered"
-    """"centered": the centres of the patches, from -1 to 1 across the image, times 2 pi. "grid": 0, 1, 2, ..."""
+    """"centered": the centers of the patches, from -1 to 1 across the image, times 2 pi. "grid": 0, 1, 2, ..."""
     normalize: Literal["separate", "min", "max"] = "separate"
     """Centered coordinates: each axis divided by its own side, or both by the shorter or the longer side."""
     offset: Real = 0.0

@@ -120,7 +120,7 @@ class MaskedAutoencoder(ViT):
         return self.norm(stacking.run(self.blocks, x_BMD, of_layers(masks), {}, self.remat))
 
     def target(self, x_BHWC: Array) -> Array:
-        """The pixels of each patch [B, N, V], with the axes height, width, channels; normalised if the config says
+        """The pixels of each patch [B, N, V], with the axes height, width, channels; normalized if the config says
         so."""
         (P, Q), (B, H, W, C) = self.config.patch_size, x_BHWC.shape
         x_BhPwQC = x_BHWC.reshape(B, H // P, P, W // Q, Q, C)
@@ -153,7 +153,7 @@ def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, *
 
 
 def reconstructed(model: MaskedAutoencoder, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
-    """The result of `reconstruct` for normalised images and the order of their patches."""
+    """The result of `reconstruct` for normalized images and the order of their patches."""
     graph, state = nnx.split(model)
 
     @jax.jit

@@ -318,7 +318,7 @@ class ViT(Classifier):
         if x_BHWC.ndim != 4:
             raise InputError(f"images have shape {list(x_BHWC.shape)}, the model takes [B, H, W, C]; for one, x[None]")
         if not jnp.issubdtype(x_BHWC.dtype, jnp.floating):
-            raise InputError(f"images are {x_BHWC.dtype}, the model takes floats: vit_core.preprocess.normalise first")
+            raise InputError(f"images are {x_BHWC.dtype}, the model takes floats: vit_core.preprocess.normalize first")
         (_, H, W, C), config = x_BHWC.shape, self.config
         if config.channels != C:
             raise InputError(f"images have {C} channels, the model takes {config.channels} (NHWC)")

@@ -57,8 +57,8 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
     return x_BND, valid_BN, positions
 
 
-def normalised(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:
-    """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
+def normalized(batch: Patches, offset_C: Any, scale_C: Any, dtype: Any) -> Patches:
+    """The batch with its pixels normalized in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
     x_BNV = batch.patches_BNV
     x_BNSC = x_BNV.reshape(*x_BNV.shape[:2], -1, len(offset_C)).astype(jnp.float32)
     return batch._replace(patches_BNV=((x_BNSC - offset_C) * scale_C).reshape(x_BNV.shape).astype(dtype))

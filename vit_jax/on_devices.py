@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class OnDevices:
-    """Computes a function of a model and normalised images on one or several devices: each has a copy of the model and
+    """Computes a function of a model and normalized images on one or several devices: each has a copy of the model and
     computes a part of each batch.
 
     function: from the model and images [B, H, W, C], or patches of images of any aspect, in the model's type, to values
@@ -51,7 +51,7 @@ class OnDevices:
             model = nnx.merge(graph, state)
             dtype = model.patch_embed.proj.kernel.dtype
             if isinstance(pixels_BHWC, Patches):
-                return function(model, naflex.normalised(pixels_BHWC, offset, scale, dtype))
+                return function(model, naflex.normalized(pixels_BHWC, offset, scale, dtype))
             x_BHWC = (pixels_BHWC.astype(jnp.float32) - offset) * scale
             return function(model, x_BHWC.astype(dtype))
 

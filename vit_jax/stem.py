@@ -1,7 +1,7 @@
 """The ResNet before the patches of Google's hybrids in Flax NNX. Read it beside vit_torch/stem.py.
 
 Both follow vit_jax/models_resnet.py of google-research/vision_transformer: norms after the convolutions, which have no
-bias and standardised weights, and padding as TensorFlow's "SAME". Names are those of timm's ResNetV2.
+bias and standardized weights, and padding as TensorFlow's "SAME". Names are those of timm's ResNetV2.
 Images are NHWC here; I and O are the channels into and out of a convolution.
 """
 
@@ -39,14 +39,14 @@ class StdConv(nnx.Module):
 
     def __call__(self, x_BHWI: Array) -> Array:
         precise = jnp.promote_types(self.kernel.dtype, jnp.float32)
-        kernel_HWIO = standardised(self.kernel[...].astype(precise)).astype(x_BHWI.dtype)
+        kernel_HWIO = standardized(self.kernel[...].astype(precise)).astype(x_BHWI.dtype)
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
             x_BHWI, kernel_HWIO, (self.stride, self.stride), "SAME", dimension_numbers=layout
         )
 
 
-def standardised(kernel_HWIO: Array) -> Array:
+def standardized(kernel_HWIO: Array) -> Array:
     kernel_HWIO = kernel_HWIO - kernel_HWIO.mean(axis=(0, 1, 2), keepdims=True)
     return kernel_HWIO / (kernel_HWIO.std(axis=(0, 1, 2), keepdims=True) + WEIGHT_EPSILON)
 

@@ -123,7 +123,7 @@ class MaskedAutoencoder(ViT):
         return self.norm(stacking.run(self.blocks, x_BMD, of_layers(masks), {}, self.remat))
 
     def target(self, x_BCHW: Array) -> Array:
-        """The pixels of each patch [B, N, V], with the axes height, width, channels; normalised if the config says
+        """The pixels of each patch [B, N, V], with the axes height, width, channels; normalized if the config says
         so."""
         (P, Q), (B, C, H, W) = self.config.patch_size, x_BCHW.shape
         x_BChPwQ = x_BCHW.reshape(B, C, H // P, P, W // Q, Q)
@@ -157,7 +157,7 @@ def from_seed(config: ViTConfig, mae: Config, seed: int, *, dtype: Any = None, *
 
 
 def reconstructed(model: MaskedAutoencoder, x_BHWC: np.ndarray, order_BN: np.ndarray) -> np.ndarray:
-    """The result of `reconstruct` for normalised images and the order of their patches."""
+    """The result of `reconstruct` for normalized images and the order of their patches."""
     with torch.no_grad():
         x_BCHW, order = torch.as_tensor(x_BHWC).permute(0, 3, 1, 2), torch.as_tensor(order_BN)
         predicted: np.ndarray = model.reconstruct(x_BCHW, {PATCH_ORDER: order}).numpy()

@@ -328,7 +328,7 @@ class ViT(Classifier):
         if x_BCHW.ndim != 4:
             raise InputError(f"images have shape {list(x_BCHW.shape)}, the model takes [B, C, H, W]; for one, x[None]")
         if not x_BCHW.is_floating_point():
-            raise InputError(f"images are {x_BCHW.dtype}, the model takes floats: vit_core.preprocess.normalise first")
+            raise InputError(f"images are {x_BCHW.dtype}, the model takes floats: vit_core.preprocess.normalize first")
         (_, C, H, W), config = x_BCHW.shape, self.config
         if config.channels != C:
             raise InputError(f"images have {C} channels, the model takes {config.channels} (NCHW)")

@@ -57,8 +57,8 @@ def embed(model: ViT, batch: Patches, masks: Masks | None = None) -> tuple[Array
     return x_BND, valid_BN, positions
 
 
-def normalised(batch: Patches, offset_C: Array, scale_C: Array, dtype: torch.dtype) -> Patches:
-    """The batch with its pixels normalised in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
+def normalized(batch: Patches, offset_C: Array, scale_C: Array, dtype: torch.dtype) -> Patches:
+    """The batch with its pixels normalized in float32, as `dtype` (vit_core.preprocess.offset_and_scale)."""
     x_BNSC = batch.patches_BNV.unflatten(2, (-1, len(offset_C))).float()
     return batch._replace(patches_BNV=((x_BNSC - offset_C) * scale_C).flatten(2).to(dtype))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class OnDevices:
-    """Computes a function of a model and normalised images on one or several devices: each has a copy of the model and
+    """Computes a function of a model and normalized images on one or several devices: each has a copy of the model and
     computes a part of each batch.
 
     function: from the model and images [B, C, H, W], or patches of images of any aspect, in the model's type, to values
@@ -72,6 +72,6 @@ class OnDevices:
         offset, scale = (constant.to(weight.device) for constant in self.constants)
         if isinstance(pixels_BHWC, Patches):
             moved = Patches(*(None if x is None else x.to(weight.device, non_blocking=True) for x in pixels_BHWC))
-            return self.function(model, naflex.normalised(moved, offset, scale, weight.dtype))
+            return self.function(model, naflex.normalized(moved, offset, scale, weight.dtype))
         x_BHWC = (pixels_BHWC.to(weight.device, non_blocking=True).float() - offset) * scale
         return self.function(model, x_BHWC.permute(0, 3, 1, 2).to(weight.dtype))

@@ -1,7 +1,7 @@
 """The ResNet before the patches of Google's hybrids in PyTorch. Read it beside vit_jax/stem.py.
 
 Both follow vit_jax/models_resnet.py of google-research/vision_transformer: norms after the convolutions, which have no
-bias and standardised weights, and padding as TensorFlow's "SAME". Names are those of timm's ResNetV2.
+bias and standardized weights, and padding as TensorFlow's "SAME". Names are those of timm's ResNetV2.
 Images are NCHW here; I and O are the channels into and out of a convolution.
 """
 
@@ -38,11 +38,11 @@ class StdConv(nn.Module):
 
     def forward(self, x_BIHW: Array) -> Array:
         precise = torch.promote_types(self.weight.dtype, torch.float32)
-        weight_OIHW = standardised(self.weight.to(precise)).to(x_BIHW.dtype)
+        weight_OIHW = standardized(self.weight.to(precise)).to(x_BIHW.dtype)
         return F.conv2d(same(x_BIHW, self.size, self.stride), weight_OIHW, stride=self.stride)
 
 
-def standardised(weight_OIHW: Array) -> Array:
+def standardized(weight_OIHW: Array) -> Array:
     weight_OIHW = weight_OIHW - weight_OIHW.mean(dim=(1, 2, 3), keepdim=True)
     return weight_OIHW / (weight_OIHW.std(dim=(1, 2, 3), correction=0, keepdim=True) + WEIGHT_EPSILON)
 

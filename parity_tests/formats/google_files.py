@@ -16,7 +16,7 @@ from vit_core.checkpoints.containers import Container
 from vit_core.checkpoints.containers.container import nested
 from vit_core.checkpoints.formats.interface import Source
 from vit_core.checkpoints.formats.rules import read_by_rules
-from vit_core.checkpoints.opening import find_source, read_source, recognised_format
+from vit_core.checkpoints.opening import find_source, read_source, recognized_format
 from vit_core.errors import InputError
 from vit_core.parameters import parameters
 
@@ -172,7 +172,7 @@ def full_size(spelled: str, **file: Any) -> Shapes:
 def config_and_use(lineage: Any, shapes: Shapes) -> ViTConfig:
     """The config read from shapes, all of which fit it, and every one of which has its place."""
     source = published(shapes)
-    assert recognised_format(source) is lineage.FORMAT
+    assert recognized_format(source) is lineage.FORMAT
     reading = lineage.FORMAT.read(source, {})
     model = reading.config.model
     assert read_by_rules(reading.rules, model, reading.arrays, "").shapes == {

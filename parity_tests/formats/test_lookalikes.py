@@ -28,7 +28,7 @@ from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.checkpoint import Checkpoint
 from vit_core.checkpoints.containers import Container
 from vit_core.checkpoints.formats.interface import Source
-from vit_core.checkpoints.opening import find_source, read_source, recognised_format
+from vit_core.checkpoints.opening import find_source, read_source, recognized_format
 from vit_core.errors import InputError
 
 ARCHITECTURES = re.compile(r"(vit|eva|beit|deit|flexivit|test_vit|cait|aim|samvit|deepseek_vit|qwen3_vit)(?!amin)")
@@ -68,7 +68,7 @@ def opened(model: Any, fields: dict[str, Any]) -> Checkpoint:
     tree = {name: LazyArray.of(x.numpy()) for name, x in model.state_dict().items()}
     container = Container(Path("model.pth"), "pth", tree)
     source = find_source(container, None, Source(Path("model.pth"), container.arrays))
-    return read_source(recognised_format(source), source, fields)
+    return read_source(recognized_format(source), source, fields)
 
 
 def fields_of(model: Any, found: Checkpoint) -> dict[str, Any]:

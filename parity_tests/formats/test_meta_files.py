@@ -1,4 +1,4 @@
-"""Whole files of DINO, DINOv2, MAE and DeiT (`meta_layouts.py`): recognised, read to timm's outputs, and resampled by
+"""Whole files of DINO, DINOv2, MAE and DeiT (`meta_layouts.py`): recognized, read to timm's outputs, and resampled by
 each project's own arithmetic; and what is refused. The bound is parity.FLOAT64_BOUND."""
 
 import math
@@ -194,7 +194,7 @@ def inner(saved: Any) -> State:
 
 @pytest.mark.parametrize("name", FILES)
 def test_files(name: str, tmp_path: Path) -> None:
-    """Recognised, read to the same outputs, and at a resolution that is no square too."""
+    """Recognized, read to the same outputs, and at a resolution that is no square too."""
     make, options, format, resampling, left = FILES[name]
     saved = make()
     file = in_file(tmp_path / "file.pth", saved)

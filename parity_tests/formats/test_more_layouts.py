@@ -1,4 +1,4 @@
-"""More layouts of public reports: a head after a Sequential, buffers that normalise, one shard, pruned layers."""
+"""More layouts of public reports: a head after a Sequential, buffers that normalize, one shard, pruned layers."""
 
 import json
 import zipfile
@@ -116,7 +116,7 @@ def test_modules_that_stand_aside_from_a_head(tmp_path: Path) -> None:
     assert_same(path, lambda x: model["fc"](model["backbone"](x)), heads=3)  # type: ignore[index]
 
 
-def test_buffers_that_normalise_are_the_preprocessing(tmp_path: Path) -> None:
+def test_buffers_that_normalize_are_the_preprocessing(tmp_path: Path) -> None:
     model = classifier()
     found = opened(save(tmp_path / "file.pth", nn.Sequential(Normalize(), model).state_dict()), heads=3)
     made = found.config.preprocessing

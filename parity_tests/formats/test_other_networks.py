@@ -185,3 +185,15 @@ def test_a_plain_model_is_not_taken_for_another(tmp_path: Path) -> None:
     weights = checkpoint(SMALL)
     state = {name: torch.from_numpy(array) for name, array in weights.arrays.items()}
     assert open_checkpoint(save(tmp_path / "model.pth", state)).format == "timm"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantized_modules_are_the_reason(tmp_path: Path) -> None:
+    """torch packs their weights in objects, so that only the other arrays are found."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    torch.save(quantized, tmp_path / "x.pt")
+    with pytest.raises(
+        InputError, match=r"because their weights are quantized: modules of torch\.ao\.nn\.q.* but no Vision"
+    ):
+        open_checkpoint(tmp_path / "x.pt")

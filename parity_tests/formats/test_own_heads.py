@@ -1,6 +1,6 @@
 """Heads of people's own on a backbone of transformers: no array shows which tokens they read, so that a note says it.
 
-And what else people have beside or within a model: a normalisation of images, counts of thop.
+And what else people have beside or within a model: a normalization of images, counts of thop.
 """
 
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def test_names_of_pytorch_in_another_form(nested: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "normalize."])
-def test_a_normalisation_of_images_within_a_model(prefix: str, tmp_path: Path) -> None:
+def test_a_normalization_of_images_within_a_model(prefix: str, tmp_path: Path) -> None:
     model = timm_model()
     constants = {"mean": torch.tensor([0.5, 0.25, 0.75]).view(3, 1, 1), "std": torch.full((3, 1, 1), 0.5)}
     torch.save({**model.state_dict(), **{f"{prefix}{name}": x for name, x in constants.items()}}, tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""Files of masked image modelling and of dual encoders: the encoder is read, what only pretraining uses is left out.
+"""Files of masked image modeling and of dual encoders: the encoder is read, what only pretraining uses is left out.
 
 Outputs agree with those of the libraries to parity.FLOAT64_BOUND, 1e-12.
 """

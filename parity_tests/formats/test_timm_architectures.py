@@ -33,9 +33,9 @@ MODULES = (
 NAMES: dict[str, list[str]] = {module: timm.list_models(module=module) for module in MODULES}
 REFUSED: dict[str, str] = {
     r"vit_d(little|wee|pwee)_patch16_reg1_gap_256": "differential attention",  # differences of two softmaxes
-    r"vit_(small|base)_patch16_18x2_224": "not recognised",  # two attentions and two MLPs in a block
+    r"vit_(small|base)_patch16_18x2_224": "not recognized",  # two attentions and two MLPs in a block
     r"vit_\w+_resnet(26|50)d\w*_224": "missing patch_embed.backbone.conv.weight",  # other stems than Google's
-    r"vit_base_mci_224": "not recognised",  # a stem of MobileOne blocks
+    r"vit_base_mci_224": "not recognized",  # a stem of MobileOne blocks
 }
 """Names of architectures that are refused -> text of the error."""
 
@@ -56,9 +56,9 @@ def test_names_and_shapes_at_full_size(module: str) -> None:
     """Read by name on the meta device; and written with timm's own names and shapes."""
     for name in NAMES[module]:
         theirs, source = source_of(name)
-        why, refusal = reason(name), "not recognised"
+        why, refusal = reason(name), "not recognized"
         try:
-            read = read_source(FORMAT, source, {}) if FORMAT.recognises(source) else None
+            read = read_source(FORMAT, source, {}) if FORMAT.recognizes(source) else None
         except InputError as error:
             read, refusal = None, str(error)
         if read is None:

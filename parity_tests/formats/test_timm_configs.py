@@ -68,8 +68,8 @@ def test_published_architectures_by_name(architecture: str) -> None:
 
 def _by_name(architecture: str) -> str:
     theirs, source = source_of(architecture)
-    if not timm_format.FORMAT.recognises(source):
-        return "not recognised"
+    if not timm_format.FORMAT.recognizes(source):
+        return "not recognized"
     try:
         found = read_source(timm_format.FORMAT, source, {}).config.model
     except InputError:

@@ -110,7 +110,7 @@ def test_labels(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).config.labels is None
 
 
-def test_recognised_by_its_names(tmp_path: Path) -> None:
+def test_recognized_by_its_names(tmp_path: Path) -> None:
     """Under whatever a trainer put before them."""
     model = saved("ViTForImageClassification", tmp_path)
     rewrite(tmp_path, lambda file: {f"module.{name}": array for name, array in file.items()})

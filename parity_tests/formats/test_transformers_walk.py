@@ -1,7 +1,7 @@
 """Every image model that transformers exports: its type is read, or its folder is refused by the name of its type.
 
 A class of a type that is in neither list makes the test fail, so that no new one is forgotten. What is read is compared
-with the classes in the tests beside this one; here a state dict without config.json, which is recognised by its names
+with the classes in the tests beside this one; here a state dict without config.json, which is recognized by its names
 alone, is held to the classes that have such names, at full width and a depth of two, on the meta device.
 """
 
@@ -20,7 +20,7 @@ from parity_tests.formats.foreign import source_of
 from vit_core.arrays import LazyArray
 from vit_core.checkpoints import open_checkpoint
 from vit_core.checkpoints.formats.transformers.names import FAMILIES, TOWER_OF
-from vit_core.checkpoints.opening import read_source, recognised_format
+from vit_core.checkpoints.opening import read_source, recognized_format
 from vit_core.errors import InputError
 
 _ENDS = re.compile(
@@ -115,7 +115,7 @@ def on_meta(model: Any) -> dict[str, LazyArray] | None:
 def opens(arrays: dict[str, LazyArray]) -> bool:
     source = source_of(arrays)
     try:
-        read_source(recognised_format(source), source, {})
+        read_source(recognized_format(source), source, {})
     except InputError:
         return False
     return True

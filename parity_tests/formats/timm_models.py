@@ -125,11 +125,11 @@ def with_googles_epsilons(model: Any) -> Any:
         if isinstance(module, nn.GroupNorm):
             module.eps = 1e-6
         elif isinstance(module, StdConv2dSame):
-            module.forward = partial(_standardised_as_googles, module)
+            module.forward = partial(_standardized_as_googles, module)
     return model
 
 
-def _standardised_as_googles(convolution: nn.Conv2d, x_BIHW: torch.Tensor) -> torch.Tensor:
+def _standardized_as_googles(convolution: nn.Conv2d, x_BIHW: torch.Tensor) -> torch.Tensor:
     """timm's forward with Google's epsilon: beside the deviation, not in the variance."""
     weight_OIHW = convolution.weight - convolution.weight.mean((1, 2, 3), keepdim=True)
     weight_OIHW = weight_OIHW / (weight_OIHW.std((1, 2, 3), correction=0, keepdim=True) + 1e-5)

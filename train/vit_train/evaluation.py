@@ -37,7 +37,7 @@ class Accuracy:
     loss: float
     """Mean over the images of the loss of training, without label smoothing and class weights."""
     classes: ClassReport | None = field(default=None, compare=False, repr=False)
-    """How well each class was recognised."""
+    """How well each class was recognized."""
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
     """How well confidence agrees with accuracy, if each image has one class."""
     ids_N: np.ndarray | None = field(default=None, compare=False, repr=False)

@@ -34,7 +34,7 @@ ACCURACIES = {
     "top1": ("top-1", "C2"),
     "top1_ema": ("top-1, moving average", "C0"),
 }
-"""Logged values between 0 and 1 -> their names and colours; later ones are drawn over earlier ones."""
+"""Logged values between 0 and 1 -> their names and colors; later ones are drawn over earlier ones."""
 
 
 def font_families() -> list[str]:

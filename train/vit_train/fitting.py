@@ -113,7 +113,7 @@ def fitted_fields(
     """
     fit = _Fit(recipe, chosen)
     if data.classes < 2 and not fit[MASK_RATIO]:
-        raise InputError("data.labelled: false leaves nothing to train towards; set --mae.mask-ratio 0.75")
+        raise InputError("data.labelled: false leaves nothing to train toward; set --mae.mask-ratio 0.75")
     fit[CLASSES] = 0 if fit[MASK_RATIO] else data.classes
     if data.multilabel and not fit[MASK_RATIO]:
         fit[LOSS] = "sigmoid"

@@ -145,7 +145,7 @@ def probe(
 
 def few_shot(train: Labelled, test: Labelled, shots: int, seed: int) -> Probed:
     """big_vision's few-shot probe (evaluators/fewshot_lsr.py): ridge regression on `shots` images of each class, drawn
-    by the seed, towards 1 for the class and -1 for the others; the class with the largest value is predicted.
+    by the seed, toward 1 for the class and -1 for the others; the class with the largest value is predicted.
 
     Features are standardized by the drawn images, and a constant feature of 100 represents the bias. Of a class with
     fewer images, all are used.

@@ -11,7 +11,7 @@ from vit_core.errors import InputError
 from vit_core.masked_autoencoder import TARGET_EPSILON, draw_order
 from vit_core.masks import PATCH_ORDER
 from vit_core.naflex import patchify
-from vit_core.preprocess import normalise, offset_and_scale
+from vit_core.preprocess import normalize, offset_and_scale
 from vit_core.storage import Location
 from vit_train.config import TrainConfig
 from vit_train.data.batches import Batch, EvaluationBatches
@@ -73,12 +73,12 @@ class Reconstruction(NamedTuple):
 
     original_HWC: np.ndarray
     visible_HWC: np.ndarray
-    """Grey where patches are hidden."""
+    """Gray where patches are hidden."""
     completed_HWC: np.ndarray
     """The image with the predicted hidden patches."""
     means_HWC: np.ndarray | None = None
     """The image with the true mean of each hidden patch in its place: what is shown without any prediction, because the
-    run predicts normalised patches. None for a run that predicts pixels."""
+    run predicts normalized patches. None for a run that predicts pixels."""
 
 
 def reconstructions(
@@ -87,7 +87,7 @@ def reconstructions(
     """Completions of images, uint8 or uint16, by the decoder in the newest saved step of a run.
 
     Raises InputError if the run has no saved step.
-    If the run predicts normalised patches, the true mean and deviation of each hidden patch are used, because the
+    If the run predicts normalized patches, the true mean and deviation of each hidden patch are used, because the
     decoder does not predict them; the images with the means alone are then returned too.
     """
     mae, model = config.masked, config.model
@@ -96,7 +96,7 @@ def reconstructions(
     checkpoint = read_masked_step(steps[0], config)
     assert checkpoint.decoder is not None
     arrays = {**checkpoint.arrays.entries, **checkpoint.decoder.arrays.entries}
-    x_BHWC = normalise(pixels_BHWC, config.preprocessing)
+    x_BHWC = normalize(pixels_BHWC, config.preprocessing)
     order_BN = evaluation_order(model, config.seed, range(len(x_BHWC)))
     predict = _in_torch if framework == "torch" else _in_jax
     values = {name: array.read().astype(np.float32) for name, array in arrays.items()}

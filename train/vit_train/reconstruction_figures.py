@@ -19,7 +19,7 @@ TITLES = {
 }
 """Field of a reconstruction -> its title, in the order of the columns."""
 COMPLETED_BY_MORE = "completed, with true\nmean and deviation"
-"""Title of the images of a run that predicts normalised patches."""
+"""Title of the images of a run that predicts normalized patches."""
 
 
 def titles_of(image: Reconstruction) -> dict[str, str]:
@@ -30,8 +30,8 @@ def titles_of(image: Reconstruction) -> dict[str, str]:
 
 
 def completed_images(images: Sequence[Reconstruction], path: Location) -> Location:
-    """Draws each image several times: the original, with the hidden patches grey, and with the predicted patches; for a
-    run that predicts normalised patches, also with the true mean of each hidden patch alone, for comparison."""
+    """Draws each image several times: the original, with the hidden patches gray, and with the predicted patches; for a
+    run that predicts normalized patches, also with the true mean of each hidden patch alone, for comparison."""
     down = -(-len(images) // ACROSS)
     across, titles = min(ACROSS, len(images)), titles_of(images[0])
     wide = len(titles)

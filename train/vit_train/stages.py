@@ -192,7 +192,7 @@ def train(
     disagree.
     """
     if config.masked is None and not config.data.labelled:
-        raise InputError("data.labelled: false leaves nothing to train towards; set mae.mask_ratio above 0 (0.75)")
+        raise InputError("data.labelled: false leaves nothing to train toward; set mae.mask_ratio above 0 (0.75)")
     if config.masked is None and len(training.labels) != config.model.num_classes:
         raise InputError(
             f"model.num_classes: {config.model.num_classes}, but {training.title} has {len(training.labels)} classes; "

@@ -84,7 +84,7 @@ def export(
             (stablehlo).
         to: Target, if the file has another extension.
         input: The input of the program. image: decoded uint8 images of any size, which it resizes by the checkpoint's
-            preprocessing. pixels: uint8 images of the model's size, which it normalises. normalised: float32. Default:
+            preprocessing. pixels: uint8 images of the model's size, which it normalizes. normalized: float32. Default:
             image, if the target can express it.
         batch: Number of images, or any (default: any, if the target can express it; otherwise 1).
         any_size: Accept images whose sides are any multiples of the patch size (two patches or more), and resample the

@@ -89,7 +89,7 @@ def of(accuracy: Accuracy) -> Evaluation:
 
 
 def test_of_many_classes_the_worst_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """The names of the classes are those that are recognised worse and worse; the last has no images."""
+    """The names of the classes are those that are recognized worse and worse; the last has no images."""
     labels, rng = tuple(f"class {i:02d}" for i in range(31)), np.random.default_rng(0)
     classes_N = np.repeat(np.arange(30), 100)
     predictions_N = np.where(rng.random(3000) < (30 - classes_N) / 30, classes_N, 0)

@@ -108,7 +108,7 @@ def test_the_whole_walk(vit: Vit, refused: Vit, photos: Path) -> None:
     assert "resuming after step 40 of 40" in vit("pretrain", "runs/folder", "--framework", "torch")
 
     accuracy = vit("evaluate", "runs/folder")
-    assert float(re.findall(r"weights +(\S+)%", accuracy)[0]) > 50, "the classes have other colours"
+    assert float(re.findall(r"weights +(\S+)%", accuracy)[0]) > 50, "the classes have other colors"
     out = vit(
         "finetune",
         "folder",

@@ -45,7 +45,7 @@ def test_images_without_labels_give_an_encoder(vit: Vit, photos: Path, tmp_path:
     assert "the decoder is not in the checkpoint" in out
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "evaluation_loss" in line] == [3, 6]
-    # Normalised patches have a variance of about 1, which predictions near zero leave as it is.
+    # Normalized patches have a variance of about 1, which predictions near zero leave as it is.
     assert all(0.3 < line["evaluation_loss"] < 3 for line in lines if "evaluation_loss" in line)
     for path in (run, run / "steps" / "000006"):
         encoder = open_checkpoint(path)
@@ -160,7 +160,7 @@ def test_images_are_completed_in_a_figure(vit: Vit, framework: str, photos: Path
     assert f"wrote {figures / 'completed.png'}" in printed
 
 
-def test_training_towards_nothing_is_refused(vit: Vit, photos: Path) -> None:
+def test_training_toward_nothing_is_refused(vit: Vit, photos: Path) -> None:
     words = ["explain", "imagenet_mae", "--data", photos]
-    assert "data.labelled: false leaves nothing to train towards" in vit(*words, "--mae.mask-ratio", "0", status=2)
+    assert "data.labelled: false leaves nothing to train toward" in vit(*words, "--mae.mask-ratio", "0", status=2)
     assert "of which the encoder sees 50" in vit(*words)

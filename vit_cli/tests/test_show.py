@@ -54,7 +54,7 @@ class _PageImages(HTMLParser):
 
 
 def assert_page_of(folder: Path, files: list[str]) -> None:
-    """The folder has these figures, none of one colour, and a page with all of them and without other files."""
+    """The folder has these figures, none of one color, and a page with all of them and without other files."""
     assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "index.html"])
     found = _PageImages((folder / "index.html").read_text())
     assert sorted(found.images) == sorted((folder / file).read_bytes() for file in files)

@@ -55,7 +55,7 @@ def with_preprocessing(
     names of the keys and arrays that were used.
 
     mappings: those in the file, with the keys that lead to each. beside: arrays beside the model, where a module that
-    normalises images stores its mean and std. A note names what is stated but not used.
+    normalizes images stores its mean and std. A note names what is stated but not used.
     """
     if reading.config.preprocessing is not None:
         return reading, [], set()
@@ -93,7 +93,7 @@ def with_preprocessing(
 
 
 def without_image_constants(arrays: LazyArrays) -> tuple[LazyArrays, dict[str, LazyArray]]:
-    """The arrays of a model, and apart the buffers by which it normalises its images itself: `mean` and `std`."""
+    """The arrays of a model, and apart the buffers by which it normalizes its images itself: `mean` and `std`."""
     names = {name for one in _of_modules(arrays) for name in one.used}
     return arrays.select(name for name in arrays if name not in names), {name: arrays.entries[name] for name in names}
 
@@ -114,7 +114,7 @@ def _of_mapping(path: tuple[str, ...], values: Mapping[Any, Any]) -> Iterator[_S
 
 
 def _of_modules(beside: LazyArrays) -> Iterator[_Stated]:
-    """The means and stds in buffers of modules that normalise images: `normalize.mean`, `normalize.std`."""
+    """The means and stds in buffers of modules that normalize images: `normalize.mean`, `normalize.std`."""
     entries = beside.entries
     for name in entries:
         module, _, last = name.rpartition(".")

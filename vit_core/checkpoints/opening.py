@@ -45,7 +45,7 @@ from vit_core.checkpoints.formats.other_networks import (
     check_deepspeed,
     check_positions,
     check_quantized,
-    unrecognised,
+    unrecognized,
 )
 from vit_core.checkpoints.formats.registry import FOREIGN_FORMATS, FORMATS, foreign_format
 from vit_core.checkpoints.formats.rules import read_by_rules
@@ -81,7 +81,7 @@ def open_checkpoint(
     """Opens a checkpoint file or folder, a training run or a saved step. Arrays are read when they are used.
 
     path: on this machine, in a store (gs://, s3://) or in the Hub (hf://USER/MODEL). format: one of `registry.FORMATS`,
-    for a file whose format is not recognised. fields: values of ViTConfig fields that a file of another project does
+    for a file whose format is not recognized. fields: values of ViTConfig fields that a file of another project does
     not contain (`{"heads": 6}`). part: the model to open if a file contains several, named by its keys and prefix in
     the file ("state_dict"). base: for a folder of adapters (peft's), the checkpoint that the adapters belong to; by
     default the one that the folder names. The result is the base with the adapters merged into its weights. Every name
@@ -105,7 +105,7 @@ def open_checkpoint(
         return open_folder(opened)
     source = _source_of(opened, container, part)
     with _named_as_shard(opened):
-        return read_source(chosen or recognised_format(source), source, fields)
+        return read_source(chosen or recognized_format(source), source, fields)
 
 
 def open_with_warning(
@@ -226,15 +226,15 @@ def find_source(container: Container, part: str | None, source: Source) -> Sourc
     )
 
 
-def recognised_format(source: Source) -> Format:
-    """The format of a source, recognised by its content. Raises InputError if no format matches."""
+def recognized_format(source: Source) -> Format:
+    """The format of a source, recognized by its content. Raises InputError if no format matches."""
     check_deepspeed(source)
     check_quantized(source)
     check_positions(source)
     for format in FOREIGN_FORMATS.values():
-        if format.recognises(source):
+        if format.recognizes(source):
             return format
-    raise unrecognised(source, FORMATS)
+    raise unrecognized(source, FORMATS)
 
 
 def read_source(format: Format, source: Source, fields: Fields) -> Checkpoint:

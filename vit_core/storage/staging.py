@@ -74,7 +74,7 @@ def _local_stage(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 @contextmanager
 def _new_stage(folder: Path) -> Iterator[Path]:
-    """A new stage. It gets the name of a stage, by which other processes recognise it, only after it is locked."""
+    """A new stage. It gets the name of a stage, by which other processes recognize it, only after it is locked."""
     new = Path(tempfile.mkdtemp(prefix=f"{_NEW_STAGE}{_HOST}-{os.getpid()}-", dir=folder))
     stage = new.with_name(_STAGE + new.name.removeprefix(_NEW_STAGE))
     try:

@@ -53,8 +53,8 @@ def test_cmyk(kind):
     for ink, expected in (((255, 0, 0, 0), [0, 255, 255]), ((0, 0, 0, 128), [127, 127, 127])):
         data = encoded(Image.new("CMYK", (16, 16), ink), kind)
         assert Image.open(io.BytesIO(data)).mode == "CMYK"
-        colour = np.asarray(decode_image(data)).reshape(-1, 3).astype(int)
-        assert np.abs(colour - expected).max() <= 1
+        color = np.asarray(decode_image(data)).reshape(-1, 3).astype(int)
+        assert np.abs(color - expected).max() <= 1
         assert (kind == "JPEG") == (b"Adobe" in data)
 
 
@@ -107,7 +107,7 @@ def test_first_frame_of_many():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(kind, orientation):
-    """A scene in four colours, stored as a camera would that was held so: rotated back, it is the scene again."""
+    """A scene in four colors, stored as a camera would that was held so: rotated back, it is the scene again."""
     corners = np.uint8([[[200, 0, 0], [0, 200, 0]], [[0, 0, 200], [200, 200, 200]]])
     scene = corners.repeat(16, axis=0).repeat(24, axis=1)
     stored = {
@@ -127,7 +127,7 @@ def test_exif_rotation(kind, orientation):
         pixels = np.asarray(decode_image(data, exif_rotation=rotate)).astype(int)
         assert pixels.shape == expected.shape
         middle = np.abs(pixels - expected)[4:-4, 4:-4]
-        assert np.median(middle) <= 3  # JPEG blurs the edges between the colours, and nothing else
+        assert np.median(middle) <= 3  # JPEG blurs the edges between the colors, and nothing else
         assert (kind == "JPEG") or (middle.max() == 0)
 
 

@@ -25,7 +25,7 @@ RGB = Preprocessing(image_size=8)
 @pytest.mark.parametrize(
     "options", [{"quality": 30}, {"quality": 95}, {"quality": 85, "restart_marker_rows": 1}], ids=str
 )
-def test_colours(subsampling: str, progressive: bool, options: dict[str, int]) -> None:
+def test_colors(subsampling: str, progressive: bool, options: dict[str, int]) -> None:
     for height, width in SIZES:
         image = Image.fromarray(noise(height, width))
         content = encoded(image, "JPEG", subsampling=subsampling, progressive=progressive, **options)
@@ -54,7 +54,7 @@ def test_extras_around_the_image() -> None:
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB, kept"])
-def test_other_colours_are_left_to_pillow(mode: str) -> None:
+def test_other_colors_are_left_to_pillow(mode: str) -> None:
     image = Image.fromarray(noise(20, 24))
     content = encoded(image.convert("CMYK"), "JPEG") if mode == "CMYK" else encoded(image, "JPEG", keep_rgb=True)
     assert decode_jpeg(content) is None
@@ -63,7 +63,7 @@ def test_other_colours_are_left_to_pillow(mode: str) -> None:
     )
 
 
-def test_rows_of_half_the_colours_are_left_to_pillow() -> None:
+def test_rows_of_half_the_colors_are_left_to_pillow() -> None:
     """4:4:0: what a 4:2:2 file becomes when it is turned without decoding; here by exchanging the factors."""
     content = bytearray(encoded(Image.fromarray(noise(32, 32)), "JPEG", subsampling="4:2:2"))
     factors = content.index(b"\xff\xc0") + 11
@@ -113,5 +113,5 @@ def test_another_libjpeg_than_pillows_is_not_used(monkeypatch: pytest.MonkeyPatc
     import simplejpeg
 
     true = simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda content, colours: true(content, colours, fastupsample=True))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda content, colors: true(content, colors, fastupsample=True))
     assert jpeg._simplejpeg_like_pillow.__wrapped__() is None

@@ -44,7 +44,7 @@ def pipeline(function: Means | None = None, weights: Checkpoint | None = None, *
 
 
 def plain(*levels: int) -> np.ndarray:
-    """uint8 [10, 12, 3] of one colour."""
+    """uint8 [10, 12, 3] of one color."""
     return np.full((10, 12, 3), levels, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Each resampling against the library whose behaviour it stands for; the sine-cosine formulas likewise.
+"""Each resampling against the library whose behavior it stands for; the sine-cosine formulas likewise.
 
 Where the library computes in float64 the bound is 1e-12 of the largest value; the others have their own, beside the
 test that needs it.
@@ -315,7 +315,7 @@ def test_bad_input_is_named(call, message):
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, "float16", "float32", "float64"])
-def test_maes_table_is_recognised_in_every_type(dtype: Any) -> None:
+def test_maes_table_is_recognized_in_every_type(dtype: Any) -> None:
     table_ND = np.pad(sincos2d((3, 5), 16, "mae"), [(1, 0), (0, 0)])
     assert is_mae_table(table_ND[None].astype(dtype), (3, 5), 1)
     assert not is_mae_table(table_ND[None].astype(dtype), (5, 3), 1)

@@ -1,4 +1,4 @@
-"""One file, one array: geometry, decoding and normalisation."""
+"""One file, one array: geometry, decoding and normalization."""
 
 import math
 
@@ -13,7 +13,7 @@ from vit_core.preprocess import (
     crop_start,
     decode_image,
     load_image,
-    normalise,
+    normalize,
     offset_and_scale,
     resize_image,
 )
@@ -111,18 +111,18 @@ def test_resize_wants_the_mode_of_its_channels():
         resize_image(Image.new("RGB", (9, 9)), Preprocessing(image_size=8, channels=1))
 
 
-# Normalisation.
+# Normalization.
 
 
-def test_normalise_values():
+def test_normalize_values():
     """Against the textbook formula in float64; black and white of the default are exactly -1 and 1. In float32, the
     offset is rounded, then the difference, the factor and the product."""
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=-1)
-    ours = normalise(pixels, Preprocessing(image_size=16, **IMAGENET))
+    ours = normalize(pixels, Preprocessing(image_size=16, **IMAGENET))
     expected = (pixels / 255 - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
     offset = (np.array(IMAGENET["mean"]) / np.array(IMAGENET["std"])).max()
     np.testing.assert_allclose(ours, expected, rtol=3 * 2.0**-24, atol=offset * 2.0**-24)
-    assert normalise(np.uint8([[[0], [255]]]), Preprocessing(image_size=1, channels=1)).tolist() == [[[-1.0], [1.0]]]
+    assert normalize(np.uint8([[[0], [255]]]), Preprocessing(image_size=1, channels=1)).tolist() == [[[-1.0], [1.0]]]
 
 
 def test_constants_are_rounded_once():
@@ -137,9 +137,9 @@ def test_constants_are_rounded_once():
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 1), np.uint8), np.uint8(3)])
-def test_normalise_refuses_other_arrays(pixels):
+def test_normalize_refuses_other_arrays(pixels):
     with pytest.raises(InputError, match=r"expected uint8 \[\.\.\., 3\]"):
-        normalise(pixels, Preprocessing(image_size=4))
+        normalize(pixels, Preprocessing(image_size=4))
 
 
 def test_load_image_is_the_composition(jpegs):
@@ -147,7 +147,7 @@ def test_load_image_is_the_composition(jpegs):
     path = jpegs[97, 64]
     array = load_image(path, preprocessing)
     assert (array.shape, array.dtype) == ((30, 30, 3), np.float32)
-    np.testing.assert_array_equal(array, normalise(resize_image(decode_image(path), preprocessing), preprocessing))
+    np.testing.assert_array_equal(array, normalize(resize_image(decode_image(path), preprocessing), preprocessing))
     for other in (str(path), path.read_bytes()):
         np.testing.assert_array_equal(load_image(other, preprocessing), array)
 

@@ -181,11 +181,11 @@ def test_images_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         vit_jax.from_seed(MODEL, 0)(jnp.zeros((1, 10, 8, 3)), interpolate=True)
 
 
-def test_images_without_a_batch_axis_or_not_normalised() -> None:
+def test_images_without_a_batch_axis_or_not_normalized() -> None:
     model = vit_jax.from_seed(MODEL, 0)
     with pytest.raises(InputError, match=r"shape \[8, 8, 3\], the model takes \[B, H, W, C\]; for one, x\[None\]"):
         model(jnp.zeros((8, 8, 3)))
-    with pytest.raises(InputError, match=r"images are uint8, the model takes floats: .*normalise"):
+    with pytest.raises(InputError, match=r"images are uint8, the model takes floats: .*normalize"):
         model(jnp.zeros((1, 8, 8, 3), jnp.uint8))
     with pytest.raises(InputError, match=r"shape \[8, 8, 3\], the model takes"):
         vit_jax.predict(model, np.zeros((8, 8, 3)))

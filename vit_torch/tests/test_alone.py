@@ -175,11 +175,11 @@ def test_images_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
         vit_torch.from_seed(MODEL, 0)(torch.zeros(1, 3, 10, 8), interpolate=True)
 
 
-def test_images_without_a_batch_axis_or_not_normalised() -> None:
+def test_images_without_a_batch_axis_or_not_normalized() -> None:
     model = vit_torch.from_seed(MODEL, 0)
     with pytest.raises(InputError, match=r"shape \[3, 8, 8\], the model takes \[B, C, H, W\]; for one, x\[None\]"):
         model(torch.zeros(3, 8, 8))
-    with pytest.raises(InputError, match=r"images are torch.uint8, the model takes floats: .*normalise"):
+    with pytest.raises(InputError, match=r"images are torch.uint8, the model takes floats: .*normalize"):
         model.eval()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(InputError, match=r"shape \[8, 3, 8\], the model takes"):
         vit_torch.predict(model, np.zeros((8, 8, 3)))

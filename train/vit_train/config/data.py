@@ -107,7 +107,7 @@ class Augmentation(Schema):
     """AutoAugment (arXiv:1805.09501): the policy for CIFAR-10 or for ImageNet, in place of RandAugment; as in
     torchvision."""
     three_augment: Flag = False
-    """3-Augment (DeiT III, arXiv:2204.07118): grey, solarized from level 128 on, or blurred, a third of images each."""
+    """3-Augment (DeiT III, arXiv:2204.07118): gray, solarized from level 128 on, or blurred, a third of images each."""
     color_jitter: tuple[Magnitude, Magnitude, Magnitude, Hue] = (0.0, 0.0, 0.0, 0.0)
     """Largest changes of brightness, contrast, saturation and hue, in random order: factors from [1 - x, 1 + x], and a
     shift of up to x of the circle of hues; torchvision's ColorJitter."""
@@ -150,7 +150,7 @@ class Augmentation(Schema):
 
     @property
     def colors(self) -> bool:
-        """Whether an operation on colours is on, which needs 8-bit images of 1 or 3 channels."""
+        """Whether an operation on colors is on, which needs 8-bit images of 1 or 3 channels."""
         operations = self.auto_augment is not None or self.rand_augment.layers > 0
         return operations or self.three_augment or any(self.color_jitter)
 

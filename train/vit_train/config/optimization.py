@@ -34,7 +34,7 @@ class Schedule(Schema):
     warmup_steps: NonNegative = 0
     """Steps of linear growth, from peak / warmup_steps."""
     cooldown_steps: NonNegative = 0
-    """Number of last steps of a constant or rsqrt schedule that follow a line towards `final`."""
+    """Number of last steps of a constant or rsqrt schedule that follow a line toward `final`."""
     timescale: Positive = 10_000
     """Timescale of rsqrt, in steps."""
     final: Fraction = 0.0

@@ -33,7 +33,7 @@ class TrainConfig(RunFields):
         if self.masked is not None:
             self._check_masked(self.masked)
         elif not self.model.num_classes:
-            raise ValueError("model.num_classes: 0 leaves nothing to train towards")
+            raise ValueError("model.num_classes: 0 leaves nothing to train toward")
         if self.attention == "fused" and (self.dtype == "float64" or self.model.attention_dropout):
             raise ValueError("attention: fused is not for dtype float64 or model.attention_dropout; leave it out")
         if self.reduce_dtype and self.dtype == "float64":
@@ -171,7 +171,7 @@ class TrainConfig(RunFields):
 
     @property
     def masked(self) -> MaskedAutoencoder | None:
-        """How the model is pretrained as a masked autoencoder; None where it is trained towards classes."""
+        """How the model is pretrained as a masked autoencoder; None where it is trained toward classes."""
         return self.mae if self.mae.mask_ratio else None
 
     @property
@@ -222,7 +222,7 @@ class TrainConfig(RunFields):
     def loss_limit(self) -> float:
         """The loss above which it counts as exploded."""
         if self.masked is not None:
-            return self.explosion  # the mean square of normalised pixels is about 1
+            return self.explosion  # the mean square of normalized pixels is about 1
         classes = self.model.num_classes
         return self.explosion * (log(classes + 1) if self.loss == "softmax" else classes * log(2))
 

@@ -33,7 +33,7 @@ FEWEST_TOGETHER, LARGEST_TOGETHER = 8, 128
 """Smallest number of images, and largest side in pixels, for which images are made together: each length of a crop
 needs its own tables."""
 _DRAWS = (2, THREE_AUGMENT_DRAWS, JITTER_DRAWS, ERASING_DRAWS)
-"""Number of uniform draws for the position of a crop, 3-Augment, colour jitter and erasing; those of RandAugment or
+"""Number of uniform draws for the position of a crop, 3-Augment, color jitter and erasing; those of RandAugment or
 AutoAugment come last."""
 _STARTS = (0, *accumulate(_DRAWS))
 
@@ -45,10 +45,10 @@ def augmented(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """A training image, uint8 or uint16 [H, W, C], possibly read-only: crop or resize, then flip, then shift and
-    rotate, then operations on colours, then erasing.
+    rotate, then operations on colors, then erasing.
 
     image: from `decode` with the same preprocessing, or a Pillow image. Consumes `DRAWS` uniform draws; if random_crop,
-    an operation on colours or erasing is on, also their draws, and those of the noise that fills erased pixels.
+    an operation on colors or erasing is on, also their draws, and those of the noise that fills erased pixels.
     Raises InputError as `resized` does, if there is no crop of random size.
     """
     draws = rng.random(DRAWS).tolist()
@@ -125,7 +125,7 @@ def _crops(height: int, width: int, augmentation: Augmentation, draws_BF: np.nda
 
 
 def _later_draws(augmentation: Augmentation, rng: np.random.Generator) -> list[list[float]]:
-    """Uniform draws for the position of a crop, 3-Augment, colour jitter, erasing, and RandAugment or AutoAugment. They
+    """Uniform draws for the position of a crop, 3-Augment, color jitter, erasing, and RandAugment or AutoAugment. They
     are the last draws of an image, so they are left out if none of these is on."""
     if not (augmentation.random_crop or augmentation.colors or augmentation.erasing):
         return [[]] * (len(_DRAWS) + 1)

@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     """The input of an engine for one step: a process's rows of the global batch."""
 
     images_BHWC: Array
-    """uint8 or uint16; the engine normalises them, then mixes them. Images of any aspect ratio are
+    """uint8 or uint16; the engine normalizes them, then mixes them. Images of any aspect ratio are
     vit_core.naflex.PatchedImages on the host and Patches on the device."""
     targets_BC: Array
     """float32 from 0 to 1: share of each class, after smoothing and mixing."""

@@ -27,7 +27,7 @@ UNEVEN = 10
 DECODED = 10_000
 """Largest number of images of a split whose pixels are decoded; for the others only the header is read."""
 HEAD = 65536
-"""Number of bytes at the start of an image file that are read for its header and to recognise copies."""
+"""Number of bytes at the start of an image file that are read for its header and to recognize copies."""
 COMPARED = 20_000
 """Largest number of images that are read to find images common to two data sets."""
 
@@ -133,7 +133,7 @@ def _digest(image: bytes) -> int:
 
 def _orientation(head: bytes) -> int | None:
     """The EXIF orientation of an image, 1 without one; None if the first bytes of its file do not suffice for Pillow to
-    recognise it. (A TIFF's directory may be at its end.)"""
+    recognize it. (A TIFF's directory may be at its end.)"""
     register_formats()
     try:
         with Image.open(io.BytesIO(head)) as image:

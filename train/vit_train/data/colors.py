@@ -1,4 +1,4 @@
-"""Random changes of colours by Pillow: 3-Augment (DeiT III) and colour jitter, equal to their references."""
+"""Random changes of colors by Pillow: 3-Augment (DeiT III) and color jitter, equal to their references."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -17,7 +17,7 @@ ORDERS = tuple(permutations(range(4)))
 
 
 def three_augmented(image: Image.Image, draws: Sequence[float]) -> Image.Image:
-    """3-Augment (arXiv:2204.07118, section 3.2): grey, solarized or blurred, each with probability 1/3.
+    """3-Augment (arXiv:2204.07118, section 3.2): gray, solarized or blurred, each with probability 1/3.
 
     draws: uniform in [0, 1): which, and the radius of the blur. Equal to facebookresearch/deit's augment.py, and to the
     operations of timm's policy "3a".
@@ -50,7 +50,7 @@ def jittered(image: Image.Image, augmentation: Augmentation, draws: Sequence[flo
 
 
 def _shift_hue(image: Image.Image, share: float) -> Image.Image:
-    """Every hue rotated by a fraction of the colour circle, in 8 bits."""
+    """Every hue rotated by a fraction of the color circle, in 8 bits."""
     if image.mode == "L":
         return image
     hue, saturation, value = image.convert("HSV").split()

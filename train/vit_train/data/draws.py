@@ -15,7 +15,7 @@ from numpy.random.bit_generator import ISeedSequence
 POOL = 4
 """Number of 32-bit words in the entropy pool of numpy.random.SeedSequence."""
 STATE = 8
-"""Number of 32-bit words from which PCG64 is initialised."""
+"""Number of 32-bit words from which PCG64 is initialized."""
 
 
 def generators(seed: int, stream: int, numbers: Sequence[int]) -> Iterator[Generator]:

@@ -1,6 +1,6 @@
-"""Random erasing (arXiv:1708.04896): a rectangle of a training image is filled with the mean colour or with noise.
+"""Random erasing (arXiv:1708.04896): a rectangle of a training image is filled with the mean color or with noise.
 
-Pixels are erased on the host, so both engines get the same values. timm fills the rectangle after normalisation, with 0
+Pixels are erased on the host, so both engines get the same values. timm fills the rectangle after normalization, with 0
 or with standard normal noise; here the same values are rounded to pixels, and noise outside the range of pixels is
 clipped.
 """

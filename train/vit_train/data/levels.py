@@ -12,8 +12,8 @@ from PIL import Image
 from vit_core.pixels import Pixels
 
 _EVERY_LEVEL = Image.frombytes("L", (256, 1), bytes(range(256)))
-_GREY_WEIGHTS = np.array([19595, 38470, 7471], np.float32)
-"""Shares of red, green and blue in Pillow's grey (ITU-R 601-2), in units of 1 / 65536."""
+_GRAY_WEIGHTS = np.array([19595, 38470, 7471], np.float32)
+"""Shares of red, green and blue in Pillow's gray (ITU-R 601-2), in units of 1 / 65536."""
 
 
 def posterized(image: Pixels, bits: int) -> Pixels:
@@ -42,17 +42,17 @@ def brightened(image: Pixels, factor: float) -> Pixels:
 
 
 def contrasted(image: Pixels, factor: float) -> Pixels:
-    """`ImageEnhance.Contrast`: the mean grey level everywhere at 0, unchanged at 1."""
-    grey = image.pixels_HWC
-    if grey.shape[-1] == 3:  # integers below 2**24 are exact in float32, and BLAS adds them fast
-        weighted = grey.reshape(-1, 3).astype(np.float32) @ _GREY_WEIGHTS + np.float32(2**15)
-        grey = weighted.astype(np.int32) >> 16
-    return faded(image, int(int(grey.sum()) / grey.size + 0.5), factor)
+    """`ImageEnhance.Contrast`: the mean gray level everywhere at 0, unchanged at 1."""
+    gray = image.pixels_HWC
+    if gray.shape[-1] == 3:  # integers below 2**24 are exact in float32, and BLAS adds them fast
+        weighted = gray.reshape(-1, 3).astype(np.float32) @ _GRAY_WEIGHTS + np.float32(2**15)
+        gray = weighted.astype(np.int32) >> 16
+    return faded(image, int(int(gray.sum()) / gray.size + 0.5), factor)
 
 
-def faded(image: Pixels, grey: int, factor: float) -> Pixels:
-    """`Image.blend` of a grey image with this one: all grey at 0, unchanged at 1. Pillow blends the table."""
-    return _by_table(image, Image.blend(_uniform(grey), _EVERY_LEVEL, factor).tobytes())
+def faded(image: Pixels, gray: int, factor: float) -> Pixels:
+    """`Image.blend` of a gray image with this one: all gray at 0, unchanged at 1. Pillow blends the table."""
+    return _by_table(image, Image.blend(_uniform(gray), _EVERY_LEVEL, factor).tobytes())
 
 
 def stretched(image: Pixels) -> Pixels:
@@ -79,8 +79,8 @@ def equalized(image: Pixels) -> Pixels:
 
 
 @lru_cache(maxsize=256)
-def _uniform(grey: int) -> Image.Image:
-    return Image.new("L", _EVERY_LEVEL.size, grey)
+def _uniform(gray: int) -> Image.Image:
+    return Image.new("L", _EVERY_LEVEL.size, gray)
 
 
 @lru_cache

@@ -3,12 +3,12 @@
 Differences of big_vision's code (pp/archive/autoaugment.py) from timm's:
 - every chosen operation is applied, and magnitudes above 10 are not limited (timm: `limit`);
 - translations are in pixels, 100 at magnitude 10, independent of the image's size (timm: 45 % of a side);
-- there is Cutout: a grey square of 80 pixels at magnitude 10, at a random position;
-- Contrast blends with the grey level pixels / 256 instead of the mean of the image (its sum over a histogram is the
+- there is Cutout: a gray square of 80 pixels at magnitude 10, at a random position;
+- Contrast blends with the gray level pixels / 256 instead of the mean of the image (its sum over a histogram is the
   number of pixels);
-- pixels from outside the image are grey (128), and pixels are not interpolated (timm: the mean of the preprocessing,
+- pixels from outside the image are gray (128), and pixels are not interpolated (timm: the mean of the preprocessing,
   and its interpolation).
-This module reproduces all of them, but not TensorFlow's rounding: AutoContrast and the grey levels of Color may differ
+This module reproduces all of them, but not TensorFlow's rounding: AutoContrast and the gray levels of Color may differ
 by one, and TensorFlow's affine maps count from corners of pixels, so an edge may differ by half a pixel.
 """
 
@@ -122,7 +122,7 @@ def _contrast_of_big_vision(image: Pixels, factor: float, settings: OperationSet
 
 
 def _cutout(image: Pixels, half: float, settings: OperationSettings) -> Pixels:
-    """A grey square with sides of twice `half` pixels, cut off at the border of the image."""
+    """A gray square with sides of twice `half` pixels, cut off at the border of the image."""
     down, across = int(settings.place[0] * image.height), int(settings.place[1] * image.width)
     pixels_HWC = image.pixels_HWC.copy()
     pixels_HWC[max(0, down - int(half)) : down + int(half), max(0, across - int(half)) : across + int(half)] = (

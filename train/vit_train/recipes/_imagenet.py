@@ -16,7 +16,7 @@ TRAIN_1K, TRAIN_1K_99, TRAIN_21K = 1_281_167, 1_268_355, 14_197_122 - 51_200
 RESIZE_256 = Preprocessing(image_size=224, crop_fraction=224 / 256)
 """224 pixels out of 256, in [-1, 1]."""
 META = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""The normalisation of torchvision, timm and DeiT."""
+"""The normalization of torchvision, timm and DeiT."""
 RAND_M9 = RandAugment(layers=2, operations="timm_increasing", magnitude=9.0, deviation=0.5)
 """timm's rand-m9-mstd0.5-inc1."""
 

@@ -7,7 +7,7 @@ utils/sampler.py) is three passes over the images. This recipe makes 280 passes,
 times the multiplications of an image times the images).
 
 Measured: 93.24 % top-1, and 93.36 % with the average of the weights (JAX, one seed; docs/cifar10.md). The batch size,
-warm-up, normalisation, fill of erasing and Mixup are those of main.py in that code, and like it this recipe leaves half
+warm-up, normalization, fill of erasing and Mixup are those of main.py in that code, and like it this recipe leaves half
 of the images unmixed. Instead of AdamW at a learning rate of 0.001 it has Muon at 0.002, which learns faster, and
 RandAugment as in the configs for CIFAR-10 of SHI-Labs/Compact-Transformers, where that code has AutoAugment's policy.
 Other differences from that code: stochastic depth grows from block to block, borders are mirrored, positions have small

@@ -1,7 +1,7 @@
 """B/16 on the images of ImageNet-1k without their labels, 1,600 epochs as a masked autoencoder (arXiv:2111.06377).
 
 Values are those of that paper's table 8, and of PRETRAIN.md and main_pretrain.py of facebookresearch/mae: 75 % of the
-patches are hidden, the target is normalised, the decoder has 8 blocks of width 512, and the learning rate is 1.5e-4 for
+patches are hidden, the target is normalized, the decoder has 8 blocks of width 512, and the learning rate is 1.5e-4 for
 each 256 images of a batch. The 1,600 epochs are those of the published encoders (FINETUNE.md, notes); the command there
 has 800. Expected: 83.6 % top-1 of ImageNet-1k after `vit finetune imagenet_mae` (the paper's table 3), which is the
 recipe mae_finetune. For the paper's L/16: --model L/16.

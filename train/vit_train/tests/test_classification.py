@@ -20,7 +20,7 @@ N, C = 400, len(LABELS)
 
 
 def single(seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, of which class 5 is rare and class 6 missing, and logits that favour them; with ties, of few values."""
+    """Labels, of which class 5 is rare and class 6 missing, and logits that favor them; with ties, of few values."""
     rng = np.random.default_rng(seed)
     classes_N = rng.choice(C, N, p=[0.3, 0.3, 0.15, 0.15, 0.09, 0.01, 0.0])
     logits_NC = rng.normal(size=(N, C)) + 1.5 * one_hot(classes_N, C)

@@ -8,7 +8,7 @@ import pytest
 
 from vit_core.errors import InputError
 from vit_core.masked_autoencoder import MaskedAutoencoder
-from vit_core.preprocess import Preprocessing, normalise
+from vit_core.preprocess import Preprocessing, normalize
 from vit_train.config import Augmentation, TrainConfig
 from vit_train.data.batches import evaluation_pixels
 from vit_train.engines.torch.engine import TorchEngine
@@ -46,10 +46,10 @@ def test_the_loss_is_the_mean_over_the_readable_images_whatever_the_batches() ->
     np.testing.assert_allclose(reconstruction_loss(lenient, split), np.delete(expected, 7).mean(), **close)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("framework", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
-def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalize: bool, tmp_path: Path) -> None:
-    config = MASKED.replace(mae=MASKED.mae.replace(normalize_target=normalize))
+def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalized: bool, tmp_path: Path) -> None:
+    config = MASKED.replace(mae=MASKED.mae.replace(normalize_target=normalized))
     engine = TorchEngine(config)
     # Of little contrast, so that nothing is cut off at black or white.
     pixels_BHWC = np.random.default_rng(0).integers(100, 150, (4, 8, 8, 1), np.uint8)
@@ -57,7 +57,7 @@ def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalize:
     with pytest.raises(InputError, match="no saved step of a masked autoencoder"):
         reconstructions(tmp_path, config, pixels_BHWC, framework)
     save_step(run, train_steps(engine, batches_for(engine, quadrants()), 0, 2), 2)
-    x_BHWC, expected = normalise(pixels_BHWC, config.preprocessing), losses_of(engine, config, pixels_BHWC)
+    x_BHWC, expected = normalize(pixels_BHWC, config.preprocessing), losses_of(engine, config, pixels_BHWC)
     order_BN = evaluation_order(config.model, config.seed, range(4))
     for i, found in enumerate(reconstructions(tmp_path, config, pixels_BHWC, framework)):
         np.testing.assert_allclose(found.original_HWC, pixels_BHWC[i] / 255)
@@ -68,11 +68,11 @@ def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalize:
         for image_HWC in (found.visible_HWC, found.completed_HWC):
             np.testing.assert_allclose(image_HWC[seen_HWC], found.original_HWC[seen_HWC], atol=2**-22)
         error_HWC = (found.completed_HWC - 0.5) / 0.1 - x_BHWC[i]
-        if normalize:
+        if normalized:
             patches_hPwQ = x_BHWC[i, ..., 0].reshape(4, 2, 4, 2).transpose(0, 2, 1, 3).reshape(4, 4, 4)
             deviation_hw = np.sqrt(patches_hPwQ.var(axis=-1, ddof=1) + 1e-6)
             error_HWC = error_HWC / np.kron(deviation_hw, np.ones((2, 2)))[..., None]
-        assert (found.means_HWC is not None) == normalize
+        assert (found.means_HWC is not None) == normalized
         if found.means_HWC is not None:
             means_hw = pixels_BHWC[i, ..., 0].reshape(4, 2, 4, 2).mean(axis=(1, 3)) / 255
             means_HWC = np.kron(means_hw, np.ones((2, 2)))[..., None]

@@ -70,7 +70,7 @@ def test_the_power_law_is_numpys_line_through_logarithms() -> None:
     deviation = np.sqrt(at @ covariance @ at + residual)
     low, high = law.error_interval(cost)
     assert law.error(cost) == pytest.approx(np.exp(intercept + slope * np.log(cost)), rel=ROUNDING)
-    # polyfit's covariance is not centred: the mean of log(cost), 30, squared over its spread loses three digits.
+    # polyfit's covariance is not centered: the mean of log(cost), 30, squared over its spread loses three digits.
     assert high / law.error(cost) == pytest.approx(np.exp(t.ppf(0.975, 2) * deviation), rel=1e-6)
     assert low * high == pytest.approx(law.error(cost) ** 2, rel=ROUNDING)
 

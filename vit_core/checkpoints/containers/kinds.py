@@ -1,4 +1,4 @@
-"""Recognises the kind of a file by its first bytes. Kinds that cannot be read are recognised too, so that a message can
+"""Recognizes the kind of a file by its first bytes. Kinds that cannot be read are recognized too, so that a message can
 name them."""
 
 import re
@@ -11,7 +11,7 @@ from vit_core.checkpoints.containers.msgpack import is_msgpack
 from vit_core.checkpoints.containers.reading import FileRange
 
 HEAD = 600
-"""Number of first bytes of a file that are enough to recognise it."""
+"""Number of first bytes of a file that are enough to recognize it."""
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """The end of the index of a TensorFlow checkpoint."""
 _OLD_PYTORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -87,7 +87,7 @@ _EXTENSIONS: dict[str, Kind] = {
 
 def file_kind(head: bytes, name: str, source: FileRange | None = None) -> Kind:
     """The kind of a file, by its first bytes and its name. source: the whole file, needed to distinguish kinds of zip
-    archives and to recognise TensorFlow checkpoints; None if only `head` is available."""
+    archives and to recognize TensorFlow checkpoints; None if only `head` is available."""
     if not head:
         return Kind("an empty file", "", _GET)
     if head[:2] == b"PK":

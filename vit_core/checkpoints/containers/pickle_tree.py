@@ -37,7 +37,7 @@ _ARE_MAPPINGS = {
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning.pytorch.utilities.parsing.AttributeDict",
 }
-"""Classes of dictionaries: listed here so that empty ones are recognised too."""
+"""Classes of dictionaries: listed here so that empty ones are recognized too."""
 _CONTENT = {
     "omegaconf": ("_content", "_val"),
     "ml_collections": ("_fields", "_value"),
@@ -84,6 +84,8 @@ class PlainTree:
         notes = []
         if self._unread:
             notes.append(f"left out, because they are not plain arrays: {abbreviate(self._unread, most=3)}")
+        if quantized := [kind for kind in kinds if ".quantized." in kind]:
+            notes.append(f"left out, because their weights are quantized: modules of {abbreviate(quantized, most=3)}")
         if kinds:
             notes.append(f"kept as plain data, without running their code: objects of {abbreviate(kinds, most=3)}")
         return tuple(notes)

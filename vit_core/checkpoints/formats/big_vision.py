@@ -29,7 +29,7 @@ _PUBLISHED = (224, 224)
 """Image size of the published files without a table."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of patches and blocks. (The google format, which has them too, is tried
     before.)"""
     return PATCHES in source.arrays and any(name.startswith("Transformer/encoderblock") for name in source.arrays)
@@ -115,7 +115,7 @@ def _has_own_position(positions: int, patch: tuple[int, int], fields: Fields) ->
 
 FORMAT = Format(
     "big_vision",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(PATCHES,),
     determined=DETERMINED - {"pooling"},

@@ -22,7 +22,7 @@ _PATCHES = "pos_embeddings/projection"
 _DETERMINED = FROM_ARRAYS | {"heads", "activation", "pooling", "class_token_position", "position_resampling"}
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of its patch projection and positions."""
     return f"{_PATCHES}/kernel" in source.arrays and "pos_embeddings/pos_embeddings" in source.arrays
 
@@ -79,7 +79,7 @@ def _modules(model: ViTConfig) -> dict[str, str]:
 
 FORMAT = Format(
     "bonsai",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(rf"{_PATCHES}/kernel",),
     determined=_DETERMINED,

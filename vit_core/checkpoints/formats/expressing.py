@@ -152,7 +152,7 @@ def _with_key_bias(checkpoint: Checkpoint) -> Expressed:
 
 def _without_key_bias(checkpoint: Checkpoint) -> Expressed | None:
     """The checkpoint without the bias of the keys; None if that changes the outputs. Unless keys are rotated or
-    normalised, the bias adds the same number to all scores of a query, which does not change the softmax."""
+    normalized, the bias adds the same number to all scores of a query, which does not change the softmax."""
     model, arrays = checkpoint.config.model, checkpoint.arrays
     if model.rope is not None or model.qk_norm:
         return None

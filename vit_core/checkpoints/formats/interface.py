@@ -53,7 +53,7 @@ class Source:
     shared: frozenset[str] = frozenset()
     """Names in `beside` that may belong to another model in the file."""
     normalizing: frozenset[str] = frozenset()
-    """Names in `beside` of a mean and a std with which a module normalises images."""
+    """Names in `beside` of a mean and a std with which a module normalizes images."""
     joint: frozenset[str] = frozenset()
     """Names in `beside` that may read the outputs of this model and of another one in the file."""
     num_classes: int | None = None
@@ -130,7 +130,7 @@ class Format:
     """A foreign checkpoint format."""
 
     name: str
-    recognises: Callable[[Source], bool]
+    recognizes: Callable[[Source], bool]
     """Whether a source is of this format, by its content."""
     read: Callable[[Source, Fields], Reading]
     """Decides how to read a source. Raises InputError, with the reason, for a model that ViTConfig cannot express."""

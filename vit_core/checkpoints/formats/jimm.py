@@ -50,7 +50,7 @@ class _Tower:
         return cls("", "transformer/blocks/layers/", "ln_post")
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of its patch projection and blocks."""
     tower = _Tower.of(source.arrays.shapes)
     return f"{tower.prefix}patch_embeddings/kernel" in source.arrays and any(
@@ -142,7 +142,7 @@ def _modules(model: ViTConfig, tower: _Tower, head: str) -> dict[str, str]:
 
 FORMAT = Format(
     "jimm",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"(?:encoder/|vision_model/)?patch_embeddings/kernel",),
     determined=_DETERMINED,

@@ -1,7 +1,7 @@
 """The format of vit-pytorch's ViT and SimpleViT: lucidrains/vit-pytorch, vit_pytorch/vit.py, simple_vit.py and
 vit_with_patch_dropout.py.
 
-Patches are flattened with channels last and normalised before and after their projection. Arrays show neither heads nor
+Patches are flattened with channels last and normalized before and after their projection. Arrays show neither heads nor
 channels: heads of width 64 and RGB, the constructor's defaults, are assumed and noted. Files of version 0.10 (2021) and
 later can be read; they are written as by version 1.16.1. Earlier versions have wrappers of PreNorm in names (until
 1.4), and a batch axis in tokens and positions.
@@ -82,7 +82,7 @@ _ROWS = ("cls_token", "pos_embed")
 """Arrays with a batch axis until version 1.16.1."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of its patch embedding and its layers."""
     names = list(source.arrays)
     return all(any(name.startswith(prefix) for name in names) for prefix in ("to_patch_embedding.", _LAYERS))
@@ -255,7 +255,7 @@ def arguments(model: ViTConfig) -> dict[str, Any]:
 
 FORMAT = Format(
     "lucidrains",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"to_patch_embedding\.[0-9]\.weight",),
     determined=_DETERMINED,

@@ -51,7 +51,7 @@ _ALWAYS = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
 _NEVER = r"relative_position|^norm_pre\.|^reg_token$|\.attn\.[qk]_norm\.|^attn_pool\.|^rope\.freqs$"
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether a name exists only in Meta's files, or the weights are under a key of Meta's scripts.
 
     Raises InputError for arrays that both DeiT III and rotary ViTs (naver-ai/rope-vit) have.
@@ -63,8 +63,8 @@ def recognises_source(source: Source) -> bool:
         return True
     if train_args.hub_config(source):  # a file of timm's train.py, which names the architecture
         return False
-    recognised = _is_nested_by_them(source) or _has_own_names(source)
-    if recognised and _may_be_rotary(source):
+    recognized = _is_nested_by_them(source) or _has_own_names(source)
+    if recognized and _may_be_rotary(source):
         if "pos_embed" not in names:  # DeiT III always has it: this is timm's Eva
             return False
         raise InputError(
@@ -72,7 +72,7 @@ def recognises_source(source: Source) -> bool:
             "(rope-vit), which compute other outputs from the same arrays; use --from meta if it is DeiT III, "
             "--from timm --set rope=axial if it is rope-vit"
         )
-    return recognised
+    return recognized
 
 
 def _has_own_names(source: Source) -> bool:
@@ -192,7 +192,7 @@ def _canonical(name: str) -> str:
 
 FORMAT = Format(
     "meta",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"patch_embed\.proj\.weight",),
     determined=FROM_ARRAYS | {"class_token_position"},

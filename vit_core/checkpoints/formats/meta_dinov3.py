@@ -35,7 +35,7 @@ from vit_core.rope import Rope
 from vit_core.rotations import frequencies
 
 PERIODS = "rope_embed.periods"
-"""The name by which these files are recognised."""
+"""The name by which these files are recognized."""
 _LEFT_OUT = (
     r"^(rope_embed\.periods|mask_token)$|\.bias_mask$|^(local_cls_norm|projectors|dino_head|ibot_head)\.|"
     r"^(dino|ibot_patch|koleo|gram)_loss\."

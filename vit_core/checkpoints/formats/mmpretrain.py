@@ -54,7 +54,7 @@ _HEADS = {
 """Modules outside the backbone -> ours."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of its patch projection and first layer."""
     names = source.arrays
     ffn = ("layers.0.ffn.layers.0.0.weight", "layers.0.ffn.w12.weight")
@@ -176,7 +176,7 @@ def _assumptions(model: ViTConfig) -> list[Assumption]:
 
 FORMAT = Format(
     "mmpretrain",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"patch_embed\.projection\.weight",),
     determined=FROM_ARRAYS | {"class_token_position"},

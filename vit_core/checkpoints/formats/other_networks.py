@@ -1,4 +1,4 @@
-"""Recognises networks that cannot be read by the names of their arrays, for messages.
+"""Recognizes networks that cannot be read by the names of their arrays, for messages.
 
 Most of these names affect only the text of an InputError. The functions `check_...` refuse files: their networks
 compute other outputs than a plain Vision Transformer from arrays of the same names, or their arrays are empty or
@@ -163,14 +163,14 @@ def advice_about(names: Sequence[str]) -> str | None:
     return f"they look{looks.removeprefix(',').replace(' as of', ' like those of', 1)}; {step}" if looks else None
 
 
-def unrecognised(source: Source, formats: tuple[str, ...]) -> InputError:
-    """The error for arrays that no format recognises: it names some of them, the network that has such names, if known,
+def unrecognized(source: Source, formats: tuple[str, ...]) -> InputError:
+    """The error for arrays that no format recognizes: it names some of them, the network that has such names, if known,
     and what the user can do."""
     names = list(source.arrays)
     first = ", ".join(names[:3]) or "none"
     more = ", ..." if len(names) > 3 else ""
     looks, step = _look_alike(names)
-    unread = [note for note in source.notes if note.startswith("left out, because") or ".quantized." in note]
+    unread = [note for note in source.notes if note.startswith("left out, because")]
     found = f"found {len(names)} arrays ({first}{more}){looks}" + "".join(f" ({note})" for note in unread)
     return InputError(
         f"{source.path}: {found}, but no Vision Transformer with the names of {', '.join(formats)}; {step}"

@@ -46,7 +46,7 @@ class Port:
     refused: Mapping[str, str]
     """Prefix of arrays -> what they belong to, which ViTConfig cannot express, and what to do."""
 
-    def recognises(self, source: Source) -> bool:
+    def recognizes(self, source: Source) -> bool:
         """Whether the arrays have the names of its positions and of its first layer."""
         first = renamed("blocks.0.norm1.weight", self.names, self.layers)
         return self.names["pos_embed"] in source.arrays and first in source.arrays
@@ -161,7 +161,7 @@ _LUKEMELAS = Port(
 def _format(name: str, port: Port, anchor: str) -> Format:
     return Format(
         name,
-        recognises=port.recognises,
+        recognizes=port.recognizes,
         read=port.read,
         anchors=(anchor,),
         determined=_DETERMINED,

@@ -37,7 +37,7 @@ _FOREIGN = (
     keras_hub.FORMAT,  # presets, archives and weights of keras_hub's models
 )
 FOREIGN_FORMATS: dict[str, Format] = {format.name: format for format in _FOREIGN}
-"""Name -> format, in the order in which `recognises` is called."""
+"""Name -> format, in the order in which `recognizes` is called."""
 FORMATS = ("vit", *FOREIGN_FORMATS)
 """Names of the formats that are read. "vit" is this project's own: checkpoint folder, training run or saved step."""
 WRITERS: dict[str, Writer] = {format.name: format.writer for format in _FOREIGN if format.writer}

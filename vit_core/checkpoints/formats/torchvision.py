@@ -60,7 +60,7 @@ _OLDER = {"mlp.fc1": "mlp.linear_1", "mlp.fc2": "mlp.linear_2"}
 """Names before pytorch/vision#6053. torchvision renames them when it loads a file."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of its layers."""
     return any(name.startswith(_LAYER) for name in source.arrays)
 
@@ -163,7 +163,7 @@ def arguments(model: ViTConfig) -> dict[str, Any]:
 
 FORMAT = Format(
     "torchvision",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"conv_proj(\.conv_.*)?\.weight",),
     determined=_DETERMINED,

@@ -44,7 +44,7 @@ _SLACK = {"float32": 2.0**-22, "float64": 2.0**-22, "float16": 2.0**-9, "bfloat1
 may have been converted."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether a block has fixed frequencies (one axis), and LayerScale, norms of queries or rotated registers under
     ViT-5's names. (rope-vit's learned frequencies have the same name and three axes. Other code uses this name for a
     rotation along one axis, with twice as many values for a head.)"""
@@ -197,7 +197,7 @@ _WITHOUT = {
 }
 FORMAT = Format(
     "vit5",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"patch_embed\.proj\.weight",),
     determined=FROM_ARRAYS

@@ -1,4 +1,4 @@
-"""Recognises the splits of a data set by usual names, in any case."""
+"""Recognizes the splits of a data set by usual names, in any case."""
 
 import os
 import re
@@ -13,7 +13,7 @@ TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid", "dev")
 TEST = ("test", "testing")
 KNOWN = (*TRAIN, *VALIDATION, *TEST)
-"""All names by which a split is recognised, in any case."""
+"""All names by which a split is recognized, in any case."""
 PREFERRED: dict[Which, tuple[str, ...]] = {"train": TRAIN, "eval": VALIDATION + TEST, "test": TEST + VALIDATION}
 """Names in the order in which they are tried if no split is asked for."""
 
@@ -52,7 +52,7 @@ def spelled(name: str, found: Collection[str]) -> str | None:
 
 
 def is_known(name: str) -> bool:
-    """Whether a folder or a file of this name is recognised as a split."""
+    """Whether a folder or a file of this name is recognized as a split."""
     return name.casefold() in KNOWN
 
 

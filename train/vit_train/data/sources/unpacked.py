@@ -25,7 +25,7 @@ from vit_train.display import SILENT, Display
 logger = logging.getLogger("vit")
 
 ENDS = 65536
-"""Bytes at both ends of a file that are hashed to recognise it; a parquet file's list of contents is at its end."""
+"""Bytes at both ends of a file that are hashed to recognize it; a parquet file's list of contents is at its end."""
 
 
 def unpack(

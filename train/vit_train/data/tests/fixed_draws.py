@@ -17,7 +17,7 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Image.Im
 
 
 def picture(seed: int, channels: int = 3) -> Image.Image:
-    """A small image of smooth colours with noise: operations on histograms and edges do more to it than to noise."""
+    """A small image of smooth colors with noise: operations on histograms and edges do more to it than to noise."""
     rng = np.random.default_rng([7, seed])
     height, width = (int(side) for side in rng.integers(6, 24, 2))
     y_H1, x_1W = np.mgrid[:height, :width]

@@ -67,7 +67,7 @@ def test_the_policies_are_torchvisions(policy: str) -> None:
 
 
 def test_it_comes_after_crop_and_flip_by_draws_of_its_own() -> None:
-    """In the place of RandAugment: the draws of crop, flip and colour jitter are those of images without it."""
+    """In the place of RandAugment: the draws of crop, flip and color jitter are those of images without it."""
     preprocessing = Preprocessing(image_size=(9, 12))
     wanted = Augmentation(crop_area=(0.2, 1.0), flip=0.5, auto_augment="cifar10")
     changed = 0
@@ -102,7 +102,7 @@ def draws_of(augmentation: Augmentation) -> list[float]:
 
 
 def test_a_run_without_it_draws_what_it_drew_before() -> None:
-    """44 numbers for crops and the like, 50 for colours and erasing; then those of RandAugment, or of AutoAugment."""
+    """44 numbers for crops and the like, 50 for colors and erasing; then those of RandAugment, or of AutoAugment."""
     layers = RandAugment(layers=2)
     counts = [len(draws_of(Augmentation(**each))) for each in ({}, {"erasing": 0.5}, {"rand_augment": layers})]  # type: ignore[arg-type]
     assert counts == [44, 44 + 50, 44 + 50 + 12]

@@ -1,4 +1,4 @@
-"""3-Augment equals timm's operations, colour jitter torchvision's, bit for bit on the same draws."""
+"""3-Augment equals timm's operations, color jitter torchvision's, bit for bit on the same draws."""
 
 from itertools import permutations
 from typing import Any
@@ -19,12 +19,12 @@ from vit_train.data.tests.fixed_draws import FEW_OR_MANY, PythonRandom, picture
 
 @pytest.mark.parametrize("count", FEW_OR_MANY)
 def test_three_augment_equals_timms(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operations of timm's policy "3a", which stands for DeiT III's augment.py; there grey comes first."""
-    solarize, grey, blur = (policy for (policy,) in timm.auto_augment_policy("3a", {"img_mean": (0, 0, 0)}))
+    """The operations of timm's policy "3a", which stands for DeiT III's augment.py; there gray comes first."""
+    solarize, gray, blur = (policy for (policy,) in timm.auto_augment_policy("3a", {"img_mean": (0, 0, 0)}))
     for seed in range(count):
         draws, image = np.random.default_rng(seed).random(2).tolist(), picture(seed)
         monkeypatch.setattr(timm, "random", PythonRandom([draws[1]]))
-        expected = (grey, solarize, blur)[int(3 * draws[0])](image)
+        expected = (gray, solarize, blur)[int(3 * draws[0])](image)
         np.testing.assert_array_equal(np.asarray(three_augmented(image, draws)), np.asarray(expected))
 
 

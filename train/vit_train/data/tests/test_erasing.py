@@ -34,7 +34,7 @@ def asked_by_timm(height: int, width: int, draws: list[float]) -> list[float]:
 @pytest.mark.parametrize("count", FEW_OR_MANY)
 @pytest.mark.parametrize("fill", ["mean", "noise"])
 def test_erasing_equals_timms(fill: Any, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its normalised image as pixels; within half a level, which is what 8 bits can say."""
+    """Its normalized image as pixels; within half a level, which is what 8 bits can say."""
     theirs = timm.RandomErasing(0.6, mode={"mean": "const", "noise": "pixel"}[fill], device="cpu")
     offset, scale = offset_and_scale(PREPROCESSING)
     changed = 0
@@ -54,8 +54,8 @@ def test_erasing_equals_timms(fill: Any, count: int, monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(timm, "random", PythonRandom(asked_by_timm(height, width, draws)))
         monkeypatch.setattr(timm, "_get_pixels", same_noise)
-        normalised = (pixels_HWC.astype(np.float64) - offset) * scale
-        expected = theirs(torch.tensor(normalised).permute(2, 0, 1)).permute(1, 2, 0).numpy() / scale + offset
+        normalized = (pixels_HWC.astype(np.float64) - offset) * scale
+        expected = theirs(torch.tensor(normalized).permute(2, 0, 1)).permute(1, 2, 0).numpy() / scale + offset
         if draws[0] < 0.6 and found is not None:
             changed += 1
         # Levels are rounded (0.5); offset and scale are float32 (1e-7 of 255, twice).

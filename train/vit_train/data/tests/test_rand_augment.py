@@ -115,7 +115,7 @@ def test_big_visions_sixteen_operations() -> None:
 
 
 def test_big_visions_cutout_and_contrast() -> None:
-    """Formulas of its source: a square of twice the size about a pixel, and grey of pixels / 256 in place of a mean."""
+    """Formulas of its source: a square of twice the size about a pixel, and gray of pixels / 256 in place of a mean."""
     pixels_HWC = np.array(picture(3))
     image, kept_HWC = Pixels(pixels_HWC), pixels_HWC.copy()
     height, width = pixels_HWC.shape[:2]
@@ -127,9 +127,9 @@ def test_big_visions_cutout_and_contrast() -> None:
     np.testing.assert_array_equal(change(image, 3, settings).pixels_HWC, expected)
     np.testing.assert_array_equal(pixels_HWC, kept_HWC, err_msg="the image itself was changed")
     change, _ = OPERATIONS["big_vision"]["Contrast"]
-    grey = height * width // 256
+    gray = height * width // 256
     for factor in (0.25, 1.5):
-        expected = np.trunc(grey + np.float32(factor) * (pixels_HWC.astype(np.float32) - grey)).clip(0, 255)
+        expected = np.trunc(gray + np.float32(factor) * (pixels_HWC.astype(np.float32) - gray)).clip(0, 255)
         np.testing.assert_array_equal(change(image, factor, settings).pixels_HWC, expected)
 
 

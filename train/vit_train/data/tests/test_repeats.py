@@ -83,7 +83,7 @@ def test_worker_processes_make_the_same_batches() -> None:
 
 
 def test_configs_of_before_keep_their_batches() -> None:
-    """Hashes of what was made before there were RandAugment, colours, erasing and repeats."""
+    """Hashes of what was made before there were RandAugment, colors, erasing and repeats."""
     assert [Batches(quadrants(), CONFIG)[step].fingerprint() for step in range(2)] == BEFORE
 
 

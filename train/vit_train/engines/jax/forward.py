@@ -58,11 +58,11 @@ class Forward:
         self.position_of = {row.name: (stack.name, i) for stack in stacks.values() for i, row in enumerate(stack.rows)}
         """Canonical name -> the stack that has the parameter, and its index there."""
         self.logits = jax.jit(
-            lambda params, images_BHWC: self.model(params)(self.normalise(images_BHWC)),
+            lambda params, images_BHWC: self.model(params)(self.normalize(images_BHWC)),
             out_shardings=batch_sharding(mesh),
         )
         self.losses = jax.jit(
-            lambda params, images_BHWC, masks: self.model(params)(self.normalise(images_BHWC), masks),
+            lambda params, images_BHWC, masks: self.model(params)(self.normalize(images_BHWC), masks),
             out_shardings=batch_sharding(mesh),
         )
 
@@ -85,7 +85,7 @@ class Forward:
 
     @classmethod
     def of_teacher(cls, config: TrainConfig, teacher: CheckpointConfig, mesh: Mesh) -> "Forward":
-        """The forward pass of a training run's teacher, which sees the run's images in its own normalisation."""
+        """The forward pass of a training run's teacher, which sees the run's images in its own normalization."""
         return cls(
             teacher.model,
             teacher.preparation()[0],
@@ -99,7 +99,7 @@ class Forward:
 
     def inputs_and_logits(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """The head's inputs [B, features] and the logits [B, classes] of a training batch, in evaluation mode."""
-        model, images_BHWC = self.model(params), self.normalise(batch.images_BHWC, batch)
+        model, images_BHWC = self.model(params), self.normalize(batch.images_BHWC, batch)
         assert not isinstance(images_BHWC, Patches), "refused by the config"
         x_BND = model.forward_features(images_BHWC)
         return model.forward_head(x_BND, pre_logits=True), model.forward_head(x_BND)
@@ -139,12 +139,12 @@ class Forward:
             return params[whole.name]
         return jnp.stack([self.layer(params, row) for row in whole.rows])
 
-    def normalise(self, images_BHWC: jax.Array | Patches, mix: Batch | None = None) -> jax.Array | Patches:
+    def normalize(self, images_BHWC: jax.Array | Patches, mix: Batch | None = None) -> jax.Array | Patches:
         """uint8 images as input of the model, in the compute dtype (where they are to be predicted too, in float32 at
         least); mixed in pairs as a batch says, in training."""
         offset, scale = offset_and_scale(self.preprocessing)
         if isinstance(images_BHWC, Patches):
-            return naflex.normalised(images_BHWC, offset, scale, self.compute_dtype)
+            return naflex.normalized(images_BHWC, offset, scale, self.compute_dtype)
         x_BHWC = (images_BHWC.astype(jnp.float32) - offset) * scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.astype(jnp.promote_types(self.compute_dtype, jnp.float32)), mix)

@@ -250,7 +250,7 @@ class TrainStep:
         trained = {name: params[name] for name in self.trained}
 
         def loss_of(trained: Params, part: Batch) -> jax.Array:
-            images_BHWC, model = self.forward.normalise(part.images_BHWC, part), self.forward.model(params | trained)
+            images_BHWC, model = self.forward.normalize(part.images_BHWC, part), self.forward.model(params | trained)
             if self.teacher is None:
                 loss = total_loss(self.config, model(images_BHWC, part.masks, patch_size=patch_size), part)
             else:

@@ -274,7 +274,7 @@ def test_after_three_calls_an_update_is_recorded_and_replayed(
         recorded(update, torch.tensor(6.0), [part])
 
 
-def test_images_are_normalised_from_constants_on_the_device() -> None:
+def test_images_are_normalized_from_constants_on_the_device() -> None:
     """They are no part of what is saved, and follow the network to its device."""
     engine = TorchEngine(CONFIG)
     offset, scale = offset_and_scale(CONFIG.preprocessing)

@@ -33,7 +33,7 @@ class Network(nn.Module):
     def forward(self, images_BHWC: Tensor | Patches, batch: Batch | None = None, return_heads: bool = False) -> Any:
         """Logits [B, classes] of uint8 images; batch: of training, with its masks, its patch size and how images are
         mixed. return_heads: return what the model's `forward_heads` does."""
-        x_BCHW, masks = self.normalise(images_BHWC, batch), None if batch is None else batch.masks
+        x_BCHW, masks = self.normalize(images_BHWC, batch), None if batch is None else batch.masks
         options: dict[str, Any] = {"return_heads": True} if return_heads else {}
         if batch is not None and batch.patch_size is not None:
             options["patch_size"] = batch.patch_size
@@ -43,11 +43,11 @@ class Network(nn.Module):
         cast = {name: p.to(self.compute) for name, p in self.model.named_parameters()}
         return functional_call(self.model, cast, (x_BCHW, masks), options)
 
-    def normalise(self, images_BHWC: Tensor | Patches, mix: Batch | None = None) -> Tensor | Patches:
+    def normalize(self, images_BHWC: Tensor | Patches, mix: Batch | None = None) -> Tensor | Patches:
         """uint8 images as input of the model, [B, C, H, W] in the compute dtype (where they are to be predicted too, in
         float32 at least); mixed in pairs as a batch says."""
         if isinstance(images_BHWC, Patches):
-            return naflex.normalised(images_BHWC, self.offset, self.scale, self.compute)
+            return naflex.normalized(images_BHWC, self.offset, self.scale, self.compute)
         x_BHWC = (images_BHWC.float() - self.offset) * self.scale
         if mix is not None and self.mixes:
             x_BHWC = mixed(x_BHWC.to(torch.promote_types(self.compute, torch.float32)), mix)

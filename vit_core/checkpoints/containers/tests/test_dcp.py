@@ -156,3 +156,12 @@ def test_no_code_runs(folder: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(InputError, match="not the metadata of a distributed checkpoint"):
         open_container(folder)
+
+
+def test_a_part_alone_and_an_index_alone(folder: Path) -> None:
+    (part,) = folder.glob("*.distcp")
+    with pytest.raises(InputError, match=r"is a part of a checkpoint of .*\(DCP\); give the folder that contains it"):
+        open_container(part)
+    part.unlink()
+    with pytest.raises(InputError, match=r"has the index .*, \.metadata, but none of its \.distcp files; copy these"):
+        open_container(folder)

@@ -46,7 +46,7 @@ _UNIT = {
 """Our modules of a bottleneck in the ResNet -> theirs."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the name of its position table."""
     return PATCHES in source.arrays and POSITIONS in source.arrays
 
@@ -127,7 +127,7 @@ def _stem_names(model: ViTConfig) -> dict[str, str]:
 
 FORMAT = Format(
     "google",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(PATCHES,),
     determined=DETERMINED,

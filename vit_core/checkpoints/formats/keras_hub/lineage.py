@@ -24,7 +24,7 @@ _LEFT_OUT = r"(^|/)(optimizer|preprocessor|loss_tracker|compile_metrics)/|/seed_
 """Arrays of training that Keras saves with a model."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the name of the patches of one of its families."""
     return _family(source) is not None
 
@@ -78,7 +78,7 @@ def _check_types(source: Source) -> None:
 
 FORMAT = Format(
     "keras_hub",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=tuple(re.escape(family.anchor) for family in FAMILIES),
     determined=FROM_ARRAYS | {"class_token_position"},

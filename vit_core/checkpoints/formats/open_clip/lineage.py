@@ -64,7 +64,7 @@ _OPENAI = frozenset(("input_resolution", "context_length", "vocab_size"))
 """Numbers that OpenAI's files contain in addition to the weights."""
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have the names of its class token and its layers."""
     return "class_embedding" in source.arrays and any(name.startswith(_LAYERS) for name in source.arrays)
 
@@ -213,7 +213,7 @@ def arguments(model: ViTConfig) -> dict[str, Any]:
 
 FORMAT = Format(
     "open_clip",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"(?<!embeddings[./])class_embedding",),
     determined=_DETERMINED,

@@ -42,7 +42,7 @@ _STEM_NOTE = "stem: its norms have epsilon 1e-6 as in Google's code, with which 
 _RESAMPLING = "bicubic_antialias"
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether the arrays have timm's names of the patch projection and of attention in the first block.
 
     Raises InputError for arrays that architectures of another kind have too.
@@ -50,10 +50,10 @@ def recognises_source(source: Source) -> bool:
     if naflex.is_naflex(source.arrays):
         return True
     attention = ("blocks.0.attn.qkv.weight", "blocks.0.attn.q_proj.weight", "blocks.0.in_proj.weight")
-    recognised = "patch_embed.proj.weight" in source.arrays and any(name in source.arrays for name in attention)
-    if recognised:
+    recognized = "patch_embed.proj.weight" in source.arrays and any(name in source.arrays for name in attention)
+    if recognized:
         check_lookalikes(source, _hub_config(source))
-    return recognised
+    return recognized
 
 
 def read_source(source: Source, fields: Fields) -> Reading:
@@ -314,7 +314,7 @@ _PE: dict[str, Any] = {
 
 FORMAT = Format(
     "timm",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(r"patch_embed\.proj\.weight", naflex.ANCHOR),
     determined=FROM_ARRAYS | {"class_token_position"},

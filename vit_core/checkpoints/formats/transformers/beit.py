@@ -18,13 +18,13 @@ from vit_core.errors import InputError
 from vit_core.relative_positions import square_of, table_rows
 
 _TABLE = "relative_position_bias_table"
-_MASKED_MODELLING_HEAD = "lm_head.weight"
+_MASKED_MODELING_HEAD = "lm_head.weight"
 
 
-def with_norm_of_masked_modelling(arrays: LazyArrays, prefix: str) -> LazyArrays:
+def with_norm_of_masked_modeling(arrays: LazyArrays, prefix: str) -> LazyArrays:
     """The arrays with the tower's prefix for the final norm, which is outside the tower in
     BeitForMaskedImageModeling."""
-    if _MASKED_MODELLING_HEAD not in arrays or f"{prefix}embeddings.cls_token" not in arrays:
+    if _MASKED_MODELING_HEAD not in arrays or f"{prefix}embeddings.cls_token" not in arrays:
         return arrays
     entries: dict[str, LazyArray] = {}
     for name, entry in arrays.entries.items():
@@ -92,7 +92,7 @@ class BeitTower(Tower):
             "use_relative_position_bias": (bias and not shared,),
             "use_shared_relative_position_bias": (bias and shared,),
             "use_absolute_position_embeddings": (self.has_table,),
-            "use_mean_pooling": (pooler,) if pooler or (norm and not self.of_masked_modelling) else (),
+            "use_mean_pooling": (pooler,) if pooler or (norm and not self.of_masked_modeling) else (),
         }
 
     @property
@@ -100,8 +100,8 @@ class BeitTower(Tower):
         return self.names.of("pos_embed") in self.shapes
 
     @property
-    def of_masked_modelling(self) -> bool:
-        return _MASKED_MODELLING_HEAD in self.shapes
+    def of_masked_modeling(self) -> bool:
+        return _MASKED_MODELING_HEAD in self.shapes
 
     def norms(self) -> tuple[bool, bool]:
         """Whether there is a norm after the mean of the patches, and whether there is one before it."""
@@ -113,11 +113,11 @@ class BeitTower(Tower):
         pooler, norm = self.norms()
         if pooler:
             return {"pooling": "gap", "final_norm": "after_pooling", "num_classes": classes}
-        if self.of_masked_modelling:
+        if self.of_masked_modeling:
             self.left_out.append(r"^lm_head\.")
         final_norm = "before_pooling" if norm else "none"
         pooling = "cls" if norm or self.is_internvl else "gap"
-        if "pooling" not in self.fields and (self.of_masked_modelling or self.is_internvl or not norm):
+        if "pooling" not in self.fields and (self.of_masked_modeling or self.is_internvl or not norm):
             why = "because the class of the file returns all tokens"
             self.assumptions.append(Assumption("pooling", pooling, why, "--set pooling=gap or cls"))
         return {"pooling": pooling, "final_norm": final_norm, "num_classes": classes}

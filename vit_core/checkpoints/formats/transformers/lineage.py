@@ -79,7 +79,7 @@ _STATED = frozenset(("heads", "activation", "norm_epsilon", "image_size"))
 """Fields that config.json states, or for which the config class has a default."""
 _DETERMINED = FROM_ARRAYS | {"class_token_position", "pooling", "position_resampling"}
 _LEFT_OUT = (
-    r"^decoder\.",  # of ViTMAE and of masked image modelling
+    r"^decoder\.",  # of ViTMAE and of masked image modeling
     r"(^|\.)mask_token$",
     r"^(text_model|text_projection|visual_projection)\.",
     r"^logit_(scale|bias)$",
@@ -87,7 +87,7 @@ _LEFT_OUT = (
 )
 
 
-def recognises_source(source: Source) -> bool:
+def recognizes_source(source: Source) -> bool:
     """Whether config.json has a model_type (`read_source` may refuse it), or the arrays have the names of a patch
     projection and of queries in the first block."""
     if source.config.get("model_type") == _TIMM_WRAPPER:
@@ -151,7 +151,7 @@ def _in_one_form(arrays: LazyArrays, model_type: str) -> LazyArrays:
     if family.kind == "vit":
         return with_one_prefix(arrays)
     if family.kind == "beit":
-        return beit.with_norm_of_masked_modelling(arrays, family.prefix)
+        return beit.with_norm_of_masked_modeling(arrays, family.prefix)
     if family.kind == "aimv2":
         return aimv2.with_pooling(arrays, family.prefix if f"{family.prefix}rms_norm.weight" in arrays else "")
     return arrays
@@ -362,7 +362,7 @@ def _side(size: tuple[int, int]) -> int | list[int]:
 
 FORMAT = Format(
     "transformers",
-    recognises=recognises_source,
+    recognizes=recognizes_source,
     read=read_source,
     anchors=(_ANCHOR,),
     determined=_DETERMINED,
