@@ -27,7 +27,7 @@ def test_generated_files_are_like_photos() -> None:
 def test_all_ways_make_the_same_kind_of_image() -> None:
     (file,) = generated_jpegs.jpegs(1)
     ways = input_speed.prepared_by("bilinear")
-    assert list(ways) == [input_speed.OURS, input_speed.PILLOW, input_speed.TENSORS]
+    assert list(ways) == [input_speed.OURS, input_speed.REDUCED, input_speed.PILLOW, input_speed.TENSORS]
     whole = np.asarray(Image.open(io.BytesIO(file)))
     for name, prepare in ways.items():
         x = np.asarray(prepare(file))
@@ -119,9 +119,10 @@ def test_input_is_measured(printed: Printing, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(input_speed, "SMALL_BATCHES", 1)
     lines = printed("bench", "input", "--images", 2, "--rounds", 1).out.splitlines()
     rows = [line.rsplit(maxsplit=2) for line in lines if line.strip().startswith(("ours", "torchvision"))]
-    large, small = [input_speed.OURS, input_speed.PILLOW, input_speed.TENSORS], [input_speed.OURS, input_speed.PILLOW]
+    small = [input_speed.OURS, input_speed.PILLOW]
+    large = [input_speed.OURS, input_speed.REDUCED, input_speed.PILLOW, input_speed.TENSORS]
     assert [name.strip() for name, *_ in rows] == large + small + small
-    assert rows[1][2] == rows[4][2] == rows[6][2] == "1.00"
+    assert rows[2][2] == rows[5][2] == rows[7][2] == "1.00"
 
 
 def test_every_source_has_the_same_examples(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_unreadable_images_in_evaluation(vit: Vit, recipe: str, tmp_path: Path) 
     assert "fix or remove them, or set --allow-undecodable to skip them" in line
     assert not (tmp_path / "run").exists()
     assert "they will be skipped" in vit(*words, "--allow-undecodable")
-    assert "the like; --allow-undecodable skips it" in vit("evaluate", tmp_path / "run", status=2)
+    assert "the like; fix or remove them, or add --allow-undecodable" in vit("evaluate", tmp_path / "run", status=2)
     out = vit("evaluate", tmp_path / "run", "--allow-undecodable")
     assert "skipped, because they cannot be read: 1 of 8 images" in out
 

@@ -88,7 +88,10 @@ def test_damaged_bytes_are_decoded_again(config: TrainConfig, monkeypatch: pytes
 
 
 def test_the_limit_holds(config: TrainConfig) -> None:
-    split, example = open_split(config.data, "train"), opened(config.replace(image_cache_folder=None))._example(0)
+    split, example = (
+        open_split(config.data, "train"),
+        opened(config.replace(image_cache_folder=None))._example(0, np.random.default_rng(0)),
+    )
     folder, size = Path(str(config.image_cache_folder)), 8 * 8 * 1 + 8
     tight = MappedImages(folder / "a", split, config.preprocessing, COUNT * size)
     for i in range(COUNT):
