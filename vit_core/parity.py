@@ -42,7 +42,7 @@ COMPARABLE = 3.0
 """Bound of the ratio of the twins' largest errors in bfloat16.
 
 Both round at the same places, so each error is a draw from one normal distribution. The largest of 20 draws is more
-than three times as large as that of 20 other draws in one of 2,700 cases.
+than three times as large as that of 20 other draws in one of 2,500 cases, in either direction.
 """
 
 

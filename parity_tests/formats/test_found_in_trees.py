@@ -297,6 +297,13 @@ def test_the_teacher_is_taken_before_the_student(keys: bool, tmp_path: Path) -> 
     assert_is(open_checkpoint(path, fields=HEADS, part="student"), student)
 
 
+def test_an_average_of_a_student_with_more_arrays(tmp_path: Path) -> None:
+    model = vit()
+    adapters = {f"student.adapters.{i}.weight": torch.ones(8, 8) for i in range(12)}
+    states = prefixed("student.", vit(1).state_dict()) | adapters | prefixed("teacher.", model.state_dict())
+    assert_is(open_checkpoint(in_file(tmp_path, states), fields=HEADS), model)
+
+
 @pytest.mark.parametrize("first", ["student", "teacher"])
 @pytest.mark.parametrize("student", ["student", "model"])
 def test_a_larger_teacher_is_another_model(student: str, first: str, tmp_path: Path) -> None:

@@ -189,6 +189,13 @@ def test_before_1_4(patch_norms: bool, tmp_path: Path) -> None:
         assert largest_difference(found, newest(nchw(images(CONFIG)))) <= parity.FLOAT64_BOUND
 
 
+def test_before_1_4_without_a_head(tmp_path: Path) -> None:
+    """mlp_head[1] = Identity: only the norm is left."""
+    model = Before1(theirs(), True)
+    state = {name: x for name, x in model.state().items() if not name.startswith("mlp_head.1.")}
+    assert opened(save(tmp_path / "theirs.pth", state), heads=3).config.model == CONFIG.replace(num_classes=0)
+
+
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_positions_with_a_batch_axis(pool: str, tmp_path: Path) -> None:
     """1.4 to 1.16.0; of pool="mean" the last of them."""

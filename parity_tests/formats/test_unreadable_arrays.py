@@ -59,6 +59,13 @@ def test_an_object_array_of_a_model_in_npz(tmp_path: Path) -> None:
         opened(tmp_path / "x.npz", heads=3)
 
 
+def test_names_of_classes_beside_a_model_in_npz(tmp_path: Path) -> None:
+    state = timm.create_model("vit_base_patch16_224", **SIZES).state_dict()
+    arrays = {name: x.numpy() for name, x in state.items()}
+    np.savez(tmp_path / "x.npz", class_names=np.array(["a", "b"], object), **arrays)
+    assert any("Python objects are never read: class_names" in note for note in opened(tmp_path / "x.npz").notes)
+
+
 def test_such_arrays_of_other_parts_are_left_out(tmp_path: Path) -> None:
     """Those of an optimizer, and of another model in the file."""
     state = timm.create_model("vit_base_patch16_224", **SIZES).state_dict()

@@ -18,7 +18,7 @@ from timm.layers import GELUTanh, GluMlp, QuickGELU, SimpleNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import VisionTransformer as TorchvisionViT
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from parity_tests.formats.foreign import assumed, images, largest_difference, nchw, opened, randomized
 from vit_core import parity
@@ -252,6 +252,31 @@ class Changed(VisionTransformer):
         """The logits of the largest features."""
         logits: torch.Tensor = self.head(x.max(1).values)
         return logits
+
+
+class OwnOfTransformers(nn.Module):
+    """A model of transformers, and a softmax that only a method for predictions may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
+        self.vit = ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4), add_pooling_layer=False)
+        self.classifier, self.softmax = nn.Linear(24, 5), nn.Softmax(1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        logits: torch.Tensor = self.classifier(self.vit(x_BCHW).last_hidden_state[:, 0])
+        return logits
+
+
+def test_a_softmax_of_a_users_class_is_noted(tmp_path: Path) -> None:
+    model = randomized(OwnOfTransformers())
+    torch.save(model, tmp_path / "x.pt")
+    found = opened(tmp_path / "x.pt", pooling="cls")
+    with torch.no_grad():
+        expected = model(nchw(images(found.config.model)))
+    assert largest_difference(found, expected) <= parity.FLOAT64_BOUND
+    assert "assumed to have no part in the outputs: Softmax ('softmax'), beside the model" in found.notes
 
 
 def test_an_activation_beside_the_model_is_noted(tmp_path: Path) -> None:

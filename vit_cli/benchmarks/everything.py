@@ -98,11 +98,11 @@ def parts(folder: Path, on_accelerator: bool, quick: bool, peers: Sequence[str] 
         part if "--json" in part.words else Part(part.name, (*part.words, "--json", str(folder / f"{part.name}.json")))
         for part in speeds
     ]
-    proofs = [
+    checks = [
         Part(f"parity-{dtype}", ("parity", str(folder / CHECKPOINT), "--dtype", dtype))
         for dtype in ("float64", "float32", "bfloat16")
     ]
-    return [*written, *proofs]
+    return [*written, *checks]
 
 
 def _training(on_accelerator: bool, quick: bool, rounds: str) -> list[Part]:

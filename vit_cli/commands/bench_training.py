@@ -78,10 +78,10 @@ def input(
 ) -> int:
     """Measure how fast training images are made, compared with torchvision.
 
-    Measured on one core: generated JPEG files of 500 x 375 pixels become random crops of 224 x 224, half of them
-    flipped, with `--augmentation.reduced-decode` too; and batches are made of a set like CIFAR-10, whose decoded images
-    are in memory, with random crops, flips and mixup, and with the augmentations of the recipe cifar10 (mirrored crops,
-    flips, RandAugment, erasing, Mixup or CutMix).
+    Measured on one core: generated JPEG files of 375 x 500 pixels (height x width) become random crops of 224 x 224,
+    half of them flipped, with `--augmentation.reduced-decode` too; and batches are made of a set like CIFAR-10, whose
+    decoded images are in memory, with random crops, flips and mixup, and with the augmentations of the recipe cifar10
+    (mirrored crops, flips, RandAugment, erasing, Mixup or CutMix).
 
     Examples:
         vit bench input
@@ -90,7 +90,7 @@ def input(
 
     Args:
         interpolation: Filter that resizes the JPEG files, also in torchvision.
-        file_size: Size of the JPEG files in pixels, height x width.
+        file_size: Size of the JPEG files in pixels, height x width (default: 375x500).
         images: Number of files in a round.
         rounds: How often each has its turn; medians are shown.
         json: File for all figures.

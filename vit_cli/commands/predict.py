@@ -1,5 +1,6 @@
 """`vit predict`"""
 
+from math import nextafter
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -55,8 +56,9 @@ def predict(
             image. Default: by the extension of the file; without a file, a table.
         out: File to write. Default: standard output; with --to csv or jsonl, nothing else is written there.
         top_k: Number of classes for each image.
-        threshold: For a model of images with several classes: the table marks the classes whose probability is above
-            this number (default: 0.5; `vit evaluate` shows those with the best F1). Other outputs have no marks.
+        threshold: For a model of images with several classes: the table marks the classes whose probability is at least
+            this number, the same for all classes (default: above 0.5; `vit evaluate` shows the threshold of each class
+            with the best F1). Other outputs have no marks.
         class_names: Text file with the names of the classes, one in each line, for a checkpoint without them.
         computing: How images pass through the model.
         compute_dtype: Type of the weights and the computation.
@@ -88,9 +90,12 @@ def predict(
                 threads=computing.threads,
             )
         if pipeline.probabilities == "sigmoid":
-            marked_above = 0.5 if threshold is None else threshold
+            # A given threshold is included, as those of `vit evaluate` are; 0.5 is not, as in its decisions.
+            marked_above = 0.5 if threshold is None else nextafter(threshold, -1.0)
         elif threshold is not None:
-            raise InputError(f"--threshold {threshold:g}: each image has one class here, the most probable")
+            raise InputError(
+                f"--threshold {threshold:g}: each image has one class here, the most probable; leave it out"
+            )
         each_image(
             f"predict ({computing.framework})",
             named.paths,

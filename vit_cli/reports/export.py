@@ -33,8 +33,8 @@ def print_random_images(found: Sequence[RandomImages]) -> None:
 
 
 def print_on_data(name: str, deployment: Deployment, found: OnData) -> None:
-    """Prints the accuracy, differences and speed of a program and of its twin on a data set: top-1 accuracy and first
-    answers; mean average precision and the decisions on each class, if images may have several classes."""
+    """Prints the accuracy, differences and speed of a program and of its twin on a data set: top-1 accuracy and
+    predictions; mean average precision and the decisions on each class, if images may have several classes."""
     rates = {
         which: (found.images - len(found.twin[0])) / seconds if seconds else 0.0
         for which, seconds in found.seconds.items()

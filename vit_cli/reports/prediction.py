@@ -107,7 +107,7 @@ def _table(marked_above: Callable[[], float | None]) -> Iterator[Write]:
         return
     marks = ["yes" if probability > above else "" for *_, probability in rows]
     marked = [(*row, mark) for row, mark in zip(cells, marks, strict=True)]
-    console.table("predictions", (*columns, f"above {above:g}"), marked, names=2)
+    console.table("predictions", (*columns, "above 0.5" if above == 0.5 else f"from {above:.6g}"), marked, names=2)
 
 
 def _csv(file: TextIO) -> Write:

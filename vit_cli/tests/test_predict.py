@@ -242,13 +242,19 @@ def test_classes_above_the_threshold_are_marked(vit: Vit, checkpoint: Path, phot
     image = photos / "0.png"
     found = vit_torch.pipeline(several, top_k=4)(str(image))
     between = float(np.mean(found.probabilities[1:3]))
-    for words, threshold in (((), 0.5), (("--threshold", between), between)):
+    reached = float(found.probabilities[1])
+    for words, threshold in (((), 0.5), (("--threshold", between), between), (("--threshold", reached), reached)):
         lines = vit("predict", several, image, *words).splitlines()
-        assert any(f"above {threshold:g}" in line for line in lines)
+        title = f"from {threshold:.6g}" if words else "above 0.5"
+        assert any(title in line for line in lines)
         marked = [label for label in LABELS if any(label in line and line.endswith(" yes ") for line in lines)]
-        above = [label for label, p in zip(found.labels, found.probabilities, strict=True) if p > threshold]
+        above = [
+            label
+            for label, p in zip(found.labels, found.probabilities, strict=True)
+            if (p >= threshold if words else p > threshold)
+        ]
         assert sorted(marked) == sorted(above)
-    assert "above" not in vit("predict", checkpoint, image)
+    assert "above 0.5" not in vit("predict", checkpoint, image)
     assert "each image has one class here" in vit("predict", checkpoint, image, "--threshold", 0.3, status=2)
     assert "expected a probability from 0 to 1" in vit("predict", several, image, "--threshold", 30, status=2)
     assert "marks classes in the table" in vit("predict", several, image, "--threshold", 0.3, "--to", "csv", status=2)

@@ -117,14 +117,13 @@ def find_candidates(
 
 
 def _is_given_teacher(candidate: Candidate, models: Sequence[Candidate]) -> bool:
-    """Whether a candidate is called a teacher and no other model has its arrays, apart from those that only one of the
-    two has, such as heads: fewer than a fifth."""
+    """Whether a candidate is called a teacher and no other model has four fifths of its arrays. (An average may have
+    more than the student, such as a head.)"""
     if "teacher" not in candidate.parts:
         return False
     own, others = candidate.arrays.shapes, [one.arrays.shapes for one in models if "teacher" not in one.parts]
     return bool(others) and not any(
-        5 * sum(own.get(name) == shape for name, shape in other.items()) > 4 * max(len(own), len(other))
-        for other in others
+        5 * sum(own.get(name) == shape for name, shape in other.items()) > 4 * len(own) for other in others
     )
 
 
@@ -166,6 +165,8 @@ def choice_notes(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str
 
 
 def _described(candidate: Candidate) -> str:
+    if candidate.of_other_sizes:
+        return f"{candidate.name} (of other sizes: another model, given to the training)"
     why = " (the weights before averaging: mmengine stores the average under state_dict)" if candidate.swapped else ""
     return f"{candidate.name}{why}"
 
@@ -232,13 +233,14 @@ def check_read(container: Container, chosen: Candidate, candidates: Sequence[Can
     for name, value in _unread_arrays(level, container.separator):
         stripped = re.sub(_WRAPPED, "", name) if chosen.wrappers else name
         root, _, inside = stripped.removeprefix(prefix).partition(".")
-        of_model = root in roots or not (is_tree and inside)  # a tree may have other parts than a model
+        # A tree may have other parts than a model, and lists of names are arrays of objects.
+        of_model = root in roots or not ((is_tree and inside) or value.kind == "an array of Python objects")
         if stripped.startswith(prefix) and not stripped.startswith(inner) and of_model:
             unread.append(f"{one_line(name)[-60:]} ({one_line(value.kind)[:80]})")
     if unread:
         raise InputError(
             f"{where}: arrays of the model that cannot be read: {abbreviate(unread, most=3)}; save them as plain dense "
-            "arrays (in PyTorch: tensor.to_dense(), .dequantize() or .resolve_neg())"
+            "arrays (in PyTorch: tensor.to_dense(), .dequantize() or .resolve_neg(); in NumPy: array.astype(float))"
         )
 
 

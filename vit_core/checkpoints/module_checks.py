@@ -76,7 +76,11 @@ def check_modules(source: Source, reading: Reading, fields: Fields) -> list[str]
     notes = []
     if unknown := [one_line(kind) for kind in shown if not _LIBRARIES.match(kind)]:
         notes = [f"assumed to compute what the arrays suggest: {abbreviate(unknown)}, whose code is not in the file"]
-    beside = [name for name in kinds if name and name not in (*outer, *inside, *around)]
+    arrays = [*(f"{prefix}{name}" for name in source.arrays), *source.beside]
+    with_arrays = {name.rpartition(".")[0] for name in arrays}
+    users = {name for name in inside if name and not _LIBRARIES.match(kinds.get(name.rpartition(".")[0], "torch."))}
+    beside = [name for name in kinds if name and name not in (*outer, *inside, *around, *with_arrays)]
+    beside += [name for name in inside if name in users and name not in with_arrays]
     changing = [
         f"{one_line(kinds[one].rpartition('.')[2])} ('{one_line(one)}')" for one in beside if _changes(kinds[one])
     ]
@@ -132,7 +136,8 @@ def _check_norms(own: Mapping[str, Any], where: object) -> None:
     kind that it has (timm's SimpleNorm)."""
     for name, kind in own.items():
         module, last = name.removesuffix(".class"), str(kind).rpartition(".")[2]
-        if module != name and OF_A_LAYER.fullmatch(f"{module}.") and _OTHER_NORM.fullmatch(last):
+        has_parts = any(other.startswith(f"{module}.") and other.endswith(".class") for other in own if other != name)
+        if module != name and not has_parts and OF_A_LAYER.fullmatch(f"{module}.") and _OTHER_NORM.fullmatch(last):
             raise InputError(
                 f"{where}: {one_line(last)} ('{one_line(module)}') cannot be expressed by ViTConfig; expected norms of "
                 "the kinds LayerNorm and RMSNorm"
@@ -153,6 +158,9 @@ def _check_between(source: Source, own: Mapping[str, Any], where: object) -> Non
     for name, kind in own.items():
         module = name.removesuffix(".class")
         outside = name.endswith(".class") and not OF_A_LAYER.fullmatch(f"{module}.")
+        outer = own.get(f"{module.rpartition('.')[0]}.class".removeprefix("."), "")
+        if not _LIBRARIES.match(_TRACED.sub("", str(outer))):
+            continue  # a user's class, whose code is not in the file, may not call it
         if not outside or module in with_arrays or _WITH_ACTIVATIONS.fullmatch(f"{module}."):
             continue
         if _changes(_TRACED.sub("", str(kind))):

@@ -90,7 +90,7 @@ class Augmentation(Schema):
     reduced_decode: Flag = False
     """With crop_area: decodes a JPEG file at 1/2, 1/4 or 1/8 of its size, if its crop is then at least as large as the
     training image. Faster for photographs of several megapixels; other pixels than those of the whole image, in
-    training only."""
+    training only. Images are then decoded again in each epoch, without `image_cache`."""
     random_crop: Flag = False
     """Without crop_area: the evaluation transform with a crop at a random position (big_vision's resize_small and
     random_crop; with crop_padding 4, DeiT III's simple random crop, and the usual one for CIFAR)."""

@@ -110,6 +110,15 @@ class TrainConfig(RunFields):
         return self
 
     @model_validator(mode="after")
+    def _check_reduced_decode(self) -> Self:
+        how = self.preprocessing
+        if self.augmentation.reduced_decode and (how.exif_rotation or how.channels != 3 or how.bit_depth != 8):
+            raise ValueError(
+                "augmentation.reduced_decode: is for RGB images of 8 bits without exif_rotation; set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_any_aspect(self) -> Self:
         if self.preprocessing.max_patches is None:
             if self.sequence_lengths:

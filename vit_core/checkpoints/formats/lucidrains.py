@@ -135,7 +135,7 @@ def _generation(shapes: Shapes) -> tuple[dict[str, str], dict[str, str]]:
     names, layouts = dict(_NAMES), dict(_LAYOUTS)
     if any(".fn." in name for name in shapes):
         names |= _BEFORE_1_4
-    if "mlp_head.1.weight" in shapes:
+    if len(shapes.get("mlp_head.0.weight", ())) == 1:
         names |= _NORM_IN_HEAD
     if "to_patch_embedding.2.weight" not in shapes:
         names |= _BEFORE_1_0

@@ -8,7 +8,7 @@ from typing import Any
 
 _DEPTH = 4
 """Number of levels of nested mappings that are searched."""
-_OTHERS = re.compile(
+OTHERS = re.compile(
     r"text|txt|language|teacher|student|decoder|predictor|head|neck|fusion|pool|probe|adapter|former|loss|optim|sched"
     r"|state_dict",
     re.IGNORECASE,
@@ -23,7 +23,7 @@ def stated_mappings(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
     for _ in range(_DEPTH):
         yield from level
         inner = [((*path, str(name)), _inside(value)) for path, above in level for name, value in above.items()]
-        level = [(path, found) for path, found in inner if not _OTHERS.search(path[-1]) and 0 < len(found) < 10_000]
+        level = [(path, found) for path, found in inner if not OTHERS.search(path[-1]) and 0 < len(found) < 10_000]
 
 
 def _inside(value: Any) -> Mapping[str, Any]:

@@ -90,3 +90,8 @@ def test_other_files_are_decoded_in_full() -> None:
 def test_it_needs_random_crops() -> None:
     with pytest.raises(InputError, match="reduced_decode: is for random crops; set crop_area"):
         Augmentation.parse({"reduced_decode": True}, "--augmentation")
+
+
+def test_it_is_for_ordinary_images_as_they_are_stored() -> None:
+    with pytest.raises(InputError, match="reduced_decode: is for RGB images of 8 bits without exif_rotation"):
+        config(reduced=True).replace(preprocessing=PREPROCESSING.replace(exif_rotation=True))

@@ -105,15 +105,15 @@ class Slicing:
         received = [sum(piece.size_of(i) for piece in own) for i in range(self.count)]
         arrived = together.new_empty(sum(received))
         dist.all_to_all_single(arrived, together, received, sent, group=self.group)
-        answer = arrived.new_empty(0)
+        result = arrived.new_empty(0)
         if own:
             parts = arrived.split([piece.size_of(i) for i in range(self.count) for piece in own])
             whole = [torch.cat(parts[j :: len(own)]).view(piece.shape) for j, piece in enumerate(own)]
             done = function(torch.stack(whole))
             back = [done[j, piece.rows_of(i)] for i in range(self.count) for j, piece in enumerate(own)]
-            answer = _joined(back)
+            result = _joined(back)
         returned = torch.empty_like(together)
-        dist.all_to_all_single(returned, answer, sent, received, group=self.group)
+        dist.all_to_all_single(returned, result, sent, received, group=self.group)
         return returned
 
 

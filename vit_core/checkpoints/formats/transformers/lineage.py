@@ -28,7 +28,7 @@ from vit_core.checkpoints.formats.transformers import aimv2, beit, dinov3, sigli
 from vit_core.checkpoints.formats.transformers import image_processors as images
 from vit_core.checkpoints.formats.transformers.aimv2 import Aimv2Tower
 from vit_core.checkpoints.formats.transformers.beit import BeitTower
-from vit_core.checkpoints.formats.transformers.config_in_file import named_as_in_file, with_config_of_file
+from vit_core.checkpoints.formats.transformers.config_in_file import read_with_config_of_file
 from vit_core.checkpoints.formats.transformers.config_json import (
     ACTIVATIONS,
     Tower,
@@ -103,13 +103,10 @@ def read_source(source: Source, fields: Fields) -> Reading:
     cannot express, and if the two disagree."""
     if is_flax(source.arrays):
         source = dataclasses.replace(source, arrays=as_pytorch(source.arrays), beside=as_pytorch(source.beside))
-    found, keys, notes = with_config_of_file(source)
-    with named_as_in_file(bool(notes)):
-        reading = _read(found, fields, in_folder=bool(source.config))
-    return dataclasses.replace(reading, notes=(*notes, *reading.notes), used=reading.used | keys)
+    return read_with_config_of_file(source, partial(_read, fields=fields, in_folder=bool(source.config)))
 
 
-def _read(source: Source, fields: Fields, *, in_folder: bool) -> Reading:
+def _read(source: Source, *, fields: Fields, in_folder: bool) -> Reading:
     model_type = model_type_of(source, source.arrays.shapes)
     source = dataclasses.replace(source, arrays=_in_one_form(source.arrays, model_type))
     arrays, head_notes, used = _with_head(source, model_type)
