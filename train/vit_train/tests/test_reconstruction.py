@@ -80,8 +80,8 @@ def test_completed_images_have_the_loss_of_the_engine(framework: Any, normalized
             np.testing.assert_allclose(
                 found.means_HWC, np.where(seen_HWC, found.original_HWC, means_HWC), atol=4 * 2**-22
             )
-        assert titles_of(found).get("means_HWC") == ("true mean only" if normalize else None)
-        assert ("true\nmean and deviation" in titles_of(found)["completed_HWC"]) == normalize
+        assert titles_of(found).get("means_HWC") == ("true mean only" if normalized else None)
+        assert ("true\nmean and deviation" in titles_of(found)["completed_HWC"]) == normalized
         assert 0 < found.completed_HWC.min() < found.completed_HWC.max() < 1
         # float32 models, whose predictions differ by 1e-5 of their scale (parity.FLOAT32_BOUND) at most.
         np.testing.assert_allclose(np.square(error_HWC[~seen_HWC]).mean(), expected[i], rtol=1e-4)
