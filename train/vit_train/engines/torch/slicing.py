@@ -20,7 +20,7 @@ class Piece:
     """The rows of a matrix that each process has, or its elements of a vector; with one process, all of them."""
 
     shape: tuple[int, ...]
-    """Of the whole matrix or vector."""
+    """The shape of the whole matrix or vector, of which this is a part."""
     bounds: tuple[int, ...]
     """Process i has the rows bounds[i] to bounds[i + 1]."""
     process: int
