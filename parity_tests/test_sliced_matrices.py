@@ -22,8 +22,6 @@ from vit_train.tests.small_run import LABELS, MODEL, quadrants, run_in, save_ste
 RUN = parallel.RUN.replace(model=MODEL.replace(width=32, mlp_dim=48))
 RUNS = {name: RUN.replace(optimizer=RUN.optimizer.replace(name=name, **fields)) for name, fields in BY_MATRIX.items()}
 SAVED, STEPS = 2, 4
-BOUND = 1e-10
-"""Rounding of a gradient, 1e-16 of its scale, which Adam divides by an epsilon of 1e-6."""
 
 
 def trained(engine: TorchEngine, first: int, until: int) -> dict[str, np.ndarray]:
@@ -36,7 +34,7 @@ def assert_within(found: dict[str, np.ndarray], expected: dict[str, np.ndarray],
     assert found.keys() == expected.keys(), what
     for name, array in expected.items():
         assert found[name].shape == array.shape, (what, name)
-        assert parity.difference(found[name], array)[1] <= BOUND, (what, name)
+        assert parity.difference(found[name], array)[1] <= parity.SHARDED_BOUND, (what, name)
 
 
 @pytest.mark.slow

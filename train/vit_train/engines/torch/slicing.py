@@ -118,7 +118,7 @@ class Slicing:
 
 
 WHOLE = Slicing()
-"""Of parameters that are not cut."""
+"""The slicing of parameters that are not cut: this process has all of each."""
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
